@@ -1,0 +1,170 @@
+//! The demo backend: enough of an app to try the gateway with, and an example to read.
+//!
+//! | type | `biz_data` | what it does |
+//! |---|---|---|
+//! | 1 | anything | answers with the same bytes |
+//! | 2 | anything | pushes it, as type 2, to everybody; answers with nothing |
+//! | 10 | `JoinRoom` | joins a room; answers with nothing |
+//! | 11 | `LeaveRoom` | leaves it; answers with nothing |
+//! | 12 | `SayInRoom` | pushes a `RoomMessage`, as type 12, to the room; answers with nothing |
+//! | 20 | `MessageUser` | pushes a `UserMessage`, as type 20, to a user; answers with nothing |
+//!
+//! The messages are those of `tidegate_demo.proto`. What can't be read, and a type not listed,
+//! fails with 101; a push that the gateway has no room for fails with 104.
+
+use bytes::Bytes;
+use prost::Message;
+use tidegate_protocol::Code;
+use tidegate_protocol::proto::demo::{
+    JoinRoom, LeaveRoom, MessageUser, RoomMessage, SayInRoom, UserMessage,
+};
+
+use crate::handler::{Call, Failure, Handler, Outcome, Placement};
+use crate::publisher::{Gateway, PushError, RoomId, RoomIdError};
+
+/// Answers with the bytes that came.
+pub const ECHO: i32 = 1;
+/// Pushes the bytes that came to everybody.
+pub const PUSH_ALL: i32 = 2;
+/// Joins a room.
+pub const JOIN: i32 = 10;
+/// Leaves a room.
+pub const LEAVE: i32 = 11;
+/// Says something in a room.
+pub const SAY: i32 = 12;
+/// Says something to a user.
+pub const MESSAGE: i32 = 20;
+
+/// How long a client is told to wait when the gateway has no room for a push, in milliseconds.
+const OVERLOADED_RETRY_MS: u32 = 100;
+
+/// The demo backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demo {
+    placement: Placement,
+}
+
+impl Demo {
+    /// One that runs where it is told to. It never blocks, so either place will do.
+    #[must_use]
+    pub const fn new(placement: Placement) -> Self {
+        Self { placement }
+    }
+}
+
+impl Handler for Demo {
+    fn handle(&self, call: Call, gateway: &Gateway) {
+        let outcome = serve(&call, gateway);
+        call.finish(outcome);
+    }
+
+    fn placement(&self) -> Placement {
+        self.placement
+    }
+}
+
+fn serve(call: &Call, gateway: &Gateway) -> Outcome {
+    let from_user_id = call.user_id();
+    match call.kind() {
+        ECHO => return Ok(call.biz_data().clone()),
+        PUSH_ALL => gateway.push_all(PUSH_ALL, call.biz_data().clone()),
+        JOIN => {
+            let JoinRoom { room, last_offset } = decode(call)?;
+            let after_offset = (last_offset > 0).then_some(last_offset);
+            gateway.join(call.session(), &room_id(&room)?, after_offset)
+        }
+        LEAVE => {
+            let LeaveRoom { room } = decode(call)?;
+            gateway.leave(call.session(), &room_id(&room)?)
+        }
+        SAY => {
+            let SayInRoom { room, text } = decode(call)?;
+            let id = room_id(&room)?;
+            let message = RoomMessage { room, from_user_id, text };
+            gateway.push_room(&id, SAY, message.encode_to_vec())
+        }
+        MESSAGE => {
+            let MessageUser { user_id, text } = decode(call)?;
+            let message = UserMessage { from_user_id, text };
+            gateway.push_user(user_id, MESSAGE, message.encode_to_vec())
+        }
+        _ => return Err(Code::BackendFailed.into()),
+    }
+    .map(|()| Bytes::new())
+    .map_err(|error| match error {
+        PushError::Overloaded => {
+            Failure { code: Code::Overloaded, retry_after_ms: OVERLOADED_RETRY_MS }
+        }
+        _ => Code::BackendFailed.into(),
+    })
+}
+
+fn decode<M: Message + Default>(call: &Call) -> Result<M, Failure> {
+    M::decode(call.biz_data().clone()).map_err(|_| Code::BackendFailed.into())
+}
+
+fn room_id(room: &str) -> Result<RoomId, Failure> {
+    RoomId::new(room).map_err(|_: RoomIdError| Code::BackendFailed.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use crate::publisher::{Command, SessionId, Target};
+
+    #[test]
+    fn echo_answers_with_what_came() {
+        let harness = Harness::new(Demo::default());
+        assert_eq!(harness.call(7, ECHO, "hello"), Ok("hello".into()));
+        assert_eq!(harness.commands(), []);
+    }
+
+    #[test]
+    fn each_type_asks_the_gateway_for_what_it_documents() {
+        let harness = Harness::new(Demo::default());
+        let room = RoomId::new("quiz").unwrap();
+        let join = JoinRoom { room: "quiz".into(), last_offset: 5 };
+        let say = SayInRoom { room: "quiz".into(), text: "hi".into() };
+        let message = MessageUser { user_id: 9, text: "psst".into() };
+        let leave = LeaveRoom { room: "quiz".into() };
+        assert_eq!(harness.call(7, PUSH_ALL, "all"), Ok(Bytes::new()));
+        assert_eq!(harness.call(7, JOIN, join.encode_to_vec()), Ok(Bytes::new()));
+        assert_eq!(harness.call(7, SAY, say.encode_to_vec()), Ok(Bytes::new()));
+        assert_eq!(harness.call(7, LEAVE, leave.encode_to_vec()), Ok(Bytes::new()));
+        assert_eq!(harness.call(7, MESSAGE, message.encode_to_vec()), Ok(Bytes::new()));
+
+        let said = RoomMessage { room: "quiz".into(), from_user_id: 7, text: "hi".into() };
+        let told = UserMessage { from_user_id: 7, text: "psst".into() };
+        let session = SessionId(7);
+        let push = |target, kind, biz_data: Vec<u8>| Command::Push {
+            target,
+            kind,
+            biz_data: biz_data.into(),
+        };
+        assert_eq!(
+            harness.commands(),
+            [
+                push(Target::Room(RoomId::everybody()), PUSH_ALL, b"all".to_vec()),
+                Command::Join { session, room: room.clone(), after_offset: Some(5) },
+                push(Target::Room(room.clone()), SAY, said.encode_to_vec()),
+                Command::Leave { session, room },
+                push(Target::User(9), MESSAGE, told.encode_to_vec()),
+            ]
+        );
+    }
+
+    #[test]
+    fn bad_input_and_a_full_gateway_fail_with_their_codes() {
+        let harness = Harness::new(Demo::default());
+        let everybody = JoinRoom { room: "*".into(), last_offset: 0 };
+        let failed = Err(Code::BackendFailed.into());
+        assert_eq!(harness.call(7, JOIN, "\u{1}"), failed);
+        assert_eq!(harness.call(7, JOIN, everybody.encode_to_vec()), failed);
+        assert_eq!(harness.call(7, 99, ""), failed);
+        harness.refuse_commands(Some(PushError::Overloaded));
+        let overloaded = harness.call(7, PUSH_ALL, "x").unwrap_err();
+        assert_eq!(overloaded.code, Code::Overloaded);
+        assert!(overloaded.retry_after_ms > 0);
+    }
+}

@@ -1,0 +1,136 @@
+//! A handler under test, without sockets.
+//!
+//! ```
+//! use tidegate_backend::harness::Harness;
+//! use tidegate_backend::{Call, Gateway, Handler};
+//!
+//! struct Shout;
+//! impl Handler for Shout {
+//!     fn handle(&self, call: Call, gateway: &Gateway) {
+//!         gateway.push_all(2, call.biz_data().clone()).ok();
+//!         let loud = call.biz_data().to_ascii_uppercase();
+//!         call.answer(loud);
+//!     }
+//! }
+//!
+//! let harness = Harness::new(Shout);
+//! assert_eq!(harness.call(7, 1, "hello").unwrap(), "HELLO");
+//! assert_eq!(harness.commands().len(), 1);
+//! ```
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam::channel::{self, Receiver, Sender};
+
+use crate::handler::{AnswerPort, Call, CallId, Handler, Outcome};
+use crate::publisher::{Command, Gateway, GatewayPort, PushError, SessionId, UserId};
+
+/// How long [`Harness::call`] waits for an answer that is given later.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs a handler and notes what it asks of the gateway.
+pub struct Harness<H> {
+    handler: H,
+    gateway: Gateway,
+    commands: Arc<Commands>,
+}
+
+#[derive(Default)]
+struct Commands {
+    taken: Mutex<Vec<Command>>,
+    refusal: Mutex<Option<PushError>>,
+}
+
+impl GatewayPort for Commands {
+    fn command(&self, command: Command) -> Result<(), PushError> {
+        if let Some(refusal) = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(refusal);
+        }
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        Ok(())
+    }
+}
+
+struct Answers(Sender<Outcome>);
+
+impl AnswerPort for Answers {
+    fn answer(&self, _call: CallId, outcome: Outcome) {
+        // The receiver is gone when the test no longer waits.
+        drop(self.0.send(outcome));
+    }
+}
+
+/// The answer to come.
+#[derive(Debug)]
+pub struct Pending(Receiver<Outcome>);
+
+impl Pending {
+    /// Waits for the answer.
+    ///
+    /// # Panics
+    /// When none comes within [`ANSWER_TIMEOUT`].
+    ///
+    /// # Errors
+    /// The failure that the handler answered with.
+    pub fn wait(self) -> Outcome {
+        self.0.recv_timeout(ANSWER_TIMEOUT).expect("the handler answers, or drops the call")
+    }
+
+    /// The answer, if it was given already.
+    #[must_use]
+    pub fn now(&self) -> Option<Outcome> {
+        self.0.try_recv().ok()
+    }
+}
+
+impl<H: Handler> Harness<H> {
+    /// Puts a handler under test.
+    #[must_use]
+    pub fn new(handler: H) -> Self {
+        let commands = Arc::<Commands>::default();
+        let gateway = Gateway::new(Arc::clone(&commands) as Arc<dyn GatewayPort>);
+        Self { handler, gateway, commands }
+    }
+
+    /// Sends a request as `user_id` and waits for its answer. The session is `user_id` too.
+    ///
+    /// # Errors
+    /// The failure that the handler answered with.
+    ///
+    /// # Panics
+    /// When no answer comes within [`ANSWER_TIMEOUT`].
+    pub fn call(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> Outcome {
+        self.start(user_id, kind, biz_data).wait()
+    }
+
+    /// Sends a request and does not wait. A handler that panics answers as it would in a gateway.
+    pub fn start(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> Pending {
+        let (sender, receiver) = channel::bounded(1);
+        let port = Arc::new(Answers(sender));
+        let session = SessionId(user_id);
+        let call = Call::new(kind, user_id, session, biz_data.into(), CallId(0), port);
+        let work = AssertUnwindSafe(|| self.handler.handle(call, &self.gateway));
+        drop(panic::catch_unwind(work));
+        Pending(receiver)
+    }
+
+    /// What the handler has asked of the gateway, in order.
+    #[must_use]
+    pub fn commands(&self) -> Vec<Command> {
+        self.commands.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes the gateway refuse whatever the handler asks from now on.
+    pub fn refuse_commands(&self, refusal: Option<PushError>) {
+        *self.commands.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+    }
+
+    /// The gateway that the handler sees.
+    #[must_use]
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+}

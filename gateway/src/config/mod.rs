@@ -1,0 +1,5 @@
+//! The configuration: as typed -> checked.
+
+mod checked;
+
+pub use checked::*;

@@ -1,0 +1,97 @@
+//! What operators ask of a running gateway, as the admin API sees it.
+//!
+//! A question goes to the shards that know the answer and comes back through a one-shot channel. A
+//! channel that closes without an answer means that the gateway is stopping.
+
+use serde::Serialize;
+use tidegate_backend::publisher::{PushError, RoomId, Target, UserId};
+use tokio::sync::oneshot;
+
+/// An answer to come.
+pub type Reply<T> = oneshot::Receiver<T>;
+
+/// What operators may ask.
+pub trait Control: Send + Sync + 'static {
+    /// Whether new connections are welcome: every shard listens and none drains.
+    fn is_ready(&self) -> bool;
+
+    /// Pushes; answers with the number of connections that it went to.
+    ///
+    /// # Errors
+    /// [`PushError`] when the push was not taken.
+    fn push(
+        &self,
+        target: Target,
+        kind: i32,
+        biz_data: bytes::Bytes,
+    ) -> Result<Reply<u64>, PushError>;
+
+    /// Closes a user's connections with code 107; answers with how many there were.
+    ///
+    /// # Errors
+    /// [`PushError`] when the command was not taken.
+    fn kick(&self, user_id: UserId) -> Result<Reply<u64>, PushError>;
+
+    /// Asks for a user's connections.
+    fn user(&self, user_id: UserId) -> Reply<UserInfo>;
+
+    /// Asks for a room; `None` when there is none of that name.
+    fn room(&self, room: RoomId) -> Reply<Option<RoomInfo>>;
+
+    /// Asks each shard for its figures, in the order of the shards.
+    fn stats(&self) -> Vec<Reply<ShardInfo>>;
+}
+
+/// A user and its connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UserInfo {
+    /// The user.
+    pub user_id: UserId,
+    /// Its connections, oldest first; none when it is not here.
+    pub connections: Vec<ConnectionInfo>,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionInfo {
+    /// Its session, in hexadecimal: JSON numbers can't hold 64 bits everywhere.
+    pub session_id: String,
+    /// The shard that owns it.
+    pub shard: u16,
+}
+
+/// One room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RoomInfo {
+    /// Its name.
+    pub room: String,
+    /// Members, all shards together.
+    pub members: u64,
+    /// The offset of the newest push.
+    pub last_offset: u64,
+    /// The offset of the oldest push that the log still holds; above `last_offset` when it holds none.
+    pub first_offset: u64,
+    /// Bytes that the log holds.
+    pub log_bytes: u64,
+}
+
+/// One shard's figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShardInfo {
+    /// Which shard.
+    pub shard: u16,
+    /// Open connections.
+    pub connections: u64,
+    /// Of these, the authenticated ones.
+    pub sessions: u64,
+    /// Users whose directory entry this shard keeps.
+    pub users: u64,
+    /// Rooms that this shard has members or the log of.
+    pub rooms: u64,
+    /// Memberships of this shard's connections.
+    pub memberships: u64,
+    /// Calls that wait for their answer.
+    pub calls_in_flight: u64,
+    /// Bytes that wait to be sent.
+    pub outbox_bytes: u64,
+}

@@ -1,0 +1,4 @@
+//! The Tidegate gateway, as a library.
+
+pub mod config;
+pub mod control;

@@ -1,0 +1,28 @@
+//! Sizes and intervals that both ends must agree on, with the defaults of the protocol.
+
+/// Longest frame that a client may send by default, in bytes of payload: 64 KiB.
+pub const FRAME_FROM_CLIENT_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest frame that a gateway sends by default, in bytes of payload: 1 MiB.
+pub const FRAME_TO_CLIENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longest length prefix: five bytes hold 35 bits, more than any length of 32 bits needs.
+pub const PREFIX_BYTES_MAX: usize = 5;
+
+/// Longest payload that a length prefix can announce at all.
+pub const FRAME_BYTES_CEILING: usize = u32::MAX as usize;
+
+/// How often a client should give a sign of life by default, in milliseconds.
+pub const HEARTBEAT_INTERVAL_MS: u32 = 30_000;
+
+/// A connection is closed after this many tenths of a heartbeat interval in silence: 2.5 intervals.
+pub const IDLE_INTERVAL_TENTHS: u64 = 25;
+
+/// How long a connection may stay unauthenticated by default, in milliseconds.
+pub const AUTH_TIMEOUT_MS: u64 = 10_000;
+
+/// A connection is closed after this many failed tries to authenticate.
+pub const AUTH_FAILURES_MAX: u8 = 3;
+
+/// Longest room id, in bytes of UTF-8.
+pub const ROOM_ID_BYTES_MAX: usize = 128;

@@ -1,0 +1,196 @@
+//! The payload of a frame <-> a [`Request`] or a [`Response`], borrowed.
+//!
+//! They say the same as prost's `proto::v1::Request` and `Response` and cost no allocation.
+
+use bytes::BufMut;
+
+use crate::code::Code;
+use crate::frame;
+use crate::wire::{self, WireError};
+
+/// The type of a heartbeat.
+pub const HEARTBEAT: i32 = -1;
+/// The type of an authentication, and of the gateway ending a session.
+pub const AUTHENTICATE: i32 = 0;
+/// `status` of a success and of a push.
+pub const SUCCESS: u32 = 1;
+/// `status` of a failure.
+pub const FAILURE: u32 = 0;
+
+/// Why a payload is no message. The peer's fault: the connection has to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// The bytes are not protobuf, or a field has the wrong type.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The token is not UTF-8.
+    #[error("the token is not UTF-8")]
+    TokenNotUtf8,
+    /// The type is below -1.
+    #[error("type {0} is below -1")]
+    TypeTooSmall(i32),
+}
+
+/// What a client says, borrowed from the frame that carries it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// -1 heartbeat, 0 authenticate, > 0 business.
+    pub kind: i32,
+    /// Who authenticates.
+    pub user_id: u64,
+    /// The proof of it.
+    pub token: &'a str,
+    /// Opaque to the gateway.
+    pub biz_data: &'a [u8],
+    /// Echoed in the answer.
+    pub sequence: u64,
+}
+
+impl<'a> Request<'a> {
+    /// Reads a frame's payload.
+    ///
+    /// # Errors
+    /// [`MessageError`] when the payload is malformed.
+    #[inline]
+    pub fn decode(mut payload: &'a [u8]) -> Result<Self, MessageError> {
+        let mut request = Self::default();
+        while !payload.is_empty() {
+            let (field, wire_type) = wire::take_key(&mut payload)?;
+            match field {
+                1 => {
+                    wire::expect(field, wire_type, wire::VARINT)?;
+                    request.kind = wire::unzigzag(wire::take_varint(&mut payload)?);
+                }
+                2 => {
+                    wire::expect(field, wire_type, wire::VARINT)?;
+                    request.user_id = wire::take_varint(&mut payload)?;
+                }
+                3 => {
+                    wire::expect(field, wire_type, wire::LENGTH_DELIMITED)?;
+                    let token = wire::take_delimited(&mut payload)?;
+                    request.token =
+                        str::from_utf8(token).map_err(|_| MessageError::TokenNotUtf8)?;
+                }
+                4 => {
+                    wire::expect(field, wire_type, wire::LENGTH_DELIMITED)?;
+                    request.biz_data = wire::take_delimited(&mut payload)?;
+                }
+                5 => {
+                    wire::expect(field, wire_type, wire::VARINT)?;
+                    request.sequence = wire::take_varint(&mut payload)?;
+                }
+                _ => wire::skip(&mut payload, field, wire_type)?,
+            }
+        }
+        if request.kind < HEARTBEAT {
+            return Err(MessageError::TypeTooSmall(request.kind));
+        }
+        Ok(request)
+    }
+
+    /// Bytes of the payload that [`Self::encode_frame`] writes behind the length prefix.
+    #[inline]
+    #[must_use]
+    pub const fn payload_len(&self) -> usize {
+        wire::varint_field_len(wire::zigzag(self.kind))
+            + wire::varint_field_len(self.user_id)
+            + wire::bytes_field_len(self.token.as_bytes())
+            + wire::bytes_field_len(self.biz_data)
+            + wire::varint_field_len(self.sequence)
+    }
+
+    /// Writes the whole frame, length prefix and all.
+    #[inline]
+    pub fn encode_frame(&self, out: &mut impl BufMut) {
+        frame::put_prefix(out, self.payload_len());
+        wire::put_varint_field(out, 1, wire::zigzag(self.kind));
+        wire::put_varint_field(out, 2, self.user_id);
+        wire::put_bytes_field(out, 3, self.token.as_bytes());
+        wire::put_bytes_field(out, 4, self.biz_data);
+        wire::put_varint_field(out, 5, self.sequence);
+    }
+}
+
+/// What a gateway says, borrowed from the frame that carries it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Response<'a> {
+    /// The type that it answers; the type of a push; 0 for the end of a session.
+    pub kind: i32,
+    /// 1 success, 0 failure.
+    pub status: u32,
+    /// The answer, the push, or a failure's code.
+    pub biz_data: &'a [u8],
+    /// Of the request that it answers; 0 for a push.
+    pub sequence: u64,
+    /// How long to wait before trying again, in milliseconds.
+    pub retry_after_ms: u32,
+    /// Of a room push: its place in the room's log.
+    pub offset: u64,
+}
+
+impl<'a> Response<'a> {
+    /// Reads a frame's payload.
+    ///
+    /// # Errors
+    /// [`WireError`] when the payload is malformed.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a uint32 keeps the low 32 bits, as in prost"
+    )]
+    pub fn decode(mut payload: &'a [u8]) -> Result<Self, WireError> {
+        let mut response = Self::default();
+        while !payload.is_empty() {
+            let (field, wire_type) = wire::take_key(&mut payload)?;
+            if field > 6 {
+                wire::skip(&mut payload, field, wire_type)?;
+                continue;
+            }
+            if field == 3 {
+                wire::expect(field, wire_type, wire::LENGTH_DELIMITED)?;
+                response.biz_data = wire::take_delimited(&mut payload)?;
+                continue;
+            }
+            wire::expect(field, wire_type, wire::VARINT)?;
+            let value = wire::take_varint(&mut payload)?;
+            match field {
+                1 => response.kind = wire::unzigzag(value),
+                2 => response.status = value as u32,
+                4 => response.sequence = value,
+                5 => response.retry_after_ms = value as u32,
+                _ => response.offset = value,
+            }
+        }
+        Ok(response)
+    }
+
+    /// A failure's code; `None` for a success, or for a code that this version does not know.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        if self.status == SUCCESS { None } else { Code::from_bytes(self.biz_data) }
+    }
+
+    /// Bytes of the payload that [`Self::encode_frame`] writes behind the length prefix.
+    #[inline]
+    #[must_use]
+    pub const fn payload_len(&self) -> usize {
+        wire::varint_field_len(wire::zigzag(self.kind))
+            + wire::varint_field_len(self.status as u64)
+            + wire::bytes_field_len(self.biz_data)
+            + wire::varint_field_len(self.sequence)
+            + wire::varint_field_len(self.retry_after_ms as u64)
+            + wire::varint_field_len(self.offset)
+    }
+
+    /// Writes the whole frame, length prefix and all.
+    #[inline]
+    pub fn encode_frame(&self, out: &mut impl BufMut) {
+        frame::put_prefix(out, self.payload_len());
+        wire::put_varint_field(out, 1, wire::zigzag(self.kind));
+        wire::put_varint_field(out, 2, u64::from(self.status));
+        wire::put_bytes_field(out, 3, self.biz_data);
+        wire::put_varint_field(out, 4, self.sequence);
+        wire::put_varint_field(out, 5, u64::from(self.retry_after_ms));
+        wire::put_varint_field(out, 6, self.offset);
+    }
+}
