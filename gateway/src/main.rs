@@ -68,9 +68,7 @@ fn announce(server: &Server, auth: &AuthMode) {
     let demo = if *auth == AuthMode::Demo { " --demo-token" } else { "" };
     println!();
     println!("next, in another terminal:");
-    println!(
-        "  cargo run --release -p tidegate-tools -- client --connect {client} --user 7{demo}"
-    );
+    println!("  cargo run --release -p tidegate-tools -- client --connect {client} --user 7{demo}");
     println!("Ctrl-C ends the gateway.");
 }
 

@@ -58,7 +58,9 @@ pub enum StartError {
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// A configured backend has no handler.
-    #[error("the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}")]
+    #[error(
+        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}"
+    )]
     UnknownBackend {
         /// The backend.
         name: String,
@@ -122,7 +124,8 @@ impl Builder {
         let listeners = listen(&config)?;
         let client_address = listeners[0].local_addr()?;
         let addresses: Vec<Address> = listeners.iter().map(|_| Address::new()).collect();
-        let gate = Arc::new(Gate::new(config.limits.commands_max, config.limits.commands_bytes_max));
+        let gate =
+            Arc::new(Gate::new(config.limits.commands_max, config.limits.commands_bytes_max));
         let session_ids = SessionIds::new(random_number()?);
         let frame_bytes_max = config.limits.frame_to_client_bytes_max;
         let hub = Hub::new(addresses.clone(), Arc::clone(&gate), session_ids, frame_bytes_max);

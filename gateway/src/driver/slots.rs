@@ -51,9 +51,10 @@ impl<T> Slots<T> {
 
     /// Every connection, in the order of their places.
     pub(super) fn ids(&self) -> impl Iterator<Item = ConnId> {
-        (0_u32..).zip(&self.entries).filter(|(_, entry)| entry.value.is_some()).map(
-            |(slot, entry)| ConnId { slot, generation: entry.generation },
-        )
+        (0_u32..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| entry.value.is_some())
+            .map(|(slot, entry)| ConnId { slot, generation: entry.generation })
     }
 }
 

@@ -161,7 +161,8 @@ mod tests {
     use super::*;
 
     fn router() -> Router {
-        let backend = Backend { name: "demo".into(), handler: Arc::new(Demo::default()), pool: None };
+        let backend =
+            Backend { name: "demo".into(), handler: Arc::new(Demo::default()), pool: None };
         let route = |first_type, last_type| RouteConfig {
             first_type,
             last_type,
@@ -188,7 +189,8 @@ mod tests {
         let mut router = router();
         let conn = crate::driver::ConnId { slot: 0, generation: 0 };
         let route = router.admit(20).unwrap();
-        let first = router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_ms: 0 });
+        let first =
+            router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_ms: 0 });
         router.pending.open(Pending { conn, sequence: 2, kind: 20, route, started_ms: 0 });
         assert_eq!(router.admit(20), Err(Refusal::RouteFull));
         assert_eq!(router.admit(5), Ok(RouteIndex(0)));

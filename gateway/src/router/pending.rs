@@ -87,7 +87,8 @@ impl PendingCalls {
     pub fn open(&mut self, pending: Pending) -> CallId {
         let queue = &mut self.queues[usize::from(pending.route.0)];
         let place = if self.free == NONE {
-            let place = u32::try_from(self.entries.len()).expect("routes bound the calls in flight");
+            let place =
+                u32::try_from(self.entries.len()).expect("routes bound the calls in flight");
             self.entries.push(Entry { generation: 0, next: NONE, prev: NONE, pending: None });
             place
         } else {

@@ -183,10 +183,20 @@ impl Shard {
         }
         match outcome {
             Ok(biz_data) => {
-                let answer = Response { kind, status: 1, sequence, biz_data: &biz_data, ..Response::default() };
+                let answer = Response {
+                    kind,
+                    status: 1,
+                    sequence,
+                    biz_data: &biz_data,
+                    ..Response::default()
+                };
                 if answer.payload_len() > answer_bytes_max {
                     self.stats.oversize_answers += 1;
-                    tracing::warn!(kind, bytes = biz_data.len(), "an answer is too long for a frame");
+                    tracing::warn!(
+                        kind,
+                        bytes = biz_data.len(),
+                        "an answer is too long for a frame"
+                    );
                     self.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
                 } else {
                     self.stats.answers += 1;

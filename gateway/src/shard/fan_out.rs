@@ -231,15 +231,15 @@ impl Shard {
         }
         let Room { role, log, .. } = self.rooms.get(index);
         let Role::Home { subscribers } = role else { return };
-        let log = if let Some((_, joins)) = subscribers.iter_mut().find(|(known, _)| *known == shard)
-        {
-            *joins += 1;
-            None
-        } else {
-            subscribers.push((shard, 1));
-            log.forget_merged();
-            Some(Box::new(log.clone()))
-        };
+        let log =
+            if let Some((_, joins)) = subscribers.iter_mut().find(|(known, _)| *known == shard) {
+                *joins += 1;
+                None
+            } else {
+                subscribers.push((shard, 1));
+                log.forget_merged();
+                Some(Box::new(log.clone()))
+            };
         self.post(shard, Message::Joined { room, conn, after_offset, log });
     }
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::Code;
+use tidegate_protocol::server::{self, Incoming};
 
 use super::Shard;
 use super::closing::{Cause, millis};

@@ -156,7 +156,10 @@ mod tests {
         log.append(Bytes::from(vec![2; 2 * MERGE_BYTES_MAX]));
         let (bytes, to) = log.read(1).unwrap();
         assert_eq!((bytes.len(), to), (MERGE_BYTES_MAX, 3));
-        assert_eq!(log.read(5).map(|(bytes, to)| (bytes.len(), to)), Some((MERGE_BYTES_MAX / 2, 6)));
+        assert_eq!(
+            log.read(5).map(|(bytes, to)| (bytes.len(), to)),
+            Some((MERGE_BYTES_MAX / 2, 6))
+        );
         assert_eq!(log.read(6).map(|(bytes, _)| bytes.len()), Some(2 * MERGE_BYTES_MAX));
     }
 }

@@ -36,6 +36,7 @@ pub struct Answer {
 
 /// What a shard is told from outside.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Message {
     /// A backend has answered.
     Answer(Answer),

@@ -35,9 +35,7 @@ impl Shard {
         }
         let before = self.unsent_bytes(slot);
         self.write_control(slot, write);
-        if before > 0
-            && self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max
-        {
+        if before > 0 && self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max {
             self.abort(slot, Cause::OutboxFull);
             return false;
         }

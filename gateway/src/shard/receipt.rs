@@ -112,8 +112,7 @@ impl<T> Gather<T> {
 
     /// Adds to it.
     pub fn add(&self, add: impl FnOnce(&mut T)) {
-        if let Some((known, _)) =
-            self.inner.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        if let Some((known, _)) = self.inner.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
         {
             add(known);
         }
