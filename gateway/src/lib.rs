@@ -1,4 +1,7 @@
 //! The Tidegate gateway, as a library.
 
+pub mod auth;
 pub mod config;
 pub mod control;
+pub mod secret;
+pub mod telemetry;
