@@ -1,5 +1,6 @@
 //! The Tidegate gateway, as a library.
 
+pub mod admin;
 pub mod auth;
 pub mod config;
 pub mod control;

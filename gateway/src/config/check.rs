@@ -1,5 +1,6 @@
 //! Typed -> checked: ranges, names, and what one key demands of another.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
@@ -49,7 +50,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         limits,
         socket: checker.socket(&typed.socket)?,
         rooms: checker.rooms(&typed.rooms, &typed.room_policy)?,
-        routes: checker.routes(&typed.routes, typed.backends.keys())?,
+        routes: checker.routes(&typed.routes, &typed.backends)?,
         backends,
         log: checker.log(&typed.log)?,
         shutdown: checker.shutdown(&typed.shutdown)?,
@@ -321,14 +322,14 @@ impl Checker<'_> {
         })
     }
 
-    fn routes<'a>(
+    fn routes(
         &self,
         routes: &[typed::Route],
-        backends: impl Iterator<Item = &'a String> + Clone,
+        backends: &BTreeMap<String, typed::Backend>,
     ) -> Checked<Vec<RouteConfig>> {
         let mut checked = Vec::with_capacity(routes.len());
         for (index, route) in routes.iter().enumerate() {
-            checked.push((index, self.route(index, route, backends.clone())?));
+            checked.push((index, self.route(index, route, backends)?));
         }
         checked.sort_by_key(|(_, route)| route.first_type);
         for pair in checked.windows(2) {
@@ -346,11 +347,11 @@ impl Checker<'_> {
         Ok(checked.into_iter().map(|(_, route)| route).collect())
     }
 
-    fn route<'a>(
+    fn route(
         &self,
         index: usize,
         route: &typed::Route,
-        backends: impl Iterator<Item = &'a String> + Clone,
+        backends: &BTreeMap<String, typed::Backend>,
     ) -> Checked<RouteConfig> {
         let key = |key| format!("routes[{index}].{key}");
         let types = format!("{:?}", route.types);
@@ -369,9 +370,9 @@ impl Checker<'_> {
         if last_type < first_type {
             return Err(self.refuse(&key("types"), types, "the last type is below the first"));
         }
-        if !backends.clone().any(|name| *name == route.backend) {
-            let names = backends.clone().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
-            let hint = nearest(&route.backend, backends.map(String::as_str))
+        if !backends.contains_key(&route.backend) {
+            let names = backends.keys().map(|name| quoted(name)).collect::<Vec<_>>();
+            let hint = nearest(&route.backend, backends.keys().map(String::as_str))
                 .map_or_else(String::new, |near| format!(" (did you mean \"{near}\"?)"));
             let reason = format!(
                 "there is no such backend{hint}: known are {}; a table [backends.<name>] adds one",

@@ -98,7 +98,7 @@ impl Layers {
             }
             let value = value.to_string_lossy();
             match self.key_of_variable(name) {
-                Some(key) => self.text(&key, &value, Origin::Variable(name.to_owned()))?,
+                Some(key) => self.text(&key, &value, &Origin::Variable(name.to_owned()))?,
                 None if is_service_link(name, &value) => {}
                 None => return Err(self.unknown_variable(name)),
             }
@@ -111,10 +111,10 @@ impl Layers {
         &mut self,
         key: &str,
         text: &str,
-        origin: Origin,
+        origin: &Origin,
     ) -> Result<(), ConfigError> {
         let Some(sample) = self.sample_of(key) else {
-            return Err(self.unknown_key(key, &origin));
+            return Err(self.unknown_key(key, origin));
         };
         let parsed = text.trim().parse::<Value>().ok();
         let value = match (sample, parsed) {
@@ -125,9 +125,9 @@ impl Layers {
         };
         if matches!(sample, Value::Table(_)) {
             let reason = "this is a table: set the keys in it, one by one";
-            return Err(refuse(key, &value, &origin, reason.into()));
+            return Err(refuse(key, &value, origin, reason.into()));
         }
-        self.value(key, value, &origin)
+        self.value(key, value, origin)
     }
 
     /// What the layers come to, and where each value came from.

@@ -67,7 +67,7 @@ pub fn load(
     }
     layers.environment(variables)?;
     for (flag, key, value) in flags.settings()? {
-        layers.text(&key, &value, Origin::Flag(flag))?;
+        layers.text(&key, &value, &Origin::Flag(flag))?;
     }
     Ok(Loaded { config: check_layers(layers)?, check_only: flags.check_config })
 }
@@ -97,7 +97,7 @@ impl Config {
 fn file_named(flags: &Flags, variables: &[(OsString, OsString)]) -> Option<PathBuf> {
     let by_variable = || {
         let (_, path) = variables.iter().find(|(name, _)| name == CONFIG_VARIABLE)?;
-        Some(PathBuf::from(path))
+        (!path.is_empty()).then(|| PathBuf::from(path))
     };
     flags.config.clone().or_else(by_variable)
 }
