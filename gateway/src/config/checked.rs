@@ -49,6 +49,8 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// The file that holds the bearer token; made on first start where it is missing.
     pub token_file: PathBuf,
+    /// Longest body of a request, in bytes: what a push to a client may have at most. Longer: 413.
+    pub body_bytes_max: usize,
 }
 
 /// Who may come in.
@@ -71,6 +73,10 @@ pub enum AuthMode {
         algorithm: JwtAlgorithm,
         /// HS256: the secret, made on first start where it is missing. Others: the public key, PEM.
         key_file: PathBuf,
+        /// What `aud` must hold. `None`: a token that names an audience is refused.
+        audience: Option<String>,
+        /// What `iss` must be. `None`: anything.
+        issuer: Option<String>,
     },
     /// `token-<user_id>`: for benches, on loopback alone.
     Demo,

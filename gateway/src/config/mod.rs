@@ -1,5 +1,114 @@
 //! The configuration: as typed -> checked.
+//!
+//! What operators write comes in layers, each over the one before: the defaults, a TOML file, the
+//! environment (`TIDEGATE_LIMITS__MAX_FRAME_BYTES`), flags. `layers` merges them and remembers where
+//! each value came from; `typed` is their shape, with all defaults; `check` makes the
+//! [`Config`] of it, which the gateway uses and which holds nothing out of range. Each error names the
+//! key, the value, where it came from, and the way out.
+//!
+//! Only a file that is named is read, by `--config` or by `TIDEGATE_CONFIG`: what a server does must
+//! not depend on the folder that it was started in.
 
+mod check;
 mod checked;
+pub mod descriptors;
+mod error;
+mod flags;
+mod layers;
+mod nearest;
+mod typed;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
 
 pub use checked::*;
+pub use error::ConfigError;
+
+use flags::Flags;
+use layers::{Layers, Origin};
+
+/// Names the file to read, where `--config` does not.
+const CONFIG_VARIABLE: &str = "TIDEGATE_CONFIG";
+
+/// What [`load`] found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Whether the operator only wanted to know if it is valid (`--check-config`).
+    pub check_only: bool,
+}
+
+/// Reads the configuration: `arguments` are the process's, its name first; `variables` the
+/// environment's.
+///
+/// Raises the soft limit of open descriptors to the hard one, since `limits.connections_max` is
+/// checked against it.
+///
+/// # Errors
+/// [`ConfigError`]; `--help` and `--version` too come as one, which [`ConfigError::exit`] prints.
+pub fn load(
+    arguments: impl IntoIterator<Item = OsString>,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let flags = Flags::try_parse_from(arguments)?;
+    let variables: Vec<_> = variables.into_iter().collect();
+    // Where this fails, the limit as it stands is what the check is made with.
+    drop(descriptors::raise_limit());
+    let mut layers = Layers::new();
+    if let Some(path) = file_named(&flags, &variables) {
+        read_file(&mut layers, &path)?;
+    }
+    layers.environment(variables)?;
+    for (flag, key, value) in flags.settings()? {
+        layers.text(&key, &value, &Origin::Flag(flag))?;
+    }
+    Ok(Loaded { config: check_layers(layers)?, check_only: flags.check_config })
+}
+
+impl Config {
+    /// The defaults, checked: for who embeds the gateway, and for tests. It reads no file and no
+    /// environment.
+    ///
+    /// # Panics
+    /// When the process may open fewer descriptors than the gateway needs beside its connections.
+    #[must_use]
+    pub fn embedded_default() -> Self {
+        check_layers(Layers::new()).expect("the defaults are in range")
+    }
+
+    /// The defaults, overlaid with a file's text.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the text is no TOML, or a key or a value in it is wrong.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let mut layers = Layers::new();
+        layers.toml(text, Path::new("the TOML text"))?;
+        check_layers(layers)
+    }
+}
+
+fn file_named(flags: &Flags, variables: &[(OsString, OsString)]) -> Option<PathBuf> {
+    let by_variable = || {
+        let (_, path) = variables.iter().find(|(name, _)| name == CONFIG_VARIABLE)?;
+        (!path.is_empty()).then(|| PathBuf::from(path))
+    };
+    flags.config.clone().or_else(by_variable)
+}
+
+fn read_file(layers: &mut Layers, path: &Path) -> Result<(), ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    layers.toml(&text, path)
+}
+
+fn check_layers(layers: Layers) -> Result<Config, ConfigError> {
+    let (typed, origins) = layers.finish();
+    check::check(&typed, &origins)
+}

@@ -1,0 +1,419 @@
+//! Typed -> checked: ranges, names, and what one key demands of another.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::thread;
+
+use tidegate_backend::Placement;
+use tidegate_protocol::limits::{IDLE_INTERVAL_TENTHS, ROOM_ID_BYTES_MAX};
+use tracing_subscriber::EnvFilter;
+
+use super::checked::*;
+use super::layers::Origins;
+use super::nearest::nearest;
+use super::typed::{self, DEMO, Typed};
+use super::values::{Checked, Checker, quoted};
+use super::{ConfigError, descriptors};
+
+/// Descriptors that the gateway needs beside its connections: for the admin server, files, and the
+/// standard streams.
+const DESCRIPTORS_RESERVED: u64 = 64;
+
+/// Descriptors that each shard needs beside its connections: listener, poller, waker, one to spare.
+const DESCRIPTORS_PER_SHARD: u64 = 4;
+
+/// A day, and the longest that most timeouts may be.
+const DAY_MS: i64 = 86_400_000;
+
+const KIB: i64 = 1024;
+const MIB: i64 = 1024 * KIB;
+const GIB: i64 = 1024 * MIB;
+
+/// Makes the configuration that the gateway uses.
+pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
+    let checker = Checker { origins };
+    let shards = match checker.number("shards", typed.shards, 0..=1024)? {
+        0 => u16::try_from(cores().min(1024)).expect("1024 fits"),
+        shards => shards,
+    };
+    let limits = checker.limits(&typed.limits, shards)?;
+    let listen = checker.address("listen", &typed.listen)?;
+    let backends = checker.backends(typed)?;
+    Ok(Config {
+        listen,
+        shards,
+        driver: checker.driver(&typed.driver)?,
+        admin: checker.admin(&typed.admin, &limits)?,
+        auth: checker.auth(&typed.auth, listen)?,
+        session: checker.session(&typed.session)?,
+        limits,
+        socket: checker.socket(&typed.socket)?,
+        rooms: checker.rooms(&typed.rooms, &typed.room_policy)?,
+        routes: checker.routes(&typed.routes, &typed.backends)?,
+        backends,
+        log: checker.log(&typed.log)?,
+        shutdown: checker.shutdown(&typed.shutdown)?,
+    })
+}
+
+impl Checker<'_> {
+    fn driver(&self, driver: &str) -> Checked<DriverKind> {
+        if driver == "uring" {
+            let reason = "io_uring is not built in this version: use \"auto\" or \"epoll\"";
+            return Err(self.refuse("driver", quoted(driver), reason));
+        }
+        let choices = [("auto", DriverKind::Epoll), ("epoll", DriverKind::Epoll)];
+        self.choice("driver", driver, &choices)
+    }
+
+    fn admin(&self, admin: &typed::Admin, limits: &LimitsConfig) -> Checked<AdminConfig> {
+        Ok(AdminConfig {
+            listen: self.address("admin.listen", &admin.listen)?,
+            token_file: self.path("admin.token_file", &admin.token_file)?,
+            body_bytes_max: limits.frame_to_client_bytes_max,
+        })
+    }
+
+    fn auth(&self, auth: &typed::Auth, listen: SocketAddr) -> Checked<AuthConfig> {
+        let jwt = self.choice("auth.mode", &auth.mode, &[("jwt", true), ("demo", false)])?;
+        let algorithms = [
+            ("HS256", JwtAlgorithm::Hs256),
+            ("RS256", JwtAlgorithm::Rs256),
+            ("EdDSA", JwtAlgorithm::EdDsa),
+        ];
+        let algorithm = self.choice("auth.algorithm", &auth.algorithm, &algorithms)?;
+        let key_file = self.path("auth.key_file", &auth.key_file)?;
+        if jwt && algorithm != JwtAlgorithm::Hs256 && !self.origins.is_set("auth.key_file") {
+            let reason =
+                "set auth.key_file too: the PEM file of the public key that verifies tokens";
+            return Err(self.refuse("auth.algorithm", quoted(&auth.algorithm), reason));
+        }
+        if !jwt && !listen.ip().is_loopback() {
+            let reason = format!(
+                "anybody can make a demo token, so this is for loopback alone, and listen is {listen}: \
+                 use auth.mode = \"jwt\", or listen = \"127.0.0.1:{}\"",
+                listen.port()
+            );
+            return Err(self.refuse("auth.mode", quoted(&auth.mode), reason));
+        }
+        let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+        let (audience, issuer) = (some(&auth.audience), some(&auth.issuer));
+        Ok(AuthConfig {
+            mode: match jwt {
+                true => AuthMode::Jwt { algorithm, key_file, audience, issuer },
+                false => AuthMode::Demo,
+            },
+            timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
+            failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
+        })
+    }
+
+    fn session(&self, session: &typed::Session) -> Checked<SessionConfig> {
+        let key = "session.heartbeat_interval_ms";
+        let interval = self.millis(key, session.heartbeat_interval_ms, 1..=DAY_MS)?;
+        let key = "session.idle_timeout_ms";
+        let mut idle_timeout = self.millis(key, session.idle_timeout_ms, 0..=10 * DAY_MS)?;
+        if idle_timeout.is_zero() {
+            let tenths =
+                u32::try_from(IDLE_INTERVAL_TENTHS).expect("the protocol's factor is small");
+            idle_timeout = interval * tenths / 10;
+        }
+        if idle_timeout <= interval {
+            let reason = format!(
+                "this must be more than session.heartbeat_interval_ms ({}), or every client is closed \
+                 before its next heartbeat; 0 means 2.5 intervals",
+                interval.as_millis()
+            );
+            return Err(self.refuse(key, session.idle_timeout_ms, reason));
+        }
+        let key = "session.connections_per_user_max";
+        let many = self.number(key, session.connections_per_user_max, 1..=10_000)?;
+        let logins = [("newest-wins", 1), ("many", many)];
+        Ok(SessionConfig {
+            heartbeat_interval: interval,
+            idle_timeout,
+            connections_per_user_max: self.choice("session.login", &session.login, &logins)?,
+        })
+    }
+
+    fn limits(&self, limits: &typed::Limits, shards: u16) -> Checked<LimitsConfig> {
+        let per_second = limits.requests_per_second;
+        let checked = LimitsConfig {
+            frame_bytes_max: self.number(
+                "limits.max_frame_bytes",
+                limits.max_frame_bytes,
+                64..=16 * MIB,
+            )?,
+            frame_to_client_bytes_max: self.number(
+                "limits.max_frame_to_client_bytes",
+                limits.max_frame_to_client_bytes,
+                64..=64 * MIB,
+            )?,
+            outbox_bytes_max: self.number(
+                "limits.outbox_bytes_max",
+                limits.outbox_bytes_max,
+                KIB..=GIB,
+            )?,
+            connections_max: self.connections_max(limits.connections_max, shards)?,
+            requests_per_second: Some(self.number(
+                "limits.requests_per_second",
+                per_second,
+                0..=1_000_000,
+            )?)
+            .filter(|&limit| limit > 0),
+            requests_burst: self.number(
+                "limits.requests_burst",
+                limits.requests_burst,
+                1..=1_000_000,
+            )?,
+            calls_per_connection_max: self.number(
+                "limits.calls_per_connection_max",
+                limits.calls_per_connection_max,
+                1..=65_535,
+            )?,
+            commands_max: self.number(
+                "limits.commands_max",
+                limits.commands_max,
+                1..=10_000_000,
+            )?,
+            commands_bytes_max: self.number(
+                "limits.commands_bytes_max",
+                limits.commands_bytes_max,
+                64..=1024 * GIB,
+            )?,
+            fan_out_slice: self.number(
+                "limits.fan_out_slice",
+                limits.fan_out_slice,
+                1..=1_000_000,
+            )?,
+        };
+        if checked.commands_bytes_max < checked.frame_to_client_bytes_max {
+            let reason = format!(
+                "this must be at least limits.max_frame_to_client_bytes ({}), or the largest push could \
+                 never be taken",
+                checked.frame_to_client_bytes_max
+            );
+            let key = "limits.commands_bytes_max";
+            return Err(self.refuse(key, limits.commands_bytes_max, reason));
+        }
+        Ok(checked)
+    }
+
+    /// 0: what the limit of open descriptors leaves.
+    fn connections_max(&self, typed: i64, shards: u16) -> Checked<usize> {
+        let key = "limits.connections_max";
+        let range = 0..=100_000_000;
+        let typed_max = self.number::<u64>(key, typed, range.clone())?;
+        let ceiling = range.end().unsigned_abs();
+        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
+        let limit = descriptors::limit().unwrap_or(u64::MAX);
+        let room = limit.saturating_sub(reserve).min(ceiling);
+        if room == 0 {
+            return Err(ConfigError::Descriptors { limit, reserve });
+        }
+        if typed_max > room {
+            let reason = format!(
+                "the limit of open descriptors ({limit}) has room for {room} connections: raise it with \
+                 `ulimit -n` or systemd's LimitNOFILE=, or use 0 for what it allows"
+            );
+            return Err(self.refuse(key, typed, reason));
+        }
+        let max = if typed_max == 0 { room } else { typed_max };
+        Ok(usize::try_from(max).expect("at most a hundred million"))
+    }
+
+    fn socket(&self, socket: &typed::Socket) -> Checked<SocketConfig> {
+        let user_timeout_ms = socket.user_timeout_ms;
+        Ok(SocketConfig {
+            backlog: self.number("socket.backlog", socket.backlog, 1..=1_000_000)?,
+            send_buffer_bytes: self.number(
+                "socket.send_buffer_bytes",
+                socket.send_buffer_bytes,
+                4 * KIB..=64 * MIB,
+            )?,
+            user_timeout: self.millis("socket.user_timeout_ms", user_timeout_ms, 0..=DAY_MS)?,
+        })
+    }
+
+    fn rooms(&self, rooms: &typed::Rooms, policies: &[typed::RoomPolicy]) -> Checked<RoomsConfig> {
+        let (log_bytes_max, slow_member) = (rooms.log_bytes_max, &rooms.slow_member);
+        let mut checked: Vec<(String, RoomPolicy)> = Vec::with_capacity(policies.len());
+        for (index, policy) in policies.iter().enumerate() {
+            let (at, prefix) = (format!("room_policy[{index}]"), &policy.prefix);
+            let reason = if prefix.is_empty() {
+                "this is missing, or empty: what holds for all other rooms is set in [rooms]"
+            } else if prefix.len() > ROOM_ID_BYTES_MAX {
+                "no room's id is this long: at most 128 bytes"
+            } else if checked.iter().any(|(other, _)| other == prefix) {
+                "another policy has the same prefix: remove one"
+            } else {
+                let log_bytes_max = policy.log_bytes_max.unwrap_or(log_bytes_max);
+                let slow_member = policy.slow_member.as_ref().unwrap_or(slow_member);
+                checked.push((prefix.clone(), self.policy(&at, log_bytes_max, slow_member)?));
+                continue;
+            };
+            return Err(self.refuse(&format!("{at}.prefix"), quoted(prefix), reason));
+        }
+        checked.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        Ok(RoomsConfig {
+            default_policy: self.policy("rooms", log_bytes_max, slow_member)?,
+            policies: checked,
+            idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
+            rooms_max: self.number("rooms.rooms_max", rooms.rooms_max, 1..=10_000_000)?,
+            rooms_per_connection_max: self.number(
+                "rooms.rooms_per_connection_max",
+                rooms.rooms_per_connection_max,
+                1..=10_000,
+            )?,
+        })
+    }
+
+    fn policy(&self, at: &str, log_bytes_max: i64, slow_member: &str) -> Checked<RoomPolicy> {
+        let choices = [("skip", SlowMember::Skip), ("close", SlowMember::Close)];
+        let key = format!("{at}.log_bytes_max");
+        Ok(RoomPolicy {
+            log_bytes_max: self.number(&key, log_bytes_max, 0..=GIB)?,
+            slow_member: self.choice(&format!("{at}.slow_member"), slow_member, &choices)?,
+        })
+    }
+
+    /// The configured backends, and the demo backend where a route names it.
+    fn backends(&self, typed: &Typed) -> Checked<Vec<BackendConfig>> {
+        let used = |name: &String| {
+            name != DEMO
+                || self.origins.is_set("backends.demo")
+                || typed.routes.iter().any(|route| route.backend == DEMO)
+        };
+        let names = typed.backends.iter().filter(|(name, _)| used(name));
+        names.map(|(name, backend)| self.backend(name, backend)).collect()
+    }
+
+    fn backend(&self, name: &str, backend: &typed::Backend) -> Checked<BackendConfig> {
+        let key = |key| format!("backends.{name}.{key}");
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        if name.is_empty() || !name.chars().all(plain) {
+            let reason = "a backend's name is made of a-z, 0-9, _ and -";
+            return Err(self.refuse("backends", quoted(name), reason));
+        }
+        let placements = [
+            ("auto", None),
+            ("worker", Some(Placement::Worker)),
+            ("shard", Some(Placement::Shard)),
+        ];
+        let queue_calls_max = backend.queue_calls_max;
+        Ok(BackendConfig {
+            name: name.to_owned(),
+            placement: self.choice(&key("placement"), &backend.placement, &placements)?,
+            workers: match self.number(&key("workers"), backend.workers, 0..=1024)? {
+                0 => cores(),
+                workers => workers,
+            },
+            queue_calls_max: self.number(
+                &key("queue_calls_max"),
+                queue_calls_max,
+                1..=10_000_000,
+            )?,
+            batch_calls_max: self.number(
+                &key("batch_calls_max"),
+                backend.batch_calls_max,
+                1..=10_000,
+            )?,
+        })
+    }
+
+    fn routes(
+        &self,
+        routes: &[typed::Route],
+        backends: &BTreeMap<String, typed::Backend>,
+    ) -> Checked<Vec<RouteConfig>> {
+        let mut checked = Vec::with_capacity(routes.len());
+        for (index, route) in routes.iter().enumerate() {
+            checked.push((index, self.route(index, route, backends)?));
+        }
+        checked.sort_by_key(|(_, route)| route.first_type);
+        for pair in checked.windows(2) {
+            let [(first_index, first), (index, route)] = pair else { continue };
+            if route.first_type <= first.last_type {
+                let reason = format!(
+                    "this overlaps with routes[{first_index}].types = [{}, {}] (to backend \"{}\"): a \
+                     type goes to one backend",
+                    first.first_type, first.last_type, first.backend
+                );
+                let types = format!("[{}, {}]", route.first_type, route.last_type);
+                return Err(self.refuse(&format!("routes[{index}].types"), types, reason));
+            }
+        }
+        Ok(checked.into_iter().map(|(_, route)| route).collect())
+    }
+
+    fn route(
+        &self,
+        index: usize,
+        route: &typed::Route,
+        backends: &BTreeMap<String, typed::Backend>,
+    ) -> Checked<RouteConfig> {
+        let key = |key| format!("routes[{index}].{key}");
+        let types = format!("{:?}", route.types);
+        let &[first, last] = route.types.as_slice() else {
+            let reason = "it takes the first and the last type, as in types = [1, 99]";
+            return Err(self.refuse(&key("types"), types, reason));
+        };
+        let whole = |kind: i64| i32::try_from(kind).ok().filter(|&kind| kind > 0);
+        let (Some(first_type), Some(last_type)) = (whole(first), whole(last)) else {
+            let reason = format!(
+                "types to route must be from 1 to {}: the protocol keeps those below for itself",
+                i32::MAX
+            );
+            return Err(self.refuse(&key("types"), types, reason));
+        };
+        if last_type < first_type {
+            return Err(self.refuse(&key("types"), types, "the last type is below the first"));
+        }
+        if !backends.contains_key(&route.backend) {
+            let names = backends.keys().map(|name| quoted(name)).collect::<Vec<_>>();
+            let hint = nearest(&route.backend, backends.keys().map(String::as_str))
+                .map_or_else(String::new, |near| format!(" (did you mean \"{near}\"?)"));
+            let reason = format!(
+                "there is no such backend{hint}: known are {}; a table [backends.<name>] adds one",
+                names.join(", ")
+            );
+            return Err(self.refuse(&key("backend"), quoted(&route.backend), reason));
+        }
+        Ok(RouteConfig {
+            first_type,
+            last_type,
+            backend: route.backend.clone(),
+            timeout: self.millis(&key("timeout_ms"), route.timeout_ms, 1..=DAY_MS)?,
+            in_flight_max: self.number(
+                &key("in_flight_max"),
+                route.in_flight_max,
+                1..=10_000_000,
+            )?,
+        })
+    }
+
+    fn log(&self, log: &typed::Log) -> Checked<LogConfig> {
+        EnvFilter::try_new(&log.filter).map_err(|error| {
+            let reason = format!("{error}; write info, or warn,tidegate=debug");
+            self.refuse("log.filter", quoted(&log.filter), reason)
+        })?;
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        Ok(LogConfig {
+            filter: log.filter.clone(),
+            format: self.choice("log.format", &log.format, &formats)?,
+        })
+    }
+
+    fn shutdown(&self, shutdown: &typed::Shutdown) -> Checked<ShutdownConfig> {
+        let (drain_ms, retry_ms) = (shutdown.drain_timeout_ms, shutdown.retry_after_ms);
+        Ok(ShutdownConfig {
+            drain_timeout: self.millis("shutdown.drain_timeout_ms", drain_ms, 0..=DAY_MS)?,
+            retry_after: self.millis("shutdown.retry_after_ms", retry_ms, 0..=DAY_MS)?,
+        })
+    }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}

@@ -1,0 +1,25 @@
+//! How many files and sockets the process may have open.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The soft limit (`RLIMIT_NOFILE`), which is what the kernel holds the process to; `None` when there
+/// is none.
+#[must_use]
+pub fn limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Raises the soft limit to the hard one and returns it.
+///
+/// Many systems start processes with a soft limit of 1024 for the sake of programs that use
+/// `select`, and expect those that don't to raise it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn raise_limit() -> io::Result<Option<u64>> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum)
+}

@@ -1,0 +1,81 @@
+//! What can be wrong with a configuration: all of it the operator's to mend.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The flags can't be read, or ask for help or the version.
+    #[error(transparent)]
+    Flags(#[from] clap::Error),
+    /// The file can't be read.
+    #[error("can't read the configuration {path:?}: {source}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{path} is not valid TOML: {source}", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// There is no such key.
+    #[error("unknown key \"{key}\" in {place}: {hint}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The file or the flag.
+        place: String,
+        /// The nearest known key, or all that are known in this table.
+        hint: String,
+    },
+    /// An environment variable of the gateway's names no key.
+    #[error("unknown environment variable {name}: {hint}")]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The nearest known variable.
+        hint: String,
+    },
+    /// A value that can't be.
+    #[error("{key} = {value} ({origin}): {reason}")]
+    Value {
+        /// The key.
+        key: String,
+        /// The value, as TOML.
+        value: String,
+        /// Where the value came from.
+        origin: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
+    /// The process may open too few descriptors to serve anybody.
+    #[error(
+        "the limit of open descriptors ({limit}) leaves none for connections: the gateway itself \
+         needs {reserve}; raise it with `ulimit -n` or systemd's LimitNOFILE="
+    )]
+    Descriptors {
+        /// The soft limit.
+        limit: u64,
+        /// What the gateway needs beside its connections.
+        reserve: u64,
+    },
+}
+
+impl ConfigError {
+    /// Prints this and ends the process: with code 0 after `--help` and `--version`, with 2
+    /// otherwise.
+    pub fn exit(&self) -> ! {
+        if let Self::Flags(error) = self {
+            error.exit();
+        }
+        eprintln!("tidegate: {self}");
+        std::process::exit(2)
+    }
+}

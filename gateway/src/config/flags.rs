@@ -1,0 +1,90 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+/// A TCP gateway between phones and backends.
+///
+/// Every key of the configuration can be set in a TOML file, in the environment (TIDEGATE_LISTEN,
+/// TIDEGATE_LIMITS__MAX_FRAME_BYTES) and by flags; a flag wins over the environment, the environment
+/// over the file. tidegate.toml, in the source tree, documents every key.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, max_term_width = 100)]
+pub(super) struct Flags {
+    /// The TOML file to read [env: TIDEGATE_CONFIG]. Without one the defaults hold; no file is read
+    /// unless it is named.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Where clients connect [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+
+    /// Where the operators' HTTP server listens [default: 127.0.0.1:7401].
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<String>,
+
+    /// Shards, each a thread; 0: one per core [default: 0].
+    #[arg(long, value_name = "COUNT")]
+    shards: Option<String>,
+
+    /// How shards talk to the kernel: auto or epoll [default: auto].
+    #[arg(long, value_name = "DRIVER")]
+    driver: Option<String>,
+
+    /// How a token proves a user: jwt, or demo, which is for loopback alone [default: jwt].
+    #[arg(long, value_name = "MODE")]
+    auth: Option<String>,
+
+    /// Longest frame that a client may send, in bytes [default: 65536].
+    #[arg(long, value_name = "BYTES")]
+    max_frame_bytes: Option<String>,
+
+    /// What to log: info, or warn,tidegate=debug [default: info].
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+
+    /// How a line of the log looks: text or json [default: text].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+
+    /// Sets any key of the configuration, as in --set limits.requests_per_second=50. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Checks the configuration, says what is wrong with it, and ends.
+    #[arg(long)]
+    pub(super) check_config: bool,
+}
+
+impl Flags {
+    /// What the flags set: the flag, the key, the value's text. Later ones win.
+    pub(super) fn settings(&self) -> Result<Vec<(&'static str, String, String)>, clap::Error> {
+        let named = [
+            ("--listen", "listen", &self.listen),
+            ("--admin", "admin.listen", &self.admin),
+            ("--shards", "shards", &self.shards),
+            ("--driver", "driver", &self.driver),
+            ("--auth", "auth.mode", &self.auth),
+            ("--max-frame-bytes", "limits.max_frame_bytes", &self.max_frame_bytes),
+            ("--log", "log.filter", &self.log),
+            ("--log-format", "log.format", &self.log_format),
+        ];
+        let mut settings: Vec<_> = named
+            .into_iter()
+            .filter_map(|(flag, key, value)| Some((flag, key.to_owned(), value.clone()?)))
+            .collect();
+        for setting in &self.set {
+            let Some((key, value)) = setting.split_once('=') else {
+                let message = format!(
+                    "--set {setting}: there is no `=` in it; write --set limits.max_frame_bytes=65536\n"
+                );
+                return Err(clap::Error::raw(ErrorKind::ValueValidation, message));
+            };
+            settings.push(("--set", key.trim().to_owned(), value.trim().to_owned()));
+        }
+        Ok(settings)
+    }
+}

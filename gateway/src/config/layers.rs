@@ -1,0 +1,318 @@
+//! The layers of the configuration, merged, with where each value came from.
+//!
+//! A layer is checked as it is laid: its keys against the known ones, the kind of its values
+//! against that of the defaults. So what is merged always fits [`Typed`].
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::nearest::nearest;
+use super::typed::{DEMO, Typed};
+use super::{CONFIG_VARIABLE, ConfigError};
+
+/// What the environment's variables begin with.
+const PREFIX: &str = "TIDEGATE_";
+
+/// Where a value came from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    File(PathBuf),
+    Variable(String),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Variable(name) => write!(f, "the environment variable {name}"),
+            Self::Flag(flag) => write!(f, "the flag {flag}"),
+        }
+    }
+}
+
+/// Where each value that is not a default came from.
+#[derive(Debug, Default)]
+pub(super) struct Origins(BTreeMap<String, Origin>);
+
+impl Origins {
+    /// Where a key's value came from, in words. A list's parts came from where the list did.
+    pub(super) fn of(&self, key: &str) -> String {
+        let list = key.split('[').next().unwrap_or(key);
+        self.0.get(list).map_or_else(|| "the default".into(), |origin| format!("from {origin}"))
+    }
+
+    /// Whether anything at or below this key was set.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.0.keys().any(|set| {
+            set.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+}
+
+/// The layers so far, merged.
+#[derive(Debug)]
+pub(super) struct Layers {
+    sample: Table,
+    merged: Table,
+    origins: Origins,
+}
+
+impl Layers {
+    /// The defaults.
+    pub(super) fn new() -> Self {
+        let table = |typed| Table::try_from(typed).expect("the defaults serialise");
+        Self {
+            sample: table(Typed::sample()),
+            merged: table(Typed::default()),
+            origins: Origins::default(),
+        }
+    }
+
+    /// Lays a file's text over what is there.
+    pub(super) fn toml(&mut self, text: &str, path: &Path) -> Result<(), ConfigError> {
+        let table: Table = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let origin = Origin::File(path.to_owned());
+        self.table("", table, &origin)
+    }
+
+    /// Lays the environment over what is there.
+    pub(super) fn environment(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<(), ConfigError> {
+        for (name, value) in variables {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+                continue;
+            };
+            if name == CONFIG_VARIABLE {
+                continue;
+            }
+            let value = value.to_string_lossy();
+            match self.key_of_variable(name) {
+                Some(key) => self.text(&key, &value, &Origin::Variable(name.to_owned()))?,
+                None if is_service_link(name, &value) => {}
+                None => return Err(self.unknown_variable(name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays one value, given as text, over what is there.
+    pub(super) fn text(
+        &mut self,
+        key: &str,
+        text: &str,
+        origin: &Origin,
+    ) -> Result<(), ConfigError> {
+        let Some(sample) = self.sample_of(key) else {
+            return Err(self.unknown_key(key, origin));
+        };
+        let parsed = text.trim().parse::<Value>().ok();
+        let value = match (sample, parsed) {
+            // A text needs no quotes here, as shells take them away.
+            (Value::String(_), Some(Value::String(text))) => Value::String(text),
+            (Value::String(_), _) | (_, None) => Value::String(text.to_owned()),
+            (_, Some(value)) => value,
+        };
+        if matches!(sample, Value::Table(_)) {
+            let reason = "this is a table: set the keys in it, one by one";
+            return Err(refuse(key, &value, origin, reason.into()));
+        }
+        self.value(key, value, origin)
+    }
+
+    /// What the layers come to, and where each value came from.
+    pub(super) fn finish(self) -> (Typed, Origins) {
+        let typed = Typed::deserialize(Value::Table(self.merged))
+            .expect("each layer's keys and kinds are checked");
+        (typed, self.origins)
+    }
+
+    fn table(&mut self, key: &str, table: Table, origin: &Origin) -> Result<(), ConfigError> {
+        for (name, value) in table {
+            let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+            self.value(&key, value, origin)?;
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, key: &str, value: Value, origin: &Origin) -> Result<(), ConfigError> {
+        let Some(sample) = self.sample_of(key) else {
+            return Err(self.unknown_key(key, origin));
+        };
+        match (sample, value) {
+            (Value::Table(_), Value::Table(table)) => {
+                // It may be empty, and means something all the same: [backends.mine].
+                let path: Vec<_> = key.split('.').collect();
+                place(&mut self.merged, &path, None);
+                self.origins.0.insert(key.to_owned(), origin.clone());
+                self.table(key, table, origin)
+            }
+            (sample, value) => {
+                self.check_kind(key, &value, sample, origin)?;
+                let path: Vec<_> = key.split('.').collect();
+                place(&mut self.merged, &path, Some(value));
+                self.origins.0.insert(key.to_owned(), origin.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks that a value is of the same kind as the sample's, and a list's elements as its first.
+    fn check_kind(
+        &self,
+        key: &str,
+        value: &Value,
+        sample: &Value,
+        origin: &Origin,
+    ) -> Result<(), ConfigError> {
+        let expected = match (sample, value) {
+            (Value::String(_), Value::String(_)) | (Value::Integer(_), Value::Integer(_)) => {
+                return Ok(());
+            }
+            (Value::Array(samples), Value::Array(values)) => {
+                for (index, value) in values.iter().enumerate() {
+                    self.check_kind(&format!("{key}[{index}]"), value, &samples[0], origin)?;
+                }
+                return Ok(());
+            }
+            (Value::Table(sample), Value::Table(table)) => {
+                for (name, value) in table {
+                    let key = format!("{key}.{name}");
+                    let sample = sample.get(name).ok_or_else(|| self.unknown_key(&key, origin))?;
+                    self.check_kind(&key, value, sample, origin)?;
+                }
+                return Ok(());
+            }
+            (Value::String(_), _) => "it takes a text, in quotes",
+            (Value::Integer(_), _) => "it takes a whole number",
+            (Value::Array(samples), _) if samples[0].is_table() => {
+                "it takes a list of tables: write [[routes]] in a file, [{ types = [1, 9] }] elsewhere"
+            }
+            (Value::Array(_), _) => "it takes a list of whole numbers, as in [1, 99]",
+            _ => "it takes a table",
+        };
+        Err(refuse(key, value, origin, expected.into()))
+    }
+
+    /// The sample's value of a key.
+    fn sample_of(&self, key: &str) -> Option<&Value> {
+        let (first, rest) = key.split_once('.').unwrap_or((key, ""));
+        let mut value = self.sample.get(first)?;
+        let mut under_backends = first == "backends";
+        for name in rest.split('.').filter(|_| !rest.is_empty()) {
+            // A backend may have any name; each has the demo's keys.
+            let name = if under_backends { DEMO } else { name };
+            under_backends = false;
+            value = value.as_table()?.get(name)?;
+        }
+        Some(value)
+    }
+
+    /// All keys and tables, dotted.
+    fn known_keys(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        collect_keys("", &self.sample, &mut keys);
+        keys
+    }
+
+    fn key_of_variable(&self, name: &str) -> Option<String> {
+        let key = name.strip_prefix(PREFIX)?.to_lowercase().replace("__", ".");
+        (variable_of_key(&key) == name && self.sample_of(&key).is_some()).then_some(key)
+    }
+
+    fn unknown_key(&self, key: &str, origin: &Origin) -> ConfigError {
+        let known = self.known_keys();
+        // In a list the known key has no number: routes[0].backnd -> routes.backend.
+        let plain = without_indexes(key);
+        let hint = match nearest(&plain, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => {
+                let table = plain.rsplit_once('.').map_or("", |(table, _)| table);
+                let siblings = known
+                    .iter()
+                    .filter(|key| key.rsplit_once('.').map_or("", |(table, _)| table) == table);
+                format!("known here: {}", join(siblings))
+            }
+        };
+        ConfigError::UnknownKey { key: key.to_owned(), place: origin.to_string(), hint }
+    }
+
+    fn unknown_variable(&self, name: &str) -> ConfigError {
+        let mut known = self.known_keys();
+        known.push("config".into());
+        let key = name.trim_start_matches(PREFIX).to_lowercase().replace("__", ".");
+        let hint = match nearest(&key, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {}?", variable_of_key(near)),
+            None => "tidegate.toml lists all keys; limits.max_frame_bytes is \
+                     TIDEGATE_LIMITS__MAX_FRAME_BYTES"
+                .into(),
+        };
+        ConfigError::UnknownVariable { name: name.to_owned(), hint }
+    }
+}
+
+/// The error for a value that can't be.
+pub(super) fn refuse(key: &str, value: &Value, origin: &Origin, reason: String) -> ConfigError {
+    let (key, value) = (key.to_owned(), value.to_string());
+    ConfigError::Value { key, value, origin: format!("from {origin}"), reason }
+}
+
+/// Puts a value where the path leads, or only makes sure that there is a table.
+fn place(table: &mut Table, path: &[&str], value: Option<Value>) {
+    let Some((first, rest)) = path.split_first() else { return };
+    if let ([], Some(value)) = (rest, value.clone()) {
+        table.insert((*first).to_owned(), value);
+        return;
+    }
+    let below = table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(below) = below {
+        place(below, rest, value);
+    }
+}
+
+fn collect_keys(above: &str, table: &Table, keys: &mut Vec<String>) {
+    for (name, value) in table {
+        let key = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        match value {
+            Value::Table(table) => collect_keys(&key, table, keys),
+            Value::Array(list) => {
+                if let Some(Value::Table(table)) = list.first() {
+                    collect_keys(&key, table, keys);
+                }
+            }
+            _ => {}
+        }
+        keys.push(key);
+    }
+}
+
+fn variable_of_key(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+fn without_indexes(key: &str) -> String {
+    key.split('[').map(|part| part.split_once(']').map_or(part, |(_, after)| after)).collect()
+}
+
+fn join<'a>(keys: impl Iterator<Item = &'a String>) -> String {
+    keys.map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a variable is one of those that container orchestrators set for a service that happens to
+/// be called "tidegate": `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_PORT_7400_TCP`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.contains("_PORT")
+            && (value.contains("://") || name.contains("_TCP") || name.contains("_UDP")))
+}

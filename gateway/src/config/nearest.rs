@@ -1,0 +1,24 @@
+//! What somebody who mistyped a name may have meant.
+
+use strsim::damerau_levenshtein as distance;
+
+/// The known name nearest to `wrong`, if one is near enough to be meant. A right name in the wrong
+/// table is near.
+pub(super) fn nearest<'a>(
+    wrong: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    // Two letters, or a third of the name: past that, a guess says more about the list than the typo.
+    let far = (wrong.chars().count() / 3).max(2);
+    let wrong_last = last(wrong);
+    known
+        .into_iter()
+        .map(|name| (distance(wrong, name).min(1 + distance(wrong_last, last(name))), name))
+        .filter(|&(steps, _)| steps <= far)
+        .min_by_key(|&(steps, name)| (steps, distance(wrong, name)))
+        .map(|(_, name)| name)
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}

@@ -1,0 +1,272 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::typed::Typed;
+use super::*;
+
+const DOCUMENTED: &str = include_str!("../../../tidegate.toml");
+
+fn load_from(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+    let arguments = ["tidegate"].iter().chain(arguments).map(OsString::from);
+    let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    load(arguments, variables)
+}
+
+fn refusal(toml: &str) -> String {
+    Config::from_toml(toml).expect_err(toml).to_string()
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// Takes the `# ` away from the lines that set something.
+fn uncommented() -> String {
+    let sets = |line: &str| {
+        let (key, _) = line.split_once(" = ")?;
+        key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(())
+    };
+    let line = |line: &'static str| match line.strip_prefix("# ") {
+        Some(bare) if bare.starts_with("[[") || sets(bare).is_some() => bare,
+        _ => line,
+    };
+    DOCUMENTED.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn leaves(above: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                leaves(&format!("{above}.{name}"), value, into);
+            }
+        }
+        Value::Array(list) if list.first().is_some_and(Value::is_table) => {
+            leaves(above, &list[0], into);
+        }
+        value => {
+            into.insert(above.to_owned(), value.clone());
+        }
+    }
+}
+
+#[test]
+fn the_documented_file_has_every_key_at_its_default() {
+    let as_is = Config::from_toml(DOCUMENTED).unwrap();
+    let everything = Config::from_toml(&uncommented()).unwrap();
+    let default = Config::embedded_default();
+    assert_eq!(format!("{as_is:?}"), format!("{default:?}"));
+    let mut without_policy = everything;
+    without_policy.rooms.policies.clear();
+    assert_eq!(format!("{without_policy:?}"), format!("{default:?}"));
+
+    let (mut stated, mut known) = (BTreeMap::new(), BTreeMap::new());
+    let table: Table = toml::from_str(&uncommented()).unwrap();
+    leaves("", &Value::Table(table), &mut stated);
+    leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
+    // A policy has no default prefix: the file gives an example.
+    stated.remove(".room_policy.prefix");
+    known.remove(".room_policy.prefix");
+    assert_eq!(stated, known);
+}
+
+/// Each number's documented range is the one that is checked.
+#[test]
+fn the_documented_ranges_hold() {
+    let (mut table, mut range, mut checked) = (String::new(), None, 0);
+    let mut comment = String::new();
+    for line in DOCUMENTED.lines() {
+        let bare = line.trim_start_matches("# ");
+        if bare.starts_with('[') && bare.ends_with(']') {
+            table = bare.to_owned();
+        } else if let Some((key, value)) = bare.split_once(" = ")
+            && value.parse::<i64>().is_ok()
+        {
+            let (low, high): (i64, i64) = range.take().expect(line);
+            let rest = match table.as_str() {
+                "[[routes]]" => "types = [1, 1]\nbackend = \"demo\"",
+                "[[room_policy]]" => "prefix = \"x\"",
+                _ => "",
+            };
+            for outside in [low - 1, high + 1] {
+                let message = refusal(&format!("{table}\n{key} = {outside}\n{rest}"));
+                let expected =
+                    format!("= {outside} (from the TOML text): this must be from {low} to {high}");
+                assert_says(&message, &[key, &expected]);
+            }
+            checked += 1;
+        }
+        comment = if line.starts_with('#') { format!("{comment} {bare}") } else { String::new() };
+        if let Some((_, stated)) = comment.split_once("Range: ") {
+            let mut numbers = stated.split(['.', ' ']).filter_map(|word| word.parse().ok());
+            range = numbers.next().zip(numbers.next());
+        }
+    }
+    let mut known = BTreeMap::new();
+    leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
+    assert_eq!(checked, known.values().filter(|value| value.is_integer()).count());
+}
+
+#[test]
+fn layers_win_over_each_other_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("some.toml");
+    std::fs::write(&file, "shards = 2\n[limits]\nrequests_burst = 5\nfan_out_slice = 7").unwrap();
+    let path = file.to_str().unwrap();
+    let environment = [
+        ("TIDEGATE_CONFIG", path),
+        ("TIDEGATE_SHARDS", "3"),
+        ("TIDEGATE_LIMITS__REQUESTS_BURST", "6"),
+        ("TIDEGATE_BACKENDS__DEMO__WORKERS", "9"),
+        ("HOME", "/"),
+    ];
+    let flags = ["--shards", "4", "--set", "log.filter=warn,tidegate=debug", "--check-config"];
+    let loaded = load_from(&flags, &environment).unwrap();
+    assert!(loaded.check_only);
+    let config = loaded.config;
+    assert_eq!((config.shards, config.limits.requests_burst), (4, 6));
+    assert_eq!((config.limits.fan_out_slice, config.backends[0].workers), (7, 9));
+    assert_eq!(config.log.filter, "warn,tidegate=debug");
+    let config = load_from(&["--config", path], &[]).unwrap().config;
+    assert_eq!((config.shards, config.limits.requests_burst), (2, 5));
+}
+
+#[test]
+fn what_is_derived_is_derived() {
+    let config = Config::from_toml(
+        "[session]\nheartbeat_interval_ms = 1000\nlogin = \"many\"\n[limits]\nrequests_per_second = 3",
+    )
+    .unwrap();
+    assert_eq!(config.session.idle_timeout, Duration::from_millis(2500));
+    assert_eq!(config.session.connections_per_user_max, 8);
+    assert_eq!(config.limits.requests_per_second, Some(3));
+    let default = Config::embedded_default();
+    assert_eq!(default.session.connections_per_user_max, 1);
+    assert_eq!(default.limits.requests_per_second, None);
+    assert!(default.shards > 0 && default.limits.connections_max > 0);
+    assert_eq!(default.routes.len(), 1);
+}
+
+#[test]
+fn lists_and_backends_are_read_from_every_layer() {
+    let toml = "[[routes]]\ntypes = [10, 19]\nbackend = \"mine\"\n\
+                [[routes]]\ntypes = [1, 9]\nbackend = \"mine\"\ntimeout_ms = 7\n\
+                [backends.mine]\n\
+                [[room_policy]]\nprefix = \"a\"\n[[room_policy]]\nprefix = \"ab\"\nslow_member = \"close\"";
+    let config = Config::from_toml(toml).unwrap();
+    let firsts: Vec<_> = config.routes.iter().map(|route| route.first_type).collect();
+    assert_eq!(firsts, [1, 10]);
+    let names: Vec<_> = config.backends.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!(names, ["mine"], "the demo backend is there only where it is used");
+    assert_eq!(config.rooms.policies[0].0, "ab");
+    assert_eq!(config.rooms.policies[0].1.slow_member, SlowMember::Close);
+    assert_eq!(config.rooms.policies[1].1, config.rooms.default_policy);
+
+    let routes = "[{ types = [5, 5], backend = \"demo\" }]";
+    let config = load_from(&[], &[("TIDEGATE_ROUTES", routes)]).unwrap().config;
+    assert_eq!((config.routes[0].first_type, config.routes[0].last_type), (5, 5));
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, "[limits]\nmax_fram_bytes = 1").unwrap();
+    let path = file.to_str().unwrap();
+    let message = load_from(&["--config", path], &[]).unwrap_err().to_string();
+    let expected = format!(
+        "unknown key \"limits.max_fram_bytes\" in {path}: did you mean \"limits.max_frame_bytes\"?"
+    );
+    assert_eq!(message, expected);
+
+    assert_says(&refusal("max_frame_bytes = 1"), &["did you mean \"limits.max_frame_bytes\"?"]);
+    assert_says(&refusal("[limit]\nx = 1"), &["unknown key \"limit\"", "mean \"limits\"?"]);
+    assert_says(&refusal("[log]\nxyzzy = 1"), &["known here: ", "log.filter", "log.format"]);
+    let message = refusal("[[routes]]\ntypes = [1, 2]\nbackned = \"demo\"");
+    assert_says(&message, &["\"routes[0].backned\"", "did you mean \"routes.backend\"?"]);
+    let message = load_from(&["--set", "shard=1"], &[]).unwrap_err().to_string();
+    assert_says(&message, &["unknown key \"shard\" in the flag --set", "mean \"shards\"?"]);
+}
+
+#[test]
+fn an_unknown_variable_is_refused_with_the_nearest() {
+    let refused = |name, value| load_from(&[], &[(name, value)]).unwrap_err().to_string();
+    assert_eq!(
+        refused("TIDEGATE_LIMITS__MAX_FRAM_BYTES", "1"),
+        "unknown environment variable TIDEGATE_LIMITS__MAX_FRAM_BYTES: did you mean \
+         TIDEGATE_LIMITS__MAX_FRAME_BYTES?"
+    );
+    assert_says(&refused("TIDEGATE_XYZZY", "1"), &["TIDEGATE_LIMITS__MAX_FRAME_BYTES"]);
+    assert_says(&refused("TIDEGATE_listen", "1"), &["did you mean TIDEGATE_LISTEN?"]);
+    // Kubernetes sets these where a service is called "tidegate".
+    let links = [
+        ("TIDEGATE_SERVICE_HOST", "10.0.0.1"),
+        ("TIDEGATE_SERVICE_PORT", "7400"),
+        ("TIDEGATE_PORT", "tcp://10.0.0.1:7400"),
+        ("TIDEGATE_PORT_7400_TCP_ADDR", "10.0.0.1"),
+    ];
+    load_from(&[], &links).unwrap();
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
+    let wrong_in_environment = [("TIDEGATE_SHARDS", "many")];
+    let message = load_from(&[], &wrong_in_environment).unwrap_err().to_string();
+    let variable = "the environment variable TIDEGATE_SHARDS";
+    assert_says(&message, &["shards = \"many\"", variable, "whole number"]);
+    let message = load_from(&["--max-frame-bytes", "1"], &[]).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "limits.max_frame_bytes = 1 (from the flag --max-frame-bytes): this must be from 64 to 16777216"
+    );
+    assert_says(&refusal("driver = \"uring\""), &["not built in this version", "\"epoll\""]);
+    assert_says(&refusal("driver = \"kqueue\""), &["\"auto\" or \"epoll\""]);
+    assert_says(&refusal("listen = \"localhost\""), &["listen = \"localhost\"", "127.0.0.1:7400"]);
+    assert_says(&refusal("listen = 7"), &["listen = 7", "a text"]);
+    assert_says(&refusal("limits = 7"), &["limits = 7", "a table"]);
+    assert_says(&refusal("shards ="), &["not valid TOML", "line 1"]);
+    assert_says(&refusal("[log]\nfilter = \"a=b=c\""), &["log.filter", "warn,tidegate=debug"]);
+    assert_says(&refusal("[auth]\nalgorithm = \"EdDSA\""), &["set auth.key_file"]);
+    assert_says(&refusal("[session]\nidle_timeout_ms = 30000"), &["heartbeat_interval_ms (30000)"]);
+    // Some containers are given a limit beyond any range.
+    if descriptors::limit().is_some_and(|limit| limit < 100_000_000) {
+        assert_says(&refusal("[limits]\nconnections_max = 100000000"), &["LimitNOFILE"]);
+    }
+    assert_says(&refusal("[limits]\ncommands_bytes_max = 100"), &["max_frame_to_client_bytes"]);
+    assert_says(&refusal("[backends.\"Big One\"]"), &["a-z"]);
+    assert_says(&refusal("[[room_policy]]\nslow_member = \"skip\""), &["prefix", "missing"]);
+    assert_says(&load_from(&["--set", "x"], &[]).unwrap_err().to_string(), &["no `=`"]);
+    let message = load_from(&["--config", "/nowhere/t.toml"], &[]).unwrap_err().to_string();
+    assert_says(&message, &["/nowhere/t.toml", "No such file"]);
+    let help = load_from(&["--help"], &[]).unwrap_err();
+    assert!(matches!(help, ConfigError::Flags(help) if help.exit_code() == 0));
+}
+
+#[test]
+fn demo_tokens_are_for_loopback_alone() {
+    let message = load_from(&["--auth", "demo", "--listen", "0.0.0.0:7400"], &[]).unwrap_err();
+    assert_says(&message.to_string(), &["the flag --auth", "0.0.0.0:7400", "\"127.0.0.1:7400\""]);
+    let config = load_from(&["--auth", "demo", "--listen", "[::1]:7400"], &[]).unwrap().config;
+    assert_eq!(config.auth.mode, AuthMode::Demo);
+}
+
+#[test]
+fn routes_are_refused_that_overlap_or_lead_nowhere() {
+    let routes = |first: &str, second: &str| {
+        format!(
+            "[[routes]]\ntypes = {first}\nbackend = \"demo\"\n[[routes]]\ntypes = {second}\nbackend = \"demo\""
+        )
+    };
+    let message = refusal(&routes("[50, 60]", "[1, 50]"));
+    assert_says(&message, &["routes[0].types = [50, 60]", "routes[1].types = [1, 50]", "overlaps"]);
+    assert_says(&refusal(&routes("[0, 60]", "[61, 61]")), &["[0, 60]", "from 1 to 2147483647"]);
+    assert_says(&refusal(&routes("[1, 2147483648]", "[1, 1]")), &["from 1 to 2147483647"]);
+    assert_says(&refusal(&routes("[2, 1]", "[61, 61]")), &["the last type is below the first"]);
+    assert_says(&refusal(&routes("[2]", "[61, 61]")), &["types = [1, 99]"]);
+    let message = refusal("[[routes]]\ntypes = [1, 1]\nbackend = \"dmeo\"\n[backends.mine]");
+    assert_says(&message, &["\"dmeo\"", "mean \"demo\"?", "known are \"demo\", \"mine\""]);
+}

@@ -1,0 +1,264 @@
+//! The configuration as operators type it, with every default.
+//!
+//! Numbers are `i64` and names are `String`, which is all that TOML gives, so that it is one place,
+//! [`super::check`], that refuses a value, with one kind of message. What the keys mean is
+//! said once, in `tidegate.toml`; the list of known keys is what [`Typed::sample`] serialises to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tidegate_protocol::limits;
+
+/// The backend that is there without being configured.
+pub(super) const DEMO: &str = "demo";
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Typed {
+    pub(super) listen: String,
+    pub(super) shards: i64,
+    pub(super) driver: String,
+    pub(super) admin: Admin,
+    pub(super) auth: Auth,
+    pub(super) session: Session,
+    pub(super) limits: Limits,
+    pub(super) socket: Socket,
+    pub(super) rooms: Rooms,
+    pub(super) room_policy: Vec<RoomPolicy>,
+    pub(super) backends: BTreeMap<String, Backend>,
+    pub(super) routes: Vec<Route>,
+    pub(super) log: Log,
+    pub(super) shutdown: Shutdown,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Admin {
+    pub(super) listen: String,
+    pub(super) token_file: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Auth {
+    pub(super) mode: String,
+    pub(super) algorithm: String,
+    pub(super) key_file: String,
+    pub(super) audience: String,
+    pub(super) issuer: String,
+    pub(super) timeout_ms: i64,
+    pub(super) failures_max: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Session {
+    pub(super) heartbeat_interval_ms: i64,
+    pub(super) idle_timeout_ms: i64,
+    pub(super) login: String,
+    pub(super) connections_per_user_max: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Limits {
+    pub(super) max_frame_bytes: i64,
+    pub(super) max_frame_to_client_bytes: i64,
+    pub(super) outbox_bytes_max: i64,
+    pub(super) connections_max: i64,
+    pub(super) requests_per_second: i64,
+    pub(super) requests_burst: i64,
+    pub(super) calls_per_connection_max: i64,
+    pub(super) commands_max: i64,
+    pub(super) commands_bytes_max: i64,
+    pub(super) fan_out_slice: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Socket {
+    pub(super) backlog: i64,
+    pub(super) send_buffer_bytes: i64,
+    pub(super) user_timeout_ms: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Rooms {
+    pub(super) log_bytes_max: i64,
+    pub(super) slow_member: String,
+    pub(super) idle_ttl_ms: i64,
+    pub(super) rooms_max: i64,
+    pub(super) rooms_per_connection_max: i64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct RoomPolicy {
+    pub(super) prefix: String,
+    /// `None`: as in [`Rooms`].
+    pub(super) log_bytes_max: Option<i64>,
+    /// `None`: as in [`Rooms`].
+    pub(super) slow_member: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Backend {
+    pub(super) placement: String,
+    pub(super) workers: i64,
+    pub(super) queue_calls_max: i64,
+    pub(super) batch_calls_max: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Route {
+    pub(super) types: Vec<i64>,
+    pub(super) backend: String,
+    pub(super) timeout_ms: i64,
+    pub(super) in_flight_max: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Log {
+    pub(super) filter: String,
+    pub(super) format: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Shutdown {
+    pub(super) drain_timeout_ms: i64,
+    pub(super) retry_after_ms: i64,
+}
+
+impl Typed {
+    /// The defaults, with one element in each list and something in each key that may be left out.
+    pub(super) fn sample() -> Self {
+        let rooms = Rooms::default();
+        let policy = RoomPolicy {
+            prefix: String::new(),
+            log_bytes_max: Some(rooms.log_bytes_max),
+            slow_member: Some(rooms.slow_member),
+        };
+        Self { room_policy: vec![policy], ..Self::default() }
+    }
+}
+
+impl Default for Typed {
+    fn default() -> Self {
+        let demo = Route { types: vec![1, 99], backend: DEMO.into(), ..Route::default() };
+        Self {
+            listen: "127.0.0.1:7400".into(),
+            shards: 0,
+            driver: "auto".into(),
+            admin: Admin::default(),
+            auth: Auth::default(),
+            session: Session::default(),
+            limits: Limits::default(),
+            socket: Socket::default(),
+            rooms: Rooms::default(),
+            room_policy: Vec::new(),
+            backends: BTreeMap::from([(DEMO.into(), Backend::default())]),
+            routes: vec![demo],
+            log: Log::default(),
+            shutdown: Shutdown::default(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7401".into(), token_file: ".tidegate/admin.token".into() }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            mode: "jwt".into(),
+            algorithm: "HS256".into(),
+            key_file: ".tidegate/jwt-hs256.key".into(),
+            audience: String::new(),
+            issuer: String::new(),
+            timeout_ms: limits::AUTH_TIMEOUT_MS.cast_signed(),
+            failures_max: limits::AUTH_FAILURES_MAX.into(),
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval_ms: limits::HEARTBEAT_INTERVAL_MS.into(),
+            idle_timeout_ms: 0,
+            login: "newest-wins".into(),
+            connections_per_user_max: 8,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_frame_bytes: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
+            max_frame_to_client_bytes: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
+            outbox_bytes_max: 1024 * 1024,
+            connections_max: 0,
+            requests_per_second: 0,
+            requests_burst: 100,
+            calls_per_connection_max: 256,
+            commands_max: 8192,
+            commands_bytes_max: 64 * 1024 * 1024,
+            fan_out_slice: 256,
+        }
+    }
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self { backlog: 4096, send_buffer_bytes: 64 * 1024, user_timeout_ms: 20_000 }
+    }
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self {
+            log_bytes_max: 256 * 1024,
+            slow_member: "skip".into(),
+            idle_ttl_ms: 60_000,
+            rooms_max: 100_000,
+            rooms_per_connection_max: 64,
+        }
+    }
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self { placement: "auto".into(), workers: 0, queue_calls_max: 100_000, batch_calls_max: 64 }
+    }
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self { types: Vec::new(), backend: String::new(), timeout_ms: 5000, in_flight_max: 100_000 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: "text".into() }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_timeout_ms: 10_000, retry_after_ms: 1000 }
+    }
+}
+
+fn bytes(count: usize) -> i64 {
+    i64::try_from(count).expect("the protocol's sizes fit")
+}

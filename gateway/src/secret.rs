@@ -1,0 +1,179 @@
+//! Secrets that live in a file: one line whose text is the secret.
+//!
+//! They are made on first start, so that no gateway ever runs with a secret that others know. The text
+//! itself is the key, so that whatever else needs it only reads a line.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Shortest secret, in bytes: as many as the hash of HS256 has.
+pub const SECRET_BYTES_MIN: usize = 32;
+
+/// Random bytes of a new secret, which is twice as long in hexadecimal.
+const RANDOM_BYTES: usize = 32;
+
+/// Why there is no secret: the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file can't be read.
+    #[error("can't read the secret {path}: {source}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no file, and none can be made.
+    #[error("can't make the secret {path}: {source}", path = path.display())]
+    NotMade {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's mode lets others at it.
+    #[error(
+        "others can read or change the secret {path} (mode {mode:03o}): chmod 600 {path}",
+        path = path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file holds something else.
+    #[error(
+        "{path} holds no secret: it must be one line of at least {SECRET_BYTES_MIN} bytes, this has \
+         {bytes} bytes in {lines} lines; `openssl rand -hex 32` makes one, or remove the file and start \
+         again",
+        path = path.display()
+    )]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in it, without white space at its ends.
+        bytes: usize,
+        /// Lines in it.
+        lines: usize,
+    },
+}
+
+/// Reads a secret, and makes it first where there is no file: 32 random bytes in hexadecimal, mode
+/// 0600, in a folder that only its owner may enter. Of several processes that start at once all get
+/// the same secret.
+///
+/// The group may read a file, as that is how orchestrators hand secrets to a process that is not root;
+/// others may not.
+///
+/// # Errors
+/// [`SecretError`] when the file can't be read or made, when others can read it, or when it holds no
+/// line of at least [`SECRET_BYTES_MIN`] bytes.
+pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
+    match read(path) {
+        Err(SecretError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            create(path)
+                .map_err(|source| SecretError::NotMade { path: path.to_owned(), source })?;
+            read(path)
+        }
+        other => other,
+    }
+}
+
+fn read(path: &Path) -> Result<String, SecretError> {
+    let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
+    let mut file = fs::File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+    }
+    let text = io::read_to_string(&mut file).map_err(unreadable)?;
+    let secret = text.trim();
+    let (bytes, lines) = (secret.len(), secret.lines().count());
+    if bytes < SECRET_BYTES_MIN || lines != 1 {
+        return Err(SecretError::Unfit { path: path.to_owned(), bytes, lines });
+    }
+    Ok(secret.to_owned())
+}
+
+/// Makes the file whole or not at all: it is written under another name and then linked to its own,
+/// which, unlike renaming, leaves one alone that somebody else made meanwhile.
+fn create(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let secret = random_hex()?;
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", &random_hex()?[..16]));
+    let draft = PathBuf::from(draft);
+    let written = write(&draft, &secret).and_then(|()| fs::hard_link(&draft, path));
+    let removed = fs::remove_file(&draft);
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => removed,
+    }
+}
+
+fn write(path: &Path, secret: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    writeln!(file, "{secret}")?;
+    file.sync_all()
+}
+
+fn random_hex() -> io::Result<String> {
+    let mut bytes = [0; RANDOM_BYTES];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_missing_secret_is_made_once_and_kept_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/folder/secret");
+        let starters: Vec<_> = (0..8)
+            .map(|_| {
+                let path = path.clone();
+                thread::spawn(move || load_or_create_secret(&path).unwrap())
+            })
+            .collect();
+        let secrets: Vec<_> = starters.into_iter().map(|one| one.join().unwrap()).collect();
+        assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+        assert_eq!(secrets[0].len(), 2 * RANDOM_BYTES);
+        assert_eq!(load_or_create_secret(&path).unwrap(), secrets[0]);
+        let parent = path.parent().unwrap();
+        assert_eq!((mode(&path), mode(parent)), (0o600, 0o700));
+        assert_eq!(fs::read_dir(parent).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn an_unfit_or_exposed_secret_is_refused_with_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let with = |text: &str, mode| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            load_or_create_secret(&path).map_err(|error| error.to_string())
+        };
+        let good = "0123456789abcdef0123456789abcdef";
+        assert_eq!(with(&format!("{good}\n"), 0o600).unwrap(), good);
+        assert_eq!(with(good, 0o440).unwrap(), good);
+        for mode in [0o644, 0o604, 0o620, 0o666] {
+            assert!(with(good, mode).unwrap_err().contains("chmod 600"));
+        }
+        assert!(with("", 0o600).unwrap_err().contains("at least 32 bytes"));
+        assert!(with(&good[1..], 0o600).unwrap_err().contains("31 bytes"));
+        assert!(with(&format!("{good}\n{good}"), 0o600).unwrap_err().contains("2 lines"));
+    }
+}

@@ -1,0 +1,115 @@
+//! What the gateway says of itself: the log, and the recorder of metrics.
+
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// How long calls take, in seconds, from a request's arrival to its answer.
+pub const CALL_DURATION: &str = "tidegate_call_duration_seconds";
+
+/// Upper bounds of the histogram's buckets, in seconds: from what a handler on the shard's own thread
+/// takes to the default timeout of a route and a little more.
+const CALL_DURATION_BUCKETS_S: [f64; 16] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 5.0, 10.0,
+];
+
+/// How often what histograms have gathered is folded together, so that it takes no more and more memory
+/// where nobody asks for the metrics.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why nothing can be said: ours, or the caller's who installed another logger.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter can't be read; a checked configuration's can.
+    #[error("log.filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The process logs already.
+    #[error("a logger is installed already: {0}")]
+    Logger(#[from] tracing_subscriber::util::TryInitError),
+    /// The process records metrics already.
+    #[error("a recorder of metrics is installed already: {0}")]
+    Recorder(#[from] BuildError),
+    /// The system gives no thread.
+    #[error("can't start the metrics' upkeep: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// Installs the log and the recorder, for the whole process and until it ends. To be called once.
+///
+/// # Errors
+/// [`TelemetryError`], where they are installed already above all.
+pub fn install(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
+    install_log(config)?;
+    install_recorder()
+}
+
+/// Installs the log alone: to the standard error, coloured where that is a terminal.
+///
+/// # Errors
+/// [`TelemetryError`] when the process logs already.
+pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&config.filter)?)
+        .with_writer(io::stderr);
+    match config.format {
+        LogFormat::Text => log.with_ansi(wants_colours()).finish().try_init()?,
+        LogFormat::Json => log.json().flatten_event(true).finish().try_init()?,
+    }
+    Ok(())
+}
+
+/// Installs the recorder alone.
+///
+/// # Errors
+/// [`TelemetryError`] when the process records metrics already.
+pub fn install_recorder() -> Result<PrometheusHandle, TelemetryError> {
+    let handle = builder()?.install_recorder()?;
+    let kept = handle.clone();
+    thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
+        loop {
+            thread::sleep(UPKEEP_INTERVAL);
+            kept.run_upkeep();
+        }
+    })?;
+    Ok(handle)
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let calls = Matcher::Full(CALL_DURATION.into());
+    PrometheusBuilder::new().set_buckets_for_metric(calls, &CALL_DURATION_BUCKETS_S)
+}
+
+/// On a terminal, unless the user asks for none (no-color.org).
+fn wants_colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_in_buckets() {
+        let recorder = builder().unwrap().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::histogram!(CALL_DURATION, "route" => "1-99").record(0.002);
+        });
+        let text = handle.render();
+        for line in [
+            "tidegate_call_duration_seconds_bucket{route=\"1-99\",le=\"0.001\"} 0",
+            "tidegate_call_duration_seconds_bucket{route=\"1-99\",le=\"0.0025\"} 1",
+            "tidegate_call_duration_seconds_count{route=\"1-99\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+}
