@@ -135,15 +135,17 @@ fn read_edited(mut editor: DefaultEditor, turns: &Receiver<()>, wakes: &Sender<W
     if turns.recv().is_err() {
         return;
     }
-    let end = loop {
+    let end = 'typing: loop {
         match editor.readline(PROMPT) {
-            Ok(line) => {
-                let wake = understand(&line);
-                if matches!(wake, Some(Wake::Quit)) {
-                    break Wake::Quit;
-                }
-                if wake.is_some_and(|wake| wakes.send(wake).is_err()) {
-                    return;
+            // What was pasted comes as one, with its line ends inside.
+            Ok(lines) => {
+                for wake in lines.lines().filter_map(understand) {
+                    if matches!(wake, Wake::Quit) {
+                        break 'typing Wake::Quit;
+                    }
+                    if wakes.send(wake).is_err() {
+                        return;
+                    }
                 }
             }
             // Ctrl-C drops the line, as it does in a shell.
