@@ -1,3 +1,59 @@
-//! `tide`.
+//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes.
+//!
+//! This file reads the command line and hands over. Each subcommand is a module that owns its
+//! arguments and returns an error that names the thing and the way out.
 
-fn main() {}
+mod client;
+mod duration;
+mod push;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tokens, an interactive client, pushes and load for Tidegate.
+#[derive(Debug, Parser)]
+#[command(name = "tide", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    // The load generator's place: `Bench(bench::BenchArgs)` here, and its line in `main`.
+    /// Talk to a gateway as one user: type commands, or pipe them in
+    Client(client::ClientArgs),
+    /// Print a token that a gateway with the same key takes
+    Token(token::TokenArgs),
+    /// Push to a user, a room or everybody, through the operators' HTTP
+    Push(push::PushArgs),
+    /// Close every connection of a user, through the operators' HTTP
+    Kick(push::KickArgs),
+    /// Show what the gateway counts, as JSON
+    Stats(push::StatsArgs),
+    /// Show what the gateway knows of a user, as JSON
+    User(push::UserArgs),
+    /// Show what the gateway knows of a room, as JSON
+    Room(push::RoomArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Client(args) => client::run(args),
+        Command::Token(args) => token::run(&args),
+        Command::Push(args) => push::run(args),
+        Command::Kick(args) => push::kick(&args),
+        Command::Stats(args) => push::stats(&args),
+        Command::User(args) => push::user(&args),
+        Command::Room(args) => push::room(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("tide: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! What a person types: a line <-> a command, and what a command sends.
+
+use std::fmt;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use prost::Message as _;
+use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, MessageUser, SayInRoom};
+
+use super::view::{bytes_of_hex, shown};
+
+/// The demo backend's type that answers with the bytes that came.
+pub(super) const ECHO: i32 = 1;
+/// The demo backend's type that pushes to everybody.
+pub(super) const PUSH_ALL: i32 = 2;
+/// The demo backend's type that joins a room.
+pub(super) const JOIN: i32 = 10;
+/// The demo backend's type that leaves a room.
+pub(super) const LEAVE: i32 = 11;
+/// The demo backend's type that says something in a room.
+pub(super) const SAY: i32 = 12;
+/// The demo backend's type that says something to a user.
+pub(super) const MESSAGE: i32 = 20;
+
+/// Every command: how it is used, and what it does.
+const COMMANDS: [(&str, &str); 11] = [
+    ("help", "this list"),
+    ("echo TEXT", "send TEXT as type 1; the demo backend answers with it"),
+    ("send TYPE TEXT", "send TEXT as it is; hex:0aff for bytes"),
+    ("all TEXT", "push TEXT to everybody"),
+    ("join ROOM [LAST_OFFSET]", "join a room, from where it was left or after LAST_OFFSET"),
+    ("leave ROOM", "leave a room"),
+    ("say ROOM TEXT", "say something in a room"),
+    ("msg USER TEXT", "say something to a user"),
+    ("ping", "send a heartbeat and time its answer"),
+    ("reconnect", "connect and log in again, and join the rooms again where they were left"),
+    ("quit", "leave; so does the end of the input"),
+];
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Show the commands.
+    Help,
+    /// Send bytes that come back.
+    Echo(String),
+    /// Send bytes of any type, as they are.
+    Send {
+        /// Greater than 0.
+        kind: i32,
+        /// Opaque.
+        biz_data: Vec<u8>,
+    },
+    /// Push to everybody.
+    All(String),
+    /// Join a room.
+    Join {
+        /// Its name, not empty.
+        room: String,
+        /// What was seen last; 0 for nothing. `None`: what this session remembers.
+        last_offset: Option<u64>,
+    },
+    /// Leave a room.
+    Leave {
+        /// Its name, not empty.
+        room: String,
+    },
+    /// Say something in a room.
+    Say {
+        /// Its name, not empty.
+        room: String,
+        /// What.
+        text: String,
+    },
+    /// Say something to a user.
+    Message {
+        /// Who.
+        user_id: u64,
+        /// What.
+        text: String,
+    },
+    /// Send a heartbeat.
+    Ping,
+    /// Connect and log in again.
+    Reconnect,
+    /// End.
+    Quit,
+}
+
+/// What a command puts on the wire.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// A heartbeat.
+    Heartbeat,
+    /// A business request of this type with this `biz_data`.
+    Request(i32, Vec<u8>),
+}
+
+impl Command {
+    /// Reads a line; `None` for an empty line and for a comment, which starts with `#`.
+    ///
+    /// # Errors
+    /// Says what the command wants, or that there is no such command.
+    pub(super) fn parse(line: &str) -> Result<Option<Self>> {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            return Ok(None);
+        }
+        let (verb, rest) = word(line);
+        Ok(Some(match verb {
+            "help" => alone(verb, rest, Self::Help)?,
+            "ping" => alone(verb, rest, Self::Ping)?,
+            "reconnect" => alone(verb, rest, Self::Reconnect)?,
+            "quit" => alone(verb, rest, Self::Quit)?,
+            "echo" => Self::Echo(rest.to_owned()),
+            "all" => Self::All(rest.to_owned()),
+            "send" => parse_send(rest)?,
+            "join" => parse_join(rest)?,
+            "leave" => {
+                let (room, rest) = named(verb, rest)?;
+                alone(verb, rest, Self::Leave { room })?
+            }
+            "say" => {
+                let (room, text) = named(verb, rest)?;
+                Self::Say { room, text: text.to_owned() }
+            }
+            "msg" => {
+                let (user, text) = named(verb, rest)?;
+                let user_id = user.parse().with_context(|| usage(verb))?;
+                Self::Message { user_id, text: text.to_owned() }
+            }
+            _ => bail!("there is no command \"{}\"; \"help\" lists them", shown(verb.as_bytes())),
+        }))
+    }
+
+    /// What goes to the gateway; `None` for a command that is for this end alone.
+    pub(super) fn sends(&self) -> Option<Sends> {
+        let (kind, biz_data) = match self {
+            Self::Help | Self::Reconnect | Self::Quit => return None,
+            Self::Ping => return Some(Sends::Heartbeat),
+            Self::Echo(text) => (ECHO, text.clone().into_bytes()),
+            Self::All(text) => (PUSH_ALL, text.clone().into_bytes()),
+            Self::Send { kind, biz_data } => (*kind, biz_data.clone()),
+            Self::Join { room, last_offset } => {
+                let last_offset = last_offset.unwrap_or(0);
+                (JOIN, JoinRoom { room: room.clone(), last_offset }.encode_to_vec())
+            }
+            Self::Leave { room } => (LEAVE, LeaveRoom { room: room.clone() }.encode_to_vec()),
+            Self::Say { room, text } => {
+                let text = text.clone().into();
+                (SAY, SayInRoom { room: room.clone(), text }.encode_to_vec())
+            }
+            Self::Message { user_id, text } => {
+                let text = text.clone().into();
+                (MESSAGE, MessageUser { user_id: *user_id, text }.encode_to_vec())
+            }
+        };
+        Some(Sends::Request(kind, biz_data))
+    }
+}
+
+/// A command's short name, by which its answer is shown.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let room_name = |room: &str| shown(room.as_bytes());
+        match self {
+            Self::Help => f.write_str("help"),
+            Self::Echo(_) => f.write_str("echo"),
+            Self::Send { kind, .. } => write!(f, "send {kind}"),
+            Self::All(_) => f.write_str("all"),
+            Self::Join { room, last_offset: None | Some(0) } => {
+                write!(f, "join {}", room_name(room))
+            }
+            Self::Join { room, last_offset: Some(offset) } => {
+                write!(f, "join {} after #{offset}", room_name(room))
+            }
+            Self::Leave { room } => write!(f, "leave {}", room_name(room)),
+            Self::Say { room, .. } => write!(f, "say {}", room_name(room)),
+            Self::Message { user_id, .. } => write!(f, "msg {user_id}"),
+            Self::Ping => f.write_str("ping"),
+            Self::Reconnect => f.write_str("reconnect"),
+            Self::Quit => f.write_str("quit"),
+        }
+    }
+}
+
+/// The list of commands, one per line.
+pub(super) fn help() -> String {
+    let width = COMMANDS.iter().map(|(usage, _)| usage.len()).max().unwrap_or(0);
+    COMMANDS.iter().fold(String::new(), |mut list, (usage, what)| {
+        let separator = if list.is_empty() { "" } else { "\n" };
+        let _infallible = write!(list, "{separator}  {usage:width$}  {what}");
+        list
+    })
+}
+
+fn parse_send(rest: &str) -> Result<Command> {
+    let (kind, text) = named("send", rest)?;
+    let kind: i32 = kind.parse().with_context(|| usage("send"))?;
+    ensure!(
+        kind > 0,
+        "an app's types start at 1; a heartbeat (-1) is \"ping\", a login (0) is \"reconnect\""
+    );
+    let biz_data = match text.strip_prefix("hex:") {
+        Some(hex) => bytes_of_hex(hex.trim())?,
+        None => text.as_bytes().to_vec(),
+    };
+    Ok(Command::Send { kind, biz_data })
+}
+
+fn parse_join(rest: &str) -> Result<Command> {
+    let (room, rest) = named("join", rest)?;
+    let last_offset = match rest.trim().trim_start_matches('#') {
+        "" => None,
+        offset => Some(offset.parse().with_context(|| usage("join"))?),
+    };
+    Ok(Command::Join { room, last_offset })
+}
+
+/// The first word and what is behind the space after it.
+fn word(text: &str) -> (&str, &str) {
+    let text = text.trim_start();
+    text.split_once(char::is_whitespace).unwrap_or((text, ""))
+}
+
+/// The room or user that a command starts with, and the rest of the line.
+fn named<'a>(verb: &str, rest: &'a str) -> Result<(String, &'a str)> {
+    let (name, rest) = word(rest);
+    ensure!(!name.is_empty(), usage(verb));
+    Ok((name.to_owned(), rest))
+}
+
+/// The command, if nothing is behind it.
+fn alone(verb: &str, rest: &str, command: Command) -> Result<Command> {
+    ensure!(rest.trim().is_empty(), usage(verb));
+    Ok(command)
+}
+
+fn usage(verb: &str) -> String {
+    let usage = COMMANDS.iter().map(|(usage, _)| *usage).find(|usage| word(usage).0 == verb);
+    format!("it goes: {}", usage.unwrap_or(verb))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Command {
+        Command::parse(line).unwrap().unwrap()
+    }
+
+    fn complaint(line: &str) -> String {
+        Command::parse(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_command_reads_its_arguments() {
+        let room = || "quiz".to_owned();
+        assert_eq!(parse("echo hello  there "), Command::Echo("hello  there ".into()));
+        assert_eq!(parse("echo"), Command::Echo(String::new()));
+        assert_eq!(parse("  all hi"), Command::All("hi".into()));
+        assert_eq!(parse("send 99 a b"), Command::Send { kind: 99, biz_data: b"a b".to_vec() });
+        assert_eq!(parse("send 99 hex:00 Ff"), Command::Send { kind: 99, biz_data: vec![0, 0xff] });
+        assert_eq!(parse("join quiz"), Command::Join { room: room(), last_offset: None });
+        assert_eq!(parse("join quiz 0"), Command::Join { room: room(), last_offset: Some(0) });
+        assert_eq!(parse("join  quiz  #33"), Command::Join { room: room(), last_offset: Some(33) });
+        assert_eq!(parse("leave quiz "), Command::Leave { room: room() });
+        assert_eq!(parse("say quiz hi you"), Command::Say { room: room(), text: "hi you".into() });
+        assert_eq!(parse("msg 9 psst"), Command::Message { user_id: 9, text: "psst".into() });
+        assert_eq!(parse("ping"), Command::Ping);
+        assert_eq!(parse("reconnect"), Command::Reconnect);
+        assert_eq!(parse("quit"), Command::Quit);
+        assert_eq!(parse("help"), Command::Help);
+    }
+
+    #[test]
+    fn empty_lines_and_comments_are_no_commands() {
+        for line in ["", "   ", "# join quiz"] {
+            assert_eq!(Command::parse(line).unwrap(), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_is_told_how_it_goes() {
+        assert!(complaint("jion quiz").contains("no command \"jion\""));
+        assert!(complaint("join").contains("join ROOM [LAST_OFFSET]"));
+        assert!(complaint("join quiz soon").contains("join ROOM [LAST_OFFSET]"));
+        assert!(complaint("leave quiz now").contains("leave ROOM"));
+        assert!(complaint("say").contains("say ROOM TEXT"));
+        assert!(complaint("msg bob hi").contains("msg USER TEXT"));
+        assert!(complaint("send x hi").contains("send TYPE TEXT"));
+        assert!(complaint("send 0 hi").contains("start at 1"));
+        assert!(complaint("send 9 hex:0").contains("hex"));
+        assert!(complaint("quit now").contains("quit"));
+    }
+
+    #[test]
+    fn a_command_sends_what_the_demo_backend_reads() {
+        let Some(Sends::Request(kind, biz_data)) = parse("join quiz 5").sends() else {
+            panic!("a join sends a request");
+        };
+        assert_eq!(kind, JOIN);
+        let wanted = JoinRoom { room: "quiz".into(), last_offset: 5 };
+        assert_eq!(JoinRoom::decode(&biz_data[..]).unwrap(), wanted);
+        assert_eq!(parse("echo hi").sends(), Some(Sends::Request(ECHO, b"hi".to_vec())));
+        assert_eq!(parse("ping").sends(), Some(Sends::Heartbeat));
+        assert_eq!(parse("help").sends(), None);
+    }
+
+    #[test]
+    fn the_help_lists_every_command() {
+        assert_eq!(help().lines().count(), COMMANDS.len());
+        for (usage, _) in COMMANDS {
+            let verb = word(usage).0;
+            let known = Command::parse(usage);
+            assert!(
+                known.as_ref().map_or_else(
+                    |error| !error.to_string().contains("no command"),
+                    Option::is_some
+                ),
+                "{verb}"
+            );
+        }
+    }
+}

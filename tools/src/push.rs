@@ -1,0 +1,294 @@
+//! `tide push` and its siblings: the operators' HTTP from a shell.
+//!
+//! Each call is one request with the operators' token, and one answer of JSON. A push goes out as it
+//! is: the raw bytes become the `biz_data` of a push of the type that was named.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+/// How long one request may take, from connecting to the last byte of the answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the gateway's operators' HTTP is, and how to get in.
+#[derive(Args, Debug)]
+struct Operator {
+    /// Where the gateway's operators' HTTP listens
+    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT")]
+    admin: String,
+    /// The file with the operators' token
+    #[arg(long, default_value = ".tidegate/admin.token", value_name = "FILE")]
+    token_file: PathBuf,
+}
+
+/// The arguments of `tide push`.
+#[derive(Args, Debug)]
+pub(crate) struct PushArgs {
+    #[command(subcommand)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum Target {
+    /// To each connection of a user
+    User {
+        /// Who gets it
+        id: u64,
+        #[command(flatten)]
+        push: Push,
+    },
+    /// To each member of a room
+    Room {
+        /// Which room
+        id: String,
+        #[command(flatten)]
+        push: Push,
+    },
+    /// To every authenticated connection
+    All {
+        #[command(flatten)]
+        push: Push,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Push {
+    /// The push's type, from 1 up
+    #[arg(long = "type", value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    kind: i32,
+    #[command(flatten)]
+    body: Body,
+    /// Print the gateway's answer as it is
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct Body {
+    /// What to push
+    text: Option<String>,
+    /// Push the bytes of a file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Push the bytes of standard input
+    #[arg(long)]
+    stdin: bool,
+}
+
+/// The arguments of `tide kick`.
+#[derive(Args, Debug)]
+pub(crate) struct KickArgs {
+    /// Whose connections to close
+    id: u64,
+    /// Print the gateway's answer as it is
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+/// The arguments of `tide stats`.
+#[derive(Args, Debug)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    operator: Operator,
+}
+
+/// The arguments of `tide user`.
+#[derive(Args, Debug)]
+pub(crate) struct UserArgs {
+    /// Which user
+    id: u64,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+/// The arguments of `tide room`.
+#[derive(Args, Debug)]
+pub(crate) struct RoomArgs {
+    /// Which room
+    id: String,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+/// Pushes, and prints how many connections it went to.
+///
+/// # Errors
+/// When there is nothing to push, the gateway can't be reached, or it refuses.
+pub(crate) fn run(args: PushArgs) -> Result<()> {
+    let (to, push) = match args.target {
+        Target::User { id, push } => (format!("users/{id}"), push),
+        Target::Room { id, push } => (format!("rooms/{}", encode(&id)), push),
+        Target::All { push } => ("all".to_owned(), push),
+    };
+    let body = push.body.read()?;
+    let answer = push.operator.post(&format!("/push/{to}?type={}", push.kind), &body)?;
+    if push.json {
+        return print(&answer);
+    }
+    print(&format!("went to {} connections", connections(&answer)?))
+}
+
+/// Closes every connection of a user, and prints how many there were.
+///
+/// # Errors
+/// When the gateway can't be reached, or it refuses.
+pub(crate) fn kick(args: &KickArgs) -> Result<()> {
+    let answer = args.operator.post(&format!("/users/{}/kick", args.id), &[])?;
+    if args.json {
+        return print(&answer);
+    }
+    print(&format!("closed {} connections", connections(&answer)?))
+}
+
+/// Prints what the gateway counts.
+///
+/// # Errors
+/// When the gateway can't be reached, or it refuses.
+pub(crate) fn stats(args: &StatsArgs) -> Result<()> {
+    args.operator.show("/stats")
+}
+
+/// Prints what the gateway knows of a user.
+///
+/// # Errors
+/// When the gateway can't be reached, or it refuses.
+pub(crate) fn user(args: &UserArgs) -> Result<()> {
+    args.operator.show(&format!("/users/{}", args.id))
+}
+
+/// Prints what the gateway knows of a room.
+///
+/// # Errors
+/// When the gateway can't be reached, or it refuses.
+pub(crate) fn room(args: &RoomArgs) -> Result<()> {
+    args.operator.show(&format!("/rooms/{}", encode(&args.id)))
+}
+
+impl Body {
+    fn read(self) -> Result<Vec<u8>> {
+        if let Some(path) = self.file {
+            return fs::read(&path).with_context(|| format!("can't read {}", path.display()));
+        }
+        if let Some(text) = self.text {
+            return Ok(text.into_bytes());
+        }
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).context("can't read standard input")?;
+        Ok(bytes)
+    }
+}
+
+impl Operator {
+    fn post(&self, path: &str, body: &[u8]) -> Result<String> {
+        let request = agent().post(self.url(path)).header("Authorization", self.authorization()?);
+        self.answer(request.content_type("application/octet-stream").send(body))
+    }
+
+    /// Gets JSON, and prints it for people.
+    fn show(&self, path: &str) -> Result<()> {
+        let request = agent().get(self.url(path)).header("Authorization", self.authorization()?);
+        let answer = self.answer(request.call())?;
+        let value: Value = serde_json::from_str(&answer)
+            .with_context(|| format!("the gateway's answer is no JSON: {answer}"))?;
+        print(&serde_json::to_string_pretty(&value)?)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    fn authorization(&self) -> Result<String> {
+        let path = self.token_file.display();
+        let token = fs::read_to_string(&self.token_file).with_context(|| {
+            format!(
+                "can't read the operators' token {path}: a gateway makes it on its first start, \
+                 in its working directory; run this there, or name the file with --token-file"
+            )
+        })?;
+        ensure!(!token.trim().is_empty(), "the operators' token {path} is empty");
+        Ok(format!("Bearer {}", token.trim()))
+    }
+
+    /// The body of an answer that says yes.
+    fn answer(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<String> {
+        let mut answer = answer.with_context(|| {
+            format!(
+                "can't reach the operators' HTTP at {}: is a gateway running there? name another \
+                 place with --admin",
+                self.admin
+            )
+        })?;
+        let status = answer.status();
+        let body = answer.body_mut().read_to_string().context("the gateway's answer broke off")?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let said: Option<Value> = serde_json::from_str(&body).ok();
+        let said = said.as_ref().and_then(|value| value["error"].as_str()).unwrap_or(body.trim());
+        let way_out = match status.as_u16() {
+            401 | 403 => " (is this the gateway's own --token-file?)",
+            _ => "",
+        };
+        bail!("the gateway refused, {status}: {said}{way_out}")
+    }
+}
+
+/// An agent that goes straight to the gateway: no proxy, no redirects, every status an answer.
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .timeout_global(Some(REQUEST_TIMEOUT))
+        .build()
+        .into()
+}
+
+/// A name as one segment of a path: `a/b` stays one segment, `..` goes nowhere.
+fn encode(segment: &str) -> String {
+    utf8_percent_encode(segment, NON_ALPHANUMERIC).to_string()
+}
+
+fn connections(answer: &str) -> Result<u64> {
+    serde_json::from_str::<Value>(answer)
+        .ok()
+        .and_then(|value| value["connections"].as_u64())
+        .with_context(|| format!("the gateway's answer does not count connections: {answer}"))
+}
+
+fn print(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{}", line.trim_end()).context("can't write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_stays_one_segment_of_the_path() {
+        assert_eq!(encode("quiz7"), "quiz7");
+        assert_eq!(encode("../a b?"), "%2E%2E%2Fa%20b%3F");
+        assert_eq!(encode("\u{e9}"), "%C3%A9");
+    }
+
+    #[test]
+    fn connections_are_read_from_the_answer() {
+        assert_eq!(connections(r#"{"connections": 3}"#).unwrap(), 3);
+        assert!(connections("{}").is_err());
+        assert!(connections("yes").is_err());
+    }
+}

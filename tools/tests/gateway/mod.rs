@@ -1,0 +1,145 @@
+//! A gateway small enough for a test: one thread, real sockets, the protocol's own server half.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use prost::Message as _;
+use tidegate_protocol::proto::demo::{JoinRoom, RoomMessage, SayInRoom};
+use tidegate_protocol::proto::v1;
+use tidegate_protocol::server::{self, Incoming};
+use tidegate_protocol::{Code, Reassembler};
+
+/// A type that is answered with 103 and a time to wait.
+pub(crate) const LIMITED: i32 = 50;
+/// A type that ends the session with 107.
+pub(crate) const KICK: i32 = 51;
+/// A type that is never answered.
+pub(crate) const SILENT: i32 = 52;
+/// A type that is answered at once; then the gateway waits for [`Gateway::release`] and for a
+/// heartbeat, pushes `late` and closes.
+pub(crate) const LATE: i32 = 53;
+
+/// The room's offset before the gateway was started.
+const FIRST_OFFSET: u64 = 30;
+
+/// What tests ask of the gateway.
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    released: Sender<()>,
+}
+
+/// One room, whatever its name, and what every connection shares.
+struct Served {
+    offset: u64,
+    released: Receiver<()>,
+}
+
+impl Gateway {
+    /// Listens on a free port and serves one connection after another.
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (released, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let mut served = Served { offset: FIRST_OFFSET, released: receiver };
+            for stream in listener.incoming() {
+                served.serve(stream.unwrap());
+            }
+        });
+        Self { address, released }
+    }
+
+    /// Lets a [`LATE`] request go on.
+    pub(crate) fn release(&self) {
+        self.released.send(()).unwrap();
+    }
+}
+
+impl Served {
+    fn serve(&mut self, mut stream: TcpStream) {
+        let mut reassembler = Reassembler::new();
+        let mut buffer = [0; 4096];
+        let mut waits_for_heartbeat = false;
+        loop {
+            let Ok(count @ 1..) = stream.read(&mut buffer) else { return };
+            let mut out = Vec::new();
+            let mut closes = false;
+            let mut frames = reassembler.frames(&buffer[..count], 65_536);
+            while let Some(payload) = frames.next().unwrap() {
+                match Incoming::decode(payload).unwrap() {
+                    Incoming::Heartbeat { sequence } => {
+                        server::put_pong(&mut out, sequence, 1_000);
+                        if waits_for_heartbeat {
+                            server::put_push(&mut out, LATE, b"late", 0);
+                            closes = true;
+                        }
+                    }
+                    Incoming::Authenticate { user_id, token, sequence } => {
+                        put_login(&mut out, user_id, token, sequence);
+                    }
+                    Incoming::Business { kind: LATE, sequence, .. } => {
+                        server::put_answer(&mut out, LATE, sequence, b"");
+                        stream.write_all(&std::mem::take(&mut out)).unwrap();
+                        self.released.recv().unwrap();
+                        waits_for_heartbeat = true;
+                    }
+                    Incoming::Business { kind, biz_data, sequence } => {
+                        closes |= kind == KICK;
+                        self.put_business(&mut out, kind, biz_data, sequence);
+                    }
+                }
+            }
+            drop(frames);
+            stream.write_all(&out).unwrap();
+            if closes {
+                return;
+            }
+        }
+    }
+
+    fn put_business(&mut self, out: &mut Vec<u8>, kind: i32, biz_data: &[u8], sequence: u64) {
+        match kind {
+            1 => server::put_answer(out, kind, sequence, biz_data),
+            10 => {
+                // Whoever comes back has missed two pushes, of which the log holds the second.
+                let JoinRoom { room, last_offset } = JoinRoom::decode(biz_data).unwrap();
+                server::put_answer(out, kind, sequence, b"");
+                if last_offset > 0 {
+                    self.offset += 2;
+                    self.put_said(out, &room, &format!("since {last_offset}"));
+                }
+            }
+            12 => {
+                let SayInRoom { room, text } = SayInRoom::decode(biz_data).unwrap();
+                self.offset += 1;
+                self.put_said(out, &room, std::str::from_utf8(&text).unwrap());
+                server::put_answer(out, kind, sequence, b"");
+            }
+            LIMITED => server::put_failure(out, kind, sequence, Code::RateLimited, 250),
+            KICK => {
+                server::put_answer(out, kind, sequence, b"");
+                server::put_goodbye(out, Code::Replaced, 0);
+            }
+            SILENT => {}
+            _ => server::put_failure(out, kind, sequence, Code::NoRoute, 0),
+        }
+    }
+
+    fn put_said(&self, out: &mut Vec<u8>, room: &str, text: &str) {
+        let text = text.to_owned().into();
+        let message = RoomMessage { room: room.to_owned(), from_user_id: 9, text };
+        server::put_push(out, 12, &message.encode_to_vec(), self.offset);
+    }
+}
+
+fn put_login(out: &mut Vec<u8>, user_id: u64, token: &str, sequence: u64) {
+    if token == format!("token-{user_id}") {
+        let heartbeat_interval_ms = 20;
+        let session = v1::Session { session_id: 5, heartbeat_interval_ms, server_time_ms: 1_000 };
+        server::put_session(out, sequence, &session);
+    } else {
+        server::put_failure(out, 0, sequence, Code::Unauthenticated, 0);
+    }
+}

@@ -1,0 +1,174 @@
+//! `tide push`, `kick`, `stats`, `user` and `room` against a listener that keeps what it was asked.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
+
+/// One request, as it came.
+struct Asked {
+    /// Method, path and query.
+    line: String,
+    authorization: String,
+    body: Vec<u8>,
+}
+
+/// Serves one request with this status and body.
+fn serve_one(status: &str, body: &str) -> (SocketAddr, JoinHandle<Asked>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let serving = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            if line == "\r\n" {
+                break;
+            }
+            head.push(line.trim_end().to_owned());
+        }
+        let field = |name: &str| {
+            head.iter()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(field, _)| field.eq_ignore_ascii_case(name))
+                .map_or(String::new(), |(_, value)| value.to_owned())
+        };
+        let mut body = vec![0; field("content-length").parse().unwrap_or(0)];
+        reader.read_exact(&mut body).unwrap();
+        reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        Asked { line: head[0].clone(), authorization: field("authorization"), body }
+    });
+    (address, serving)
+}
+
+fn token_file(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("tide-{}-{name}.token", std::process::id()));
+    fs::write(&path, "  secret\n").unwrap();
+    path
+}
+
+fn tide(arguments: &[&str], address: SocketAddr, token_file: &PathBuf, input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tide"))
+        .args(arguments)
+        .args(["--admin", &address.to_string(), "--token-file"])
+        .arg(token_file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _not_read = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Runs `tide` against one answer: what it was asked, and what it printed.
+fn ask(name: &str, arguments: &[&str], input: &[u8], status: &str, body: &str) -> (Asked, Output) {
+    let (address, serving) = serve_one(status, body);
+    let token_file = token_file(name);
+    let output = tide(arguments, address, &token_file, input);
+    fs::remove_file(token_file).unwrap();
+    assert!(!output.stdout.is_empty() || !output.stderr.is_empty());
+    (serving.join().unwrap(), output)
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+#[test]
+fn a_push_posts_raw_bytes_with_the_operators_token() {
+    let arguments = ["push", "user", "7", "--type", "12", "hello"];
+    let (asked, output) = ask("user", &arguments, b"", "200 OK", r#"{"connections": 2}"#);
+    assert_eq!(asked.line, "POST /push/users/7?type=12 HTTP/1.1");
+    assert_eq!(asked.authorization, "Bearer secret");
+    assert_eq!(asked.body, b"hello");
+    assert_eq!(stdout(&output), "went to 2 connections\n", "{}", stderr(&output));
+    assert!(output.status.success());
+}
+
+#[test]
+fn a_room_is_encoded_and_bytes_come_from_standard_input() {
+    let arguments = ["push", "room", "a/b c", "--type", "99", "--stdin"];
+    let (asked, output) = ask("room", &arguments, &[0, 255], "200 OK", r#"{"connections":0}"#);
+    assert_eq!(asked.line, "POST /push/rooms/a%2Fb%20c?type=99 HTTP/1.1");
+    assert_eq!(asked.body, [0, 255]);
+    assert_eq!(stdout(&output), "went to 0 connections\n", "{}", stderr(&output));
+}
+
+#[test]
+fn everybody_gets_a_file_and_the_answer_can_stay_json() {
+    let file = token_file("body");
+    let file_name = file.to_str().unwrap();
+    let arguments = ["push", "all", "--type", "2", "--file", file_name, "--json"];
+    let (asked, output) = ask("all", &arguments, b"", "200 OK", r#"{"connections":5}"#);
+    assert_eq!(asked.line, "POST /push/all?type=2 HTTP/1.1");
+    assert_eq!(asked.body, b"  secret\n");
+    assert_eq!(stdout(&output), "{\"connections\":5}\n", "{}", stderr(&output));
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn a_kick_and_the_views_ask_their_own_paths() {
+    let (asked, output) = ask("kick", &["kick", "7"], b"", "200 OK", r#"{"connections":1}"#);
+    assert_eq!(asked.line, "POST /users/7/kick HTTP/1.1");
+    assert_eq!(stdout(&output), "closed 1 connections\n", "{}", stderr(&output));
+
+    let views = [
+        (vec!["stats"], "GET /stats HTTP/1.1"),
+        (vec!["user", "7"], "GET /users/7 HTTP/1.1"),
+        (vec!["room", "a b"], "GET /rooms/a%20b HTTP/1.1"),
+    ];
+    for (arguments, line) in views {
+        let (asked, output) = ask("view", &arguments, b"", "200 OK", r#"{"a":1}"#);
+        assert_eq!(asked.line, line);
+        assert_eq!(asked.authorization, "Bearer secret");
+        assert_eq!(stdout(&output), "{\n  \"a\": 1\n}\n", "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_refusal_shows_what_the_gateway_said() {
+    let arguments = ["push", "all", "--type", "2", "x"];
+    let refusal = r#"{"error":"no such token"}"#;
+    let (_, output) = ask("refused", &arguments, b"", "401 Unauthorized", refusal);
+    let said = stderr(&output);
+    assert!(said.contains("401 Unauthorized: no such token"), "{said}");
+    assert!(said.contains("--token-file"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn what_is_missing_is_named_with_the_way_out() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let arguments = ["push", "all", "--type", "2", "x"];
+    let missing = PathBuf::from("no-such.token");
+    let output = tide(&arguments, address, &missing, b"");
+    assert!(stderr(&output).contains("no-such.token"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("first start"), "{}", stderr(&output));
+
+    let token_file = token_file("unreachable");
+    let output = tide(&arguments, address, &token_file, b"");
+    fs::remove_file(token_file).unwrap();
+    assert!(stderr(&output).contains(&address.to_string()), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--admin"), "{}", stderr(&output));
+
+    let output = tide(&["push", "all", "x"], address, &missing, b"");
+    assert!(stderr(&output).contains("--type"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(2));
+}
