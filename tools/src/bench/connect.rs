@@ -1,0 +1,4 @@
+//! stub
+pub(super) fn run(_: &super::args::ConnectArgs) -> anyhow::Result<()> {
+    Ok(())
+}
