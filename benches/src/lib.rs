@@ -49,6 +49,14 @@ impl Floor {
     /// # Errors
     /// The system has no socket to give.
     pub fn listen() -> anyhow::Result<Self> {
+        Self::listen_until(|| ())
+    }
+
+    /// The same, with something to do before the process ends.
+    ///
+    /// # Errors
+    /// The system has no socket to give.
+    pub fn listen_until(at_the_end: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         sockopt::set_socket_reuseaddr(&listener, true)?;
@@ -58,8 +66,9 @@ impl Floor {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         add(&epoll, &listener)?;
         println!("{}", address.port());
-        std::thread::Builder::new().name("stdin".into()).spawn(|| {
+        std::thread::Builder::new().name("stdin".into()).spawn(move || {
             let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
+            at_the_end();
             std::process::exit(0)
         })?;
         Ok(Self { epoll, listener, events: Vec::with_capacity(EVENTS_MAX) })

@@ -6,7 +6,7 @@ use tidegate_protocol::frame::frame_len;
 use tidegate_protocol::limits::FRAME_TO_CLIENT_BYTES_MAX;
 use tidegate_protocol::message::{Request, Response};
 
-use super::engine::{Nanos, Sockets};
+use super::engine::{Nanos, Sockets, due_after};
 use super::pattern::Pattern;
 use super::report::{histogram, record};
 use super::session::BUSINESS_SEQUENCE;
@@ -23,6 +23,8 @@ pub(super) enum Pace {
     Closed { depth: u32 },
     /// This many a second in total, whatever comes back.
     Open { per_second: f64 },
+    /// One on each connection, with this many under way.
+    Once { under_way_max: u64 },
 }
 
 /// What is sent.
@@ -61,7 +63,7 @@ pub(super) struct Echo {
     lanes: Vec<Lane>,
     /// Closed loop: when each request under way was sent; `depth` for each lane.
     sent_at: Vec<Nanos>,
-    /// Open loop: requests sent so far, on all lanes. Number `n` goes to lane `n % count`.
+    /// Open loop, and once: requests sent so far, on all lanes. Number `n` goes to lane `n % count`.
     sent: u64,
     under_way: u64,
     started_at: Nanos,
@@ -77,7 +79,7 @@ impl Echo {
         plan.bytes = bytes;
         let depth = match plan.pace {
             Pace::Closed { depth } => depth as usize,
-            Pace::Open { .. } => 0,
+            Pace::Open { .. } | Pace::Once { .. } => 0,
         };
         Self {
             pattern: Pattern::new(bytes),
@@ -91,12 +93,6 @@ impl Echo {
             latency: histogram(),
             plan,
         }
-    }
-
-    /// Whether a connection is one of these.
-    #[inline]
-    pub(super) fn owns(&self, slot: usize) -> bool {
-        slot.wrapping_sub(self.plan.first_slot) < self.plan.count
     }
 
     /// Starts to send.
@@ -130,22 +126,37 @@ impl Echo {
         self.under_way == 0
     }
 
+    /// Whether every connection has had an answer.
+    pub(super) fn all_answered(&self) -> bool {
+        self.sent >= self.plan.count as u64 && self.drained()
+    }
+
     /// Answers in the window, for each connection.
     pub(super) fn counted(&self) -> Vec<u64> {
         self.lanes.iter().map(|lane| lane.counted).collect()
     }
 
-    /// Open loop: sends what is due; says when the next will be.
+    /// Sends what is due, where answers don't decide that; says when the next will be.
     pub(super) fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
-        let Pace::Open { per_second } = self.plan.pace else { return None };
-        while self.sending && per_second > 0.0 {
-            let due_at = self.intended_at(self.sent, per_second);
-            if due_at > now {
-                return Some(due_at);
-            }
+        while self.sending {
             let lane = usize::try_from(self.sent % self.plan.count as u64).unwrap_or_default();
-            if self.lanes[lane].sent - self.lanes[lane].answered == UNDER_WAY_MAX {
-                return None;
+            match self.plan.pace {
+                Pace::Closed { .. } => return None,
+                Pace::Once { under_way_max } => {
+                    let all_sent = self.sent == self.plan.count as u64;
+                    if all_sent || self.under_way == under_way_max {
+                        return None;
+                    }
+                }
+                Pace::Open { per_second } => {
+                    let due_at = self.intended_at(self.sent, per_second);
+                    if due_at > now {
+                        return Some(due_at);
+                    }
+                    if self.lanes[lane].sent - self.lanes[lane].answered == UNDER_WAY_MAX {
+                        return None;
+                    }
+                }
             }
             sockets.send(self.plan.first_slot + lane, |out| self.put_next(lane, out, now));
             self.sent += 1;
@@ -225,6 +236,7 @@ impl Echo {
                 Pace::Open { per_second } => {
                     self.intended_at(answered * self.plan.count as u64 + lane as u64, per_second)
                 }
+                Pace::Once { .. } => self.started_at,
             };
             self.lanes[lane].counted += 1;
             record(&mut self.latency, now.saturating_sub(sent_at));
@@ -255,7 +267,7 @@ impl Echo {
 
     #[inline]
     fn intended_at(&self, number: u64, per_second: f64) -> Nanos {
-        self.started_at + (number as f64 * 1e9 / per_second) as Nanos
+        self.started_at + due_after(number, 1e9 / per_second)
     }
 }
 

@@ -39,7 +39,7 @@ const TIMER: Token = Token(usize::MAX);
 pub(super) trait Load {
     /// The connection is open.
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()>;
-    /// Bytes came.
+    /// One read brought bytes.
     fn received(
         &mut self,
         slot: usize,
@@ -116,15 +116,6 @@ struct Connection {
     open: bool,
 }
 
-/// How often the kernel was asked.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Calls {
-    /// Reads that brought bytes.
-    pub(super) reads: u64,
-    /// Writes.
-    pub(super) writes: u64,
-}
-
 /// The connections, by slot.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -136,8 +127,6 @@ pub(super) struct Sockets {
     again: Vec<usize>,
     buffer: Box<[u8]>,
     reset_on_close: bool,
-    /// How often the kernel was asked.
-    pub(super) calls: Calls,
 }
 
 /// Runs a load.
@@ -167,7 +156,6 @@ impl Engine {
             again: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             reset_on_close,
-            calls: Calls::default(),
         };
         let events = Events::with_capacity(EVENTS_MAX);
         Ok(Self { poll, events, timer, armed_at: 0, origin: Instant::now(), sockets })
@@ -235,6 +223,13 @@ impl Engine {
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).context("no timer")?;
         Ok(())
     }
+}
+
+/// How long after the first of an even sequence number `number` is due.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
+pub(super) fn due_after(number: u64, interval_ns: f64) -> Nanos {
+    (number as f64 * interval_ns) as Nanos
 }
 
 fn nanos_since(origin: Instant) -> Nanos {
@@ -310,7 +305,6 @@ impl Sockets {
             match connection.stream.read(&mut self.buffer) {
                 Ok(0) => break Some(CloseCause::Peer),
                 Ok(bytes) => {
-                    self.calls.reads += 1;
                     load.received(slot, &mut connection.link, &self.buffer[..bytes], now)?;
                     if bytes < BUFFER_BYTES && !to_the_end {
                         break None;
@@ -338,7 +332,6 @@ impl Sockets {
         let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
         let out = &mut connection.link.out;
         while connection.sent < out.len() {
-            self.calls.writes += 1;
             match connection.stream.write(&out[connection.sent..]) {
                 Ok(bytes) => connection.sent += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),

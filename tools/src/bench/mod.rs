@@ -11,6 +11,7 @@
 //! | `session` | connecting, authenticating, heartbeats |
 //! | `echo` | requests and the check of their answers |
 //! | `connect`, `cycle`, `request`, `broadcast` | one scenario each |
+//! | `publication` | pushes under way, and who has got which |
 //! | `stopwatch` | ramp, warm-up, measured window, drain |
 //! | `proc` | CPU time and memory of a process |
 //! | `report` | a table for people, JSON for programs |
@@ -23,6 +24,7 @@ mod echo;
 mod engine;
 mod pattern;
 mod proc;
+mod publication;
 mod report;
 mod request;
 mod session;

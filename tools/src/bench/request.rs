@@ -87,7 +87,8 @@ impl Load for RequestLoad {
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
         let session_at = self.sessions.tick(sockets, now)?;
         let drained = self.echo.drained();
-        match self.stopwatch.tick(self.sessions.up(), drained, sockets.calls, now)? {
+        let (up, all_up) = (self.sessions.up(), self.sessions.all_up());
+        match self.stopwatch.tick(up, all_up, drained, now)? {
             Some(Edge::Start) => self.echo.start(sockets, now),
             Some(Edge::Measure) => self.echo.count_from_now(),
             Some(Edge::Stop) => self.echo.stop(),

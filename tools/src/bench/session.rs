@@ -11,7 +11,7 @@ use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT, Request, Response, SUC
 use tidegate_protocol::proto::v1::Session;
 
 use super::args::CommonArgs;
-use super::engine::{CloseCause, Nanos, Sockets};
+use super::engine::{CloseCause, Nanos, Sockets, due_after};
 use super::report::{histogram, record};
 
 /// Sequence of an authentication.
@@ -130,6 +130,7 @@ pub(super) struct Sessions {
     /// Heartbeats sent so far, by turns: number `n` is slot `n % count`'s.
     heartbeats: u64,
     heartbeats_since: Option<Nanos>,
+    pongs: u64,
     /// From the first byte of the authentication to its answer.
     pub(super) auth_latency: Histogram<u64>,
     /// From the connect to the socket's being open.
@@ -153,6 +154,7 @@ impl Sessions {
             heartbeat_interval_ns: u64::from(HEARTBEAT_INTERVAL_MS) * 1_000_000,
             heartbeats: 0,
             heartbeats_since: None,
+            pongs: 0,
             auth_latency: histogram(),
             connect_latency: histogram(),
         }
@@ -166,6 +168,16 @@ impl Sessions {
     /// Whether all are up.
     pub(super) fn all_up(&self) -> bool {
         self.up == self.count
+    }
+
+    /// Heartbeats answered since the counting began.
+    pub(super) fn pongs(&self) -> u64 {
+        self.pongs
+    }
+
+    /// Starts to count heartbeats, from zero.
+    pub(super) fn count_pongs_from_now(&mut self) {
+        self.pongs = 0;
     }
 
     /// Connections brought up a second, over the whole ramp.
@@ -183,7 +195,7 @@ impl Sessions {
         let began_at = *self.first_connect_at.get_or_insert(now);
         let mut next = None;
         while self.started < self.count && self.started - self.up < UNDER_WAY_MAX {
-            let due_at = began_at + (self.started as f64 * self.connect_interval_ns) as Nanos;
+            let due_at = began_at + due_after(self.started as u64, self.connect_interval_ns);
             if due_at > now {
                 next = Some(due_at);
                 break;
@@ -205,7 +217,7 @@ impl Sessions {
         let since = self.heartbeats_since.filter(|_| !self.raw)?;
         let spacing_ns = self.heartbeat_interval_ns as f64 / self.count as f64;
         loop {
-            let due_at = since + ((self.heartbeats + 1) as f64 * spacing_ns) as Nanos;
+            let due_at = since + due_after(self.heartbeats + 1, spacing_ns);
             if due_at > now {
                 return Some(due_at);
             }
@@ -242,7 +254,7 @@ impl Sessions {
     ) -> anyhow::Result<bool> {
         match read_answer(slot, answer)? {
             SessionAnswer::NotMine => return Ok(false),
-            SessionAnswer::Pong => {}
+            SessionAnswer::Pong => self.pongs += 1,
             SessionAnswer::Authenticated { heartbeat_interval_ms } => {
                 record(&mut self.auth_latency, now.saturating_sub(self.since[slot]));
                 if heartbeat_interval_ms > 0 {

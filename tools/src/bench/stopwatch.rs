@@ -6,7 +6,7 @@
 use anyhow::bail;
 
 use super::args::CommonArgs;
-use super::engine::{Calls, Nanos};
+use super::engine::Nanos;
 use super::proc::{self, Usage};
 use super::report::{Progress, Report, Unit};
 
@@ -42,7 +42,6 @@ struct Sample {
     at: Nanos,
     own: Usage,
     server: Usage,
-    calls: Calls,
 }
 
 /// Tells the phases apart and measures one.
@@ -75,31 +74,33 @@ impl Stopwatch {
         })
     }
 
-    /// Moves on when it is time to. `up`: connections that are up. `drained`: nothing is under way.
+    /// Moves on when it is time to. `up`: connections that are up. `ready`: all is prepared.
+    /// `drained`: nothing is under way.
     pub(super) fn tick(
         &mut self,
         up: usize,
+        ready: bool,
         drained: bool,
-        calls: Calls,
         now: Nanos,
     ) -> anyhow::Result<Option<Edge>> {
         let (phase, edge) = match self.phase {
-            Phase::Ramp if up == self.connections => {
-                (Phase::Warmup { until: now + self.warmup_ns }, Edge::Start)
-            }
+            Phase::Ramp if ready => (Phase::Warmup { until: now + self.warmup_ns }, Edge::Start),
             Phase::Warmup { until } if now >= until => {
-                self.begin = self.sample(calls, now)?;
+                self.begin = self.sample(now)?;
                 let seconds = self.duration_ns.div_ceil(1_000_000_000);
                 self.progress = Progress::new("measuring", seconds);
                 (Phase::Measure { until: now + self.duration_ns }, Edge::Measure)
             }
             Phase::Measure { until } if now >= until => {
-                self.end = self.sample(calls, now)?;
+                self.end = self.sample(now)?;
                 (Phase::Drain { until: now + DRAIN_MAX_NS }, Edge::Stop)
             }
             Phase::Drain { .. } if drained => (Phase::Done, Edge::Done),
             Phase::Drain { until } if now >= until => {
-                bail!("answers are still missing {} s after the end", DRAIN_MAX_NS / 1_000_000_000)
+                bail!(
+                    "something that is due has still not come {} s after the end",
+                    DRAIN_MAX_NS / 1_000_000_000
+                )
             }
             Phase::Ramp => {
                 self.progress.set(up as u64, now);
@@ -130,14 +131,9 @@ impl Stopwatch {
         self.end.at.saturating_sub(self.begin.at).max(1) as f64 / 1e9
     }
 
-    /// Reads that brought bytes, in the window.
-    pub(super) fn reads(&self) -> u64 {
-        self.end.calls.reads - self.begin.calls.reads
-    }
-
-    fn sample(&self, calls: Calls, at: Nanos) -> anyhow::Result<Sample> {
+    fn sample(&self, at: Nanos) -> anyhow::Result<Sample> {
         let server = self.pid.map_or(Ok(Usage::default()), proc::usage)?;
-        Ok(Sample { at, own: proc::usage(std::process::id())?, server, calls })
+        Ok(Sample { at, own: proc::usage(std::process::id())?, server })
     }
 
     /// Reports CPU time for each of `count` things, `thing` being one's name, and the memory.
