@@ -29,6 +29,8 @@ mod report;
 mod request;
 mod session;
 mod stopwatch;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use args::BenchArgs;
 
