@@ -1,4 +1,22 @@
-//! The Tidegate gateway, as a library.
+//! The Tidegate gateway, as a library: link it, bring handlers of your own, and write your own `main`.
+//!
+//! [`Server`] is the way in. The rest is the way of a frame, from the socket to the backend and back:
+//! [`driver`] -> [`transport`] -> [`connection`] -> [`shard`] -> [`router`] -> backend, and the same
+//! back through the shard's [mailbox](shard::mailbox).
 
+pub mod admin;
+pub mod auth;
 pub mod config;
+pub mod connection;
 pub mod control;
+pub mod driver;
+pub mod hub;
+pub mod router;
+pub mod secret;
+pub mod server;
+pub mod session_id;
+pub mod shard;
+pub mod telemetry;
+pub mod transport;
+
+pub use server::Server;

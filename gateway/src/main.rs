@@ -1,3 +1,87 @@
-//! The `tidegate` binary.
+//! The `tidegate` binary: the gateway with the demo backend in the process.
 
-fn main() {}
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::Context as _;
+use crossbeam::channel::{self, Receiver};
+use crossbeam::select;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tidegate::config::{self, AuthMode, Config};
+use tidegate::{Server, telemetry};
+use tidegate_backend::demo::Demo;
+
+fn main() -> ExitCode {
+    let loaded = match config::load(std::env::args_os(), std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        Err(error) => error.exit(),
+    };
+    if loaded.check_only {
+        println!("the configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    match run(loaded.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let metrics = telemetry::install(&config.log)?;
+    let signals = signals().context("can't listen for signals")?;
+    let auth = config.auth.mode.clone();
+    let server =
+        Server::builder(config).handler("demo", Demo::default()).metrics(metrics).start()?;
+    announce(&server, &auth);
+    select! {
+        recv(signals) -> _ => {
+            println!("saying goodbye to everybody; once more to end at once");
+            server.shutdown();
+        }
+        recv(server.ended()) -> ended => {
+            let (shard, outcome) = ended?;
+            server.stop();
+            outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
+        }
+    }
+    let gateway = server.control();
+    thread::spawn(move || {
+        if signals.recv().is_ok() {
+            drop(gateway);
+            std::process::exit(130);
+        }
+    });
+    server.wait()?;
+    println!("gone");
+    Ok(())
+}
+
+/// Says where the gateway listens and what to type next.
+fn announce(server: &Server, auth: &AuthMode) {
+    println!("listening for clients on {}", server.client_address());
+    println!("listening for operators on http://{}/", server.admin_address());
+    let client = server.client_address();
+    let demo = if *auth == AuthMode::Demo { " --demo-token" } else { "" };
+    println!();
+    println!("next, in another terminal:");
+    println!("  cargo run --release -p tidegate-tools -- client --connect {client} --user 7{demo}");
+    println!("Ctrl-C ends the gateway.");
+}
+
+/// SIGINT and SIGTERM, as they come.
+fn signals() -> std::io::Result<Receiver<i32>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (sender, receiver) = channel::unbounded();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in &mut signals {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}

@@ -1,0 +1,455 @@
+//! The epoll driver, through mio: edge-triggered, one system call per read and per write.
+//!
+//! Most of what it does is avoid work. A read that comes short has emptied the socket, so it isn't
+//! tried again (epoll(7) promises a new edge); interest in writability is registered only once a
+//! write has come short; accepted sockets inherit their options from the listener.
+
+use std::io::{self, Read as _, Write as _};
+use std::mem;
+use std::net::{self, Shutdown};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use tidegate_backend::batch::Wake;
+
+use super::slots::Slots;
+use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
+
+/// Events that one wait takes at most: enough to share a system call among many connections, few
+/// enough that what they touch stays in the cache until it is flushed.
+const EVENTS_MAX: usize = 256;
+
+/// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
+const ACCEPTS_MAX: usize = 64;
+
+/// How long to wait before accepting is tried again when descriptors have run out.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+const WAKER: Token = Token(usize::MAX);
+const LISTENER: Token = Token(usize::MAX - 1);
+
+/// A shard's sockets behind epoll.
+#[derive(Debug)]
+pub struct Epoll {
+    poll: Poll,
+    events: Events,
+    waker: Arc<Wakeup>,
+    acceptor: Acceptor,
+    sockets: Slots<Socket>,
+    /// What commands came to since the last poll.
+    outcomes: Vec<Outcome>,
+    /// Connections that have more to read than the last poll took.
+    readable: Vec<ConnId>,
+    /// Received bytes are lent from here.
+    buffer: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Acceptor {
+    listener: Option<TcpListener>,
+    /// Whether the shard wants connections.
+    wanted: bool,
+    /// Whether the queue may hold connections: set by an edge, cleared by would-block.
+    ready: bool,
+    /// `Some` while descriptors have run out: when to try again.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Wakeup(Waker);
+
+impl Wake for Wakeup {
+    fn wake(&self) {
+        // The only failure is a full counter, which means that it is awake already.
+        drop(self.0.wake());
+    }
+}
+
+/// 24 bytes: a connection that is idle costs no more here.
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    /// What is left of the send under way.
+    sending: Option<Box<Sending>>,
+    flags: Flags,
+}
+
+#[derive(Debug)]
+struct Sending {
+    rest: Bytes,
+    total: usize,
+}
+
+#[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one socket")]
+struct Flags {
+    /// The shard does not want bytes now.
+    paused: bool,
+    /// There may be bytes to read, which nobody has looked at.
+    unread: bool,
+    /// It stands in `readable`.
+    queued: bool,
+    /// The kernel said that the peer has ended; the end itself is read after the last byte.
+    ending: bool,
+    /// The end was reported.
+    ended: bool,
+    /// Interest in writability is registered.
+    writable: bool,
+    /// Shut down once the send under way is done.
+    shutdown: bool,
+    /// `Closed` is on its way.
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Sent(ConnId, usize),
+    Closed(ConnId, CloseCause),
+}
+
+impl Epoll {
+    /// A driver that accepts from `listener`, or from nobody.
+    ///
+    /// # Errors
+    /// When the kernel gives no epoll instance.
+    pub fn new(listener: Option<net::TcpListener>) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Wakeup(Waker::new(poll.registry(), WAKER)?));
+        let listener = match listener {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                let mut listener = TcpListener::from_std(listener);
+                poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+                Some(listener)
+            }
+            None => None,
+        };
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            waker,
+            acceptor: Acceptor { listener, wanted: true, ready: false, retry_at: None },
+            sockets: Slots::new(),
+            outcomes: Vec::new(),
+            readable: Vec::new(),
+            buffer: vec![0; RECEIVE_BYTES_MAX].into_boxed_slice(),
+        })
+    }
+
+    /// What ends a wait early, from any thread.
+    #[must_use]
+    pub fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.waker) as Arc<dyn Wake>
+    }
+
+    fn report_outcomes(&mut self, sink: &mut impl Sink) {
+        let mut outcomes = mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            match outcome {
+                Outcome::Sent(conn, bytes) => sink.event(Event::Sent { conn, bytes }),
+                Outcome::Closed(conn, cause) => {
+                    self.sockets.remove(conn);
+                    sink.event(Event::Closed { conn, cause });
+                    if self.acceptor.retry_at.is_some() {
+                        // A descriptor is free again.
+                        self.acceptor.retry_at = None;
+                        self.acceptor.ready = true;
+                        sink.event(Event::AcceptResumed);
+                    }
+                }
+            }
+        }
+        self.outcomes = outcomes;
+    }
+
+    fn report_readable(&mut self, sink: &mut impl Sink) {
+        let mut readable = mem::take(&mut self.readable);
+        for conn in readable.drain(..) {
+            if let Some(socket) = self.sockets.get_mut(conn) {
+                socket.flags.queued = false;
+                self.receive(conn, sink);
+            }
+        }
+        // What was queued while reporting comes in the next poll.
+        readable.append(&mut self.readable);
+        self.readable = readable;
+    }
+
+    /// Reads once, or until the end where the kernel has announced it.
+    fn receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        let mut budget = RECEIVE_BYTES_MAX;
+        while budget > 0 {
+            let Some(socket) = self.sockets.get_mut(conn) else { return };
+            if socket.flags.closed || socket.flags.ended {
+                return;
+            }
+            if socket.flags.paused {
+                socket.flags.unread = true;
+                return;
+            }
+            match socket.stream.read(&mut self.buffer[..budget]) {
+                Ok(0) => {
+                    socket.flags.ended = true;
+                    sink.event(Event::Ended { conn });
+                    return;
+                }
+                Ok(bytes) => {
+                    let drained = bytes < budget && !socket.flags.ending;
+                    sink.event(Event::Received { conn, bytes: &self.buffer[..bytes] });
+                    if drained {
+                        return;
+                    }
+                    budget -= bytes;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.fail(conn, &error),
+            }
+        }
+        self.queue_readable(conn);
+    }
+
+    fn queue_readable(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn)
+            && !mem::replace(&mut socket.flags.queued, true)
+        {
+            self.readable.push(conn);
+        }
+    }
+
+    /// Writes what is left of the send under way.
+    fn continue_send(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let Some(sending) = socket.sending.as_mut() else { return };
+        while !sending.rest.is_empty() {
+            match socket.stream.write(&sending.rest) {
+                Ok(written) => sending.rest.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.fail(conn, &error),
+            }
+        }
+        let total = sending.total;
+        socket.sending = None;
+        self.outcomes.push(Outcome::Sent(conn, total));
+        if socket.flags.shutdown {
+            shut_down(&socket.stream);
+        }
+    }
+
+    /// Keeps what a send has left and asks epoll to say when there is room.
+    fn keep_sending(&mut self, conn: ConnId, rest: Bytes, total: usize) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.sending = Some(Box::new(Sending { rest, total }));
+        if !mem::replace(&mut socket.flags.writable, true) {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = self.poll.registry();
+            if let Err(error) = registry.reregister(&mut socket.stream, token(conn), interest) {
+                self.fail(conn, &error);
+            }
+        }
+    }
+
+    fn fail(&mut self, conn: ConnId, error: &io::Error) {
+        self.end(conn, CloseCause::of(error));
+    }
+
+    fn end(&mut self, conn: ConnId, cause: CloseCause) {
+        if let Some(socket) = self.sockets.get_mut(conn)
+            && !mem::replace(&mut socket.flags.closed, true)
+        {
+            self.outcomes.push(Outcome::Closed(conn, cause));
+        }
+    }
+
+    fn accept(&mut self, sink: &mut impl Sink) {
+        for _ in 0..ACCEPTS_MAX {
+            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() {
+                return;
+            }
+            let Some(listener) = &self.acceptor.listener else { return };
+            match listener.accept() {
+                Ok((stream, peer)) => self.take_in(stream, peer, sink),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.acceptor.ready = false;
+                        return;
+                    }
+                    // The connection was gone before it was taken: accept(2).
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                    _ => {
+                        self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
+                        return sink.event(Event::AcceptPaused { error });
+                    }
+                },
+            }
+        }
+    }
+
+    fn take_in(&mut self, stream: TcpStream, peer: net::SocketAddr, sink: &mut impl Sink) {
+        let socket = Socket { stream, sending: None, flags: Flags::default() };
+        let conn = self.sockets.insert(socket);
+        let socket = self.sockets.get_mut(conn).expect("it was just inserted");
+        let registered =
+            self.poll.registry().register(&mut socket.stream, token(conn), Interest::READABLE);
+        sink.event(Event::Accepted { conn, peer });
+        if let Err(error) = registered {
+            self.fail(conn, &error);
+        }
+    }
+
+    fn retry_accept(&mut self, now: Instant, sink: &mut impl Sink) {
+        if self.acceptor.retry_at.is_some_and(|at| at <= now) {
+            self.acceptor.retry_at = None;
+            self.acceptor.ready = true;
+            sink.event(Event::AcceptResumed);
+        }
+    }
+
+    /// How long to wait: as the sink says, unless there is something to do here.
+    fn wait_for(&self, sink: &mut impl Sink) -> Option<Duration> {
+        let idle_for = sink.idle_for();
+        let accept = self.acceptor.ready
+            && self.acceptor.wanted
+            && self.acceptor.retry_at.is_none()
+            && self.acceptor.listener.is_some();
+        if accept || !self.readable.is_empty() || !self.outcomes.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        match (idle_for, self.acceptor.retry_at) {
+            (Some(idle_for), Some(_)) => Some(idle_for.min(ACCEPT_RETRY)),
+            (None, Some(_)) => Some(ACCEPT_RETRY),
+            (idle_for, None) => idle_for,
+        }
+    }
+}
+
+impl Driver for Epoll {
+    fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        self.report_outcomes(sink);
+        self.report_readable(sink);
+        let wait_for = self.wait_for(sink);
+        match self.poll.poll(&mut self.events, wait_for) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => other?,
+        }
+        let now = Instant::now();
+        sink.woken(now);
+        let events = mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            match event.token() {
+                WAKER => {}
+                LISTENER => self.acceptor.ready = true,
+                token => {
+                    let conn = conn_id(token);
+                    let Some(socket) = self.sockets.get_mut(conn) else { continue };
+                    socket.flags.ending |= event.is_read_closed();
+                    if event.is_writable() && socket.sending.is_some() {
+                        self.continue_send(conn);
+                    }
+                    if event.is_error() {
+                        self.take_error(conn);
+                    } else if event.is_readable() || event.is_read_closed() {
+                        self.receive(conn, sink);
+                    }
+                }
+            }
+        }
+        self.events = events;
+        self.retry_accept(now, sink);
+        if self.acceptor.ready {
+            self.accept(sink);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn send(&mut self, conn: ConnId, mut bytes: Bytes) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if socket.flags.closed {
+            return;
+        }
+        debug_assert!(socket.sending.is_none(), "one send at a time");
+        let total = bytes.len();
+        match socket.stream.write(&bytes) {
+            Ok(written) if written == total => self.outcomes.push(Outcome::Sent(conn, total)),
+            Ok(written) => {
+                bytes.advance(written);
+                self.keep_sending(conn, bytes, total);
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                self.keep_sending(conn, bytes, total);
+            }
+            Err(error) => self.fail(conn, &error),
+        }
+    }
+
+    fn pause_receive(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.flags.paused = true;
+        }
+    }
+
+    fn resume_receive(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.flags.paused = false;
+        if mem::take(&mut socket.flags.unread) {
+            self.queue_readable(conn);
+        }
+    }
+
+    fn shutdown(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.flags.shutdown = true;
+        if socket.sending.is_none() {
+            shut_down(&socket.stream);
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        self.end(conn, CloseCause::Local);
+    }
+
+    fn set_accepting(&mut self, accepting: bool) {
+        self.acceptor.wanted = accepting;
+    }
+
+    fn stop_listening(&mut self) {
+        self.acceptor.listener = None;
+        self.acceptor.retry_at = None;
+    }
+}
+
+impl Epoll {
+    fn take_error(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        match socket.stream.take_error() {
+            Ok(Some(error)) | Err(error) => self.fail(conn, &error),
+            // A read has taken the error already, or the peer has reset after its end.
+            Ok(None) => self.end(conn, CloseCause::Reset),
+        }
+    }
+}
+
+fn shut_down(stream: &TcpStream) {
+    // It fails only on a connection that is gone, which an event will say.
+    drop(stream.shutdown(Shutdown::Write));
+}
+
+/// A connection as epoll carries it: the generation above the slot.
+fn token(conn: ConnId) -> Token {
+    Token((conn.generation as usize) << 32 | conn.slot as usize)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
+fn conn_id(token: Token) -> ConnId {
+    ConnId { slot: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}

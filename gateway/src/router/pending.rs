@@ -1,0 +1,199 @@
+//! Calls that wait for their answer, and when their time is up.
+//!
+//! Every call of a route has the same timeout, so in the order in which they start they also time
+//! out: a list per route, linked through the table, is all the timer that they need.
+
+use tidegate_backend::handler::CallId;
+
+use crate::driver::ConnId;
+
+/// Names a route of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteIndex(pub(super) u16);
+
+/// What has to be known to pass an answer on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Who asked.
+    pub conn: ConnId,
+    /// The request's sequence.
+    pub sequence: u64,
+    /// The request's type.
+    pub kind: i32,
+    /// The route it took.
+    pub route: RouteIndex,
+    /// When, on the shard's clock.
+    pub started_ms: u64,
+}
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    /// Among the route's calls, by age; among the free places, `next` alone.
+    next: u32,
+    prev: u32,
+    pending: Option<Pending>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Queue {
+    oldest: u32,
+    newest: u32,
+    count: usize,
+    timeout_ms: u64,
+}
+
+/// A shard's calls in flight.
+#[derive(Debug)]
+pub struct PendingCalls {
+    entries: Vec<Entry>,
+    free: u32,
+    /// By route.
+    queues: Vec<Queue>,
+}
+
+impl PendingCalls {
+    pub(super) fn new(timeouts_ms: Vec<u64>) -> Self {
+        let queues = timeouts_ms
+            .into_iter()
+            .map(|timeout_ms| Queue { oldest: NONE, newest: NONE, count: 0, timeout_ms })
+            .collect();
+        Self { entries: Vec::new(), free: NONE, queues }
+    }
+
+    /// Calls of a route that wait.
+    #[inline]
+    #[must_use]
+    pub fn in_flight(&self, route: RouteIndex) -> usize {
+        self.queues[usize::from(route.0)].count
+    }
+
+    /// Calls that wait, of all routes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queues.iter().map(|queue| queue.count).sum()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(|queue| queue.count == 0)
+    }
+
+    /// Notes a call.
+    #[inline]
+    pub fn open(&mut self, pending: Pending) -> CallId {
+        let queue = &mut self.queues[usize::from(pending.route.0)];
+        let place = if self.free == NONE {
+            let place =
+                u32::try_from(self.entries.len()).expect("routes bound the calls in flight");
+            self.entries.push(Entry { generation: 0, next: NONE, prev: NONE, pending: None });
+            place
+        } else {
+            self.free
+        };
+        let prev = std::mem::replace(&mut queue.newest, place);
+        queue.count += 1;
+        if prev == NONE {
+            queue.oldest = place;
+        } else {
+            self.entries[prev as usize].next = place;
+        }
+        let entry = &mut self.entries[place as usize];
+        if self.free == place {
+            self.free = entry.next;
+        }
+        entry.next = NONE;
+        entry.prev = prev;
+        entry.pending = Some(pending);
+        CallId(u64::from(entry.generation) << 32 | u64::from(place))
+    }
+
+    /// Takes a call out; `None` when it is out already: its answer comes late.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
+    pub fn close(&mut self, call: CallId) -> Option<Pending> {
+        let (generation, place) = ((call.0 >> 32) as u32, call.0 as u32);
+        let entry = self.entries.get_mut(place as usize)?;
+        if entry.generation != generation {
+            return None;
+        }
+        let pending = entry.pending.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
+        let (next, prev) = (entry.next, entry.prev);
+        entry.next = self.free;
+        self.free = place;
+        let queue = &mut self.queues[usize::from(pending.route.0)];
+        queue.count -= 1;
+        match next {
+            NONE => queue.newest = prev,
+            next => self.entries[next as usize].prev = prev,
+        }
+        match prev {
+            NONE => queue.oldest = next,
+            prev => self.entries[prev as usize].next = next,
+        }
+        Some(pending)
+    }
+
+    /// Takes out a call whose time is up, if there is one.
+    pub fn take_expired(&mut self, now_ms: u64) -> Option<Pending> {
+        let oldest = self.queues.iter().find_map(|queue| {
+            let pending = self.entries.get(queue.oldest as usize)?.pending?;
+            (pending.started_ms + queue.timeout_ms <= now_ms).then_some(queue.oldest)
+        })?;
+        let generation = self.entries[oldest as usize].generation;
+        self.close(CallId(u64::from(generation) << 32 | u64::from(oldest)))
+    }
+
+    /// When the next call's time is up, on the shard's clock.
+    #[must_use]
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.queues
+            .iter()
+            .filter_map(|queue| {
+                let pending = self.entries.get(queue.oldest as usize)?.pending?;
+                Some(pending.started_ms + queue.timeout_ms)
+            })
+            .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(sequence: u64, route: u16, started_ms: u64) -> Pending {
+        let conn = ConnId { slot: 1, generation: 1 };
+        Pending { conn, sequence, kind: 1, route: RouteIndex(route), started_ms }
+    }
+
+    #[test]
+    fn calls_time_out_in_order_and_a_late_answer_finds_nothing() {
+        let mut calls = PendingCalls::new(vec![100, 1000]);
+        let slow = calls.open(pending(1, 1, 0));
+        let first = calls.open(pending(2, 0, 0));
+        let second = calls.open(pending(3, 0, 50));
+        let third = calls.open(pending(4, 0, 60));
+        assert_eq!(calls.next_deadline_ms(), Some(100));
+        assert_eq!(calls.close(second).map(|call| call.sequence), Some(3));
+        assert_eq!(calls.close(second), None);
+        assert_eq!(calls.take_expired(99), None);
+        assert_eq!(calls.take_expired(100).map(|call| call.sequence), Some(2));
+        assert_eq!(calls.take_expired(100), None);
+        assert_eq!(calls.close(first), None);
+        assert_eq!(calls.next_deadline_ms(), Some(160));
+        assert_eq!(calls.len(), 2);
+        // Places are reused; an old name doesn't hit the new call.
+        let again = calls.open(pending(5, 0, 70));
+        assert_eq!(calls.close(first), None);
+        assert_eq!(calls.close(third).map(|call| call.sequence), Some(4));
+        assert_eq!(calls.take_expired(170).map(|call| call.sequence), Some(5));
+        assert_eq!(calls.close(again), None);
+        assert_eq!(calls.close(slow).map(|call| call.sequence), Some(1));
+        assert!(calls.is_empty());
+        assert_eq!(calls.next_deadline_ms(), None);
+    }
+}

@@ -1,0 +1,350 @@
+//! A whole gateway: listeners, shards, backends and the operators' HTTP, started and stopped together.
+//!
+//! ```no_run
+//! use tidegate::Server;
+//! use tidegate::config::Config;
+//! use tidegate_backend::demo::Demo;
+//!
+//! # fn main() -> Result<(), tidegate::server::StartError> {
+//! let server = Server::builder(Config::embedded_default()).handler("demo", Demo::default()).start()?;
+//! println!("listening on {}", server.client_address());
+//! server.shutdown();
+//! server.wait()?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam::channel::{self, Receiver, Sender};
+use metrics_exporter_prometheus::PrometheusHandle;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tidegate_backend::pool::{Pool, PoolOptions};
+use tidegate_backend::publisher::GatewayPort;
+use tidegate_backend::{Gateway, Handler, Placement};
+
+use crate::admin::{self, AdminError, AdminServer};
+use crate::auth::{KeyError, Verifier};
+use crate::config::{BackendConfig, Config, DriverKind};
+use crate::control::Control;
+use crate::driver::epoll::Epoll;
+use crate::hub::Hub;
+use crate::router::Backend;
+use crate::session_id::SessionIds;
+use crate::shard::mailbox::{Address, Message};
+use crate::shard::receipt::Gate;
+use crate::shard::{Shard, Shared, stats};
+
+/// Why a gateway did not start, or did not end well. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The token's key can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The clients' address can't be listened on.
+    #[error("can't listen for clients on {address}: {source}; choose another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The operators' HTTP did not start.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A configured backend has no handler.
+    #[error(
+        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}"
+    )]
+    UnknownBackend {
+        /// The backend.
+        name: String,
+        /// The handlers there are.
+        known: Vec<String>,
+    },
+    /// The system gives no thread, no epoll, or no random numbers.
+    #[error("the system refused what a gateway needs: {0}")]
+    System(#[from] io::Error),
+    /// A shard ended though nobody told it to.
+    #[error("shard {shard} failed: {reason}")]
+    Shard {
+        /// Which.
+        shard: u16,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A gateway to be.
+pub struct Builder {
+    config: Config,
+    handlers: Vec<(String, Arc<dyn Handler>)>,
+    metrics: Option<PrometheusHandle>,
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Server {
+    client_address: SocketAddr,
+    hub: Arc<Hub>,
+    gateway: Gateway,
+    admin: AdminServer,
+    /// How each shard ended.
+    ended: Receiver<(u16, Result<(), String>)>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Builder {
+    /// Serves the backend that the configuration calls `name`.
+    #[must_use]
+    pub fn handler(mut self, name: impl Into<String>, handler: impl Handler) -> Self {
+        self.handlers.push((name.into(), Arc::new(handler)));
+        self
+    }
+
+    /// Shows operators the metrics of a recorder that is installed already. Without, they see none.
+    #[must_use]
+    pub fn metrics(mut self, metrics: PrometheusHandle) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Starts listening.
+    ///
+    /// # Errors
+    /// [`StartError`]: what can't be had. Nothing runs then.
+    pub fn start(self) -> Result<Server, StartError> {
+        let Self { config, handlers, metrics } = self;
+        let verifier = Verifier::new(&config.auth)?;
+        let listeners = listen(&config)?;
+        let client_address = listeners[0].local_addr()?;
+        let addresses: Vec<Address> = listeners.iter().map(|_| Address::new()).collect();
+        let gate =
+            Arc::new(Gate::new(config.limits.commands_max, config.limits.commands_bytes_max));
+        let session_ids = SessionIds::new(random_number()?);
+        let frame_bytes_max = config.limits.frame_to_client_bytes_max;
+        let hub = Hub::new(addresses.clone(), Arc::clone(&gate), session_ids, frame_bytes_max);
+        let hub = Arc::new(hub);
+        let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
+        stats::describe();
+        let backends = config
+            .backends
+            .iter()
+            .map(|backend| start_backend(backend, &handlers, &gateway))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let admin_config = config.admin.clone();
+        let first_offset = unix_us();
+        let started = Instant::now();
+        let connections = AtomicU64::new(0);
+        let shared = Arc::new(Shared {
+            config,
+            verifier,
+            addresses,
+            gate,
+            session_ids,
+            first_offset,
+            started,
+            backends,
+            connections,
+        });
+        let metrics = metrics.unwrap_or_else(detached_metrics);
+        let control = Arc::clone(&hub) as Arc<dyn Control>;
+        let admin = admin::serve(&admin_config, control, metrics)?;
+        let (report, ended) = channel::unbounded();
+        let threads = start_shards(listeners, &shared, &gateway, &report)?;
+        hub.set_ready(true);
+        Ok(Server { client_address, hub, gateway, admin, ended, threads })
+    }
+}
+
+impl Server {
+    /// Starts to build a gateway.
+    #[must_use]
+    pub const fn builder(config: Config) -> Builder {
+        Builder { config, handlers: Vec::new(), metrics: None }
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub const fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// Where operators connect.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// The gateway, as a backend sees it.
+    #[must_use]
+    pub const fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// What operators may ask.
+    #[must_use]
+    pub fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.hub) as Arc<dyn Control>
+    }
+
+    /// Starts to go away: no new connections; goodbye to everybody as soon as its answers are out.
+    /// [`Self::wait`] returns when the last has gone, or `shutdown.drain_timeout_ms` is over.
+    pub fn shutdown(&self) {
+        self.hub.set_ready(false);
+        self.hub.tell_all(|| Message::Drain);
+    }
+
+    /// Ends at once, without goodbyes.
+    pub fn stop(&self) {
+        self.hub.set_ready(false);
+        self.hub.tell_all(|| Message::Stop);
+    }
+
+    /// Tells when a shard has ended, whether it was told to or not. See [`Self::wait`].
+    #[must_use]
+    pub const fn ended(&self) -> &Receiver<(u16, Result<(), String>)> {
+        &self.ended
+    }
+
+    /// Waits until all shards have ended, and ends the operators' HTTP.
+    ///
+    /// # Errors
+    /// [`StartError::Shard`] when one ended though nobody told it to.
+    pub fn wait(self) -> Result<(), StartError> {
+        let mut outcome = Ok(());
+        for _ in 0..self.threads.len() {
+            if let Ok((shard, Err(reason))) = self.ended.recv() {
+                outcome = Err(StartError::Shard { shard, reason });
+                self.stop();
+            }
+        }
+        for thread in self.threads {
+            // It has reported how it ended.
+            drop(thread.join());
+        }
+        self.admin.shutdown();
+        outcome
+    }
+}
+
+fn start_backend(
+    config: &BackendConfig,
+    handlers: &[(String, Arc<dyn Handler>)],
+    gateway: &Gateway,
+) -> Result<Backend, StartError> {
+    let (_, handler) = handlers.iter().find(|(name, _)| *name == config.name).ok_or_else(|| {
+        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
+        StartError::UnknownBackend { name: config.name.clone(), known }
+    })?;
+    let pool = match config.placement.unwrap_or_else(|| handler.placement()) {
+        Placement::Shard => None,
+        Placement::Worker => {
+            let options = PoolOptions {
+                workers: config.workers,
+                queue_calls_max: config.queue_calls_max,
+                batch_calls_max: config.batch_calls_max,
+            };
+            Some(Pool::start(&config.name, handler, gateway, options)?)
+        }
+    };
+    Ok(Backend { name: config.name.as_str().into(), handler: Arc::clone(handler), pool })
+}
+
+fn start_shards(
+    listeners: Vec<TcpListener>,
+    shared: &Arc<Shared>,
+    gateway: &Gateway,
+    report: &Sender<(u16, Result<(), String>)>,
+) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+    let mut threads = Vec::new();
+    for (id, listener) in (0_u16..).zip(listeners) {
+        let DriverKind::Epoll = shared.config.driver;
+        let mut driver = Epoll::new(Some(listener))?;
+        shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
+        let (shared, gateway, report) = (Arc::clone(shared), gateway.clone(), report.clone());
+        let run = move || {
+            let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
+            let outcome = Shard::new(id, shared, gateway).run(&mut driver);
+            ended.with(outcome.map_err(|error| error.to_string()));
+        };
+        threads.push(thread::Builder::new().name(format!("shard-{id}")).spawn(run)?);
+    }
+    Ok(threads)
+}
+
+/// Reports how a shard ended when it is dropped, also by a panic.
+struct Ended {
+    shard: u16,
+    report: Sender<(u16, Result<(), String>)>,
+    outcome: Result<(), String>,
+}
+
+impl Ended {
+    fn with(mut self, outcome: Result<(), String>) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
+        // Nobody listens when the server itself was dropped.
+        drop(self.report.send((self.shard, outcome)));
+    }
+}
+
+/// One listening socket for each shard, on the same port.
+fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let fail = |source| StartError::Listen { address: config.listen, source };
+    let mut address = config.listen;
+    let mut listeners = Vec::new();
+    if address.port() != 0 {
+        // SO_REUSEPORT would let two gateways share a port unnoticed: who is there already says no.
+        drop(bind(address, config, false).map_err(fail)?);
+    }
+    for _ in 0..config.shards {
+        let listener = bind(address, config, true).map_err(fail)?;
+        address = listener.local_addr().map_err(fail)?;
+        listeners.push(listener);
+    }
+    for listener in &listeners {
+        let backlog = i32::try_from(config.socket.backlog).unwrap_or(i32::MAX);
+        SockRef::from(listener).listen(backlog).map_err(fail)?;
+    }
+    Ok(listeners)
+}
+
+/// Binds, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
+fn bind(address: SocketAddr, config: &Config, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(config.socket.user_timeout))?;
+    socket.set_send_buffer_size(config.socket.send_buffer_bytes)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// For who installs no recorder: a page without metrics.
+fn detached_metrics() -> PrometheusHandle {
+    metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle()
+}
+
+fn random_number() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,465 @@
+//! Fan-out: pushes into rooms, members in and out, and serving the members a slice at a time.
+//!
+//! A push is appended to the room's log, and the room goes into the round of those to be swept. Each
+//! turn serves some members: who has nothing under way gets everything from its cursor to the log's
+//! end in one send; who is busy is marked as owed and served when its send is done. Pushes that come
+//! while a sweep goes round are merged into it by themselves.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use tidegate_backend::RoomId;
+use tidegate_protocol::server;
+use tokio::sync::oneshot;
+
+use super::Shard;
+use super::closing::{Cause, millis};
+use super::log::Log;
+use super::mailbox::Message;
+use super::receipt::{Gather, Receipt};
+use super::rooms::{self, EVERYBODY, Role, Room, RoomIndex};
+use crate::config::{RoomPolicy, SlowMember};
+use crate::connection::MembershipId;
+use crate::control::RoomInfo;
+use crate::driver::{ConnId, Driver};
+use crate::session_id::Place;
+
+/// Rooms that one round of housekeeping looks at.
+const IDLE_ROOMS_LOOKED_AT: usize = 4096;
+
+/// Bytes of rooms' pushes that one send takes when a connection is owed several rooms'.
+const OWED_BYTES_MAX: usize = 64 * 1024;
+
+/// The rooms whose members have to be served.
+#[derive(Debug)]
+pub(super) struct FanOut {
+    round: VecDeque<RoomIndex>,
+    /// Above every offset that a room closed here ever gave.
+    first_offset: u64,
+    /// Where housekeeping goes on looking for idle rooms.
+    idle_next: usize,
+}
+
+impl FanOut {
+    pub(super) const fn new(first_offset: u64) -> Self {
+        Self { round: VecDeque::new(), first_offset, idle_next: 0 }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.round.is_empty()
+    }
+}
+
+impl Shard {
+    /// Opens everybody's room, which is always there, on every shard.
+    pub(super) fn open_everybody(&mut self) {
+        let others = (0..self.shared.config.shards).filter(|&shard| shard != 0);
+        let role = if self.id == 0 {
+            Role::Home { subscribers: others.map(|shard| (shard, 0)).collect() }
+        } else {
+            Role::Replica { joins: 0 }
+        };
+        let policy = self.policy(&RoomId::everybody());
+        let log = Log::new(self.shared.first_offset, policy.log_bytes_max);
+        let index = self.rooms.open(RoomId::everybody(), policy, log, role, 0);
+        debug_assert_eq!(index, EVERYBODY);
+    }
+
+    /// At a room's home: numbers a push and passes it on.
+    pub(super) fn on_publish(
+        &mut self,
+        room: &RoomId,
+        kind: i32,
+        biz_data: &[u8],
+        receipt: &Arc<Receipt>,
+    ) {
+        self.stats.pushes_to_rooms += 1;
+        let Some(index) = self.find_or_open(room) else { return };
+        let offset = self.rooms.get(index).log.end();
+        let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
+        server::put_push(&mut frame, kind, biz_data, offset);
+        let frame = frame.freeze();
+        if let Role::Home { subscribers } = &self.rooms.get(index).role {
+            for (shard, _) in subscribers.clone() {
+                let (room, frame, receipt) = (room.clone(), frame.clone(), Arc::clone(receipt));
+                self.post(shard, Message::Append { room, offset, frame, receipt });
+            }
+        }
+        self.append(index, frame, receipt);
+    }
+
+    /// At a shard with members: the home has numbered a push.
+    pub(super) fn on_append(
+        &mut self,
+        room: &RoomId,
+        offset: u64,
+        frame: Bytes,
+        receipt: &Arc<Receipt>,
+    ) {
+        // None is there only when the home hears later that this shard has no members left.
+        if let Some(index) = self.rooms.find(room) {
+            debug_assert_eq!(self.rooms.get(index).log.end(), offset, "no push is lost on the way");
+            self.append(index, frame, receipt);
+        }
+    }
+
+    fn append(&mut self, index: RoomIndex, frame: Bytes, receipt: &Arc<Receipt>) {
+        let now_ms = self.now_ms;
+        let room = self.rooms.get(index);
+        room.active_at_ms = now_ms;
+        room.log.append(frame);
+        receipt.add(room.members.len());
+        if room.members.is_empty() {
+            return;
+        }
+        if room.sweep.left == 0 {
+            self.fan_out.round.push_back(index);
+        }
+        room.sweep.left = room.members.len();
+    }
+
+    /// Serves one turn's slice of members, the rooms taking turns.
+    pub(super) fn fan_out_slice(&mut self, driver: &mut impl Driver) {
+        let mut budget = self.shared.config.limits.fan_out_slice;
+        while budget > 0 {
+            let Some(index) = self.fan_out.round.pop_front() else { return };
+            if !self.rooms.exists(index) {
+                continue;
+            }
+            let count = self.rooms.get(index).sweep.left.min(budget);
+            for _ in 0..count {
+                let room = self.rooms.get(index);
+                let Some(&member) = room.members.get(room.sweep.next) else { break };
+                room.sweep.next = (room.sweep.next + 1) % room.members.len();
+                room.sweep.left = room.sweep.left.saturating_sub(1);
+                self.serve(member, driver);
+            }
+            // An empty slice still costs one, so that the loop is bounded by the rooms.
+            budget -= count.max(1).min(budget);
+            let room = self.rooms.get(index);
+            if room.sweep.left > 0 {
+                self.fan_out.round.push_back(index);
+            } else {
+                room.log.forget_merged();
+            }
+        }
+    }
+
+    /// Sends a member what it has not got, or marks it as owed.
+    #[inline]
+    fn serve(&mut self, member: MembershipId, driver: &mut impl Driver) {
+        let (room, membership) = self.rooms.room_and_membership(member);
+        let slot = membership.slot;
+        if membership.cursor >= room.log.end() {
+            return;
+        }
+        let connection = &mut self.connections[slot as usize];
+        if connection.in_flight_bytes > 0 || connection.flags.touched {
+            connection.flags.owed = true;
+            return;
+        }
+        if let Some(bytes) = self.read_log(member) {
+            self.send(slot, bytes, driver);
+        }
+    }
+
+    /// Takes what a member has not got out of its room's log, and moves its cursor on.
+    #[inline]
+    fn read_log(&mut self, member: MembershipId) -> Option<Bytes> {
+        let (room, membership) = self.rooms.room_and_membership(member);
+        let skipped = room.log.first().saturating_sub(membership.cursor);
+        if skipped > 0 {
+            if room.policy.slow_member == SlowMember::Close {
+                let slot = membership.slot;
+                self.abort(slot, Cause::SlowMember);
+                return None;
+            }
+            self.stats.skipped_pushes += skipped;
+            membership.cursor = room.log.first();
+        }
+        let (bytes, cursor) = room.log.read(membership.cursor)?;
+        self.stats.deliveries += cursor - membership.cursor;
+        membership.cursor = cursor;
+        Some(bytes)
+    }
+
+    /// Takes everything that a connection is owed: its outbox, then what its rooms have for it.
+    pub(super) fn take_owed(&mut self, slot: u32) -> Option<Bytes> {
+        self.at(slot).flags.owed = false;
+        let mut alone = None;
+        let mut next = self.at(slot).first_membership;
+        while let Some(member) = next {
+            next = self.rooms.membership(member).next;
+            while let Some(bytes) = self.read_log(member) {
+                let connection = &mut self.connections[slot as usize];
+                if connection.outbox.is_none() && alone.is_none() {
+                    alone = Some(bytes);
+                } else {
+                    let first = alone.take();
+                    self.outboxes.write(&mut connection.outbox, |out| {
+                        first.iter().for_each(|bytes: &Bytes| out.extend_from_slice(bytes));
+                        out.extend_from_slice(&bytes);
+                    });
+                }
+                let taken = alone.as_ref().map_or(0, Bytes::len);
+                if taken + self.outboxes.len(self.connections[slot as usize].outbox)
+                    >= OWED_BYTES_MAX
+                {
+                    self.at(slot).flags.owed = true;
+                    next = None;
+                    break;
+                }
+            }
+            if self.at(slot).is_going() {
+                // One of its rooms closes who is slow: its memberships are gone.
+                return None;
+            }
+        }
+        let outbox = &mut self.connections[slot as usize].outbox;
+        alone.or_else(|| self.outboxes.drain(outbox))
+    }
+
+    /// At a room's home: a connection of some shard becomes a member.
+    pub(super) fn on_join(&mut self, room: RoomId, place: Place, after_offset: Option<u64>) {
+        let Some(index) = self.find_or_open(&room) else { return };
+        let shard = place.shard();
+        let conn = place.conn();
+        if shard == self.id {
+            return self.join_here(index, conn, after_offset);
+        }
+        let Room { role, log, .. } = self.rooms.get(index);
+        let Role::Home { subscribers } = role else { return };
+        let log =
+            if let Some((_, joins)) = subscribers.iter_mut().find(|(known, _)| *known == shard) {
+                *joins += 1;
+                None
+            } else {
+                subscribers.push((shard, 1));
+                log.forget_merged();
+                Some(Box::new(log.clone()))
+            };
+        self.post(shard, Message::Joined { room, conn, after_offset, log });
+    }
+
+    /// At a connection's shard: the home says that it is a member.
+    pub(super) fn on_joined(
+        &mut self,
+        room: RoomId,
+        conn: ConnId,
+        after_offset: Option<u64>,
+        log: Option<Box<Log>>,
+    ) {
+        let index = match (self.rooms.find(&room), log) {
+            (Some(index), None) => index,
+            (None, Some(log)) => {
+                let policy = self.policy(&room);
+                let role = Role::Replica { joins: 0 };
+                self.rooms.open(room, policy, *log, role, self.now_ms)
+            }
+            (found, _) => {
+                debug_assert!(false, "a log comes with the first join alone: {found:?}");
+                return;
+            }
+        };
+        if let Role::Replica { joins } = &mut self.rooms.get(index).role {
+            *joins += 1;
+        }
+        self.join_here(index, conn, after_offset);
+    }
+
+    fn join_here(&mut self, index: RoomIndex, conn: ConnId, after_offset: Option<u64>) {
+        let slot = conn.slot;
+        let rooms_max = self.shared.config.rooms.rooms_per_connection_max;
+        match self.connection(conn).filter(|connection| !connection.is_going()) {
+            None => {
+                self.stats.stale_commands += 1;
+                return self.unsubscribe_if_empty(index);
+            }
+            Some(connection) => {
+                let (first, memberships) = (connection.first_membership, connection.memberships);
+                let Room { log, .. } = self.rooms.get(index);
+                let cursor = after_offset
+                    .map_or(log.end(), |offset| offset.saturating_add(1).min(log.end()));
+                let owed = cursor < log.end();
+                if let Some(known) = self.rooms.find_membership(first, index) {
+                    if after_offset.is_some() {
+                        self.rooms.membership(known).cursor = cursor;
+                    }
+                } else if usize::from(memberships) > rooms_max {
+                    self.stats.refused_rooms += 1;
+                    return self.unsubscribe_if_empty(index);
+                } else {
+                    let connection = &mut self.connections[slot as usize];
+                    connection.memberships += 1;
+                    self.rooms.join(&mut connection.first_membership, slot, index, cursor);
+                }
+                if owed {
+                    self.at(slot).flags.owed = true;
+                    self.touch(slot);
+                }
+            }
+        }
+    }
+
+    /// Makes a new session a member of everybody's room.
+    pub(super) fn join_everybody(&mut self, slot: u32) {
+        let cursor = self.rooms.get(EVERYBODY).log.end();
+        let connection = &mut self.connections[slot as usize];
+        connection.memberships += 1;
+        self.rooms.join(&mut connection.first_membership, slot, EVERYBODY, cursor);
+    }
+
+    /// At a room's home.
+    pub(super) fn on_leave(&mut self, room: RoomId, place: Place) {
+        let conn = place.conn();
+        if place.shard() == self.id {
+            self.on_left(&room, conn);
+        } else {
+            self.post(place.shard(), Message::Left { room, conn });
+        }
+    }
+
+    /// At a connection's shard.
+    pub(super) fn on_left(&mut self, room: &RoomId, conn: ConnId) {
+        let Some(index) = self.rooms.find(room) else { return };
+        let Some(connection) = self.connection(conn) else {
+            self.stats.stale_commands += 1;
+            return;
+        };
+        let first = connection.first_membership;
+        if let Some(member) = self.rooms.find_membership(first, index) {
+            self.leave(conn.slot, member);
+        }
+    }
+
+    /// Ends all of a connection's memberships.
+    pub(super) fn leave_all(&mut self, slot: u32) {
+        while let Some(member) = self.at(slot).first_membership {
+            self.leave(slot, member);
+        }
+        self.at(slot).flags.owed = false;
+    }
+
+    fn leave(&mut self, slot: u32, member: MembershipId) {
+        let index = self.rooms.membership(member).room;
+        let connection = &mut self.connections[slot as usize];
+        connection.memberships -= 1;
+        if let Some(moved) = self.rooms.leave(&mut connection.first_membership, member) {
+            // The member that took the place may be one that the sweep has yet to come to.
+            self.at(moved).flags.owed = true;
+            self.touch(moved);
+        }
+        let now_ms = self.now_ms;
+        self.rooms.get(index).active_at_ms = now_ms;
+        self.unsubscribe_if_empty(index);
+    }
+
+    /// Tells a room's home that this shard has no members left.
+    fn unsubscribe_if_empty(&mut self, index: RoomIndex) {
+        let id = self.id;
+        let room = self.rooms.get(index);
+        if index == EVERYBODY || !room.members.is_empty() {
+            return;
+        }
+        if let Role::Replica { joins } = room.role {
+            let room = room.id.clone();
+            let home = rooms::home(&room, self.shared.config.shards);
+            self.post(home, Message::Unsubscribe { room, shard: id, joins });
+        }
+    }
+
+    /// At a room's home: a shard has no members left, unless a join is on its way there.
+    pub(super) fn on_unsubscribe(&mut self, room: RoomId, shard: u16, joins: u64) {
+        let Some(index) = self.rooms.find(&room) else { return };
+        let Role::Home { subscribers } = &mut self.rooms.get(index).role else { return };
+        let before = subscribers.len();
+        subscribers.retain(|&subscriber| subscriber != (shard, joins));
+        if subscribers.len() < before {
+            self.post(shard, Message::Unsubscribed { room });
+        }
+    }
+
+    /// At a shard without members: the home will send nothing more.
+    pub(super) fn on_unsubscribed(&mut self, room: &RoomId) {
+        if let Some(index) = self.rooms.find(room) {
+            self.rooms.close(index);
+        }
+    }
+
+    pub(super) fn on_ask_room(&mut self, room: RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
+        let Some(index) = self.rooms.find(&room) else {
+            drop(reply.send(None));
+            return;
+        };
+        let Room { log, members, role, .. } = self.rooms.get(index);
+        let info = RoomInfo {
+            room: room.to_string(),
+            members: members.len() as u64,
+            last_offset: log.end() - 1,
+            first_offset: log.first(),
+            log_bytes: log.bytes() as u64,
+        };
+        let gather = Gather::new(Some(info), reply);
+        if let Role::Home { subscribers } = role {
+            for (shard, _) in subscribers.clone() {
+                let (room, gather) = (room.clone(), Arc::clone(&gather));
+                self.post(shard, Message::CountMembers { room, gather });
+            }
+        }
+    }
+
+    pub(super) fn on_count_members(&mut self, room: &RoomId, gather: &Gather<Option<RoomInfo>>) {
+        if let Some(index) = self.rooms.find(room) {
+            let members = self.rooms.get(index).members.len() as u64;
+            gather.add(|info| info.iter_mut().for_each(|info| info.members += members));
+        }
+    }
+
+    /// Closes rooms whose home is here, that have no members and no recent push.
+    pub(super) fn close_idle_rooms(&mut self) {
+        let idle_ttl_ms = millis(self.shared.config.rooms.idle_ttl);
+        let places = self.rooms.places();
+        for _ in 0..IDLE_ROOMS_LOOKED_AT.min(places) {
+            self.fan_out.idle_next = (self.fan_out.idle_next + 1) % places;
+            let Some((index, room)) = self.rooms.at(self.fan_out.idle_next) else { continue };
+            let abandoned = match &room.role {
+                Role::Home { subscribers } => room.members.is_empty() && subscribers.is_empty(),
+                Role::Replica { .. } => false,
+            };
+            if abandoned && index != EVERYBODY && room.active_at_ms + idle_ttl_ms <= self.now_ms {
+                if let Some(room) = self.rooms.close(index) {
+                    self.fan_out.first_offset = self.fan_out.first_offset.max(room.log.end());
+                }
+            }
+        }
+    }
+
+    /// At a room's home. `None`: there are too many rooms.
+    fn find_or_open(&mut self, room: &RoomId) -> Option<RoomIndex> {
+        if let Some(index) = self.rooms.find(room) {
+            return Some(index);
+        }
+        if self.rooms.len() >= self.shared.config.rooms.rooms_max {
+            self.stats.refused_rooms += 1;
+            return None;
+        }
+        let policy = self.policy(room);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        let first = self.fan_out.first_offset.max(now_us);
+        let log = Log::new(first, policy.log_bytes_max);
+        let role = Role::Home { subscribers: Vec::new() };
+        Some(self.rooms.open(room.clone(), policy, log, role, self.now_ms))
+    }
+
+    fn policy(&self, room: &RoomId) -> RoomPolicy {
+        let rooms = &self.shared.config.rooms;
+        rooms
+            .policies
+            .iter()
+            .find(|(prefix, _)| room.as_str().starts_with(prefix.as_str()))
+            .map_or(rooms.default_policy, |(_, policy)| *policy)
+    }
+}

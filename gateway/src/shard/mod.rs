@@ -1,0 +1,441 @@
+//! A shard: one thread's connections, users, rooms, calls and timers.
+//!
+//! A shard is sans-IO. A driver hands it facts, other threads leave messages in its mailbox, and it
+//! answers with intents. Nothing of it is shared. One turn is one round of its loop:
+//!
+//! ```text
+//! facts in      driver.poll          bytes, ends, completions        inbound, outbound
+//! messages in   drain_mailbox        answers, pushes, registrations  calls, sessions, fan_out
+//! time in       expire               silence, timeouts               closing, calls
+//! calls out     router.flush         one batch for each worker
+//! bytes out     fan_out, flush       one send for each connection    fan_out, outbound
+//! ```
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`mailbox`], [`receipt`] | the way in from other threads, and its bound |
+//! | `inbound` | bytes -> frames -> what they ask |
+//! | `sessions`, [`users`] | authentication, the user directory, kicks |
+//! | `calls` | requests to backends, and their answers |
+//! | `fan_out`, [`rooms`], [`log`] | rooms: publish, join, leave, and serving the members |
+//! | `outbound` | what is written, and the one send of a turn |
+//! | [`closing`] | how connections, and the shard, end |
+//! | [`timers`], [`stats`] | deadlines, figures |
+
+mod calls;
+pub mod closing;
+mod fan_out;
+mod inbound;
+pub mod log;
+pub mod mailbox;
+mod outbound;
+pub mod receipt;
+pub mod rooms;
+mod sessions;
+pub mod stats;
+pub mod timers;
+pub mod users;
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tidegate_backend::Gateway;
+use tidegate_backend::handler::AnswerPort;
+
+use crate::auth::Verifier;
+use crate::config::Config;
+use crate::connection::outbox::Outboxes;
+use crate::connection::rate::Rate;
+use crate::connection::{Connection, Phase};
+use crate::control::ShardInfo;
+use crate::driver::{ConnId, Driver, Event, Sink};
+use crate::router::{Backend, Router};
+use crate::session_id::{Place, SessionIds};
+use calls::Port;
+use closing::Draining;
+use fan_out::FanOut;
+use mailbox::{Address, Message};
+use receipt::Gate;
+use rooms::Rooms;
+use stats::{Durations, Exporter, Levels, Stats};
+use timers::Timers;
+use users::Users;
+
+/// Messages that one turn takes from the mailbox at most, so that a flood of them doesn't keep the
+/// shard from its sockets.
+const MESSAGES_MAX: usize = 4096;
+
+/// How often figures are exported and idle rooms looked for, in milliseconds.
+const HOUSEKEEPING_MS: u64 = 250;
+
+/// What all shards of a gateway share: none of it changes while they run.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Checks tokens.
+    pub verifier: Verifier,
+    /// Every shard's mailbox, by its number.
+    pub addresses: Vec<Address>,
+    /// The bound on commands under way.
+    pub gate: Arc<Gate>,
+    /// Names sessions.
+    pub session_ids: SessionIds,
+    /// The first offset of everybody's room, and the lowest of any other: microseconds since the
+    /// Unix epoch when the gateway started, so that a restart begins above what the last run gave.
+    pub first_offset: u64,
+    /// When the shards' clocks started.
+    pub started: Instant,
+    /// The backends that routes lead to.
+    pub backends: Vec<Backend>,
+    /// Open connections, all shards together.
+    pub connections: AtomicU64,
+}
+
+/// One shard. See the [module](self).
+pub struct Shard {
+    id: u16,
+    shared: Arc<Shared>,
+    /// What handlers on this thread see.
+    gateway: Gateway,
+    /// Where answers come to.
+    port: Arc<Port>,
+    answer_port: Arc<dyn AnswerPort>,
+    /// Messages from this shard to itself.
+    local: VecDeque<Message>,
+
+    connections: Vec<Connection>,
+    connection_count: usize,
+    session_count: usize,
+    outboxes: Outboxes,
+    users: Users,
+    rooms: Rooms,
+    fan_out: FanOut,
+    timers: Timers,
+    router: Router,
+    /// Requests' `biz_data` is copied here: one allocation serves many requests.
+    arena: BytesMut,
+    rate: Option<Rate>,
+
+    /// Slots of connections to flush at the end of the turn.
+    touched: Vec<u32>,
+    /// Slots whose deadline has passed; kept for its memory.
+    expired: Vec<u32>,
+    /// Whether the driver should accept.
+    accepting: Accepting,
+    draining: Option<Draining>,
+    finished: bool,
+
+    /// Milliseconds since `shared.started`.
+    now_ms: u64,
+    housekeeping_at_ms: u64,
+    stats: Stats,
+    durations: Vec<Durations>,
+    exporter: Exporter,
+}
+
+/// Whether the driver accepts, and whether it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepting {
+    Yes,
+    /// There are as many connections as there may be.
+    Full,
+}
+
+impl Shard {
+    /// Shard number `id` of a gateway.
+    #[must_use]
+    pub fn new(id: u16, shared: Arc<Shared>, gateway: Gateway) -> Self {
+        let config = &shared.config;
+        let router = Router::new(&config.routes, &shared.backends, config.shards);
+        let rate = config
+            .limits
+            .requests_per_second
+            .map(|per_second| Rate::new(per_second, config.limits.requests_burst));
+        let names: Vec<_> = shared.backends.iter().map(|b| Arc::clone(&b.name)).collect();
+        let port = Arc::new(Port::new(shared.addresses[usize::from(id)].clone()));
+        let mut shard = Self {
+            id,
+            gateway,
+            answer_port: Arc::clone(&port) as Arc<dyn AnswerPort>,
+            port,
+            local: VecDeque::new(),
+            connections: Vec::new(),
+            connection_count: 0,
+            session_count: 0,
+            outboxes: Outboxes::default(),
+            users: Users::default(),
+            rooms: Rooms::default(),
+            fan_out: FanOut::new(shared.first_offset),
+            timers: Timers::new(),
+            router,
+            arena: BytesMut::new(),
+            rate,
+            touched: Vec::new(),
+            expired: Vec::new(),
+            accepting: Accepting::Yes,
+            draining: None,
+            finished: false,
+            now_ms: 0,
+            housekeeping_at_ms: 0,
+            stats: Stats::default(),
+            durations: vec![Durations::default(); names.len()],
+            exporter: Exporter::new(id, &names),
+            shared,
+        };
+        shard.open_everybody();
+        shard
+    }
+
+    /// Turns until the shard is told to end, and has.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn run(&mut self, driver: &mut impl Driver) -> io::Result<()> {
+        while !self.finished {
+            self.turn(driver)?;
+        }
+        self.export();
+        Ok(())
+    }
+
+    /// One turn. See the [module](self).
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
+        let local = self.port.enter();
+        driver.poll(self)?;
+        self.drain_mailbox();
+        self.expire();
+        self.drain_step(driver);
+        self.router.flush();
+        self.fan_out_slice(driver);
+        self.flush(driver);
+        self.accept_more(driver);
+        self.stats.turns += 1;
+        drop(local);
+        Ok(())
+    }
+
+    /// Whether the shard has ended.
+    #[must_use]
+    pub const fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// What has happened.
+    #[must_use]
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// What stands now.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        Levels {
+            connections: self.connection_count,
+            sessions: self.session_count,
+            users: self.users.len(),
+            rooms: self.rooms.len(),
+            memberships: self.rooms.membership_count(),
+            calls_in_flight: self.router.pending.len(),
+            outbox_bytes: self.outboxes.bytes(),
+        }
+    }
+
+    fn drain_mailbox(&mut self) {
+        let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
+        for _ in 0..MESSAGES_MAX {
+            let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
+            self.handle(message);
+        }
+        // Calls that were dropped on this thread have answered themselves.
+        self.take_answers();
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Answer(answer) => self.on_answer(answer),
+            Message::Register { user_id, place, sequence } => {
+                self.on_register(user_id, place, sequence);
+            }
+            Message::Registered { conn, sequence } => self.on_registered(conn, sequence),
+            Message::Deregister { user_id, place } => self.users.deregister(user_id, place),
+            Message::Evict { conn, code } => self.on_evict(conn, code),
+            Message::Kick { user_id, receipt } => self.on_kick(user_id, &receipt),
+            Message::PushUser { user_id, frame, receipt } => {
+                self.on_push_user(user_id, &frame, &receipt);
+            }
+            Message::Deliver { conn, frame, receipt } => self.on_deliver(conn, &frame, &receipt),
+            Message::Publish { room, kind, biz_data, receipt } => {
+                self.on_publish(&room, kind, &biz_data, &receipt);
+            }
+            Message::Append { room, offset, frame, receipt } => {
+                self.on_append(&room, offset, frame, &receipt);
+            }
+            Message::Join { room, place, after_offset, receipt: _ } => {
+                self.on_join(room, place, after_offset);
+            }
+            Message::Joined { room, conn, after_offset, log } => {
+                self.on_joined(room, conn, after_offset, log);
+            }
+            Message::Leave { room, place, receipt: _ } => self.on_leave(room, place),
+            Message::Left { room, conn } => self.on_left(&room, conn),
+            Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
+            Message::Unsubscribed { room } => self.on_unsubscribed(&room),
+            Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
+            Message::AskRoom { room, reply } => self.on_ask_room(room, reply),
+            Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
+            Message::AskShard { reply } => drop(reply.send(self.info())),
+            Message::Drain => self.start_draining(),
+            Message::Stop => self.finished = true,
+        }
+    }
+
+    /// Posts to a shard, which may be this one.
+    fn post(&mut self, shard: u16, message: Message) {
+        if shard == self.id {
+            self.local.push_back(message);
+        } else if let Some(address) = self.shared.addresses.get(usize::from(shard)) {
+            address.post(message);
+        }
+    }
+
+    fn expire(&mut self) {
+        let mut expired = mem::take(&mut self.expired);
+        self.timers.expire(self.now_ms, |slot| expired.push(slot));
+        for slot in expired.drain(..) {
+            self.on_deadline(slot);
+        }
+        self.expired = expired;
+        while let Some(pending) = self.router.pending.take_expired(self.now_ms) {
+            self.on_timeout(pending);
+        }
+        if self.now_ms >= self.housekeeping_at_ms {
+            self.housekeeping_at_ms = self.now_ms + HOUSEKEEPING_MS;
+            self.close_idle_rooms();
+            self.export();
+        }
+    }
+
+    fn export(&mut self) {
+        let levels = self.levels();
+        self.stats.refused_commands += self.shared.gate.take_refused();
+        self.exporter.export(&self.stats, levels, &mut self.durations);
+    }
+
+    fn info(&self) -> ShardInfo {
+        let levels = self.levels();
+        ShardInfo {
+            shard: self.id,
+            connections: levels.connections as u64,
+            sessions: levels.sessions as u64,
+            users: levels.users as u64,
+            rooms: levels.rooms as u64,
+            memberships: levels.memberships as u64,
+            calls_in_flight: levels.calls_in_flight as u64,
+            outbox_bytes: levels.outbox_bytes as u64,
+        }
+    }
+
+    /// Pauses accepting when there are as many connections as there may be, and resumes.
+    fn accept_more(&mut self, driver: &mut impl Driver) {
+        let limit = self.shared.config.limits.connections_max as u64;
+        let full = self.shared.connections.load(Ordering::Relaxed) >= limit;
+        match (self.accepting, full) {
+            (Accepting::Yes, true) => {
+                tracing::warn!(limits.connections_max = limit, "full: accepting is paused");
+                self.stats.accept_pauses += 1;
+                self.accepting = Accepting::Full;
+                driver.set_accepting(false);
+            }
+            (Accepting::Full, false) => {
+                tracing::info!("accepting again");
+                self.accepting = Accepting::Yes;
+                driver.set_accepting(true);
+            }
+            _ => {}
+        }
+    }
+
+    /// The connection of this name, if it is still here.
+    #[inline]
+    fn connection(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(conn.slot as usize)?;
+        let here = connection.generation == conn.generation && connection.phase != Phase::Vacant;
+        here.then_some(connection)
+    }
+
+    #[inline]
+    fn at(&mut self, slot: u32) -> &mut Connection {
+        &mut self.connections[slot as usize]
+    }
+
+    #[inline]
+    fn conn_id(&self, slot: u32) -> ConnId {
+        ConnId { slot, generation: self.connections[slot as usize].generation }
+    }
+
+    #[inline]
+    fn place(&self, slot: u32) -> Place {
+        Place::new(self.id, self.conn_id(slot))
+    }
+}
+
+impl Sink for Shard {
+    #[inline]
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Received { conn, bytes } => self.on_received(conn, bytes),
+            Event::Sent { conn, bytes } => self.on_sent(conn, bytes),
+            Event::Accepted { conn, peer } => self.on_accepted(conn, peer),
+            Event::Ended { conn } => self.on_ended(conn),
+            Event::Closed { conn, cause } => self.on_closed(conn, cause),
+            Event::AcceptPaused { error } => {
+                self.stats.accept_pauses += 1;
+                tracing::warn!(
+                    %error,
+                    "accepting is paused until a connection closes; raise the limit on open files"
+                );
+            }
+            Event::AcceptResumed => tracing::info!("accepting again"),
+        }
+    }
+
+    fn idle_for(&mut self) -> Option<Duration> {
+        let busy = !self.touched.is_empty()
+            || !self.local.is_empty()
+            || self.fan_out.is_busy()
+            || self.draining.as_ref().is_some_and(Draining::is_busy)
+            || self.finished;
+        let mailbox = self.shared.addresses[usize::from(self.id)].mailbox();
+        if busy || !mailbox.fall_asleep() {
+            return Some(Duration::ZERO);
+        }
+        let timers = self.timers.next_in_ms(self.now_ms);
+        let calls = self.router.pending.next_deadline_ms();
+        let calls = calls.map(|at_ms| at_ms.saturating_sub(self.now_ms));
+        let housekeeping = self.housekeeping_at_ms.saturating_sub(self.now_ms);
+        let ms = timers.into_iter().chain(calls).fold(housekeeping, u64::min);
+        // One more, since a wait that is cut to whole milliseconds ends too early.
+        Some(Duration::from_millis(ms + 1))
+    }
+
+    #[inline]
+    fn woken(&mut self, now: Instant) {
+        self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
+        let since = now.saturating_duration_since(self.shared.started);
+        self.now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    }
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("id", &self.id).field("levels", &self.levels()).finish()
+    }
+}

@@ -1,0 +1,151 @@
+//! Bytes out: what is written for a connection, and its one send of a turn.
+
+use bytes::{Bytes, BytesMut};
+
+use super::Shard;
+use super::closing::Cause;
+use crate::connection::Phase;
+use crate::driver::{ConnId, Driver};
+use crate::transport::Transport as _;
+
+impl Shard {
+    /// Puts a connection on the list of those to flush at the end of the turn.
+    #[inline]
+    pub(super) fn touch(&mut self, slot: u32) {
+        let flags = &mut self.connections[slot as usize].flags;
+        if !flags.touched {
+            flags.touched = true;
+            self.touched.push(slot);
+        }
+    }
+
+    /// Bytes of a connection that the kernel doesn't have yet.
+    #[inline]
+    pub(super) fn unsent_bytes(&self, slot: u32) -> usize {
+        let connection = &self.connections[slot as usize];
+        connection.in_flight_bytes as usize + self.outboxes.len(connection.outbox)
+    }
+
+    /// Writes a frame for a connection. `false`: the connection is going, or goes now because it
+    /// has too many unsent bytes.
+    #[inline]
+    pub(super) fn write(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) -> bool {
+        if self.connections[slot as usize].is_going() {
+            return false;
+        }
+        let before = self.unsent_bytes(slot);
+        self.write_control(slot, write);
+        if before > 0 && self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max {
+            self.abort(slot, Cause::OutboxFull);
+            return false;
+        }
+        true
+    }
+
+    /// Writes a frame that no bound holds back: heartbeats' and authentications' answers, goodbyes.
+    /// What a client can make of them is bounded: it is not read from while it doesn't read.
+    #[inline]
+    pub(super) fn write_control(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) {
+        let connection = &mut self.connections[slot as usize];
+        self.outboxes.write(&mut connection.outbox, write);
+        self.touch(slot);
+    }
+
+    /// A send is done.
+    #[inline]
+    pub(super) fn on_sent(&mut self, conn: ConnId, bytes: usize) {
+        self.stats.sends += 1;
+        self.stats.sent_bytes += bytes as u64;
+        let Some(connection) = self.connection(conn) else { return };
+        connection.in_flight_bytes = 0;
+        let flags = connection.flags;
+        if connection.outbox.is_some()
+            || flags.owed
+            || flags.ended
+            || connection.phase == Phase::Closing
+        {
+            self.touch(conn.slot);
+        }
+        if flags.held {
+            self.read_on(conn.slot);
+        }
+    }
+
+    /// Flushes every connection that something happened to.
+    pub(super) fn flush(&mut self, driver: &mut impl Driver) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for slot in touched.drain(..) {
+            self.flush_connection(slot, driver);
+        }
+        // Parting with one may have touched others.
+        touched.append(&mut self.touched);
+        self.touched = touched;
+    }
+
+    #[inline]
+    fn flush_connection(&mut self, slot: u32, driver: &mut impl Driver) {
+        let conn = self.conn_id(slot);
+        let connection = self.at(slot);
+        connection.flags.touched = false;
+        match connection.phase {
+            Phase::Vacant | Phase::Lingering => return,
+            Phase::Aborted => return driver.close(conn),
+            Phase::Anonymous | Phase::Registering | Phase::Open | Phase::Closing => {}
+        }
+        if connection.flags.held != connection.flags.paused {
+            connection.flags.paused = connection.flags.held;
+            if connection.flags.paused {
+                self.stats.receive_pauses += 1;
+                driver.pause_receive(conn);
+            } else {
+                driver.resume_receive(conn);
+            }
+        }
+        let connection = self.at(slot);
+        if connection.in_flight_bytes == 0 {
+            let bytes = if connection.flags.owed {
+                self.take_owed(slot)
+            } else {
+                let outbox = &mut self.connections[slot as usize].outbox;
+                self.outboxes.drain(outbox)
+            };
+            if let Some(bytes) = bytes {
+                return self.send(slot, bytes, driver);
+            }
+            self.flush_end(slot, driver);
+        }
+    }
+
+    /// Nothing is left to send: whoever only waited for that goes on.
+    fn flush_end(&mut self, slot: u32, driver: &mut impl Driver) {
+        let conn = self.conn_id(slot);
+        let connection = self.at(slot);
+        if connection.phase == Phase::Aborted {
+            driver.close(conn);
+        } else if connection.phase == Phase::Closing {
+            if connection.flags.ended {
+                connection.phase = Phase::Aborted;
+                driver.close(conn);
+            } else {
+                connection.phase = Phase::Lingering;
+                driver.shutdown(conn);
+                self.set_linger(slot);
+            }
+        } else if self.is_done(slot) {
+            self.part(slot, Cause::Peer);
+            self.timers.clear(slot);
+            self.at(slot).phase = Phase::Aborted;
+            driver.close(conn);
+        }
+    }
+
+    /// Gives bytes to the driver. No other send may be under way.
+    #[inline]
+    pub(super) fn send(&mut self, slot: u32, bytes: Bytes, driver: &mut impl Driver) {
+        let conn = self.conn_id(slot);
+        let connection = &mut self.connections[slot as usize];
+        let bytes = connection.transport.seal(bytes);
+        connection.in_flight_bytes = u32::try_from(bytes.len()).expect("bounded by the outbox");
+        driver.send(conn, bytes);
+    }
+}

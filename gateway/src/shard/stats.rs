@@ -1,0 +1,196 @@
+//! A shard's figures: counted in plain integers, handed to `metrics` a few times a second.
+//!
+//! A counter on the hot path is an addition to memory that only this thread touches. The registry's
+//! own counters are shared between threads; they get the differences.
+
+use metrics::{Counter, Gauge, Histogram, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, gauge, histogram};
+use tidegate_protocol::Code;
+
+use super::closing::Cause;
+
+/// Defines [`Stats`], its counters' names, and how they reach the registry.
+macro_rules! counters {
+    ($($field:ident, $name:literal, $help:literal;)*) => {
+        /// What has happened on a shard since it started.
+        #[derive(Clone, Debug, Default)]
+        #[expect(missing_docs, reason = "each has its help text below")]
+        pub struct Stats {
+            $(pub $field: u64,)*
+            /// Connections parted with, by [`Cause`].
+            pub closed: [u64; Cause::COUNT],
+            /// Failures sent, by code less 100.
+            pub failures: [u64; Code::ALL.len()],
+        }
+
+        #[derive(Debug)]
+        struct Counters {
+            $($field: Counter,)*
+        }
+
+        impl Counters {
+            fn new() -> Self {
+                Self { $($field: counter!($name),)* }
+            }
+
+            fn add(&self, now: &Stats, before: &Stats) {
+                $(if now.$field > before.$field {
+                    self.$field.increment(now.$field - before.$field);
+                })*
+            }
+
+            fn describe() {
+                $(describe_counter!($name, $help);)*
+            }
+        }
+
+        /// Counters without labels: name and help text. The table in the README is held to it.
+        pub const COUNTERS: &[(&str, &str)] = &[$(($name, $help),)*];
+    };
+}
+
+counters! {
+    accepted, "tidegate_connections_accepted_total", "Connections accepted.";
+    accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
+    received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
+    discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received after a connection's last frame, and thrown away.";
+    received_frames, "tidegate_received_frames_total", "Frames received from clients.";
+    receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
+    heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";
+    sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
+    calls, "tidegate_calls_total", "Requests handed to a backend.";
+    answers, "tidegate_answers_total", "Calls answered with success.";
+    late_answers, "tidegate_late_answers_total", "Answers thrown away because the call had timed out.";
+    orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone.";
+    oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
+    pushes_to_users, "tidegate_user_pushes_total", "Pushes to a user.";
+    pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
+    refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
+    deliveries, "tidegate_push_deliveries_total", "Pushes handed to a connection's socket.";
+    skipped_pushes, "tidegate_push_skipped_total", "Pushes that a slow member of a room missed.";
+    refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
+    stale_commands, "tidegate_commands_stale_total", "Commands for a connection that was gone.";
+    sends, "tidegate_sends_total", "Sends completed.";
+    sent_bytes, "tidegate_sent_bytes_total", "Bytes handed to the kernel.";
+    turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
+}
+
+/// Metrics with labels, and gauges: name, labels and help text.
+pub const OTHERS: &[(&str, &str, &str)] = &[
+    ("tidegate_connections", "shard", "Open connections."),
+    ("tidegate_sessions", "shard", "Authenticated connections."),
+    ("tidegate_users", "shard", "Users in the directory."),
+    ("tidegate_rooms", "shard", "Rooms."),
+    ("tidegate_memberships", "shard", "Memberships of rooms."),
+    ("tidegate_calls_in_flight", "shard", "Calls that wait for their answer."),
+    ("tidegate_outbox_bytes", "shard", "Bytes that wait to be sent."),
+    ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
+    ("tidegate_failures_total", "code", "Failures sent, by error code."),
+    ("tidegate_call_duration_seconds", "backend", "From a request's receipt to its answer."),
+];
+
+/// Upper bounds of the call durations that are told apart, in milliseconds.
+const DURATIONS_MS: [u64; 14] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, u64::MAX];
+
+/// Durations of one backend's calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Durations([u32; DURATIONS_MS.len()]);
+
+impl Durations {
+    /// Counts one.
+    #[inline]
+    pub fn note(&mut self, ms: u64) {
+        let bucket = DURATIONS_MS.iter().position(|&bound| ms <= bound).unwrap_or_default();
+        self.0[bucket] += 1;
+    }
+}
+
+/// What stands now, as opposed to what has happened.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "each has its help text in `OTHERS`")]
+pub struct Levels {
+    pub connections: usize,
+    pub sessions: usize,
+    pub users: usize,
+    pub rooms: usize,
+    pub memberships: usize,
+    pub calls_in_flight: usize,
+    pub outbox_bytes: usize,
+}
+
+/// A shard's handles in the registry.
+#[derive(Debug)]
+pub struct Exporter {
+    counters: Counters,
+    closed: [Counter; Cause::COUNT],
+    failures: [Counter; Code::ALL.len()],
+    gauges: [Gauge; 7],
+    durations: Vec<Histogram>,
+    exported: Stats,
+}
+
+impl Exporter {
+    /// Registers a shard's metrics.
+    #[must_use]
+    pub fn new(shard: u16, backends: &[std::sync::Arc<str>]) -> Self {
+        let shard = shard.to_string();
+        let level = |name: &'static str| gauge!(name, "shard" => shard.clone());
+        Self {
+            counters: Counters::new(),
+            closed: Cause::ALL
+                .map(|cause| counter!("tidegate_connections_closed_total", "cause" => cause.label())),
+            failures: Code::ALL.map(
+                |code| counter!("tidegate_failures_total", "code" => code.number().to_string()),
+            ),
+            gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
+            durations: backends
+                .iter()
+                .map(|name| {
+                    histogram!("tidegate_call_duration_seconds", "backend" => name.to_string())
+                })
+                .collect(),
+            exported: Stats::default(),
+        }
+    }
+
+    /// Hands over what has changed.
+    pub fn export(&mut self, stats: &Stats, levels: Levels, durations: &mut [Durations]) {
+        self.counters.add(stats, &self.exported);
+        let closed = stats.closed.iter().zip(&self.exported.closed).zip(&self.closed);
+        let failures = stats.failures.iter().zip(&self.exported.failures).zip(&self.failures);
+        for ((now, before), counter) in closed.chain(failures) {
+            if now > before {
+                counter.increment(now - before);
+            }
+        }
+        let Levels { connections, sessions, users, rooms, memberships, .. } = levels;
+        let Levels { calls_in_flight, outbox_bytes, .. } = levels;
+        let levels =
+            [connections, sessions, users, rooms, memberships, calls_in_flight, outbox_bytes];
+        for (gauge, level) in self.gauges.iter().zip(levels) {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            gauge.set(level as f64);
+        }
+        for (durations, histogram) in durations.iter_mut().zip(&self.durations) {
+            for (count, &bound_ms) in std::mem::take(durations).0.into_iter().zip(&DURATIONS_MS) {
+                if count > 0 {
+                    #[expect(clippy::cast_precision_loss, reason = "milliseconds up to 8192")]
+                    histogram.record_many(bound_ms.min(8192) as f64 / 1000.0, count as usize);
+                }
+            }
+        }
+        self.exported.clone_from(stats);
+    }
+}
+
+/// Gives the registry the help texts. Call once.
+pub fn describe() {
+    Counters::describe();
+    for &(name, labels, help) in OTHERS {
+        match labels {
+            "shard" => describe_gauge!(name, help),
+            "backend" => describe_histogram!(name, Unit::Seconds, help),
+            _ => describe_counter!(name, help),
+        }
+    }
+}
