@@ -1,8 +1,9 @@
-//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes.
+//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes, load.
 //!
 //! This file reads the command line and hands over. Each subcommand is a module that owns its
 //! arguments and returns an error that names the thing and the way out.
 
+mod bench;
 mod client;
 mod duration;
 mod push;
@@ -22,7 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    // The load generator's place: `Bench(bench::BenchArgs)` here, and its line in `main`.
+    /// Load a gateway and measure it
+    Bench(bench::BenchArgs),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
     /// Print a token that a gateway with the same key takes
@@ -41,6 +43,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(args),
         Command::Client(args) => client::run(args),
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),

@@ -1,0 +1,143 @@
+//! `make bench`: the gateway beside the floors, in one run.
+//!
+//! A time says little by itself: it changes with the machine and with what else runs on it. So the
+//! floor and the gateway are measured by turns, and what counts is the median of the rounds' ratios.
+
+mod outcome;
+mod process;
+mod rows;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use outcome::Round;
+use process::Bench;
+use rows::{Row, Side};
+
+/// What a run may take beyond its seconds: connecting, settling, draining.
+const OVERHEAD_MAX: Duration = Duration::from_secs(90);
+
+/// Puts the gateway beside the bare floors.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Rounds: in each, the floor and then the gateway.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Seconds that each measures.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Only rows whose name contains this.
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// Says which rows there are.
+    #[arg(long)]
+    list: bool,
+    /// Takes the binaries as they are.
+    #[arg(long)]
+    no_build: bool,
+    /// The core of the servers.
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// The core of the client.
+    #[arg(long, default_value_t = 1)]
+    client_core: usize,
+    /// Where the JSON goes; by default `compare.json` in cargo's target directory.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+/// What was measured.
+struct Measured {
+    results: Vec<(Row, Vec<Round>)>,
+    /// Rows that could not be.
+    failed: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let rows = chosen(&args)?;
+    if args.list {
+        rows.iter().for_each(|row| println!("{}", row.name));
+        return Ok(());
+    }
+    let binary = std::env::current_exe().context("this program has no path")?;
+    let binaries = binary.parent().context("this program is in no directory")?.to_owned();
+    if !args.no_build {
+        process::build(env!("CARGO_MANIFEST_DIR").as_ref())?;
+    }
+    let target = binaries.parent().unwrap_or(&binaries).to_owned();
+    let scratch = target.join("compare");
+    std::fs::create_dir_all(&scratch)?;
+    process::end_all_on_signal()?;
+    let (server_core, client_core) = (args.server_core, args.client_core);
+    let bench = Bench { binaries, scratch, server_core, client_core };
+    let Measured { results, failed } = measure(&args, &bench, rows)?;
+
+    let output = args.output.clone().unwrap_or_else(|| target.join("compare.json"));
+    std::fs::write(&output, serde_json::to_vec_pretty(&outcome::json(&results))?)
+        .with_context(|| format!("cannot write {}", output.display()))?;
+    let outcomes: Vec<_> =
+        results.iter().flat_map(|(row, rounds)| outcome::outcomes(row, rounds)).collect();
+    print!("{}", outcome::table(&outcomes));
+    println!("ratio: the median of {} rounds; all of it: {}", args.rounds, output.display());
+    if failed > 0 {
+        bail!("{failed} rows could not be measured");
+    }
+    Ok(())
+}
+
+fn chosen(args: &Args) -> anyhow::Result<Vec<Row>> {
+    let mut rows = rows::all();
+    if let Some(pattern) = &args.only {
+        rows.retain(|row| row.name.contains(pattern));
+    }
+    if rows.is_empty() {
+        bail!("no row has that in its name; --list says which there are");
+    }
+    Ok(rows)
+}
+
+/// A row that fails says so and does not keep the others from being measured.
+fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measured> {
+    let total = rows.len() as u64 * u64::from(args.rounds) * 2;
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta}\n{msg}")?);
+    let mut measured = Measured { results: Vec::new(), failed: 0 };
+    for row in rows {
+        bar.set_message(row.name);
+        let run_counted = |side: &Side| {
+            let report = run(args, bench, side);
+            bar.inc(1);
+            report
+        };
+        let rounds = (0..args.rounds)
+            .map(|_| Ok((run_counted(&row.floor)?, run_counted(&row.gateway)?)))
+            .collect::<anyhow::Result<Vec<Round>>>();
+        match rounds {
+            Ok(rounds) => measured.results.push((row, rounds)),
+            Err(error) => {
+                bar.suspend(|| eprintln!("{}: {error:#}", row.name));
+                measured.failed += 1;
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(measured)
+}
+
+/// One side of one round: a fresh server, a fresh client.
+fn run(
+    args: &Args,
+    bench: &Bench,
+    side: &Side,
+) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    let server = bench.serve(&side.server)?;
+    let mut load = side.load.clone();
+    load.extend(["--duration".into(), format!("{}s", args.seconds)]);
+    let time_max = OVERHEAD_MAX + Duration::from_secs(args.seconds.into());
+    bench.load(&server, &load, time_max)
+}

@@ -1,0 +1,213 @@
+//! Processes that are pinned to a core, and that never outlive the comparison.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Map, Value};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::rows::{Placement, Server};
+
+/// How long a server may take to say where it listens.
+const START_MAX: Duration = Duration::from_secs(20);
+/// How often a running client is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// What the gateway says before its address.
+const ANNOUNCEMENT: &str = "listening for clients on ";
+/// Exit status after a signal, as a shell has it for SIGINT.
+const INTERRUPTED: i32 = 130;
+
+/// Processes that were started and not yet waited for.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Sees to it that a signal ends the processes that were started, and then this one.
+pub(crate) fn end_all_on_signal() -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            for &pid in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                kill(pid);
+            }
+            std::process::exit(INTERRUPTED);
+        }
+    })?;
+    Ok(())
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// A child that is killed, by its id, when it is dropped.
+#[derive(Debug)]
+struct Owned {
+    child: Child,
+}
+
+impl Owned {
+    fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        running.push(child.id());
+        Ok(Self { child })
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Taken off the list before it is waited for: afterwards its id may be another's.
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|&pid| pid != self.child.id());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the binaries are and which cores they get.
+#[derive(Clone, Debug)]
+pub(crate) struct Bench {
+    /// The directory of the binaries.
+    pub(crate) binaries: PathBuf,
+    /// A directory for what a server writes.
+    pub(crate) scratch: PathBuf,
+    /// The servers' core.
+    pub(crate) server_core: usize,
+    /// The client's core.
+    pub(crate) client_core: usize,
+}
+
+/// A server that is up.
+#[derive(Debug)]
+pub(crate) struct Running {
+    owned: Owned,
+    port: u16,
+}
+
+impl Bench {
+    /// Starts a server and waits until it listens.
+    pub(crate) fn serve(&self, server: &Server) -> anyhow::Result<Running> {
+        let mut command = match server {
+            Server::Floor(binary, arguments) => {
+                let mut command = self.pinned(self.server_core, binary);
+                command.args(arguments);
+                command
+            }
+            Server::Gateway(placement) => self.gateway(*placement),
+        };
+        command.current_dir(&self.scratch).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut owned = Owned::start(&mut command)?;
+        let output = owned.child.stdout.take().context("the server's output is piped")?;
+        let lines = read_lines(output)?;
+        let is_gateway = matches!(server, Server::Gateway(_));
+        let port = wait_for_port(&lines, is_gateway)
+            .with_context(|| format!("{command:?} does not say where it listens"))?;
+        Ok(Running { owned, port })
+    }
+
+    fn gateway(&self, placement: Placement) -> Command {
+        let placement = match placement {
+            Placement::Worker => "backends.demo.placement=worker",
+            Placement::Shard => "backends.demo.placement=shard",
+        };
+        let mut command = self.pinned(self.server_core, "tidegate");
+        command
+            .args(["--auth", "demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--shards", "1", "--set", "backends.demo.workers=1", "--set", placement])
+            .args(["--log", "warn"]);
+        command
+    }
+
+    fn pinned(&self, core: usize, binary: &str) -> Command {
+        let mut command = Command::new("taskset");
+        command.args(["-c", &core.to_string()]).arg(self.binaries.join(binary));
+        command
+    }
+
+    /// Loads a server and returns the client's report.
+    pub(crate) fn load(
+        &self,
+        running: &Running,
+        load: &[String],
+        time_max: Duration,
+    ) -> anyhow::Result<Map<String, Value>> {
+        let mut command = self.pinned(self.client_core, "tide");
+        command
+            .arg("bench")
+            .args(load)
+            .args(["--connect", &format!("127.0.0.1:{}", running.port), "--json"])
+            .args(["--pid", &running.owned.child.id().to_string()])
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut owned = Owned::start(&mut command)?;
+        let deadline = Instant::now() + time_max;
+        let status = loop {
+            match owned.child.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() > deadline => bail!("{command:?} takes too long"),
+                None => std::thread::sleep(LOOK_INTERVAL),
+            }
+        };
+        let (mut report, mut errors) = (String::new(), String::new());
+        if let (Some(out), Some(err)) = (&mut owned.child.stdout, &mut owned.child.stderr) {
+            out.read_to_string(&mut report)?;
+            err.read_to_string(&mut errors)?;
+        }
+        if !status.success() {
+            bail!("{command:?} failed:\n{}", errors.trim());
+        }
+        serde_json::from_str(&report).with_context(|| format!("{command:?} gave no report"))
+    }
+}
+
+/// Reads on until the end, so that the process is never held up by a full pipe.
+fn read_lines(output: impl std::io::Read + Send + 'static) -> anyhow::Result<Receiver<String>> {
+    let (sender, lines) = channel();
+    std::thread::Builder::new().name("output".into()).spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    })?;
+    Ok(lines)
+}
+
+fn wait_for_port(lines: &Receiver<String>, is_gateway: bool) -> anyhow::Result<u16> {
+    let deadline = Instant::now() + START_MAX;
+    loop {
+        let line = lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .map_err(|error| anyhow!("it ended, or took too long: {error}"))?;
+        let port = if is_gateway {
+            let Some((_, address)) = line.split_once(ANNOUNCEMENT) else { continue };
+            address.trim().rsplit(':').next().unwrap_or_default().to_owned()
+        } else {
+            line
+        };
+        return port.trim().parse().with_context(|| format!("`{port}` is no port"));
+    }
+}
+
+/// Builds what is compared.
+pub(crate) fn build(root: &Path) -> anyhow::Result<()> {
+    let packages = ["-p", "tidegate", "-p", "tidegate-tools", "-p", "tidegate-benches"];
+    let status = Command::new("cargo")
+        .args(["build", "--release", "--bins"])
+        .args(packages)
+        .current_dir(root)
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the build failed");
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! What is compared with what, and what is good enough.
+
+use tidegate_protocol::frame::frame_len;
+use tidegate_protocol::message::{Response, SUCCESS};
+
+/// Bytes of `biz_data` in a push.
+const PUSH_BYTES: usize = 130;
+/// Members that are pushed to.
+const MEMBERS: &str = "10000";
+/// The gateway's demo type that pushes to everybody.
+const PUSH_KIND: i32 = 2;
+/// A room's offset as it is for most of a run: two bytes on the wire.
+const TYPICAL_OFFSET: u64 = 1000;
+
+/// Where the gateway's demo backend runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Placement {
+    /// On a worker thread.
+    Worker,
+    /// On the shard's own.
+    Shard,
+}
+
+/// What serves one side of a comparison.
+#[derive(Clone, Debug)]
+pub(crate) enum Server {
+    /// A floor: its binary and arguments.
+    Floor(&'static str, Vec<String>),
+    /// The gateway.
+    Gateway(Placement),
+}
+
+/// One side of a comparison.
+#[derive(Clone, Debug)]
+pub(crate) struct Side {
+    /// What serves.
+    pub(crate) server: Server,
+    /// Arguments of `tide bench`.
+    pub(crate) load: Vec<String>,
+}
+
+/// How a figure is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nanoseconds: the target is for the ratio.
+    Nanos,
+    /// Bytes: the target is for the gateway's figure, since a floor keeps next to nothing.
+    Bytes,
+}
+
+/// One figure that both sides yield.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure {
+    /// Added to the row's name.
+    pub(crate) name: &'static str,
+    /// Its key in the floor's report.
+    pub(crate) floor_key: &'static str,
+    /// Its key in the gateway's report.
+    pub(crate) gateway_key: &'static str,
+    /// The gateway's latency in its report, for p99 / p50.
+    pub(crate) latency: &'static str,
+    /// What it is in.
+    pub(crate) unit: Unit,
+    /// The most that is good enough.
+    pub(crate) target: f64,
+}
+
+/// One comparison.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The bare one.
+    pub(crate) floor: Side,
+    /// The gateway.
+    pub(crate) gateway: Side,
+    /// What is taken from both.
+    pub(crate) figures: Vec<Figure>,
+}
+
+/// Every row, in order.
+pub(crate) fn all() -> Vec<Row> {
+    use Placement::{Shard, Worker};
+    vec![
+        echo("echo on the shard, 1,000 connections, depth 1", Shard, "1000", "1", 1.25),
+        echo("echo on a worker, 1,000 connections, depth 1", Worker, "1000", "1", 1.50),
+        echo("echo on the shard, 1,000 connections, depth 8", Shard, "1000", "8", 1.75),
+        echo("echo on a worker, 1,000 connections, depth 8", Worker, "1000", "8", 2.50),
+        echo("echo on the shard, 10,000 connections, depth 1", Shard, "10000", "1", 1.25),
+        echo("echo on a worker, 10,000 connections, depth 1", Worker, "10000", "1", 1.50),
+        broadcast("broadcast to 10,000, 5 a second", "5", &["--rate", "5"], 1.15),
+        broadcast("broadcast to 10,000, 8 in flight", "0", &["--in-flight", "8"], 1.00),
+        cycle("connect, authenticate, heartbeat, close", &[], 1.50),
+        cycle("the same, pipelined", &["--pipelined"], 1.50),
+        idle(),
+        echo_beside_nothing(),
+        echo_beside_pushes(),
+    ]
+}
+
+fn cpu(target: f64) -> Vec<Figure> {
+    let key = "server_cpu_ns_each";
+    let (floor_key, gateway_key, latency) = (key, key, "latency");
+    vec![Figure { name: "", floor_key, gateway_key, latency, unit: Unit::Nanos, target }]
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.into()).collect()
+}
+
+fn floor(binary: &'static str, arguments: &[&str], load: &[&str]) -> Side {
+    Side { server: Server::Floor(binary, words(arguments)), load: words(load) }
+}
+
+fn gateway(placement: Placement, load: &[&str]) -> Side {
+    Side { server: Server::Gateway(placement), load: words(load) }
+}
+
+fn echo(
+    name: &'static str,
+    placement: Placement,
+    connections: &str,
+    depth: &str,
+    target: f64,
+) -> Row {
+    let load = ["request", "--connections", connections, "--depth", depth];
+    Row {
+        name,
+        floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
+        gateway: gateway(placement, &load),
+        figures: cpu(target),
+    }
+}
+
+fn broadcast(name: &'static str, floor_rate: &str, pace: &[&str], target: f64) -> Row {
+    let bytes = push_frame_bytes().to_string();
+    let floor_args = ["--connections", MEMBERS, "--bytes", &bytes, "--rate", floor_rate];
+    let raw = ["broadcast", "--connections", MEMBERS, "--raw", "--bytes", &bytes];
+    let push_bytes = PUSH_BYTES.to_string();
+    let load = ["broadcast", "--connections", MEMBERS, "--bytes", &push_bytes];
+    Row {
+        name,
+        floor: floor("floor-fanout", &floor_args, &raw),
+        gateway: gateway(Placement::Worker, &[&load[..], pace].concat()),
+        figures: cpu(target),
+    }
+}
+
+fn cycle(name: &'static str, how: &[&str], target: f64) -> Row {
+    let load = [&["connect", "--cycle", "--connections", "64"][..], how].concat();
+    Row {
+        name,
+        floor: floor("floor-accept", &[], &[&load[..], &["--raw"]].concat()),
+        gateway: gateway(Placement::Worker, &load),
+        figures: cpu(target),
+    }
+}
+
+fn idle() -> Row {
+    let load = ["connect", "--connections", "15000", "--large-answers", "61440"];
+    let figure = |name, key, target| Figure {
+        name,
+        floor_key: key,
+        gateway_key: key,
+        latency: "auth",
+        unit: Unit::Bytes,
+        target,
+    };
+    Row {
+        name: "idle memory, 15,000 connections",
+        floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
+        gateway: gateway(Placement::Shard, &load),
+        figures: vec![
+            figure("", "idle_bytes_each", 512.0),
+            figure(", after 60 KiB each", "idle_after_large_bytes_each", 640.0),
+        ],
+    }
+}
+
+/// The load of echoes beside 10,000 members that are pushed to `rate` times a second.
+fn echoes_beside(rate: &str) -> Side {
+    let load = ["broadcast", "--connections", MEMBERS, "--echo-rate", "5000", "--rate", rate];
+    gateway(Placement::Worker, &load)
+}
+
+fn echo_beside_nothing() -> Row {
+    let load = ["request", "--raw", "--connections", "100", "--rate", "5000"];
+    Row {
+        name: "p99 of an echo at 5,000 a second, 10,000 idle members",
+        floor: floor("floor-echo", &[], &load),
+        gateway: echoes_beside("0"),
+        figures: vec![Figure {
+            name: "",
+            floor_key: "latency_p99_ns",
+            gateway_key: "echo_latency_p99_ns",
+            latency: "echo_latency",
+            unit: Unit::Nanos,
+            target: 2.0,
+        }],
+    }
+}
+
+fn echo_beside_pushes() -> Row {
+    let key = "echo_latency_p99_ns";
+    Row {
+        name: "the same while they are pushed to 5 times a second (floor: not pushed to)",
+        floor: echoes_beside("0"),
+        gateway: echoes_beside("5"),
+        figures: vec![Figure {
+            name: "",
+            floor_key: key,
+            gateway_key: key,
+            latency: "echo_latency",
+            unit: Unit::Nanos,
+            target: 3.0,
+        }],
+    }
+}
+
+/// A push on the wire, so that the floor sends as many bytes as the gateway.
+fn push_frame_bytes() -> usize {
+    let (kind, status, offset) = (PUSH_KIND, SUCCESS, TYPICAL_OFFSET);
+    let biz_data = &[0; PUSH_BYTES];
+    frame_len(Response { kind, status, biz_data, offset, ..Response::default() }.payload_len())
+}

@@ -1,0 +1,176 @@
+//! What `tide bench` can be asked for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors that are not connections: standard streams, epoll, the timer, files under `/proc`.
+const SPARE_DESCRIPTORS: u64 = 32;
+
+/// Loads a gateway and measures it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(super) scenario: Scenario,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Scenario {
+    /// Connects and authenticates many clients and holds them; or goes through whole connections.
+    Connect(ConnectArgs),
+    /// Sends requests and checks every byte of every answer.
+    Request(RequestArgs),
+    /// Pushes to everybody and checks that everybody gets everything, once, in order.
+    Broadcast(BroadcastArgs),
+}
+
+/// What every scenario takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct CommonArgs {
+    /// Where the gateway listens; repeat it to spread the connections over several.
+    #[arg(long = "connect", value_name = "ADDR", required = true)]
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Connections to hold.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) connections: u32,
+    /// Connections a second to open; without it, as fast as it goes.
+    #[arg(long, value_name = "PER_SECOND")]
+    pub(super) connect_rate: Option<f64>,
+    /// How long to measure: `4`, `4s`, `500ms`, `2m`.
+    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    pub(super) duration: Duration,
+    /// How long to run before measuring.
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    pub(super) warmup: Duration,
+    /// The token of a user; `{user}` stands for its id.
+    #[arg(long, default_value = "token-{user}")]
+    pub(super) token_template: String,
+    /// The first connection's user id; each one after it has the next.
+    #[arg(long, default_value_t = 1)]
+    pub(super) first_user: u64,
+    /// The server's process: adds its CPU time and memory to the report.
+    #[arg(long)]
+    pub(super) pid: Option<u32>,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConnectArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// Connect, authenticate, heartbeat, close, and again: `--connections` of these at a time.
+    #[arg(long)]
+    pub(super) cycle: bool,
+    /// Sends authentication and heartbeat in one segment.
+    #[arg(long, requires = "cycle")]
+    pub(super) pipelined: bool,
+    /// Closes with a reset rather than in order.
+    #[arg(long, requires = "cycle")]
+    pub(super) reset: bool,
+    /// Speaks no protocol: sends as many bytes and expects them back.
+    #[arg(long)]
+    pub(super) raw: bool,
+    /// Has each connection get one echo of this many bytes, then looks at the memory again.
+    #[arg(long, value_name = "BYTES", conflicts_with = "cycle")]
+    pub(super) large_answers: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RequestArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// Bytes of `biz_data` in each request.
+    #[arg(long, default_value_t = 64)]
+    pub(super) bytes: usize,
+    /// The requests' type; it has to be one that echoes.
+    #[arg(long = "type", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    pub(super) kind: i32,
+    /// Closed loop: requests under way on each connection.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(super) depth: u32,
+    /// Open loop: requests a second in total; latency counts from the intended time.
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth")]
+    pub(super) rate: Option<f64>,
+    /// Speaks no protocol: sends as many bytes as the request's frame has and expects them back.
+    #[arg(long)]
+    pub(super) raw: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct BroadcastArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// Bytes of `biz_data` in each push.
+    #[arg(long, default_value_t = 130)]
+    pub(super) bytes: usize,
+    /// The publications' type; it has to be one that pushes to everybody.
+    #[arg(long = "type", default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..))]
+    pub(super) kind: i32,
+    /// Publications a second; 0 publishes nothing.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0)]
+    pub(super) rate: f64,
+    /// As fast as it goes, with this many publications under way.
+    #[arg(long, conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(super) in_flight: Option<u32>,
+    /// Echoes a second on connections of their own, measured at the same time.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0)]
+    pub(super) echo_rate: f64,
+    /// The connections of those echoes.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) echo_connections: u32,
+    /// Bytes of `biz_data` in each of those echoes.
+    #[arg(long, default_value_t = 64)]
+    pub(super) echo_bytes: usize,
+    /// Speaks no protocol: publishes nothing and counts what comes, `--bytes` for a delivery.
+    #[arg(long, conflicts_with_all = ["echo_rate", "in_flight"])]
+    pub(super) raw: bool,
+}
+
+/// Makes room for this many connections.
+pub(super) fn reserve_descriptors(connections: usize) -> anyhow::Result<()> {
+    let needed = connections as u64 + SPARE_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
+        bail!(
+            "{connections} connections are too many for one process: it may open {maximum} files, \
+             enough for {} connections; run several, each with a --first-user of its own",
+            maximum.saturating_sub(SPARE_DESCRIPTORS)
+        );
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("cannot raise the limit of open files")
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds_per_unit = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" => 60.0,
+        unit => return Err(format!("`{unit}` is no unit of time: ms, s or m")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("`{digits}` is no number"))?;
+    Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_with_and_without_a_unit() {
+        assert_eq!(parse_duration("4"), Ok(Duration::from_secs(4)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(parse_duration("4h").is_err());
+        assert!(parse_duration("-1").is_err());
+    }
+}

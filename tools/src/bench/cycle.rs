@@ -1,0 +1,198 @@
+//! `tide bench connect --cycle`: whole connections, from the connect to the close, again and again.
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+
+use super::args::{ConnectArgs, reserve_descriptors};
+use super::echo::for_each_answer;
+use super::engine::{CloseCause, Engine, Link, Load, Nanos, Next, Sockets};
+use super::report::{Report, Unit, histogram, record};
+use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
+use super::stopwatch::{Edge, Stopwatch};
+
+struct CycleLoad<'a> {
+    args: &'a ConnectArgs,
+    credentials: Credentials,
+    stopwatch: Stopwatch,
+    lanes: Vec<Lane>,
+    /// Slots to connect in the next tick.
+    free: Vec<usize>,
+    cycles: u64,
+    under_way: usize,
+    stopping: bool,
+    counting: bool,
+    counted: u64,
+    latency: Histogram<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    began_at: Nanos,
+    step: Step,
+    /// Raw: bytes that have to come back yet. Otherwise unused.
+    owed_bytes: usize,
+    /// Raw: bytes of the heartbeat, which follow once those are back.
+    heartbeat_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    /// Neither answer has come.
+    #[default]
+    Authenticate,
+    /// The heartbeat's is missing.
+    Heartbeat,
+    /// The heartbeat's came first, as it may: the authentication's is missing.
+    Overtaken,
+    Over,
+}
+
+/// Runs it.
+pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+    let count = args.common.connections as usize;
+    reserve_descriptors(count)?;
+    let mut load = CycleLoad {
+        args,
+        credentials: Credentials::new(&args.common),
+        stopwatch: Stopwatch::new(&args.common, count)?,
+        lanes: vec![Lane::default(); count],
+        free: (0..count).rev().collect(),
+        cycles: 0,
+        under_way: 0,
+        stopping: false,
+        counting: false,
+        counted: 0,
+        latency: histogram(),
+    };
+    Engine::new(count, args.reset)?.run(&mut load)?;
+    let how = if args.pipelined { "one segment" } else { "one after the other" };
+    let title = format!("connect, authenticate, heartbeat, close: {count} at a time, {how}");
+    let mut report = Report::new("cycle", title);
+    report.add("connections", "connections at a time", count as u64, Unit::Number);
+    report.add("cycles", "whole connections", load.counted, Unit::Number);
+    let per_second = load.counted as f64 / load.stopwatch.seconds();
+    report.add("per_second", "whole connections a second", per_second, Unit::PerSecond);
+    load.stopwatch.report(&mut report, "connection", load.counted);
+    report.add_latency("latency", "latency", &load.latency);
+    report.print(args.common.json)
+}
+
+impl CycleLoad<'_> {
+    /// The lane's work is done: closes.
+    fn over(&mut self, slot: usize, link: &mut Link) {
+        self.lanes[slot].step = Step::Over;
+        link.close = true;
+    }
+
+    fn answered(
+        &mut self,
+        slot: usize,
+        answer: SessionAnswer,
+        link: &mut Link,
+    ) -> anyhow::Result<()> {
+        let lane = &mut self.lanes[slot];
+        match (answer, lane.step) {
+            (SessionAnswer::Authenticated { .. }, Step::Authenticate) => {
+                lane.step = Step::Heartbeat;
+                if !self.args.pipelined {
+                    put_heartbeat(&mut link.out);
+                }
+            }
+            (SessionAnswer::Pong, Step::Authenticate) if self.args.pipelined => {
+                lane.step = Step::Overtaken;
+            }
+            (SessionAnswer::Pong, Step::Heartbeat)
+            | (SessionAnswer::Authenticated { .. }, Step::Overtaken) => self.over(slot, link),
+            (answer, step) => bail!("connection {slot}: {answer:?} came in step {step:?}"),
+        }
+        Ok(())
+    }
+
+    fn echoed(&mut self, slot: usize, bytes: usize, link: &mut Link) -> anyhow::Result<()> {
+        let lane = &mut self.lanes[slot];
+        let more = || format!("connection {slot}: more bytes came back than were sent");
+        lane.owed_bytes = lane.owed_bytes.checked_sub(bytes).with_context(more)?;
+        if lane.owed_bytes > 0 {
+            return Ok(());
+        }
+        if lane.heartbeat_bytes > 0 {
+            put_heartbeat(&mut link.out);
+            lane.owed_bytes = std::mem::take(&mut lane.heartbeat_bytes);
+            return Ok(());
+        }
+        self.over(slot, link);
+        Ok(())
+    }
+}
+
+impl Load for CycleLoad<'_> {
+    fn opened(&mut self, slot: usize, link: &mut Link, _: Nanos) -> anyhow::Result<()> {
+        // Another user each time: the last one's connection may not be gone yet at the server.
+        let user = usize::try_from(self.cycles)?;
+        self.cycles += 1;
+        self.credentials.put_authenticate(user, &mut link.out);
+        let authenticate_bytes = link.out.len();
+        put_heartbeat(&mut link.out);
+        let lane = &mut self.lanes[slot];
+        if self.args.pipelined {
+            lane.owed_bytes = if self.args.raw { link.out.len() } else { 0 };
+        } else {
+            lane.heartbeat_bytes = link.out.len() - authenticate_bytes;
+            lane.owed_bytes = authenticate_bytes;
+            link.out.truncate(authenticate_bytes);
+        }
+        Ok(())
+    }
+
+    fn received(
+        &mut self,
+        slot: usize,
+        link: &mut Link,
+        bytes: &[u8],
+        _: Nanos,
+    ) -> anyhow::Result<()> {
+        if self.args.raw {
+            return self.echoed(slot, bytes.len(), link);
+        }
+        let mut reassembler = std::mem::take(&mut link.reassembler);
+        for_each_answer(slot, &mut reassembler, bytes, |answer| {
+            self.answered(slot, read_answer(slot, answer)?, link)
+        })?;
+        link.reassembler = reassembler;
+        Ok(())
+    }
+
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()> {
+        let lane = &self.lanes[slot];
+        if lane.step != Step::Over {
+            bail!("connection {slot} was {cause} in step {:?}", lane.step);
+        }
+        if self.counting {
+            self.counted += 1;
+            record(&mut self.latency, now.saturating_sub(lane.began_at));
+        }
+        self.under_way -= 1;
+        self.free.push(slot);
+        Ok(())
+    }
+
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+        match self.stopwatch.tick(0, true, self.under_way == 0, now)? {
+            Some(Edge::Measure) => self.counting = true,
+            Some(Edge::Stop) => (self.counting, self.stopping) = (false, true),
+            Some(Edge::Done) => return Ok(Next::Done),
+            Some(Edge::Start) | None => {}
+        }
+        while !self.stopping
+            && let Some(slot) = self.free.pop()
+        {
+            let addresses = &self.args.common.addresses;
+            sockets
+                .connect(slot, addresses[slot % addresses.len()])
+                .context("if it is for want of a local port: fewer --connections, or --reset")?;
+            self.lanes[slot] = Lane { began_at: now, ..Lane::default() };
+            self.under_way += 1;
+        }
+        Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))
+    }
+}

@@ -1,0 +1,367 @@
+//! Sockets, readiness and time. It knows no protocol: a [`Load`] says what to send and judges what comes.
+//!
+//! Edge-triggered: a socket is read until a read comes back short, which saves the read that would
+//! only say "nothing more". What a load writes in answer to one stretch of bytes goes out in one
+//! write. Connections are named by their slot, which the load picks.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use mio::net::TcpStream;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tidegate_protocol::Reassembler;
+
+/// Nanoseconds since the engine started.
+pub(super) type Nanos = u64;
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 1024;
+/// The one receive buffer: larger than what an echo or a burst of pushes leaves on a socket.
+const BUFFER_BYTES: usize = 128 * 1024;
+/// Full reads of one connection in one turn; more wait for the next.
+const READS_MAX: usize = 16;
+/// Room to write that an idle connection keeps.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// The longest sleep: bounds how late a load notices that its time is up.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+const TIMER: Token = Token(usize::MAX);
+
+/// What a scenario does with its connections.
+pub(super) trait Load {
+    /// The connection is open.
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()>;
+    /// One read brought bytes.
+    fn received(
+        &mut self,
+        slot: usize,
+        link: &mut Link,
+        bytes: &[u8],
+        now: Nanos,
+    ) -> anyhow::Result<()>;
+    /// The connection is gone, and its slot free.
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
+    /// Once a turn: opens connections, sends what is due, says when it has to be called again.
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next>;
+}
+
+/// When a load wants its next tick. There is one after each turn anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At this moment at the latest.
+    At(Nanos),
+    /// When something has come.
+    Whenever,
+    /// Never: it is finished.
+    Done,
+}
+
+impl Next {
+    /// The earlier of two.
+    pub(super) fn min(self, other: Option<Nanos>) -> Self {
+        match (self, other) {
+            (Self::At(mine), Some(other)) => Self::At(mine.min(other)),
+            (Self::Whenever, Some(other)) => Self::At(other),
+            (next, _) => next,
+        }
+    }
+}
+
+/// Why a connection is gone.
+#[derive(Debug)]
+pub(super) enum CloseCause {
+    /// The load asked for it.
+    Asked,
+    /// The other end closed.
+    Peer,
+    /// The socket failed.
+    Failed(std::io::Error),
+}
+
+impl std::fmt::Display for CloseCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Asked => f.write_str("closed by this end"),
+            Self::Peer => f.write_str("closed by the server"),
+            Self::Failed(error) => write!(f, "failed: {error}"),
+        }
+    }
+}
+
+/// What a load sees of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    /// Puts cut frames together.
+    pub(super) reassembler: Reassembler,
+    /// What is to be sent; written once a turn.
+    pub(super) out: Vec<u8>,
+    /// Close once `out` is written.
+    pub(super) close: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    link: Link,
+    /// Bytes at the front of `link.out` that are sent. sent <= link.out.len()
+    sent: usize,
+    open: bool,
+}
+
+/// The connections, by slot.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    registry: Registry,
+    connections: Vec<Option<Connection>>,
+    /// Connections with something to send, to be written when the tick is over.
+    dirty: Vec<usize>,
+    /// Connections that had more to read than one turn allows.
+    again: Vec<usize>,
+    buffer: Box<[u8]>,
+    reset_on_close: bool,
+}
+
+/// Runs a load.
+#[derive(Debug)]
+pub(super) struct Engine {
+    poll: Poll,
+    events: Events,
+    timer: OwnedFd,
+    armed_at: Nanos,
+    origin: Instant,
+    sockets: Sockets,
+}
+
+impl Engine {
+    /// One with room for this many slots.
+    pub(super) fn new(slots: usize, reset_on_close: bool) -> anyhow::Result<Self> {
+        let poll = Poll::new().context("cannot make an epoll")?;
+        // mio rounds a timeout up to a millisecond; a send that is due then would be late by one.
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags).context("no timer")?;
+        let fd = timer.as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
+        let sockets = Sockets {
+            registry: poll.registry().try_clone()?,
+            connections: std::iter::repeat_with(|| None).take(slots).collect(),
+            dirty: Vec::with_capacity(slots),
+            again: Vec::new(),
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            reset_on_close,
+        };
+        let events = Events::with_capacity(EVENTS_MAX);
+        Ok(Self { poll, events, timer, armed_at: 0, origin: Instant::now(), sockets })
+    }
+
+    /// Runs until the load is done.
+    pub(super) fn run(&mut self, load: &mut impl Load) -> anyhow::Result<()> {
+        loop {
+            let now = self.now();
+            let next = load.tick(&mut self.sockets, now)?;
+            self.sockets.write_dirty(load, now)?;
+            let timeout = match next {
+                Next::Done => return Ok(()),
+                _ if !self.sockets.again.is_empty() => Duration::ZERO,
+                Next::At(at) if at <= now => Duration::ZERO,
+                Next::At(at) => {
+                    self.arm(at, now)?;
+                    SLEEP_MAX
+                }
+                Next::Whenever => SLEEP_MAX,
+            };
+            self.turn(load, timeout)?;
+        }
+    }
+
+    fn turn(&mut self, load: &mut impl Load, timeout: Duration) -> anyhow::Result<()> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            result => result.context("epoll failed")?,
+        }
+        for slot in std::mem::take(&mut self.sockets.again) {
+            self.sockets.read(slot, load, self.origin, true)?;
+        }
+        for event in &self.events {
+            let Token(slot) = event.token();
+            if event.token() == TIMER || self.sockets.connections[slot].is_none() {
+                continue;
+            }
+            if event.is_writable() {
+                self.sockets.writable(slot, load, self.origin)?;
+            }
+            if event.is_readable() || event.is_error() {
+                let to_the_end = event.is_read_closed() || event.is_error();
+                self.sockets.read(slot, load, self.origin, to_the_end)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Nanos {
+        nanos_since(self.origin)
+    }
+
+    fn arm(&mut self, at: Nanos, now: Nanos) -> anyhow::Result<()> {
+        if at == self.armed_at || at > now + u64::try_from(SLEEP_MAX.as_nanos())? {
+            return Ok(());
+        }
+        self.armed_at = at;
+        let wait = at - now;
+        let value = Timespec {
+            tv_sec: i64::try_from(wait / 1_000_000_000)?,
+            tv_nsec: (wait % 1_000_000_000).cast_signed(),
+        };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).context("no timer")?;
+        Ok(())
+    }
+}
+
+/// How long after the first of an even sequence number `number` is due.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
+pub(super) fn due_after(number: u64, interval_ns: f64) -> Nanos {
+    (number as f64 * interval_ns) as Nanos
+}
+
+fn nanos_since(origin: Instant) -> Nanos {
+    u64::try_from(origin.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+impl Sockets {
+    /// Opens a connection in a free slot.
+    pub(super) fn connect(&mut self, slot: usize, address: SocketAddr) -> anyhow::Result<()> {
+        let mut stream =
+            TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.registry.register(&mut stream, Token(slot), interest)?;
+        let connection = Connection { stream, link: Link::default(), sent: 0, open: false };
+        self.connections[slot] = Some(connection);
+        Ok(())
+    }
+
+    /// Lets a load write to a connection; it goes out when the tick is over.
+    #[inline]
+    pub(super) fn send(&mut self, slot: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.connections[slot].as_mut().filter(|it| it.open) else { return };
+        if connection.link.out.is_empty() {
+            self.dirty.push(slot);
+        }
+        write(&mut connection.link.out);
+    }
+
+    fn write_dirty(&mut self, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
+        while let Some(slot) = self.dirty.pop() {
+            self.flush(slot, load, now)?;
+        }
+        Ok(())
+    }
+
+    fn writable(
+        &mut self,
+        slot: usize,
+        load: &mut impl Load,
+        origin: Instant,
+    ) -> anyhow::Result<()> {
+        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        if connection.open && connection.link.out.is_empty() {
+            return Ok(());
+        }
+        let now = nanos_since(origin);
+        if !connection.open {
+            if let Some(error) = connection.stream.take_error()? {
+                return self.close(slot, CloseCause::Failed(error), load, now);
+            }
+            if connection.stream.peer_addr().is_err() {
+                return Ok(());
+            }
+            connection.open = true;
+            load.opened(slot, &mut connection.link, now)?;
+        }
+        self.flush(slot, load, now)
+    }
+
+    #[inline]
+    fn read(
+        &mut self,
+        slot: usize,
+        load: &mut impl Load,
+        origin: Instant,
+        to_the_end: bool,
+    ) -> anyhow::Result<()> {
+        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        let now = nanos_since(origin);
+        let mut reads = 0;
+        let cause = loop {
+            match connection.stream.read(&mut self.buffer) {
+                Ok(0) => break Some(CloseCause::Peer),
+                Ok(bytes) => {
+                    load.received(slot, &mut connection.link, &self.buffer[..bytes], now)?;
+                    if bytes < BUFFER_BYTES && !to_the_end {
+                        break None;
+                    }
+                    reads += 1;
+                    if reads == READS_MAX {
+                        self.again.push(slot);
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break None,
+                Err(error) if error.kind() == ErrorKind::NotConnected => break None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break Some(CloseCause::Failed(error)),
+            }
+        };
+        match cause {
+            Some(cause) => self.close(slot, cause, load, now),
+            None => self.flush(slot, load, now),
+        }
+    }
+
+    #[inline]
+    fn flush(&mut self, slot: usize, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
+        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        let out = &mut connection.link.out;
+        while connection.sent < out.len() {
+            match connection.stream.write(&out[connection.sent..]) {
+                Ok(bytes) => connection.sent += bytes,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return self.close(slot, CloseCause::Failed(error), load, now),
+            }
+        }
+        out.clear();
+        connection.sent = 0;
+        if out.capacity() > KEPT_BYTES_MAX {
+            *out = Vec::new();
+        }
+        if connection.link.close {
+            return self.close(slot, CloseCause::Asked, load, now);
+        }
+        Ok(())
+    }
+
+    fn close(
+        &mut self,
+        slot: usize,
+        cause: CloseCause,
+        load: &mut impl Load,
+        now: Nanos,
+    ) -> anyhow::Result<()> {
+        if let Some(connection) = self.connections[slot].take()
+            && self.reset_on_close
+        {
+            set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;
+        }
+        load.closed(slot, cause, now)
+    }
+}

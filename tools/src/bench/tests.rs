@@ -1,0 +1,190 @@
+//! The scenarios against a server of a few lines, well-behaved or not.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use clap::Parser as _;
+use tidegate_protocol::proto::v1::Session;
+use tidegate_protocol::server::{
+    Incoming, put_answer, put_failure, put_pong, put_push, put_session,
+};
+use tidegate_protocol::{Code, Reassembler};
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    bench: super::BenchArgs,
+}
+
+/// What the server does wrong, when it comes to its third echo or push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    WrongByte,
+    WrongSequence,
+    Failure,
+    LostPush,
+    RepeatedPush,
+    Hangup,
+}
+
+struct Server {
+    fault: Fault,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    members: Vec<TcpStream>,
+    echoes: u32,
+    pushes: u64,
+}
+
+fn start(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Arc::new(Server { fault, state: Mutex::default() });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let server = Arc::clone(&server);
+            std::thread::spawn(move || server.serve(&stream.unwrap()));
+        }
+    });
+    address
+}
+
+impl Server {
+    fn serve(&self, mut stream: &TcpStream) {
+        stream.set_nodelay(true).unwrap();
+        let mut reassembler = Reassembler::new();
+        let mut buffer = [0; 4096];
+        while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+            let mut frames = reassembler.frames(&buffer[..bytes], 100_000);
+            while let Some(payload) = frames.next().unwrap() {
+                let mut out = Vec::new();
+                // Held while writing, so that a push never cuts an answer in two.
+                let mut state = self.state.lock().unwrap();
+                if !self.answer(&mut state, stream, Incoming::decode(payload).unwrap(), &mut out) {
+                    return stream.shutdown(std::net::Shutdown::Both).unwrap();
+                }
+                let _ = stream.write_all(&out);
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        state: &mut State,
+        stream: &TcpStream,
+        request: Incoming<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        match request {
+            Incoming::Heartbeat { sequence } => put_pong(out, sequence, 1),
+            Incoming::Authenticate { user_id, token, sequence } => {
+                assert_eq!(token, format!("token-{user_id}"));
+                state.members.push(stream.try_clone().unwrap());
+                let session =
+                    Session { session_id: user_id, heartbeat_interval_ms: 50, server_time_ms: 1 };
+                put_session(out, sequence, &session);
+            }
+            Incoming::Business { kind: 1, biz_data, sequence } => {
+                state.echoes += 1;
+                let mut biz_data = biz_data.to_vec();
+                match self.fault {
+                    Fault::Hangup if state.echoes == 3 => return false,
+                    Fault::WrongByte if state.echoes == 3 => biz_data[20] ^= 1,
+                    Fault::WrongSequence if state.echoes == 3 => {
+                        put_answer(out, 1, sequence + 1, &biz_data);
+                        return true;
+                    }
+                    Fault::Failure if state.echoes == 3 => {
+                        put_failure(out, 1, sequence, Code::Overloaded, 5);
+                        return true;
+                    }
+                    _ => {}
+                }
+                put_answer(out, 1, sequence, &biz_data);
+            }
+            Incoming::Business { kind, biz_data, sequence } => {
+                state.pushes += 1;
+                self.push(state, kind, biz_data);
+                put_answer(out, kind, sequence, b"");
+            }
+        }
+        true
+    }
+
+    fn push(&self, state: &mut State, kind: i32, biz_data: &[u8]) {
+        let mut push = Vec::new();
+        put_push(&mut push, kind, biz_data, state.pushes + 40);
+        for (index, mut member) in state.members.iter().enumerate() {
+            let times = match self.fault {
+                Fault::LostPush if (index, state.pushes) == (1, 3) => 0,
+                Fault::RepeatedPush if (index, state.pushes) == (1, 3) => 2,
+                _ => 1,
+            };
+            (0..times).for_each(|_| drop(member.write_all(&push)));
+        }
+    }
+}
+
+fn bench(fault: Fault, arguments: &str) -> anyhow::Result<()> {
+    let pid = std::process::id();
+    let address = start(fault);
+    let line = format!("tide {arguments} --connect {address} --pid {pid}");
+    super::run(Cli::try_parse_from(line.split_whitespace())?.bench)
+}
+
+const SHORT: &str = "--connections 5 --warmup 50ms --duration 200ms";
+
+#[test]
+fn requests_in_closed_and_open_loops_come_back_right() {
+    bench(Fault::None, &format!("request {SHORT} --depth 3 --json")).unwrap();
+    bench(Fault::None, &format!("request {SHORT} --rate 500 --bytes 3")).unwrap();
+    bench(Fault::None, &format!("request {SHORT} --bytes 60000")).unwrap();
+    bench(Fault::None, &format!("request {SHORT} --bytes 0")).unwrap();
+}
+
+#[test]
+fn a_wrong_answer_is_described() {
+    let wrong = |fault| bench(fault, &format!("request {SHORT}")).unwrap_err().to_string();
+    assert!(wrong(Fault::WrongByte).contains("differ from byte 20 on"));
+    assert!(wrong(Fault::WrongSequence).contains("the one due was to request"));
+    assert!(wrong(Fault::Failure).contains("104 OVERLOADED"));
+    assert!(wrong(Fault::Hangup).contains("closed by the server"));
+}
+
+#[test]
+fn pushes_are_followed_to_everybody() {
+    bench(Fault::None, &format!("broadcast {SHORT} --in-flight 4 --json")).unwrap();
+    let echoes = "--echo-rate 200 --echo-connections 2";
+    bench(Fault::None, &format!("broadcast {SHORT} --rate 50 {echoes}")).unwrap();
+    bench(Fault::None, &format!("broadcast {SHORT} --rate 0 {echoes}")).unwrap();
+}
+
+#[test]
+fn a_push_that_is_lost_or_repeated_is_named() {
+    let wrong =
+        |fault| bench(fault, &format!("broadcast {SHORT} --in-flight 4")).unwrap_err().to_string();
+    let lost = wrong(Fault::LostPush);
+    assert!(lost.starts_with("1 deliveries never came, 0 came again"), "{lost}");
+    assert!(lost.contains("push 2 never came"), "{lost}");
+    let repeated = wrong(Fault::RepeatedPush);
+    assert!(repeated.starts_with("0 deliveries never came, 1 came again"), "{repeated}");
+}
+
+#[test]
+fn connections_are_held_and_gone_through() {
+    bench(Fault::None, &format!("connect {SHORT} --large-answers 60000 --json")).unwrap();
+    bench(Fault::None, &format!("connect {SHORT} --connect-rate 100")).unwrap();
+    bench(Fault::None, &format!("connect {SHORT} --cycle")).unwrap();
+    bench(Fault::None, &format!("connect {SHORT} --cycle --pipelined --reset")).unwrap();
+}
+
+#[test]
+fn more_connections_than_files_are_refused_in_words() {
+    let refused = bench(Fault::None, "request --connections 400000000").unwrap_err().to_string();
+    assert!(refused.contains("are too many for one process"), "{refused}");
+}
