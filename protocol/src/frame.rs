@@ -87,8 +87,8 @@ pub struct Reassembler {
 #[derive(Debug, Default)]
 struct Carry {
     bytes: Vec<u8>,
-    /// Bytes at the front that have been handed out. start <= bytes.len(), and after a
-    /// [`Reassembler::keep`] start <= the bytes that are left before it.
+    /// Bytes at the front that have been handed out. start <= bytes.len(), and whenever bytes are
+    /// added start < bytes.len() / 2, or both are 0.
     start: usize,
 }
 
@@ -119,7 +119,7 @@ impl Reassembler {
         }
         let carry = self.carry.get_or_insert_default();
         // A caller that always keeps something back never empties the carry. Closing up once half
-        // of it is dead moves each byte at most once more and bounds what it holds.
+        // of it is dead bounds it, and moves no more bytes than have been read.
         if carry.start >= carry.bytes.len() - carry.start {
             carry.bytes.drain(..carry.start);
             carry.start = 0;

@@ -150,3 +150,30 @@ pub fn read_cut(mut stream: &[u8], arrivals: &[Arrival], payload_bytes_max: usiz
     }
     Reading { payloads, end: Ok(reassembler.kept_bytes()) }
 }
+
+/// Reads what a fuzzer made up as arrivals and a stream: a count, as many bytes that each say what
+/// arrives, and the stream.
+#[must_use]
+pub fn split_plan(data: &[u8]) -> (Vec<Arrival>, &[u8]) {
+    let Some((&count, rest)) = data.split_first() else { return (Vec::new(), data) };
+    let (plan, stream) = rest.split_at(usize::from(count).min(rest.len()));
+    let arrival = |&byte: &u8| Arrival {
+        bytes: usize::from(byte & 0x3f),
+        frames_max: if byte & 0x80 == 0 { usize::MAX } else { usize::from(byte >> 6 & 1) },
+    };
+    (plan.iter().map(arrival).collect(), stream)
+}
+
+/// What [`split_plan`] reads as this stream, arriving in these chunks as far as a plan can say so.
+#[must_use]
+pub fn with_plan(chunks: &[Vec<u8>]) -> Vec<u8> {
+    let plan: Vec<u8> = chunks
+        .iter()
+        .take(255)
+        .map(|chunk| u8::try_from(chunk.len().min(0x3f)).expect("six bits"))
+        .collect();
+    let mut out = vec![u8::try_from(plan.len()).expect("at most 255")];
+    out.extend(plan);
+    out.extend(chunks.concat());
+    out
+}
