@@ -87,7 +87,8 @@ pub struct Reassembler {
 #[derive(Debug, Default)]
 struct Carry {
     bytes: Vec<u8>,
-    /// Bytes at the front that have been handed out. start <= bytes.len()
+    /// Bytes at the front that have been handed out. start <= bytes.len(), and whenever bytes are
+    /// added start < bytes.len() / 2, or both are 0.
     start: usize,
 }
 
@@ -117,8 +118,10 @@ impl Reassembler {
             return;
         }
         let carry = self.carry.get_or_insert_default();
-        if carry.start == carry.bytes.len() {
-            carry.bytes.clear();
+        // A caller that always keeps something back never empties the carry. Closing up once half
+        // of it is dead bounds it, and moves no more bytes than have been read.
+        if carry.start >= carry.bytes.len() - carry.start {
+            carry.bytes.drain(..carry.start);
             carry.start = 0;
         }
         carry.bytes.extend_from_slice(bytes);
@@ -263,6 +266,21 @@ mod tests {
         assert_eq!(read_prefix(&[0x81, 0x80, 0x00], 1000), Err(FrameError::Overlong));
         assert_eq!(read_prefix(&[0xff; 5], 1000), Err(FrameError::Overlong));
         assert_eq!(read_prefix(&[0xff; 4], 1000), Ok(None));
+    }
+
+    #[test]
+    fn what_is_always_kept_back_does_not_grow() {
+        let one = frame(&[7; 100]);
+        let mut reassembler = Reassembler::new();
+        reassembler.frames(&one.repeat(2), 1000).keep_rest();
+        for _ in 0..10_000 {
+            let mut frames = reassembler.frames(&one, 1000);
+            assert_eq!(frames.next(), Ok(Some(&[7_u8; 100][..])));
+            frames.keep_rest();
+            assert_eq!(reassembler.kept_bytes(), 2 * one.len());
+        }
+        let carry = reassembler.carry.as_ref().unwrap();
+        assert!(carry.bytes.capacity() <= 8 * one.len(), "{}", carry.bytes.capacity());
     }
 
     #[test]

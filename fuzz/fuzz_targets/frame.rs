@@ -1,0 +1,15 @@
+//! A stream, cut and interrupted anywhere, yields the frames of the same stream read at once.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tidegate_fuzz::oracle::{read_at_once, read_cut, split_plan};
+
+/// Small, so that a fuzzer soon finds a frame that is too long.
+const PAYLOAD_BYTES_MAX: usize = 300;
+
+fuzz_target!(|data: &[u8]| {
+    let (arrivals, stream) = split_plan(data);
+    let cut = read_cut(stream, &arrivals, PAYLOAD_BYTES_MAX);
+    assert_eq!(cut, read_at_once(stream, PAYLOAD_BYTES_MAX));
+});
