@@ -42,4 +42,4 @@ pub mod proto {
 
 pub use code::Code;
 pub use frame::{FrameError, Reassembler};
-pub use message::{MessageError, Request, Response};
+pub use message::{MessageError, Request, Response, WireError};

@@ -6,7 +6,8 @@ use bytes::BufMut;
 
 use crate::code::Code;
 use crate::frame;
-use crate::wire::{self, WireError};
+use crate::wire;
+pub use crate::wire::WireError;
 
 /// The type of a heartbeat.
 pub const HEARTBEAT: i32 = -1;

@@ -1,0 +1,38 @@
+# `make` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test test-deps fmt lint doc bench fuzz fuzz-short
+
+# How long `make fuzz` explores with each target.
+SECONDS := 60
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The tests come last, so that their result is what one sees.
+test: test-deps fmt lint doc fuzz-short ## Everything that has to pass before a commit
+	cargo test --workspace
+
+test-deps: ## Install what the tests need, where it is missing
+	scripts/install-test-deps
+
+fmt: ## Check the format; without --check, cargo corrects it
+	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+
+lint: ## Clippy, with warnings as errors
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## Build the documentation, with warnings as errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+bench: ## Measure the gateway against the bare floors
+	cargo run --release -p tidegate-benches --bin compare
+
+fuzz: ## Fuzz each target for SECONDS=60
+	fuzz/run --seconds $(SECONDS)
+
+fuzz-short: ## Each fuzz target: its stored corpus, then 5 s
+	fuzz/run --seconds 5
