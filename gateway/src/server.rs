@@ -263,10 +263,14 @@ fn start_shards(
     gateway: &Gateway,
     report: &Sender<(u16, Result<(), String>)>,
 ) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+    let DriverKind::Epoll = shared.config.driver;
+    // What can fail comes first: no thread runs when it does.
+    let drivers = listeners
+        .into_iter()
+        .map(|listener| Epoll::new(Some(listener)))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut threads = Vec::new();
-    for (id, listener) in (0_u16..).zip(listeners) {
-        let DriverKind::Epoll = shared.config.driver;
-        let mut driver = Epoll::new(Some(listener))?;
+    for (id, mut driver) in (0_u16..).zip(drivers) {
         shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
         let (shared, gateway, report) = (Arc::clone(shared), gateway.clone(), report.clone());
         let run = move || {
