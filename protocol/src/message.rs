@@ -5,7 +5,7 @@
 use bytes::BufMut;
 
 use crate::code::Code;
-use crate::wire;
+use crate::wire::{self, Small};
 pub use crate::wire::WireError;
 
 /// The type of a heartbeat.

@@ -85,7 +85,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_outbox_bytes", "shard", "Bytes that wait to be sent."),
     ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
     ("tidegate_failures_total", "code", "Failures sent, by error code."),
-    ("tidegate_call_duration_seconds_bucket", "backend, le", "Calls by the time from a request's receipt to its answer: a Prometheus histogram's buckets."),
+    (
+        "tidegate_call_duration_seconds_bucket",
+        "backend, le",
+        "Calls by the time from a request's receipt to its answer: a Prometheus histogram's buckets.",
+    ),
     ("tidegate_call_duration_seconds_count", "backend", "Calls whose duration is in the buckets."),
 ];
 
@@ -172,8 +176,9 @@ impl Exporter {
         let level = |name: &'static str| gauge!(name, "shard" => shard.clone());
         Self {
             counters: Counters::new(),
-            closed: Cause::ALL
-                .map(|cause| counter!("tidegate_connections_closed_total", "cause" => cause.label())),
+            closed: Cause::ALL.map(
+                |cause| counter!("tidegate_connections_closed_total", "cause" => cause.label()),
+            ),
             failures: Code::ALL.map(
                 |code| counter!("tidegate_failures_total", "code" => code.number().to_string()),
             ),
