@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
@@ -405,6 +405,11 @@ impl Sink for Shard {
             }
             Event::AcceptResumed => tracing::info!("accepting again"),
         }
+    }
+
+    #[inline]
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        self.take_reply(conn.slot)
     }
 
     fn idle_for(&mut self) -> Option<Duration> {
