@@ -5,8 +5,8 @@
 use bytes::BufMut;
 
 use crate::code::Code;
-use crate::wire::{self, Small};
 pub use crate::wire::WireError;
+use crate::wire::{self, Small};
 
 /// The type of a heartbeat.
 pub const HEARTBEAT: i32 = -1;

@@ -179,7 +179,7 @@ impl Small {
             self.push((value & 0x7f) as u8 | 0x80);
             value >>= 7;
         }
-        self.push(value as u8);
+        self.push((value & 0x7f) as u8);
     }
 
     /// A varint field, or nothing where the value is the default.

@@ -289,7 +289,7 @@ impl Shard {
             Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
             Message::Unsubscribed { room } => self.on_unsubscribed(&room),
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
-            Message::AskRoom { room, reply } => self.on_ask_room(room, reply),
+            Message::AskRoom { room, reply } => self.on_ask_room(&room, reply),
             Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
             Message::AskShard { reply } => drop(reply.send(self.info())),
             Message::Drain => self.start_draining(),
