@@ -18,9 +18,9 @@ use tidegate_backend::batch::Wake;
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
 
-/// Events that one wait takes at most: enough to share a system call among many connections, few
-/// enough that what they touch stays in the cache until it is flushed.
-const EVENTS_MAX: usize = 256;
+/// Events that one wait takes at most: enough to share a system call, and a turn, among many
+/// connections; few enough that the last of them waits for a few milliseconds.
+const EVENTS_MAX: usize = 1024;
 
 /// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
 const ACCEPTS_MAX: usize = 64;
