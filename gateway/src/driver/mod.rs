@@ -18,7 +18,7 @@
 //! 7. A driver reports what it knows before it waits, and asks [`Sink::idle_for`] how long it may. It
 //!    says what time it is through [`Sink::woken`] after each wait: who waits knows the time.
 //!
-//! `tests` beside this module hold every driver to it: the conformance suite.
+//! `conformance` beside this module holds every driver to it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,7 +27,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub mod epoll;
+pub mod sim;
 
+#[cfg(test)]
+mod conformance;
 mod slots;
 
 /// The most that one connection hands over in one poll, in bytes. It is also the size of the buffer
