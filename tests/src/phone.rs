@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -179,6 +180,24 @@ impl Phone {
         self.outcome(sequence)
     }
 
+    /// Sends a request and waits for how it ends; `None` if the connection ends before.
+    pub fn ask_or_end(&mut self, kind: i32, biz_data: &[u8]) -> Option<Outcome> {
+        let asked = self.client.request(Instant::now(), kind, biz_data);
+        let bytes = self.client.outgoing().split();
+        self.stream.write_all(&bytes).ok()?;
+        loop {
+            match self.next()? {
+                Event::Answer { sequence, biz_data, .. } if sequence == asked => {
+                    return Some(Ok(biz_data));
+                }
+                Event::Failed { sequence, failure, .. } if sequence == asked => {
+                    return Some(Err(failure));
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Asks for an echo, and checks it: what the phone sent before was read, and it is still served.
     pub fn is_served(&mut self) {
         assert_eq!(self.ask(demo::ECHO, b"still here?"), Ok("still here?".into()));
@@ -205,22 +224,20 @@ impl Phone {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends bytes for as long as the gateway takes them. Returns how many it took.
-    pub fn send_until_full(&mut self, bytes: &[u8], bytes_max: usize) -> usize {
+    /// Sends `bytes` over and over for as long as the gateway takes any, `sent_max` at most in all;
+    /// `sent` counts them. Returns how many it took now. What is sent may end within `bytes`.
+    pub fn send_until_full(&mut self, bytes: &[u8], sent: &mut usize, sent_max: usize) -> usize {
+        let before = *sent;
         self.stream.set_nonblocking(true).unwrap();
-        let mut sent = 0;
-        let taken = loop {
-            match self.stream.write(&bytes[sent % bytes.len()..]) {
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break sent,
+        while *sent < sent_max {
+            match self.stream.write(&bytes[*sent % bytes.len()..]) {
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => panic!("{error}"),
             }
-            if sent >= bytes_max {
-                break sent;
-            }
-        };
+        }
         self.stream.set_nonblocking(false).unwrap();
-        taken
+        *sent - before
     }
 
     /// Says that it will send nothing more, and goes on reading.
@@ -314,7 +331,7 @@ impl Phone {
                 looked_at += 1;
             }
             if let Some(end) = self.end {
-                panic!("the connection ended ({end:?}) before it came; came: {:?}", self.events);
+                panic!("the connection ended ({end:?}) before it came, after {}", self.summary());
             }
             self.receive();
         }
@@ -338,9 +355,23 @@ impl Phone {
         assert_eq!(self.ask(demo::SAY, &say), Ok(Bytes::new()));
     }
 
+    /// Does something with this phone on a thread of its own.
+    pub fn in_background<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        thread::spawn(move || work(&mut self))
+    }
+
     fn flush(&mut self) {
         let bytes = self.client.outgoing().split();
         self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// What came and was not asked for, as a failing test shows it.
+    fn summary(&self) -> String {
+        let last: Vec<_> = self.events.iter().rev().take(10).collect();
+        format!("{} events that nobody asked for, the last ones first: {last:?}", self.events.len())
     }
 
     /// Reads once.
@@ -353,7 +384,7 @@ impl Phone {
                 self.client.receive(&buffer[..count], |event| events.push_back(event)).unwrap();
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => self.end = Some(End::Reset),
-            Err(error) => panic!("{error}, after: {:?}", self.events),
+            Err(error) => panic!("{error}, after {}", self.summary()),
         }
     }
 }
