@@ -160,6 +160,12 @@ impl Gateway {
         self.setup.folder()
     }
 
+    /// How it was started.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
     /// A phone that is connected, and nothing more.
     #[must_use]
     pub fn connect(&self) -> Phone {

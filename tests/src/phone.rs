@@ -283,12 +283,17 @@ impl Phone {
         (0..count).map(|_| self.push()).collect()
     }
 
-    /// Waits for the gateway's last word, and for the end of the connection.
-    pub fn goodbye(&mut self, code: Code) -> Failure {
-        let failure = self.take(|event| match event {
+    /// Waits for the gateway's last word, and does nothing about it.
+    pub fn is_told_to_go(&mut self) -> Failure {
+        self.take(|event| match event {
             Event::Goodbye(failure) => Some(*failure),
             _ => None,
-        });
+        })
+    }
+
+    /// Waits for the gateway's last word, and for the end of the connection.
+    pub fn goodbye(&mut self, code: Code) -> Failure {
+        let failure = self.is_told_to_go();
         assert_eq!(failure.code, Some(code));
         assert_eq!(self.end(), End::Closed);
         assert!(self.events.is_empty(), "nothing comes after a goodbye: {:?}", self.events);

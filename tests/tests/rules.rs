@@ -193,6 +193,21 @@ fn what_is_malformed_ends_its_connection_and_no_other() {
 }
 
 #[test]
+fn what_follows_a_malformed_frame_does_not_take_the_goodbye_with_it() {
+    let gateway = Setup::demo().start();
+    for _ in 0..10 {
+        let mut phone = gateway.login(7);
+        // Closing a socket with unread bytes resets it, and the kernel throws the goodbye away.
+        let mut bytes = vec![0x80, 0x00];
+        (0..10_000).for_each(|_| bytes.extend_from_slice(&request_frame(demo::ECHO, b"x", 1)));
+        phone.send_bytes(&bytes);
+        phone.goodbye(Code::Malformed);
+    }
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_discarded_bytes_total", "", |n| n > 0.0);
+}
+
+#[test]
 fn what_came_before_a_malformed_frame_is_answered_first() {
     let gateway = Setup::demo().set("backends.demo.placement", "shard").start();
     let mut phone = gateway.login(7);
@@ -249,6 +264,48 @@ fn a_phone_that_stops_sending_before_it_is_let_in_still_gets_its_answers() {
         assert_eq!(phone.end(), End::Closed);
         let answers = by_sequence(iter::from_fn(|| phone.next()));
         assert_eq!(answers.len(), 300, "user {user_id}");
+    }
+}
+
+#[test]
+fn a_phone_that_stops_sending_and_is_owed_nothing_is_closed_at_once() {
+    let gateway = Setup::demo().start();
+    let mut stranger = gateway.connect();
+    stranger.stop_sending();
+    assert_eq!((stranger.end(), stranger.next()), (End::Closed, None));
+    let mut idle = gateway.login(7);
+    idle.stop_sending();
+    assert_eq!((idle.end(), idle.next()), (End::Closed, None));
+    let mut cut = gateway.login(8);
+    cut.send_bytes(&request_frame(demo::ECHO, b"a frame that is never whole", 1)[..9]);
+    cut.stop_sending();
+    assert_eq!((cut.end(), cut.next()), (End::Closed, None));
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_connections_closed_total", "\"peer\"", |n| n == 3.0);
+    operator.wait_for_total("connections", 0);
+}
+
+#[test]
+fn the_answer_of_a_phone_that_is_gone_goes_nowhere() {
+    let gateway = Setup::quiz().start();
+    let operator = gateway.operator();
+    let mut host = gateway.login(1);
+    let mut kicked = gateway.login(2);
+    let mut vanished = gateway.login(3);
+    kicked.send(quiz::WAIT, b"");
+    vanished.send(quiz::WAIT, b"");
+    operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
+    assert_eq!(operator.kick(2), 1);
+    kicked.goodbye(Code::Replaced);
+    vanished.reset();
+    operator.wait_for_total("sessions", 1);
+    // Whoever gets their places now must not get their answers.
+    let mut newer: Vec<_> = (4..8).map(|user_id| gateway.login(user_id)).collect();
+    host.ask(quiz::ASK, b"Which?").unwrap();
+    operator.wait_for_metric("tidegate_orphan_answers_total", "", |n| n == 2.0);
+    for phone in &mut newer {
+        assert_eq!(phone.push().kind, quiz::ASK);
+        assert_eq!(phone.leftovers(), []);
     }
 }
 

@@ -87,7 +87,7 @@ pub enum Event<'a> {
         /// What the kernel says: descriptors or memory have run out.
         error: io::Error,
     },
-    /// Connections are accepted again.
+    /// Connections are accepted again, after one pause and all the tries that it took.
     AcceptResumed,
 }
 
@@ -120,6 +120,11 @@ impl CloseCause {
 pub trait Sink {
     /// Takes what happened.
     fn event(&mut self, event: Event<'_>);
+
+    /// Whether one more connection may come in. Asked before each is accepted.
+    fn has_room(&mut self) -> bool {
+        true
+    }
 
     /// How long the driver may wait before it must return from [`Driver::poll`]: zero when there is
     /// work to do, `None` for as long as nothing happens.
