@@ -289,6 +289,22 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
 }
 
 #[test]
+fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
+    // One member is served in a turn: what is said meanwhile adds up.
+    let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
+    let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
+    members.iter_mut().for_each(|member| member.join("quiz", 0));
+    let text = "x".repeat(700);
+    let says = vec![(demo::SAY, said("quiz", &text)); 100];
+    let mut talkers: Vec<_> = (100..103).map(|user_id| gateway.login(user_id)).collect();
+    talkers.iter_mut().for_each(|talker| drop(talker.send_together(&says)));
+    for member in &mut members {
+        let pushes = member.pushes(300);
+        assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
+    }
+}
+
+#[test]
 fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
     let gateway = Setup::demo().shards(2).set("socket.send_buffer_bytes", 4096).start();
     let mut slow = Phone::connect_narrow(gateway.clients());
