@@ -203,6 +203,9 @@ impl Epoll {
                 Ok(bytes) => {
                     let drained = bytes < budget && !socket.flags.ending;
                     sink.event(Event::Received { conn, bytes: &self.buffer[..bytes] });
+                    if let Some(reply) = sink.reply(conn) {
+                        self.send(conn, reply);
+                    }
                     if drained {
                         return;
                     }

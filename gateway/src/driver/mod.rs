@@ -17,6 +17,8 @@
 //!    gets at most [`RECEIVE_BYTES_MAX`] bytes in one poll, however much it sent.
 //! 7. A driver reports what it knows before it waits, and asks [`Sink::idle_for`] how long it may. It
 //!    says what time it is through [`Sink::woken`] after each wait: who waits knows the time.
+//! 8. After an [`Event::Received`] a driver may ask [`Sink::reply`] for what to send on that connection at
+//!    once, while everything that the kernel knows of its socket is still in the cache.
 //!
 //! `tests` beside this module hold every driver to it: the conformance suite.
 
@@ -124,6 +126,13 @@ pub trait Sink {
     /// Whether one more connection may come in. Asked before each is accepted.
     fn has_room(&mut self) -> bool {
         true
+    }
+
+    /// What to send on a connection that was just received from, if that is all there is to do for it.
+    /// It counts as a [`Driver::send`].
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        let _ = conn;
+        None
     }
 
     /// How long the driver may wait before it must return from [`Driver::poll`]: zero when there is

@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
@@ -289,7 +289,7 @@ impl Shard {
             Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
             Message::Unsubscribed { room } => self.on_unsubscribed(&room),
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
-            Message::AskRoom { room, reply } => self.on_ask_room(room, reply),
+            Message::AskRoom { room, reply } => self.on_ask_room(&room, reply),
             Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
             Message::AskShard { reply } => drop(reply.send(self.info())),
             Message::Drain => self.start_draining(),
@@ -411,6 +411,11 @@ impl Sink for Shard {
     fn has_room(&mut self) -> bool {
         let limit = self.shared.config.limits.connections_max as u64;
         self.shared.connections.load(Ordering::Relaxed) < limit
+    }
+
+    #[inline]
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        self.take_reply(conn.slot)
     }
 
     fn idle_for(&mut self) -> Option<Duration> {

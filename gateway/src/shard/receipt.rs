@@ -92,7 +92,7 @@ impl Drop for Receipt {
         let reply = self.reply.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(reply) = reply {
             // Nobody waits any longer when this fails.
-            drop(reply.send(*self.connections.get_mut()));
+            let _ = reply.send(*self.connections.get_mut());
         }
     }
 }

@@ -44,9 +44,15 @@ pub struct Room {
 pub enum Role {
     /// It numbers the pushes and passes them on to shards with members, each with the number of
     /// joins that it was sent.
-    Home { subscribers: Vec<(u16, u64)> },
+    Home {
+        /// Shards with members, and how many joins each was sent.
+        subscribers: Vec<(u16, u64)>,
+    },
     /// It follows the home; it was sent this many joins.
-    Replica { joins: u64 },
+    Replica {
+        /// How many joins came.
+        joins: u64,
+    },
 }
 
 /// A fan-out goes round the members; a push that comes meanwhile makes it go one round more.
