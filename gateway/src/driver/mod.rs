@@ -92,7 +92,7 @@ pub enum Event<'a> {
         /// What the kernel says: descriptors or memory have run out.
         error: io::Error,
     },
-    /// Connections are accepted again.
+    /// Connections are accepted again, after one pause and all the tries that it took.
     AcceptResumed,
 }
 
@@ -125,6 +125,11 @@ impl CloseCause {
 pub trait Sink {
     /// Takes what happened.
     fn event(&mut self, event: Event<'_>);
+
+    /// Whether one more connection may come in. Asked before each is accepted.
+    fn has_room(&mut self) -> bool {
+        true
+    }
 
     /// What to send on a connection that was just received from, if that is all there is to do for it.
     /// It counts as a [`Driver::send`].

@@ -161,6 +161,9 @@ impl Shard {
             return;
         }
         if let Some(bytes) = self.read_log(member) {
+            // One read takes so much and no more: the rest goes when this is sent.
+            let (room, membership) = self.rooms.room_and_membership(member);
+            self.connections[slot as usize].flags.owed |= membership.cursor < room.log.end();
             self.send(slot, bytes, driver);
         }
     }

@@ -347,10 +347,9 @@ impl Shard {
 
     /// Pauses accepting when there are as many connections as there may be, and resumes.
     fn accept_more(&mut self, driver: &mut impl Driver) {
-        let limit = self.shared.config.limits.connections_max as u64;
-        let full = self.shared.connections.load(Ordering::Relaxed) >= limit;
-        match (self.accepting, full) {
+        match (self.accepting, !self.has_room()) {
             (Accepting::Yes, true) => {
+                let limit = self.shared.config.limits.connections_max;
                 tracing::warn!(limits.connections_max = limit, "full: accepting is paused");
                 self.stats.accept_pauses += 1;
                 self.accepting = Accepting::Full;
@@ -407,6 +406,13 @@ impl Sink for Shard {
             }
             Event::AcceptResumed => tracing::info!("accepting again"),
         }
+    }
+
+    /// Shards that ask at the same time may let in one each: a spare descriptor of each is for that.
+    #[inline]
+    fn has_room(&mut self) -> bool {
+        let limit = self.shared.config.limits.connections_max as u64;
+        self.shared.connections.load(Ordering::Relaxed) < limit
     }
 
     #[inline]
