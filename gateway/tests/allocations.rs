@@ -144,7 +144,7 @@ impl World {
         count
     }
 
-    /// Allocations for each request, in percent.
+    /// Allocations for each request, in percent: buffers that serve many requests are a few.
     fn percent_per_request(&mut self, connections: u32, requests: u32) -> u64 {
         for _ in 0..requests {
             self.client.request(self.driver.now, ECHO, b"sixteen bytes...");
@@ -163,24 +163,24 @@ impl World {
 }
 
 #[test]
-fn a_request_on_the_shard_costs_at_most_one_allocation() {
+fn a_request_on_the_shard_costs_no_allocation() {
     let percent = World::new(Placement::Shard, 1).percent_per_request(1, 1);
-    assert!(percent <= 100, "{percent} % of an allocation for a request alone");
+    assert!(percent <= 10, "{percent} % of an allocation for a request alone");
     let percent = World::new(Placement::Shard, 10).percent_per_request(10, 1);
-    assert!(percent <= 100, "{percent} % of an allocation for ten connections' requests");
+    assert!(percent <= 10, "{percent} % of an allocation for ten connections' requests");
     let percent = World::new(Placement::Shard, 1).percent_per_request(1, 20);
-    assert!(percent <= 20, "{percent} % of an allocation for one of twenty pipelined requests");
+    assert!(percent <= 10, "{percent} % of an allocation for one of twenty pipelined requests");
 }
 
 #[test]
-fn a_request_to_workers_costs_the_shard_at_most_two_allocations_and_one_in_a_crowd() {
-    // The batch that goes to the worker is one, whatever it holds.
+fn requests_to_a_worker_cost_the_shard_one_allocation_a_turn() {
+    // That one is the batch that goes to the worker, whatever it holds.
     let percent = World::new(Placement::Worker, 1).percent_per_request(1, 1);
-    assert!(percent <= 220, "{percent} % of an allocation for a request alone");
+    assert!(percent <= 120, "{percent} % of an allocation for a request alone");
     let percent = World::new(Placement::Worker, 20).percent_per_request(20, 1);
-    assert!(percent <= 120, "{percent} % of an allocation for twenty connections' requests");
+    assert!(percent <= 10, "{percent} % of an allocation for twenty connections' requests");
     let percent = World::new(Placement::Worker, 1).percent_per_request(1, 20);
-    assert!(percent <= 20, "{percent} % of an allocation for one of twenty pipelined requests");
+    assert!(percent <= 10, "{percent} % of an allocation for one of twenty pipelined requests");
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn a_push_is_encoded_once_however_many_get_it() {
     let count: u64 = (0..ROUNDS).map(|_| push(&mut world)).sum();
     assert_eq!(world.shard.stats().deliveries - before, ROUNDS * u64::from(MEMBERS));
     assert_eq!(world.driver.sends - sends, ROUNDS * u64::from(MEMBERS), "one send each");
-    assert!(count <= 5 * ROUNDS, "{count} allocations for {ROUNDS} pushes");
+    assert!(count <= 3 * ROUNDS, "{count} allocations for {ROUNDS} pushes");
 }
 
 #[test]
-fn a_push_to_a_user_costs_at_most_two_allocations() {
+fn a_push_to_a_user_costs_the_shard_no_allocation() {
     let mut world = World::new(Placement::Shard, 1);
     let push = |world: &mut World| {
         world.parts.gateway.push_user(7, 7, Bytes::from_static(b"news")).unwrap();
@@ -216,5 +216,5 @@ fn a_push_to_a_user_costs_at_most_two_allocations() {
     let before = world.shard.stats().deliveries;
     let count: u64 = (0..ROUNDS).map(|_| push(&mut world)).sum();
     assert_eq!(world.shard.stats().deliveries - before, ROUNDS);
-    assert!(count <= 2 * ROUNDS, "{count} allocations for {ROUNDS} pushes");
+    assert!(count <= ROUNDS / 10, "{count} allocations for {ROUNDS} pushes");
 }
