@@ -199,11 +199,8 @@ fn code_107_is_a_kick() {
 
 #[test]
 fn code_108_comes_when_the_answers_are_out_and_the_process_ends_well() {
-    let mut gateway = Setup::quiz()
-        .set("shutdown.retry_after_ms", 3000)
-        .set("backends.quiz.workers", 1)
-        .set("routes", r#"[{types=[100,199],backend="quiz",timeout_ms=3000}]"#)
-        .start();
+    let mut gateway =
+        Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
     let mut idle = gateway.login(1);
     let mut stranger = gateway.connect();
     stranger.heartbeat();

@@ -120,7 +120,7 @@ fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
     assert_eq!(phones[0].push().kind, 5);
     // One that goes makes room for the one that waits.
     drop(phones.pop());
-    waiting.take(|event| match event {
+    waiting.wait_for(|event| match event {
         tidegate_protocol::client::Event::Authenticated { sequence, .. } if *sequence == login => {
             Some(())
         }
@@ -181,11 +181,7 @@ fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
     neighbour.is_served();
     // Once it reads, it gets every answer: nothing was dropped.
     flood.stop_sending();
-    let mut answers = 0;
-    while flood.next().is_some() {
-        answers += 1;
-    }
-    assert_eq!(answers, sent / request.len());
+    assert_eq!(flood.count(), sent / request.len());
     operator.wait_for_total("outbox_bytes", 0);
 }
 
@@ -208,11 +204,7 @@ fn heartbeats_without_end_whose_pongs_nobody_reads_are_slowed_down_too() {
     });
     gateway.login(8).is_served();
     flood.stop_sending();
-    let mut pongs = 0;
-    while flood.next().is_some() {
-        pongs += 1;
-    }
-    assert_eq!(pongs, sent / beat.len());
+    assert_eq!(flood.count(), sent / beat.len());
 }
 
 #[test]
@@ -277,7 +269,7 @@ fn operators_are_refused_with_503_while_too_many_pushes_are_under_way() {
         talker.join().unwrap();
     }
     assert_eq!(operator.push_user(7, 5, b"x"), 1);
-    phone.take(|event| {
+    phone.wait_for(|event| {
         matches!(event, tidegate_protocol::client::Event::Push { kind: 5, .. }).then_some(())
     });
 }

@@ -105,7 +105,7 @@ fn users_rooms_and_figures_are_what_the_clients_made_them() {
 
 #[test]
 fn while_it_drains_a_gateway_lives_and_is_not_ready() {
-    let mut gateway = Setup::quiz().start();
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::WAIT, b"");
