@@ -11,6 +11,7 @@ pub mod connection;
 pub mod control;
 pub mod driver;
 pub mod hub;
+pub mod parts;
 pub mod router;
 pub mod secret;
 pub mod server;

@@ -17,7 +17,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +24,6 @@ use crossbeam::channel::{self, Receiver, Sender};
 use metrics_exporter_prometheus::PrometheusHandle;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tidegate_backend::pool::{Pool, PoolOptions};
-use tidegate_backend::publisher::GatewayPort;
 use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::admin::{self, AdminError, AdminServer};
@@ -34,11 +32,10 @@ use crate::config::{BackendConfig, Config, DriverKind};
 use crate::control::Control;
 use crate::driver::epoll::Epoll;
 use crate::hub::Hub;
+use crate::parts::{Origin, Parts};
 use crate::router::Backend;
-use crate::session_id::SessionIds;
-use crate::shard::mailbox::{Address, Message};
-use crate::shard::receipt::Gate;
-use crate::shard::{Shard, Shared, stats};
+use crate::shard::mailbox::Message;
+use crate::shard::stats;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -123,41 +120,23 @@ impl Builder {
         let verifier = Verifier::new(&config.auth)?;
         let listeners = listen(&config)?;
         let client_address = listeners[0].local_addr()?;
-        let addresses: Vec<Address> = listeners.iter().map(|_| Address::new()).collect();
-        let gate =
-            Arc::new(Gate::new(config.limits.commands_max, config.limits.commands_bytes_max));
-        let session_ids = SessionIds::new(random_number()?);
-        let frame_bytes_max = config.limits.frame_to_client_bytes_max;
-        let hub = Hub::new(addresses.clone(), Arc::clone(&gate), session_ids, frame_bytes_max);
-        let hub = Arc::new(hub);
-        let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
-        stats::describe();
-        let backends = config
-            .backends
-            .iter()
-            .map(|backend| start_backend(backend, &handlers, &gateway))
-            .collect::<Result<Vec<_>, _>>()?;
-
         let admin_config = config.admin.clone();
-        let first_offset = unix_us();
-        let started = Instant::now();
-        let connections = AtomicU64::new(0);
-        let shared = Arc::new(Shared {
-            config,
-            verifier,
-            addresses,
-            gate,
-            session_ids,
-            first_offset,
-            started,
-            backends,
-            connections,
-        });
+        let origin = Origin {
+            started: Instant::now(),
+            first_offset: unix_us(),
+            session_key: random_number()?,
+        };
+        stats::describe();
+        let parts = Parts::new(config, verifier, origin, |config, gateway| {
+            let backends = config.backends.iter();
+            backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
+        })?;
+        let Parts { hub, gateway, .. } = parts.clone();
         let metrics = metrics.unwrap_or_else(detached_metrics);
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve(&admin_config, control, metrics)?;
         let (report, ended) = channel::unbounded();
-        let threads = start_shards(listeners, &shared, &gateway, &report)?;
+        let threads = start_shards(listeners, &parts, &report)?;
         hub.set_ready(true);
         Ok(Server { client_address, hub, gateway, admin, ended, threads })
     }
@@ -259,11 +238,10 @@ fn start_backend(
 
 fn start_shards(
     listeners: Vec<TcpListener>,
-    shared: &Arc<Shared>,
-    gateway: &Gateway,
+    parts: &Parts,
     report: &Sender<(u16, Result<(), String>)>,
 ) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
-    let DriverKind::Epoll = shared.config.driver;
+    let DriverKind::Epoll = parts.shared.config.driver;
     // What can fail comes first: no thread runs when it does.
     let drivers = listeners
         .into_iter()
@@ -271,11 +249,11 @@ fn start_shards(
         .collect::<Result<Vec<_>, _>>()?;
     let mut threads = Vec::new();
     for (id, mut driver) in (0_u16..).zip(drivers) {
-        shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
-        let (shared, gateway, report) = (Arc::clone(shared), gateway.clone(), report.clone());
+        parts.shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
+        let (parts, report) = (parts.clone(), report.clone());
         let run = move || {
             let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
-            let outcome = Shard::new(id, shared, gateway).run(&mut driver);
+            let outcome = parts.shard(id).run(&mut driver);
             ended.with(outcome.map_err(|error| error.to_string()));
         };
         threads.push(thread::Builder::new().name(format!("shard-{id}")).spawn(run)?);

@@ -18,9 +18,9 @@ use tidegate_backend::batch::Wake;
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
 
-/// Events that one wait takes at most: enough to share a system call among many connections, few
-/// enough that what they touch stays in the cache until it is flushed.
-const EVENTS_MAX: usize = 256;
+/// Events that one wait takes at most: enough to share a system call, and a turn, among many
+/// connections; few enough that the last of them waits for a few milliseconds.
+const EVENTS_MAX: usize = 1024;
 
 /// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
 const ACCEPTS_MAX: usize = 64;
@@ -169,15 +169,15 @@ impl Epoll {
         self.outcomes = outcomes;
     }
 
-    fn report_readable(&mut self, sink: &mut impl Sink) {
-        let mut readable = mem::take(&mut self.readable);
+    /// Goes on reading from those that had more than the last poll took.
+    fn report_readable(&mut self, mut readable: Vec<ConnId>, sink: &mut impl Sink) {
         for conn in readable.drain(..) {
             if let Some(socket) = self.sockets.get_mut(conn) {
                 socket.flags.queued = false;
                 self.receive(conn, sink);
             }
         }
-        // What was queued while reporting comes in the next poll.
+        // What was queued meanwhile comes in the next poll.
         readable.append(&mut self.readable);
         self.readable = readable;
     }
@@ -225,6 +225,12 @@ impl Epoll {
         {
             self.readable.push(conn);
         }
+    }
+
+    /// Whether a connection is read from anyway, in this poll or the next: more would be more than its
+    /// share.
+    fn is_queued(&mut self, conn: ConnId) -> bool {
+        self.sockets.get_mut(conn).is_some_and(|socket| socket.flags.queued)
     }
 
     /// Writes what is left of the send under way.
@@ -349,7 +355,6 @@ impl Epoll {
 impl Driver for Epoll {
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.report_outcomes(sink);
-        self.report_readable(sink);
         let wait_for = self.wait_for(sink);
         match self.poll.poll(&mut self.events, wait_for) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -357,6 +362,7 @@ impl Driver for Epoll {
         }
         let now = Instant::now();
         sink.woken(now);
+        let readable = mem::take(&mut self.readable);
         let events = mem::replace(&mut self.events, Events::with_capacity(0));
         for event in &events {
             match event.token() {
@@ -371,13 +377,16 @@ impl Driver for Epoll {
                     }
                     if event.is_error() {
                         self.take_error(conn);
-                    } else if event.is_readable() || event.is_read_closed() {
+                    } else if (event.is_readable() || event.is_read_closed())
+                        && !self.is_queued(conn)
+                    {
                         self.receive(conn, sink);
                     }
                 }
             }
         }
         self.events = events;
+        self.report_readable(readable, sink);
         self.retry_accept(now);
         if self.acceptor.ready {
             self.accept(sink);

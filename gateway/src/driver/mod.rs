@@ -20,7 +20,7 @@
 //! 8. After an [`Event::Received`] a driver may ask [`Sink::reply`] for what to send on that connection at
 //!    once, while everything that the kernel knows of its socket is still in the cache.
 //!
-//! `tests` beside this module hold every driver to it: the conformance suite.
+//! `conformance` beside this module holds every driver to it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +29,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub mod epoll;
+pub mod sim;
 
+#[cfg(test)]
+mod conformance;
 mod slots;
 
 /// The most that one connection hands over in one poll, in bytes. It is also the size of the buffer

@@ -281,8 +281,10 @@ impl Shard {
             return self.unsubscribe_if_empty(index);
         };
         let (first, memberships) = (connection.first_membership, connection.memberships);
-        let end = self.rooms.get(index).log.end();
-        let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).min(end));
+        let log = &self.rooms.get(index).log;
+        let (oldest, end) = (log.first(), log.end());
+        // Who asks for more than the log still holds is not slow: it gets what there is.
+        let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         if let Some(known) = self.rooms.find_membership(first, index) {
             let membership = self.rooms.membership(known);
             membership.cursor = membership.cursor.min(cursor);

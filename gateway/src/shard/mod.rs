@@ -214,6 +214,8 @@ impl Shard {
         self.expire();
         self.drain_step(driver);
         self.router.flush();
+        // Where a worker's thread is gone, its calls have answered themselves.
+        self.take_answers();
         self.fan_out_slice(driver);
         self.flush(driver);
         self.accept_more(driver);

@@ -172,7 +172,7 @@ mod tests {
         for deadline in [0, 1, 63, 64, 10_000, 16_383, 16_384, 75_000, 5_000_000, 50_000_000] {
             let mut timers = Timers::new();
             timers.set(3, deadline);
-            assert_eq!(expired(&mut timers, deadline.saturating_sub(1)), []);
+            assert!(expired(&mut timers, deadline.saturating_sub(1)).is_empty());
             assert_eq!(expired(&mut timers, deadline + 64), [3], "{deadline}");
             assert_eq!(timers.next_in_ms(deadline), None);
         }

@@ -1,0 +1,279 @@
+//! One suite over every driver: what the [contract](super) says, seen from both ends.
+//!
+//! A [`World`] is a driver and a way to act as the peers. Nothing here waits for a time: each test
+//! polls until what it waits for has come. [`POLLS_MAX`] only ends a test that would never.
+
+mod flow;
+mod lifecycle;
+mod worlds;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{CloseCause, ConnId, Driver, Event, Sink};
+use worlds::{EpollWorld, SimWorld};
+
+/// Polls after which a test gives up.
+const POLLS_MAX: usize = 200_000;
+
+/// A driver, and its peers by number.
+trait World {
+    type Driver: Driver;
+
+    fn new() -> Self;
+    fn driver(&mut self) -> &mut Self::Driver;
+    /// `None`: refused.
+    fn connect(&mut self) -> Option<usize>;
+    /// Writes what there is room for.
+    fn write(&mut self, peer: usize, bytes: &[u8]) -> usize;
+    fn read(&mut self, peer: usize) -> Read;
+    fn half_close(&mut self, peer: usize);
+    fn reset(&mut self, peer: usize);
+}
+
+/// What a peer's read comes to.
+#[derive(Debug, PartialEq, Eq)]
+enum Read {
+    Bytes(Vec<u8>),
+    Nothing,
+    End,
+    Reset,
+}
+
+/// An [`Event`] that was reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fact {
+    Accepted(ConnId),
+    Received(ConnId, Vec<u8>),
+    Ended(ConnId),
+    Sent(ConnId, usize),
+    Closed(ConnId, CloseCause),
+    AcceptPaused,
+    AcceptResumed,
+}
+
+/// A sink that notes what it is told, and holds the driver to what a sink may rely on.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    pub(super) facts: Vec<Fact>,
+    pub(super) idle_for: Option<Duration>,
+    /// Connections that are open, and whether they have ended.
+    open: Vec<(ConnId, bool)>,
+    now: Option<Instant>,
+    /// Facts that were there when it was last asked how long to wait.
+    known: usize,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        let idle_for = Some(Duration::from_millis(1));
+        Self { facts: Vec::new(), idle_for, open: Vec::new(), now: None, known: 0 }
+    }
+}
+
+impl Recorder {
+    fn open(&mut self, conn: ConnId) -> &mut bool {
+        let open = self.open.iter_mut().find(|(open, _)| *open == conn);
+        &mut open.expect("an event comes between `Accepted` and `Closed`").1
+    }
+}
+
+impl Sink for Recorder {
+    fn event(&mut self, event: Event<'_>) {
+        let fact = match event {
+            Event::Accepted { conn, peer } => {
+                assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a place in use");
+                assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
+                self.open.push((conn, false));
+                Fact::Accepted(conn)
+            }
+            Event::Received { conn, bytes } => {
+                assert!(!*self.open(conn), "bytes after the end");
+                assert!((1..=super::RECEIVE_BYTES_MAX).contains(&bytes.len()));
+                Fact::Received(conn, bytes.to_vec())
+            }
+            Event::Ended { conn } => {
+                assert!(!std::mem::replace(self.open(conn), true), "a second end");
+                Fact::Ended(conn)
+            }
+            Event::Sent { conn, bytes } => {
+                self.open(conn);
+                Fact::Sent(conn, bytes)
+            }
+            Event::Closed { conn, cause } => {
+                self.open(conn);
+                self.open.retain(|(open, _)| *open != conn);
+                Fact::Closed(conn, cause)
+            }
+            Event::AcceptPaused { .. } => Fact::AcceptPaused,
+            Event::AcceptResumed => Fact::AcceptResumed,
+        };
+        self.facts.push(fact);
+    }
+
+    fn idle_for(&mut self) -> Option<Duration> {
+        // Who was told something has something to do.
+        let told = std::mem::replace(&mut self.known, self.facts.len()) < self.facts.len();
+        if told { Some(Duration::ZERO) } else { self.idle_for }
+    }
+
+    fn woken(&mut self, now: Instant) {
+        assert!(self.now.is_none_or(|before| before <= now), "time never goes back");
+        self.now = Some(now);
+    }
+}
+
+/// A world under test, and what its driver has reported.
+struct Bench<W> {
+    world: W,
+    recorder: Recorder,
+}
+
+impl<W: World> Bench<W> {
+    fn new() -> Self {
+        Self { world: W::new(), recorder: Recorder::default() }
+    }
+
+    fn driver(&mut self) -> &mut W::Driver {
+        self.world.driver()
+    }
+
+    fn facts(&self) -> &[Fact] {
+        &self.recorder.facts
+    }
+
+    fn poll(&mut self) {
+        self.world.driver().poll(&mut self.recorder).unwrap();
+    }
+
+    fn polls(&mut self, count: usize) {
+        (0..count).for_each(|_| self.poll());
+    }
+
+    #[track_caller]
+    fn until(&mut self, what: &str, mut happened: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..POLLS_MAX {
+            if happened(self) {
+                return;
+            }
+            self.poll();
+        }
+        panic!("{what}: {:?}", self.facts().iter().rev().take(10).collect::<Vec<_>>());
+    }
+
+    #[track_caller]
+    fn until_fact(&mut self, fact: &Fact) {
+        self.until(&format!("no {fact:?}"), |bench| bench.facts().contains(fact));
+    }
+
+    /// A peer and its accepted connection.
+    #[track_caller]
+    fn connect(&mut self) -> (usize, ConnId) {
+        let before = self.accepted().len();
+        let peer = self.world.connect().expect("someone listens");
+        self.until("nobody accepted", |bench| bench.accepted().len() > before);
+        (peer, *self.accepted().last().unwrap())
+    }
+
+    fn accepted(&self) -> Vec<ConnId> {
+        let accepted = |fact: &Fact| match fact {
+            Fact::Accepted(conn) => Some(*conn),
+            _ => None,
+        };
+        self.facts().iter().filter_map(accepted).collect()
+    }
+
+    fn received(&self, conn: ConnId) -> Vec<u8> {
+        let bytes = |fact: &Fact| match fact {
+            Fact::Received(from, bytes) if *from == conn => Some(bytes.clone()),
+            _ => None,
+        };
+        self.facts().iter().filter_map(bytes).flatten().collect()
+    }
+
+    /// What was reported of sends and of the end.
+    fn outcomes(&self, conn: ConnId) -> Vec<Fact> {
+        let of_conn = |fact: &&Fact| match fact {
+            Fact::Sent(of, _) | Fact::Closed(of, _) => *of == conn,
+            _ => false,
+        };
+        self.facts().iter().filter(of_conn).cloned().collect()
+    }
+
+    /// Reads until the peer has `count` bytes.
+    #[track_caller]
+    fn peer_reads(&mut self, peer: usize, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.until("the peer lacks bytes", |bench| {
+            match bench.world.read(peer) {
+                Read::Bytes(more) => bytes.extend(more),
+                Read::Nothing => {}
+                end => assert!(bytes.len() >= count, "{end:?} after {} bytes", bytes.len()),
+            }
+            bytes.len() >= count
+        });
+        bytes
+    }
+
+    #[track_caller]
+    fn peer_reads_end(&mut self, peer: usize) -> Read {
+        let mut end = Read::Nothing;
+        self.until("no end for the peer", |bench| {
+            end = bench.world.read(peer);
+            assert!(!matches!(end, Read::Bytes(_)), "bytes before the end: {end:?}");
+            end != Read::Nothing
+        });
+        end
+    }
+}
+
+/// Bytes that show when one is lost, doubled or out of place.
+fn pattern(count: usize) -> Vec<u8> {
+    (0..count).map(|index| u8::try_from(index % 251).unwrap()).collect()
+}
+
+/// Runs each test of the suite for each driver.
+macro_rules! conformance {
+    ($($module:ident: $($test:ident),+;)+) => {
+        mod epoll { $($(#[test] fn $test() { super::$module::$test::<super::EpollWorld>(); })+)+ }
+        mod sim { $($(#[test] fn $test() { super::$module::$test::<super::SimWorld>(); })+)+ }
+    };
+}
+
+conformance! {
+    lifecycle:
+        bytes_and_ends_are_reported,
+        commands_report_nothing_inline,
+        closed_comes_once_and_last,
+        a_late_name_hits_nobody,
+        a_reset_is_reported,
+        a_reset_is_reported_while_paused,
+        close_cuts_a_send,
+        accepting_stops_and_starts_again,
+        nobody_connects_when_nobody_listens,
+        nothing_known_waits;
+    flow:
+        a_half_closed_peer_still_gets_what_is_sent,
+        a_slow_reader_gets_a_large_send_and_it_is_sent_once,
+        shutdown_lets_the_send_under_way_out,
+        receiving_goes_on_after_a_shutdown,
+        pausing_stops_bytes_and_loses_none,
+        an_end_while_paused_comes_after_the_bytes,
+        a_flood_starves_nobody;
+}
+
+#[test]
+fn a_waker_ends_a_wait_for_ever() {
+    let mut driver = super::epoll::Epoll::new(None).unwrap();
+    let waker = driver.waker();
+    let mut recorder = Recorder { idle_for: None, ..Recorder::default() };
+    let (polling, polled) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        polling.send(()).unwrap();
+        driver.poll(&mut recorder).unwrap();
+        recorder.facts
+    });
+    polled.recv().unwrap();
+    waker.wake();
+    assert_eq!(thread.join().unwrap(), []);
+}

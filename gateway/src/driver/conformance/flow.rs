@@ -1,0 +1,154 @@
+//! How bytes flow, and how they are held back.
+
+use bytes::Bytes;
+
+use super::{Bench, Fact, Read, World, pattern};
+use crate::driver::{CloseCause, Driver as _, RECEIVE_BYTES_MAX};
+
+pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.world.write(peer, b"ask");
+    bench.world.half_close(peer);
+    bench.until_fact(&Fact::Ended(conn));
+    assert_eq!(bench.received(conn), b"ask", "the end comes after the bytes");
+    for answer in [&b"one"[..], b"two"] {
+        let sent = bench.outcomes(conn).len();
+        bench.driver().send(conn, Bytes::from_static(answer));
+        bench.until("not sent", |bench| bench.outcomes(conn).len() > sent);
+        assert_eq!(bench.peer_reads(peer, 3), answer);
+    }
+    bench.driver().close(conn);
+    assert_eq!(bench.peer_reads_end(peer), Read::End);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+}
+
+pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
+    const BYTES: usize = 8 * 1024 * 1024;
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    let (other, other_conn) = bench.connect();
+    bench.driver().send(conn, Bytes::from(pattern(BYTES)));
+    bench.polls(20);
+    assert_eq!(bench.outcomes(conn), [], "more than the buffers hold");
+    // Meanwhile others are served.
+    bench.driver().send(other_conn, Bytes::from_static(b"hello"));
+    assert_eq!(bench.peer_reads(other, 5), b"hello");
+    assert_eq!(bench.peer_reads(peer, BYTES), pattern(BYTES));
+    bench.until_fact(&Fact::Sent(conn, BYTES));
+    bench.driver().send(conn, Bytes::from_static(b"next"));
+    bench.until_fact(&Fact::Sent(conn, 4));
+    assert_eq!(bench.peer_reads(peer, 4), b"next");
+    bench.polls(10);
+    assert_eq!(bench.outcomes(conn), [Fact::Sent(conn, BYTES), Fact::Sent(conn, 4)]);
+}
+
+pub(super) fn shutdown_lets_the_send_under_way_out<W: World>() {
+    for count in [10, 8 * 1024 * 1024] {
+        let mut bench = Bench::<W>::new();
+        let (peer, conn) = bench.connect();
+        bench.driver().send(conn, Bytes::from(pattern(count)));
+        bench.driver().shutdown(conn);
+        assert_eq!(bench.peer_reads(peer, count), pattern(count));
+        assert_eq!(bench.peer_reads_end(peer), Read::End);
+        bench.until_fact(&Fact::Sent(conn, count));
+        assert_eq!(
+            bench.outcomes(conn),
+            [Fact::Sent(conn, count)],
+            "it is open until it is closed"
+        );
+    }
+}
+
+pub(super) fn receiving_goes_on_after_a_shutdown<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.driver().shutdown(conn);
+    assert_eq!(bench.peer_reads_end(peer), Read::End);
+    bench.world.write(peer, b"hello");
+    bench.until("no bytes", |bench| bench.received(conn) == b"hello");
+    bench.world.half_close(peer);
+    bench.until_fact(&Fact::Ended(conn));
+    bench.driver().close(conn);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+}
+
+pub(super) fn pausing_stops_bytes_and_loses_none<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    let sent = pattern(3 * RECEIVE_BYTES_MAX);
+    let mut written = 0;
+    for round in 0..4 {
+        bench.driver().pause_receive(conn);
+        let before = bench.received(conn).len();
+        written += bench.world.write(peer, &sent[written..]);
+        bench.polls(10);
+        let more = bench.received(conn).len() - before;
+        assert!(more <= RECEIVE_BYTES_MAX, "round {round}: {more} bytes while paused");
+        bench.driver().resume_receive(conn);
+        let polls = bench.facts().len();
+        bench.until("no bytes after resuming", |bench| bench.facts().len() > polls);
+        written += bench.world.write(peer, &sent[written..]);
+    }
+    bench.until("bytes are lost", |bench| {
+        written += bench.world.write(peer, &sent[written..]);
+        bench.received(conn).len() == sent.len()
+    });
+    assert_eq!(bench.received(conn), sent);
+}
+
+pub(super) fn an_end_while_paused_comes_after_the_bytes<W: World>() {
+    for count in [1, 100, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MAX + 1] {
+        let mut bench = Bench::<W>::new();
+        let (peer, conn) = bench.connect();
+        bench.driver().pause_receive(conn);
+        let mut written = bench.world.write(peer, &pattern(count));
+        bench.polls(5);
+        bench.driver().resume_receive(conn);
+        bench.until("the peer can't write", |bench| {
+            written += bench.world.write(peer, &pattern(count)[written..]);
+            written == count
+        });
+        bench.driver().pause_receive(conn);
+        bench.world.half_close(peer);
+        bench.polls(10);
+        bench.driver().resume_receive(conn);
+        bench.until_fact(&Fact::Ended(conn));
+        assert_eq!(bench.received(conn), pattern(count));
+    }
+}
+
+/// However much one peer sends, a poll takes a bounded part of it and looks at the others.
+pub(super) fn a_flood_starves_nobody<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (flooder, flooded) = bench.connect();
+    let (other, quiet) = bench.connect();
+    let flood = pattern(4 * 1024 * 1024);
+    let mut written = bench.world.write(flooder, &flood);
+    assert!(written > RECEIVE_BYTES_MAX, "{written} bytes are no flood");
+    bench.world.write(other, b"hello");
+    let (mut received, mut at_hello) = (0, None);
+    bench.until("the flood never ends", |bench| {
+        // More comes before and after what is left of the last poll.
+        written += bench.world.write(flooder, &flood[written..]);
+        let now = bench.received_bytes(flooded);
+        assert!(now - received <= RECEIVE_BYTES_MAX, "{} bytes in one poll", now - received);
+        received = now;
+        if at_hello.is_none() && bench.received_bytes(quiet) == 5 {
+            at_hello = Some(received);
+        }
+        received == flood.len()
+    });
+    let at_hello = at_hello.expect("the other is heard");
+    assert!(at_hello <= 8 * RECEIVE_BYTES_MAX, "heard after {at_hello} bytes of the flood");
+}
+
+impl<W: World> Bench<W> {
+    fn received_bytes(&self, conn: super::ConnId) -> usize {
+        let bytes = |fact: &Fact| match fact {
+            Fact::Received(from, bytes) if *from == conn => bytes.len(),
+            _ => 0,
+        };
+        self.facts().iter().map(bytes).sum()
+    }
+}

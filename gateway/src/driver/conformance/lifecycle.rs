@@ -1,0 +1,157 @@
+//! How connections come, end and leave nothing behind.
+
+use bytes::Bytes;
+
+use super::{Bench, Fact, Read, World, pattern};
+use crate::driver::{CloseCause, Driver as _};
+
+/// More than any buffer on the way holds.
+const LARGE: usize = 24 * 1024 * 1024;
+
+pub(super) fn bytes_and_ends_are_reported<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    assert_eq!(bench.world.write(peer, b"hello"), 5);
+    bench.until("no bytes", |bench| bench.received(conn) == b"hello");
+    bench.driver().send(conn, Bytes::from_static(b"world"));
+    bench.until_fact(&Fact::Sent(conn, 5));
+    assert_eq!(bench.peer_reads(peer, 5), b"world");
+    bench.world.half_close(peer);
+    bench.until_fact(&Fact::Ended(conn));
+    bench.driver().close(conn);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+    assert_eq!(bench.peer_reads_end(peer), Read::End);
+}
+
+pub(super) fn commands_report_nothing_inline<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (_, conn) = bench.connect();
+    let before = bench.facts().len();
+    bench.driver().send(conn, Bytes::from_static(b"hello"));
+    bench.driver().shutdown(conn);
+    bench.driver().close(conn);
+    assert_eq!(bench.facts().len(), before);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+}
+
+pub(super) fn closed_comes_once_and_last<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.driver().send(conn, Bytes::from(pattern(LARGE)));
+    bench.world.write(peer, b"unread");
+    bench.world.reset(peer);
+    bench.driver().close(conn);
+    bench.driver().close(conn);
+    bench.until("not closed", |bench| !bench.outcomes(conn).is_empty());
+    bench.polls(50);
+    // The recorder refuses what comes after `Closed`.
+    assert!(matches!(bench.outcomes(conn)[..], [Fact::Closed(..)]), "{:?}", bench.outcomes(conn));
+}
+
+pub(super) fn a_late_name_hits_nobody<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (_, old) = bench.connect();
+    bench.driver().close(old);
+    bench.until_fact(&Fact::Closed(old, CloseCause::Local));
+    let (peer, new) = bench.connect();
+    assert_eq!(new.slot, old.slot, "places are reused");
+    assert_ne!(new, old);
+    let driver = bench.driver();
+    driver.pause_receive(old);
+    driver.send(old, Bytes::from_static(b"late"));
+    driver.shutdown(old);
+    driver.close(old);
+    driver.send(new, Bytes::from_static(b"hello"));
+    bench.until_fact(&Fact::Sent(new, 5));
+    assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    bench.world.write(peer, b"world");
+    bench.until("no bytes", |bench| bench.received(new) == b"world");
+    bench.polls(20);
+    assert_eq!(bench.world.read(peer), Read::Nothing, "still open");
+    assert_eq!(bench.outcomes(old), [Fact::Closed(old, CloseCause::Local)]);
+}
+
+pub(super) fn a_reset_is_reported<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.world.reset(peer);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
+}
+
+pub(super) fn a_reset_is_reported_while_paused<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.driver().pause_receive(conn);
+    bench.world.write(peer, &pattern(100));
+    bench.polls(5);
+    bench.world.reset(peer);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
+}
+
+pub(super) fn close_cuts_a_send<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.driver().send(conn, Bytes::from(pattern(LARGE)));
+    bench.polls(20);
+    bench.driver().close(conn);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+    assert_eq!(bench.outcomes(conn), [Fact::Closed(conn, CloseCause::Local)], "nothing was sent");
+    let mut got = Vec::new();
+    bench.until("no end", |bench| match bench.world.read(peer) {
+        Read::Bytes(bytes) => {
+            got.extend(bytes);
+            false
+        }
+        Read::Nothing => false,
+        Read::End | Read::Reset => true,
+    });
+    assert!(got.len() < LARGE);
+    assert!(pattern(LARGE).starts_with(&got));
+}
+
+pub(super) fn accepting_stops_and_starts_again<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (first, conn) = bench.connect();
+    bench.driver().set_accepting(false);
+    bench.world.connect().expect("the queue takes it");
+    bench.polls(20);
+    assert_eq!(bench.accepted().len(), 1);
+    // Who is in already notices nothing.
+    bench.world.write(first, b"hello");
+    bench.until("no bytes", |bench| bench.received(conn) == b"hello");
+    assert_eq!(bench.accepted().len(), 1);
+    bench.driver().set_accepting(true);
+    bench.until("not accepted", |bench| bench.accepted().len() == 2);
+}
+
+pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.driver().stop_listening();
+    bench.poll();
+    assert!(bench.world.connect().is_none());
+    bench.driver().set_accepting(true);
+    bench.polls(5);
+    assert!(bench.world.connect().is_none(), "it is for good");
+    bench.world.write(peer, b"hello");
+    bench.until("no bytes", |bench| bench.received(conn) == b"hello");
+}
+
+/// A sink that would wait for ever still hears at once of what came of its commands.
+pub(super) fn nothing_known_waits<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (peer, conn) = bench.connect();
+    bench.recorder.idle_for = None;
+    bench.driver().send(conn, Bytes::from_static(b"hello"));
+    bench.until_fact(&Fact::Sent(conn, 5));
+    // Bytes that came while paused: resuming is all it takes.
+    bench.recorder.idle_for = Some(std::time::Duration::from_millis(1));
+    bench.driver().pause_receive(conn);
+    bench.world.write(peer, b"hello");
+    bench.polls(10);
+    bench.recorder.idle_for = None;
+    bench.driver().resume_receive(conn);
+    bench.until("no bytes", |bench| bench.received(conn) == b"hello");
+    bench.driver().close(conn);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+}

@@ -1,0 +1,116 @@
+//! The drivers under test, each with its peers.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::{Read, World};
+use crate::driver::epoll::Epoll;
+use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
+
+/// Real sockets over loopback.
+pub(super) struct EpollWorld {
+    driver: Epoll,
+    address: SocketAddr,
+    peers: Vec<Option<TcpStream>>,
+}
+
+impl World for EpollWorld {
+    type Driver = Epoll;
+
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        Self { driver: Epoll::new(Some(listener)).unwrap(), address, peers: Vec::new() }
+    }
+
+    fn driver(&mut self) -> &mut Epoll {
+        &mut self.driver
+    }
+
+    fn connect(&mut self) -> Option<usize> {
+        let stream = TcpStream::connect(self.address).ok()?;
+        stream.set_nonblocking(true).unwrap();
+        self.peers.push(Some(stream));
+        Some(self.peers.len() - 1)
+    }
+
+    fn write(&mut self, peer: usize, bytes: &[u8]) -> usize {
+        let mut stream = self.peers[peer].as_ref().unwrap();
+        let mut written = 0;
+        while written < bytes.len() {
+            match stream.write(&bytes[written..]) {
+                Ok(more) => written += more,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        written
+    }
+
+    fn read(&mut self, peer: usize) -> Read {
+        let mut buffer = vec![0; 16 * 1024];
+        match self.peers[peer].as_ref().unwrap().read(&mut buffer) {
+            Ok(0) => Read::End,
+            Ok(count) => Read::Bytes(buffer[..count].to_vec()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Read::Nothing,
+            Err(_) => Read::Reset,
+        }
+    }
+
+    fn half_close(&mut self, peer: usize) {
+        self.peers[peer].as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn reset(&mut self, peer: usize) {
+        let stream = self.peers[peer].take().unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// The simulation, with nothing going wrong but what every network does: cuts and short sends.
+pub(super) struct SimWorld {
+    driver: Sim,
+    peers: Vec<PeerId>,
+}
+
+impl World for SimWorld {
+    type Driver = Sim;
+
+    fn new() -> Self {
+        let faults = Faults { cut: 0.3, short_send: 0.3, ..Faults::default() };
+        Self { driver: Sim::new(7, Instant::now(), faults), peers: Vec::new() }
+    }
+
+    fn driver(&mut self) -> &mut Sim {
+        &mut self.driver
+    }
+
+    fn connect(&mut self) -> Option<usize> {
+        self.peers.push(self.driver.connect()?);
+        Some(self.peers.len() - 1)
+    }
+
+    fn write(&mut self, peer: usize, bytes: &[u8]) -> usize {
+        self.driver.write(self.peers[peer], bytes)
+    }
+
+    fn read(&mut self, peer: usize) -> Read {
+        match self.driver.read_at_most(self.peers[peer], 16 * 1024) {
+            Arrived::Bytes(bytes) => Read::Bytes(bytes.to_vec()),
+            Arrived::Nothing => Read::Nothing,
+            Arrived::End => Read::End,
+            Arrived::Reset => Read::Reset,
+        }
+    }
+
+    fn half_close(&mut self, peer: usize) {
+        self.driver.half_close(self.peers[peer]);
+    }
+
+    fn reset(&mut self, peer: usize) {
+        self.driver.reset(self.peers[peer]);
+    }
+}

@@ -1,0 +1,505 @@
+//! The simulated driver: a network without a kernel, repeatable from its seed.
+//!
+//! It stands where epoll stands, so that whole shards run in a test, in one thread and in simulated
+//! time. Its other face is the peers': who tests connects, writes, reads, stalls and resets through
+//! the same [`Sim`]. What a network may do to a connection, [`Faults`] makes likely. With the same
+//! seed and the same calls the same happens: no clock and no random number comes from outside.
+
+mod network;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes};
+use fastrand::Rng;
+
+use super::slots::Slots;
+use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
+use network::Network;
+pub use network::{Arrived, PeerId};
+
+/// How long accepting rests when descriptors are said to have run out.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A fault that lasts, lasts for fewer polls than this.
+const STALL_POLLS: u32 = 40;
+
+/// How likely what a network may do is: from 0, never, to 1, whenever it can be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// What was received is cut at a random place, and handed over in pieces.
+    pub cut: f64,
+    /// A send comes short: the rest waits for later polls.
+    pub short_send: f64,
+    /// For some polls nothing moves on a connection, in either direction.
+    pub stall: f64,
+    /// The network resets a connection.
+    pub reset: f64,
+    /// A connection fails for want of acknowledgements.
+    pub time_out: f64,
+    /// A connection is accepted a poll later.
+    pub accept_delay: f64,
+    /// Accepting pauses, as if descriptors had run out.
+    pub accept_pause: f64,
+    /// The clock jumps forward, by up to [`Self::clock_jump_max`].
+    pub clock_jump: f64,
+    /// How far the clock jumps at most.
+    pub clock_jump_max: Duration,
+    /// The connections of a poll come in random order, rather than in that of their places.
+    pub shuffle: bool,
+}
+
+/// A shard's simulated sockets, and the peers at their other ends.
+#[derive(Debug)]
+pub struct Sim {
+    rng: Rng,
+    faults: Faults,
+    now: Instant,
+    wait_max: Duration,
+    idle_for: Option<Duration>,
+    acceptor: Acceptor,
+    sockets: Slots<Socket>,
+    network: Network,
+    outcomes: Vec<Outcome>,
+    /// The order in which a poll looks at connections; kept for its memory.
+    order: Vec<ConnId>,
+}
+
+#[derive(Debug)]
+struct Acceptor {
+    listening: bool,
+    wanted: bool,
+    /// `Some` while descriptors are said to have run out: when to try again.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    peer: PeerId,
+    sending: Option<Sending>,
+    paused: bool,
+    /// The end was reported.
+    ended: bool,
+    /// Shut down once the send under way is done.
+    shutdown: bool,
+    /// `Closed` is on its way.
+    closed: bool,
+    /// Polls for which nothing moves.
+    stalled_polls: u32,
+}
+
+#[derive(Debug)]
+struct Sending {
+    rest: Bytes,
+    total: usize,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Sent(ConnId, usize),
+    Closed(ConnId, CloseCause),
+}
+
+impl Sim {
+    /// A driver that nobody has connected to. Its clock stands at `now` and goes on only while the
+    /// sink lets it wait, or when it is [told to](Self::set_now).
+    #[must_use]
+    pub fn new(seed: u64, now: Instant, faults: Faults) -> Self {
+        Self {
+            rng: Rng::with_seed(seed),
+            faults,
+            now,
+            wait_max: Duration::MAX,
+            idle_for: None,
+            acceptor: Acceptor { listening: true, wanted: true, retry_at: None },
+            sockets: Slots::new(),
+            network: Network::default(),
+            outcomes: Vec::new(),
+            order: Vec::new(),
+        }
+    }
+
+    /// What time it is.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Moves the clock on; never back.
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    /// Bounds how long one poll may wait: with zero, only [`Self::set_now`] and clock jumps move time.
+    pub const fn set_wait_max(&mut self, wait_max: Duration) {
+        self.wait_max = wait_max;
+    }
+
+    /// How long the last poll could have waited: zero when there was something to do, `None` for ever.
+    #[must_use]
+    pub const fn idle_for(&self) -> Option<Duration> {
+        self.idle_for
+    }
+
+    /// What the network does from now on. Stalls that have begun end.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+        self.list();
+        for index in 0..self.order.len() {
+            if let Some(socket) = self.sockets.get_mut(self.order[index]) {
+                socket.stalled_polls = 0;
+            }
+        }
+    }
+
+    fn roll(&mut self, likelihood: f64) -> bool {
+        likelihood > 0.0 && self.rng.f64() < likelihood
+    }
+
+    /// Lists the connections in `order`.
+    fn list(&mut self) {
+        self.order.clear();
+        self.order.extend(self.sockets.ids());
+        if self.faults.shuffle {
+            self.rng.shuffle(&mut self.order);
+        }
+    }
+
+    fn report_outcomes(&mut self, sink: &mut impl Sink) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            match outcome {
+                Outcome::Sent(conn, bytes) => sink.event(Event::Sent { conn, bytes }),
+                Outcome::Closed(conn, cause) => {
+                    self.sockets.remove(conn);
+                    sink.event(Event::Closed { conn, cause });
+                    if self.acceptor.retry_at.take().is_some() {
+                        sink.event(Event::AcceptResumed);
+                    }
+                }
+            }
+        }
+        self.outcomes = outcomes;
+    }
+
+    /// Lets time pass, as far as the sink and the harness allow and nothing is to be done.
+    fn wait(&mut self, sink: &mut impl Sink) {
+        let idle_for = sink.idle_for();
+        self.idle_for = if self.is_ready() { Some(Duration::ZERO) } else { idle_for };
+        let retry_in = self.acceptor.retry_at.map(|at| at.saturating_duration_since(self.now));
+        // With nothing set, and nobody to move the clock, waiting for ever returns at once.
+        let wait = self.idle_for.into_iter().chain(retry_in).min().unwrap_or_default();
+        self.now += wait.min(self.wait_max);
+        if self.roll(self.faults.clock_jump) {
+            self.now += self.faults.clock_jump_max.mul_f64(self.rng.f64());
+        }
+        sink.woken(self.now);
+    }
+
+    /// Whether a poll has something to report, or to move.
+    fn is_ready(&mut self) -> bool {
+        self.list();
+        let accept = self.acceptor.listening
+            && self.acceptor.wanted
+            && self.acceptor.retry_at.is_none()
+            && self.network.is_waiting();
+        accept
+            || !self.outcomes.is_empty()
+            || self.order.iter().any(|&conn| {
+                let socket = self.sockets.get_mut(conn).expect("it was just listed");
+                let side = self.network.side(socket.peer);
+                let receive = !socket.paused
+                    && (side.unreceived_bytes() > 0 || side.has_ended() && !socket.ended);
+                let send = socket.sending.is_some() && (side.room() > 0 || side.is_gone());
+                receive || send || side.is_reset()
+            })
+    }
+
+    /// Moves what can be moved on one connection.
+    fn progress(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        if self.roll(self.faults.reset) {
+            return self.end(conn, CloseCause::Reset);
+        }
+        if self.roll(self.faults.time_out) {
+            return self.end(conn, CloseCause::TimedOut);
+        }
+        let stalls = self.roll(self.faults.stall);
+        let polls = self.rng.u32(1..STALL_POLLS);
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if stalls {
+            socket.stalled_polls = polls;
+        }
+        if socket.stalled_polls > 0 {
+            socket.stalled_polls -= 1;
+            return;
+        }
+        if self.network.side(socket.peer).is_reset() {
+            return self.end(conn, CloseCause::Reset);
+        }
+        self.continue_send(conn);
+        self.receive(conn, sink);
+    }
+
+    /// Hands over what came, within the budget, and the end behind it.
+    fn receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        let mut budget = RECEIVE_BYTES_MAX;
+        while budget > 0 {
+            let cut = self.roll(self.faults.cut);
+            let Some(socket) = self.sockets.get_mut(conn) else { return };
+            if socket.paused || socket.closed || socket.ended {
+                return;
+            }
+            let mut side = self.network.side(socket.peer);
+            let available = side.unreceived_bytes().min(budget);
+            if available == 0 {
+                if side.has_ended() {
+                    socket.ended = true;
+                    sink.event(Event::Ended { conn });
+                }
+                return;
+            }
+            let count = if cut { self.rng.usize(1..=available) } else { available };
+            let bytes = side.receive(count);
+            sink.event(Event::Received { conn, bytes: &bytes });
+            budget -= count;
+            if cut && self.rng.bool() {
+                // The rest is still on its way.
+                return;
+            }
+        }
+    }
+
+    /// Gives the peer's side what it takes of the send under way.
+    fn continue_send(&mut self, conn: ConnId) {
+        let short = self.roll(self.faults.short_send);
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let Some(sending) = socket.sending.as_mut().filter(|_| !socket.closed) else { return };
+        let mut side = self.network.side(socket.peer);
+        if side.is_gone() {
+            return self.end(conn, CloseCause::Reset);
+        }
+        let mut count = sending.rest.len().min(side.room());
+        if short {
+            count = self.rng.usize(0..=count);
+        }
+        side.arrive(&sending.rest[..count]);
+        sending.rest.advance(count);
+        if sending.rest.is_empty() {
+            let total = sending.total;
+            socket.sending = None;
+            self.outcomes.push(Outcome::Sent(conn, total));
+            if socket.shutdown {
+                self.network.side(socket.peer).shut_down();
+            }
+        }
+    }
+
+    fn end(&mut self, conn: ConnId, cause: CloseCause) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if !std::mem::replace(&mut socket.closed, true) {
+            socket.sending = None;
+            self.network.close(socket.peer, cause);
+            self.outcomes.push(Outcome::Closed(conn, cause));
+        }
+    }
+
+    fn accept(&mut self, sink: &mut impl Sink) {
+        if self.acceptor.retry_at.is_some_and(|at| at <= self.now) {
+            self.acceptor.retry_at = None;
+            sink.event(Event::AcceptResumed);
+        }
+        while self.acceptor.listening
+            && self.acceptor.wanted
+            && self.acceptor.retry_at.is_none()
+            && self.network.is_waiting()
+            && !self.roll(self.faults.accept_delay)
+        {
+            if self.roll(self.faults.accept_pause) {
+                self.acceptor.retry_at = Some(self.now + ACCEPT_RETRY);
+                let error = io::Error::other("the simulation has run out of descriptors");
+                return sink.event(Event::AcceptPaused { error });
+            }
+            let Some(peer) = self.network.next_waiting() else { return };
+            let conn = self.sockets.insert(Socket {
+                peer,
+                sending: None,
+                paused: false,
+                ended: false,
+                shutdown: false,
+                closed: false,
+                stalled_polls: 0,
+            });
+            sink.event(Event::Accepted { conn, peer: peer.address() });
+        }
+    }
+}
+
+impl Driver for Sim {
+    fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        self.report_outcomes(sink);
+        self.wait(sink);
+        let mut order = std::mem::take(&mut self.order);
+        for &conn in &order {
+            self.progress(conn, sink);
+        }
+        order.clear();
+        self.order = order;
+        self.accept(sink);
+        Ok(())
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: Bytes) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if socket.closed {
+            return;
+        }
+        assert!(socket.sending.is_none(), "one send at a time");
+        assert!(!socket.shutdown, "nothing is sent after a shutdown");
+        assert!(!bytes.is_empty(), "a send has at least one byte");
+        let total = bytes.len();
+        socket.sending = Some(Sending { rest: bytes, total });
+        if socket.stalled_polls == 0 {
+            self.continue_send(conn);
+        }
+    }
+
+    fn pause_receive(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.paused = true;
+        }
+    }
+
+    fn resume_receive(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.paused = false;
+        }
+    }
+
+    fn shutdown(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.shutdown = true;
+        if socket.sending.is_none() && !socket.closed {
+            self.network.side(socket.peer).shut_down();
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        self.end(conn, CloseCause::Local);
+    }
+
+    fn set_accepting(&mut self, accepting: bool) {
+        self.acceptor.wanted = accepting;
+    }
+
+    fn stop_listening(&mut self) {
+        self.acceptor.listening = false;
+        self.acceptor.retry_at = None;
+        self.network.refuse_waiting();
+    }
+}
+
+/// The peers' face: what a client does with its end of a connection.
+impl Sim {
+    /// Connects; `None` when nobody listens.
+    pub fn connect(&mut self) -> Option<PeerId> {
+        self.acceptor.listening.then(|| self.network.connect())
+    }
+
+    /// Writes bytes, as many as there is room for; says how many.
+    pub fn write(&mut self, peer: PeerId, bytes: &[u8]) -> usize {
+        self.network.write(peer, bytes)
+    }
+
+    /// Takes all that has arrived, or says why no more will.
+    pub fn read(&mut self, peer: PeerId) -> Arrived {
+        self.network.read(peer, usize::MAX)
+    }
+
+    /// Takes at most `bytes_max` of what has arrived: at least 1.
+    pub fn read_at_most(&mut self, peer: PeerId, bytes_max: usize) -> Arrived {
+        self.network.read(peer, bytes_max)
+    }
+
+    /// Bounds the bytes that may arrive before they are read; 0 stalls the gateway's sends.
+    pub fn set_window(&mut self, peer: PeerId, bytes: usize) {
+        self.network.set_window(peer, bytes);
+    }
+
+    /// Shuts down the peer's sending side. It may still read.
+    pub fn half_close(&mut self, peer: PeerId) {
+        self.network.half_close(peer);
+    }
+
+    /// Closes the peer's socket for good, as an app that ends: reset, where it leaves bytes unread.
+    pub fn hang_up(&mut self, peer: PeerId) {
+        self.network.hang_up(peer);
+    }
+
+    /// Resets the connection; what was on its way, either way, is lost.
+    pub fn reset(&mut self, peer: PeerId) {
+        self.network.reset(peer);
+    }
+
+    /// Where a peer connects from.
+    #[must_use]
+    pub const fn address(peer: PeerId) -> SocketAddr {
+        peer.address()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::conformance::{Fact, Recorder};
+
+    #[test]
+    fn the_same_seed_does_the_same() {
+        let run = |seed| {
+            let faults = Faults {
+                cut: 0.5,
+                short_send: 0.5,
+                stall: 0.2,
+                reset: 0.01,
+                accept_delay: 0.5,
+                clock_jump: 0.1,
+                clock_jump_max: Duration::from_secs(5),
+                shuffle: true,
+                ..Faults::default()
+            };
+            let start = Instant::now();
+            let mut sim = Sim::new(seed, start, faults);
+            let mut recorder = Recorder::default();
+            let peers: Vec<_> = (0..3).map(|_| sim.connect().unwrap()).collect();
+            for round in 0..60 {
+                sim.write(peers[round % 3], &[7; 50]);
+                sim.poll(&mut recorder).unwrap();
+            }
+            (recorder.facts, sim.now() - start)
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn time_passes_only_while_there_is_nothing_to_do() {
+        let start = Instant::now();
+        let mut sim = Sim::new(0, start, Faults::default());
+        let mut recorder = Recorder::default();
+        recorder.idle_for = Some(Duration::from_secs(3));
+        let peer = sim.connect().unwrap();
+        sim.poll(&mut recorder).unwrap();
+        let Some(&Fact::Accepted(conn)) = recorder.facts.first() else { panic!("not accepted") };
+        sim.send(conn, Bytes::from_static(b"hello"));
+        sim.write(peer, b"hello");
+        sim.poll(&mut recorder).unwrap();
+        assert_eq!(recorder.facts.len(), 3, "{:?}", recorder.facts);
+        sim.poll(&mut recorder).unwrap();
+        assert_eq!(sim.now(), start);
+        sim.poll(&mut recorder).unwrap();
+        assert_eq!(sim.now(), start + Duration::from_secs(3));
+        sim.set_wait_max(Duration::from_secs(1));
+        sim.poll(&mut recorder).unwrap();
+        assert_eq!(sim.now(), start + Duration::from_secs(4));
+    }
+}

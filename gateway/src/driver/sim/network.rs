@@ -1,0 +1,232 @@
+//! The peers of simulated connections, and the bytes between: what TCP keeps in its buffers.
+//!
+//! It has TCP's sharp edge: who closes while bytes it hasn't read are there, or come later, resets the
+//! connection, and a reset takes with it what the other side hasn't read.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::driver::CloseCause;
+
+/// What a connection holds of a peer's bytes before the gateway receives them.
+const UNRECEIVED_BYTES_MAX: usize = 512 * 1024;
+
+/// What a connection holds of the gateway's bytes before the peer reads them, unless told.
+const WINDOW_BYTES: usize = 256 * 1024;
+
+/// Names a peer. No other ever gets the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(u32);
+
+impl PeerId {
+    /// An address of its own in 10.0.0.0/8.
+    pub(super) const fn address(self) -> SocketAddr {
+        let [_, a, b, c] = self.0.to_be_bytes();
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, a, b, c)), 40_000)
+    }
+}
+
+/// What a peer's read comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// Bytes: at least one.
+    Bytes(Bytes),
+    /// Nothing now; perhaps later.
+    Nothing,
+    /// The gateway has shut down its sending side, or closed; everything was read.
+    End,
+    /// The connection was reset.
+    Reset,
+}
+
+/// All peers.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    peers: BTreeMap<PeerId, Peer>,
+    /// Those that wait to be accepted.
+    waiting: VecDeque<PeerId>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Peer {
+    /// Written by the peer, not received by the gateway.
+    to_gateway: BytesMut,
+    /// Sent by the gateway, not read by the peer.
+    to_peer: BytesMut,
+    /// Bound on `to_peer`.
+    window: usize,
+    /// The peer writes no more.
+    ended: bool,
+    /// The gateway sends no more.
+    shut_down: bool,
+    /// The gateway has closed its end.
+    closed: bool,
+    /// The peer has closed its end: nobody will read.
+    gone: bool,
+    /// The connection was reset: nothing moves any more.
+    reset: bool,
+}
+
+/// A connection as the gateway's end sees it.
+pub(super) struct Side<'a>(Option<&'a mut Peer>);
+
+impl Side<'_> {
+    pub(super) fn unreceived_bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |peer| peer.to_gateway.len())
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.as_ref().is_some_and(|peer| peer.ended)
+    }
+
+    pub(super) fn is_reset(&self) -> bool {
+        self.0.as_ref().is_none_or(|peer| peer.reset)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.as_ref().is_none_or(|peer| peer.gone)
+    }
+
+    /// How many bytes may arrive.
+    pub(super) fn room(&self) -> usize {
+        self.0.as_ref().map_or(0, |peer| peer.window.saturating_sub(peer.to_peer.len()))
+    }
+
+    pub(super) fn receive(&mut self, count: usize) -> Bytes {
+        self.0.as_mut().map_or_else(Bytes::new, |peer| peer.to_gateway.split_to(count).freeze())
+    }
+
+    pub(super) fn arrive(&mut self, bytes: &[u8]) {
+        if let Some(peer) = &mut self.0 {
+            peer.to_peer.extend_from_slice(bytes);
+        }
+    }
+
+    pub(super) fn shut_down(&mut self) {
+        if let Some(peer) = &mut self.0 {
+            peer.shut_down = true;
+        }
+    }
+}
+
+impl Peer {
+    fn lose_everything(&mut self) {
+        self.reset = true;
+        self.to_gateway = BytesMut::new();
+        self.to_peer = BytesMut::new();
+    }
+}
+
+impl Network {
+    pub(super) fn connect(&mut self) -> PeerId {
+        let id = PeerId(self.next);
+        self.next += 1;
+        let peer = Peer {
+            to_gateway: BytesMut::new(),
+            to_peer: BytesMut::new(),
+            window: WINDOW_BYTES,
+            ended: false,
+            shut_down: false,
+            closed: false,
+            gone: false,
+            reset: false,
+        };
+        self.peers.insert(id, peer);
+        self.waiting.push_back(id);
+        id
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn next_waiting(&mut self) -> Option<PeerId> {
+        self.waiting.pop_front()
+    }
+
+    /// Nobody listens any more: who waits is reset.
+    pub(super) fn refuse_waiting(&mut self) {
+        while let Some(id) = self.waiting.pop_front() {
+            self.close(id, CloseCause::Reset);
+        }
+    }
+
+    pub(super) fn side(&mut self, id: PeerId) -> Side<'_> {
+        Side(self.peers.get_mut(&id))
+    }
+
+    /// The gateway's end is closed, or fails.
+    pub(super) fn close(&mut self, id: PeerId, cause: CloseCause) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.closed = true;
+        peer.shut_down = true;
+        if cause != CloseCause::Local || !peer.to_gateway.is_empty() {
+            peer.lose_everything();
+        }
+        self.forget_if_over(id);
+    }
+
+    pub(super) fn write(&mut self, id: PeerId, bytes: &[u8]) -> usize {
+        let Some(peer) = self.peers.get_mut(&id) else { return 0 };
+        if peer.closed && !bytes.is_empty() {
+            peer.lose_everything();
+        }
+        if peer.reset || peer.ended {
+            return 0;
+        }
+        let count = bytes.len().min(UNRECEIVED_BYTES_MAX - peer.to_gateway.len());
+        peer.to_gateway.extend_from_slice(&bytes[..count]);
+        count
+    }
+
+    pub(super) fn read(&mut self, id: PeerId, bytes_max: usize) -> Arrived {
+        let Some(peer) = self.peers.get_mut(&id) else { return Arrived::Reset };
+        if peer.reset {
+            return Arrived::Reset;
+        }
+        if peer.to_peer.is_empty() {
+            return if peer.shut_down { Arrived::End } else { Arrived::Nothing };
+        }
+        let count = peer.to_peer.len().min(bytes_max);
+        Arrived::Bytes(peer.to_peer.split_to(count).freeze())
+    }
+
+    pub(super) fn set_window(&mut self, id: PeerId, bytes: usize) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.window = bytes;
+        }
+    }
+
+    pub(super) fn half_close(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.ended = true;
+        }
+    }
+
+    pub(super) fn hang_up(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.ended = true;
+        peer.gone = true;
+        if !peer.to_peer.is_empty() {
+            peer.lose_everything();
+        }
+        self.forget_if_over(id);
+    }
+
+    pub(super) fn reset(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.gone = true;
+        peer.lose_everything();
+        self.forget_if_over(id);
+    }
+
+    /// Forgets a connection that has no ends left.
+    fn forget_if_over(&mut self, id: PeerId) {
+        if self.peers.get(&id).is_some_and(|peer| peer.gone && peer.closed) {
+            self.peers.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A gateway's parts, before it has drivers and threads: the server runs them, a simulation steps them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use tidegate_backend::Gateway;
+use tidegate_backend::publisher::GatewayPort;
+
+use crate::auth::Verifier;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::router::Backend;
+use crate::session_id::SessionIds;
+use crate::shard::mailbox::Address;
+use crate::shard::receipt::Gate;
+use crate::shard::{Shard, Shared};
+
+/// Where a gateway's numbers begin: what differs from run to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// When the shards' clocks start.
+    pub started: Instant,
+    /// See [`Shared::first_offset`].
+    pub first_offset: u64,
+    /// What session ids are scrambled with.
+    pub session_key: u64,
+}
+
+/// What all shards of a gateway have in common, and the ways in.
+#[derive(Clone)]
+pub struct Parts {
+    /// What the shards share.
+    pub shared: Arc<Shared>,
+    /// The way into all of them.
+    pub hub: Arc<Hub>,
+    /// The same, as backends see it.
+    pub gateway: Gateway,
+}
+
+impl Parts {
+    /// Puts a gateway together. `backends` makes what the configuration's routes lead to.
+    ///
+    /// # Errors
+    /// What `backends` fails with.
+    pub fn new<E>(
+        config: Config,
+        verifier: Verifier,
+        origin: Origin,
+        backends: impl FnOnce(&Config, &Gateway) -> Result<Vec<Backend>, E>,
+    ) -> Result<Self, E> {
+        let Origin { started, first_offset, session_key } = origin;
+        let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
+        let limits = &config.limits;
+        let gate = Arc::new(Gate::new(limits.commands_max, limits.commands_bytes_max));
+        let session_ids = SessionIds::new(session_key);
+        let frame_bytes_max = limits.frame_to_client_bytes_max;
+        let hub = Hub::new(addresses.clone(), Arc::clone(&gate), session_ids, frame_bytes_max);
+        let hub = Arc::new(hub);
+        let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
+        let backends = backends(&config, &gateway)?;
+        let connections = AtomicU64::new(0);
+        let shared = Arc::new(Shared {
+            config,
+            verifier,
+            addresses,
+            gate,
+            session_ids,
+            first_offset,
+            started,
+            backends,
+            connections,
+        });
+        Ok(Self { shared, hub, gateway })
+    }
+
+    /// One of the shards: below `config.shards`, each once.
+    #[must_use]
+    pub fn shard(&self, id: u16) -> Shard {
+        Shard::new(id, Arc::clone(&self.shared), self.gateway.clone())
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("hub", &self.hub).finish_non_exhaustive()
+    }
+}

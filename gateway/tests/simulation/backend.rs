@@ -1,0 +1,252 @@
+//! A backend with moods, and the book of what it did: what clients are held to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use fastrand::Rng;
+use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
+
+/// Types of a route come in tens.
+pub(crate) const ROUTE_TYPES: i32 = 10;
+/// Echo on the shard's thread, in order.
+pub(crate) const INLINE: i32 = 10;
+/// Echo on workers, in order.
+pub(crate) const QUEUED: i32 = 20;
+/// Anything may happen, on workers.
+pub(crate) const WILD: i32 = 30;
+/// Anything may happen, on the shard's thread.
+pub(crate) const WILD_INLINE: i32 = 40;
+/// Pushes, memberships and kicks, on the shard's thread.
+pub(crate) const COMMAND: i32 = 50;
+/// The same, on workers.
+pub(crate) const COMMAND_QUEUED: i32 = 60;
+/// No route.
+pub(crate) const NOWHERE: i32 = 90;
+/// The type of every push.
+pub(crate) const PUSH: i32 = 7;
+
+/// Who a push went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Everybody,
+    Room(u64),
+    User(u64),
+}
+
+/// What happened to a session's membership of a room, in the order of the room's pushes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Membership {
+    /// It joined: the next push is this.
+    Joined(u64),
+    /// It joined and asked for pushes from this one on.
+    Resumed(u64),
+    /// It left: this push, and those after it, are not for it.
+    Left(u64),
+}
+
+/// What a client asks a command route for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    Join(u64),
+    /// The last offset that was seen, and that push's number.
+    Resume(u64, u64, u64),
+    Leave(u64),
+    Push(Target),
+    Kick(u64),
+}
+
+/// What the backend did.
+#[derive(Debug)]
+pub(crate) struct Book {
+    rng: Rng,
+    /// Pushes so far.
+    pub(crate) published: BTreeMap<Target, u64>,
+    /// By session and room.
+    pub(crate) memberships: BTreeMap<(u64, u64), Vec<Membership>>,
+    /// Calls to be answered later.
+    pub(crate) deferred: Vec<Call>,
+    /// Every call is answered at once.
+    pub(crate) calm: bool,
+    /// Wild calls are kept until they are asked for.
+    pub(crate) keeps: bool,
+}
+
+/// The book, shared by the handlers and the world.
+#[derive(Clone, Debug)]
+pub(crate) struct Backend(Arc<Mutex<Book>>);
+
+/// What a push carries: to whom, its number, and bytes that show a cut or a mix.
+pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
+    let (tag, id) = match target {
+        Target::Everybody => (0, 0),
+        Target::Room(room) => (1, room),
+        Target::User(user_id) => (2, user_id),
+    };
+    let length = if number % 17 == 16 { 2500 } else { number as usize * 31 % 200 };
+    let mut data = BytesMut::with_capacity(17 + length);
+    data.put_u8(tag);
+    data.put_u64(id);
+    data.put_u64(number);
+    data.extend((0..length).map(|index| (number as usize + index) as u8));
+    data.freeze()
+}
+
+/// Reads what [`push_data`] wrote.
+pub(crate) fn read_push(data: &[u8]) -> (Target, u64) {
+    let id = u64::from_be_bytes(data[1..9].try_into().unwrap());
+    let number = u64::from_be_bytes(data[9..17].try_into().unwrap());
+    let target = [Target::Everybody, Target::Room(id), Target::User(id)][usize::from(data[0])];
+    assert_eq!(data, push_data(target, number), "a push comes as it was sent");
+    (target, number)
+}
+
+pub(crate) fn room_id(room: u64) -> RoomId {
+    // Thirds: a log that holds everything, one that skips, one that closes.
+    RoomId::new(format!("{}-{room}", ["big", "small", "strict"][room as usize % 3])).unwrap()
+}
+
+impl Order {
+    pub(crate) fn encode(self) -> Bytes {
+        let fields = match self {
+            Self::Join(room) => [0, room, 0, 0],
+            Self::Resume(room, offset, number) => [1, room, offset, number],
+            Self::Leave(room) => [2, room, 0, 0],
+            Self::Push(Target::Everybody) => [3, 0, 0, 0],
+            Self::Push(Target::Room(room)) => [4, room, 0, 0],
+            Self::Push(Target::User(user_id)) => [5, user_id, 0, 0],
+            Self::Kick(user_id) => [6, user_id, 0, 0],
+        };
+        fields.into_iter().flat_map(u64::to_be_bytes).collect()
+    }
+
+    fn decode(data: &[u8]) -> Self {
+        let field = |at: usize| u64::from_be_bytes(data[at * 8..][..8].try_into().unwrap());
+        match field(0) {
+            0 => Self::Join(field(1)),
+            1 => Self::Resume(field(1), field(2), field(3)),
+            2 => Self::Leave(field(1)),
+            3 => Self::Push(Target::Everybody),
+            4 => Self::Push(Target::Room(field(1))),
+            5 => Self::Push(Target::User(field(1))),
+            _ => Self::Kick(field(1)),
+        }
+    }
+}
+
+impl Backend {
+    pub(crate) fn new(seed: u64) -> Self {
+        let book = Book {
+            rng: Rng::with_seed(seed),
+            published: BTreeMap::new(),
+            memberships: BTreeMap::new(),
+            deferred: Vec::new(),
+            calm: false,
+            keeps: false,
+        };
+        Self(Arc::new(Mutex::new(book)))
+    }
+
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        // Handlers panic on purpose.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pushes the target's next push.
+    pub(crate) fn push(&self, target: Target, gateway: &Gateway) -> bool {
+        let number = self.published(target);
+        let data = push_data(target, number);
+        let pushed = match target {
+            Target::Everybody => gateway.push_all(PUSH, data),
+            Target::Room(room) => gateway.push_room(&room_id(room), PUSH, data),
+            Target::User(user_id) => gateway.push_user(user_id, PUSH, data),
+        };
+        if pushed.is_ok() {
+            self.book().published.insert(target, number + 1);
+        }
+        pushed.is_ok()
+    }
+
+    pub(crate) fn published(&self, target: Target) -> u64 {
+        self.book().published.get(&target).copied().unwrap_or_default()
+    }
+
+    fn follow(
+        &self,
+        order: Order,
+        session: tidegate_backend::SessionId,
+        gateway: &Gateway,
+    ) -> bool {
+        let (room, outcome, membership) = match order {
+            Order::Push(target) => return self.push(target, gateway),
+            Order::Kick(user_id) => return gateway.kick(user_id).is_ok(),
+            Order::Join(room) => {
+                let next = self.published(Target::Room(room));
+                let outcome = gateway.join(session, &room_id(room), None);
+                (room, outcome, Membership::Joined(next))
+            }
+            Order::Resume(room, offset, number) => {
+                let outcome = gateway.join(session, &room_id(room), Some(offset));
+                (room, outcome, Membership::Resumed(number + 1))
+            }
+            Order::Leave(room) => {
+                let next = self.published(Target::Room(room));
+                (room, gateway.leave(session, &room_id(room)), Membership::Left(next))
+            }
+        };
+        if outcome.is_ok() {
+            self.book().memberships.entry((session.0, room)).or_default().push(membership);
+        }
+        outcome.is_ok()
+    }
+
+    fn wild(&self, call: Call) {
+        let (mood, other) = {
+            let book = &mut *self.book();
+            let mood = match (book.calm, book.keeps) {
+                (true, _) => 0,
+                (_, true) => 5,
+                _ => book.rng.u32(0..12),
+            };
+            let other = (mood == 11 && !book.deferred.is_empty()).then(|| {
+                let index = book.rng.usize(0..book.deferred.len());
+                book.deferred.swap_remove(index)
+            });
+            (mood, other)
+        };
+        match mood {
+            4..=6 => self.book().deferred.push(call),
+            7 => drop(call),
+            // Unlike `panic!`, this prints nothing.
+            8 => std::panic::resume_unwind(Box::new("the backend panics")),
+            9 => call.fail(Code::BackendFailed),
+            10 => call.fail(Code::Overloaded),
+            _ => echo(call),
+        }
+        if let Some(other) = other {
+            echo(other);
+        }
+    }
+}
+
+pub(crate) fn echo(call: Call) {
+    let same = call.biz_data().clone();
+    call.answer(same);
+}
+
+impl Handler for Backend {
+    fn handle(&self, call: Call, gateway: &Gateway) {
+        match call.kind() / ROUTE_TYPES * ROUTE_TYPES {
+            WILD | WILD_INLINE => self.wild(call),
+            COMMAND | COMMAND_QUEUED => {
+                let order = Order::decode(call.biz_data());
+                if self.follow(order, call.session(), gateway) {
+                    echo(call);
+                } else {
+                    call.fail(Code::Overloaded);
+                }
+            }
+            _ => echo(call),
+        }
+    }
+}

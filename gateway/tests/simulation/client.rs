@@ -1,0 +1,311 @@
+//! A model client: an app's end of one connection, and all that it may rely on.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tidegate::driver::sim::PeerId;
+use tidegate_backend::Code;
+use tidegate_protocol::client::{Client as Wire, Event};
+
+use crate::backend::{
+    Book, INLINE, Membership, NOWHERE, PUSH, QUEUED, ROUTE_TYPES, Target, read_push,
+};
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    End,
+    Reset,
+}
+
+/// What a room's rules allow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rules {
+    /// Rooms are forgotten and begin anew during the run.
+    pub(crate) rooms_end: bool,
+}
+
+/// What a client knows of who pushes to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    /// The number of the push that comes next; `None`: not a member.
+    next: Option<u64>,
+    /// It has asked to resume, and has got nothing since: what the log no longer holds is missing.
+    resumed: bool,
+    /// How much of the session's memberships was gone through.
+    followed: usize,
+    /// Offset less number: the same for all pushes in a log's life.
+    offset_base: Option<u64>,
+}
+
+pub(crate) struct Client {
+    pub(crate) peer: PeerId,
+    pub(crate) shard: usize,
+    pub(crate) user_id: u64,
+    pub(crate) wire: Wire,
+    pub(crate) session: Option<u64>,
+    /// Requests that have no answer: type and data, by sequence.
+    pub(crate) outstanding: BTreeMap<u64, (i32, Bytes)>,
+    /// The last request that was answered, by route.
+    last_answered: BTreeMap<i32, u64>,
+    cursors: BTreeMap<Target, Cursor>,
+    /// The last push that came of a room: its offset and its number.
+    pub(crate) seen: BTreeMap<u64, (u64, u64)>,
+    /// Garbage was written: what the gateway makes of it is its own affair, up to its 106.
+    pub(crate) tainted: bool,
+    pub(crate) half_closed: bool,
+    /// It doesn't read.
+    pub(crate) stalled: bool,
+    /// It was slow once: a goodbye may have been given up.
+    pub(crate) slow: bool,
+    pub(crate) auth_failures: u8,
+    pub(crate) goodbye: Option<Code>,
+    pub(crate) over: Option<Over>,
+    pub(crate) pushes: BTreeMap<Target, u64>,
+    /// Successful answers of backends; for a test to set back.
+    pub(crate) answers: usize,
+    /// Pushes missed in rooms that skip.
+    pub(crate) skipped: u64,
+    rules: Rules,
+}
+
+impl Client {
+    pub(crate) fn new(
+        peer: PeerId,
+        shard: usize,
+        user_id: u64,
+        now: Instant,
+        rules: Rules,
+    ) -> Self {
+        Self {
+            peer,
+            shard,
+            user_id,
+            wire: Wire::new(now),
+            session: None,
+            outstanding: BTreeMap::new(),
+            last_answered: BTreeMap::new(),
+            cursors: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            tainted: false,
+            half_closed: false,
+            stalled: false,
+            slow: false,
+            auth_failures: 0,
+            goodbye: None,
+            over: None,
+            pushes: BTreeMap::new(),
+            answers: 0,
+            skipped: 0,
+            rules,
+        }
+    }
+
+    /// Whether it can still ask.
+    pub(crate) fn is_live(&self) -> bool {
+        let over = self.goodbye.is_some() || self.over.is_some() || self.auth_failures >= 3;
+        !self.tainted && !self.half_closed && !over
+    }
+
+    pub(crate) fn request(&mut self, now: Instant, kind: i32, biz_data: &Bytes) {
+        let sequence = self.wire.request(now, kind, biz_data);
+        self.outstanding.insert(sequence, (kind, biz_data.clone()));
+    }
+
+    pub(crate) fn heartbeat(&mut self, now: Instant) {
+        let sequence = self.wire.heartbeat(now);
+        self.outstanding.insert(sequence, (-1, Bytes::new()));
+    }
+
+    /// A heartbeat, if one is due.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.wire.poll_timeout() {
+            self.heartbeat(now);
+        }
+    }
+
+    pub(crate) fn authenticate(&mut self, now: Instant, good: bool) {
+        let token = if good { format!("token-{}", self.user_id) } else { "wrong".to_owned() };
+        let sequence = self.wire.authenticate(now, self.user_id, &token);
+        self.outstanding.insert(sequence, (0, Bytes::new()));
+    }
+
+    pub(crate) fn receive(&mut self, bytes: &[u8], book: &Book) {
+        let mut events = Vec::new();
+        self.wire
+            .receive(bytes, |event| events.push(event))
+            .expect("the gateway's frames are good");
+        events.into_iter().for_each(|event| self.on_event(event, book));
+    }
+
+    pub(crate) fn on_over(&mut self, over: Over, cut_off: bool) {
+        self.over = Some(over);
+        // Who has only half-closed is owed all its answers, and closed without a word after them.
+        if over == Over::End
+            && self.half_closed
+            && !cut_off
+            && !self.slow
+            && !self.tainted
+            && self.goodbye.is_none()
+            && self.auth_failures < 3
+        {
+            assert!(self.outstanding.is_empty(), "half-closed and not answered: {self:?}");
+        }
+        self.outstanding.clear();
+    }
+
+    fn on_event(&mut self, event: Event, book: &Book) {
+        assert_eq!(self.goodbye, None, "after the goodbye comes {event:?}");
+        match event {
+            Event::Authenticated { sequence, session } => {
+                self.answered(0, sequence, true, None);
+                let known = self.session.replace(session.session_id);
+                assert!(known.is_none_or(|known| known == session.session_id));
+            }
+            Event::Pong { sequence, .. } => self.answered(-1, sequence, true, None),
+            Event::Answer { kind, sequence, biz_data } => {
+                self.answered(kind, sequence, true, Some(&biz_data));
+                assert!(self.session.is_some() || self.tainted);
+                self.answers += 1;
+            }
+            Event::Failed { kind, sequence, failure } => {
+                let code = failure.code.expect("a known code");
+                // A refusal may overtake: it was never handed over.
+                let in_turn = matches!(code, Code::BackendFailed | Code::Timeout);
+                self.answered(kind, sequence, in_turn, None);
+                if code == Code::Unauthenticated {
+                    self.auth_failures += 1;
+                }
+                assert!(code != Code::NoRoute || kind == NOWHERE || self.tainted);
+            }
+            Event::Push { kind, offset, biz_data } => {
+                assert_eq!(kind, PUSH);
+                assert!(self.session.is_some(), "a push without a session");
+                self.on_push(offset, &biz_data, book);
+            }
+            Event::Goodbye(failure) => {
+                let code = failure.code.expect("a known code");
+                if self.tainted && code == Code::Unauthenticated {
+                    // The garbage held an empty frame: a failed authentication of sequence 0.
+                    return;
+                }
+                assert!(code != Code::Malformed || self.tainted, "106 for nothing: {self:?}");
+                assert!(matches!(
+                    code,
+                    Code::Malformed | Code::Replaced | Code::Draining | Code::Idle
+                ));
+                self.goodbye = Some(code);
+            }
+        }
+    }
+
+    fn answered(&mut self, kind: i32, sequence: u64, in_turn: bool, biz_data: Option<&Bytes>) {
+        if self.tainted {
+            return;
+        }
+        let asked = self.outstanding.remove(&sequence);
+        let (asked_kind, asked_data) = asked.unwrap_or_else(|| {
+            panic!("{sequence} of type {kind} was answered twice, or never asked: {self:?}")
+        });
+        assert_eq!(asked_kind, kind);
+        if let Some(biz_data) = biz_data {
+            assert_eq!(asked_data, biz_data, "another request's answer");
+        }
+        let route = kind / ROUTE_TYPES * ROUTE_TYPES;
+        if in_turn && (route == INLINE || route == QUEUED) {
+            let last = self.last_answered.insert(route, sequence);
+            assert!(last.is_none_or(|last| last < sequence), "{sequence} overtook {last:?}");
+        }
+    }
+
+    fn on_push(&mut self, offset: u64, biz_data: &[u8], book: &Book) {
+        let (target, number) = read_push(biz_data);
+        *self.pushes.entry(target).or_default() += 1;
+        let mut cursor = self.cursors.get(&target).copied().unwrap_or_default();
+        match target {
+            Target::User(user_id) => {
+                assert_eq!(user_id, self.user_id, "another user's push");
+                assert_eq!(offset, 0);
+                Self::follow(target, cursor, number);
+            }
+            Target::Everybody => Self::follow(target, cursor, number),
+            Target::Room(room) => {
+                let session = self.session.expect("a session");
+                let events = book.memberships.get(&(session, room)).map_or(&[][..], Vec::as_slice);
+                self.follow_room(room, &mut cursor, number, events);
+                self.seen.insert(room, (offset, number));
+            }
+        }
+        cursor.next = Some(number + 1);
+        cursor.resumed = false;
+        if offset > 0 && !self.rules.rooms_end {
+            let base = *cursor.offset_base.get_or_insert(offset - number);
+            assert_eq!(offset - number, base, "{target:?}: offsets have a hole");
+        }
+        self.cursors.insert(target, cursor);
+    }
+
+    /// Pushes that nobody misses. The first may have been on its way before the session opened.
+    fn follow(target: Target, cursor: Cursor, number: u64) {
+        let next = cursor.next.unwrap_or(number);
+        assert_eq!(number, next, "{target:?}: a gap, or one twice");
+    }
+
+    fn follow_room(&mut self, room: u64, cursor: &mut Cursor, number: u64, events: &[Membership]) {
+        let may_skip = room % 3 == 1 || self.rules.rooms_end;
+        for gaps in [false, true] {
+            let mut at = *cursor;
+            loop {
+                let left = match events.get(at.followed) {
+                    Some(&Membership::Left(left)) => left,
+                    _ => u64::MAX,
+                };
+                let gap = gaps && (may_skip || at.resumed);
+                let fits = |next| number == next || gap && number > next;
+                if at.next.is_some_and(fits) && number < left {
+                    if !at.resumed {
+                        self.skipped += number - at.next.unwrap_or(number);
+                    }
+                    *cursor = at;
+                    return;
+                }
+                match events.get(at.followed) {
+                    Some(&Membership::Joined(next)) => {
+                        at.next = at.next.or(Some(next));
+                    }
+                    Some(&Membership::Resumed(next)) => {
+                        at.next = Some(next);
+                        at.resumed = true;
+                    }
+                    Some(&Membership::Left(_)) => at.next = None,
+                    None => break,
+                }
+                at.followed += 1;
+            }
+        }
+        panic!(
+            "room {room}: push {number} was not due; {cursor:?} {:?}",
+            &events[cursor.followed.min(events.len())..]
+        );
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let asked: Vec<_> =
+            self.outstanding.iter().map(|(asked, (kind, _))| (asked, kind)).collect();
+        f.debug_struct("Client")
+            .field("peer", &(self.peer, self.shard))
+            .field("user_id", &self.user_id)
+            .field("session", &self.session)
+            .field("asked", &asked)
+            .field("tainted", &self.tainted)
+            .field("half_closed", &self.half_closed)
+            .field("auth_failures", &self.auth_failures)
+            .field("goodbye", &self.goodbye)
+            .field("over", &self.over)
+            .field("cursors", &self.cursors)
+            .finish_non_exhaustive()
+    }
+}

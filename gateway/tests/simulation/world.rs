@@ -1,0 +1,536 @@
+//! Shards, workers, clients and a network, stepped in random order from one seed.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use tidegate::auth::Verifier;
+use tidegate::config::{AuthMode, BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
+use tidegate::driver::sim::{Arrived, Faults, Sim};
+use tidegate::parts::{Origin, Parts};
+use tidegate::router;
+use tidegate::shard::Shard;
+use tidegate::shard::closing::Cause;
+use tidegate_backend::Handler;
+use tidegate_backend::pool::{Pool, PoolOptions, Worker};
+
+use crate::backend::{
+    Backend, COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, Target, WILD,
+    WILD_INLINE, echo,
+};
+use crate::client::{Client, Over, Rules};
+
+/// Users that clients are before the healing: few, so that they meet.
+const USERS: u64 = 5;
+const ROOMS: u64 = 6;
+const CLIENTS: usize = 8;
+
+/// Above any offset that a log would begin with by the wall clock, so that the clock doesn't matter.
+const FIRST_OFFSET: u64 = 1 << 53;
+
+pub(crate) struct World {
+    pub(crate) rng: Rng,
+    pub(crate) now: Instant,
+    pub(crate) parts: Parts,
+    pub(crate) shards: Vec<(Shard, Sim)>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) backend: Backend,
+    pub(crate) clients: Vec<Client>,
+    rules: Rules,
+    /// The clock jumps.
+    jumps: bool,
+    /// Pushes that clients missed on connections that are gone.
+    skipped: u64,
+    next_user: u64,
+}
+
+fn config(rng: &mut Rng) -> (Config, Rules) {
+    let mut config = Config::embedded_default();
+    config.shards = rng.u16(1..=3);
+    config.auth.mode = AuthMode::Demo;
+    config.session.connections_per_user_max = rng.usize(1..=2);
+    let limits = &mut config.limits;
+    limits.calls_per_connection_max = rng.u16(1..=8);
+    limits.outbox_bytes_max = *rng.choice(&[6_000, 20_000, 1 << 20]).unwrap();
+    limits.fan_out_slice = rng.usize(1..=4);
+    limits.requests_per_second = rng.bool().then_some(50);
+    limits.requests_burst = 10;
+    if rng.u8(..) < 60 {
+        limits.connections_max = CLIENTS;
+    }
+    if rng.u8(..) < 60 {
+        limits.commands_max = 3;
+    }
+    let policy = |log_bytes_max, slow_member| RoomPolicy { log_bytes_max, slow_member };
+    config.rooms.default_policy = policy(16 << 20, SlowMember::Skip);
+    config.rooms.policies = vec![
+        ("strict".into(), policy(9_000, SlowMember::Close)),
+        ("small".into(), policy(1_500, SlowMember::Skip)),
+    ];
+    config.rooms.rooms_per_connection_max = 100;
+    let rules = Rules { rooms_end: rng.u8(..) < 60 };
+    config.rooms.idle_ttl = Duration::from_millis(if rules.rooms_end { 300 } else { 3_600_000 });
+    let backend = |name: &str| BackendConfig {
+        name: name.into(),
+        placement: None,
+        workers: 2,
+        queue_calls_max: 64,
+        batch_calls_max: 4,
+    };
+    config.backends = vec![backend("inline"), backend("workers")];
+    config.routes = [
+        (INLINE, "inline"),
+        (QUEUED, "workers"),
+        (WILD, "workers"),
+        (WILD_INLINE, "inline"),
+        (COMMAND, "inline"),
+        (COMMAND_QUEUED, "workers"),
+    ]
+    .map(|(first_type, backend)| RouteConfig {
+        first_type,
+        last_type: first_type + ROUTE_TYPES - 1,
+        backend: backend.into(),
+        timeout: Duration::from_secs(3),
+        in_flight_max: 30,
+    })
+    .to_vec();
+    (config, rules)
+}
+
+fn faults(rng: &mut Rng) -> Faults {
+    let mut often = |most: f64| if rng.bool() { rng.f64() * most } else { 0.0 };
+    Faults {
+        cut: often(0.9),
+        short_send: often(0.9),
+        stall: often(0.05),
+        reset: often(0.002),
+        time_out: often(0.001),
+        accept_delay: often(0.9),
+        accept_pause: often(0.3),
+        clock_jump: often(0.01),
+        clock_jump_max: Duration::from_secs(8),
+        shuffle: true,
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let (config, rules) = config(&mut rng);
+        let now = Instant::now();
+        let backend = Backend::new(rng.u64(..));
+        let handler: Arc<dyn Handler> = Arc::new(backend.clone());
+        let mut workers = Vec::new();
+        let origin = Origin { started: now, first_offset: FIRST_OFFSET, session_key: rng.u64(..) };
+        let verifier = Verifier::new(&config.auth).unwrap();
+        let parts = Parts::new(config, verifier, origin, |config, gateway| {
+            let options = &config.backends[1];
+            let options = PoolOptions {
+                workers: options.workers,
+                queue_calls_max: options.queue_calls_max,
+                batch_calls_max: options.batch_calls_max,
+            };
+            let (pool, idle) = Pool::idle(&handler, gateway, options);
+            workers = idle;
+            let backend = |name: &str, pool| router::Backend {
+                name: name.into(),
+                handler: Arc::clone(&handler),
+                pool,
+            };
+            Ok::<_, Infallible>(vec![backend("inline", None), backend("workers", Some(pool))])
+        });
+        let Ok(parts) = parts;
+        let faults = faults(&mut rng);
+        let shards = (0..parts.shared.config.shards)
+            .map(|id| {
+                let mut sim = Sim::new(rng.u64(..), now, faults.clone());
+                sim.set_wait_max(Duration::ZERO);
+                (parts.shard(id), sim)
+            })
+            .collect();
+        let mut world = Self {
+            rng,
+            now,
+            parts,
+            shards,
+            workers,
+            backend,
+            clients: Vec::new(),
+            rules,
+            jumps: faults.clock_jump > 0.0,
+            skipped: 0,
+            next_user: 1000,
+        };
+        for _ in 0..CLIENTS {
+            let user_id = world.rng.u64(1..=USERS);
+            let client = world.connect(user_id);
+            world.clients.push(client);
+        }
+        world
+    }
+
+    fn connect(&mut self, user_id: u64) -> Client {
+        let shard = self.rng.usize(0..self.shards.len());
+        let peer = self.shards[shard].1.connect().expect("it listens");
+        let mut client = Client::new(peer, shard, user_id, self.now, self.rules);
+        // A jump of the clock makes anybody slow.
+        client.slow = self.jumps;
+        client
+    }
+
+    /// One random step.
+    pub(crate) fn step(&mut self) {
+        match self.rng.u32(0..100) {
+            0..40 => {
+                let shard = self.rng.usize(0..self.shards.len());
+                self.turn(shard);
+            }
+            40..50 => {
+                let worker = self.rng.usize(0..self.workers.len());
+                self.workers[worker].run_pending();
+            }
+            50..55 => self.answer_deferred(),
+            55..60 => self.now += Duration::from_millis(self.rng.u64(0..40)),
+            60..63 => {
+                let target = self.target();
+                self.backend.push(target, &self.parts.gateway);
+            }
+            _ => {
+                let client = self.rng.usize(0..self.clients.len());
+                self.act(client);
+                self.pump(client, false);
+            }
+        }
+        self.check();
+    }
+
+    pub(crate) fn turn(&mut self, shard: usize) {
+        let (shard, sim) = &mut self.shards[shard];
+        if shard.is_finished() {
+            return;
+        }
+        sim.set_now(self.now);
+        shard.turn(sim).unwrap();
+        self.now = sim.now();
+    }
+
+    pub(crate) fn answer_deferred(&mut self) {
+        let call = {
+            let mut book = self.backend.book();
+            if book.deferred.is_empty() {
+                return;
+            }
+            let index = self.rng.usize(0..book.deferred.len());
+            book.deferred.swap_remove(index)
+        };
+        match self.rng.u32(0..4) {
+            0 => drop(call),
+            _ => echo(call),
+        }
+    }
+
+    fn target(&mut self) -> Target {
+        match self.rng.u32(0..6) {
+            0 => Target::Everybody,
+            1 => Target::User(self.rng.u64(1..=USERS)),
+            _ => Target::Room(self.rng.u64(0..ROOMS)),
+        }
+    }
+
+    /// Something that an app, or what is wrong with it, may do.
+    fn act(&mut self, index: usize) {
+        let now = self.now;
+        if self.clients[index].over.is_some() {
+            if self.rng.u32(0..4) == 0 {
+                self.reconnect(index);
+            }
+            return;
+        }
+        let peer = self.clients[index].peer;
+        let sim = &mut self.shards[self.clients[index].shard].1;
+        match self.rng.u32(0..200) {
+            0 => return sim.reset(peer),
+            1 => return sim.hang_up(peer),
+            2 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
+            3..8 => {
+                let client = &mut self.clients[index];
+                client.stalled = !client.stalled;
+                client.slow = true;
+                let window = if client.stalled { self.rng.usize(0..3000) } else { 100_000 };
+                return sim.set_window(peer, window);
+            }
+            8 if self.clients[index].is_live() => {
+                self.clients[index].tainted = true;
+                let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
+                return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
+            }
+            _ => {}
+        }
+        if !self.clients[index].is_live() {
+            return;
+        }
+        if self.clients[index].session.is_none() {
+            return match self.rng.u32(0..12) {
+                0 => self.clients[index].authenticate(now, false),
+                1 => self.clients[index].request(now, INLINE, &Bytes::from_static(b"too early")),
+                2..7 => self.clients[index].authenticate(now, true),
+                _ => {}
+            };
+        }
+        self.ask(index);
+    }
+
+    fn ask(&mut self, index: usize) {
+        let now = self.now;
+        match self.rng.u32(0..40) {
+            0 => self.clients[index].heartbeat(now),
+            1 => self.clients[index].authenticate(now, true),
+            2 => {
+                let bytes = self.data();
+                self.clients[index].request(now, NOWHERE, &bytes);
+            }
+            3..20 => {
+                for _ in 0..self.rng.u32(1..6) {
+                    let route = *self.rng.choice(&[INLINE, QUEUED, WILD, WILD_INLINE]).unwrap();
+                    let kind = route + self.rng.i32(0..ROUTE_TYPES);
+                    let bytes = self.data();
+                    self.clients[index].request(now, kind, &bytes);
+                }
+            }
+            20..36 => {
+                let order = self.order(index);
+                let route = if self.rng.bool() { COMMAND } else { COMMAND_QUEUED };
+                self.clients[index].request(now, route, &order.encode());
+            }
+            _ => self.clients[index].handle_timeout(now),
+        }
+    }
+
+    fn order(&mut self, index: usize) -> Order {
+        let room = self.rng.u64(0..ROOMS);
+        match self.rng.u32(0..20) {
+            0 => Order::Kick(self.rng.u64(1..=USERS)),
+            1..6 => match self.clients[index].seen.get(&room) {
+                Some(&(offset, number)) => Order::Resume(room, offset, number),
+                None => Order::Join(room),
+            },
+            6..9 => Order::Join(room),
+            9..11 => Order::Leave(room),
+            _ => Order::Push(self.target()),
+        }
+    }
+
+    fn data(&mut self) -> Bytes {
+        let length = match self.rng.u32(0..30) {
+            0 => self.rng.usize(0..5000),
+            _ => self.rng.usize(0..60),
+        };
+        std::iter::repeat_with(|| self.rng.u8(..)).take(length).collect()
+    }
+
+    fn reconnect(&mut self, index: usize) {
+        let user_id = self.rng.u64(1..=USERS);
+        let mut client = self.connect(user_id);
+        let old = &mut self.clients[index];
+        self.skipped += old.skipped;
+        self.shards[old.shard].1.hang_up(old.peer);
+        // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
+        client.seen = std::mem::take(&mut old.seen);
+        self.clients[index] = client;
+    }
+
+    /// Moves bytes between a client and its connection: some, or all that can be.
+    fn pump(&mut self, index: usize, everything: bool) {
+        let cut_off = self.cut_off();
+        let client = &mut self.clients[index];
+        if client.over.is_some() {
+            return;
+        }
+        let sim = &mut self.shards[client.shard].1;
+        let outgoing = client.wire.outgoing();
+        let count = if everything { outgoing.len() } else { self.rng.usize(0..=outgoing.len()) };
+        let written = sim.write(client.peer, &outgoing[..count]);
+        let _ = outgoing.split_to(written);
+        if client.half_closed && outgoing.is_empty() {
+            sim.half_close(client.peer);
+        }
+        if client.stalled && !everything {
+            return;
+        }
+        loop {
+            let bytes_max = if everything { usize::MAX } else { self.rng.usize(1..2000) };
+            match sim.read_at_most(client.peer, bytes_max) {
+                Arrived::Bytes(bytes) => client.receive(&bytes, &self.backend.book()),
+                Arrived::Nothing => return,
+                Arrived::End => return client.on_over(Over::End, cut_off),
+                Arrived::Reset => return client.on_over(Over::Reset, cut_off),
+            }
+            if !everything {
+                return;
+            }
+        }
+    }
+
+    /// Whether anybody was closed in the middle of a frame, for being slow.
+    fn cut_off(&self) -> bool {
+        let cut_off = |shard: &Shard| {
+            let closed = &shard.stats().closed;
+            closed[Cause::OutboxFull as usize] + closed[Cause::SlowMember as usize] > 0
+        };
+        self.shards.iter().any(|(shard, _)| cut_off(shard))
+    }
+
+    /// What holds after every step.
+    fn check(&self) {
+        let mut connections = 0;
+        for (shard, _) in &self.shards {
+            let levels = shard.levels();
+            connections += levels.connections as u64;
+            assert!(levels.sessions <= levels.connections);
+            assert!(levels.memberships >= levels.sessions, "everybody is in everybody's room");
+            assert!(levels.rooms >= 1);
+        }
+        let shared = self.parts.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(connections, shared);
+    }
+
+    /// A round in which everybody does what there is to do, and time passes.
+    pub(crate) fn round(&mut self, passes: Duration) {
+        for index in 0..self.clients.len() {
+            let now = self.now;
+            if self.clients[index].session.is_some() && self.clients[index].is_live() {
+                self.clients[index].handle_timeout(now);
+            }
+            self.pump(index, true);
+        }
+        for _ in 0..2 {
+            (0..self.shards.len()).for_each(|shard| self.turn(shard));
+            for worker in &mut self.workers {
+                worker.run_pending();
+            }
+        }
+        self.now += passes;
+        self.check();
+    }
+
+    /// Rounds until something holds, within a bound of simulated time.
+    #[track_caller]
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut holds: impl FnMut(&Self) -> bool,
+    ) {
+        let until = self.now + within;
+        while !holds(self) {
+            let states = || self.shards.iter().map(|(shard, _)| shard.levels()).collect::<Vec<_>>();
+            assert!(
+                self.now < until,
+                "not within {within:?}: {what}; {:?} {:?}",
+                states(),
+                self.clients
+            );
+            self.round(Duration::from_millis(20));
+        }
+    }
+
+    /// The network heals, and so does the backend; clients read.
+    pub(crate) fn calm(&mut self) {
+        for (_, sim) in &mut self.shards {
+            sim.set_faults(Faults::default());
+        }
+        for client in &mut self.clients {
+            client.stalled = false;
+            self.shards[client.shard].1.set_window(client.peer, 1 << 20);
+        }
+        let deferred = {
+            let mut book = self.backend.book();
+            book.calm = true;
+            std::mem::take(&mut book.deferred)
+        };
+        deferred.into_iter().for_each(echo);
+    }
+
+    /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
+    pub(crate) fn heal(&mut self) {
+        self.calm();
+        self.until("all are answered, or gone", Duration::from_secs(60), |world| {
+            world.clients.iter().all(|client| {
+                let answered = client.is_live() && client.outstanding.is_empty();
+                answered || client.over.is_some() || client.tainted
+            })
+        });
+        // What was on its way to end a session arrives.
+        (0..10).for_each(|_| self.round(Duration::ZERO));
+        for index in 0..self.clients.len() {
+            if !self.clients[index].is_live() || self.clients[index].session.is_none() {
+                // Nobody else is this user.
+                self.next_user += 1;
+                let client = self.connect(self.next_user);
+                let old = std::mem::replace(&mut self.clients[index], client);
+                self.skipped += old.skipped;
+                self.shards[old.shard].1.hang_up(old.peer);
+                self.clients[index].authenticate(self.now, true);
+            }
+        }
+        self.until("all can come in", Duration::from_secs(5), |world| {
+            world.clients.iter().all(|client| client.session.is_some())
+        });
+        for client in &mut self.clients {
+            client.pushes.clear();
+            for kind in [INLINE, QUEUED, WILD, WILD_INLINE] {
+                client.request(self.now, kind, &Bytes::from_static(b"are you well?"));
+            }
+        }
+        assert!(self.backend.push(Target::Everybody, &self.parts.gateway), "a push is taken");
+        self.until("all are answered and hear", Duration::from_secs(5), |world| {
+            world.clients.iter().all(|client| {
+                assert!(client.is_live(), "{client:?}");
+                client.outstanding.is_empty() && client.pushes.get(&Target::Everybody) == Some(&1)
+            })
+        });
+        let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
+        let skipped: u64 = self.shards.iter().map(|(shard, _)| shard.stats().skipped_pushes).sum();
+        assert!(self.rules.rooms_end || missed <= skipped, "{missed} missed, {skipped} skipped");
+    }
+
+    /// Everybody goes, and nothing is left behind.
+    pub(crate) fn end(&mut self) {
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            let sim = &mut self.shards[client.shard].1;
+            match self.rng.u32(0..3) {
+                0 => sim.reset(client.peer),
+                1 => sim.hang_up(client.peer),
+                _ => client.half_closed = true,
+            }
+        }
+        self.until("the connections are gone", Duration::from_secs(10), |world| {
+            world.shards.iter().all(|(shard, _)| shard.levels().connections == 0)
+        });
+        self.now += self.parts.shared.config.rooms.idle_ttl;
+        self.until("nothing is left", Duration::from_secs(10), |world| {
+            world.shards.iter().all(|(shard, _)| {
+                let levels = shard.levels();
+                let left = levels.sessions
+                    + levels.users
+                    + levels.memberships
+                    + levels.calls_in_flight
+                    + levels.outbox_bytes;
+                left == 0 && levels.rooms == 1
+            })
+        });
+        assert_eq!(self.parts.shared.gate.commands(), 0);
+        for (shard, _) in &self.shards {
+            let stats = shard.stats();
+            assert_eq!(
+                stats.accepted,
+                stats.closed.iter().sum::<u64>(),
+                "each parting counts once"
+            );
+            assert_eq!(stats.closed[Cause::Failed as usize], 0);
+        }
+    }
+}
