@@ -1,5 +1,4 @@
 //! Every error code, produced by the real gateway.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! The operators' HTTP against a gateway that serves clients.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use tidegate::shard::stats::{COUNTERS, OTHERS};
 use tidegate_tests::phone::quiz;

@@ -1,5 +1,4 @@
 //! The rules of the protocol, each against the real gateway.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use bytes::Bytes;
 use tidegate_protocol::client::Event;
