@@ -52,6 +52,15 @@ impl Setup {
         Self::of(&programs().quiz).shards(1).set("auth.mode", "demo")
     }
 
+    /// Sets how long the quiz may take to answer.
+    #[must_use]
+    pub fn quiz_times_out_after_ms(self, ms: u32) -> Self {
+        let demo = r#"{types=[1,99],backend="demo"}"#;
+        let quiz = format!(r#"{{types=[100,199],backend="quiz",timeout_ms={ms}}}"#);
+        // A key of its own makes the backend known to the check.
+        self.set("backends.quiz.workers", 2).set("routes", format!("[{demo},{quiz}]"))
+    }
+
     fn of(program: &Path) -> Self {
         let setup = Self {
             program: program.to_owned(),

@@ -134,7 +134,7 @@ impl Phone {
     /// Tries to open a session.
     pub fn try_login(&mut self, user_id: u64, token: &str) -> Result<Session, Failure> {
         let asked = self.send_login(user_id, token);
-        let outcome = self.take(|event| match event {
+        let outcome = self.wait_for(|event| match event {
             Event::Authenticated { sequence, session } if *sequence == asked => Some(Ok(*session)),
             Event::Failed { sequence, failure, .. } if *sequence == asked => Some(Err(*failure)),
             _ => None,
@@ -213,7 +213,7 @@ impl Phone {
     /// Sends a heartbeat, and waits for its pong.
     pub fn heartbeat(&mut self) {
         let asked = self.send_heartbeat();
-        self.take(|event| match event {
+        self.wait_for(|event| match event {
             Event::Pong { sequence, .. } if *sequence == asked => Some(()),
             _ => None,
         });
@@ -252,7 +252,7 @@ impl Phone {
 
     /// Waits for how a request ends.
     pub fn outcome(&mut self, asked: u64) -> Outcome {
-        self.take(|event| match event {
+        self.wait_for(|event| match event {
             Event::Answer { sequence, biz_data, .. } if *sequence == asked => {
                 Some(Ok(biz_data.clone()))
             }
@@ -270,7 +270,7 @@ impl Phone {
 
     /// Waits for the next push.
     pub fn push(&mut self) -> Push {
-        self.take(|event| match event {
+        self.wait_for(|event| match event {
             Event::Push { kind, offset, biz_data } => {
                 Some(Push { kind: *kind, offset: *offset, biz_data: biz_data.clone() })
             }
@@ -285,7 +285,7 @@ impl Phone {
 
     /// Waits for the gateway's last word, and does nothing about it.
     pub fn is_told_to_go(&mut self) -> Failure {
-        self.take(|event| match event {
+        self.wait_for(|event| match event {
             Event::Goodbye(failure) => Some(*failure),
             _ => None,
         })
@@ -298,14 +298,6 @@ impl Phone {
         assert_eq!(self.end(), End::Closed);
         assert!(self.events.is_empty(), "nothing comes after a goodbye: {:?}", self.events);
         failure
-    }
-
-    /// Waits for whatever comes next; `None` at the end of the connection.
-    pub fn next(&mut self) -> Option<Event> {
-        while self.events.is_empty() && self.end.is_none() {
-            self.receive();
-        }
-        self.events.pop_front()
     }
 
     /// Reads to the end of the connection, and says how it came. Events are kept.
@@ -325,7 +317,7 @@ impl Phone {
     }
 
     /// Waits for the first event that `pick` takes. The others are kept.
-    pub fn take<T>(&mut self, pick: impl Fn(&Event) -> Option<T>) -> T {
+    pub fn wait_for<T>(&mut self, pick: impl Fn(&Event) -> Option<T>) -> T {
         let mut looked_at = 0;
         loop {
             while let Some(event) = self.events.get(looked_at) {
@@ -394,6 +386,18 @@ impl Phone {
     }
 }
 
+/// Whatever comes, in order, to the end of the connection.
+impl Iterator for Phone {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        while self.events.is_empty() && self.end.is_none() {
+            self.receive();
+        }
+        self.events.pop_front()
+    }
+}
+
 /// What says something in a room of the demo backend.
 #[must_use]
 pub fn said(room: &str, text: &str) -> Vec<u8> {
@@ -425,7 +429,7 @@ fn frame(request: &Request<'_>) -> Vec<u8> {
     frame
 }
 
-/// Answers of a phone that did not count its own sequences, by sequence.
+/// Events by the sequence of the request that they answer; 0: none.
 #[must_use]
 pub fn by_sequence(events: impl IntoIterator<Item = Event>) -> HashMap<u64, Vec<Event>> {
     let mut by_sequence: HashMap<u64, Vec<Event>> = HashMap::new();

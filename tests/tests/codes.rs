@@ -1,5 +1,4 @@
 //! Every error code, produced by the real gateway.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::time::Duration;
 
@@ -199,11 +198,8 @@ fn code_107_is_a_kick() {
 
 #[test]
 fn code_108_comes_when_the_answers_are_out_and_the_process_ends_well() {
-    let mut gateway = Setup::quiz()
-        .set("shutdown.retry_after_ms", 3000)
-        .set("backends.quiz.workers", 1)
-        .set("routes", r#"[{types=[100,199],backend="quiz",timeout_ms=3000}]"#)
-        .start();
+    let mut gateway =
+        Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
     let mut idle = gateway.login(1);
     let mut stranger = gateway.connect();
     stranger.heartbeat();

@@ -1,5 +1,4 @@
 //! The operators' HTTP against a gateway that serves clients.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use tidegate::shard::stats::{COUNTERS, OTHERS};
 use tidegate_tests::phone::quiz;
@@ -105,7 +104,7 @@ fn users_rooms_and_figures_are_what_the_clients_made_them() {
 
 #[test]
 fn while_it_drains_a_gateway_lives_and_is_not_ready() {
-    let mut gateway = Setup::quiz().start();
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::WAIT, b"");

@@ -1,5 +1,4 @@
 //! Starting, crashing, starting again, and refusing to start.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -17,11 +16,15 @@ fn after_a_crash_it_starts_on_the_same_port_at_once_and_clients_come_back() {
         let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
         phones.iter_mut().for_each(|phone| phone.join("quiz", 0));
         let mut unread = gateway.login(99);
-        (0..10).for_each(|_| drop(unread.send(1, b"never read")));
+        (0..10).for_each(|_| {
+            unread.send(1, b"never read");
+        });
         phones[0].say("quiz", "before the crash");
         let seen: Vec<_> = phones.iter_mut().map(|phone| phone.push().offset).collect();
         gateway.process.kill();
-        phones.iter_mut().for_each(|phone| drop(phone.end()));
+        phones.iter_mut().for_each(|phone| {
+            phone.end();
+        });
         gateway.restart();
         // They say what they saw last, and get all that is new.
         let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
@@ -59,7 +62,9 @@ fn one_signal_ends_it_in_order() {
         let mut gateway = Setup::demo().shards(3).start();
         let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
         gateway.process.signal(signal);
-        phones.iter_mut().for_each(|phone| drop(phone.goodbye(Code::Draining)));
+        phones.iter_mut().for_each(|phone| {
+            phone.goodbye(Code::Draining);
+        });
         drop(phones);
         assert_eq!(gateway.process.wait().code(), Some(0));
         assert!(gateway.process.stdout.all().contains("gone"));
@@ -75,12 +80,12 @@ fn a_gateway_without_clients_ends_when_it_is_told_to() {
 
 #[test]
 fn a_draining_gateway_takes_nobody_in() {
-    let mut gateway = Setup::quiz().on_a_port_of_its_own().start();
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).on_a_port_of_its_own().start();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::WAIT, b"");
     gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
     gateway.terminate();
-    let mut refused = || std::net::TcpStream::connect(gateway.clients()).is_err();
+    let refused = || std::net::TcpStream::connect(gateway.clients()).is_err();
     tidegate_tests::until("connections are refused", || refused().then_some(()));
     phone.fails(asked, Code::Timeout);
     phone.goodbye(Code::Draining);
@@ -211,9 +216,11 @@ fn a_phone_that_does_not_read_does_not_hold_up_the_end() {
 
 #[test]
 fn phones_that_vanish_while_it_drains_do_not_hold_it_up() {
-    let mut gateway = Setup::quiz().start();
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
     let mut phones: Vec<Phone> = (1..=10).map(|user_id| gateway.login(user_id)).collect();
-    phones.iter_mut().for_each(|phone| drop(phone.send(quiz::WAIT, b"")));
+    phones.iter_mut().for_each(|phone| {
+        phone.send(quiz::WAIT, b"");
+    });
     gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 10.0);
     gateway.terminate();
     phones.into_iter().for_each(Phone::reset);

@@ -1,7 +1,4 @@
 //! The rules of the protocol, each against the real gateway.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-use std::iter;
 
 use bytes::Bytes;
 use tidegate_protocol::client::Event;
@@ -22,7 +19,7 @@ fn every_request_gets_exactly_one_answer() {
     let logged_in: Vec<_> = (0..50).map(|_| phone.send_login(7, "token-7")).collect();
     phone.stop_sending();
     assert_eq!(phone.end(), End::Closed);
-    let answers = by_sequence(iter::from_fn(|| phone.next()));
+    let answers = by_sequence(phone.by_ref());
     for sequence in asked.iter().chain(&beaten).chain(&logged_in) {
         assert_eq!(answers[sequence].len(), 1, "{sequence}: {:?}", answers[sequence]);
     }
@@ -100,7 +97,7 @@ fn pushes_of_a_room_come_in_the_order_of_their_publication_and_whole() {
 #[test]
 fn silence_ends_a_session_and_any_frame_is_a_sign_of_life() {
     let gateway = Setup::demo().set("session.heartbeat_interval_ms", 800).start();
-    let mut silent = gateway.login(1);
+    let silent = gateway.login(1);
     let mut asking = gateway.login(2);
     let mut beating = gateway.login(3);
     let mut logging_in = gateway.login(4);
@@ -262,7 +259,7 @@ fn a_phone_that_stops_sending_before_it_is_let_in_still_gets_its_answers() {
         phone.send_bytes(&bytes);
         phone.stop_sending();
         assert_eq!(phone.end(), End::Closed);
-        let answers = by_sequence(iter::from_fn(|| phone.next()));
+        let answers = by_sequence(phone.by_ref());
         assert_eq!(answers.len(), 300, "user {user_id}");
     }
 }
@@ -319,7 +316,7 @@ fn frames_may_come_a_byte_at_a_time() {
     bytes.iter().for_each(|&byte| phone.send_bytes(&[byte]));
     assert!(matches!(phone.next(), Some(Event::Authenticated { sequence: 1, .. })));
     assert_eq!(phone.outcome(2), Ok(vec![b'x'; 200].into()));
-    phone.take(|event| matches!(event, Event::Pong { sequence: 3, .. }).then_some(()));
+    phone.wait_for(|event| matches!(event, Event::Pong { sequence: 3, .. }).then_some(()));
 }
 
 #[test]

@@ -107,7 +107,9 @@ fn a_push_to_a_user_reaches_connections_on_all_shards() {
     assert_eq!(neighbour.leftovers(), []);
     let count = phones.len() as u64;
     assert_eq!(operator.kick(7), count);
-    phones.iter_mut().for_each(|phone| drop(phone.goodbye(Code::Replaced)));
+    phones.iter_mut().for_each(|phone| {
+        phone.goodbye(Code::Replaced);
+    });
     operator.wait_for_total("users", 1);
 }
 
