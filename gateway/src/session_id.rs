@@ -41,7 +41,6 @@ impl Place {
     /// The connection within it.
     #[inline]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked")]
     pub const fn conn(self) -> ConnId {
         ConnId {
             slot: (self.0 & SLOT_MASK) as u32,

@@ -4,24 +4,14 @@ use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// How long calls take, in seconds, from a request's arrival to its answer.
-pub const CALL_DURATION: &str = "tidegate_call_duration_seconds";
-
-/// Upper bounds of the histogram's buckets, in seconds: from what a handler on the shard's own thread
-/// takes to the default timeout of a route and a little more.
-const CALL_DURATION_BUCKETS_S: [f64; 16] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
-    1.0, 5.0, 10.0,
-];
-
 /// How often what histograms have gathered is folded together, so that it takes no more and more memory
-/// where nobody asks for the metrics.
+/// where nobody asks for the metrics. The gateway has none of its own; a backend in the process may.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why nothing can be said: ours, or the caller's who installed another logger.
@@ -70,7 +60,7 @@ pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
 /// # Errors
 /// [`TelemetryError`] when the process records metrics already.
 pub fn install_recorder() -> Result<PrometheusHandle, TelemetryError> {
-    let handle = builder()?.install_recorder()?;
+    let handle = PrometheusBuilder::new().install_recorder()?;
     let kept = handle.clone();
     thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
         loop {
@@ -81,35 +71,8 @@ pub fn install_recorder() -> Result<PrometheusHandle, TelemetryError> {
     Ok(handle)
 }
 
-fn builder() -> Result<PrometheusBuilder, BuildError> {
-    let calls = Matcher::Full(CALL_DURATION.into());
-    PrometheusBuilder::new().set_buckets_for_metric(calls, &CALL_DURATION_BUCKETS_S)
-}
-
 /// On a terminal, unless the user asks for none (no-color.org).
 fn wants_colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     io::stderr().is_terminal() && !refused
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_are_counted_in_buckets() {
-        let recorder = builder().unwrap().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            metrics::histogram!(CALL_DURATION, "route" => "1-99").record(0.002);
-        });
-        let text = handle.render();
-        for line in [
-            "tidegate_call_duration_seconds_bucket{route=\"1-99\",le=\"0.001\"} 0",
-            "tidegate_call_duration_seconds_bucket{route=\"1-99\",le=\"0.0025\"} 1",
-            "tidegate_call_duration_seconds_count{route=\"1-99\"} 1",
-        ] {
-            assert!(text.contains(line), "{line} is not in:\n{text}");
-        }
-    }
 }

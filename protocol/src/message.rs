@@ -5,9 +5,8 @@
 use bytes::BufMut;
 
 use crate::code::Code;
-use crate::frame;
-use crate::wire;
 pub use crate::wire::WireError;
+use crate::wire::{self, Small};
 
 /// The type of a heartbeat.
 pub const HEARTBEAT: i32 = -1;
@@ -103,12 +102,20 @@ impl<'a> Request<'a> {
     /// Writes the whole frame, length prefix and all.
     #[inline]
     pub fn encode_frame(&self, out: &mut impl BufMut) {
-        frame::put_prefix(out, self.payload_len());
-        wire::put_varint_field(out, 1, wire::zigzag(self.kind));
-        wire::put_varint_field(out, 2, self.user_id);
-        wire::put_bytes_field(out, 3, self.token.as_bytes());
-        wire::put_bytes_field(out, 4, self.biz_data);
-        wire::put_varint_field(out, 5, self.sequence);
+        let mut head = Small::new();
+        head.varint(self.payload_len() as u64);
+        head.varint_field(1, wire::zigzag(self.kind));
+        head.varint_field(2, self.user_id);
+        head.bytes_key(3, self.token.len());
+        out.put_slice(head.written());
+        out.put_slice(self.token.as_bytes());
+        let mut key = Small::new();
+        key.bytes_key(4, self.biz_data.len());
+        out.put_slice(key.written());
+        out.put_slice(self.biz_data);
+        let mut tail = Small::new();
+        tail.varint_field(5, self.sequence);
+        out.put_slice(tail.written());
     }
 }
 
@@ -186,12 +193,17 @@ impl<'a> Response<'a> {
     /// Writes the whole frame, length prefix and all.
     #[inline]
     pub fn encode_frame(&self, out: &mut impl BufMut) {
-        frame::put_prefix(out, self.payload_len());
-        wire::put_varint_field(out, 1, wire::zigzag(self.kind));
-        wire::put_varint_field(out, 2, u64::from(self.status));
-        wire::put_bytes_field(out, 3, self.biz_data);
-        wire::put_varint_field(out, 4, self.sequence);
-        wire::put_varint_field(out, 5, u64::from(self.retry_after_ms));
-        wire::put_varint_field(out, 6, self.offset);
+        let mut head = Small::new();
+        head.varint(self.payload_len() as u64);
+        head.varint_field(1, wire::zigzag(self.kind));
+        head.varint_field(2, u64::from(self.status));
+        head.bytes_key(3, self.biz_data.len());
+        out.put_slice(head.written());
+        out.put_slice(self.biz_data);
+        let mut tail = Small::new();
+        tail.varint_field(4, self.sequence);
+        tail.varint_field(5, u64::from(self.retry_after_ms));
+        tail.varint_field(6, self.offset);
+        out.put_slice(tail.written());
     }
 }

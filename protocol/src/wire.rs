@@ -138,16 +138,67 @@ pub(crate) const fn varint_len(value: u64) -> usize {
 
 /// Writes `value` as a varint of the fewest bytes.
 #[inline]
-pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
-    let mut bytes = [0_u8; 10];
-    let mut length = 0;
-    while value >= 0x80 {
-        bytes[length] = (value & 0x7f) as u8 | 0x80;
-        value >>= 7;
-        length += 1;
+pub(crate) fn put_varint(out: &mut impl BufMut, value: u64) {
+    let mut small = Small::new();
+    small.varint(value);
+    out.put_slice(small.written());
+}
+
+/// A few fields, put together before they are written: a buffer that grows checks its room once for
+/// all of them.
+#[derive(Debug)]
+pub(crate) struct Small {
+    bytes: [u8; Self::CAPACITY],
+    len: usize,
+}
+
+impl Small {
+    /// A length, two varint fields and the key of a third field take 10 + 2 * 11 + 11 bytes at most.
+    const CAPACITY: usize = 43;
+
+    #[inline]
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; Self::CAPACITY], len: 0 }
     }
-    bytes[length] = (value & 0x7f) as u8;
-    out.put_slice(&bytes[..=length]);
+
+    #[inline]
+    pub(crate) fn written(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    /// A varint.
+    #[inline]
+    pub(crate) fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        self.push((value & 0x7f) as u8);
+    }
+
+    /// A varint field, or nothing where the value is the default.
+    #[inline]
+    pub(crate) fn varint_field(&mut self, field: u8, value: u64) {
+        if value != 0 {
+            self.push(field << 3 | VARINT);
+            self.varint(value);
+        }
+    }
+
+    /// What stands before a length-delimited field's bytes; nothing where there are none.
+    #[inline]
+    pub(crate) fn bytes_key(&mut self, field: u8, len: usize) {
+        if len != 0 {
+            self.push(field << 3 | LENGTH_DELIMITED);
+            self.varint(len as u64);
+        }
+    }
 }
 
 /// Bytes of a varint field with a key of one byte; nothing where the value is the default.
@@ -162,25 +213,6 @@ pub(crate) const fn varint_field_len(value: u64) -> usize {
 #[must_use]
 pub(crate) const fn bytes_field_len(value: &[u8]) -> usize {
     if value.is_empty() { 0 } else { 1 + varint_len(value.len() as u64) + value.len() }
-}
-
-/// Writes a varint field, or nothing where the value is the default.
-#[inline]
-pub(crate) fn put_varint_field(out: &mut impl BufMut, field: u8, value: u64) {
-    if value != 0 {
-        out.put_u8(field << 3 | VARINT);
-        put_varint(out, value);
-    }
-}
-
-/// Writes a length-delimited field, or nothing where it is empty.
-#[inline]
-pub(crate) fn put_bytes_field(out: &mut impl BufMut, field: u8, value: &[u8]) {
-    if !value.is_empty() {
-        out.put_u8(field << 3 | LENGTH_DELIMITED);
-        put_varint(out, value.len() as u64);
-        out.put_slice(value);
-    }
 }
 
 /// Zigzag: small numbers of either sign get small varints.

@@ -18,9 +18,9 @@ use tidegate_backend::batch::Wake;
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
 
-/// Events that one wait takes at most: enough to share a system call among many connections, few
-/// enough that what they touch stays in the cache until it is flushed.
-const EVENTS_MAX: usize = 256;
+/// Events that one wait takes at most: enough to share a system call, and a turn, among many
+/// connections; few enough that the last of them waits for a few milliseconds.
+const EVENTS_MAX: usize = 1024;
 
 /// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
 const ACCEPTS_MAX: usize = 64;
@@ -54,7 +54,9 @@ struct Acceptor {
     wanted: bool,
     /// Whether the queue may hold connections: set by an edge, cleared by would-block.
     ready: bool,
-    /// `Some` while descriptors have run out: when to try again.
+    /// Descriptors have run out, and the sink was told. Nobody came in since.
+    paused: bool,
+    /// When to try again; `Some` only while `paused`.
     retry_at: Option<Instant>,
 }
 
@@ -131,7 +133,13 @@ impl Epoll {
             poll,
             events: Events::with_capacity(EVENTS_MAX),
             waker,
-            acceptor: Acceptor { listener, wanted: true, ready: false, retry_at: None },
+            acceptor: Acceptor {
+                listener,
+                wanted: true,
+                ready: false,
+                paused: false,
+                retry_at: None,
+            },
             sockets: Slots::new(),
             outcomes: Vec::new(),
             readable: Vec::new(),
@@ -153,12 +161,8 @@ impl Epoll {
                 Outcome::Closed(conn, cause) => {
                     self.sockets.remove(conn);
                     sink.event(Event::Closed { conn, cause });
-                    if self.acceptor.retry_at.is_some() {
-                        // A descriptor is free again.
-                        self.acceptor.retry_at = None;
-                        self.acceptor.ready = true;
-                        sink.event(Event::AcceptResumed);
-                    }
+                    // A descriptor is free again.
+                    self.acceptor.ready |= self.acceptor.retry_at.take().is_some();
                 }
             }
         }
@@ -199,6 +203,9 @@ impl Epoll {
                 Ok(bytes) => {
                     let drained = bytes < budget && !socket.flags.ending;
                     sink.event(Event::Received { conn, bytes: &self.buffer[..bytes] });
+                    if let Some(reply) = sink.reply(conn) {
+                        self.send(conn, reply);
+                    }
                     if drained {
                         return;
                     }
@@ -273,25 +280,38 @@ impl Epoll {
 
     fn accept(&mut self, sink: &mut impl Sink) {
         for _ in 0..ACCEPTS_MAX {
-            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() {
+            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || !sink.has_room() {
                 return;
             }
             let Some(listener) = &self.acceptor.listener else { return };
             match listener.accept() {
-                Ok((stream, peer)) => self.take_in(stream, peer, sink),
+                Ok((stream, peer)) => {
+                    self.end_pause(sink);
+                    self.take_in(stream, peer, sink);
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => {
                         self.acceptor.ready = false;
-                        return;
+                        return self.end_pause(sink);
                     }
                     // The connection was gone before it was taken: accept(2).
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
                     _ => {
                         self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
-                        return sink.event(Event::AcceptPaused { error });
+                        if !mem::replace(&mut self.acceptor.paused, true) {
+                            sink.event(Event::AcceptPaused { error });
+                        }
+                        return;
                     }
                 },
             }
+        }
+    }
+
+    /// Somebody came in, or nobody waits any longer.
+    fn end_pause(&mut self, sink: &mut impl Sink) {
+        if mem::take(&mut self.acceptor.paused) {
+            sink.event(Event::AcceptResumed);
         }
     }
 
@@ -307,11 +327,10 @@ impl Epoll {
         }
     }
 
-    fn retry_accept(&mut self, now: Instant, sink: &mut impl Sink) {
+    fn retry_accept(&mut self, now: Instant) {
         if self.acceptor.retry_at.is_some_and(|at| at <= now) {
             self.acceptor.retry_at = None;
             self.acceptor.ready = true;
-            sink.event(Event::AcceptResumed);
         }
     }
 
@@ -368,7 +387,7 @@ impl Driver for Epoll {
         }
         self.events = events;
         self.report_readable(readable, sink);
-        self.retry_accept(now, sink);
+        self.retry_accept(now);
         if self.acceptor.ready {
             self.accept(sink);
         }

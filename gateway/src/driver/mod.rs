@@ -17,6 +17,8 @@
 //!    gets at most [`RECEIVE_BYTES_MAX`] bytes in one poll, however much it sent.
 //! 7. A driver reports what it knows before it waits, and asks [`Sink::idle_for`] how long it may. It
 //!    says what time it is through [`Sink::woken`] after each wait: who waits knows the time.
+//! 8. After an [`Event::Received`] a driver may ask [`Sink::reply`] for what to send on that connection at
+//!    once, while everything that the kernel knows of its socket is still in the cache.
 //!
 //! `conformance` beside this module holds every driver to it.
 
@@ -90,7 +92,7 @@ pub enum Event<'a> {
         /// What the kernel says: descriptors or memory have run out.
         error: io::Error,
     },
-    /// Connections are accepted again.
+    /// Connections are accepted again, after one pause and all the tries that it took.
     AcceptResumed,
 }
 
@@ -123,6 +125,18 @@ impl CloseCause {
 pub trait Sink {
     /// Takes what happened.
     fn event(&mut self, event: Event<'_>);
+
+    /// Whether one more connection may come in. Asked before each is accepted.
+    fn has_room(&mut self) -> bool {
+        true
+    }
+
+    /// What to send on a connection that was just received from, if that is all there is to do for it.
+    /// It counts as a [`Driver::send`].
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        let _ = conn;
+        None
+    }
 
     /// How long the driver may wait before it must return from [`Driver::poll`]: zero when there is
     /// work to do, `None` for as long as nothing happens.

@@ -161,6 +161,9 @@ impl Shard {
             return;
         }
         if let Some(bytes) = self.read_log(member) {
+            // One read takes so much and no more: the rest goes when this is sent.
+            let (room, membership) = self.rooms.room_and_membership(member);
+            self.connections[slot as usize].flags.owed |= membership.cursor < room.log.end();
             self.send(slot, bytes, driver);
         }
     }
@@ -272,36 +275,30 @@ impl Shard {
     fn join_here(&mut self, index: RoomIndex, conn: ConnId, after_offset: Option<u64>) {
         let slot = conn.slot;
         let rooms_max = self.shared.config.rooms.rooms_per_connection_max;
-        match self.connection(conn).filter(|connection| !connection.is_going()) {
-            None => {
-                self.stats.stale_commands += 1;
-                return self.unsubscribe_if_empty(index);
-            }
-            Some(connection) => {
-                let (first, memberships) = (connection.first_membership, connection.memberships);
-                let Room { log, .. } = self.rooms.get(index);
-                // Who asks for more than the log still holds is not slow: it gets what there is.
-                let cursor = after_offset.map_or(log.end(), |offset| {
-                    offset.saturating_add(1).clamp(log.first(), log.end())
-                });
-                let owed = cursor < log.end();
-                if let Some(known) = self.rooms.find_membership(first, index) {
-                    if after_offset.is_some() {
-                        self.rooms.membership(known).cursor = cursor;
-                    }
-                } else if usize::from(memberships) > rooms_max {
-                    self.stats.refused_rooms += 1;
-                    return self.unsubscribe_if_empty(index);
-                } else {
-                    let connection = &mut self.connections[slot as usize];
-                    connection.memberships += 1;
-                    self.rooms.join(&mut connection.first_membership, slot, index, cursor);
-                }
-                if owed {
-                    self.at(slot).flags.owed = true;
-                    self.touch(slot);
-                }
-            }
+        let Some(connection) = self.connection(conn).filter(|connection| !connection.is_going())
+        else {
+            self.stats.stale_commands += 1;
+            return self.unsubscribe_if_empty(index);
+        };
+        let (first, memberships) = (connection.first_membership, connection.memberships);
+        let log = &self.rooms.get(index).log;
+        let (oldest, end) = (log.first(), log.end());
+        // Who asks for more than the log still holds is not slow: it gets what there is.
+        let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
+        if let Some(known) = self.rooms.find_membership(first, index) {
+            let membership = self.rooms.membership(known);
+            membership.cursor = membership.cursor.min(cursor);
+        } else if usize::from(memberships) > rooms_max {
+            self.stats.refused_rooms += 1;
+            return self.unsubscribe_if_empty(index);
+        } else {
+            let connection = &mut self.connections[slot as usize];
+            connection.memberships += 1;
+            self.rooms.join(&mut connection.first_membership, slot, index, cursor);
+        }
+        if cursor < end {
+            self.at(slot).flags.owed = true;
+            self.touch(slot);
         }
     }
 
@@ -390,8 +387,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_ask_room(&mut self, room: RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
-        let Some(index) = self.rooms.find(&room) else {
+    pub(super) fn on_ask_room(&mut self, room: &RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
+        let Some(index) = self.rooms.find(room) else {
             drop(reply.send(None));
             return;
         };
@@ -430,10 +427,13 @@ impl Shard {
                 Role::Home { subscribers } => room.members.is_empty() && subscribers.is_empty(),
                 Role::Replica { .. } => false,
             };
-            if abandoned && index != EVERYBODY && room.active_at_ms + idle_ttl_ms <= self.now_ms {
-                if let Some(room) = self.rooms.close(index) {
-                    self.fan_out.first_offset = self.fan_out.first_offset.max(room.log.end());
-                }
+            let idle = room.active_at_ms + idle_ttl_ms <= self.now_ms;
+            if abandoned
+                && idle
+                && index != EVERYBODY
+                && let Some(room) = self.rooms.close(index)
+            {
+                self.fan_out.first_offset = self.fan_out.first_offset.max(room.log.end());
             }
         }
     }

@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
@@ -213,7 +213,10 @@ impl Shard {
         self.drain_mailbox();
         self.expire();
         self.drain_step(driver);
-        self.router.flush();
+        if self.router.flush() && self.fan_out.is_busy() {
+            // The workers may share this core, and the fan-out would not let go of it for a while.
+            std::thread::yield_now();
+        }
         // Where a worker's thread is gone, its calls have answered themselves.
         self.take_answers();
         self.fan_out_slice(driver);
@@ -291,7 +294,7 @@ impl Shard {
             Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
             Message::Unsubscribed { room } => self.on_unsubscribed(&room),
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
-            Message::AskRoom { room, reply } => self.on_ask_room(room, reply),
+            Message::AskRoom { room, reply } => self.on_ask_room(&room, reply),
             Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
             Message::AskShard { reply } => drop(reply.send(self.info())),
             Message::Drain => self.start_draining(),
@@ -347,10 +350,9 @@ impl Shard {
 
     /// Pauses accepting when there are as many connections as there may be, and resumes.
     fn accept_more(&mut self, driver: &mut impl Driver) {
-        let limit = self.shared.config.limits.connections_max as u64;
-        let full = self.shared.connections.load(Ordering::Relaxed) >= limit;
-        match (self.accepting, full) {
+        match (self.accepting, !self.has_room()) {
             (Accepting::Yes, true) => {
+                let limit = self.shared.config.limits.connections_max;
                 tracing::warn!(limits.connections_max = limit, "full: accepting is paused");
                 self.stats.accept_pauses += 1;
                 self.accepting = Accepting::Full;
@@ -407,6 +409,18 @@ impl Sink for Shard {
             }
             Event::AcceptResumed => tracing::info!("accepting again"),
         }
+    }
+
+    /// Shards that ask at the same time may let in one each: a spare descriptor of each is for that.
+    #[inline]
+    fn has_room(&mut self) -> bool {
+        let limit = self.shared.config.limits.connections_max as u64;
+        self.shared.connections.load(Ordering::Relaxed) < limit
+    }
+
+    #[inline]
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        self.take_reply(conn.slot)
     }
 
     fn idle_for(&mut self) -> Option<Duration> {

@@ -71,6 +71,27 @@ impl Shard {
         }
     }
 
+    /// Takes what a connection that was just received from has to say, if that is all there is to do
+    /// for it: the rest waits for the end of the turn.
+    #[inline]
+    pub(super) fn take_reply(&mut self, slot: u32) -> Option<Bytes> {
+        if self.touched.last() != Some(&slot) {
+            return None;
+        }
+        let connection = &mut self.connections[slot as usize];
+        let flags = &mut connection.flags;
+        let special = flags.held || flags.paused || flags.owed || flags.ended;
+        if special || connection.is_going() || connection.in_flight_bytes > 0 {
+            return None;
+        }
+        connection.flags.touched = false;
+        self.touched.pop();
+        let bytes = self.outboxes.drain(&mut connection.outbox)?;
+        let bytes = connection.transport.seal(bytes);
+        connection.in_flight_bytes = u32::try_from(bytes.len()).expect("bounded by the outbox");
+        Some(bytes)
+    }
+
     /// Flushes every connection that something happened to.
     pub(super) fn flush(&mut self, driver: &mut impl Driver) {
         let mut touched = std::mem::take(&mut self.touched);

@@ -45,12 +45,12 @@ pub enum Role {
     /// It numbers the pushes and passes them on to shards with members, each with the number of
     /// joins that it was sent.
     Home {
-        /// Shards with members, and the joins each was sent.
+        /// Shards with members, and how many joins each was sent.
         subscribers: Vec<(u16, u64)>,
     },
     /// It follows the home; it was sent this many joins.
     Replica {
-        /// Joins that it was sent.
+        /// How many joins came.
         joins: u64,
     },
 }

@@ -3,8 +3,7 @@
 //! A counter on the hot path is an addition to memory that only this thread touches. The registry's
 //! own counters are shared between threads; they get the differences.
 
-use metrics::{Counter, Gauge, Histogram, describe_counter, describe_gauge, describe_histogram};
-use metrics::{Unit, counter, gauge, histogram};
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use tidegate_protocol::Code;
 
 use super::closing::Cause;
@@ -86,22 +85,62 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_outbox_bytes", "shard", "Bytes that wait to be sent."),
     ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
     ("tidegate_failures_total", "code", "Failures sent, by error code."),
-    ("tidegate_call_duration_seconds", "backend", "From a request's receipt to its answer."),
+    (
+        "tidegate_call_duration_seconds_bucket",
+        "backend, le",
+        "Calls by the time from a request's receipt to its answer: a Prometheus histogram's buckets.",
+    ),
+    ("tidegate_call_duration_seconds_count", "backend", "Calls whose duration is in the buckets."),
 ];
 
-/// Upper bounds of the call durations that are told apart, in milliseconds.
-const DURATIONS_MS: [u64; 14] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, u64::MAX];
+/// Upper bounds of the call durations that are told apart, in milliseconds; above the last is infinity.
+const DURATIONS_MS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000];
 
-/// Durations of one backend's calls.
+/// Durations of one backend's calls. The registry's own histograms keep every sample until somebody
+/// asks, which at a million calls a second is no small thing; these are a few integers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Durations([u32; DURATIONS_MS.len()]);
+pub struct Durations([u64; DURATIONS_MS.len() + 1]);
 
 impl Durations {
     /// Counts one.
     #[inline]
     pub fn note(&mut self, ms: u64) {
-        let bucket = DURATIONS_MS.iter().position(|&bound| ms <= bound).unwrap_or_default();
-        self.0[bucket] += 1;
+        let bucket = DURATIONS_MS.iter().position(|&bound| ms < bound);
+        self.0[bucket.unwrap_or(DURATIONS_MS.len())] += 1;
+    }
+}
+
+/// One backend's handles: a counter for each bucket, the last of them for all calls.
+#[derive(Debug)]
+struct DurationCounters {
+    buckets: Vec<Counter>,
+    count: Counter,
+}
+
+impl DurationCounters {
+    fn new(backend: &str) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let bounds = DURATIONS_MS.iter().map(|&ms| (ms as f64 / 1000.0).to_string());
+        let bucket = |le: String| {
+            let backend = backend.to_owned();
+            counter!("tidegate_call_duration_seconds_bucket", "backend" => backend, "le" => le)
+        };
+        Self {
+            buckets: bounds.chain(["+Inf".to_owned()]).map(bucket).collect(),
+            count: counter!("tidegate_call_duration_seconds_count", "backend" => backend.to_owned()),
+        }
+    }
+
+    /// Adds calls. A bucket of Prometheus holds those of the smaller ones too.
+    fn add(&self, durations: &Durations) {
+        let mut up_to_here = 0;
+        for (calls, bucket) in durations.0.iter().zip(&self.buckets) {
+            up_to_here += calls;
+            if up_to_here > 0 {
+                bucket.increment(up_to_here);
+            }
+        }
+        self.count.increment(up_to_here);
     }
 }
 
@@ -125,7 +164,7 @@ pub struct Exporter {
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
     gauges: [Gauge; 7],
-    durations: Vec<Histogram>,
+    durations: Vec<DurationCounters>,
     exported: Stats,
 }
 
@@ -137,18 +176,14 @@ impl Exporter {
         let level = |name: &'static str| gauge!(name, "shard" => shard.clone());
         Self {
             counters: Counters::new(),
-            closed: Cause::ALL
-                .map(|cause| counter!("tidegate_connections_closed_total", "cause" => cause.label())),
+            closed: Cause::ALL.map(
+                |cause| counter!("tidegate_connections_closed_total", "cause" => cause.label()),
+            ),
             failures: Code::ALL.map(
                 |code| counter!("tidegate_failures_total", "code" => code.number().to_string()),
             ),
             gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
-            durations: backends
-                .iter()
-                .map(|name| {
-                    histogram!("tidegate_call_duration_seconds", "backend" => name.to_string())
-                })
-                .collect(),
+            durations: backends.iter().map(|name| DurationCounters::new(name)).collect(),
             exported: Stats::default(),
         }
     }
@@ -171,13 +206,8 @@ impl Exporter {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             gauge.set(level as f64);
         }
-        for (durations, histogram) in durations.iter_mut().zip(&self.durations) {
-            for (count, &bound_ms) in std::mem::take(durations).0.into_iter().zip(&DURATIONS_MS) {
-                if count > 0 {
-                    #[expect(clippy::cast_precision_loss, reason = "milliseconds up to 8192")]
-                    histogram.record_many(bound_ms.min(8192) as f64 / 1000.0, count as usize);
-                }
-            }
+        for (durations, counters) in durations.iter_mut().zip(&self.durations) {
+            counters.add(&std::mem::take(durations));
         }
         self.exported.clone_from(stats);
     }
@@ -189,7 +219,6 @@ pub fn describe() {
     for &(name, labels, help) in OTHERS {
         match labels {
             "shard" => describe_gauge!(name, help),
-            "backend" => describe_histogram!(name, Unit::Seconds, help),
             _ => describe_counter!(name, help),
         }
     }

@@ -88,7 +88,7 @@ impl Timers {
             return;
         }
         while self.tick <= now {
-            if self.tick as usize % BUCKETS == 0 {
+            if (self.tick as usize).is_multiple_of(BUCKETS) {
                 self.unfold();
             }
             let bucket = self.tick as usize % BUCKETS;
@@ -119,7 +119,7 @@ impl Timers {
             tick as usize % BUCKETS
         } else {
             // Further than the second level reaches: it waits in the last bucket and goes round.
-            let ahead = (round - (self.tick >> LEVEL_BITS)).min(BUCKETS as u32 - 1);
+            let ahead = (round - (self.tick >> LEVEL_BITS)).min((1 << LEVEL_BITS) - 1);
             BUCKETS + ((self.tick >> LEVEL_BITS) + ahead) as usize % BUCKETS
         };
         let head = self.heads[bucket];

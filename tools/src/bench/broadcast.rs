@@ -82,7 +82,11 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
         to_receivers: 0,
         raw_bytes: vec![0; if args.raw { receivers } else { 0 }],
     };
-    Engine::new(count, false)?.run(&mut load)?;
+    let mut engine = Engine::new(count, false)?;
+    if load.echo.is_some() {
+        engine = engine.with_urgent_from(receivers + 1)?;
+    }
+    engine.run(&mut load)?;
     report(args, &load).print(args.common.json)?;
     load.publications.verdict()
 }

@@ -33,7 +33,10 @@ const READS_MAX: usize = 16;
 const KEPT_BYTES_MAX: usize = 16 * 1024;
 /// The longest sleep: bounds how late a load notices that its time is up.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
+/// Events taken at once when some connections are urgent: how long an urgent one waits for others.
+const EVENTS_BESIDE_URGENT_MAX: usize = 32;
 const TIMER: Token = Token(usize::MAX);
+const URGENT: Token = Token(usize::MAX - 1);
 
 /// What a scenario does with its connections.
 pub(super) trait Load {
@@ -120,6 +123,8 @@ struct Connection {
 #[derive(Debug)]
 pub(super) struct Sockets {
     registry: Registry,
+    /// For the slots from this one on.
+    urgent: Option<(usize, Registry)>,
     connections: Vec<Option<Connection>>,
     /// Connections with something to send, to be written when the tick is over.
     dirty: Vec<usize>,
@@ -129,11 +134,21 @@ pub(super) struct Sockets {
     reset_on_close: bool,
 }
 
+/// Connections whose latency is measured while others are flooded. They have an epoll of their own,
+/// within the other, and are served first: what waits in this process's own queue behind thousands
+/// of pushes would be blamed on the server.
+#[derive(Debug)]
+struct Urgent {
+    poll: Poll,
+    events: Events,
+}
+
 /// Runs a load.
 #[derive(Debug)]
 pub(super) struct Engine {
     poll: Poll,
     events: Events,
+    urgent: Option<Urgent>,
     timer: OwnedFd,
     armed_at: Nanos,
     origin: Instant,
@@ -151,6 +166,7 @@ impl Engine {
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
         let sockets = Sockets {
             registry: poll.registry().try_clone()?,
+            urgent: None,
             connections: std::iter::repeat_with(|| None).take(slots).collect(),
             dirty: Vec::with_capacity(slots),
             again: Vec::new(),
@@ -158,7 +174,19 @@ impl Engine {
             reset_on_close,
         };
         let events = Events::with_capacity(EVENTS_MAX);
-        Ok(Self { poll, events, timer, armed_at: 0, origin: Instant::now(), sockets })
+        let origin = Instant::now();
+        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets })
+    }
+
+    /// Serves the slots from this one on before the others.
+    pub(super) fn with_urgent_from(mut self, slot: usize) -> anyhow::Result<Self> {
+        let poll = Poll::new().context("cannot make an epoll")?;
+        let fd = poll.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), URGENT, Interest::READABLE)?;
+        self.sockets.urgent = Some((slot, poll.registry().try_clone()?));
+        self.events = Events::with_capacity(EVENTS_BESIDE_URGENT_MAX);
+        self.urgent = Some(Urgent { poll, events: Events::with_capacity(EVENTS_MAX) });
+        Ok(self)
     }
 
     /// Runs until the load is done.
@@ -189,20 +217,16 @@ impl Engine {
         for slot in std::mem::take(&mut self.sockets.again) {
             self.sockets.read(slot, load, self.origin, true)?;
         }
-        for event in &self.events {
-            let Token(slot) = event.token();
-            if event.token() == TIMER || self.sockets.connections[slot].is_none() {
-                continue;
-            }
-            if event.is_writable() {
-                self.sockets.writable(slot, load, self.origin)?;
-            }
-            if event.is_readable() || event.is_error() {
-                let to_the_end = event.is_read_closed() || event.is_error();
-                self.sockets.read(slot, load, self.origin, to_the_end)?;
+        if let Some(urgent) = &mut self.urgent {
+            match urgent.poll.poll(&mut urgent.events, Some(Duration::ZERO)) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => {
+                    result.context("epoll failed")?;
+                    self.sockets.serve(&urgent.events, load, self.origin)?;
+                }
             }
         }
-        Ok(())
+        self.sockets.serve(&self.events, load, self.origin)
     }
 
     fn now(&self) -> Nanos {
@@ -243,7 +267,11 @@ impl Sockets {
             TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.registry.register(&mut stream, Token(slot), interest)?;
+        let registry = match &self.urgent {
+            Some((first, urgent)) if slot >= *first => urgent,
+            _ => &self.registry,
+        };
+        registry.register(&mut stream, Token(slot), interest)?;
         let connection = Connection { stream, link: Link::default(), sent: 0, open: false };
         self.connections[slot] = Some(connection);
         Ok(())
@@ -257,6 +285,28 @@ impl Sockets {
             self.dirty.push(slot);
         }
         write(&mut connection.link.out);
+    }
+
+    fn serve(
+        &mut self,
+        events: &Events,
+        load: &mut impl Load,
+        origin: Instant,
+    ) -> anyhow::Result<()> {
+        for event in events {
+            let Token(slot) = event.token();
+            if self.connections.get(slot).is_none_or(Option::is_none) {
+                continue;
+            }
+            if event.is_writable() {
+                self.writable(slot, load, origin)?;
+            }
+            if event.is_readable() || event.is_error() {
+                let to_the_end = event.is_read_closed() || event.is_error();
+                self.read(slot, load, origin, to_the_end)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_dirty(&mut self, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {

@@ -1,0 +1,155 @@
+//! A gateway with a backend of one's own: link the library, bring a handler, write a `main`.
+//!
+//! ```sh
+//! cargo run -p tidegate --example quiz -- --auth demo
+//! cargo run -p tidegate-tools -- client --user 7 --demo-token        # in another terminal
+//! send 101 Which is larger, 9.11 or 9.9?
+//! send 100 9.9
+//! ```
+//!
+//! | type | `biz_data` | what it does |
+//! |---|---|---|
+//! | 100 | an answer to the question | notes it; an empty one fails with 101 |
+//! | 101 | a question | the host asks: pushes it, as type 101, to everybody, and answers all who wait |
+//! | 102 | milliseconds, in decimal | answers after so long, from another thread |
+//! | 103 | anything | waits for the next question, and is answered with it; never, if none comes |
+//! | 104 | anything | panics: this call fails with 101, and nothing else does |
+//!
+//! All keys of `tidegate.toml` hold. Without a table `[backends.quiz]` the types 100 to 199 are its.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tidegate::config::{self, BackendConfig, Config, RouteConfig};
+use tidegate::{Server, telemetry};
+use tidegate_backend::demo::Demo;
+use tidegate_backend::{Bytes, Call, Code, Failure, Gateway, Handler};
+
+/// An answer to the question.
+const ANSWER: i32 = 100;
+/// The host asks.
+const ASK: i32 = 101;
+/// Somebody thinks for a while.
+const THINK: i32 = 102;
+/// Somebody waits for the next question.
+const WAIT: i32 = 103;
+/// A bug.
+const PANIC: i32 = 104;
+
+/// Who may wait for the next question at most. More: 104.
+const WAITING_MAX: usize = 10_000;
+
+/// The longest that one may think, in milliseconds: each who thinks has a thread.
+const THINK_MAX_MS: u64 = 60_000;
+
+/// The game. One serves all connections, from all workers at once: what changes stands behind a lock.
+#[derive(Default)]
+struct Quiz {
+    /// A call is an object: it may be kept, and answered when its time has come.
+    waiting: Mutex<Vec<Call>>,
+}
+
+impl Handler for Quiz {
+    fn handle(&self, call: Call, gateway: &Gateway) {
+        match call.kind() {
+            ANSWER if call.biz_data().is_empty() => call.fail(Code::BackendFailed),
+            ANSWER => call.answer("noted"),
+            ASK => self.ask(call, gateway),
+            THINK => think(call),
+            WAIT => self.wait(call),
+            PANIC => panic!("a handler with a bug"),
+            // Dropped without an answer, a call fails with 101 by itself.
+            _ => {}
+        }
+    }
+}
+
+impl Quiz {
+    fn ask(&self, call: Call, gateway: &Gateway) {
+        let question: Bytes = call.biz_data().clone();
+        // A push never blocks. When too many are under way it says so, and so do we.
+        if gateway.push_all(ASK, question.clone()).is_err() {
+            return call.fail(Failure { code: Code::Overloaded, retry_after_ms: 100 });
+        }
+        // The lock is not held while they are answered.
+        let waiting = std::mem::take(&mut *self.lock());
+        for waiting in waiting {
+            // Whose route has timed out meanwhile has got 102: this answer is thrown away.
+            waiting.answer(question.clone());
+        }
+        call.answer("");
+    }
+
+    fn wait(&self, call: Call) {
+        let mut waiting = self.lock();
+        if waiting.len() < WAITING_MAX {
+            waiting.push(call);
+        } else {
+            call.fail(Failure { code: Code::Overloaded, retry_after_ms: 1000 });
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Call>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers later, from another thread: the worker is free at once.
+fn think(call: Call) {
+    let ms = std::str::from_utf8(call.biz_data()).ok().and_then(|text| text.parse().ok());
+    let Some(ms @ 0..=THINK_MAX_MS) = ms else { return call.fail(Code::BackendFailed) };
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(ms));
+        call.answer("thought about it");
+    });
+}
+
+fn main() -> anyhow::Result<()> {
+    let loaded = match config::load(std::env::args_os(), std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        // A wrong key, or --help: it is printed, and the process ends.
+        Err(error) => error.exit(),
+    };
+    let mut config = loaded.config;
+    route_to_quiz(&mut config);
+    let metrics = telemetry::install(&config.log)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
+    let server = Server::builder(config)
+        .handler("demo", Demo::default())
+        .handler("quiz", Quiz::default())
+        .metrics(metrics)
+        .start()?;
+    println!("listening for clients on {}", server.client_address());
+    println!("listening for operators on http://{}/", server.admin_address());
+    signals.forever().next();
+    // Everybody gets the answers that are under way, then a goodbye.
+    server.shutdown();
+    server.wait()?;
+    Ok(())
+}
+
+/// Gives the quiz its types, where the configuration doesn't.
+fn route_to_quiz(config: &mut Config) {
+    if config.backends.iter().any(|backend| backend.name == "quiz") {
+        return;
+    }
+    config.backends.push(BackendConfig {
+        name: "quiz".into(),
+        placement: None,
+        workers: 2,
+        queue_calls_max: 100_000,
+        batch_calls_max: 64,
+    });
+    // Routes stand by ascending type: the demo's, 1 to 99, come first.
+    config.routes.push(RouteConfig {
+        first_type: 100,
+        last_type: 199,
+        backend: "quiz".into(),
+        timeout: Duration::from_secs(5),
+        in_flight_max: 100_000,
+    });
+}

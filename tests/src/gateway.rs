@@ -1,0 +1,225 @@
+//! A running gateway: started with flags in a folder of its own, stopped, killed, started again.
+
+use std::fmt::Display;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::port::Port;
+use crate::process::Process;
+use crate::programs::programs;
+use crate::{Operator, Phone};
+
+/// What to start, and how.
+#[derive(Debug)]
+pub struct Setup {
+    program: PathBuf,
+    flags: Vec<String>,
+    port: Option<Port>,
+    folder: TempDir,
+}
+
+/// A gateway that runs. It ends with its test.
+#[derive(Debug)]
+pub struct Gateway {
+    setup: Setup,
+    /// Its process.
+    pub process: Process,
+    clients: SocketAddr,
+    operators: SocketAddr,
+}
+
+impl Setup {
+    /// A gateway with the demo backend and demo tokens, on one shard.
+    #[must_use]
+    pub fn demo() -> Self {
+        Self::of(&programs().tidegate).shards(1).set("auth.mode", "demo")
+    }
+
+    /// A gateway that wants JSON Web Tokens, with all at its default.
+    #[must_use]
+    pub fn jwt() -> Self {
+        Self::of(&programs().tidegate)
+    }
+
+    /// The example `quiz`, which has a backend of its own beside the demo's.
+    #[must_use]
+    pub fn quiz() -> Self {
+        Self::of(&programs().quiz).shards(1).set("auth.mode", "demo")
+    }
+
+    /// Sets how long the quiz may take to answer.
+    #[must_use]
+    pub fn quiz_times_out_after_ms(self, ms: u32) -> Self {
+        let demo = r#"{types=[1,99],backend="demo"}"#;
+        let quiz = format!(r#"{{types=[100,199],backend="quiz",timeout_ms={ms}}}"#);
+        // A key of its own makes the backend known to the check.
+        self.set("backends.quiz.workers", 2).set("routes", format!("[{demo},{quiz}]"))
+    }
+
+    fn of(program: &Path) -> Self {
+        let setup = Self {
+            program: program.to_owned(),
+            flags: Vec::new(),
+            port: None,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        setup.set("listen", "127.0.0.1:0").set("admin.listen", "127.0.0.1:0")
+    }
+
+    /// Sets a key of the configuration.
+    #[must_use]
+    pub fn set(self, key: &str, value: impl Display) -> Self {
+        self.flag("--set").flag(&format!("{key}={value}"))
+    }
+
+    /// Adds a flag.
+    #[must_use]
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Has it read a configuration file with this text.
+    #[must_use]
+    pub fn toml(self, text: &str) -> Self {
+        fs::write(self.folder.path().join("tidegate.toml"), text).unwrap();
+        self.flag("--config").flag("tidegate.toml")
+    }
+
+    /// Sets the number of shards.
+    #[must_use]
+    pub fn shards(self, count: u16) -> Self {
+        self.set("shards", count)
+    }
+
+    /// Has it listen on a port that it can have again after a restart.
+    #[must_use]
+    pub fn on_a_port_of_its_own(mut self) -> Self {
+        let port = Port::reserve();
+        let address = format!("127.0.0.1:{}", port.number());
+        self.port = Some(port);
+        self.set("listen", address)
+    }
+
+    /// The folder that it runs in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts it, and waits until it listens.
+    #[must_use]
+    pub fn start(self) -> Gateway {
+        let (process, clients, operators) = self.launch();
+        Gateway { setup: self, process, clients, operators }
+    }
+
+    /// Runs what ends by itself: how it ended, what it said and what it logged.
+    #[must_use]
+    pub fn run(&self) -> (ExitStatus, String, String) {
+        Process::run(&mut self.command(), "")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.flags).current_dir(self.folder());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TIDEGATE_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    fn launch(&self) -> (Process, SocketAddr, SocketAddr) {
+        let process = Process::start(&mut self.command(), "");
+        let announced = |before: &str, after: &str| {
+            process.stdout.find(before, |said| {
+                let line = said.lines().find_map(|line| line.strip_prefix(before))?;
+                line.strip_suffix(after)?.parse().ok()
+            })
+        };
+        let clients = announced("listening for clients on ", "");
+        let operators = announced("listening for operators on http://", "/");
+        (process, clients, operators)
+    }
+}
+
+impl Gateway {
+    /// Where clients connect.
+    #[must_use]
+    pub const fn clients(&self) -> SocketAddr {
+        self.clients
+    }
+
+    /// Where operators connect.
+    #[must_use]
+    pub const fn operators(&self) -> SocketAddr {
+        self.operators
+    }
+
+    /// The folder that it runs in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.setup.folder()
+    }
+
+    /// How it was started.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// A phone that is connected, and nothing more.
+    #[must_use]
+    pub fn connect(&self) -> Phone {
+        Phone::connect(self.clients)
+    }
+
+    /// A phone whose user is in, with a demo token.
+    #[must_use]
+    pub fn login(&self, user_id: u64) -> Phone {
+        let mut phone = self.connect();
+        phone.login(user_id);
+        phone
+    }
+
+    /// An operator with the gateway's token.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        let token = fs::read_to_string(self.folder().join(".tidegate/admin.token")).unwrap();
+        Operator::new(self.operators, token.trim())
+    }
+
+    /// Runs `tide` with these arguments in the gateway's folder.
+    #[must_use]
+    pub fn tide(&self, arguments: &[&str], input: &str) -> (ExitStatus, String, String) {
+        let mut command = Command::new(&programs().tide);
+        Process::run(command.args(arguments).current_dir(self.folder()), input)
+    }
+
+    /// Asks it to go, as a service manager does: SIGTERM.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Ends it as a crash would, and starts it again on the same port.
+    pub fn crash_and_restart(&mut self) {
+        self.process.kill();
+        self.restart();
+    }
+
+    /// Starts it again, in the same folder and with the same flags. It must have ended.
+    pub fn restart(&mut self) {
+        let before = self.clients;
+        (self.process, self.clients, self.operators) = self.setup.launch();
+        if self.setup.port.is_some() {
+            assert_eq!(self.clients, before);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The operators' HTTP.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::{PATIENCE, until};
+
+/// Who asks a gateway over HTTP.
+#[derive(Debug)]
+pub struct Operator {
+    agent: ureq::Agent,
+    address: SocketAddr,
+    token: String,
+}
+
+impl Operator {
+    /// An operator with this token.
+    #[must_use]
+    pub fn new(address: SocketAddr, token: &str) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .into();
+        Self { agent, address, token: token.to_owned() }
+    }
+
+    /// GET: the status and the body.
+    #[must_use]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let request = self.agent.get(self.url(path));
+        let answer = request.header("Authorization", format!("Bearer {}", self.token)).call();
+        read(answer)
+    }
+
+    /// POST: the status and the body.
+    pub fn post(&self, path: &str, body: &[u8]) -> (u16, String) {
+        let request = self.agent.post(self.url(path));
+        let answer = request.header("Authorization", format!("Bearer {}", self.token)).send(body);
+        read(answer)
+    }
+
+    /// GET: the JSON of an answer that is 200.
+    #[must_use]
+    pub fn json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path);
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Pushes to a user; the number of connections that it went to.
+    pub fn push_user(&self, user_id: u64, kind: i32, body: &[u8]) -> u64 {
+        self.count(&format!("/push/users/{user_id}?type={kind}"), body)
+    }
+
+    /// Pushes to a room; the number of connections that it went to.
+    pub fn push_room(&self, room: &str, kind: i32, body: &[u8]) -> u64 {
+        self.count(&format!("/push/rooms/{room}?type={kind}"), body)
+    }
+
+    /// Pushes to everybody; the number of connections that it went to.
+    pub fn push_all(&self, kind: i32, body: &[u8]) -> u64 {
+        self.count(&format!("/push/all?type={kind}"), body)
+    }
+
+    /// Closes a user's connections; how many there were.
+    pub fn kick(&self, user_id: u64) -> u64 {
+        self.count(&format!("/users/{user_id}/kick"), b"")
+    }
+
+    fn count(&self, path: &str, body: &[u8]) -> u64 {
+        let (status, body) = self.post(path, body);
+        assert_eq!(status, 200, "{path}: {body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        answer["connections"].as_u64().unwrap()
+    }
+
+    /// A metric's value now: its sum over the series with this name and a label that contains
+    /// `label`. `None`: there is none.
+    #[must_use]
+    pub fn metric(&self, name: &str, label: &str) -> Option<f64> {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200, "{text}");
+        let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (series_name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let fits = series_name == name && labels.contains(label);
+            fits.then(|| value.parse::<f64>().unwrap())
+        });
+        values.reduce(|sum, value| sum + value)
+    }
+
+    /// Waits until a metric is what it should be.
+    pub fn wait_for_metric(&self, name: &str, label: &str, is: impl Fn(f64) -> bool) -> f64 {
+        until(&format!("the metric {name}{{{label}}}"), || {
+            self.metric(name, label).filter(|&value| is(value))
+        })
+    }
+
+    /// Waits until a figure of `/stats`' totals is this.
+    pub fn wait_for_total(&self, name: &str, value: u64) {
+        until(&format!("{name} is {value}"), || {
+            (self.json("/stats")["totals"][name] == value).then_some(())
+        });
+    }
+
+    /// A room's members, or none if there is no such room.
+    #[must_use]
+    pub fn members(&self, room: &str) -> u64 {
+        let (status, body) = self.get(&format!("/rooms/{room}"));
+        if status == 404 {
+            return 0;
+        }
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        answer["members"].as_u64().unwrap()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> (u16, String) {
+    let mut answer = answer.unwrap();
+    let body = answer.body_mut().read_to_string().unwrap();
+    (answer.status().as_u16(), body)
+}

@@ -1,0 +1,447 @@
+//! A client at the wire: blocking, and it keeps what comes out of turn.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use bytes::Bytes;
+use prost::Message as _;
+use socket2::{Domain, SockRef, Socket, Type};
+use tidegate_protocol::client::{Client, Event, Failure};
+use tidegate_protocol::message::Request;
+use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, RoomMessage, SayInRoom};
+use tidegate_protocol::proto::v1::Session;
+use tidegate_protocol::{Code, message};
+
+use crate::PATIENCE;
+
+/// The demo backend's types.
+pub mod demo {
+    /// Answers with the bytes that came.
+    pub const ECHO: i32 = 1;
+    /// Pushes the bytes that came to everybody.
+    pub const PUSH_ALL: i32 = 2;
+    /// Joins a room.
+    pub const JOIN: i32 = 10;
+    /// Leaves a room.
+    pub const LEAVE: i32 = 11;
+    /// Says something in a room.
+    pub const SAY: i32 = 12;
+}
+
+/// The quiz example's types.
+pub mod quiz {
+    /// An answer to the question.
+    pub const ANSWER: i32 = 100;
+    /// The host asks: a push to everybody, and the end of all waiting.
+    pub const ASK: i32 = 101;
+    /// Answers after so many milliseconds.
+    pub const THINK: i32 = 102;
+    /// Waits for the next question.
+    pub const WAIT: i32 = 103;
+    /// Panics.
+    pub const PANIC: i32 = 104;
+}
+
+/// How a request ended.
+pub type Outcome = Result<Bytes, Failure>;
+
+/// One connection to a gateway. Whatever it waits for, what else comes is kept.
+#[derive(Debug)]
+pub struct Phone {
+    stream: TcpStream,
+    client: Client,
+    /// What came, in order, and was not asked for yet.
+    events: VecDeque<Event>,
+    /// How the connection ended.
+    end: Option<End>,
+    session: Option<Session>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In order: everything was read.
+    Closed,
+    /// With a reset.
+    Reset,
+}
+
+/// A push, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// Its type.
+    pub kind: i32,
+    /// Its place in the room's log; 0 when it came to this user alone.
+    pub offset: u64,
+    /// What it carries.
+    pub biz_data: Bytes,
+}
+
+impl Push {
+    /// The text of a room's message.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let message = RoomMessage::decode(self.biz_data.clone()).unwrap();
+        String::from_utf8(message.text.to_vec()).unwrap()
+    }
+}
+
+impl Phone {
+    /// Connects.
+    #[must_use]
+    pub fn connect(address: SocketAddr) -> Self {
+        Self::on(TcpStream::connect(address).unwrap())
+    }
+
+    /// Connects with a receive buffer of few bytes: what it doesn't read soon waits in the gateway.
+    #[must_use]
+    pub fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Before connecting: the window is agreed on then.
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::on(socket.into())
+    }
+
+    fn on(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let client = Client::new(Instant::now());
+        Self { stream, client, events: VecDeque::new(), end: None, session: None }
+    }
+
+    /// Where this end is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
+    /// Opens a session with a demo token, and waits for it.
+    pub fn login(&mut self, user_id: u64) -> Session {
+        self.login_with(user_id, &format!("token-{user_id}"))
+    }
+
+    /// Opens a session, and waits for it.
+    pub fn login_with(&mut self, user_id: u64, token: &str) -> Session {
+        let session = self.try_login(user_id, token);
+        session.unwrap_or_else(|failure| panic!("user {user_id} is not let in: {failure:?}"))
+    }
+
+    /// Tries to open a session.
+    pub fn try_login(&mut self, user_id: u64, token: &str) -> Result<Session, Failure> {
+        let asked = self.send_login(user_id, token);
+        let outcome = self.wait_for(|event| match event {
+            Event::Authenticated { sequence, session } if *sequence == asked => Some(Ok(*session)),
+            Event::Failed { sequence, failure, .. } if *sequence == asked => Some(Err(*failure)),
+            _ => None,
+        });
+        self.session = outcome.ok().or(self.session);
+        outcome
+    }
+
+    /// Sends an authentication. Returns its sequence.
+    pub fn send_login(&mut self, user_id: u64, token: &str) -> u64 {
+        let sequence = self.client.authenticate(Instant::now(), user_id, token);
+        self.flush();
+        sequence
+    }
+
+    /// What the gateway said of the session.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        self.session.expect("the phone has logged in")
+    }
+
+    /// Sends a request. Returns its sequence.
+    pub fn send(&mut self, kind: i32, biz_data: &[u8]) -> u64 {
+        let sequence = self.client.request(Instant::now(), kind, biz_data);
+        self.flush();
+        sequence
+    }
+
+    /// Sends many requests in one write. Returns their sequences.
+    pub fn send_together<B: AsRef<[u8]>>(&mut self, requests: &[(i32, B)]) -> Vec<u64> {
+        let now = Instant::now();
+        let sequences = requests
+            .iter()
+            .map(|(kind, biz_data)| self.client.request(now, *kind, biz_data.as_ref()))
+            .collect();
+        self.flush();
+        sequences
+    }
+
+    /// Sends a request and waits for how it ends.
+    pub fn ask(&mut self, kind: i32, biz_data: &[u8]) -> Outcome {
+        let sequence = self.send(kind, biz_data);
+        self.outcome(sequence)
+    }
+
+    /// Sends a request and waits for how it ends; `None` if the connection ends before.
+    pub fn ask_or_end(&mut self, kind: i32, biz_data: &[u8]) -> Option<Outcome> {
+        let asked = self.client.request(Instant::now(), kind, biz_data);
+        let bytes = self.client.outgoing().split();
+        self.stream.write_all(&bytes).ok()?;
+        loop {
+            match self.next()? {
+                Event::Answer { sequence, biz_data, .. } if sequence == asked => {
+                    return Some(Ok(biz_data));
+                }
+                Event::Failed { sequence, failure, .. } if sequence == asked => {
+                    return Some(Err(failure));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks for an echo, and checks it: what the phone sent before was read, and it is still served.
+    pub fn is_served(&mut self) {
+        assert_eq!(self.ask(demo::ECHO, b"still here?"), Ok("still here?".into()));
+    }
+
+    /// Sends a heartbeat. Returns its sequence.
+    pub fn send_heartbeat(&mut self) -> u64 {
+        let sequence = self.client.heartbeat(Instant::now());
+        self.flush();
+        sequence
+    }
+
+    /// Sends a heartbeat, and waits for its pong.
+    pub fn heartbeat(&mut self) {
+        let asked = self.send_heartbeat();
+        self.wait_for(|event| match event {
+            Event::Pong { sequence, .. } if *sequence == asked => Some(()),
+            _ => None,
+        });
+    }
+
+    /// Sends bytes as they are.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends `bytes` over and over for as long as the gateway takes any, `sent_max` at most in all;
+    /// `sent` counts them. Returns how many it took now. What is sent may end within `bytes`.
+    pub fn send_until_full(&mut self, bytes: &[u8], sent: &mut usize, sent_max: usize) -> usize {
+        let before = *sent;
+        self.stream.set_nonblocking(true).unwrap();
+        while *sent < sent_max {
+            match self.stream.write(&bytes[*sent % bytes.len()..]) {
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.stream.set_nonblocking(false).unwrap();
+        *sent - before
+    }
+
+    /// Says that it will send nothing more, and goes on reading.
+    pub fn stop_sending(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Closes with a reset, as a phone that vanishes.
+    pub fn reset(self) {
+        SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+
+    /// Waits for how a request ends.
+    pub fn outcome(&mut self, asked: u64) -> Outcome {
+        self.wait_for(|event| match event {
+            Event::Answer { sequence, biz_data, .. } if *sequence == asked => {
+                Some(Ok(biz_data.clone()))
+            }
+            Event::Failed { sequence, failure, .. } if *sequence == asked => Some(Err(*failure)),
+            _ => None,
+        })
+    }
+
+    /// Waits for how a request fails, and checks the code.
+    pub fn fails(&mut self, asked: u64, code: Code) -> Failure {
+        let failure = self.outcome(asked).expect_err("the request should fail");
+        assert_eq!(failure.code, Some(code));
+        failure
+    }
+
+    /// Waits for the next push.
+    pub fn push(&mut self) -> Push {
+        self.wait_for(|event| match event {
+            Event::Push { kind, offset, biz_data } => {
+                Some(Push { kind: *kind, offset: *offset, biz_data: biz_data.clone() })
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits for so many pushes.
+    pub fn pushes(&mut self, count: usize) -> Vec<Push> {
+        (0..count).map(|_| self.push()).collect()
+    }
+
+    /// Waits for the gateway's last word, and does nothing about it.
+    pub fn is_told_to_go(&mut self) -> Failure {
+        self.wait_for(|event| match event {
+            Event::Goodbye(failure) => Some(*failure),
+            _ => None,
+        })
+    }
+
+    /// Waits for the gateway's last word, and for the end of the connection.
+    pub fn goodbye(&mut self, code: Code) -> Failure {
+        let failure = self.is_told_to_go();
+        assert_eq!(failure.code, Some(code));
+        assert_eq!(self.end(), End::Closed);
+        assert!(self.events.is_empty(), "nothing comes after a goodbye: {:?}", self.events);
+        failure
+    }
+
+    /// Reads to the end of the connection, and says how it came. Events are kept.
+    pub fn end(&mut self) -> End {
+        loop {
+            if let Some(end) = self.end {
+                return end;
+            }
+            self.receive();
+        }
+    }
+
+    /// What came and was not asked for yet, once everything sent before has been answered.
+    pub fn leftovers(&mut self) -> Vec<Event> {
+        self.heartbeat();
+        self.events.drain(..).collect()
+    }
+
+    /// Waits for the first event that `pick` takes. The others are kept.
+    pub fn wait_for<T>(&mut self, pick: impl Fn(&Event) -> Option<T>) -> T {
+        let mut looked_at = 0;
+        loop {
+            while let Some(event) = self.events.get(looked_at) {
+                if let Some(picked) = pick(event) {
+                    self.events.remove(looked_at);
+                    return picked;
+                }
+                looked_at += 1;
+            }
+            if let Some(end) = self.end {
+                panic!("the connection ended ({end:?}) before it came, after {}", self.summary());
+            }
+            self.receive();
+        }
+    }
+
+    /// Joins a room of the demo backend; with `last_offset`, it gets what came after it.
+    pub fn join(&mut self, room: &str, last_offset: u64) {
+        let join = JoinRoom { room: room.into(), last_offset };
+        assert_eq!(self.ask(demo::JOIN, &join.encode_to_vec()), Ok(Bytes::new()));
+    }
+
+    /// Leaves a room of the demo backend.
+    pub fn leave(&mut self, room: &str) {
+        let leave = LeaveRoom { room: room.into() };
+        assert_eq!(self.ask(demo::LEAVE, &leave.encode_to_vec()), Ok(Bytes::new()));
+    }
+
+    /// Says something in a room of the demo backend.
+    pub fn say(&mut self, room: &str, text: &str) {
+        let say = said(room, text);
+        assert_eq!(self.ask(demo::SAY, &say), Ok(Bytes::new()));
+    }
+
+    /// Does something with this phone on a thread of its own.
+    pub fn in_background<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        thread::spawn(move || work(&mut self))
+    }
+
+    fn flush(&mut self) {
+        let bytes = self.client.outgoing().split();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// What came and was not asked for, as a failing test shows it.
+    fn summary(&self) -> String {
+        let last: Vec<_> = self.events.iter().rev().take(10).collect();
+        format!("{} events that nobody asked for, the last ones first: {last:?}", self.events.len())
+    }
+
+    /// Reads once.
+    fn receive(&mut self) {
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => self.end = Some(End::Closed),
+            Ok(count) => {
+                let events = &mut self.events;
+                self.client.receive(&buffer[..count], |event| events.push_back(event)).unwrap();
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => self.end = Some(End::Reset),
+            Err(error) => panic!("{error}, after {}", self.summary()),
+        }
+    }
+}
+
+/// Whatever comes, in order, to the end of the connection.
+impl Iterator for Phone {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        while self.events.is_empty() && self.end.is_none() {
+            self.receive();
+        }
+        self.events.pop_front()
+    }
+}
+
+/// What says something in a room of the demo backend.
+#[must_use]
+pub fn said(room: &str, text: &str) -> Vec<u8> {
+    SayInRoom { room: room.into(), text: text.to_owned().into() }.encode_to_vec()
+}
+
+/// A request's whole frame.
+#[must_use]
+pub fn request_frame(kind: i32, biz_data: &[u8], sequence: u64) -> Vec<u8> {
+    frame(&Request { kind, biz_data, sequence, ..Request::default() })
+}
+
+/// An authentication's whole frame, with a demo token.
+#[must_use]
+pub fn login_frame(user_id: u64, sequence: u64) -> Vec<u8> {
+    let (kind, token) = (message::AUTHENTICATE, &*format!("token-{user_id}"));
+    frame(&Request { kind, user_id, token, sequence, ..Request::default() })
+}
+
+/// A heartbeat's whole frame.
+#[must_use]
+pub fn heartbeat_frame(sequence: u64) -> Vec<u8> {
+    frame(&Request { kind: message::HEARTBEAT, sequence, ..Request::default() })
+}
+
+fn frame(request: &Request<'_>) -> Vec<u8> {
+    let mut frame = Vec::new();
+    request.encode_frame(&mut frame);
+    frame
+}
+
+/// Events by the sequence of the request that they answer; 0: none.
+#[must_use]
+pub fn by_sequence(events: impl IntoIterator<Item = Event>) -> HashMap<u64, Vec<Event>> {
+    let mut by_sequence: HashMap<u64, Vec<Event>> = HashMap::new();
+    for event in events {
+        let sequence = match &event {
+            Event::Authenticated { sequence, .. }
+            | Event::Pong { sequence, .. }
+            | Event::Answer { sequence, .. }
+            | Event::Failed { sequence, .. } => *sequence,
+            Event::Push { .. } | Event::Goodbye(_) => 0,
+        };
+        by_sequence.entry(sequence).or_default().push(event);
+    }
+    by_sequence
+}

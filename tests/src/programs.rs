@@ -1,0 +1,59 @@
+//! The binaries under test. Cargo builds them before the first is started, and says where they are.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// Where the binaries are.
+#[derive(Debug)]
+pub struct Programs {
+    /// The gateway.
+    pub tidegate: PathBuf,
+    /// The tool.
+    pub tide: PathBuf,
+    /// The example of a gateway with a backend of its own.
+    pub quiz: PathBuf,
+}
+
+/// The binaries, built from the sources as they are now.
+#[must_use]
+pub fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Option<Programs>> = OnceLock::new();
+    // What does not build is not built again for each test.
+    let programs = PROGRAMS.get_or_init(build).as_ref();
+    programs.expect("the programs under test build: see above")
+}
+
+fn build() -> Option<Programs> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    // The whole workspace is selected, so that dependencies have the features that they also have
+    // in `cargo test --workspace`, and are not built twice.
+    let output = Command::new(cargo)
+        .args(["build", "--workspace", "--bins", "--examples", "--quiet", "--profile", profile])
+        .arg("--message-format=json-render-diagnostics")
+        .arg("--manifest-path")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo can be run");
+    if !output.status.success() {
+        return None;
+    }
+    let messages = String::from_utf8(output.stdout).expect("cargo writes JSON");
+    let built: Vec<(String, PathBuf)> = messages.lines().filter_map(executable).collect();
+    let find = |name: &str| {
+        let found = built.iter().find(|(built, _)| built == name);
+        found.unwrap_or_else(|| panic!("cargo built no {name}: {built:?}")).1.clone()
+    };
+    Some(Programs { tidegate: find("tidegate"), tide: find("tide"), quiz: find("quiz") })
+}
+
+/// The name and the place of the executable that a message of cargo's tells of.
+fn executable(message: &str) -> Option<(String, PathBuf)> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let path = message["executable"].as_str()?;
+    Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
+}

@@ -1,0 +1,262 @@
+//! Every error code, produced by the real gateway.
+
+use std::time::Duration;
+
+use tidegate_protocol::client::Event;
+use tidegate_tests::phone::{End, demo, quiz};
+use tidegate_tests::{Code, Setup};
+
+#[test]
+fn code_100_is_a_token_that_does_not_verify() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.connect();
+    for token in ["token-8", "7"] {
+        let failure = phone.try_login(7, token).unwrap_err();
+        assert_eq!(failure.code, Some(Code::Unauthenticated));
+    }
+    // Two failures are forgiven.
+    phone.login(7);
+    phone.is_served();
+}
+
+#[test]
+fn code_100_is_a_business_frame_before_authentication() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.connect();
+    let asked = phone.send(demo::ECHO, b"hello");
+    phone.fails(asked, Code::Unauthenticated);
+    phone.heartbeat();
+    phone.login(7);
+    phone.is_served();
+}
+
+#[test]
+fn the_third_failure_to_authenticate_ends_the_connection() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.connect();
+    let asked = phone.send(demo::ECHO, b"hello");
+    phone.fails(asked, Code::Unauthenticated);
+    for _ in 0..2 {
+        let failure = phone.try_login(7, "wrong").unwrap_err();
+        assert_eq!(failure.code, Some(Code::Unauthenticated));
+    }
+    assert_eq!(phone.end(), End::Closed);
+    assert_eq!(phone.next(), None, "the third answer was the last word");
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_connections_closed_total", "auth_failed", |n| n == 1.0);
+}
+
+#[test]
+fn code_101_is_a_request_that_the_backend_can_not_serve() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.login(7);
+    for (kind, biz_data) in [(99, &b""[..]), (demo::JOIN, &[0xff]), (demo::JOIN, b""), (20, b"x")] {
+        let asked = phone.send(kind, biz_data);
+        phone.fails(asked, Code::BackendFailed);
+    }
+    phone.is_served();
+}
+
+#[test]
+fn code_101_is_a_handler_that_panics_on_either_kind_of_thread() {
+    for placement in ["worker", "shard"] {
+        let gateway = Setup::quiz()
+            .set("backends.quiz.placement", placement)
+            .set("routes", r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz"}]"#)
+            .start();
+        let mut phone = gateway.login(7);
+        let requests = [(quiz::ANSWER, "9.9"), (quiz::PANIC, ""), (quiz::ANSWER, "9.9"), (199, "")];
+        let asked = phone.send_together(&requests);
+        assert_eq!(phone.outcome(asked[0]), Ok("noted".into()), "{placement}");
+        phone.fails(asked[1], Code::BackendFailed);
+        assert_eq!(phone.outcome(asked[2]), Ok("noted".into()));
+        // Dropped without an answer.
+        phone.fails(asked[3], Code::BackendFailed);
+        gateway.process.stderr.wait_for("a handler panicked");
+        phone.is_served();
+    }
+}
+
+#[test]
+fn code_101_is_an_answer_that_is_too_long_for_a_frame() {
+    let gateway = Setup::demo().set("limits.max_frame_to_client_bytes", 1000).start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send(demo::ECHO, &[b'x'; 1000]);
+    phone.fails(asked, Code::BackendFailed);
+    gateway.operator().wait_for_metric("tidegate_oversize_answers_total", "", |n| n == 1.0);
+    phone.is_served();
+}
+
+#[test]
+fn code_102_is_a_backend_that_does_not_answer_in_time() {
+    let routes =
+        r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz",timeout_ms=200}]"#;
+    let gateway = Setup::quiz().set("backends.quiz.workers", 1).set("routes", routes).start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send(quiz::WAIT, b"");
+    let failure = phone.fails(asked, Code::Timeout);
+    assert_eq!(failure.retry_after, Duration::ZERO);
+    // The answer that comes too late goes nowhere, and is counted.
+    phone.ask(quiz::ASK, b"Which?").unwrap();
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_late_answers_total", "", |n| n == 1.0);
+    assert_eq!(phone.push().kind, quiz::ASK);
+    assert_eq!(phone.leftovers(), []);
+}
+
+#[test]
+fn code_103_is_a_connection_that_asks_too_fast() {
+    let gateway =
+        Setup::demo().set("limits.requests_per_second", 1).set("limits.requests_burst", 5).start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send_together(&[(demo::ECHO, "x"); 50]);
+    let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
+    let (served, limited): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert!(served.len() >= 5, "the burst is served");
+    assert!(!limited.is_empty(), "and not everything");
+    for failure in limited.into_iter().map(Result::unwrap_err) {
+        assert_eq!(failure.code, Some(Code::RateLimited));
+        assert!(failure.retry_after > Duration::ZERO);
+    }
+    // Heartbeats are no requests, and another connection has a rate of its own.
+    phone.heartbeat();
+    gateway.login(8).is_served();
+}
+
+#[test]
+fn code_104_is_a_route_with_its_fill_of_calls() {
+    let routes =
+        r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz",in_flight_max=2}]"#;
+    let gateway = Setup::quiz().set("backends.quiz.workers", 1).set("routes", routes).start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send_together(&[(quiz::WAIT, ""); 3]);
+    assert!(phone.fails(asked[2], Code::Overloaded).retry_after > Duration::ZERO);
+    // Another route has room, and so has this one once a call has ended.
+    phone.is_served();
+    let mut host = gateway.login(8);
+    let refused = host.send(quiz::ASK, b"Which?");
+    host.fails(refused, Code::Overloaded);
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
+}
+
+#[test]
+fn code_104_is_a_backend_whose_queue_is_full() {
+    let gateway = Setup::demo()
+        .set("backends.demo.workers", 1)
+        .set("backends.demo.queue_calls_max", 1)
+        .start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send_together(&[(demo::ECHO, "x"); 20]);
+    let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
+    assert!(outcomes[0].is_ok(), "the first finds room");
+    let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty(), "those of the same turn don't");
+    assert!(refused.iter().all(|failure| failure.code == Some(Code::Overloaded)));
+    phone.is_served();
+}
+
+#[test]
+fn code_105_is_a_type_that_no_route_takes() {
+    let gateway = Setup::demo().set("routes", r#"[{types=[1,9],backend="demo"}]"#).start();
+    let mut phone = gateway.login(7);
+    for kind in [10, 100, i32::MAX] {
+        let asked = phone.send(kind, b"");
+        phone.fails(asked, Code::NoRoute);
+    }
+    phone.is_served();
+}
+
+#[test]
+fn code_106_is_a_frame_that_can_not_be_read() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.login(7);
+    phone.send_bytes(&[0x80, 0x00]);
+    phone.goodbye(Code::Malformed);
+}
+
+#[test]
+fn code_107_is_the_same_user_coming_in_elsewhere() {
+    let gateway = Setup::demo().shards(2).start();
+    let mut older = gateway.login(7);
+    let mut newer = gateway.login(7);
+    older.goodbye(Code::Replaced);
+    newer.is_served();
+}
+
+#[test]
+fn code_107_is_a_kick() {
+    let gateway = Setup::demo().shards(2).start();
+    let mut phone = gateway.login(7);
+    let mut neighbour = gateway.login(8);
+    assert_eq!(gateway.operator().kick(7), 1);
+    phone.goodbye(Code::Replaced);
+    assert_eq!(gateway.operator().kick(7), 0);
+    neighbour.is_served();
+    gateway.login(7).is_served();
+}
+
+#[test]
+fn code_108_comes_when_the_answers_are_out_and_the_process_ends_well() {
+    let mut gateway =
+        Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
+    let mut idle = gateway.login(1);
+    let mut stranger = gateway.connect();
+    stranger.heartbeat();
+    let mut waiting = gateway.login(2);
+    let mut host = gateway.login(3);
+    let asked = waiting.send(quiz::WAIT, b"");
+    let held = host.send(quiz::WAIT, b"");
+    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
+    gateway.terminate();
+    for phone in [&mut idle, &mut stranger] {
+        let retry_after = phone.goodbye(Code::Draining).retry_after;
+        let spread = Duration::from_millis(3000)..Duration::from_millis(6000);
+        assert!(spread.contains(&retry_after), "{retry_after:?}");
+    }
+    // What comes now is not handed over, so nobody can end the waiting but its timeout.
+    let late = host.send(quiz::ASK, b"Which?");
+    assert!(host.fails(late, Code::Draining).retry_after >= Duration::from_millis(3000));
+    waiting.fails(asked, Code::Timeout);
+    waiting.goodbye(Code::Draining);
+    host.fails(held, Code::Timeout);
+    host.goodbye(Code::Draining);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+#[test]
+fn code_108_lets_an_answer_that_is_under_way_come() {
+    let mut gateway = Setup::quiz().start();
+    let mut phone = gateway.login(7);
+    let asked = phone.send(quiz::THINK, b"700");
+    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
+    gateway.terminate();
+    assert_eq!(phone.outcome(asked), Ok("thought about it".into()));
+    phone.goodbye(Code::Draining);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+#[test]
+fn code_108_comes_at_the_latest_when_the_drain_timeout_is_over() {
+    let mut gateway = Setup::quiz().set("shutdown.drain_timeout_ms", 100).start();
+    let mut phone = gateway.login(7);
+    phone.send(quiz::WAIT, b"");
+    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
+    gateway.terminate();
+    let goodbye = phone.next();
+    let Some(Event::Goodbye(failure)) = goodbye else { panic!("{goodbye:?}") };
+    assert_eq!(failure.code, Some(Code::Draining));
+    assert_eq!(phone.end(), End::Closed);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+#[test]
+fn code_109_is_silence() {
+    let gateway = Setup::demo()
+        .set("session.heartbeat_interval_ms", 100)
+        .set("session.idle_timeout_ms", 300)
+        .start();
+    let mut phone = gateway.login(7);
+    phone.goodbye(Code::Idle);
+    gateway.operator().wait_for_total("users", 0);
+}

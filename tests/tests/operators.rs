@@ -1,0 +1,183 @@
+//! The operators' HTTP against a gateway that serves clients.
+
+use tidegate::shard::stats::{COUNTERS, OTHERS};
+use tidegate_tests::phone::quiz;
+use tidegate_tests::{Code, Operator, Setup};
+
+/// The names of all metrics.
+fn metrics() -> impl Iterator<Item = &'static str> {
+    let labelled = OTHERS.iter().map(|(name, _, _)| *name);
+    COUNTERS.iter().map(|(name, _)| *name).chain(labelled)
+}
+
+#[test]
+fn without_the_token_there_is_health_and_a_page_and_nothing_else() {
+    let gateway = Setup::demo().start();
+    for stranger in
+        [Operator::new(gateway.operators(), "wrong"), Operator::new(gateway.operators(), "")]
+    {
+        assert_eq!(stranger.get("/healthz"), (200, "ok\n".into()));
+        assert_eq!(stranger.get("/readyz"), (200, "ready\n".into()));
+        let (status, page) = stranger.get("/");
+        assert!(status == 200 && page.contains("<html"), "{page}");
+        for path in ["/metrics", "/stats", "/users/7", "/rooms/quiz"] {
+            let (status, body) = stranger.get(path);
+            assert!(status == 401 && body.contains("admin.token_file"), "{path}: {status} {body}");
+        }
+        for path in ["/push/all?type=5", "/push/users/7?type=5", "/users/7/kick"] {
+            assert_eq!(stranger.post(path, b"x").0, 401, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_push_tells_how_many_connections_it_went_to() {
+    let gateway = Setup::demo().shards(2).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
+    phones[0].join("quiz", 0);
+    phones[1].join("quiz", 0);
+    // Connected is not in.
+    let mut stranger = gateway.connect();
+    stranger.heartbeat();
+    assert_eq!(operator.push_user(1, 5, b"to one"), 1);
+    assert_eq!(operator.push_user(99, 5, b"to none"), 0);
+    assert_eq!(operator.push_room("quiz", 6, b"to a room"), 2);
+    assert_eq!(operator.push_all(7, b"to all"), 5);
+    let mut kinds = |index: usize, count| -> Vec<_> {
+        phones[index].pushes(count).iter().map(|push| push.kind).collect()
+    };
+    assert_eq!(kinds(0, 3), [5, 6, 7]);
+    assert_eq!(kinds(1, 2), [6, 7]);
+    assert_eq!(kinds(2, 1), [7]);
+    assert_eq!(stranger.leftovers(), []);
+}
+
+#[test]
+fn a_push_that_makes_no_sense_is_refused_with_the_reason() {
+    let gateway = Setup::demo().start();
+    let operator = gateway.operator();
+    for (path, reason) in [
+        ("/push/all", "type"),
+        ("/push/all?type=0", "1 to 2147483647"),
+        ("/push/all?type=x", "1 to 2147483647"),
+        ("/push/users/seven?type=5", "user id"),
+        ("/push/rooms/*?type=5", "everybody"),
+    ] {
+        let (status, body) = operator.post(path, b"x");
+        assert!(status == 400 && body.contains(reason), "{path}: {status} {body}");
+    }
+    assert_eq!(operator.get("/nowhere").0, 404);
+    assert_eq!(operator.get("/rooms/quiz").0, 404);
+    assert_eq!(operator.get("/push/all?type=5").0, 405);
+}
+
+#[test]
+fn users_rooms_and_figures_are_what_the_clients_made_them() {
+    let gateway = Setup::demo().shards(2).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
+    let room = "a/b c%\u{e9}";
+    phones.iter_mut().take(3).for_each(|phone| phone.join(room, 0));
+    phones[0].say(room, "hello");
+    let offset = phones[1].push().offset;
+
+    let user = operator.json("/users/1");
+    assert_eq!(user["user_id"], 1);
+    let session_id = format!("{:016x}", phones[0].session().session_id);
+    assert_eq!(user["connections"][0]["session_id"], session_id);
+    assert_eq!(operator.json("/users/99")["connections"].as_array().unwrap().len(), 0);
+
+    let found = operator.json("/rooms/a%2Fb%20c%25%C3%A9");
+    assert_eq!((&found["room"], &found["members"]), (&room.into(), &3.into()));
+    assert_eq!((&found["first_offset"], &found["last_offset"]), (&offset.into(), &offset.into()));
+    assert_eq!(operator.json("/rooms/*")["members"], 4);
+
+    let stats = operator.json("/stats");
+    assert_eq!(stats["ready"], true);
+    let totals = &stats["totals"];
+    assert_eq!((&totals["connections"], &totals["sessions"]), (&4.into(), &4.into()));
+    assert_eq!((&totals["users"], &totals["memberships"]), (&4.into(), &7.into()));
+    assert_eq!((&totals["calls_in_flight"], &totals["outbox_bytes"]), (&0.into(), &0.into()));
+    assert_eq!(stats["shards"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn while_it_drains_a_gateway_lives_and_is_not_ready() {
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
+    let operator = gateway.operator();
+    let mut phone = gateway.login(7);
+    let asked = phone.send(quiz::WAIT, b"");
+    operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
+    gateway.terminate();
+    let drained = tidegate_tests::until("it drains", || {
+        let (status, body) = operator.get("/readyz");
+        (status == 503).then_some(body)
+    });
+    assert!(drained.contains("draining"), "{drained}");
+    assert_eq!(operator.get("/healthz").0, 200);
+    assert_eq!(operator.json("/stats")["ready"], false);
+    phone.fails(asked, Code::Timeout);
+    phone.goodbye(Code::Draining);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+#[test]
+fn every_metric_is_there_and_in_the_readme() {
+    let gateway = Setup::demo().start();
+    gateway.login(7).is_served();
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_call_duration_seconds_count", "demo", |n| n == 1.0);
+    let (_, text) = operator.get("/metrics");
+    for name in metrics() {
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help text");
+        let histogram = format!("\n{name}_bucket{{");
+        let series = [format!("\n{name} "), format!("\n{name}{{"), histogram];
+        assert!(series.iter().any(|series| text.contains(series)), "{name} has no value");
+    }
+    let ours = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in ours {
+        assert!(metrics().any(|known| known == name), "{name} is in no table");
+    }
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    for name in metrics() {
+        assert!(readme.contains(&format!("| `{name}` |")), "README.md does not list {name}");
+    }
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let gateway = Setup::demo().shards(2).start();
+    let operator = gateway.operator();
+    let mut phone = gateway.login(7);
+    phone.join("quiz", 0);
+    phone.say("quiz", "hello");
+    phone.push();
+    phone.heartbeat();
+    (0..10).for_each(|_| phone.is_served());
+    operator.push_user(7, 5, b"x");
+    phone.push();
+    for (name, value) in [
+        ("tidegate_connections_accepted_total", 1.0),
+        ("tidegate_connections", 1.0),
+        ("tidegate_sessions_opened_total", 1.0),
+        ("tidegate_sessions", 1.0),
+        ("tidegate_users", 1.0),
+        ("tidegate_memberships", 2.0),
+        ("tidegate_heartbeats_total", 1.0),
+        ("tidegate_calls_total", 12.0),
+        ("tidegate_answers_total", 12.0),
+        ("tidegate_received_frames_total", 14.0),
+        ("tidegate_room_pushes_total", 1.0),
+        ("tidegate_user_pushes_total", 1.0),
+        ("tidegate_push_deliveries_total", 2.0),
+        ("tidegate_calls_in_flight", 0.0),
+        ("tidegate_outbox_bytes", 0.0),
+    ] {
+        operator.wait_for_metric(name, "", |now| now == value);
+    }
+    drop(phone);
+    operator.wait_for_metric("tidegate_connections_closed_total", "\"peer\"", |n| n == 1.0);
+    operator.wait_for_metric("tidegate_connections", "", |n| n == 0.0);
+}

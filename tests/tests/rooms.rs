@@ -1,0 +1,327 @@
+//! Rooms: who is in them, what they remember, and what becomes of who is slow.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use bytes::Bytes;
+use prost::Message as _;
+use tidegate_protocol::proto::demo::JoinRoom;
+use tidegate_tests::phone::{demo, said};
+use tidegate_tests::{Gateway, Phone, Push, Setup, until};
+
+/// What each push of these tests carries, beside its number.
+const PADDING: usize = 1000;
+
+/// Pushes to the room from outside: as many as `numbers` has, each with its number in it.
+fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
+    let operator = gateway.operator();
+    for number in numbers {
+        let mut body = number.to_be_bytes().to_vec();
+        body.resize(PADDING, b'.');
+        operator.push_room(room, 50, &body);
+    }
+}
+
+/// A push's number.
+fn number(push: &Push) -> u32 {
+    assert_eq!(push.biz_data.len(), PADDING, "a push is never cut");
+    u32::from_be_bytes(push.biz_data[..4].try_into().unwrap())
+}
+
+/// Checks that the numbers are as many apart as the offsets, and increasing.
+fn have_gaps_where_offsets_have(pushes: &[Push]) {
+    for pair in pushes.windows(2) {
+        let missed = pair[1].offset - pair[0].offset;
+        assert!(missed >= 1, "{} after {}", pair[1].offset, pair[0].offset);
+        assert_eq!(u64::from(number(&pair[1]) - number(&pair[0])), missed);
+    }
+}
+
+#[test]
+fn members_on_all_shards_hear_what_is_said_and_who_left_does_not() {
+    let gateway = Setup::demo().shards(4).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=16).map(|user_id| gateway.login(user_id)).collect();
+    let mut stranger = gateway.login(99);
+    for room in ["quiz", "lobby", "a room with a longer name"] {
+        phones.iter_mut().for_each(|phone| phone.join(room, 0));
+        stranger.say(room, "hello");
+        let offsets: Vec<_> = phones
+            .iter_mut()
+            .map(|phone| {
+                let push = phone.push();
+                assert_eq!((push.kind, &*push.text()), (demo::SAY, "hello"));
+                push.offset
+            })
+            .collect();
+        assert!(offsets.iter().all(|offset| *offset == offsets[0]), "{offsets:?}");
+    }
+    assert_eq!(operator.members("quiz"), 16);
+    let (leavers, stayers) = phones.split_at_mut(8);
+    leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
+    stranger.say("quiz", "who is left?");
+    stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "who is left?"));
+    // What follows in the other room shows that nothing came before it.
+    stranger.say("lobby", "you are");
+    leavers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
+    until("the members who left are counted out", || (operator.members("quiz") == 8).then_some(()));
+    stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
+    // Leaving twice is no failure, and coming back is hearing again.
+    leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
+    leavers.iter_mut().for_each(|phone| phone.join("quiz", 0));
+    stranger.say("quiz", "welcome back");
+    phones.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "welcome back"));
+}
+
+#[test]
+fn a_push_from_outside_counts_whom_it_reaches() {
+    let gateway = Setup::demo().shards(4).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=10).map(|user_id| gateway.login(user_id)).collect();
+    phones.iter_mut().take(6).for_each(|phone| phone.join("quiz", 0));
+    assert_eq!(operator.push_room("quiz", 50, b"a"), 6);
+    assert_eq!(operator.push_room("nobody-is-here", 50, b"a"), 0);
+    assert_eq!(operator.push_all(51, b"b"), 10);
+    for phone in phones.iter_mut().take(6) {
+        assert_eq!(phone.push().kind, 50);
+    }
+    for phone in &mut phones {
+        assert_eq!(phone.push().kind, 51);
+    }
+}
+
+#[test]
+fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
+    let gateway = Setup::demo().shards(4).start();
+    for round in 0..8 {
+        let room = format!("room-{round}");
+        let mut talker = gateway.login(100 + round);
+        let mut phone = gateway.login(7);
+        phone.join(&room, 0);
+        talker.say(&room, "seen");
+        let last_seen = phone.push().offset;
+        drop(phone);
+        let missed: Vec<_> = (0..20).map(|n| format!("missed {n}")).collect();
+        missed.iter().for_each(|text| talker.say(&room, text));
+        // It comes back while the talk goes on.
+        let newer: Vec<_> = (0..200).map(|n| format!("new {n}")).collect();
+        let says: Vec<_> = newer.iter().map(|text| (demo::SAY, said(&room, text))).collect();
+        let mut phone = gateway.login(7);
+        let join = JoinRoom { room: room.clone(), last_offset: last_seen };
+        let joined = phone.send(demo::JOIN, &join.encode_to_vec());
+        talker.send_together(&says);
+        let pushes = phone.pushes(220);
+        assert_eq!(phone.outcome(joined), Ok(Bytes::new()));
+        let offsets = pushes.iter().map(|push| push.offset);
+        assert!(offsets.eq(last_seen + 1..=last_seen + 220));
+        assert!(pushes.iter().map(Push::text).eq(missed.into_iter().chain(newer)));
+    }
+}
+
+#[test]
+fn who_joins_without_an_offset_gets_only_what_is_new() {
+    let gateway = Setup::demo().shards(2).start();
+    let mut talker = gateway.login(8);
+    talker.say("quiz", "old");
+    let mut phone = gateway.login(7);
+    phone.join("quiz", 0);
+    talker.say("quiz", "new");
+    assert_eq!(phone.push().text(), "new");
+    // An offset that is still to come is no reason to wait for it.
+    phone.join("quiz", u64::MAX);
+    talker.say("quiz", "newer");
+    assert_eq!(phone.push().text(), "newer");
+}
+
+#[test]
+fn what_the_log_no_longer_holds_is_a_gap_in_the_offsets() {
+    let gateway = Setup::demo().shards(2).set("rooms.log_bytes_max", 10_000).start();
+    let mut phone = gateway.login(7);
+    phone.join("quiz", 0);
+    publish(&gateway, "quiz", 0..1);
+    let first = phone.push();
+    drop(phone);
+    publish(&gateway, "quiz", 1..50);
+    let mut phone = gateway.login(7);
+    phone.join("quiz", first.offset);
+    let next = phone.push();
+    assert!(next.offset > first.offset + 1, "something is gone");
+    have_gaps_where_offsets_have(&[first, next.clone()]);
+    // From the oldest that is left on, nothing is missing.
+    let mut pushes = vec![next];
+    while number(pushes.last().unwrap()) < 49 {
+        pushes.push(phone.push());
+    }
+    assert!(pushes.len() >= 8, "the log holds what it may: {}", pushes.len());
+    assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
+    let room = gateway.operator().json("/rooms/quiz");
+    assert_eq!(room["first_offset"], pushes[0].offset);
+    assert_eq!(room["last_offset"], pushes.last().unwrap().offset);
+}
+
+/// A gateway whose kernel holds little of what a phone doesn't read.
+fn narrow(slow_member: &str) -> Setup {
+    Setup::demo()
+        .set("socket.send_buffer_bytes", 4096)
+        .set("rooms.log_bytes_max", 20_000)
+        .set("rooms.slow_member", slow_member)
+}
+
+fn join_narrow(gateway: &Gateway, user_id: u64) -> Phone {
+    let mut phone = Phone::connect_narrow(gateway.clients());
+    phone.login(user_id);
+    phone.join("quiz", 0);
+    phone
+}
+
+#[test]
+fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
+    let gateway = narrow("skip").start();
+    let mut slow = join_narrow(&gateway, 7);
+    let mut healthy = gateway.login(8);
+    healthy.join("quiz", 0);
+    for batch in 0..30 {
+        publish(&gateway, "quiz", batch * 10..(batch + 1) * 10);
+        let pushes = healthy.pushes(10);
+        assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
+    }
+    let mut pushes = Vec::new();
+    while pushes.last().is_none_or(|push| number(push) < 299) {
+        pushes.push(slow.push());
+    }
+    have_gaps_where_offsets_have(&pushes);
+    assert_eq!(number(&pushes[0]), 0);
+    let missed = 300 - pushes.len();
+    assert!(missed > 0, "it should have been too slow");
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_push_skipped_total", "", |n| n == missed as f64);
+    // It is a member as before.
+    publish(&gateway, "quiz", 300..301);
+    assert_eq!(number(&slow.push()), 300);
+    assert_eq!(number(&healthy.push()), 300);
+}
+
+#[test]
+fn a_slow_member_is_closed_where_the_policy_says_so() {
+    let gateway = narrow("close").start();
+    let mut slow = join_narrow(&gateway, 7);
+    let mut healthy = gateway.login(8);
+    healthy.join("quiz", 0);
+    for batch in 0..30 {
+        publish(&gateway, "quiz", batch * 10..(batch + 1) * 10);
+        let pushes = healthy.pushes(10);
+        assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
+    }
+    // The gateway notices when it could send again: when the phone reads.
+    slow.end();
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_connections_closed_total", "slow_member", |n| n == 1.0);
+    operator.wait_for_total("sessions", 1);
+    healthy.is_served();
+}
+
+#[test]
+fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
+    let policy = r#"
+        [[room_policy]]
+        prefix = "short-"
+        log_bytes_max = 3000
+    "#;
+    let gateway = Setup::demo().toml(policy).start();
+    for (room, held) in [("short-1", 2), ("long-1", 20)] {
+        publish(&gateway, room, 0..20);
+        let room = gateway.operator().json(&format!("/rooms/{room}"));
+        let first = room["first_offset"].as_u64().unwrap();
+        let last = room["last_offset"].as_u64().unwrap();
+        assert_eq!(last - first + 1, held, "{room}");
+    }
+}
+
+#[test]
+fn after_a_restart_offsets_begin_above_all_earlier_ones() {
+    let mut gateway = Setup::demo().on_a_port_of_its_own().shards(2).start();
+    let mut last_offset = 0;
+    for _ in 0..3 {
+        let mut phone = gateway.login(7);
+        phone.join("quiz", last_offset);
+        let mut talker = gateway.login(8);
+        (0..50).for_each(|n| talker.say("quiz", &format!("{n}")));
+        let pushes = phone.pushes(50);
+        assert!(pushes[0].offset > last_offset, "a resume across a restart misses nothing new");
+        assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
+        last_offset = pushes[49].offset;
+        gateway.crash_and_restart();
+    }
+}
+
+#[test]
+fn a_room_that_was_idle_begins_again_above_its_earlier_offsets() {
+    let gateway = Setup::demo().set("rooms.idle_ttl_ms", 0).start();
+    let operator = gateway.operator();
+    let mut last_offset = 0;
+    for _ in 0..3 {
+        let mut phone = gateway.login(7);
+        phone.join("quiz", 0);
+        (0..20).for_each(|_| phone.say("quiz", "hello"));
+        let pushes = phone.pushes(20);
+        assert!(pushes[0].offset > last_offset);
+        last_offset = pushes[19].offset;
+        drop(phone);
+        until("the room is forgotten", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
+    }
+}
+
+#[test]
+fn a_connection_may_be_in_64_rooms_and_no_more() {
+    let gateway = Setup::demo().start();
+    let mut phone = gateway.login(7);
+    (0..65).for_each(|n| phone.join(&format!("room-{n}"), 0));
+    let operator = gateway.operator();
+    operator.wait_for_total("memberships", 65);
+    operator.wait_for_metric("tidegate_rooms_refused_total", "", |n| n == 1.0);
+    for n in 0..64 {
+        assert_eq!(operator.push_room(&format!("room-{n}"), 50, b"x"), 1, "{n}");
+    }
+    assert_eq!(operator.push_room("room-64", 50, b"x"), 0);
+    assert_eq!(phone.pushes(64).len(), 64);
+    // Who leaves one may join another.
+    phone.leave("room-0");
+    phone.join("room-64", 0);
+    assert_eq!(operator.push_room("room-64", 50, b"x"), 1);
+}
+
+#[test]
+fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
+    // One member is served in a turn: what is said meanwhile adds up.
+    let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
+    let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
+    members.iter_mut().for_each(|member| member.join("quiz", 0));
+    let text = "x".repeat(700);
+    let says = vec![(demo::SAY, said("quiz", &text)); 100];
+    let mut talkers: Vec<_> = (100..103).map(|user_id| gateway.login(user_id)).collect();
+    talkers.iter_mut().for_each(|talker| drop(talker.send_together(&says)));
+    for member in &mut members {
+        let pushes = member.pushes(300);
+        assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
+    }
+}
+
+#[test]
+fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
+    let gateway = Setup::demo().shards(2).set("socket.send_buffer_bytes", 4096).start();
+    let mut slow = Phone::connect_narrow(gateway.clients());
+    slow.login(7);
+    let rooms: Vec<_> = (0..10_u32).map(|n| (n * 100, format!("room-{n}"))).collect();
+    rooms.iter().for_each(|(_, room)| slow.join(room, 0));
+    for round in 0..20 {
+        for (base, room) in &rooms {
+            publish(&gateway, room, base + round..base + round + 1);
+        }
+    }
+    let pushes = slow.pushes(200);
+    for (base, _) in rooms {
+        let of_room: Vec<_> =
+            pushes.iter().filter(|push| number(push) / 100 * 100 == base).cloned().collect();
+        assert!(of_room.iter().map(number).eq(base..base + 20), "room {base}");
+        have_gaps_where_offsets_have(&of_room);
+    }
+    slow.is_served();
+}

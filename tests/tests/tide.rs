@@ -1,0 +1,125 @@
+//! The tool against the real gateway.
+
+use serde_json::Value;
+use tidegate_tests::{Code, Gateway, Setup};
+
+/// Runs `tide` and demands that it succeeds: what it said.
+fn tide(gateway: &Gateway, arguments: &[&str], input: &str) -> String {
+    let (status, said, log) = gateway.tide(arguments, input);
+    assert!(status.success(), "{arguments:?}\n{said}\n{log}");
+    said
+}
+
+#[test]
+fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
+    let gateway = Setup::jwt().shards(1).start();
+    let address = gateway.clients().to_string();
+    let script =
+        "echo hello\njoin quiz\nsay quiz hi there\nmsg 7 psst\nall everybody\nping\nleave quiz\n";
+    // On one shard a push comes with the answer to what it was published by, or before it.
+    let said = tide(&gateway, &["client", "--user", "7", "--connect", &address], script);
+    for line in ["ok echo: hello", "ok join quiz", "ok say quiz", "ok leave quiz"] {
+        assert!(said.lines().any(|said| said == line), "{line} is not in:\n{said}");
+    }
+    assert!(said.contains("user 7: hi there"), "{said}");
+    assert!(said.contains("psst") && said.contains("everybody"), "{said}");
+    assert!(!said.contains("failed"), "{said}");
+}
+
+#[test]
+fn a_script_whose_command_fails_fails() {
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let arguments = ["client", "--user", "7", "--demo-token", "--connect", &address];
+    let (status, said, _) = gateway.tide(&arguments, "send 5000 x\necho still here\n");
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("105 NO_ROUTE") && said.contains("ok echo: still here"), "{said}");
+    let (status, _, log) =
+        gateway.tide(&["client", "--user", "7", "--token", "no", "--connect", &address], "");
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("100 UNAUTHENTICATED"), "{log}");
+}
+
+#[test]
+fn a_client_that_reconnects_misses_nothing() {
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let arguments = ["client", "--user", "7", "--demo-token", "--connect", &address];
+    let script = "join quiz\nsay quiz one\nreconnect\nsay quiz two\n";
+    let said = tide(&gateway, &arguments, script);
+    assert!(said.contains("user 7: one") && said.contains("user 7: two"), "{said}");
+    assert!(!said.contains("gap"), "{said}");
+}
+
+#[test]
+fn pushes_and_kicks_go_out_from_a_shell() {
+    let gateway = Setup::demo().shards(2).start();
+    let admin = gateway.operators().to_string();
+    let mut phone = gateway.login(7);
+    phone.join("a/b c", 0);
+    let pushes: [&[&str]; 3] = [
+        &["push", "user", "7", "--type", "50", "one"],
+        &["push", "room", "a/b c", "--type", "50", "two"],
+        &["push", "all", "--type", "50", "three"],
+    ];
+    for push in pushes {
+        let said = tide(&gateway, &[push, &["--admin", &admin]].concat(), "");
+        assert_eq!(said, "went to 1 connections\n");
+        assert_eq!(phone.push().biz_data, push[push.len() - 1]);
+    }
+    let said =
+        tide(&gateway, &["push", "user", "7", "--type", "9", "--stdin", "--admin", &admin], "in");
+    assert_eq!(said, "went to 1 connections\n");
+    assert_eq!(phone.push().biz_data, "in");
+    let stats: Value = json(&tide(&gateway, &["stats", "--admin", &admin], ""));
+    assert_eq!(stats["totals"]["sessions"], 1);
+    let user: Value = json(&tide(&gateway, &["user", "7", "--admin", &admin], ""));
+    assert_eq!(user["user_id"], 7);
+    let room: Value = json(&tide(&gateway, &["room", "a/b c", "--admin", &admin], ""));
+    assert_eq!(room["members"], 1);
+    assert_eq!(tide(&gateway, &["kick", "7", "--admin", &admin], ""), "closed 1 connections\n");
+    phone.goodbye(Code::Replaced);
+    let (status, _, log) = gateway.tide(&["room", "nowhere", "--admin", &admin], "");
+    assert!(status.code() == Some(1) && log.contains("404"), "{log}");
+}
+
+#[test]
+fn a_bench_of_requests_counts_right_answers() {
+    let report = bench(&["request", "--connections", "10", "--bytes", "100", "--depth", "4"]);
+    assert!(report["messages"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["connections"], 10);
+    assert!(report["latency_p50_ns"].as_u64() <= report["latency_max_ns"].as_u64(), "{report}");
+    assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_bench_of_broadcasts_counts_deliveries() {
+    let report = bench(&["broadcast", "--connections", "20", "--rate", "50"]);
+    assert_eq!(report["connections"], 20);
+    assert!(report["deliveries"].as_u64() >= Some(20), "{report}");
+}
+
+#[test]
+fn a_bench_of_connections_holds_them_and_goes_through_them() {
+    let report = bench(&["connect", "--connections", "50"]);
+    assert_eq!(report["connections"], 50, "{report}");
+    let report = bench(&["connect", "--connections", "5", "--cycle"]);
+    assert_eq!(report["connections"], 5, "{report}");
+    assert!(report["cycles"].as_u64() > Some(0), "{report}");
+}
+
+/// Runs a scenario for a short while: its report.
+fn bench(scenario: &[&str]) -> Value {
+    let gateway = Setup::demo().shards(2).start();
+    let address = gateway.clients().to_string();
+    let pid = gateway.process.pid().to_string();
+    let how = ["--duration", "1s", "--warmup", "100ms", "--json"];
+    let where_to = ["--connect", &address, "--pid", &pid];
+    let report = json(&tide(&gateway, &[&["bench"], scenario, &how, &where_to].concat(), ""));
+    assert_eq!(report["warnings"].as_array().map(Vec::len), Some(0), "{report}");
+    report
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
