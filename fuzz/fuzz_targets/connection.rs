@@ -27,6 +27,9 @@ const PAYLOAD_BYTES_MAX: usize = 300;
 /// Tries to authenticate that a connection has.
 const FAILURES_MAX: u8 = 3;
 
+/// The last type that is routed.
+const TYPE_MAX: i32 = 99;
+
 /// The user who is logged in before the input comes.
 const USER: u64 = 7;
 
@@ -100,7 +103,11 @@ impl Expected {
             }
         };
         self.failures += u8::from(!succeeds);
-        let code = (!succeeds).then_some(Code::Unauthenticated);
+        let code = match kind {
+            _ if !succeeds => Some(Code::Unauthenticated),
+            ..=TYPE_MAX => None,
+            _ => Some(Code::NoRoute),
+        };
         self.answers.push(Answer { kind, sequence, code });
     }
 }
@@ -120,6 +127,7 @@ impl World {
         config.auth.mode = AuthMode::Demo;
         config.auth.failures_max = FAILURES_MAX;
         config.limits.frame_bytes_max = PAYLOAD_BYTES_MAX;
+        config.routes[0].last_type = TYPE_MAX;
         config.session.connections_per_user_max = 2;
         config.rooms.default_policy.log_bytes_max = 1 << 20;
         let now = Instant::now();
