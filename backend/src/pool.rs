@@ -124,10 +124,10 @@ impl Submitter {
         self.pending_calls += 1;
     }
 
-    /// Hands over what was gathered.
-    pub fn flush(&mut self) {
+    /// Hands over what was gathered. Says whether there was anything.
+    pub fn flush(&mut self) -> bool {
         if self.pending_calls == 0 {
-            return;
+            return false;
         }
         self.pool.queued.fetch_add(self.pending_calls, Ordering::Relaxed);
         self.pending_calls = 0;
@@ -140,6 +140,7 @@ impl Submitter {
                 drop(worker.send(calls));
             }
         }
+        true
     }
 }
 

@@ -372,6 +372,7 @@ fn seeds() -> BTreeMap<&'static str, Seeds> {
         let frame = bytes_of(vector.frame.as_ref(), vector.frame_parts.as_ref());
         let payload = only_payload(&frame, frame.len(), &vector.name);
         add("message", &format!("request-{}", vector.name), payload);
+        add("connection", &format!("request-{}", vector.name), oracle::with_plan(&[frame]));
     }
     for vector in load::<ResponseVector>("responses.json") {
         let frame = bytes_of(vector.frame.as_ref(), vector.frame_parts.as_ref());
@@ -387,6 +388,9 @@ fn seeds() -> BTreeMap<&'static str, Seeds> {
         }
         let to_client = vector.direction == Direction::ToClient;
         let target = if to_client { "client" } else { "frame" };
+        if !to_client {
+            add("connection", &name, oracle::with_plan(std::slice::from_ref(&stream)));
+        }
         add(target, &name, oracle::with_plan(&[stream]));
     }
     for vector in load::<StreamVector>("streams.json") {
@@ -394,6 +398,8 @@ fn seeds() -> BTreeMap<&'static str, Seeds> {
         let name = format!("stream-{}", vector.name);
         if vector.direction == Direction::ToClient {
             add("client", &name, oracle::with_plan(&chunks));
+        } else {
+            add("connection", &name, oracle::with_plan(&chunks));
         }
         add("frame", &name, oracle::with_plan(&chunks));
     }

@@ -212,7 +212,7 @@ impl Default for Limits {
             calls_per_connection_max: 256,
             commands_max: 8192,
             commands_bytes_max: 64 * 1024 * 1024,
-            fan_out_slice: 256,
+            fan_out_slice: 64,
         }
     }
 }

@@ -135,14 +135,11 @@ impl Router {
         usize::from(self.routes[usize::from(route.0)].lane)
     }
 
-    /// Hands over what was submitted in this turn.
+    /// Hands over what was submitted in this turn. Says whether there was anything.
     #[inline]
-    pub fn flush(&mut self) {
-        for lane in &mut self.lanes {
-            if let Some(submitter) = &mut lane.submitter {
-                submitter.flush();
-            }
-        }
+    pub fn flush(&mut self) -> bool {
+        let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
+        submitters.fold(false, |any, submitter| submitter.flush() | any)
     }
 }
 

@@ -213,7 +213,10 @@ impl Shard {
         self.drain_mailbox();
         self.expire();
         self.drain_step(driver);
-        self.router.flush();
+        if self.router.flush() && self.fan_out.is_busy() {
+            // The workers may share this core, and the fan-out would not let go of it for a while.
+            std::thread::yield_now();
+        }
         // Where a worker's thread is gone, its calls have answered themselves.
         self.take_answers();
         self.fan_out_slice(driver);

@@ -22,8 +22,6 @@ use crate::backend::{
 };
 use crate::client::{Client, Over, Rules};
 
-/// Users that clients are before the healing: few, so that they meet.
-const USERS: u64 = 5;
 const ROOMS: u64 = 6;
 const CLIENTS: usize = 8;
 
@@ -43,6 +41,8 @@ pub(crate) struct World {
     jumps: bool,
     /// Pushes that clients missed on connections that are gone.
     skipped: u64,
+    /// Users that clients are before the healing: where they are few, they meet.
+    users: u64,
     next_user: u64,
 }
 
@@ -50,6 +50,9 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
     let mut config = Config::embedded_default();
     config.shards = rng.u16(1..=3);
     config.auth.mode = AuthMode::Demo;
+    config.auth.timeout = Duration::from_secs(4);
+    config.session.heartbeat_interval = Duration::from_secs(3);
+    config.session.idle_timeout = Duration::from_secs(8);
     config.session.connections_per_user_max = rng.usize(1..=2);
     let limits = &mut config.limits;
     limits.calls_per_connection_max = rng.u16(1..=8);
@@ -66,8 +69,8 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
     let policy = |log_bytes_max, slow_member| RoomPolicy { log_bytes_max, slow_member };
     config.rooms.default_policy = policy(16 << 20, SlowMember::Skip);
     config.rooms.policies = vec![
-        ("strict".into(), policy(9_000, SlowMember::Close)),
-        ("small".into(), policy(1_500, SlowMember::Skip)),
+        ("strict".into(), policy(4_000, SlowMember::Close)),
+        ("small".into(), policy(700, SlowMember::Skip)),
     ];
     config.rooms.rooms_per_connection_max = 100;
     let rules = Rules { rooms_end: rng.u8(..) < 60 };
@@ -150,6 +153,7 @@ impl World {
                 (parts.shard(id), sim)
             })
             .collect();
+        let users = *rng.choice(&[4, 30]).unwrap();
         let mut world = Self {
             rng,
             now,
@@ -161,10 +165,11 @@ impl World {
             rules,
             jumps: faults.clock_jump > 0.0,
             skipped: 0,
+            users,
             next_user: 1000,
         };
         for _ in 0..CLIENTS {
-            let user_id = world.rng.u64(1..=USERS);
+            let user_id = world.rng.u64(1..=world.users);
             let client = world.connect(user_id);
             world.clients.push(client);
         }
@@ -192,10 +197,15 @@ impl World {
                 self.workers[worker].run_pending();
             }
             50..55 => self.answer_deferred(),
-            55..60 => self.now += Duration::from_millis(self.rng.u64(0..40)),
+            55..60 => {
+                let most = if self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
+                self.now += Duration::from_millis(self.rng.u64(0..most));
+            }
             60..63 => {
                 let target = self.target();
-                self.backend.push(target, &self.parts.gateway);
+                for _ in 0..self.rng.u32(1..8) {
+                    self.backend.push(target, &self.parts.gateway);
+                }
             }
             _ => {
                 let client = self.rng.usize(0..self.clients.len());
@@ -234,7 +244,7 @@ impl World {
     fn target(&mut self) -> Target {
         match self.rng.u32(0..6) {
             0 => Target::Everybody,
-            1 => Target::User(self.rng.u64(1..=USERS)),
+            1 => Target::User(self.rng.u64(1..=self.users)),
             _ => Target::Room(self.rng.u64(0..ROOMS)),
         }
     }
@@ -250,18 +260,18 @@ impl World {
         }
         let peer = self.clients[index].peer;
         let sim = &mut self.shards[self.clients[index].shard].1;
-        match self.rng.u32(0..200) {
+        match self.rng.u32(0..1000) {
             0 => return sim.reset(peer),
             1 => return sim.hang_up(peer),
-            2 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
-            3..8 => {
+            2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
+            4..30 => {
                 let client = &mut self.clients[index];
                 client.stalled = !client.stalled;
                 client.slow = true;
-                let window = if client.stalled { self.rng.usize(0..3000) } else { 100_000 };
+                let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
                 return sim.set_window(peer, window);
             }
-            8 if self.clients[index].is_live() => {
+            30..33 if self.clients[index].is_live() => {
                 self.clients[index].tainted = true;
                 let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
                 return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
@@ -310,14 +320,14 @@ impl World {
 
     fn order(&mut self, index: usize) -> Order {
         let room = self.rng.u64(0..ROOMS);
-        match self.rng.u32(0..20) {
-            0 => Order::Kick(self.rng.u64(1..=USERS)),
-            1..6 => match self.clients[index].seen.get(&room) {
+        match self.rng.u32(0..100) {
+            0 => Order::Kick(self.rng.u64(1..=self.users)),
+            1..20 => match self.clients[index].seen.get(&room) {
                 Some(&(offset, number)) => Order::Resume(room, offset, number),
                 None => Order::Join(room),
             },
-            6..9 => Order::Join(room),
-            9..11 => Order::Leave(room),
+            20..40 => Order::Join(room),
+            40..47 => Order::Leave(room),
             _ => Order::Push(self.target()),
         }
     }
@@ -331,7 +341,7 @@ impl World {
     }
 
     fn reconnect(&mut self, index: usize) {
-        let user_id = self.rng.u64(1..=USERS);
+        let user_id = self.rng.u64(1..=self.users);
         let mut client = self.connect(user_id);
         let old = &mut self.clients[index];
         self.skipped += old.skipped;
