@@ -46,10 +46,12 @@ impl Setup {
         Self::of(&programs().tidegate)
     }
 
-    /// The example `quiz`, which has a backend of its own beside the demo's.
+    /// The example `quiz`, which has a backend of its own beside the demo's, with as much time to
+    /// answer as a test has.
     #[must_use]
     pub fn quiz() -> Self {
-        Self::of(&programs().quiz).shards(1).set("auth.mode", "demo")
+        let setup = Self::of(&programs().quiz).shards(1).set("auth.mode", "demo");
+        setup.quiz_times_out_after_ms(60_000)
     }
 
     /// Sets how long the quiz may take to answer.
