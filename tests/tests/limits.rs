@@ -57,14 +57,30 @@ fn a_connection_with_too_many_unsent_bytes_is_closed_and_counted() {
 }
 
 #[test]
-fn one_push_goes_out_however_long_it_is() {
+fn a_push_goes_out_however_long_it_is() {
     let gateway = Setup::demo().set("limits.outbox_bytes_max", 1024).start();
+    let operator = gateway.operator();
     let mut phone = gateway.login(7);
     let body = vec![b'x'; MIB - 100];
-    for _ in 0..5 {
-        assert_eq!(gateway.operator().push_user(7, 5, &body), 1);
+    for sends in 1..=5 {
+        assert_eq!(operator.push_user(7, 5, &body), 1);
         assert_eq!(phone.push().biz_data, body);
+        // The phone has it all: the gateway knows when its send is done. The first was the login's.
+        operator.wait_for_metric("tidegate_sends_total", "", |n| n == f64::from(sends + 1));
     }
+}
+
+#[test]
+fn two_long_pushes_in_a_row_are_no_reason_to_part() {
+    let gateway = Setup::demo().set("socket.send_buffer_bytes", 4096).start();
+    let operator = gateway.operator();
+    let mut phone = Phone::connect_narrow(gateway.clients());
+    phone.login(7);
+    let body = vec![b'x'; 700 * 1024];
+    assert_eq!(operator.push_user(7, 5, &body), 1);
+    assert_eq!(operator.push_user(7, 6, &body), 1);
+    assert_eq!((phone.push().kind, phone.push().kind), (5, 6));
+    phone.is_served();
 }
 
 #[test]

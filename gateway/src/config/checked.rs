@@ -113,7 +113,7 @@ pub struct LimitsConfig {
     /// Longest frame to a client, in bytes of payload. Longer: the answer fails with 101, a push is
     /// refused.
     pub frame_to_client_bytes_max: usize,
-    /// Unsent bytes of one connection, beyond its first frame. More: the connection is closed.
+    /// Unsent bytes of one connection, before its last frame. More: the connection is closed.
     pub outbox_bytes_max: usize,
     /// Open connections, all shards together: at least 1. More wait in the kernel's accept queue.
     pub connections_max: usize,

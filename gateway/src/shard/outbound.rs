@@ -33,12 +33,12 @@ impl Shard {
         if self.connections[slot as usize].is_going() {
             return false;
         }
-        let before = self.unsent_bytes(slot);
-        self.write_control(slot, write);
-        if before > 0 && self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max {
+        // This frame itself doesn't count: two long ones in a row are no reason to part.
+        if self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max {
             self.abort(slot, Cause::OutboxFull);
             return false;
         }
+        self.write_control(slot, write);
         true
     }
 
