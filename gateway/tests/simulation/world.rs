@@ -37,8 +37,8 @@ pub(crate) struct World {
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
-    /// The clock jumps.
-    jumps: bool,
+    /// The clock jumps, or the network resets.
+    rough: bool,
     /// Pushes that clients missed on connections that are gone.
     skipped: u64,
     /// Users that clients are before the healing: where they are few, they meet.
@@ -103,16 +103,19 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
 }
 
 fn faults(rng: &mut Rng) -> Faults {
+    let calm = rng.u8(..) < 80;
+    let mut rare = |most: f64| if !calm && rng.bool() { rng.f64() * most } else { 0.0 };
+    let (reset, time_out, clock_jump) = (rare(0.002), rare(0.001), rare(0.01));
     let mut often = |most: f64| if rng.bool() { rng.f64() * most } else { 0.0 };
     Faults {
         cut: often(0.9),
         short_send: often(0.9),
         stall: often(0.05),
-        reset: often(0.002),
-        time_out: often(0.001),
+        reset,
+        time_out,
         accept_delay: often(0.9),
         accept_pause: often(0.3),
-        clock_jump: often(0.01),
+        clock_jump,
         clock_jump_max: Duration::from_secs(8),
         shuffle: true,
     }
@@ -163,7 +166,7 @@ impl World {
             backend,
             clients: Vec::new(),
             rules,
-            jumps: faults.clock_jump > 0.0,
+            rough: faults.clock_jump + faults.reset + faults.time_out > 0.0,
             skipped: 0,
             users,
             next_user: 1000,
@@ -180,8 +183,7 @@ impl World {
         let shard = self.rng.usize(0..self.shards.len());
         let peer = self.shards[shard].1.connect().expect("it listens");
         let mut client = Client::new(peer, shard, user_id, self.now, self.rules);
-        // A jump of the clock makes anybody slow.
-        client.slow = self.jumps;
+        client.excused = self.rough;
         client
     }
 
@@ -198,7 +200,7 @@ impl World {
             }
             50..55 => self.answer_deferred(),
             55..60 => {
-                let most = if self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
+                let most = if self.rough && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
                 self.now += Duration::from_millis(self.rng.u64(0..most));
             }
             60..63 => {
@@ -261,13 +263,15 @@ impl World {
         let peer = self.clients[index].peer;
         let sim = &mut self.shards[self.clients[index].shard].1;
         match self.rng.u32(0..1000) {
-            0 => return sim.reset(peer),
-            1 => return sim.hang_up(peer),
+            action @ 0..2 => {
+                self.clients[index].excused = true;
+                return if action == 0 { sim.reset(peer) } else { sim.hang_up(peer) };
+            }
             2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
             4..30 => {
                 let client = &mut self.clients[index];
                 client.stalled = !client.stalled;
-                client.slow = true;
+                client.excused = true;
                 let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
                 return sim.set_window(peer, window);
             }
@@ -335,6 +339,7 @@ impl World {
     fn data(&mut self) -> Bytes {
         let length = match self.rng.u32(0..30) {
             0 => self.rng.usize(0..5000),
+            1..4 => self.rng.usize(0..1500),
             _ => self.rng.usize(0..60),
         };
         std::iter::repeat_with(|| self.rng.u8(..)).take(length).collect()
@@ -498,7 +503,9 @@ impl World {
         self.until("all are answered and hear", Duration::from_secs(5), |world| {
             world.clients.iter().all(|client| {
                 assert!(client.is_live(), "{client:?}");
-                client.outstanding.is_empty() && client.pushes.get(&Target::Everybody) == Some(&1)
+                client.outstanding.is_empty()
+                    && client.pushes.get(&Target::Everybody) == Some(&1)
+                    && client.is_up_to_date(&world.backend.book())
             })
         });
         let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
@@ -510,6 +517,7 @@ impl World {
     pub(crate) fn end(&mut self) {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
+            client.excused = true;
             let sim = &mut self.shards[client.shard].1;
             match self.rng.u32(0..3) {
                 0 => sim.reset(client.peer),
