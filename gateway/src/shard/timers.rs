@@ -71,10 +71,13 @@ impl Timers {
         if self.set == 0 {
             return None;
         }
-        // The first bucket that holds something, but no further than where the second level unfolds.
-        let to_unfold = BUCKETS - (self.tick as usize % BUCKETS);
+        let first = self.tick as usize % BUCKETS;
+        // The first bucket that holds something, but no further than where the second level unfolds:
+        // now, where the coming tick begins a round that was not looked at yet.
+        let to_unfold = BUCKETS - first;
+        let folded = first == 0 && self.heads[self.second_level(self.tick)] != NONE;
         let ticks = (0..to_unfold)
-            .find(|ahead| self.heads[(self.tick as usize + ahead) % BUCKETS] != NONE)
+            .find(|ahead| folded || self.heads[first + ahead] != NONE)
             .unwrap_or(to_unfold);
         let at_ms = (u64::from(self.tick) + ticks as u64) << TICK_BITS;
         Some(at_ms.saturating_sub(now_ms))
@@ -101,9 +104,14 @@ impl Timers {
         }
     }
 
+    /// The second level's bucket of a tick.
+    fn second_level(&self, tick: u32) -> usize {
+        BUCKETS + (tick >> LEVEL_BITS) as usize % BUCKETS
+    }
+
     /// Spreads the second level's bucket for the coming round over the first level.
     fn unfold(&mut self) {
-        let bucket = BUCKETS + (self.tick >> LEVEL_BITS) as usize % BUCKETS;
+        let bucket = self.second_level(self.tick);
         let mut slot = std::mem::replace(&mut self.heads[bucket], NONE);
         while slot != NONE {
             let next = self.links[slot as usize].next;
