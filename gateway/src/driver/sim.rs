@@ -6,9 +6,9 @@
 //! seed and the same calls the same happens: no clock and no random number comes from outside.
 
 mod network;
+mod peers;
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
@@ -399,107 +399,5 @@ impl Driver for Sim {
     }
 }
 
-/// The peers' face: what a client does with its end of a connection.
-impl Sim {
-    /// Connects; `None` when nobody listens.
-    pub fn connect(&mut self) -> Option<PeerId> {
-        self.acceptor.listening.then(|| self.network.connect())
-    }
-
-    /// Writes bytes, as many as there is room for; says how many.
-    pub fn write(&mut self, peer: PeerId, bytes: &[u8]) -> usize {
-        self.network.write(peer, bytes)
-    }
-
-    /// Takes all that has arrived, or says why no more will.
-    pub fn read(&mut self, peer: PeerId) -> Arrived {
-        self.network.read(peer, usize::MAX)
-    }
-
-    /// Takes at most `bytes_max` of what has arrived: at least 1.
-    pub fn read_at_most(&mut self, peer: PeerId, bytes_max: usize) -> Arrived {
-        self.network.read(peer, bytes_max)
-    }
-
-    /// Bounds the bytes that may arrive before they are read; 0 stalls the gateway's sends.
-    pub fn set_window(&mut self, peer: PeerId, bytes: usize) {
-        self.network.set_window(peer, bytes);
-    }
-
-    /// Shuts down the peer's sending side. It may still read.
-    pub fn half_close(&mut self, peer: PeerId) {
-        self.network.half_close(peer);
-    }
-
-    /// Closes the peer's socket for good, as an app that ends: reset, where it leaves bytes unread.
-    pub fn hang_up(&mut self, peer: PeerId) {
-        self.network.hang_up(peer);
-    }
-
-    /// Resets the connection; what was on its way, either way, is lost.
-    pub fn reset(&mut self, peer: PeerId) {
-        self.network.reset(peer);
-    }
-
-    /// Where a peer connects from.
-    #[must_use]
-    pub const fn address(peer: PeerId) -> SocketAddr {
-        peer.address()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::driver::conformance::{Fact, Recorder};
-
-    #[test]
-    fn the_same_seed_does_the_same() {
-        let run = |seed| {
-            let faults = Faults {
-                cut: 0.5,
-                short_send: 0.5,
-                stall: 0.2,
-                reset: 0.01,
-                accept_delay: 0.5,
-                clock_jump: 0.1,
-                clock_jump_max: Duration::from_secs(5),
-                shuffle: true,
-                ..Faults::default()
-            };
-            let start = Instant::now();
-            let mut sim = Sim::new(seed, start, faults);
-            let mut recorder = Recorder::default();
-            let peers: Vec<_> = (0..3).map(|_| sim.connect().unwrap()).collect();
-            for round in 0..60 {
-                sim.write(peers[round % 3], &[7; 50]);
-                sim.poll(&mut recorder).unwrap();
-            }
-            (recorder.facts, sim.now() - start)
-        };
-        assert_eq!(run(1), run(1));
-        assert_ne!(run(1), run(2));
-    }
-
-    #[test]
-    fn time_passes_only_while_there_is_nothing_to_do() {
-        let start = Instant::now();
-        let mut sim = Sim::new(0, start, Faults::default());
-        let mut recorder = Recorder::default();
-        recorder.idle_for = Some(Duration::from_secs(3));
-        let peer = sim.connect().unwrap();
-        sim.poll(&mut recorder).unwrap();
-        let Some(&Fact::Accepted(conn)) = recorder.facts.first() else { panic!("not accepted") };
-        sim.send(conn, Bytes::from_static(b"hello"));
-        sim.write(peer, b"hello");
-        sim.poll(&mut recorder).unwrap();
-        assert_eq!(recorder.facts.len(), 3, "{:?}", recorder.facts);
-        sim.poll(&mut recorder).unwrap();
-        assert_eq!(sim.now(), start);
-        sim.poll(&mut recorder).unwrap();
-        assert_eq!(sim.now(), start + Duration::from_secs(3));
-        sim.set_wait_max(Duration::from_secs(1));
-        sim.poll(&mut recorder).unwrap();
-        assert_eq!(sim.now(), start + Duration::from_secs(4));
-    }
-}
+mod tests;

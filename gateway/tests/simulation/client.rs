@@ -37,6 +37,21 @@ struct Cursor {
     followed: usize,
 }
 
+impl Cursor {
+    fn follow(&mut self, event: &Membership) {
+        match *event {
+            Membership::Joined(next) => self.next = self.next.or(Some(next)),
+            Membership::Resumed(next) => {
+                // A member only goes back.
+                let next = self.next.map_or(next, |known| known.min(next));
+                (self.next, self.resumed) = (Some(next), true);
+            }
+            Membership::Left(_) => self.next = None,
+        }
+        self.followed += 1;
+    }
+}
+
 pub(crate) struct Client {
     pub(crate) peer: PeerId,
     pub(crate) shard: usize,
@@ -59,8 +74,8 @@ pub(crate) struct Client {
     pub(crate) half_closed: bool,
     /// It doesn't read.
     pub(crate) stalled: bool,
-    /// It was slow once: a goodbye may have been given up.
-    pub(crate) slow: bool,
+    /// It was slow, or resets, or the network may: a goodbye may have been given up.
+    pub(crate) excused: bool,
     pub(crate) auth_failures: u8,
     pub(crate) goodbye: Option<Code>,
     pub(crate) over: Option<Over>,
@@ -95,7 +110,7 @@ impl Client {
             tainted: false,
             half_closed: false,
             stalled: false,
-            slow: false,
+            excused: false,
             auth_failures: 0,
             goodbye: None,
             over: None,
@@ -145,15 +160,11 @@ impl Client {
 
     pub(crate) fn on_over(&mut self, over: Over, cut_off: bool) {
         self.over = Some(over);
+        let excused = cut_off || self.excused || self.tainted;
+        // Goodbyes linger: nothing is lost to a reset that the network or the client didn't make.
+        assert!(over == Over::End || excused, "reset for nothing: {self:?}");
         // Who has only half-closed is owed all its answers, and closed without a word after them.
-        if over == Over::End
-            && self.half_closed
-            && !cut_off
-            && !self.slow
-            && !self.tainted
-            && self.goodbye.is_none()
-            && self.auth_failures < 3
-        {
+        if self.half_closed && self.goodbye.is_none() && self.auth_failures < 3 && !excused {
             assert!(self.outstanding.is_empty(), "half-closed and not answered: {self:?}");
         }
         self.outstanding.clear();
@@ -246,6 +257,22 @@ impl Client {
         }
     }
 
+    /// Whether it has got all that its rooms have for it.
+    pub(crate) fn is_up_to_date(&self, book: &Book) -> bool {
+        let session = self.session.unwrap_or_default();
+        let of_session = (session, 0)..=(session, u64::MAX);
+        book.memberships.range(of_session).all(|(&(_, room), events)| {
+            let published = book.published.get(&Target::Room(room)).copied().unwrap_or_default();
+            let cursors = self.rooms.get(&room).cloned().unwrap_or_default();
+            let mut cursors = cursors.into_iter().chain([Cursor::default()]);
+            self.rules.rooms_end
+                || cursors.any(|mut at| {
+                    events[at.followed..].iter().for_each(|event| at.follow(event));
+                    at.next.is_none_or(|next| next == published)
+                })
+        })
+    }
+
     /// Pushes that nobody misses. The first may have been on its way before the session opened.
     fn follow(&mut self, target: Target, number: u64) {
         let next = self.next.insert(target, number + 1).unwrap_or(number);
@@ -273,15 +300,8 @@ impl Client {
                         after.push(at);
                     }
                 }
-                match event {
-                    Some(&Membership::Joined(next)) => at.next = at.next.or(Some(next)),
-                    Some(&Membership::Resumed(next)) => {
-                        (at.next, at.resumed) = (Some(next), true);
-                    }
-                    Some(&Membership::Left(_)) => at.next = None,
-                    None => break,
-                }
-                at.followed += 1;
+                let Some(event) = event else { break };
+                at.follow(event);
             }
         }
         assert!(!after.is_empty(), "room {room}: push {number} was not due; {before:?} {events:?}");

@@ -8,6 +8,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "small numbers on 64 bits")]
 
 mod backend;
+mod cases;
 mod client;
 mod drain;
 mod world;

@@ -1,10 +1,12 @@
 //! Shards, workers, clients and a network, stepped in random order from one seed.
 
+mod acts;
+mod healing;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use fastrand::Rng;
 use tidegate::auth::Verifier;
 use tidegate::config::{AuthMode, BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
@@ -17,8 +19,7 @@ use tidegate_backend::Handler;
 use tidegate_backend::pool::{Pool, PoolOptions, Worker};
 
 use crate::backend::{
-    Backend, COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, Target, WILD,
-    WILD_INLINE, echo,
+    Backend, COMMAND, COMMAND_QUEUED, INLINE, QUEUED, ROUTE_TYPES, Target, WILD, WILD_INLINE, echo,
 };
 use crate::client::{Client, Over, Rules};
 
@@ -37,8 +38,8 @@ pub(crate) struct World {
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
-    /// The clock jumps.
-    jumps: bool,
+    /// The clock jumps, or the network resets.
+    rough: bool,
     /// Pushes that clients missed on connections that are gone.
     skipped: u64,
     /// Users that clients are before the healing: where they are few, they meet.
@@ -103,16 +104,19 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
 }
 
 fn faults(rng: &mut Rng) -> Faults {
+    let calm = rng.u8(..) < 80;
+    let mut rare = |most: f64| if !calm && rng.bool() { rng.f64() * most } else { 0.0 };
+    let (reset, time_out, clock_jump) = (rare(0.002), rare(0.001), rare(0.01));
     let mut often = |most: f64| if rng.bool() { rng.f64() * most } else { 0.0 };
     Faults {
         cut: often(0.9),
         short_send: often(0.9),
         stall: often(0.05),
-        reset: often(0.002),
-        time_out: often(0.001),
+        reset,
+        time_out,
         accept_delay: often(0.9),
         accept_pause: often(0.3),
-        clock_jump: often(0.01),
+        clock_jump,
         clock_jump_max: Duration::from_secs(8),
         shuffle: true,
     }
@@ -163,7 +167,7 @@ impl World {
             backend,
             clients: Vec::new(),
             rules,
-            jumps: faults.clock_jump > 0.0,
+            rough: faults.clock_jump + faults.reset + faults.time_out > 0.0,
             skipped: 0,
             users,
             next_user: 1000,
@@ -180,8 +184,7 @@ impl World {
         let shard = self.rng.usize(0..self.shards.len());
         let peer = self.shards[shard].1.connect().expect("it listens");
         let mut client = Client::new(peer, shard, user_id, self.now, self.rules);
-        // A jump of the clock makes anybody slow.
-        client.slow = self.jumps;
+        client.excused = self.rough;
         client
     }
 
@@ -198,7 +201,7 @@ impl World {
             }
             50..55 => self.answer_deferred(),
             55..60 => {
-                let most = if self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
+                let most = if self.rough && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
                 self.now += Duration::from_millis(self.rng.u64(0..most));
             }
             60..63 => {
@@ -247,108 +250,6 @@ impl World {
             1 => Target::User(self.rng.u64(1..=self.users)),
             _ => Target::Room(self.rng.u64(0..ROOMS)),
         }
-    }
-
-    /// Something that an app, or what is wrong with it, may do.
-    fn act(&mut self, index: usize) {
-        let now = self.now;
-        if self.clients[index].over.is_some() {
-            if self.rng.u32(0..4) == 0 {
-                self.reconnect(index);
-            }
-            return;
-        }
-        let peer = self.clients[index].peer;
-        let sim = &mut self.shards[self.clients[index].shard].1;
-        match self.rng.u32(0..1000) {
-            0 => return sim.reset(peer),
-            1 => return sim.hang_up(peer),
-            2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
-            4..30 => {
-                let client = &mut self.clients[index];
-                client.stalled = !client.stalled;
-                client.slow = true;
-                let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
-                return sim.set_window(peer, window);
-            }
-            30..33 if self.clients[index].is_live() => {
-                self.clients[index].tainted = true;
-                let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
-                return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
-            }
-            _ => {}
-        }
-        if !self.clients[index].is_live() {
-            return;
-        }
-        if self.clients[index].session.is_none() {
-            return match self.rng.u32(0..12) {
-                0 => self.clients[index].authenticate(now, false),
-                1 => self.clients[index].request(now, INLINE, &Bytes::from_static(b"too early")),
-                2..7 => self.clients[index].authenticate(now, true),
-                _ => {}
-            };
-        }
-        self.ask(index);
-    }
-
-    fn ask(&mut self, index: usize) {
-        let now = self.now;
-        match self.rng.u32(0..40) {
-            0 => self.clients[index].heartbeat(now),
-            1 => self.clients[index].authenticate(now, true),
-            2 => {
-                let bytes = self.data();
-                self.clients[index].request(now, NOWHERE, &bytes);
-            }
-            3..20 => {
-                for _ in 0..self.rng.u32(1..6) {
-                    let route = *self.rng.choice(&[INLINE, QUEUED, WILD, WILD_INLINE]).unwrap();
-                    let kind = route + self.rng.i32(0..ROUTE_TYPES);
-                    let bytes = self.data();
-                    self.clients[index].request(now, kind, &bytes);
-                }
-            }
-            20..36 => {
-                let order = self.order(index);
-                let route = if self.rng.bool() { COMMAND } else { COMMAND_QUEUED };
-                self.clients[index].request(now, route, &order.encode());
-            }
-            _ => self.clients[index].handle_timeout(now),
-        }
-    }
-
-    fn order(&mut self, index: usize) -> Order {
-        let room = self.rng.u64(0..ROOMS);
-        match self.rng.u32(0..100) {
-            0 => Order::Kick(self.rng.u64(1..=self.users)),
-            1..20 => match self.clients[index].seen.get(&room) {
-                Some(&(offset, number)) => Order::Resume(room, offset, number),
-                None => Order::Join(room),
-            },
-            20..40 => Order::Join(room),
-            40..47 => Order::Leave(room),
-            _ => Order::Push(self.target()),
-        }
-    }
-
-    fn data(&mut self) -> Bytes {
-        let length = match self.rng.u32(0..30) {
-            0 => self.rng.usize(0..5000),
-            _ => self.rng.usize(0..60),
-        };
-        std::iter::repeat_with(|| self.rng.u8(..)).take(length).collect()
-    }
-
-    fn reconnect(&mut self, index: usize) {
-        let user_id = self.rng.u64(1..=self.users);
-        let mut client = self.connect(user_id);
-        let old = &mut self.clients[index];
-        self.skipped += old.skipped;
-        self.shards[old.shard].1.hang_up(old.peer);
-        // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
-        client.seen = std::mem::take(&mut old.seen);
-        self.clients[index] = client;
     }
 
     /// Moves bytes between a client and its connection: some, or all that can be.
@@ -443,104 +344,6 @@ impl World {
                 self.clients
             );
             self.round(Duration::from_millis(20));
-        }
-    }
-
-    /// The network heals, and so does the backend; clients read.
-    pub(crate) fn calm(&mut self) {
-        for (_, sim) in &mut self.shards {
-            sim.set_faults(Faults::default());
-        }
-        for client in &mut self.clients {
-            client.stalled = false;
-            self.shards[client.shard].1.set_window(client.peer, 1 << 20);
-        }
-        let deferred = {
-            let mut book = self.backend.book();
-            book.calm = true;
-            std::mem::take(&mut book.deferred)
-        };
-        deferred.into_iter().for_each(echo);
-    }
-
-    /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
-    pub(crate) fn heal(&mut self) {
-        self.calm();
-        self.until("all are answered, or gone", Duration::from_secs(60), |world| {
-            world.clients.iter().all(|client| {
-                let answered = client.is_live() && client.outstanding.is_empty();
-                answered || client.over.is_some() || client.tainted
-            })
-        });
-        // What was on its way to end a session arrives.
-        (0..10).for_each(|_| self.round(Duration::ZERO));
-        for index in 0..self.clients.len() {
-            if !self.clients[index].is_live() || self.clients[index].session.is_none() {
-                // Nobody else is this user.
-                self.next_user += 1;
-                let client = self.connect(self.next_user);
-                let old = std::mem::replace(&mut self.clients[index], client);
-                self.skipped += old.skipped;
-                self.shards[old.shard].1.hang_up(old.peer);
-                self.clients[index].authenticate(self.now, true);
-            }
-        }
-        self.until("all can come in", Duration::from_secs(5), |world| {
-            world.clients.iter().all(|client| client.session.is_some())
-        });
-        for client in &mut self.clients {
-            client.pushes.clear();
-            for kind in [INLINE, QUEUED, WILD, WILD_INLINE] {
-                client.request(self.now, kind, &Bytes::from_static(b"are you well?"));
-            }
-        }
-        assert!(self.backend.push(Target::Everybody, &self.parts.gateway), "a push is taken");
-        self.until("all are answered and hear", Duration::from_secs(5), |world| {
-            world.clients.iter().all(|client| {
-                assert!(client.is_live(), "{client:?}");
-                client.outstanding.is_empty() && client.pushes.get(&Target::Everybody) == Some(&1)
-            })
-        });
-        let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
-        let skipped: u64 = self.shards.iter().map(|(shard, _)| shard.stats().skipped_pushes).sum();
-        assert!(self.rules.rooms_end || missed <= skipped, "{missed} missed, {skipped} skipped");
-    }
-
-    /// Everybody goes, and nothing is left behind.
-    pub(crate) fn end(&mut self) {
-        for index in 0..self.clients.len() {
-            let client = &mut self.clients[index];
-            let sim = &mut self.shards[client.shard].1;
-            match self.rng.u32(0..3) {
-                0 => sim.reset(client.peer),
-                1 => sim.hang_up(client.peer),
-                _ => client.half_closed = true,
-            }
-        }
-        self.until("the connections are gone", Duration::from_secs(10), |world| {
-            world.shards.iter().all(|(shard, _)| shard.levels().connections == 0)
-        });
-        self.now += self.parts.shared.config.rooms.idle_ttl;
-        self.until("nothing is left", Duration::from_secs(10), |world| {
-            world.shards.iter().all(|(shard, _)| {
-                let levels = shard.levels();
-                let left = levels.sessions
-                    + levels.users
-                    + levels.memberships
-                    + levels.calls_in_flight
-                    + levels.outbox_bytes;
-                left == 0 && levels.rooms == 1
-            })
-        });
-        assert_eq!(self.parts.shared.gate.commands(), 0);
-        for (shard, _) in &self.shards {
-            let stats = shard.stats();
-            assert_eq!(
-                stats.accepted,
-                stats.closed.iter().sum::<u64>(),
-                "each parting counts once"
-            );
-            assert_eq!(stats.closed[Cause::Failed as usize], 0);
         }
     }
 }

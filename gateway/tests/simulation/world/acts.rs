@@ -1,0 +1,115 @@
+//! What clients do: an app's requests, and what is wrong with it and its network.
+
+use bytes::Bytes;
+
+use super::{ROOMS, World};
+use crate::backend::{
+    COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
+};
+
+impl World {
+    /// Something that an app, or what is wrong with it, may do.
+    pub(super) fn act(&mut self, index: usize) {
+        let now = self.now;
+        if self.clients[index].over.is_some() {
+            if self.rng.u32(0..4) == 0 {
+                self.reconnect(index);
+            }
+            return;
+        }
+        let peer = self.clients[index].peer;
+        let sim = &mut self.shards[self.clients[index].shard].1;
+        match self.rng.u32(0..1000) {
+            action @ 0..2 => {
+                self.clients[index].excused = true;
+                return if action == 0 { sim.reset(peer) } else { sim.hang_up(peer) };
+            }
+            2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
+            4..30 => {
+                let client = &mut self.clients[index];
+                client.stalled = !client.stalled;
+                client.excused = true;
+                let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
+                return sim.set_window(peer, window);
+            }
+            30..33 if self.clients[index].is_live() => {
+                self.clients[index].tainted = true;
+                let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
+                return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
+            }
+            _ => {}
+        }
+        if !self.clients[index].is_live() {
+            return;
+        }
+        if self.clients[index].session.is_none() {
+            return match self.rng.u32(0..12) {
+                0 => self.clients[index].authenticate(now, false),
+                1 => self.clients[index].request(now, INLINE, &Bytes::from_static(b"too early")),
+                2..7 => self.clients[index].authenticate(now, true),
+                _ => {}
+            };
+        }
+        self.ask(index);
+    }
+
+    fn ask(&mut self, index: usize) {
+        let now = self.now;
+        match self.rng.u32(0..40) {
+            0 => self.clients[index].heartbeat(now),
+            1 => self.clients[index].authenticate(now, true),
+            2 => {
+                let bytes = self.data();
+                self.clients[index].request(now, NOWHERE, &bytes);
+            }
+            3..20 => {
+                for _ in 0..self.rng.u32(1..6) {
+                    let route = *self.rng.choice(&[INLINE, QUEUED, WILD, WILD_INLINE]).unwrap();
+                    let kind = route + self.rng.i32(0..ROUTE_TYPES);
+                    let bytes = self.data();
+                    self.clients[index].request(now, kind, &bytes);
+                }
+            }
+            20..36 => {
+                let order = self.order(index);
+                let route = if self.rng.bool() { COMMAND } else { COMMAND_QUEUED };
+                self.clients[index].request(now, route, &order.encode());
+            }
+            _ => self.clients[index].handle_timeout(now),
+        }
+    }
+
+    fn order(&mut self, index: usize) -> Order {
+        let room = self.rng.u64(0..ROOMS);
+        match self.rng.u32(0..100) {
+            0 => Order::Kick(self.rng.u64(1..=self.users)),
+            1..20 => match self.clients[index].seen.get(&room) {
+                Some(&(offset, number)) => Order::Resume(room, offset, number),
+                None => Order::Join(room),
+            },
+            20..40 => Order::Join(room),
+            40..47 => Order::Leave(room),
+            _ => Order::Push(self.target()),
+        }
+    }
+
+    fn data(&mut self) -> Bytes {
+        let length = match self.rng.u32(0..30) {
+            0 => self.rng.usize(0..5000),
+            1..4 => self.rng.usize(0..1500),
+            _ => self.rng.usize(0..60),
+        };
+        std::iter::repeat_with(|| self.rng.u8(..)).take(length).collect()
+    }
+
+    fn reconnect(&mut self, index: usize) {
+        let user_id = self.rng.u64(1..=self.users);
+        let mut client = self.connect(user_id);
+        let old = &mut self.clients[index];
+        self.skipped += old.skipped;
+        self.shards[old.shard].1.hang_up(old.peer);
+        // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
+        client.seen = std::mem::take(&mut old.seen);
+        self.clients[index] = client;
+    }
+}

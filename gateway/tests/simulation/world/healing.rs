@@ -1,0 +1,113 @@
+//! How a run ends: all is well again, and then nothing is left.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidegate::driver::sim::Faults;
+use tidegate::shard::closing::Cause;
+
+use super::World;
+use crate::backend::{INLINE, QUEUED, Target, WILD, WILD_INLINE, echo};
+
+impl World {
+    /// The network heals, and so does the backend; clients read.
+    pub(crate) fn calm(&mut self) {
+        for (_, sim) in &mut self.shards {
+            sim.set_faults(Faults::default());
+        }
+        for client in &mut self.clients {
+            client.stalled = false;
+            self.shards[client.shard].1.set_window(client.peer, 1 << 20);
+        }
+        let deferred = {
+            let mut book = self.backend.book();
+            book.calm = true;
+            std::mem::take(&mut book.deferred)
+        };
+        deferred.into_iter().for_each(echo);
+    }
+
+    /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
+    pub(crate) fn heal(&mut self) {
+        self.calm();
+        self.until("all are answered, or gone", Duration::from_secs(60), |world| {
+            world.clients.iter().all(|client| {
+                let answered = client.is_live() && client.outstanding.is_empty();
+                answered || client.over.is_some() || client.tainted
+            })
+        });
+        // What was on its way to end a session arrives.
+        (0..10).for_each(|_| self.round(Duration::ZERO));
+        for index in 0..self.clients.len() {
+            if !self.clients[index].is_live() || self.clients[index].session.is_none() {
+                // Nobody else is this user.
+                self.next_user += 1;
+                let client = self.connect(self.next_user);
+                let old = std::mem::replace(&mut self.clients[index], client);
+                self.skipped += old.skipped;
+                self.shards[old.shard].1.hang_up(old.peer);
+                self.clients[index].authenticate(self.now, true);
+            }
+        }
+        self.until("all can come in", Duration::from_secs(5), |world| {
+            world.clients.iter().all(|client| client.session.is_some())
+        });
+        for client in &mut self.clients {
+            client.pushes.clear();
+            for kind in [INLINE, QUEUED, WILD, WILD_INLINE] {
+                client.request(self.now, kind, &Bytes::from_static(b"are you well?"));
+            }
+        }
+        assert!(self.backend.push(Target::Everybody, &self.parts.gateway), "a push is taken");
+        self.until("all are answered and hear", Duration::from_secs(5), |world| {
+            world.clients.iter().all(|client| {
+                assert!(client.is_live(), "{client:?}");
+                client.outstanding.is_empty()
+                    && client.pushes.get(&Target::Everybody) == Some(&1)
+                    && client.is_up_to_date(&world.backend.book())
+            })
+        });
+        let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
+        let skipped: u64 = self.shards.iter().map(|(shard, _)| shard.stats().skipped_pushes).sum();
+        assert!(self.rules.rooms_end || missed <= skipped, "{missed} missed, {skipped} skipped");
+    }
+
+    /// Everybody goes, and nothing is left behind.
+    pub(crate) fn end(&mut self) {
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            client.excused = true;
+            let sim = &mut self.shards[client.shard].1;
+            match self.rng.u32(0..3) {
+                0 => sim.reset(client.peer),
+                1 => sim.hang_up(client.peer),
+                _ => client.half_closed = true,
+            }
+        }
+        self.until("the connections are gone", Duration::from_secs(10), |world| {
+            world.shards.iter().all(|(shard, _)| shard.levels().connections == 0)
+        });
+        self.now += self.parts.shared.config.rooms.idle_ttl;
+        self.until("nothing is left", Duration::from_secs(10), |world| {
+            world.shards.iter().all(|(shard, _)| {
+                let levels = shard.levels();
+                let left = levels.sessions
+                    + levels.users
+                    + levels.memberships
+                    + levels.calls_in_flight
+                    + levels.outbox_bytes;
+                left == 0 && levels.rooms == 1
+            })
+        });
+        assert_eq!(self.parts.shared.gate.commands(), 0);
+        for (shard, _) in &self.shards {
+            let stats = shard.stats();
+            assert_eq!(
+                stats.accepted,
+                stats.closed.iter().sum::<u64>(),
+                "each parting counts once"
+            );
+            assert_eq!(stats.closed[Cause::Failed as usize], 0);
+        }
+    }
+}
