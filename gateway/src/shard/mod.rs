@@ -19,7 +19,7 @@
 //! | `calls` | requests to backends, and their answers |
 //! | `fan_out`, [`rooms`], [`log`] | rooms: publish, join, leave, and serving the members |
 //! | `outbound` | what is written, and the one send of a turn |
-//! | [`closing`] | how connections, and the shard, end |
+//! | `closing` | how connections, and the shard, end |
 //! | [`timers`], [`stats`] | deadlines, figures |
 
 mod calls;

@@ -4,7 +4,7 @@
 //! which holds a replica of the log: the same encoded frames, shared. A membership is a cursor into
 //! that log, 24 bytes, linked into its connection's list and listed in its room.
 //!
-//! This module keeps the books; [`fan_out`](super::fan_out) acts on them.
+//! This module keeps the books; `fan_out` acts on them.
 
 use hashbrown::HashMap;
 use tidegate_backend::RoomId;
