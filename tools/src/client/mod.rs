@@ -44,7 +44,7 @@ pub(crate) struct ClientArgs {
     /// The token to log in with; without one, it is made from the key file as `tide token` does
     #[arg(long)]
     token: Option<String>,
-    /// Log in with token-<ID>, which a gateway in demo mode takes
+    /// Log in with `token-ID`, which a gateway in demo mode takes
     #[arg(long, conflicts_with = "token")]
     demo_token: bool,
     #[command(flatten)]
