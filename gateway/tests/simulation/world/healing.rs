@@ -36,8 +36,9 @@ impl World {
                 answered || client.over.is_some() || client.tainted
             })
         });
-        // What was on its way to end a session arrives.
-        (0..10).for_each(|_| self.round(Duration::ZERO));
+        // Who still waits to be accepted, with a login to come, comes in and ends another's session: once
+        // accepting goes on, and those that linger have made room.
+        (0..40).for_each(|_| self.round(Duration::from_millis(100)));
         for index in 0..self.clients.len() {
             if !self.clients[index].is_live() || self.clients[index].session.is_none() {
                 // Nobody else is this user.
