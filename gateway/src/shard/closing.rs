@@ -147,12 +147,13 @@ impl Shard {
     /// A connection's deadline has passed.
     pub(super) fn on_deadline(&mut self, slot: u32) {
         let idle_timeout = self.shared.config.session.idle_timeout;
-        let now_ms = self.now_ms;
+        let (now_ms, clock_ms) = (self.now_ms, self.clock_ms());
         let connection = self.at(slot);
         match connection.phase {
             Phase::Anonymous => self.say_goodbye(slot, Cause::AuthTimeout, Some(Code::Idle)),
             Phase::Registering | Phase::Open => {
-                let at_ms = u64::from(connection.last_seen_ms) + millis(idle_timeout);
+                let silent_ms = clock_ms.wrapping_sub(connection.last_seen_ms);
+                let at_ms = now_ms - u64::from(silent_ms) + millis(idle_timeout);
                 if at_ms <= now_ms {
                     self.say_goodbye(slot, Cause::Idle, Some(Code::Idle));
                 } else {
@@ -209,7 +210,8 @@ impl Shard {
             }
         }
         let told = self.draining.as_ref().is_some_and(|draining| draining.all_told);
-        self.finished |= told && self.connection_count == 0;
+        // All shards end together: each is home to some of the others' users and rooms.
+        self.finished |= told && self.shared.connections.load(Ordering::Relaxed) == 0;
         if !self.finished {
             // Look again when a deadline may have passed, with or without an event.
             self.housekeeping_at_ms = self.housekeeping_at_ms.min(self.now_ms + 50);

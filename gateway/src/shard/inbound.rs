@@ -153,10 +153,11 @@ impl Shard {
             && self.unsent_bytes(slot) == 0
     }
 
-    /// The shard's clock as connections keep it: 49 days from the start, then it stands.
+    /// The shard's clock as connections keep it: it wraps after 49 days, and is compared as one that does.
+    #[expect(clippy::cast_possible_truncation, reason = "a clock that wraps")]
     #[inline]
-    fn clock_ms(&self) -> u32 {
-        u32::try_from(self.now_ms).unwrap_or(u32::MAX)
+    pub(super) fn clock_ms(&self) -> u32 {
+        self.now_ms as u32
     }
 }
 
