@@ -48,10 +48,8 @@ fn run(config: Config) -> anyhow::Result<()> {
             outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
         }
     }
-    let gateway = server.control();
     thread::spawn(move || {
         if signals.recv().is_ok() {
-            drop(gateway);
             std::process::exit(130);
         }
     });

@@ -33,8 +33,8 @@ const GIB: i64 = 1024 * MIB;
 /// Makes the configuration that the gateway uses.
 pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
     let checker = Checker { origins };
-    let shards = match checker.number("shards", typed.shards, 0..=1024)? {
-        0 => u16::try_from(cores().min(1024)).expect("1024 fits"),
+    let shards = match checker.number("shards", typed.shards, 0..=256)? {
+        0 => u16::try_from(cores().min(256)).expect("256 fits"),
         shards => shards,
     };
     let limits = checker.limits(&typed.limits, shards)?;
