@@ -42,6 +42,12 @@ pub enum AuthError {
 }
 
 impl AuthError {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+    /// All of them, in order.
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::Signature, Self::Expired, Self::Audience, Self::WrongUser];
+
     /// The value of the metric's label `reason`.
     #[must_use]
     pub const fn label(self) -> &'static str {

@@ -27,6 +27,8 @@ pub struct Hub {
     session_ids: SessionIds,
     frame_bytes_max: usize,
     ready: AtomicBool,
+    /// The shards have ended, or are about to: nobody takes commands.
+    stopped: AtomicBool,
 }
 
 impl Hub {
@@ -38,12 +40,18 @@ impl Hub {
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
-        Self { addresses, gate, session_ids, frame_bytes_max, ready: AtomicBool::new(false) }
+        let (ready, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { addresses, gate, session_ids, frame_bytes_max, ready, stopped }
     }
 
     /// Says whether new connections are welcome.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Takes no more commands: [`PushError::Stopping`].
+    pub fn set_stopped(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// Tells every shard the same.
@@ -85,7 +93,7 @@ impl Hub {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });
         }
-        let receipt = self.gate.enter(biz_data.len(), reply)?;
+        let receipt = self.enter(biz_data.len(), reply)?;
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
@@ -101,8 +109,15 @@ impl Hub {
         Ok(())
     }
 
-    fn enter(&self) -> Result<Arc<Receipt>, PushError> {
-        self.gate.enter(0, None)
+    fn enter(
+        &self,
+        bytes: usize,
+        reply: Option<oneshot::Sender<u64>>,
+    ) -> Result<Arc<Receipt>, PushError> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(PushError::Stopping);
+        }
+        self.gate.enter(bytes, reply)
     }
 }
 
@@ -113,16 +128,16 @@ impl GatewayPort for Hub {
                 self.send_push(target, kind, biz_data, None)?;
             }
             Command::Join { session, room, after_offset } => {
-                let (place, receipt) = (self.place(session)?, self.enter()?);
+                let (place, receipt) = (self.place(session)?, self.enter(0, None)?);
                 let home = self.home_of_room(&room);
                 home.post(Message::Join { room, place, after_offset, receipt });
             }
             Command::Leave { session, room } => {
-                let (place, receipt) = (self.place(session)?, self.enter()?);
+                let (place, receipt) = (self.place(session)?, self.enter(0, None)?);
                 self.home_of_room(&room).post(Message::Leave { room, place, receipt });
             }
             Command::Kick { user_id } => {
-                let receipt = self.enter()?;
+                let receipt = self.enter(0, None)?;
                 self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
             }
         }
@@ -143,7 +158,7 @@ impl Control for Hub {
 
     fn kick(&self, user_id: UserId) -> Result<Reply<u64>, PushError> {
         let (reply, answer) = oneshot::channel();
-        let receipt = self.gate.enter(0, Some(reply))?;
+        let receipt = self.enter(0, Some(reply))?;
         self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
         Ok(answer)
     }

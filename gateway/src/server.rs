@@ -183,6 +183,7 @@ impl Server {
     /// Ends at once, without goodbyes.
     pub fn stop(&self) {
         self.hub.set_ready(false);
+        self.hub.set_stopped();
         self.hub.tell_all(|| Message::Stop);
     }
 
@@ -204,6 +205,7 @@ impl Server {
                 self.stop();
             }
         }
+        self.hub.set_stopped();
         for thread in self.threads {
             // It has reported how it ended.
             drop(thread.join());
@@ -250,13 +252,22 @@ fn start_shards(
     let mut threads = Vec::new();
     for (id, mut driver) in (0_u16..).zip(drivers) {
         parts.shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
-        let (parts, report) = (parts.clone(), report.clone());
+        let (parts_of_shard, report) = (parts.clone(), report.clone());
         let run = move || {
             let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
-            let outcome = parts.shard(id).run(&mut driver);
+            let outcome = parts_of_shard.shard(id).run(&mut driver);
             ended.with(outcome.map_err(|error| error.to_string()));
         };
-        threads.push(thread::Builder::new().name(format!("shard-{id}")).spawn(run)?);
+        match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                // Those that run already must not go on without it.
+                parts.hub.set_stopped();
+                parts.hub.tell_all(|| Message::Stop);
+                threads.into_iter().for_each(|thread| drop(thread.join()));
+                return Err(error.into());
+            }
+        }
     }
     Ok(threads)
 }

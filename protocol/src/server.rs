@@ -51,6 +51,26 @@ impl<'a> Incoming<'a> {
             _ => Self::Business { kind, biz_data, sequence },
         })
     }
+
+    /// The type: what an answer carries too.
+    #[must_use]
+    pub const fn kind(&self) -> i32 {
+        match *self {
+            Self::Heartbeat { .. } => HEARTBEAT,
+            Self::Authenticate { .. } => AUTHENTICATE,
+            Self::Business { kind, .. } => kind,
+        }
+    }
+
+    /// The sequence: what an answer carries too.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        match *self {
+            Self::Heartbeat { sequence }
+            | Self::Authenticate { sequence, .. }
+            | Self::Business { sequence, .. } => sequence,
+        }
+    }
 }
 
 /// Writes a successful answer.

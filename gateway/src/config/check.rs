@@ -15,6 +15,7 @@ use super::nearest::nearest;
 use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
 use super::{ConfigError, descriptors};
+use crate::session_id::SLOT_BITS;
 
 /// Descriptors that the gateway needs beside its connections: for the admin server, files, and the
 /// standard streams.
@@ -203,7 +204,8 @@ impl Checker<'_> {
     /// 0: what the limit of open descriptors leaves.
     fn connections_max(&self, typed: i64, shards: u16) -> Checked<usize> {
         let key = "limits.connections_max";
-        let range = 0..=100_000_000;
+        // All of them may be on one shard, whose slots are numbered in so many bits.
+        let range = 0..=1 << SLOT_BITS;
         let typed_max = self.number::<u64>(key, typed, range.clone())?;
         let ceiling = range.end().unsigned_abs();
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
@@ -220,7 +222,7 @@ impl Checker<'_> {
             return Err(self.refuse(key, typed, reason));
         }
         let max = if typed_max == 0 { room } else { typed_max };
-        Ok(usize::try_from(max).expect("at most a hundred million"))
+        Ok(usize::try_from(max).expect("at most 2^26"))
     }
 
     fn socket(&self, socket: &typed::Socket) -> Checked<SocketConfig> {

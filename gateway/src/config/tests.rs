@@ -233,8 +233,8 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
     assert_says(&refusal("[auth]\nalgorithm = \"EdDSA\""), &["set auth.key_file"]);
     assert_says(&refusal("[session]\nidle_timeout_ms = 30000"), &["heartbeat_interval_ms (30000)"]);
     // Some containers are given a limit beyond any range.
-    if descriptors::limit().is_some_and(|limit| limit < 100_000_000) {
-        assert_says(&refusal("[limits]\nconnections_max = 100000000"), &["LimitNOFILE"]);
+    if descriptors::limit().is_some_and(|limit| limit < 67_108_864) {
+        assert_says(&refusal("[limits]\nconnections_max = 67108864"), &["LimitNOFILE"]);
     }
     assert_says(&refusal("[limits]\ncommands_bytes_max = 100"), &["max_frame_to_client_bytes"]);
     assert_says(&refusal("[backends.\"Big One\"]"), &["a-z"]);

@@ -50,6 +50,7 @@ pub(super) enum Fact {
     Closed(ConnId, CloseCause),
     AcceptPaused,
     AcceptResumed,
+    ListeningStopped,
 }
 
 /// A sink that notes what it is told, and holds the driver to what a sink may rely on.
@@ -107,6 +108,7 @@ impl Sink for Recorder {
             }
             Event::AcceptPaused { .. } => Fact::AcceptPaused,
             Event::AcceptResumed => Fact::AcceptResumed,
+            Event::ListeningStopped => Fact::ListeningStopped,
         };
         self.facts.push(fact);
     }
@@ -251,6 +253,7 @@ conformance! {
         close_cuts_a_send,
         accepting_stops_and_starts_again,
         nobody_connects_when_nobody_listens,
+        who_waits_is_let_in_before_listening_stops,
         nothing_known_waits;
     flow:
         a_half_closed_peer_still_gets_what_is_sent,

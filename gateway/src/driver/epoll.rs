@@ -28,6 +28,10 @@ const ACCEPTS_MAX: usize = 64;
 /// How long to wait before accepting is tried again when descriptors have run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Polls that let in who waits, once the listening socket is to be closed: with [`ACCEPTS_MAX`] that is
+/// the default backlog.
+const LAST_POLLS: u32 = 64;
+
 const WAKER: Token = Token(usize::MAX);
 const LISTENER: Token = Token(usize::MAX - 1);
 
@@ -58,6 +62,8 @@ struct Acceptor {
     paused: bool,
     /// When to try again; `Some` only while `paused`.
     retry_at: Option<Instant>,
+    /// The listening socket is to be closed, after so many polls at most.
+    last_polls: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -139,6 +145,7 @@ impl Epoll {
                 ready: false,
                 paused: false,
                 retry_at: None,
+                last_polls: None,
             },
             sockets: Slots::new(),
             outcomes: Vec::new(),
@@ -308,6 +315,20 @@ impl Epoll {
         }
     }
 
+    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
+    fn stop_if_last(&mut self, sink: &mut impl Sink) {
+        let Some(polls) = self.acceptor.last_polls else { return };
+        let more = self.acceptor.ready && self.acceptor.retry_at.is_none() && sink.has_room();
+        if more && polls > 0 {
+            self.acceptor.last_polls = Some(polls - 1);
+            return;
+        }
+        self.acceptor.last_polls = None;
+        self.acceptor.retry_at = None;
+        self.acceptor.listener = None;
+        sink.event(Event::ListeningStopped);
+    }
+
     /// Somebody came in, or nobody waits any longer.
     fn end_pause(&mut self, sink: &mut impl Sink) {
         if mem::take(&mut self.acceptor.paused) {
@@ -341,6 +362,7 @@ impl Epoll {
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
             && self.acceptor.listener.is_some();
+        let accept = accept || self.acceptor.last_polls.is_some();
         if accept || !self.readable.is_empty() || !self.outcomes.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -391,6 +413,7 @@ impl Driver for Epoll {
         if self.acceptor.ready {
             self.accept(sink);
         }
+        self.stop_if_last(sink);
         Ok(())
     }
 
@@ -451,8 +474,12 @@ impl Driver for Epoll {
     }
 
     fn stop_listening(&mut self) {
-        self.acceptor.listener = None;
-        self.acceptor.retry_at = None;
+        if self.acceptor.last_polls.is_none() && self.acceptor.listener.is_some() {
+            self.acceptor.last_polls = Some(LAST_POLLS);
+            // Who came since the last edge is let in too, where accepting was off.
+            self.acceptor.ready = true;
+            self.acceptor.wanted = true;
+        }
     }
 }
 

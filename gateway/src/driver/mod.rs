@@ -94,6 +94,8 @@ pub enum Event<'a> {
     },
     /// Connections are accepted again, after one pause and all the tries that it took.
     AcceptResumed,
+    /// The listening socket is closed, as [`Driver::stop_listening`] asked: nobody else comes in.
+    ListeningStopped,
 }
 
 /// Why a connection is no more.
@@ -172,6 +174,8 @@ pub trait Driver {
     /// Stops accepting, or starts again. The listening socket stays open.
     fn set_accepting(&mut self, accepting: bool);
 
-    /// Closes the listening socket for good: new connections are refused.
+    /// Closes the listening socket for good: new connections are refused. Who waits to be accepted is
+    /// let in first, as far as there is room, since the kernel would reset it.
+    /// [`Event::ListeningStopped`] says when that is done, once.
     fn stop_listening(&mut self);
 }

@@ -69,6 +69,8 @@ pub struct Sim {
 #[derive(Debug)]
 struct Acceptor {
     listening: bool,
+    /// The listening socket is to be closed.
+    last: bool,
     wanted: bool,
     /// `Some` while descriptors are said to have run out: when to try again.
     retry_at: Option<Instant>,
@@ -112,7 +114,7 @@ impl Sim {
             now,
             wait_max: Duration::MAX,
             idle_for: None,
-            acceptor: Acceptor { listening: true, wanted: true, retry_at: None },
+            acceptor: Acceptor { listening: true, last: false, wanted: true, retry_at: None },
             sockets: Slots::new(),
             network: Network::default(),
             outcomes: Vec::new(),
@@ -205,6 +207,7 @@ impl Sim {
             && self.acceptor.retry_at.is_none()
             && self.network.is_waiting();
         accept
+            || self.acceptor.last
             || !self.outcomes.is_empty()
             || self.order.iter().any(|&conn| {
                 let socket = self.sockets.get_mut(conn).expect("it was just listed");
@@ -313,6 +316,7 @@ impl Sim {
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
             && self.network.is_waiting()
+            && sink.has_room()
             && !self.roll(self.faults.accept_delay)
         {
             if self.roll(self.faults.accept_pause) {
@@ -335,6 +339,20 @@ impl Sim {
     }
 }
 
+impl Sim {
+    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
+    fn stop_if_last(&mut self, sink: &mut impl Sink) {
+        let delayed = self.network.is_waiting() && self.acceptor.retry_at.is_none();
+        if self.acceptor.last && !(delayed && sink.has_room()) {
+            self.acceptor.last = false;
+            self.acceptor.listening = false;
+            self.acceptor.retry_at = None;
+            self.network.refuse_waiting();
+            sink.event(Event::ListeningStopped);
+        }
+    }
+}
+
 impl Driver for Sim {
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.report_outcomes(sink);
@@ -346,6 +364,7 @@ impl Driver for Sim {
         order.clear();
         self.order = order;
         self.accept(sink);
+        self.stop_if_last(sink);
         Ok(())
     }
 
@@ -393,9 +412,10 @@ impl Driver for Sim {
     }
 
     fn stop_listening(&mut self) {
-        self.acceptor.listening = false;
-        self.acceptor.retry_at = None;
-        self.network.refuse_waiting();
+        if self.acceptor.listening {
+            self.acceptor.last = true;
+            self.acceptor.wanted = true;
+        }
     }
 }
 

@@ -78,15 +78,8 @@ impl AnswerPort for Port {
 impl Shard {
     #[inline]
     pub(super) fn on_business(&mut self, slot: u32, kind: i32, biz_data: &[u8], sequence: u64) {
-        let (rate, now_ms) = (self.rate, self.now_ms);
-        let connection = self.at(slot);
-        if connection.phase != Phase::Open {
+        if self.at(slot).phase != Phase::Open {
             return self.refuse_authentication(slot, kind, sequence);
-        }
-        if let Some(rate) = rate
-            && let Err(retry_after_ms) = connection.rate.ask(rate, now_ms)
-        {
-            return self.write_failure(slot, kind, sequence, Code::RateLimited, retry_after_ms);
         }
         if self.draining.is_some() {
             let retry_after_ms = self.retry_after_ms(slot);
@@ -198,9 +191,10 @@ impl Shard {
                         "an answer is too long for a frame"
                     );
                     self.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
-                } else {
+                } else if self.write(slot, |out| answer.encode_frame(out)) {
                     self.stats.answers += 1;
-                    self.write(slot, |out| answer.encode_frame(out));
+                } else {
+                    self.stats.orphan_answers += 1;
                 }
             }
             Err(failure) => {
@@ -221,7 +215,8 @@ impl Shard {
         code: Code,
         retry_after_ms: u32,
     ) {
-        self.stats.failures[code.number() as usize - 100] += 1;
-        self.write(slot, |out| server::put_failure(out, kind, sequence, code, retry_after_ms));
+        if self.write(slot, |out| server::put_failure(out, kind, sequence, code, retry_after_ms)) {
+            self.stats.failures[code.number() as usize - 100] += 1;
+        }
     }
 }

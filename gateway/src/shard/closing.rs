@@ -70,6 +70,8 @@ pub(super) struct Draining {
     next: usize,
     /// Whether `next` has gone through all slots.
     all_told: bool,
+    /// Whether nobody else comes in.
+    deaf: bool,
     /// When those that are left are closed, on the shard's clock.
     until_ms: u64,
 }
@@ -93,7 +95,13 @@ impl Shard {
             self.write_control(slot, |out| server::put_goodbye(out, code, retry_after_ms));
         }
         self.at(slot).phase = Phase::Closing;
-        self.set_linger(slot);
+        match &self.draining {
+            // Its answers may take as long as draining may.
+            Some(draining) if code == Some(Code::Draining) => {
+                self.timers.set(slot, draining.until_ms);
+            }
+            _ => self.set_linger(slot),
+        }
         self.touch(slot);
     }
 
@@ -113,8 +121,10 @@ impl Shard {
         self.stats.closed[cause as usize] += 1;
         let connection = self.at(slot);
         connection.log(|| tracing::debug!(cause = cause.label(), "parted"));
+        let unread_bytes = connection.inbox.kept_bytes() as u64;
         connection.inbox = tidegate_protocol::Reassembler::new();
         connection.flags.held = false;
+        self.stats.discarded_bytes += unread_bytes;
         self.end_session(slot);
     }
 
@@ -134,8 +144,9 @@ impl Shard {
             self.part(slot, cause);
         }
         self.timers.clear(slot);
-        let outbox = &mut self.connections[slot as usize].outbox;
-        drop(self.outboxes.drain(outbox));
+        let connection = &mut self.connections[slot as usize];
+        self.in_flight_bytes -= connection.in_flight_bytes as usize;
+        drop(self.outboxes.drain(&mut connection.outbox));
         let touched = self.at(slot).flags.touched;
         *self.at(slot) = Connection::vacant();
         // It may still stand in the list: whoever gets the slot must not be listed twice.
@@ -147,9 +158,18 @@ impl Shard {
     /// A connection's deadline has passed.
     pub(super) fn on_deadline(&mut self, slot: u32) {
         let idle_timeout = self.shared.config.session.idle_timeout;
+        let calls_max = self.shared.config.limits.calls_per_connection_max;
         let (now_ms, clock_ms) = (self.now_ms, self.clock_ms());
+        let grace_until_ms = self.grace_until_ms;
         let connection = self.at(slot);
         match connection.phase {
+            Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
+                self.timers.set(slot, grace_until_ms);
+            }
+            Phase::Registering | Phase::Open if connection.holds(calls_max) => {
+                // It is not read from because of what others have yet to do.
+                self.timers.set(slot, now_ms + millis(idle_timeout));
+            }
             Phase::Anonymous => self.say_goodbye(slot, Cause::AuthTimeout, Some(Code::Idle)),
             Phase::Registering | Phase::Open => {
                 let silent_ms = clock_ms.wrapping_sub(connection.last_seen_ms);
@@ -183,7 +203,13 @@ impl Shard {
         if self.draining.is_none() {
             let drain_timeout = self.shared.config.shutdown.drain_timeout;
             let until_ms = self.now_ms + millis(drain_timeout);
-            self.draining = Some(Draining { next: 0, all_told: false, until_ms });
+            self.draining = Some(Draining { next: 0, all_told: false, deaf: false, until_ms });
+        }
+    }
+
+    pub(super) fn on_listening_stopped(&mut self) {
+        if let Some(draining) = &mut self.draining {
+            draining.deaf = true;
         }
     }
 
@@ -209,11 +235,12 @@ impl Shard {
                 self.say_goodbye(slot, Cause::Draining, Some(Code::Draining));
             }
         }
-        let told = self.draining.as_ref().is_some_and(|draining| draining.all_told);
+        let told =
+            self.draining.as_ref().is_some_and(|draining| draining.all_told && draining.deaf);
         // All shards end together: each is home to some of the others' users and rooms.
         self.finished |= told && self.shared.connections.load(Ordering::Relaxed) == 0;
         if !self.finished {
-            // Look again when a deadline may have passed, with or without an event.
+            // Look again before long, with or without an event.
             self.housekeeping_at_ms = self.housekeeping_at_ms.min(self.now_ms + 50);
         }
     }

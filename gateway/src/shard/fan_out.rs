@@ -3,7 +3,11 @@
 //! A push is appended to the room's log, and the room goes into the round of those to be swept. Each
 //! turn serves some members: who has nothing under way gets everything from its cursor to the log's
 //! end in one send; who is busy is marked as owed and served when its send is done. Pushes that come
-//! while a sweep goes round are merged into it by themselves.
+//! while a sweep goes round are merged by themselves into the next.
+//!
+//! A log lets go only of what every member was offered, so a burst longer than the log costs nobody a
+//! push who takes what it is given. What it holds beyond its bound, the gate bounds: a push is under
+//! way until it was offered to all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,6 +40,10 @@ const OWED_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct FanOut {
     round: VecDeque<RoomIndex>,
+    /// Rooms whose members were offered, in this turn, what comes before an offset.
+    offered: Vec<(RoomIndex, u64)>,
+    /// The same of the turn before: who could take it, has.
+    taken: Vec<(RoomIndex, u64)>,
     /// Above every offset that a room closed here ever gave.
     first_offset: u64,
     /// Where housekeeping goes on looking for idle rooms.
@@ -44,11 +52,17 @@ pub(super) struct FanOut {
 
 impl FanOut {
     pub(super) const fn new(first_offset: u64) -> Self {
-        Self { round: VecDeque::new(), first_offset, idle_next: 0 }
+        Self {
+            round: VecDeque::new(),
+            offered: Vec::new(),
+            taken: Vec::new(),
+            first_offset,
+            idle_next: 0,
+        }
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        !self.round.is_empty()
+        !self.round.is_empty() || !self.taken.is_empty()
     }
 }
 
@@ -109,15 +123,18 @@ impl Shard {
         let now_ms = self.now_ms;
         let room = self.rooms.get(index);
         room.active_at_ms = now_ms;
+        let offset = room.log.end();
         room.log.append(frame);
         receipt.add(room.members.len());
-        if room.members.is_empty() {
-            return;
+        if room.members.is_empty() && !room.sweep.queued {
+            return room.log.trim(offset + 1);
         }
-        if room.sweep.left == 0 {
+        room.receipts.push_back((offset, Arc::clone(receipt)));
+        if !room.sweep.queued {
+            room.sweep.queued = true;
+            room.start_round();
             self.fan_out.round.push_back(index);
         }
-        room.sweep.left = room.members.len();
     }
 
     /// Serves one turn's slice of members, the rooms taking turns.
@@ -125,7 +142,8 @@ impl Shard {
         let mut budget = self.shared.config.limits.fan_out_slice;
         while budget > 0 {
             let Some(index) = self.fan_out.round.pop_front() else { return };
-            if !self.rooms.exists(index) {
+            if !self.rooms.exists(index) || !self.rooms.get(index).sweep.queued {
+                // The room was closed; its place may hold another.
                 continue;
             }
             let count = self.rooms.get(index).sweep.left.min(budget);
@@ -139,12 +157,31 @@ impl Shard {
             // An empty slice still costs one, so that the loop is bounded by the rooms.
             budget -= count.max(1).min(budget);
             let room = self.rooms.get(index);
-            if room.sweep.left > 0 {
+            if room.sweep.left == 0 {
+                self.fan_out.offered.push((index, room.sweep.mark));
+                room.sweep.queued = room.log.end() > room.sweep.mark;
+                room.start_round();
+            }
+            if room.sweep.queued {
                 self.fan_out.round.push_back(index);
             } else {
                 room.log.forget_merged();
             }
         }
+    }
+
+    /// Lets logs go of what their members were offered in the turn before this one: by now who had
+    /// just been sent something else has got it too. Comes last in a turn.
+    pub(super) fn trim_logs(&mut self) {
+        for (index, offered) in self.fan_out.taken.drain(..) {
+            if self.rooms.exists(index) {
+                let room = self.rooms.get(index);
+                room.log.trim(offered);
+                let done = room.receipts.partition_point(|&(offset, _)| offset < offered);
+                room.receipts.drain(..done);
+            }
+        }
+        std::mem::swap(&mut self.fan_out.taken, &mut self.fan_out.offered);
     }
 
     /// Sends a member what it has not got, or marks it as owed.
@@ -210,7 +247,10 @@ impl Shard {
                 if taken + self.outboxes.len(self.connections[slot as usize].outbox)
                     >= OWED_BYTES_MAX
                 {
-                    self.at(slot).flags.owed = true;
+                    let connection = &mut self.connections[slot as usize];
+                    connection.flags.owed = true;
+                    // The next send begins with another room: none waits for one that never rests.
+                    self.rooms.turn(&mut connection.first_membership, member);
                     next = None;
                     break;
                 }
@@ -225,7 +265,13 @@ impl Shard {
     }
 
     /// At a room's home: a connection of some shard becomes a member.
-    pub(super) fn on_join(&mut self, room: RoomId, place: Place, after_offset: Option<u64>) {
+    pub(super) fn on_join(
+        &mut self,
+        room: RoomId,
+        place: Place,
+        after_offset: Option<u64>,
+        receipt: Arc<Receipt>,
+    ) {
         let Some(index) = self.find_or_open(&room) else { return };
         let shard = place.shard();
         let conn = place.conn();
@@ -243,7 +289,7 @@ impl Shard {
                 log.forget_merged();
                 Some(Box::new(log.clone()))
             };
-        self.post(shard, Message::Joined { room, conn, after_offset, log });
+        self.post(shard, Message::Joined { room, conn, after_offset, log, receipt });
     }
 
     /// At a connection's shard: the home says that it is a member.
@@ -311,12 +357,12 @@ impl Shard {
     }
 
     /// At a room's home.
-    pub(super) fn on_leave(&mut self, room: RoomId, place: Place) {
+    pub(super) fn on_leave(&mut self, room: RoomId, place: Place, receipt: Arc<Receipt>) {
         let conn = place.conn();
         if place.shard() == self.id {
             self.on_left(&room, conn);
         } else {
-            self.post(place.shard(), Message::Left { room, conn });
+            self.post(place.shard(), Message::Left { room, conn, receipt });
         }
     }
 
@@ -416,13 +462,18 @@ impl Shard {
         }
     }
 
-    /// Closes rooms whose home is here, that have no members and no recent push.
+    /// Closes rooms whose home is here, that have no members and no recent push; frees what others
+    /// keep for nothing.
     pub(super) fn close_idle_rooms(&mut self) {
         let idle_ttl_ms = millis(self.shared.config.rooms.idle_ttl);
         let places = self.rooms.places();
         for _ in 0..IDLE_ROOMS_LOOKED_AT.min(places) {
             self.fan_out.idle_next = (self.fan_out.idle_next + 1) % places;
             let Some((index, room)) = self.rooms.at(self.fan_out.idle_next) else { continue };
+            if !room.sweep.queued {
+                // Who resumed was given its own run of frames.
+                room.log.forget_merged();
+            }
             let abandoned = match &room.role {
                 Role::Home { subscribers } => room.members.is_empty() && subscribers.is_empty(),
                 Role::Replica { .. } => false,
@@ -443,7 +494,7 @@ impl Shard {
         if let Some(index) = self.rooms.find(room) {
             return Some(index);
         }
-        if self.rooms.len() >= self.shared.config.rooms.rooms_max {
+        if self.rooms.homes() >= self.shared.config.rooms.rooms_max {
             self.stats.refused_rooms += 1;
             return None;
         }

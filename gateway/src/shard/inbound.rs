@@ -14,6 +14,9 @@ use crate::connection::{Connection, Phase};
 use crate::driver::ConnId;
 use crate::transport::Transport as _;
 
+/// Unsent bytes of a peer that has not shown who it is, before it is not read from: a hundred answers.
+const ANONYMOUS_UNSENT_BYTES_MAX: usize = 4 * 1024;
+
 impl Shard {
     pub(super) fn on_accepted(&mut self, conn: ConnId, peer: SocketAddr) {
         let index = conn.slot as usize;
@@ -96,34 +99,52 @@ impl Shard {
     fn holds(&mut self, slot: u32) -> bool {
         let limits = &self.shared.config.limits;
         let connection = &self.connections[slot as usize];
+        let unsent_bytes_max = match connection.phase {
+            Phase::Anonymous => ANONYMOUS_UNSENT_BYTES_MAX,
+            _ => limits.outbox_bytes_max / 2,
+        };
         connection.holds(limits.calls_per_connection_max)
-            || self.unsent_bytes(slot) > limits.outbox_bytes_max / 2
+            || self.unsent_bytes(slot) > unsent_bytes_max
     }
 
     /// Reads on where it stopped, if the reason is gone.
     #[inline]
     pub(super) fn read_on(&mut self, slot: u32) {
         if self.at(slot).flags.held && !self.holds(slot) {
-            self.at(slot).flags.held = false;
+            let now_ms = self.clock_ms();
+            let connection = self.at(slot);
+            connection.flags.held = false;
+            // Silence that nobody listened to doesn't count.
+            connection.last_seen_ms = now_ms;
             self.read(slot, &[]);
             self.touch(slot);
         }
     }
 
+    #[inline]
     fn on_frame(&mut self, slot: u32, payload: &[u8]) {
         self.stats.received_frames += 1;
-        match Incoming::decode(payload) {
-            Ok(Incoming::Business { kind, biz_data, sequence }) => {
+        let incoming = match Incoming::decode(payload) {
+            Ok(incoming) => incoming,
+            Err(error) => return self.malformed(slot, &error),
+        };
+        if let Some(rate) = self.rate
+            && let Err(retry_after_ms) = self.connections[slot as usize].rate.ask(rate, self.now_ms)
+        {
+            let (kind, sequence) = (incoming.kind(), incoming.sequence());
+            return self.write_failure(slot, kind, sequence, Code::RateLimited, retry_after_ms);
+        }
+        match incoming {
+            Incoming::Business { kind, biz_data, sequence } => {
                 self.on_business(slot, kind, biz_data, sequence);
             }
-            Ok(Incoming::Heartbeat { sequence }) => {
+            Incoming::Heartbeat { sequence } => {
                 self.stats.heartbeats += 1;
                 self.write_control(slot, |out| server::put_pong(out, sequence, unix_ms()));
             }
-            Ok(Incoming::Authenticate { user_id, token, sequence }) => {
+            Incoming::Authenticate { user_id, token, sequence } => {
                 self.on_authenticate(slot, user_id, token, sequence);
             }
-            Err(error) => self.malformed(slot, &error),
         }
     }
 
@@ -143,14 +164,14 @@ impl Shard {
         }
     }
 
-    /// Whether a connection that has ended is owed nothing more.
+    /// Whether a connection that has ended has the answers to all that it asked, as far as they can
+    /// be written.
     pub(super) fn is_done(&self, slot: u32) -> bool {
         let connection = &self.connections[slot as usize];
         connection.flags.ended
             && !connection.flags.held
             && connection.calls == 0
             && matches!(connection.phase, Phase::Anonymous | Phase::Open)
-            && self.unsent_bytes(slot) == 0
     }
 
     /// The shard's clock as connections keep it: it wraps after 49 days, and is compared as one that does.

@@ -57,11 +57,16 @@ impl Log {
         self.bytes
     }
 
-    /// Appends a frame. The oldest go where the bound says so; the newest is always held.
+    /// Appends a frame. It may make the log longer than its bound, until [`Self::trim`].
     pub fn append(&mut self, frame: Bytes) {
         self.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
         self.frames.push_back(frame);
-        while self.bytes > self.bytes_max && self.frames.len() > 1 {
+    }
+
+    /// Lets the oldest frames go where the bound says so, up to the offset `offered`: what comes
+    /// before it, every member had the chance to take. The newest is always held.
+    pub fn trim(&mut self, offered: u64) {
+        while self.bytes > self.bytes_max && self.frames.len() > 1 && self.first < offered {
             if let Some(oldest) = self.frames.pop_front() {
                 self.bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
                 self.first += 1;
@@ -123,6 +128,7 @@ mod tests {
     fn log(frames: &[&'static str], bytes_max: usize) -> Log {
         let mut log = Log::new(100, bytes_max);
         frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
+        log.trim(log.end());
         log
     }
 
@@ -143,6 +149,9 @@ mod tests {
         let mut log = log(&["a", "b", "c"], 2 * (FRAME_OVERHEAD_BYTES + 1));
         assert_eq!((log.first(), log.end()), (101, 103));
         log.append(Bytes::from(vec![0; 5000]));
+        log.trim(102);
+        assert_eq!((log.first(), log.end()), (102, 104), "what was not offered stays");
+        log.trim(104);
         assert_eq!((log.first(), log.end()), (103, 104));
         assert_eq!(log.bytes(), 5000 + FRAME_OVERHEAD_BYTES);
     }

@@ -48,7 +48,7 @@ pub enum Message {
     /// To a user's home: the connection is gone.
     Deregister { user_id: UserId, place: Place },
     /// From a user's home: close the connection, with a goodbye.
-    Evict { conn: ConnId, code: Code },
+    Evict { conn: ConnId, code: Code, receipt: Option<Arc<Receipt>> },
     /// To a user's home: close all of the user's connections with 107.
     Kick { user_id: UserId, receipt: Arc<Receipt> },
     /// To a user's home: a push to each of the user's connections.
@@ -63,11 +63,17 @@ pub enum Message {
     /// To a room's home.
     Join { room: RoomId, place: Place, after_offset: Option<u64>, receipt: Arc<Receipt> },
     /// From a room's home; with the log where the shard has none.
-    Joined { room: RoomId, conn: ConnId, after_offset: Option<u64>, log: Option<Box<Log>> },
+    Joined {
+        room: RoomId,
+        conn: ConnId,
+        after_offset: Option<u64>,
+        log: Option<Box<Log>>,
+        receipt: Arc<Receipt>,
+    },
     /// To a room's home.
     Leave { room: RoomId, place: Place, receipt: Arc<Receipt> },
     /// From a room's home.
-    Left { room: RoomId, conn: ConnId },
+    Left { room: RoomId, conn: ConnId, receipt: Arc<Receipt> },
     /// To a room's home: no members left here, after this many [`Message::Joined`].
     Unsubscribe { room: RoomId, shard: u16, joins: u64 },
     /// From a room's home: nothing more of this room will come.

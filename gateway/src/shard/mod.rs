@@ -57,7 +57,7 @@ use crate::driver::{ConnId, Driver, Event, Sink};
 use crate::router::{Backend, Router};
 use crate::session_id::{Place, SessionIds};
 use calls::Port;
-use closing::Draining;
+use closing::{Draining, millis};
 use fan_out::FanOut;
 use mailbox::{Address, Message};
 use receipt::Gate;
@@ -72,6 +72,17 @@ const MESSAGES_MAX: usize = 4096;
 
 /// How often figures are exported and idle rooms looked for, in milliseconds.
 const HOUSEKEEPING_MS: u64 = 250;
+
+/// Time that the shard did not look at its sockets, in milliseconds, after which it trusts no
+/// connection's silence: it never waits for longer than [`HOUSEKEEPING_MS`] by itself.
+const AWAY_MS: u64 = 1_000;
+
+/// How soon after workers were given calls the shard looks for their answers unasked, in milliseconds:
+/// a wake-up that waits for a batch's end may wait for a slow call of it.
+const LOOK_FOR_ANSWERS_MS: u64 = 16;
+
+/// How often it is said that accepting is paused, in milliseconds.
+const WARN_AGAIN_MS: u64 = 60_000;
 
 /// What all shards of a gateway share: none of it changes while they run.
 pub struct Shared {
@@ -112,6 +123,8 @@ pub struct Shard {
     connection_count: usize,
     session_count: usize,
     outboxes: Outboxes,
+    /// Bytes of all sends under way.
+    in_flight_bytes: usize,
     users: Users,
     rooms: Rooms,
     fan_out: FanOut,
@@ -133,6 +146,13 @@ pub struct Shard {
     /// Milliseconds since `shared.started`.
     now_ms: u64,
     housekeeping_at_ms: u64,
+    /// Until then nobody is closed for silence: the shard was away, and what came meanwhile may not be
+    /// read yet.
+    grace_until_ms: u64,
+    /// When workers were last given calls.
+    handed_over_at_ms: u64,
+    /// When it may be said again that accepting is paused.
+    warn_of_pause_at_ms: u64,
     stats: Stats,
     durations: Vec<Durations>,
     exporter: Exporter,
@@ -168,6 +188,7 @@ impl Shard {
             connection_count: 0,
             session_count: 0,
             outboxes: Outboxes::default(),
+            in_flight_bytes: 0,
             users: Users::default(),
             rooms: Rooms::default(),
             fan_out: FanOut::new(shared.first_offset),
@@ -182,6 +203,9 @@ impl Shard {
             finished: false,
             now_ms: 0,
             housekeeping_at_ms: 0,
+            grace_until_ms: 0,
+            handed_over_at_ms: 0,
+            warn_of_pause_at_ms: 0,
             stats: Stats::default(),
             durations: vec![Durations::default(); names.len()],
             exporter: Exporter::new(id, &names),
@@ -213,14 +237,18 @@ impl Shard {
         self.drain_mailbox();
         self.expire();
         self.drain_step(driver);
-        if self.router.flush() && self.fan_out.is_busy() {
-            // The workers may share this core, and the fan-out would not let go of it for a while.
-            std::thread::yield_now();
+        if self.router.flush() {
+            self.handed_over_at_ms = self.now_ms;
+            if self.fan_out.is_busy() {
+                // The workers may share this core, and the fan-out would not let go of it for a while.
+                std::thread::yield_now();
+            }
         }
         // Where a worker's thread is gone, its calls have answered themselves.
         self.take_answers();
         self.fan_out_slice(driver);
         self.flush(driver);
+        self.trim_logs();
         self.accept_more(driver);
         self.stats.turns += 1;
         drop(local);
@@ -249,7 +277,7 @@ impl Shard {
             rooms: self.rooms.len(),
             memberships: self.rooms.membership_count(),
             calls_in_flight: self.router.pending.len(),
-            outbox_bytes: self.outboxes.bytes(),
+            outbox_bytes: self.outboxes.bytes() + self.in_flight_bytes,
         }
     }
 
@@ -271,7 +299,7 @@ impl Shard {
             }
             Message::Registered { conn, sequence } => self.on_registered(conn, sequence),
             Message::Deregister { user_id, place } => self.users.deregister(user_id, place),
-            Message::Evict { conn, code } => self.on_evict(conn, code),
+            Message::Evict { conn, code, receipt: _ } => self.on_evict(conn, code),
             Message::Kick { user_id, receipt } => self.on_kick(user_id, &receipt),
             Message::PushUser { user_id, frame, receipt } => {
                 self.on_push_user(user_id, &frame, &receipt);
@@ -283,14 +311,14 @@ impl Shard {
             Message::Append { room, offset, frame, receipt } => {
                 self.on_append(&room, offset, frame, &receipt);
             }
-            Message::Join { room, place, after_offset, receipt: _ } => {
-                self.on_join(room, place, after_offset);
+            Message::Join { room, place, after_offset, receipt } => {
+                self.on_join(room, place, after_offset, receipt);
             }
-            Message::Joined { room, conn, after_offset, log } => {
+            Message::Joined { room, conn, after_offset, log, receipt: _ } => {
                 self.on_joined(room, conn, after_offset, log);
             }
-            Message::Leave { room, place, receipt: _ } => self.on_leave(room, place),
-            Message::Left { room, conn } => self.on_left(&room, conn),
+            Message::Leave { room, place, receipt } => self.on_leave(room, place, receipt),
+            Message::Left { room, conn, receipt: _ } => self.on_left(&room, conn),
             Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
             Message::Unsubscribed { room } => self.on_unsubscribed(&room),
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
@@ -353,18 +381,33 @@ impl Shard {
         match (self.accepting, !self.has_room()) {
             (Accepting::Yes, true) => {
                 let limit = self.shared.config.limits.connections_max;
-                tracing::warn!(limits.connections_max = limit, "full: accepting is paused");
+                if self.may_warn_of_pause() {
+                    tracing::warn!(
+                        limits.connections_max = limit,
+                        "full: accepting is paused until a connection closes"
+                    );
+                }
                 self.stats.accept_pauses += 1;
                 self.accepting = Accepting::Full;
                 driver.set_accepting(false);
             }
             (Accepting::Full, false) => {
-                tracing::info!("accepting again");
+                tracing::debug!("accepting again");
                 self.accepting = Accepting::Yes;
                 driver.set_accepting(true);
             }
             _ => {}
         }
+    }
+
+    /// Whether to say that accepting is paused: a gateway that is full pauses whenever somebody goes and
+    /// somebody comes.
+    fn may_warn_of_pause(&mut self) -> bool {
+        let may = self.now_ms >= self.warn_of_pause_at_ms;
+        if may {
+            self.warn_of_pause_at_ms = self.now_ms + WARN_AGAIN_MS;
+        }
+        may
     }
 
     /// The connection of this name, if it is still here.
@@ -402,12 +445,15 @@ impl Sink for Shard {
             Event::Closed { conn, cause } => self.on_closed(conn, cause),
             Event::AcceptPaused { error } => {
                 self.stats.accept_pauses += 1;
-                tracing::warn!(
-                    %error,
-                    "accepting is paused until a connection closes; raise the limit on open files"
-                );
+                if self.may_warn_of_pause() {
+                    tracing::warn!(
+                        %error,
+                        "accepting is paused until a connection closes; raise the limit on open files"
+                    );
+                }
             }
-            Event::AcceptResumed => tracing::info!("accepting again"),
+            Event::AcceptResumed => tracing::debug!("accepting again"),
+            Event::ListeningStopped => self.on_listening_stopped(),
         }
     }
 
@@ -437,7 +483,10 @@ impl Sink for Shard {
         let calls = self.router.pending.next_deadline_ms();
         let calls = calls.map(|at_ms| at_ms.saturating_sub(self.now_ms));
         let housekeeping = self.housekeeping_at_ms.saturating_sub(self.now_ms);
-        let ms = timers.into_iter().chain(calls).fold(housekeeping, u64::min);
+        // Twice as long each time, so that a slow backend costs few looks.
+        let look = self.now_ms.saturating_sub(self.handed_over_at_ms).max(LOOK_FOR_ANSWERS_MS);
+        let look = calls.map(|_| look);
+        let ms = timers.into_iter().chain(calls).chain(look).fold(housekeeping, u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.
         Some(Duration::from_millis(ms + 1))
     }
@@ -446,7 +495,11 @@ impl Sink for Shard {
     fn woken(&mut self, now: Instant) {
         self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
         let since = now.saturating_duration_since(self.shared.started);
-        self.now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        if now_ms > self.now_ms + AWAY_MS {
+            self.grace_until_ms = now_ms + millis(self.shared.config.session.heartbeat_interval);
+        }
+        self.now_ms = now_ms;
     }
 }
 

@@ -33,8 +33,12 @@ impl Shard {
         if self.connections[slot as usize].is_going() {
             return false;
         }
-        // This frame itself doesn't count: two long ones in a row are no reason to part.
-        if self.unsent_bytes(slot) > self.shared.config.limits.outbox_bytes_max {
+        // Only what waits behind a send counts, this frame apart: a burst within a turn, a push of a
+        // room's and one long frame are no reason to part with a client that reads.
+        let connection = &self.connections[slot as usize];
+        if connection.in_flight_bytes > 0
+            && self.outboxes.len(connection.outbox) > self.shared.config.limits.outbox_bytes_max
+        {
             self.abort(slot, Cause::OutboxFull);
             return false;
         }
@@ -56,8 +60,13 @@ impl Shard {
     pub(super) fn on_sent(&mut self, conn: ConnId, bytes: usize) {
         self.stats.sends += 1;
         self.stats.sent_bytes += bytes as u64;
+        let now_ms = self.clock_ms();
         let Some(connection) = self.connection(conn) else { return };
-        connection.in_flight_bytes = 0;
+        let in_flight_bytes = std::mem::take(&mut connection.in_flight_bytes);
+        if connection.flags.held {
+            // It takes what it is sent: a sign of life, while none is read.
+            connection.last_seen_ms = now_ms;
+        }
         let flags = connection.flags;
         if connection.outbox.is_some()
             || flags.owed
@@ -66,6 +75,7 @@ impl Shard {
         {
             self.touch(conn.slot);
         }
+        self.in_flight_bytes -= in_flight_bytes as usize;
         if flags.held {
             self.read_on(conn.slot);
         }
@@ -87,9 +97,17 @@ impl Shard {
         connection.flags.touched = false;
         self.touched.pop();
         let bytes = self.outboxes.drain(&mut connection.outbox)?;
+        Some(self.seal(slot, bytes))
+    }
+
+    /// Makes bytes what the wire carries, and counts them as under way.
+    #[inline]
+    fn seal(&mut self, slot: u32, bytes: Bytes) -> Bytes {
+        let connection = &mut self.connections[slot as usize];
         let bytes = connection.transport.seal(bytes);
         connection.in_flight_bytes = u32::try_from(bytes.len()).expect("bounded by the outbox");
-        Some(bytes)
+        self.in_flight_bytes += bytes.len();
+        bytes
     }
 
     /// Flushes every connection that something happened to.
@@ -130,6 +148,10 @@ impl Shard {
                 let outbox = &mut self.connections[slot as usize].outbox;
                 self.outboxes.drain(outbox)
             };
+            if self.is_done(slot) {
+                // It has the answers to all that it asked: what its rooms say from now on is not for it.
+                self.leave_all(slot);
+            }
             if let Some(bytes) = bytes {
                 return self.send(slot, bytes, driver);
             }
@@ -164,9 +186,7 @@ impl Shard {
     #[inline]
     pub(super) fn send(&mut self, slot: u32, bytes: Bytes, driver: &mut impl Driver) {
         let conn = self.conn_id(slot);
-        let connection = &mut self.connections[slot as usize];
-        let bytes = connection.transport.seal(bytes);
-        connection.in_flight_bytes = u32::try_from(bytes.len()).expect("bounded by the outbox");
+        let bytes = self.seal(slot, bytes);
         driver.send(conn, bytes);
     }
 }

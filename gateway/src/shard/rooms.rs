@@ -6,10 +6,14 @@
 //!
 //! This module keeps the books; `fan_out` acts on them.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 use tidegate_backend::RoomId;
 
 use super::log::Log;
+use super::receipt::Receipt;
 use crate::config::RoomPolicy;
 use crate::connection::MembershipId;
 
@@ -33,6 +37,9 @@ pub struct Room {
     pub members: Vec<MembershipId>,
     /// The fan-out that goes round.
     pub sweep: Sweep,
+    /// Pushes that not every member was offered yet, by offset: the bound on commands under way
+    /// bounds what the log holds beyond its own.
+    pub receipts: VecDeque<(u64, Arc<Receipt>)>,
     /// Where this shard stands.
     pub role: Role,
     /// When something last happened in it, on the shard's clock.
@@ -55,9 +62,13 @@ pub enum Role {
     },
 }
 
-/// A fan-out goes round the members; a push that comes meanwhile makes it go one round more.
+/// A fan-out goes round the members; pushes that come meanwhile make it go one round more.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sweep {
+    /// The room stands among those to be served.
+    pub queued: bool,
+    /// The end of the log when this round began: what comes before it, the round offers to all.
+    pub mark: u64,
     /// The next member to look at.
     pub next: usize,
     /// Members that still have to be looked at. left <= members.len()
@@ -85,6 +96,8 @@ pub struct Rooms {
     by_id: HashMap<RoomId, RoomIndex>,
     rooms: Vec<Option<Room>>,
     free_rooms: Vec<RoomIndex>,
+    /// Rooms whose home is here, everybody's not counted.
+    homes: usize,
     memberships: Vec<Membership>,
     free_membership: Option<MembershipId>,
     membership_count: usize,
@@ -103,6 +116,12 @@ impl Rooms {
         self.by_id.is_empty()
     }
 
+    /// Rooms whose home is here, everybody's not counted.
+    #[must_use]
+    pub const fn homes(&self) -> usize {
+        self.homes
+    }
+
     /// Memberships of this shard's connections.
     #[must_use]
     pub const fn membership_count(&self) -> usize {
@@ -117,8 +136,8 @@ impl Rooms {
 
     /// What stands at a place.
     #[must_use]
-    pub fn at(&self, place: usize) -> Option<(RoomIndex, &Room)> {
-        let room = self.rooms.get(place)?.as_ref()?;
+    pub fn at(&mut self, place: usize) -> Option<(RoomIndex, &mut Room)> {
+        let room = self.rooms.get_mut(place)?.as_mut()?;
         Some((RoomIndex(u32::try_from(place).ok()?), room))
     }
 
@@ -169,9 +188,11 @@ impl Rooms {
             log,
             members: Vec::new(),
             sweep: Sweep::default(),
+            receipts: VecDeque::new(),
             role,
             active_at_ms: now_ms,
         };
+        self.homes += usize::from(room.counts());
         let index = self.free_rooms.pop().unwrap_or_else(|| {
             self.rooms.push(None);
             RoomIndex(u32::try_from(self.rooms.len() - 1).expect("fewer rooms than 2^32"))
@@ -185,6 +206,7 @@ impl Rooms {
     pub fn close(&mut self, index: RoomIndex) -> Option<Room> {
         let room = self.rooms[index.0 as usize].take()?;
         debug_assert!(room.members.is_empty(), "a member keeps its room");
+        self.homes -= usize::from(room.counts());
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
         Some(room)
@@ -244,6 +266,14 @@ impl Rooms {
         })
     }
 
+    /// Makes a connection's list begin behind `last`, which goes to its end: who is served last this
+    /// time comes last the next time.
+    pub fn turn(&mut self, first: &mut Option<MembershipId>, last: MembershipId) {
+        let Some(behind) = self.membership(last).next.take() else { return };
+        let end = self.list(Some(behind)).last().map_or(behind, |(id, _)| id);
+        self.membership(end).next = first.replace(behind);
+    }
+
     /// Takes a membership out of its connection's list and its room. Returns the slot of the member
     /// that took its place in the room while a fan-out goes round: it may be passed over.
     pub fn leave(&mut self, first: &mut Option<MembershipId>, id: MembershipId) -> Option<u32> {
@@ -270,6 +300,19 @@ impl Rooms {
         let moved = self.membership(moved);
         moved.position = position;
         sweeping.then_some(moved.slot)
+    }
+}
+
+impl Room {
+    /// Begins to go round the members with what the log holds now.
+    pub fn start_round(&mut self) {
+        self.sweep.left = self.members.len();
+        self.sweep.mark = self.log.end();
+    }
+
+    /// Whether it counts as one of `rooms_max`.
+    fn counts(&self) -> bool {
+        matches!(self.role, Role::Home { .. }) && !self.id.is_everybody()
     }
 }
 

@@ -13,6 +13,7 @@ use super::inbound::unix_ms;
 use super::mailbox::Message;
 use super::receipt::Receipt;
 use super::users;
+use crate::auth::AuthError;
 use crate::connection::Phase;
 use crate::control::{ConnectionInfo, UserInfo};
 use crate::driver::ConnId;
@@ -27,14 +28,13 @@ impl Shard {
         sequence: u64,
     ) {
         if let Err(error) = self.shared.verifier.verify(user_id, token) {
-            self.at(slot).log(|| tracing::debug!(user_id, %error, "authentication failed"));
-            return self.refuse_authentication(slot, 0, sequence);
+            return self.refuse_token(slot, user_id, error, sequence);
         }
         let connection = self.at(slot);
         if connection.phase == Phase::Open {
             if connection.user_id != user_id {
-                connection.log(|| tracing::debug!(user_id, "a session may not change its user"));
-                return self.refuse_authentication(slot, 0, sequence);
+                // A session may not change its user.
+                return self.refuse_token(slot, user_id, AuthError::WrongUser, sequence);
             }
             return self.write_session(slot, sequence);
         }
@@ -47,6 +47,12 @@ impl Shard {
         } else {
             self.post(home, Message::Register { user_id, place, sequence });
         }
+    }
+
+    fn refuse_token(&mut self, slot: u32, user_id: UserId, error: AuthError, sequence: u64) {
+        self.stats.refused_tokens[error as usize] += 1;
+        self.at(slot).log(|| tracing::debug!(user_id, %error, "authentication failed"));
+        self.refuse_authentication(slot, 0, sequence);
     }
 
     /// Answers 100; closes at the last of the tries that a connection has.
@@ -64,7 +70,8 @@ impl Shard {
     pub(super) fn on_register(&mut self, user_id: UserId, place: Place, sequence: u64) {
         let sessions_max = self.shared.config.session.connections_per_user_max;
         if let Some(oldest) = self.users.register(user_id, place, sessions_max) {
-            let evict = Message::Evict { conn: oldest.conn(), code: Code::Replaced };
+            let conn = oldest.conn();
+            let evict = Message::Evict { conn, code: Code::Replaced, receipt: None };
             self.post(oldest.shard(), evict);
         }
         if place.shard() == self.id {
@@ -128,7 +135,8 @@ impl Shard {
         let places = self.users.take(user_id);
         receipt.add(places.len());
         for place in places {
-            let evict = Message::Evict { conn: place.conn(), code: Code::Replaced };
+            let (conn, receipt) = (place.conn(), Some(Arc::clone(receipt)));
+            let evict = Message::Evict { conn, code: Code::Replaced, receipt };
             self.post(place.shard(), evict);
         }
     }

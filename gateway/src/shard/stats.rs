@@ -7,6 +7,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use tidegate_protocol::Code;
 
 use super::closing::Cause;
+use crate::auth::AuthError;
 
 /// Defines [`Stats`], its counters' names, and how they reach the registry.
 macro_rules! counters {
@@ -20,6 +21,8 @@ macro_rules! counters {
             pub closed: [u64; Cause::COUNT],
             /// Failures sent, by code less 100.
             pub failures: [u64; Code::ALL.len()],
+            /// Tokens refused, by [`AuthError`].
+            pub refused_tokens: [u64; AuthError::COUNT],
         }
 
         #[derive(Debug)]
@@ -52,20 +55,20 @@ counters! {
     accepted, "tidegate_connections_accepted_total", "Connections accepted.";
     accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
     received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
-    discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received after a connection's last frame, and thrown away.";
+    discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
     received_frames, "tidegate_received_frames_total", "Frames received from clients.";
     receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
     heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";
     sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
     calls, "tidegate_calls_total", "Requests handed to a backend.";
-    answers, "tidegate_answers_total", "Calls answered with success.";
+    answers, "tidegate_answers_total", "Calls whose success was written to the client.";
     late_answers, "tidegate_late_answers_total", "Answers thrown away because the call had timed out.";
-    orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone.";
+    orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
     oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
     pushes_to_users, "tidegate_user_pushes_total", "Pushes to a user.";
     pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
     refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
-    deliveries, "tidegate_push_deliveries_total", "Pushes handed to a connection's socket.";
+    deliveries, "tidegate_push_deliveries_total", "Pushes taken for a connection: written to it, or sent.";
     skipped_pushes, "tidegate_push_skipped_total", "Pushes that a slow member of a room missed.";
     refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
     stale_commands, "tidegate_commands_stale_total", "Commands for a connection that was gone.";
@@ -82,9 +85,18 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_rooms", "shard", "Rooms."),
     ("tidegate_memberships", "shard", "Memberships of rooms."),
     ("tidegate_calls_in_flight", "shard", "Calls that wait for their answer."),
-    ("tidegate_outbox_bytes", "shard", "Bytes that wait to be sent."),
+    (
+        "tidegate_outbox_bytes",
+        "shard",
+        "Bytes that wait to be sent, those of sends under way included.",
+    ),
     ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
     ("tidegate_failures_total", "code", "Failures sent, by error code."),
+    (
+        "tidegate_auth_failures_total",
+        "reason",
+        "Tokens refused: malformed, signature, expired, audience, wrong_user.",
+    ),
     (
         "tidegate_call_duration_seconds_bucket",
         "backend, le",
@@ -163,6 +175,7 @@ pub struct Exporter {
     counters: Counters,
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
+    refused_tokens: [Counter; AuthError::COUNT],
     gauges: [Gauge; 7],
     durations: Vec<DurationCounters>,
     exported: Stats,
@@ -182,6 +195,8 @@ impl Exporter {
             failures: Code::ALL.map(
                 |code| counter!("tidegate_failures_total", "code" => code.number().to_string()),
             ),
+            refused_tokens: AuthError::ALL
+                .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
             gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
             durations: backends.iter().map(|name| DurationCounters::new(name)).collect(),
             exported: Stats::default(),
@@ -193,7 +208,9 @@ impl Exporter {
         self.counters.add(stats, &self.exported);
         let closed = stats.closed.iter().zip(&self.exported.closed).zip(&self.closed);
         let failures = stats.failures.iter().zip(&self.exported.failures).zip(&self.failures);
-        for ((now, before), counter) in closed.chain(failures) {
+        let refused_tokens = stats.refused_tokens.iter().zip(&self.exported.refused_tokens);
+        let refused_tokens = refused_tokens.zip(&self.refused_tokens);
+        for ((now, before), counter) in closed.chain(failures).chain(refused_tokens) {
             if now > before {
                 counter.increment(now - before);
             }

@@ -137,6 +137,27 @@ pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
     bench.until("no bytes", |bench| bench.received(conn) == b"hello");
 }
 
+pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
+    for accepting in [true, false] {
+        let mut bench = Bench::<W>::new();
+        bench.driver().set_accepting(accepting);
+        let peers: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
+        bench.driver().stop_listening();
+        bench.until_fact(&Fact::ListeningStopped);
+        assert_eq!(bench.accepted().len(), 3);
+        assert_eq!(bench.facts().last(), Some(&Fact::ListeningStopped), "nobody comes after it");
+        bench.driver().stop_listening();
+        bench.polls(5);
+        let stops = bench.facts().iter().filter(|fact| **fact == Fact::ListeningStopped);
+        assert_eq!(stops.count(), 1);
+        for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
+            bench.driver().send(conn, Bytes::from_static(b"hello"));
+            bench.until_fact(&Fact::Sent(conn, 5));
+            assert_eq!(bench.peer_reads(peer, 5), b"hello");
+        }
+    }
+}
+
 /// A sink that would wait for ever still hears at once of what came of its commands.
 pub(super) fn nothing_known_waits<W: World>() {
     let mut bench = Bench::<W>::new();
