@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::queue::ArrayQueue;
 
 use crate::batch::Batch;
 use crate::handler::{Call, Handler};
@@ -28,10 +29,22 @@ pub struct PoolOptions {
     pub batch_calls_max: usize,
 }
 
+/// Emptied batches on their way back to whoever fills them: memory that is freed by another thread than
+/// allocated it is the dear kind.
+type Spares = ArrayQueue<Vec<Call>>;
+
+/// Emptied batches that are kept at most.
+const SPARES_MAX: usize = 64;
+
+/// Calls that an emptied batch may have room for, if it is to be kept. With [`SPARES_MAX`] and some
+/// 80 bytes a call that is 5 MiB a pool.
+const SPARE_CALLS_MAX: usize = 1024;
+
 /// A handler and its worker threads. They end when the pool and its submitters are dropped.
 #[derive(Clone, Debug)]
 pub struct Pool {
     workers: Arc<[Sender<Vec<Call>>]>,
+    spares: Arc<Spares>,
     queued: Arc<AtomicUsize>,
     queue_calls_max: usize,
 }
@@ -62,11 +75,13 @@ impl Pool {
         options: PoolOptions,
     ) -> (Self, Vec<Worker>) {
         let queued = Arc::new(AtomicUsize::new(0));
+        let spares = Arc::new(Spares::new(SPARES_MAX));
         let (senders, workers) = (0..options.workers.max(1))
             .map(|_| {
                 let (sender, queue) = channel::unbounded();
                 let worker = Worker {
                     queue,
+                    spares: Arc::clone(&spares),
                     queued: Arc::clone(&queued),
                     handler: Arc::clone(handler),
                     gateway: gateway.clone(),
@@ -76,10 +91,8 @@ impl Pool {
                 (sender, worker)
             })
             .collect::<(Vec<_>, Vec<_>)>();
-        (
-            Self { workers: senders.into(), queued, queue_calls_max: options.queue_calls_max },
-            workers,
-        )
+        let queue_calls_max = options.queue_calls_max;
+        (Self { workers: senders.into(), spares, queued, queue_calls_max }, workers)
     }
 
     /// Calls that wait for a worker.
@@ -133,8 +146,8 @@ impl Submitter {
         self.pending_calls = 0;
         for (pending, worker) in self.pending.iter_mut().zip(self.pool.workers.iter()) {
             if !pending.is_empty() {
-                let room = pending.len();
-                let calls = std::mem::replace(pending, Vec::with_capacity(room));
+                let spare = self.pool.spares.pop().unwrap_or_default();
+                let calls = std::mem::replace(pending, spare);
                 // A worker outlives its senders. If its thread is gone all the same, the calls come
                 // back in the error and answer 101 as they are dropped.
                 drop(worker.send(calls));
@@ -154,6 +167,7 @@ fn spread(number: u64, count: usize) -> usize {
 /// One thread's end of a pool.
 pub struct Worker {
     queue: Receiver<Vec<Call>>,
+    spares: Arc<Spares>,
     queued: Arc<AtomicUsize>,
     handler: Arc<dyn Handler>,
     gateway: Gateway,
@@ -179,11 +193,11 @@ impl Worker {
         any
     }
 
-    fn work(&mut self, calls: Vec<Call>) {
-        let mut calls = calls.into_iter();
-        while calls.len() > 0 {
-            let taken = calls.len().min(self.batch_calls_max);
-            self.batch.extend(calls.by_ref().take(taken));
+    fn work(&mut self, mut calls: Vec<Call>) {
+        let mut rest = calls.drain(..);
+        while rest.len() > 0 {
+            let taken = rest.len().min(self.batch_calls_max);
+            self.batch.extend(rest.by_ref().take(taken));
             self.queued.fetch_sub(taken, Ordering::Relaxed);
             let (handler, gateway) = (&*self.handler, &self.gateway);
             self.batch.run(|batch| {
@@ -200,6 +214,11 @@ impl Worker {
                     }
                 }
             });
+        }
+        drop(rest);
+        if calls.capacity() <= SPARE_CALLS_MAX {
+            // Where there are enough of them it is freed.
+            drop(self.spares.push(calls));
         }
     }
 }

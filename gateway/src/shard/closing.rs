@@ -58,7 +58,7 @@ causes! {
     Idle, "idle", "No sign of life: 109.";
     AuthTimeout, "auth_timeout", "It did not authenticate in time: 109.";
     AuthFailed, "auth_failed", "Too many failed tries to authenticate: 100.";
-    OutboxFull, "outbox_full", "More unsent bytes than `outbox_bytes_max`.";
+    OutboxFull, "outbox_full", "More than `outbox_bytes_max` bytes wait behind a send.";
     SlowMember, "slow_member", "Too slow for a room whose policy is to close.";
     Draining, "draining", "The gateway goes away: 108.";
 }

@@ -153,6 +153,8 @@ pub struct Shard {
     handed_over_at_ms: u64,
     /// When it may be said again that accepting is paused.
     warn_of_pause_at_ms: u64,
+    /// It was said, and the end of it was not.
+    warned_of_pause: bool,
     stats: Stats,
     durations: Vec<Durations>,
     exporter: Exporter,
@@ -206,6 +208,7 @@ impl Shard {
             grace_until_ms: 0,
             handed_over_at_ms: 0,
             warn_of_pause_at_ms: 0,
+            warned_of_pause: false,
             stats: Stats::default(),
             durations: vec![Durations::default(); names.len()],
             exporter: Exporter::new(id, &names),
@@ -359,7 +362,8 @@ impl Shard {
     fn export(&mut self) {
         let levels = self.levels();
         self.stats.refused_commands += self.shared.gate.take_refused();
-        self.exporter.export(&self.stats, levels, &mut self.durations);
+        let commands = self.shared.gate.commands();
+        self.exporter.export(&self.stats, levels, commands, &mut self.durations);
     }
 
     fn info(&self) -> ShardInfo {
@@ -392,7 +396,7 @@ impl Shard {
                 driver.set_accepting(false);
             }
             (Accepting::Full, false) => {
-                tracing::debug!("accepting again");
+                self.tell_of_resumption();
                 self.accepting = Accepting::Yes;
                 driver.set_accepting(true);
             }
@@ -406,8 +410,15 @@ impl Shard {
         let may = self.now_ms >= self.warn_of_pause_at_ms;
         if may {
             self.warn_of_pause_at_ms = self.now_ms + WARN_AGAIN_MS;
+            self.warned_of_pause = true;
         }
         may
+    }
+
+    fn tell_of_resumption(&mut self) {
+        if mem::take(&mut self.warned_of_pause) {
+            tracing::info!("accepting again");
+        }
     }
 
     /// The connection of this name, if it is still here.
@@ -452,7 +463,7 @@ impl Sink for Shard {
                     );
                 }
             }
-            Event::AcceptResumed => tracing::debug!("accepting again"),
+            Event::AcceptResumed => self.tell_of_resumption(),
             Event::ListeningStopped => self.on_listening_stopped(),
         }
     }

@@ -90,6 +90,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "shard",
         "Bytes that wait to be sent, those of sends under way included.",
     ),
+    (
+        "tidegate_commands_in_flight",
+        "",
+        "Pushes and other commands under way, all shards together.",
+    ),
     ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
     ("tidegate_failures_total", "code", "Failures sent, by error code."),
     (
@@ -177,6 +182,7 @@ pub struct Exporter {
     failures: [Counter; Code::ALL.len()],
     refused_tokens: [Counter; AuthError::COUNT],
     gauges: [Gauge; 7],
+    commands_in_flight: Gauge,
     durations: Vec<DurationCounters>,
     exported: Stats,
 }
@@ -198,13 +204,20 @@ impl Exporter {
             refused_tokens: AuthError::ALL
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
             gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
+            commands_in_flight: gauge!("tidegate_commands_in_flight"),
             durations: backends.iter().map(|name| DurationCounters::new(name)).collect(),
             exported: Stats::default(),
         }
     }
 
     /// Hands over what has changed.
-    pub fn export(&mut self, stats: &Stats, levels: Levels, durations: &mut [Durations]) {
+    pub fn export(
+        &mut self,
+        stats: &Stats,
+        levels: Levels,
+        commands_in_flight: usize,
+        durations: &mut [Durations],
+    ) {
         self.counters.add(stats, &self.exported);
         let closed = stats.closed.iter().zip(&self.exported.closed).zip(&self.closed);
         let failures = stats.failures.iter().zip(&self.exported.failures).zip(&self.failures);
@@ -219,7 +232,8 @@ impl Exporter {
         let Levels { calls_in_flight, outbox_bytes, .. } = levels;
         let levels =
             [connections, sessions, users, rooms, memberships, calls_in_flight, outbox_bytes];
-        for (gauge, level) in self.gauges.iter().zip(levels) {
+        let gauges = self.gauges.iter().zip(levels);
+        for (gauge, level) in gauges.chain([(&self.commands_in_flight, commands_in_flight)]) {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             gauge.set(level as f64);
         }
@@ -235,7 +249,7 @@ pub fn describe() {
     Counters::describe();
     for &(name, labels, help) in OTHERS {
         match labels {
-            "shard" => describe_gauge!(name, help),
+            "shard" | "" => describe_gauge!(name, help),
             _ => describe_counter!(name, help),
         }
     }

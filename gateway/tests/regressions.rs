@@ -1,0 +1,487 @@
+//! What was wrong once: whole shards on the simulated driver, one story each.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tidegate::auth::Verifier;
+use tidegate::config::{AuthMode, Config, SlowMember};
+use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use tidegate::parts::{Origin, Parts};
+use tidegate::router::Backend;
+use tidegate::shard::Shard;
+use tidegate::shard::closing::Cause;
+use tidegate::shard::mailbox::Message;
+use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
+use tidegate_protocol::{Reassembler, Request, Response};
+
+/// Echoes.
+const ECHO: i32 = 1;
+/// Keeps the call.
+const KEEP: i32 = 2;
+/// Answers all that were kept, with 5 KiB each.
+const RELEASE: i32 = 3;
+/// Joins the room.
+const JOIN: i32 = 4;
+
+#[derive(Default)]
+struct Keeper {
+    kept: Mutex<Vec<Call>>,
+}
+
+fn room() -> RoomId {
+    RoomId::new("busy").unwrap()
+}
+
+impl Handler for Keeper {
+    fn handle(&self, call: Call, gateway: &Gateway) {
+        match call.kind() {
+            KEEP => self.kept.lock().unwrap().push(call),
+            RELEASE => {
+                let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+                kept.into_iter().for_each(|kept| kept.answer(vec![1; 5 * 1024]));
+                call.answer("");
+            }
+            JOIN => {
+                gateway.join(call.session(), &room(), None).unwrap();
+                call.answer("");
+            }
+            _ => {
+                let same = call.biz_data().clone();
+                call.answer(same);
+            }
+        }
+    }
+}
+
+struct World {
+    parts: Parts,
+    shards: Vec<Shard>,
+    sims: Vec<Sim>,
+    /// The next client's user.
+    user_id: u64,
+}
+
+/// A response, as far as these stories need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Got {
+    kind: i32,
+    code: Option<Code>,
+    sequence: u64,
+    offset: u64,
+    bytes: usize,
+}
+
+struct Phone {
+    shard: usize,
+    peer: PeerId,
+    reassembler: Reassembler,
+    got: Vec<Got>,
+    end: Option<Arrived>,
+}
+
+impl World {
+    /// So many shards, that were started so long ago.
+    fn aged(shards: u16, age: Duration, configure: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::embedded_default();
+        config.shards = shards;
+        config.auth.mode = AuthMode::Demo;
+        configure(&mut config);
+        let started = Instant::now();
+        let origin = Origin { started, first_offset: 1, session_key: 1 };
+        let verifier = Verifier::new(&config.auth).unwrap();
+        let handler: Arc<dyn Handler> = Arc::new(Keeper::default());
+        let Ok(parts) = Parts::new(config, verifier, origin, |config, _| {
+            let name = config.backends[0].name.as_str().into();
+            Ok::<_, Infallible>(vec![Backend { name, handler, pool: None }])
+        });
+        let sim = |id: u16| {
+            let mut sim = Sim::new(id.into(), started + age, Faults::default());
+            sim.set_wait_max(Duration::ZERO);
+            sim
+        };
+        let sims = (0..shards).map(sim).collect();
+        let shards = (0..shards).map(|id| parts.shard(id)).collect();
+        let mut world = Self { parts, shards, sims, user_id: 7 };
+        world.turns(1);
+        // What a shard that was away gives everybody is over.
+        world.pass(Duration::from_secs(31));
+        world
+    }
+
+    fn new(configure: impl FnOnce(&mut Config)) -> Self {
+        Self::aged(1, Duration::ZERO, configure)
+    }
+
+    fn turns(&mut self, count: usize) {
+        for _ in 0..count {
+            for (shard, sim) in self.shards.iter_mut().zip(&mut self.sims) {
+                if !shard.is_finished() {
+                    shard.turn(sim).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Time passes, in steps too short for a shard to think that it was away.
+    fn pass(&mut self, time: Duration) {
+        let step = Duration::from_millis(500);
+        let mut left = time;
+        while left > Duration::ZERO {
+            for sim in &mut self.sims {
+                let now = sim.now() + step.min(left);
+                sim.set_now(now);
+            }
+            left = left.saturating_sub(step);
+            self.turns(4);
+        }
+    }
+
+    fn connect(&mut self, shard: usize) -> Phone {
+        let peer = self.sims[shard].connect().expect("the shard listens");
+        self.turns(2);
+        let reassembler = Reassembler::new();
+        Phone { shard, peer, reassembler, got: Vec::new(), end: None }
+    }
+
+    /// A client with a session; what it got until then is forgotten.
+    fn log_in(&mut self, shard: usize) -> Phone {
+        let mut phone = self.connect(shard);
+        let user_id = self.user_id;
+        self.user_id += 1;
+        let token = format!("token-{user_id}");
+        let login = Request { user_id, token: &token, sequence: 1, ..Request::default() };
+        self.send(&phone, &login);
+        phone.read(self);
+        assert_eq!((phone.got.len(), phone.got[0].code), (1, None));
+        phone.got.clear();
+        phone
+    }
+
+    fn send(&mut self, phone: &Phone, request: &Request<'_>) {
+        let mut bytes = Vec::new();
+        request.encode_frame(&mut bytes);
+        assert_eq!(self.sims[phone.shard].write(phone.peer, &bytes), bytes.len());
+        self.turns(6);
+    }
+
+    fn ask(&mut self, phone: &Phone, kind: i32, sequence: u64, biz_data: &[u8]) {
+        self.send(phone, &Request { kind, sequence, biz_data, ..Request::default() });
+    }
+
+    fn heartbeat(&mut self, phone: &Phone) {
+        self.ask(phone, -1, 99, b"");
+    }
+
+    fn push_all(&mut self, kind: i32, bytes: usize) {
+        self.parts.gateway.push_all(kind, vec![7; bytes]).unwrap();
+    }
+
+    fn closed(&self, cause: Cause) -> u64 {
+        self.shards.iter().map(|shard| shard.stats().closed[cause as usize]).sum()
+    }
+}
+
+impl Phone {
+    fn read(&mut self, world: &mut World) {
+        loop {
+            match world.sims[self.shard].read(self.peer) {
+                Arrived::Bytes(bytes) => {
+                    let mut frames = self.reassembler.frames(&bytes, usize::MAX);
+                    while let Some(frame) = frames.next().unwrap() {
+                        let Response { kind, sequence, offset, .. } =
+                            Response::decode(frame).unwrap();
+                        let response = Response::decode(frame).unwrap();
+                        let (code, bytes) = (response.code(), response.biz_data.len());
+                        self.got.push(Got { kind, code, sequence, offset, bytes });
+                    }
+                }
+                Arrived::Nothing => return,
+                end => return self.end = Some(end),
+            }
+        }
+    }
+
+    /// Reads what comes within so many turns.
+    fn read_for(&mut self, world: &mut World, turns: usize) {
+        for _ in 0..turns {
+            world.turns(1);
+            self.read(world);
+        }
+    }
+
+    fn count(&self, kind: i32) -> usize {
+        self.got.iter().filter(|got| got.kind == kind).count()
+    }
+}
+
+#[test]
+fn the_clock_of_silence_goes_on_after_49_days() {
+    for days in [1, 49, 50, 120] {
+        let mut world = World::aged(1, Duration::from_secs(days * 86_400), |_| {});
+        let mut alive = world.log_in(0);
+        let mut silent = world.log_in(0);
+        for _ in 0..12 {
+            world.heartbeat(&alive);
+            world.pass(Duration::from_secs(10));
+        }
+        alive.read(&mut world);
+        silent.read(&mut world);
+        assert_eq!((alive.count(-1), &alive.end), (12, &None), "after {days} days");
+        assert_eq!(silent.got[0].code, Some(Code::Idle), "after {days} days");
+    }
+}
+
+#[test]
+fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
+    for slow_member in [SlowMember::Skip, SlowMember::Close] {
+        let mut world = World::new(|config| config.rooms.default_policy.slow_member = slow_member);
+        let mut phone = world.log_in(0);
+        for burst in 1..=3 {
+            // The log holds one of them.
+            world.push_all(5, 200 * 1024);
+            world.push_all(5, 200 * 1024);
+            world.push_all(6, 10);
+            phone.read_for(&mut world, 30);
+            assert_eq!((phone.count(5), phone.count(6)), (2 * burst, burst));
+        }
+        assert_eq!(phone.end, None);
+        assert_eq!(world.shards[0].stats().skipped_pushes, 0);
+        let Some((_, log_bytes)) = everybodys_log(&mut world) else { panic!("no such room") };
+        assert!(log_bytes <= 256 * 1024, "the log is as short as it should be: {log_bytes}");
+        assert_eq!(world.parts.shared.gate.commands(), 0);
+    }
+}
+
+/// Members and bytes of everybody's room.
+fn everybodys_log(world: &mut World) -> Option<(u64, u64)> {
+    use tidegate::control::Control as _;
+    let mut answer = world.parts.hub.room(RoomId::everybody());
+    world.turns(3);
+    let info = answer.try_recv().unwrap()?;
+    Some((info.members, info.log_bytes))
+}
+
+#[test]
+fn answers_that_come_at_once_close_nobody_who_reads() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    let other = world.log_in(0);
+    for sequence in 0..250 {
+        world.ask(&phone, KEEP, sequence, b"");
+    }
+    world.ask(&other, RELEASE, 1, b"");
+    phone.read_for(&mut world, 100);
+    assert_eq!((phone.got.len(), &phone.end), (250, &None));
+}
+
+#[test]
+fn a_push_under_way_is_not_held_against_an_answer() {
+    let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
+    let mut phone = world.log_in(0);
+    let other = world.log_in(0);
+    world.ask(&phone, KEEP, 9, b"");
+    // A phone that reads, over a thin link.
+    world.sims[0].set_window(phone.peer, 10_000);
+    world.push_all(5, 60_000);
+    world.turns(2);
+    world.ask(&other, RELEASE, 1, b"");
+    phone.read_for(&mut world, 60);
+    assert_eq!((phone.count(5), phone.count(KEEP), &phone.end), (1, 1, &None));
+}
+
+#[test]
+fn who_does_not_read_answers_is_closed() {
+    let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
+    let phone = world.log_in(0);
+    let other = world.log_in(0);
+    world.sims[0].set_window(phone.peer, 0);
+    for sequence in 0..20 {
+        world.ask(&phone, KEEP, sequence, b"");
+    }
+    // The first of them goes under way, the others wait behind it.
+    world.push_all(5, 10);
+    world.turns(2);
+    world.ask(&other, RELEASE, 1, b"");
+    assert_eq!(world.closed(Cause::OutboxFull), 1);
+    assert_eq!(world.shards[0].stats().orphan_answers, 16);
+}
+
+#[test]
+fn a_room_that_never_rests_starves_no_other() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    world.ask(&phone, JOIN, 1, b"");
+    phone.read(&mut world);
+    world.sims[0].set_window(phone.peer, 20_000);
+    for round in 0..200 {
+        for _ in 0..4 {
+            world.parts.gateway.push_room(&room(), 6, vec![6; 40 * 1024]).unwrap();
+        }
+        if round % 10 == 0 {
+            world.push_all(7, 10);
+        }
+        phone.read_for(&mut world, 8);
+    }
+    phone.read_for(&mut world, 200);
+    assert_eq!((phone.count(7), &phone.end), (20, &None));
+    assert!(phone.count(6) > 20, "{}", phone.count(6));
+    let stats = world.shards[0].stats();
+    assert_eq!(phone.count(6) as u64 + stats.skipped_pushes, 800, "what it missed is counted");
+}
+
+#[test]
+fn silence_that_nobody_listened_to_is_none() {
+    let mut world = World::new(|config| {
+        config.limits.calls_per_connection_max = 1;
+        config.routes[0].timeout = Duration::from_secs(600);
+    });
+    let mut phone = world.log_in(0);
+    let other = world.log_in(0);
+    world.ask(&phone, KEEP, 9, b"");
+    for _ in 0..12 {
+        world.heartbeat(&phone);
+        world.heartbeat(&other);
+        world.pass(Duration::from_secs(10));
+    }
+    world.ask(&other, RELEASE, 1, b"");
+    phone.read(&mut world);
+    assert_eq!((phone.count(KEEP), phone.count(-1), &phone.end), (1, 12, &None));
+    world.pass(Duration::from_secs(80));
+    phone.read(&mut world);
+    assert_eq!(phone.got.last().unwrap().code, Some(Code::Idle), "now it is silent");
+}
+
+#[test]
+fn a_shard_that_was_away_reads_before_it_judges() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    for sim in &mut world.sims {
+        let now = sim.now() + Duration::from_secs(600);
+        sim.set_now(now);
+    }
+    // What it sent meanwhile is read a turn later.
+    world.turns(1);
+    world.heartbeat(&phone);
+    world.pass(Duration::from_secs(35));
+    phone.read(&mut world);
+    assert_eq!((phone.count(-1), &phone.end), (1, &None));
+    world.pass(Duration::from_secs(80));
+    phone.read(&mut world);
+    assert_eq!(phone.got.last().unwrap().code, Some(Code::Idle), "grace ends");
+}
+
+#[test]
+fn a_drain_gives_answers_as_long_as_it_may_last() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    world.sims[0].set_window(phone.peer, 10_000);
+    for sequence in 0..10 {
+        world.ask(&phone, ECHO, sequence, &[3; 30_000]);
+    }
+    world.parts.hub.tell_all(|| Message::Drain);
+    // It takes longer than a connection lingers, but not as long as a drain may.
+    for _ in 0..35 {
+        world.pass(Duration::from_millis(250));
+        phone.read(&mut world);
+    }
+    assert_eq!(phone.count(ECHO), 10);
+    assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+    assert!(matches!(phone.end, Some(Arrived::End)), "{:?}", phone.end);
+}
+
+#[test]
+fn shards_end_together() {
+    let mut world = World::aged(2, Duration::ZERO, |_| {});
+    let mut phone = world.log_in(1);
+    world.ask(&phone, KEEP, 9, b"");
+    world.parts.hub.tell_all(|| Message::Drain);
+    world.turns(20);
+    assert!(world.shards.iter().all(|shard| !shard.is_finished()), "one waits for an answer");
+    // Everybody's room has its home on the other shard.
+    world.push_all(7, 10);
+    world.turns(10);
+    phone.read(&mut world);
+    assert_eq!(phone.count(7), 1);
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+    world.pass(Duration::from_secs(20));
+    assert!(world.shards.iter().all(Shard::is_finished));
+}
+
+#[test]
+fn who_has_shown_no_token_takes_little_memory() {
+    let mut world = World::new(|_| {});
+    let phones: Vec<_> = (0..50).map(|_| world.connect(0)).collect();
+    let mut beat = Vec::new();
+    Request { kind: -1, ..Request::default() }.encode_frame(&mut beat);
+    let beats = beat.repeat(60_000);
+    for phone in &phones {
+        world.sims[0].set_window(phone.peer, 0);
+        world.sims[0].write(phone.peer, &beats);
+    }
+    world.turns(10);
+    let each = world.shards[0].levels().outbox_bytes / phones.len();
+    assert!((4 * 1024..6 * 1024).contains(&each), "{each} bytes of unsent answers each");
+}
+
+#[test]
+fn a_half_closed_client_of_a_busy_room_is_closed() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    world.ask(&phone, JOIN, 1, b"");
+    world.ask(&phone, KEEP, 2, b"");
+    world.sims[0].half_close(phone.peer);
+    let other = world.log_in(0);
+    let push = |world: &mut World, phone: &mut Phone| {
+        world.parts.gateway.push_room(&room(), 6, "again").unwrap();
+        world.turns(1);
+        phone.read(world);
+    };
+    (0..20).for_each(|_| push(&mut world, &mut phone));
+    assert_eq!(phone.end, None, "it waits for an answer");
+    world.ask(&other, RELEASE, 1, b"");
+    (0..20).for_each(|_| push(&mut world, &mut phone));
+    assert_eq!(phone.count(KEEP), 1);
+    assert!(matches!(phone.end, Some(Arrived::End)), "{:?}", phone.end);
+}
+
+#[test]
+fn rooms_max_bounds_the_rooms_that_have_their_home_on_a_shard() {
+    let mut world = World::aged(2, Duration::ZERO, |config| config.rooms.rooms_max = 3);
+    let rooms: Vec<_> = (0..40).map(|n| RoomId::new(format!("room-{n}")).unwrap()).collect();
+    for room in &rooms {
+        world.parts.gateway.push_room(room, 5, "x").unwrap();
+    }
+    world.turns(3);
+    for shard in &world.shards {
+        assert_eq!(shard.levels().rooms, 1 + 3, "everybody's, and three");
+    }
+    let refused: u64 = world.shards.iter().map(|shard| shard.stats().refused_rooms).sum();
+    assert_eq!(refused, 40 - 6);
+    // Who was refused is as it was: no push, no membership.
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+}
+
+#[test]
+fn an_answer_too_long_for_a_frame_fails_and_the_next_is_served() {
+    let mut world = World::new(|config| config.limits.frame_to_client_bytes_max = 1_000);
+    let mut phone = world.log_in(0);
+    world.ask(&phone, ECHO, 1, &[1; 2_000]);
+    world.ask(&phone, ECHO, 2, &[1; 500]);
+    phone.read(&mut world);
+    assert_eq!(phone.got[0].code, Some(Code::BackendFailed));
+    assert_eq!((phone.got[1].code, phone.got[1].bytes), (None, 500));
+    assert_eq!(world.shards[0].stats().oversize_answers, 1);
+}
+
+#[test]
+fn frames_that_are_thrown_away_are_counted() {
+    let mut world = World::new(|config| config.limits.calls_per_connection_max = 1);
+    let phone = world.log_in(0);
+    world.ask(&phone, KEEP, 1, b"");
+    world.ask(&phone, ECHO, 2, &[1; 100]);
+    let before = world.shards[0].stats().discarded_bytes;
+    world.parts.gateway.kick(7).unwrap();
+    world.turns(5);
+    assert!(world.shards[0].stats().discarded_bytes > before + 100);
+}
