@@ -12,7 +12,7 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use tidegate::auth::Verifier;
 use tidegate::config::{AuthMode, Config};
-use tidegate::driver::{ConnId, Driver, Event, Sink};
+use tidegate::driver::{ConnId, Driver, Event, SendState, Sink};
 use tidegate::parts::{Origin, Parts};
 use tidegate::router::Backend;
 use tidegate::shard::Shard;
@@ -36,7 +36,6 @@ struct Feed {
     accepted: u32,
     /// What each of so many connections receives in the next poll.
     input: Option<(u32, Bytes)>,
-    sent: Vec<(ConnId, usize)>,
     sends: u64,
     sent_bytes: u64,
 }
@@ -47,9 +46,6 @@ fn conn(slot: u32) -> ConnId {
 
 impl Driver for Feed {
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        for (conn, bytes) in self.sent.drain(..) {
-            sink.event(Event::Sent { conn, bytes });
-        }
         sink.idle_for();
         sink.woken(self.now);
         for slot in self.accepted..self.accept {
@@ -65,10 +61,10 @@ impl Driver for Feed {
         Ok(())
     }
 
-    fn send(&mut self, conn: ConnId, bytes: Bytes) {
+    fn send(&mut self, _: ConnId, bytes: Bytes) -> SendState {
         self.sends += 1;
         self.sent_bytes += bytes.len() as u64;
-        self.sent.push((conn, bytes.len()));
+        SendState::Done
     }
 
     fn pause_receive(&mut self, _: ConnId) {}
@@ -110,15 +106,8 @@ impl World {
             Ok::<_, Infallible>(vec![Backend { name: "demo".into(), handler, pool }])
         });
         let shard = parts.shard(0);
-        let driver = Feed {
-            now,
-            accept: connections,
-            accepted: 0,
-            input: None,
-            sent: Vec::with_capacity(connections as usize),
-            sends: 0,
-            sent_bytes: 0,
-        };
+        let driver =
+            Feed { now, accept: connections, accepted: 0, input: None, sends: 0, sent_bytes: 0 };
         let mut world = Self { parts, shard, workers, driver, client: Client::new(now) };
         world.turn();
         world.client.authenticate(now, 7, "token-7");

@@ -10,7 +10,9 @@ mod worlds;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{CloseCause, ConnId, Driver, Event, Sink};
+use bytes::Bytes;
+
+use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
 use worlds::{EpollWorld, SimWorld};
 
 /// Polls after which a test gives up.
@@ -138,6 +140,15 @@ impl<W: World> Bench<W> {
 
     fn driver(&mut self) -> &mut W::Driver {
         self.world.driver()
+    }
+
+    /// Sends. What it comes to is noted as if it had been reported.
+    fn send(&mut self, conn: ConnId, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        let count = bytes.len();
+        if self.world.driver().send(conn, bytes) == SendState::Done {
+            self.recorder.facts.push(Fact::Sent(conn, count));
+        }
     }
 
     fn facts(&self) -> &[Fact] {

@@ -4,7 +4,7 @@
 //! tried again (epoll(7) promises a new edge); interest in writability is registered only once a
 //! write has come short; accepted sockets inherit their options from the listener.
 
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::mem;
 use std::net::{self, Shutdown};
 use std::sync::Arc;
@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tidegate_backend::batch::Wake;
 
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
+use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sink};
 
 /// Events that one wait takes at most: enough to share a system call, and a turn, among many
 /// connections; few enough that the last of them waits for a few milliseconds.
@@ -201,26 +203,29 @@ impl Epoll {
                 socket.flags.unread = true;
                 return;
             }
-            match socket.stream.read(&mut self.buffer[..budget]) {
-                Ok(0) => {
+            match recv(&socket.stream, &mut self.buffer[..budget], RecvFlags::empty()) {
+                Ok((_, 0)) => {
                     socket.flags.ended = true;
                     sink.event(Event::Ended { conn });
                     return;
                 }
-                Ok(bytes) => {
+                Ok((_, bytes)) => {
                     let drained = bytes < budget && !socket.flags.ending;
                     sink.event(Event::Received { conn, bytes: &self.buffer[..bytes] });
                     if let Some(reply) = sink.reply(conn) {
-                        self.send(conn, reply);
+                        let bytes = reply.len();
+                        if self.send(conn, reply) == SendState::Done {
+                            sink.event(Event::Sent { conn, bytes });
+                        }
                     }
                     if drained {
                         return;
                     }
                     budget -= bytes;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.fail(conn, &error),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(error) => return self.fail(conn, &error.into()),
             }
         }
         self.queue_readable(conn);
@@ -245,11 +250,11 @@ impl Epoll {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(sending) = socket.sending.as_mut() else { return };
         while !sending.rest.is_empty() {
-            match socket.stream.write(&sending.rest) {
+            match send(&socket.stream, &sending.rest, SendFlags::NOSIGNAL) {
                 Ok(written) => sending.rest.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.fail(conn, &error),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(error) => return self.fail(conn, &error.into()),
             }
         }
         let total = sending.total;
@@ -418,29 +423,23 @@ impl Driver for Epoll {
     }
 
     #[inline]
-    fn send(&mut self, conn: ConnId, mut bytes: Bytes) {
-        let Some(socket) = self.sockets.get_mut(conn) else { return };
+    fn send(&mut self, conn: ConnId, mut bytes: Bytes) -> SendState {
+        let Some(socket) = self.sockets.get_mut(conn) else { return SendState::UnderWay };
         if socket.flags.closed {
-            return;
+            return SendState::UnderWay;
         }
         debug_assert!(socket.sending.is_none(), "one send at a time");
         let total = bytes.len();
-        match socket.stream.write(&bytes) {
-            Ok(written) if written == total => self.outcomes.push(Outcome::Sent(conn, total)),
+        match send(&socket.stream, &bytes, SendFlags::NOSIGNAL) {
+            Ok(written) if written == total => return SendState::Done,
             Ok(written) => {
                 bytes.advance(written);
                 self.keep_sending(conn, bytes, total);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                self.keep_sending(conn, bytes, total);
-            }
-            Err(error) => self.fail(conn, &error),
+            Err(Errno::AGAIN | Errno::INTR) => self.keep_sending(conn, bytes, total),
+            Err(error) => self.fail(conn, &error.into()),
         }
+        SendState::UnderWay
     }
 
     fn pause_receive(&mut self, conn: ConnId) {

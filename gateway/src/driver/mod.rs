@@ -8,8 +8,11 @@
 //!
 //! 1. Inbound lends: the bytes of [`Event::Received`] are valid until [`Sink::event`] returns.
 //!    Outbound gives: [`Driver::send`] takes shared bytes and keeps them until they are sent.
-//! 2. At most one send is under way on a connection. The next may follow its [`Event::Sent`].
-//! 3. Commands never report inline: what comes of them comes through [`Driver::poll`].
+//! 2. At most one send is under way on a connection. The next may follow its [`Event::Sent`], or
+//!    [`SendState::Done`].
+//! 3. Commands never report inline: what comes of them comes through [`Driver::poll`]. What a send came
+//!    to at once, it returns: an event later would find everything of the connection out of the cache,
+//!    which was measured to cost as much as the gateway's own work for a push.
 //! 4. [`Event::Closed`] is a connection's last event and comes exactly once, after all that was under
 //!    way has ended. A [`ConnId`] carries a generation, so a command that comes too late hits nobody.
 //! 5. After [`Driver::pause_receive`], bytes already on their way may still come: one event's worth.
@@ -123,6 +126,15 @@ impl CloseCause {
     }
 }
 
+/// What a send came to at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendState {
+    /// The kernel has all of its bytes: no [`Event::Sent`] follows.
+    Done,
+    /// [`Event::Sent`] follows, or [`Event::Closed`].
+    UnderWay,
+}
+
 /// Takes a driver's facts: a shard.
 pub trait Sink {
     /// Takes what happened.
@@ -134,7 +146,7 @@ pub trait Sink {
     }
 
     /// What to send on a connection that was just received from, if that is all there is to do for it.
-    /// It counts as a [`Driver::send`].
+    /// It counts as a [`Driver::send`], and [`Event::Sent`] may follow at once.
     fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
         let _ = conn;
         None
@@ -157,7 +169,7 @@ pub trait Driver {
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()>;
 
     /// Sends bytes: at least one. No other send may be under way on the connection.
-    fn send(&mut self, conn: ConnId, bytes: Bytes);
+    fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState;
 
     /// Stops receiving, so that the peer's TCP window fills.
     fn pause_receive(&mut self, conn: ConnId);

@@ -15,7 +15,7 @@ use bytes::{Buf as _, Bytes};
 use fastrand::Rng;
 
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, Sink};
+use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sink};
 use network::Network;
 pub use network::{Arrived, PeerId};
 
@@ -32,6 +32,8 @@ pub struct Faults {
     pub cut: f64,
     /// A send comes short: the rest waits for later polls.
     pub short_send: f64,
+    /// A send that is done at once is reported a poll later.
+    pub late_send: f64,
     /// For some polls nothing moves on a connection, in either direction.
     pub stall: f64,
     /// The network resets a connection.
@@ -97,7 +99,7 @@ struct Sending {
     total: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Sent(ConnId, usize),
     Closed(ConnId, CloseCause),
@@ -368,10 +370,11 @@ impl Driver for Sim {
         Ok(())
     }
 
-    fn send(&mut self, conn: ConnId, bytes: Bytes) {
-        let Some(socket) = self.sockets.get_mut(conn) else { return };
+    fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState {
+        let late = self.roll(self.faults.late_send);
+        let Some(socket) = self.sockets.get_mut(conn) else { return SendState::UnderWay };
         if socket.closed {
-            return;
+            return SendState::UnderWay;
         }
         assert!(socket.sending.is_none(), "one send at a time");
         assert!(!socket.shutdown, "nothing is sent after a shutdown");
@@ -381,6 +384,11 @@ impl Driver for Sim {
         if socket.stalled_polls == 0 {
             self.continue_send(conn);
         }
+        if late || self.outcomes.last() != Some(&Outcome::Sent(conn, total)) {
+            return SendState::UnderWay;
+        }
+        self.outcomes.pop();
+        SendState::Done
     }
 
     fn pause_receive(&mut self, conn: ConnId) {

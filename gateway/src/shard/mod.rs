@@ -70,6 +70,10 @@ use users::Users;
 /// shard from its sockets.
 const MESSAGES_MAX: usize = 4096;
 
+/// Connections that are written to before they are flushed, within a turn: as many buffers stay in the
+/// cache, and answers that came together mostly leave together.
+const TOUCHED_MAX: usize = 128;
+
 /// How often figures are exported and idle rooms looked for, in milliseconds.
 const HOUSEKEEPING_MS: u64 = 250;
 
@@ -136,6 +140,8 @@ pub struct Shard {
 
     /// Slots of connections to flush at the end of the turn.
     touched: Vec<u32>,
+    /// Slots of held connections that have been sent something: they may be read on from.
+    unsent_less: Vec<u32>,
     /// Slots whose deadline has passed; kept for its memory.
     expired: Vec<u32>,
     /// Whether the driver should accept.
@@ -199,6 +205,7 @@ impl Shard {
             arena: BytesMut::new(),
             rate,
             touched: Vec::new(),
+            unsent_less: Vec::new(),
             expired: Vec::new(),
             accepting: Accepting::Yes,
             draining: None,
@@ -237,7 +244,8 @@ impl Shard {
     pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
         let local = self.port.enter();
         driver.poll(self)?;
-        self.drain_mailbox();
+        self.read_on_from_sent();
+        self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
         if self.router.flush() {
@@ -284,11 +292,14 @@ impl Shard {
         }
     }
 
-    fn drain_mailbox(&mut self) {
+    fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         for _ in 0..MESSAGES_MAX {
             let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
             self.handle(message);
+            if self.touched.len() >= TOUCHED_MAX {
+                self.flush(driver);
+            }
         }
         // Calls that were dropped on this thread have answered themselves.
         self.take_answers();
@@ -482,6 +493,7 @@ impl Sink for Shard {
 
     fn idle_for(&mut self) -> Option<Duration> {
         let busy = !self.touched.is_empty()
+            || !self.unsent_less.is_empty()
             || !self.local.is_empty()
             || self.fan_out.is_busy()
             || self.draining.as_ref().is_some_and(Draining::is_busy)

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::Shard;
 use super::closing::Cause;
 use crate::connection::Phase;
-use crate::driver::{ConnId, Driver};
+use crate::driver::{ConnId, Driver, SendState};
 use crate::transport::Transport as _;
 
 impl Shard {
@@ -55,30 +55,45 @@ impl Shard {
         self.touch(slot);
     }
 
-    /// A send is done.
+    /// A send that was under way is done.
     #[inline]
     pub(super) fn on_sent(&mut self, conn: ConnId, bytes: usize) {
+        let Some(connection) = self.connection(conn) else { return };
+        let in_flight_bytes = std::mem::take(&mut connection.in_flight_bytes);
+        self.in_flight_bytes -= in_flight_bytes as usize;
+        self.sent(conn.slot, bytes);
+    }
+
+    /// The kernel has all of a send.
+    #[inline]
+    fn sent(&mut self, slot: u32, bytes: usize) {
         self.stats.sends += 1;
         self.stats.sent_bytes += bytes as u64;
         let now_ms = self.clock_ms();
-        let Some(connection) = self.connection(conn) else { return };
-        let in_flight_bytes = std::mem::take(&mut connection.in_flight_bytes);
-        if connection.flags.held {
+        let connection = &mut self.connections[slot as usize];
+        let flags = connection.flags;
+        if flags.held {
             // It takes what it is sent: a sign of life, while none is read.
             connection.last_seen_ms = now_ms;
+            self.unsent_less.push(slot);
         }
-        let flags = connection.flags;
         if connection.outbox.is_some()
             || flags.owed
             || flags.ended
             || connection.phase == Phase::Closing
         {
-            self.touch(conn.slot);
+            self.touch(slot);
         }
-        self.in_flight_bytes -= in_flight_bytes as usize;
-        if flags.held {
-            self.read_on(conn.slot);
+    }
+
+    /// Reads on from those that were held, and have been sent what they were held for.
+    pub(super) fn read_on_from_sent(&mut self) {
+        let mut slots = std::mem::take(&mut self.unsent_less);
+        for slot in slots.drain(..) {
+            self.read_on(slot);
         }
+        slots.append(&mut self.unsent_less);
+        self.unsent_less = slots;
     }
 
     /// Takes what a connection that was just received from has to say, if that is all there is to do
@@ -97,17 +112,16 @@ impl Shard {
         connection.flags.touched = false;
         self.touched.pop();
         let bytes = self.outboxes.drain(&mut connection.outbox)?;
-        Some(self.seal(slot, bytes))
+        let bytes = connection.transport.seal(bytes);
+        self.note_under_way(slot, bytes.len());
+        Some(bytes)
     }
 
-    /// Makes bytes what the wire carries, and counts them as under way.
     #[inline]
-    fn seal(&mut self, slot: u32, bytes: Bytes) -> Bytes {
-        let connection = &mut self.connections[slot as usize];
-        let bytes = connection.transport.seal(bytes);
-        connection.in_flight_bytes = u32::try_from(bytes.len()).expect("bounded by the outbox");
-        self.in_flight_bytes += bytes.len();
-        bytes
+    fn note_under_way(&mut self, slot: u32, bytes: usize) {
+        let in_flight_bytes = u32::try_from(bytes).expect("bounded by the outbox");
+        self.connections[slot as usize].in_flight_bytes = in_flight_bytes;
+        self.in_flight_bytes += bytes;
     }
 
     /// Flushes every connection that something happened to.
@@ -186,7 +200,11 @@ impl Shard {
     #[inline]
     pub(super) fn send(&mut self, slot: u32, bytes: Bytes, driver: &mut impl Driver) {
         let conn = self.conn_id(slot);
-        let bytes = self.seal(slot, bytes);
-        driver.send(conn, bytes);
+        let bytes = self.connections[slot as usize].transport.seal(bytes);
+        let count = bytes.len();
+        match driver.send(conn, bytes) {
+            SendState::Done => self.sent(slot, count),
+            SendState::UnderWay => self.note_under_way(slot, count),
+        }
     }
 }

@@ -111,6 +111,7 @@ fn faults(rng: &mut Rng) -> Faults {
     Faults {
         cut: often(0.9),
         short_send: often(0.9),
+        late_send: often(1.0),
         stall: often(0.05),
         reset,
         time_out,

@@ -1,7 +1,5 @@
 //! How bytes flow, and how they are held back.
 
-use bytes::Bytes;
-
 use super::{Bench, Fact, Read, World, pattern};
 use crate::driver::{CloseCause, Driver as _, RECEIVE_BYTES_MAX};
 
@@ -14,7 +12,7 @@ pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
     assert_eq!(bench.received(conn), b"ask", "the end comes after the bytes");
     for answer in [&b"one"[..], b"two"] {
         let sent = bench.outcomes(conn).len();
-        bench.driver().send(conn, Bytes::from_static(answer));
+        bench.send(conn, answer);
         bench.until("not sent", |bench| bench.outcomes(conn).len() > sent);
         assert_eq!(bench.peer_reads(peer, 3), answer);
     }
@@ -28,15 +26,15 @@ pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     let (other, other_conn) = bench.connect();
-    bench.driver().send(conn, Bytes::from(pattern(BYTES)));
+    bench.send(conn, pattern(BYTES));
     bench.polls(20);
     assert_eq!(bench.outcomes(conn), [], "more than the buffers hold");
     // Meanwhile others are served.
-    bench.driver().send(other_conn, Bytes::from_static(b"hello"));
+    bench.send(other_conn, &b"hello"[..]);
     assert_eq!(bench.peer_reads(other, 5), b"hello");
     assert_eq!(bench.peer_reads(peer, BYTES), pattern(BYTES));
     bench.until_fact(&Fact::Sent(conn, BYTES));
-    bench.driver().send(conn, Bytes::from_static(b"next"));
+    bench.send(conn, &b"next"[..]);
     bench.until_fact(&Fact::Sent(conn, 4));
     assert_eq!(bench.peer_reads(peer, 4), b"next");
     bench.polls(10);
@@ -47,7 +45,7 @@ pub(super) fn shutdown_lets_the_send_under_way_out<W: World>() {
     for count in [10, 8 * 1024 * 1024] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
-        bench.driver().send(conn, Bytes::from(pattern(count)));
+        bench.send(conn, pattern(count));
         bench.driver().shutdown(conn);
         assert_eq!(bench.peer_reads(peer, count), pattern(count));
         assert_eq!(bench.peer_reads_end(peer), Read::End);

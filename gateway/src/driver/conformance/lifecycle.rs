@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Bench, Fact, Read, World, pattern};
-use crate::driver::{CloseCause, Driver as _};
+use crate::driver::{CloseCause, Driver as _, SendState};
 
 /// More than any buffer on the way holds.
 const LARGE: usize = 24 * 1024 * 1024;
@@ -13,7 +13,7 @@ pub(super) fn bytes_and_ends_are_reported<W: World>() {
     let (peer, conn) = bench.connect();
     assert_eq!(bench.world.write(peer, b"hello"), 5);
     bench.until("no bytes", |bench| bench.received(conn) == b"hello");
-    bench.driver().send(conn, Bytes::from_static(b"world"));
+    bench.send(conn, &b"world"[..]);
     bench.until_fact(&Fact::Sent(conn, 5));
     assert_eq!(bench.peer_reads(peer, 5), b"world");
     bench.world.half_close(peer);
@@ -27,7 +27,7 @@ pub(super) fn commands_report_nothing_inline<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, conn) = bench.connect();
     let before = bench.facts().len();
-    bench.driver().send(conn, Bytes::from_static(b"hello"));
+    let _ = bench.driver().send(conn, Bytes::from_static(b"hello"));
     bench.driver().shutdown(conn);
     bench.driver().close(conn);
     assert_eq!(bench.facts().len(), before);
@@ -37,7 +37,7 @@ pub(super) fn commands_report_nothing_inline<W: World>() {
 pub(super) fn closed_comes_once_and_last<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
-    bench.driver().send(conn, Bytes::from(pattern(LARGE)));
+    bench.send(conn, pattern(LARGE));
     bench.world.write(peer, b"unread");
     bench.world.reset(peer);
     bench.driver().close(conn);
@@ -58,10 +58,10 @@ pub(super) fn a_late_name_hits_nobody<W: World>() {
     assert_ne!(new, old);
     let driver = bench.driver();
     driver.pause_receive(old);
-    driver.send(old, Bytes::from_static(b"late"));
+    assert_eq!(driver.send(old, Bytes::from_static(b"late")), SendState::UnderWay);
     driver.shutdown(old);
     driver.close(old);
-    driver.send(new, Bytes::from_static(b"hello"));
+    bench.send(new, &b"hello"[..]);
     bench.until_fact(&Fact::Sent(new, 5));
     assert_eq!(bench.peer_reads(peer, 5), b"hello");
     bench.world.write(peer, b"world");
@@ -91,7 +91,7 @@ pub(super) fn a_reset_is_reported_while_paused<W: World>() {
 pub(super) fn close_cuts_a_send<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
-    bench.driver().send(conn, Bytes::from(pattern(LARGE)));
+    bench.send(conn, pattern(LARGE));
     bench.polls(20);
     bench.driver().close(conn);
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
@@ -151,7 +151,7 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
         let stops = bench.facts().iter().filter(|fact| **fact == Fact::ListeningStopped);
         assert_eq!(stops.count(), 1);
         for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
-            bench.driver().send(conn, Bytes::from_static(b"hello"));
+            bench.send(conn, &b"hello"[..]);
             bench.until_fact(&Fact::Sent(conn, 5));
             assert_eq!(bench.peer_reads(peer, 5), b"hello");
         }
@@ -163,7 +163,7 @@ pub(super) fn nothing_known_waits<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.recorder.idle_for = None;
-    bench.driver().send(conn, Bytes::from_static(b"hello"));
+    bench.send(conn, &b"hello"[..]);
     bench.until_fact(&Fact::Sent(conn, 5));
     // Bytes that came while paused: resuming is all it takes.
     bench.recorder.idle_for = Some(std::time::Duration::from_millis(1));

@@ -40,7 +40,8 @@ fn time_passes_only_while_there_is_nothing_to_do() {
     let peer = sim.connect().unwrap();
     sim.poll(&mut recorder).unwrap();
     let Some(&Fact::Accepted(conn)) = recorder.facts.first() else { panic!("not accepted") };
-    sim.send(conn, Bytes::from_static(b"hello"));
+    sim.set_faults(Faults { late_send: 1.0, ..Faults::default() });
+    assert_eq!(sim.send(conn, Bytes::from_static(b"hello")), SendState::UnderWay);
     sim.write(peer, b"hello");
     sim.poll(&mut recorder).unwrap();
     assert_eq!(recorder.facts.len(), 3, "{:?}", recorder.facts);
