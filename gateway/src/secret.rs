@@ -18,20 +18,20 @@ const RANDOM_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file can't be read.
-    #[error("can't read the secret {path}: {source}", path = path.display())]
+    #[error("can't read the secret {path}: {cause}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no file, and none can be made.
-    #[error("can't make the secret {path}: {source}", path = path.display())]
+    #[error("can't make the secret {path}: {cause}", path = path.display())]
     NotMade {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file's mode lets others at it.
     #[error(
@@ -73,9 +73,8 @@ pub enum SecretError {
 /// line of at least [`SECRET_BYTES_MIN`] bytes.
 pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     match read(path) {
-        Err(SecretError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            create(path)
-                .map_err(|source| SecretError::NotMade { path: path.to_owned(), source })?;
+        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            create(path).map_err(|cause| SecretError::NotMade { path: path.to_owned(), cause })?;
             read(path)
         }
         other => other,
@@ -83,7 +82,7 @@ pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
 }
 
 fn read(path: &Path) -> Result<String, SecretError> {
-    let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |cause| SecretError::Unreadable { path: path.to_owned(), cause };
     let mut file = fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
     if mode & 0o027 != 0 {

@@ -38,18 +38,20 @@ use crate::shard::mailbox::Message;
 use crate::shard::stats;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
+///
+/// A cause that the text says is no `source`: who prints the whole chain says it once.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The token's key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The clients' address can't be listened on.
-    #[error("can't listen for clients on {address}: {source}; choose another with --listen")]
+    #[error("can't listen for clients on {address}: {cause}; choose another with --listen")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The operators' HTTP did not start.
     #[error(transparent)]
@@ -65,7 +67,7 @@ pub enum StartError {
         known: Vec<String>,
     },
     /// The system gives no thread, no epoll, or no random numbers.
-    #[error("the system refused what a gateway needs: {0}")]
+    #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
     /// A shard ended though nobody told it to.
     #[error("shard {shard} failed: {reason}")]
@@ -295,7 +297,7 @@ impl Drop for Ended {
 
 /// One listening socket for each shard, on the same port.
 fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let fail = |source| StartError::Listen { address: config.listen, source };
+    let fail = |cause| StartError::Listen { address: config.listen, cause };
     let mut address = config.listen;
     let mut listeners = Vec::new();
     if address.port() != 0 {

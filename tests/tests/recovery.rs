@@ -102,11 +102,17 @@ fn a_port_that_is_taken_is_refused_with_the_way_out() {
     assert_eq!(status.code(), Some(1));
     assert!(log.contains(&format!("can't listen for clients on {}", gateway.clients())), "{log}");
     assert!(log.contains("--listen"), "{log}");
+    assert_eq!(log.matches("in use").count(), 1, "the cause is said once: {log}");
     assert!(!said.contains("listening"), "{said}");
     let setup = Setup::demo().set("admin.listen", gateway.operators());
     let (status, _, log) = setup.run();
     assert_eq!(status.code(), Some(1));
-    assert!(log.contains("admin.listen") && log.contains("in use"), "{log}");
+    assert!(
+        log.contains(&format!("can't listen for operators on {}", gateway.operators())),
+        "{log}"
+    );
+    assert!(log.contains("--admin"), "{log}");
+    assert_eq!(log.matches("in use").count(), 1, "{log}");
     gateway.login(7).is_served();
 }
 

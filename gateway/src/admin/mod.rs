@@ -57,18 +57,18 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address can't be listened on.
-    #[error("admin.listen: can't listen on {address}: {source}")]
+    #[error("can't listen for operators on {address}: {cause}; choose another with --admin")]
     Bind {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no token.
     #[error("admin.token_file: {0}")]
-    Token(#[from] SecretError),
+    Token(SecretError),
     /// The system gives no thread, or no poller.
-    #[error("can't start the operators' HTTP server: {0}")]
+    #[error("can't start the operators' HTTP server")]
     Start(#[from] io::Error),
 }
 
@@ -115,10 +115,10 @@ fn serve_with(
     metrics: PrometheusHandle,
     answer_timeout: Duration,
 ) -> Result<AdminServer, AdminError> {
-    let token = load_or_create_secret(&config.token_file)?;
+    let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
     let listener =
-        TcpListener::bind(address).map_err(|source| AdminError::Bind { address, source })?;
+        TcpListener::bind(address).map_err(|cause| AdminError::Bind { address, cause })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -104,7 +104,7 @@ fn file_named(flags: &Flags, variables: &[(OsString, OsString)]) -> Option<PathB
 
 fn read_file(layers: &mut Layers, path: &Path) -> Result<(), ConfigError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
     layers.toml(&text, path)
 }
 
