@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tidegate_backend::UserId;
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
-use crate::secret::{SecretError, load_or_create_secret};
+use crate::secret::{SecretError, check_secret, load_or_create_secret};
 
 /// How far the clock of who made a token may be off, in seconds. It lengthens each token's life.
 const LEEWAY_S: u64 = 5;
@@ -143,6 +143,20 @@ impl Verifier {
         }
         validation.set_required_spec_claims(&required);
         Ok(Self { jwt: Some(Jwt { key, validation }) })
+    }
+
+    /// Checks that there is a key to read, and makes none: a missing secret of HS256 is made on first
+    /// start.
+    ///
+    /// # Errors
+    /// [`KeyError`] when there is no usable key.
+    pub fn check(config: &AuthConfig) -> Result<(), KeyError> {
+        match &config.mode {
+            AuthMode::Jwt { algorithm: JwtAlgorithm::Hs256, key_file, .. } => {
+                check_secret(key_file).map_err(KeyError::Secret)
+            }
+            _ => Self::new(config).map(drop),
+        }
     }
 
     /// Checks that a token proves a user.

@@ -81,6 +81,19 @@ pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     }
 }
 
+/// Checks a secret that is there already, and makes none: a missing one is made on first start.
+///
+/// # Errors
+/// As [`load_or_create_secret`], where there is a file.
+pub fn check_secret(path: &Path) -> Result<(), SecretError> {
+    match read(path) {
+        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
 fn read(path: &Path) -> Result<String, SecretError> {
     let unreadable = |cause| SecretError::Unreadable { path: path.to_owned(), cause };
     let mut file = fs::File::open(path).map_err(unreadable)?;
@@ -163,9 +176,14 @@ mod tests {
         let with = |text: &str, mode| {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            load_or_create_secret(&path).map_err(|error| error.to_string())
+            let loaded = load_or_create_secret(&path).map_err(|error| error.to_string());
+            let checked = check_secret(&path).map_err(|error| error.to_string());
+            assert_eq!(checked.err(), loaded.clone().err());
+            loaded
         };
         let good = "0123456789abcdef0123456789abcdef";
+        check_secret(&path).unwrap();
+        assert!(!path.exists(), "a check makes none");
         assert_eq!(with(&format!("{good}\n"), 0o600).unwrap(), good);
         assert_eq!(with(good, 0o440).unwrap(), good);
         for mode in [0o644, 0o604, 0o620, 0o666] {

@@ -34,6 +34,7 @@ use crate::driver::epoll::Epoll;
 use crate::hub::Hub;
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
+use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
 
@@ -58,7 +59,8 @@ pub enum StartError {
     Admin(#[from] AdminError),
     /// A configured backend has no handler.
     #[error(
-        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}"
+        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}: \
+         route types to one of these with [[routes]]"
     )]
     UnknownBackend {
         /// The backend.
@@ -111,6 +113,20 @@ impl Builder {
     pub fn metrics(mut self, metrics: PrometheusHandle) -> Self {
         self.metrics = Some(metrics);
         self
+    }
+
+    /// Checks what can be checked without starting anything: each backend has a handler, and what
+    /// there is of keys and tokens can be used. It makes no file.
+    ///
+    /// # Errors
+    /// [`StartError`]: what [`Self::start`] would fail with.
+    pub fn check(&self) -> Result<(), StartError> {
+        for backend in &self.config.backends {
+            handler_of(backend, &self.handlers)?;
+        }
+        Verifier::check(&self.config.auth)?;
+        check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
+        Ok(())
     }
 
     /// Starts listening.
@@ -217,15 +233,23 @@ impl Server {
     }
 }
 
+fn handler_of<'a>(
+    config: &BackendConfig,
+    handlers: &'a [(String, Arc<dyn Handler>)],
+) -> Result<&'a Arc<dyn Handler>, StartError> {
+    let found = handlers.iter().find(|(name, _)| *name == config.name);
+    found.map(|(_, handler)| handler).ok_or_else(|| {
+        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
+        StartError::UnknownBackend { name: config.name.clone(), known }
+    })
+}
+
 fn start_backend(
     config: &BackendConfig,
     handlers: &[(String, Arc<dyn Handler>)],
     gateway: &Gateway,
 ) -> Result<Backend, StartError> {
-    let (_, handler) = handlers.iter().find(|(name, _)| *name == config.name).ok_or_else(|| {
-        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
-        StartError::UnknownBackend { name: config.name.clone(), known }
-    })?;
+    let handler = handler_of(config, handlers)?;
     let pool = match config.placement.unwrap_or_else(|| handler.placement()) {
         Placement::Shard => None,
         Placement::Worker => {
