@@ -10,7 +10,7 @@
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
-//! | `POST /push/rooms/{id}?type=N` | likewise |
+//! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
 //! | `POST /users/{id}/kick` | closes a user's connections with 107; `{"connections": n}` |
 //!
@@ -19,6 +19,10 @@
 //! `scrape_config`. A room's id is percent-encoded. An error is `{"error": "..."}`: 400 what was asked
 //! makes no sense, 401 no token, 404 no such room, 413 the body is too long, 503 with `Retry-After`
 //! overloaded or stopping, 504 no answer within [`ANSWER_TIMEOUT`].
+//!
+//! A push opens its room where there is none: who joins it later by naming an offset gets the push. So a
+//! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
+//! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404.
 //!
 //! What is asked goes through [`Control`]; this module knows no shard and no connection.
 
