@@ -15,7 +15,7 @@
 //! | 103 | anything | waits for the next question, and is answered with it; never, if none comes |
 //! | 104 | anything | panics: this call fails with 101, and nothing else does |
 //!
-//! All keys of `tidegate.toml` hold. Without a table `[backends.quiz]` the types 100 to 199 are its.
+//! All keys of `tidegate.toml` hold. Where no `[[routes]]` are configured, `DEFAULTS` below has some.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -24,10 +24,23 @@ use std::time::Duration;
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tidegate::config::{self, BackendConfig, Config, RouteConfig};
-use tidegate::{Server, telemetry};
+use tidegate::{Server, config, telemetry};
 use tidegate_backend::demo::Demo;
 use tidegate_backend::{Bytes, Call, Code, Failure, Gateway, Handler};
+
+/// What this program adds to the gateway's defaults.
+const DEFAULTS: &str = r#"
+[backends.quiz]
+workers = 2
+
+[[routes]]
+types = [1, 99]
+backend = "demo"
+
+[[routes]]
+types = [100, 199]
+backend = "quiz"
+"#;
 
 /// An answer to the question.
 const ANSWER: i32 = 100;
@@ -109,20 +122,20 @@ fn think(call: Call) {
 }
 
 fn main() -> anyhow::Result<()> {
-    let loaded = match config::load(std::env::args_os(), std::env::vars_os()) {
+    let loaded = match config::load_over(DEFAULTS, std::env::args_os(), std::env::vars_os()) {
         Ok(loaded) => loaded,
         // A wrong key, or --help: it is printed, and the process ends.
         Err(error) => error.exit(),
     };
-    let mut config = loaded.config;
-    route_to_quiz(&mut config);
-    let metrics = telemetry::install(&config.log)?;
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
-    let server = Server::builder(config)
+    let log = loaded.config.log.clone();
+    let builder = Server::builder(loaded.config)
         .handler("demo", Demo::default())
-        .handler("quiz", Quiz::default())
-        .metrics(metrics)
-        .start()?;
+        .handler("quiz", Quiz::default());
+    if loaded.check_only {
+        return Ok(builder.check()?);
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
+    let server = builder.metrics(telemetry::install(&log)?).start()?;
     println!("listening for clients on {}", server.client_address());
     println!("listening for operators on http://{}/", server.admin_address());
     signals.forever().next();
@@ -130,26 +143,4 @@ fn main() -> anyhow::Result<()> {
     server.shutdown();
     server.wait()?;
     Ok(())
-}
-
-/// Gives the quiz its types, where the configuration doesn't.
-fn route_to_quiz(config: &mut Config) {
-    if config.backends.iter().any(|backend| backend.name == "quiz") {
-        return;
-    }
-    config.backends.push(BackendConfig {
-        name: "quiz".into(),
-        placement: None,
-        workers: 2,
-        queue_calls_max: 100_000,
-        batch_calls_max: 64,
-    });
-    // Routes stand by ascending type: the demo's, 1 to 99, come first.
-    config.routes.push(RouteConfig {
-        first_type: 100,
-        last_type: 199,
-        backend: "quiz".into(),
-        timeout: Duration::from_secs(5),
-        in_flight_max: 100_000,
-    });
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tidegate_backend::UserId;
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
-use crate::secret::{SecretError, load_or_create_secret};
+use crate::secret::{SecretError, check_secret, load_or_create_secret};
 
 /// How far the clock of who made a token may be off, in seconds. It lengthens each token's life.
 const LEEWAY_S: u64 = 5;
@@ -66,18 +66,18 @@ impl AuthError {
 pub enum KeyError {
     /// The secret of HS256.
     #[error("auth.key_file: {0}")]
-    Secret(#[from] SecretError),
+    Secret(SecretError),
     /// The file of the public key can't be read.
-    #[error("auth.key_file: can't read {path}: {source}", path = path.display())]
+    #[error("auth.key_file: can't read {path}: {cause}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file holds no key for the algorithm.
     #[error(
-        "auth.key_file: {path} holds no public key for {algorithm} ({source}): it must begin with \
+        "auth.key_file: {path} holds no public key for {algorithm} ({cause}): it must begin with \
          -----BEGIN PUBLIC KEY-----; `openssl pkey -in private.pem -pubout` makes it",
         path = path.display()
     )]
@@ -87,7 +87,7 @@ pub enum KeyError {
         /// The algorithm.
         algorithm: &'static str,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -119,7 +119,8 @@ impl Verifier {
         };
         let key = match algorithm {
             JwtAlgorithm::Hs256 => {
-                DecodingKey::from_secret(load_or_create_secret(key_file)?.as_bytes())
+                let secret = load_or_create_secret(key_file).map_err(KeyError::Secret)?;
+                DecodingKey::from_secret(secret.as_bytes())
             }
             JwtAlgorithm::Rs256 => public_key(key_file, "RS256", DecodingKey::from_rsa_pem)?,
             JwtAlgorithm::EdDsa => public_key(key_file, "EdDSA", DecodingKey::from_ed_pem)?,
@@ -142,6 +143,20 @@ impl Verifier {
         }
         validation.set_required_spec_claims(&required);
         Ok(Self { jwt: Some(Jwt { key, validation }) })
+    }
+
+    /// Checks that there is a key to read, and makes none: a missing secret of HS256 is made on first
+    /// start.
+    ///
+    /// # Errors
+    /// [`KeyError`] when there is no usable key.
+    pub fn check(config: &AuthConfig) -> Result<(), KeyError> {
+        match &config.mode {
+            AuthMode::Jwt { algorithm: JwtAlgorithm::Hs256, key_file, .. } => {
+                check_secret(key_file).map_err(KeyError::Secret)
+            }
+            _ => Self::new(config).map(drop),
+        }
     }
 
     /// Checks that a token proves a user.
@@ -196,8 +211,8 @@ fn public_key(
     parse: fn(&[u8]) -> jsonwebtoken::errors::Result<DecodingKey>,
 ) -> Result<DecodingKey, KeyError> {
     let pem =
-        fs::read(path).map_err(|source| KeyError::Unreadable { path: path.to_owned(), source })?;
-    let no_key = |source| KeyError::NoKey { path: path.to_owned(), algorithm, source };
+        fs::read(path).map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?;
+    let no_key = |cause| KeyError::NoKey { path: path.to_owned(), algorithm, cause };
     // The library takes a private key too, and then verifies nothing with it.
     if !pem.windows(10).any(|window| window == b"PUBLIC KEY") {
         return Err(no_key("it is no public key".into()));

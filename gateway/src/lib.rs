@@ -21,3 +21,8 @@ pub mod telemetry;
 pub mod transport;
 
 pub use server::Server;
+
+/// Where the examples of the backends' page are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../../backend/HANDLER.md")]
+struct HandlerPage;

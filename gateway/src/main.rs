@@ -9,6 +9,7 @@ use crossbeam::select;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidegate::config::{self, AuthMode, Config};
+use tidegate::server::Builder;
 use tidegate::{Server, telemetry};
 use tidegate_backend::demo::Demo;
 
@@ -17,11 +18,8 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => error.exit(),
     };
-    if loaded.check_only {
-        println!("the configuration is valid");
-        return ExitCode::SUCCESS;
-    }
-    match run(loaded.config) {
+    let done = if loaded.check_only { check(loaded.config) } else { run(loaded.config) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
@@ -30,12 +28,21 @@ fn main() -> ExitCode {
     }
 }
 
+fn check(config: Config) -> anyhow::Result<()> {
+    builder(config).check()?;
+    println!("the configuration is valid");
+    Ok(())
+}
+
+fn builder(config: Config) -> Builder {
+    Server::builder(config).handler("demo", Demo::default())
+}
+
 fn run(config: Config) -> anyhow::Result<()> {
     let metrics = telemetry::install(&config.log)?;
     let signals = signals().context("can't listen for signals")?;
     let auth = config.auth.mode.clone();
-    let server =
-        Server::builder(config).handler("demo", Demo::default()).metrics(metrics).start()?;
+    let server = builder(config).metrics(metrics).start()?;
     announce(&server, &auth);
     select! {
         recv(signals) -> _ => {

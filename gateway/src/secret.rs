@@ -18,20 +18,20 @@ const RANDOM_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file can't be read.
-    #[error("can't read the secret {path}: {source}", path = path.display())]
+    #[error("can't read the secret {path}: {cause}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no file, and none can be made.
-    #[error("can't make the secret {path}: {source}", path = path.display())]
+    #[error("can't make the secret {path}: {cause}", path = path.display())]
     NotMade {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file's mode lets others at it.
     #[error(
@@ -73,17 +73,29 @@ pub enum SecretError {
 /// line of at least [`SECRET_BYTES_MIN`] bytes.
 pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     match read(path) {
-        Err(SecretError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            create(path)
-                .map_err(|source| SecretError::NotMade { path: path.to_owned(), source })?;
+        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            create(path).map_err(|cause| SecretError::NotMade { path: path.to_owned(), cause })?;
             read(path)
         }
         other => other,
     }
 }
 
+/// Checks a secret that is there already, and makes none: a missing one is made on first start.
+///
+/// # Errors
+/// As [`load_or_create_secret`], where there is a file.
+pub fn check_secret(path: &Path) -> Result<(), SecretError> {
+    match read(path) {
+        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
 fn read(path: &Path) -> Result<String, SecretError> {
-    let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |cause| SecretError::Unreadable { path: path.to_owned(), cause };
     let mut file = fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
     if mode & 0o027 != 0 {
@@ -164,9 +176,14 @@ mod tests {
         let with = |text: &str, mode| {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            load_or_create_secret(&path).map_err(|error| error.to_string())
+            let loaded = load_or_create_secret(&path).map_err(|error| error.to_string());
+            let checked = check_secret(&path).map_err(|error| error.to_string());
+            assert_eq!(checked.err(), loaded.clone().err());
+            loaded
         };
         let good = "0123456789abcdef0123456789abcdef";
+        check_secret(&path).unwrap();
+        assert!(!path.exists(), "a check makes none");
         assert_eq!(with(&format!("{good}\n"), 0o600).unwrap(), good);
         assert_eq!(with(good, 0o440).unwrap(), good);
         for mode in [0o644, 0o604, 0o620, 0o666] {

@@ -34,29 +34,33 @@ use crate::driver::epoll::Epoll;
 use crate::hub::Hub;
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
+use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
+///
+/// A cause that the text says is no `source`: who prints the whole chain says it once.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The token's key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The clients' address can't be listened on.
-    #[error("can't listen for clients on {address}: {source}; choose another with --listen")]
+    #[error("can't listen for clients on {address}: {cause}; choose another with --listen")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The operators' HTTP did not start.
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// A configured backend has no handler.
     #[error(
-        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}"
+        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}: \
+         route types to one of these with [[routes]]"
     )]
     UnknownBackend {
         /// The backend.
@@ -65,7 +69,7 @@ pub enum StartError {
         known: Vec<String>,
     },
     /// The system gives no thread, no epoll, or no random numbers.
-    #[error("the system refused what a gateway needs: {0}")]
+    #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
     /// A shard ended though nobody told it to.
     #[error("shard {shard} failed: {reason}")]
@@ -109,6 +113,20 @@ impl Builder {
     pub fn metrics(mut self, metrics: PrometheusHandle) -> Self {
         self.metrics = Some(metrics);
         self
+    }
+
+    /// Checks what can be checked without starting anything: each backend has a handler, and what
+    /// there is of keys and tokens can be used. It makes no file.
+    ///
+    /// # Errors
+    /// [`StartError`]: what [`Self::start`] would fail with.
+    pub fn check(&self) -> Result<(), StartError> {
+        for backend in &self.config.backends {
+            handler_of(backend, &self.handlers)?;
+        }
+        Verifier::check(&self.config.auth)?;
+        check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
+        Ok(())
     }
 
     /// Starts listening.
@@ -215,15 +233,23 @@ impl Server {
     }
 }
 
+fn handler_of<'a>(
+    config: &BackendConfig,
+    handlers: &'a [(String, Arc<dyn Handler>)],
+) -> Result<&'a Arc<dyn Handler>, StartError> {
+    let found = handlers.iter().find(|(name, _)| *name == config.name);
+    found.map(|(_, handler)| handler).ok_or_else(|| {
+        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
+        StartError::UnknownBackend { name: config.name.clone(), known }
+    })
+}
+
 fn start_backend(
     config: &BackendConfig,
     handlers: &[(String, Arc<dyn Handler>)],
     gateway: &Gateway,
 ) -> Result<Backend, StartError> {
-    let (_, handler) = handlers.iter().find(|(name, _)| *name == config.name).ok_or_else(|| {
-        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
-        StartError::UnknownBackend { name: config.name.clone(), known }
-    })?;
+    let handler = handler_of(config, handlers)?;
     let pool = match config.placement.unwrap_or_else(|| handler.placement()) {
         Placement::Shard => None,
         Placement::Worker => {
@@ -295,7 +321,7 @@ impl Drop for Ended {
 
 /// One listening socket for each shard, on the same port.
 fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let fail = |source| StartError::Listen { address: config.listen, source };
+    let fail = |cause| StartError::Listen { address: config.listen, cause };
     let mut address = config.listen;
     let mut listeners = Vec::new();
     if address.port() != 0 {

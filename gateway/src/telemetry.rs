@@ -18,16 +18,16 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter can't be read; a checked configuration's can.
-    #[error("log.filter: {0}")]
+    #[error("log.filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// The process logs already.
-    #[error("a logger is installed already: {0}")]
+    #[error("a logger is installed already")]
     Logger(#[from] tracing_subscriber::util::TryInitError),
     /// The process records metrics already.
-    #[error("a recorder of metrics is installed already: {0}")]
+    #[error("a recorder of metrics is installed already")]
     Recorder(#[from] BuildError),
     /// The system gives no thread.
-    #[error("can't start the metrics' upkeep: {0}")]
+    #[error("can't start the metrics' upkeep")]
     Thread(#[from] io::Error),
 }
 

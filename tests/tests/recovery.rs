@@ -102,11 +102,17 @@ fn a_port_that_is_taken_is_refused_with_the_way_out() {
     assert_eq!(status.code(), Some(1));
     assert!(log.contains(&format!("can't listen for clients on {}", gateway.clients())), "{log}");
     assert!(log.contains("--listen"), "{log}");
+    assert_eq!(log.matches("in use").count(), 1, "the cause is said once: {log}");
     assert!(!said.contains("listening"), "{said}");
     let setup = Setup::demo().set("admin.listen", gateway.operators());
     let (status, _, log) = setup.run();
     assert_eq!(status.code(), Some(1));
-    assert!(log.contains("admin.listen") && log.contains("in use"), "{log}");
+    assert!(
+        log.contains(&format!("can't listen for operators on {}", gateway.operators())),
+        "{log}"
+    );
+    assert!(log.contains("--admin"), "{log}");
+    assert_eq!(log.matches("in use").count(), 1, "{log}");
     gateway.login(7).is_served();
 }
 
@@ -139,11 +145,32 @@ fn what_is_wrong_with_the_configuration_is_said_with_its_place_and_the_way_out()
         assert!(log.contains(hint), "{hint}: {log}");
         assert!(log.lines().count() < 10, "{log}");
     }
-    // A backend that the program doesn't have is found when it starts.
-    let setup = Setup::demo().toml("[backends.quiz]\n");
-    let (status, _, log) = setup.run();
-    assert_eq!(status.code(), Some(1));
-    assert!(log.contains("\"quiz\"") && log.contains("\"demo\""), "{log}");
+}
+
+#[test]
+fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
+    let public = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/testdata/rs256.public.pem");
+    let key = |algorithm: &str, file: &str| {
+        Setup::jwt().set("auth.algorithm", algorithm).set("auth.key_file", file)
+    };
+    let no_handler = || Setup::demo().toml("[backends.quiz]\n");
+    let no_file = || key("EdDSA", "nowhere.pem");
+    let other_key = || key("EdDSA", public);
+    let wrong: [(&dyn Fn() -> Setup, [&str; 2]); 3] = [
+        (&no_handler, ["\"quiz\"", "\"demo\""]),
+        (&no_file, ["nowhere.pem", "No such file"]),
+        (&other_key, ["rs256.public.pem", "EdDSA"]),
+    ];
+    for (setup, hints) in wrong {
+        for setup in [setup(), setup().flag("--check-config")] {
+            let (status, said, log) = setup.run();
+            assert_eq!((status.code(), &*said), (Some(1), ""), "{log}");
+            assert!(hints.iter().all(|hint| log.contains(hint)), "{hints:?}: {log}");
+            assert!(!setup.folder().join(".tidegate").exists(), "no secret is made for it");
+        }
+    }
+    let (status, _, log) = key("RS256", public).flag("--check-config").run();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]

@@ -41,6 +41,33 @@ fn a_script_whose_command_fails_fails() {
 }
 
 #[test]
+fn who_brings_the_wrong_kind_of_token_is_told_which_is_right() {
+    let refused = |gateway: &Gateway, arguments: &[&str]| {
+        let address = gateway.clients().to_string();
+        let (status, said, log) = gateway.tide(&[arguments, &["--connect", &address]].concat(), "");
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(log.contains("100 UNAUTHENTICATED"), "{log}");
+        log
+    };
+    let jwt = Setup::jwt().start();
+    let scenarios: [&[&str]; 4] = [
+        &["bench", "request"],
+        &["bench", "broadcast"],
+        &["bench", "connect"],
+        &["bench", "connect", "--cycle"],
+    ];
+    for scenario in scenarios {
+        let log = refused(&jwt, scenario);
+        assert!(log.contains("--auth demo") && log.contains("--token-template"), "{log}");
+    }
+    let log = refused(&jwt, &["client", "--user", "7", "--demo-token"]);
+    assert!(log.contains("--auth demo") && log.contains("--key-file"), "{log}");
+    let demo = Setup::demo().start();
+    let log = refused(&demo, &["client", "--user", "7", "--key-file", ".tidegate/admin.token"]);
+    assert!(log.contains("--demo-token"), "{log}");
+}
+
+#[test]
 fn a_client_that_reconnects_misses_nothing() {
     let gateway = Setup::demo().start();
     let address = gateway.clients().to_string();

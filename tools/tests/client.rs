@@ -49,7 +49,9 @@ fn a_script_gets_its_answers_in_order_and_pushes_as_they_come() {
         "ok send 1: hex:ff00",
     ];
     assert_eq!(stdout(&output), wanted, "{}", stderr(&output));
-    assert!(stderr(&output).contains("in user 7, session 5, a heartbeat every 20ms"));
+    assert!(
+        stderr(&output).contains("in user 7, session 0000000000000005, a heartbeat every 20ms")
+    );
     assert!(output.status.success());
 }
 
@@ -126,6 +128,7 @@ fn a_login_that_fails_says_why_and_the_way_out() {
     assert_eq!(stdout(&output), [""; 0]);
     assert!(stderr(&output).contains("failed login of user 7: 100 UNAUTHENTICATED"));
     assert!(stderr(&output).contains("--key-file"));
+    assert!(stderr(&output).contains("--demo-token"));
     assert_eq!(output.status.code(), Some(1));
 }
 

@@ -30,7 +30,9 @@ pub(super) enum ApiError {
     TooLong { bytes_max: usize },
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),
-    #[error("there is no {method} {path}: GET / shows a page, the manual lists the rest")]
+    #[error(
+        "there is no {method} {path}: GET / shows a page, the gateway's README.md lists the rest"
+    )]
     NoPath { method: String, path: String },
     #[error("{path} does not take {method}; the header Allow says what it takes")]
     BadMethod { method: String, path: String },

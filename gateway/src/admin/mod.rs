@@ -10,7 +10,7 @@
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
-//! | `POST /push/rooms/{id}?type=N` | likewise |
+//! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
 //! | `POST /users/{id}/kick` | closes a user's connections with 107; `{"connections": n}` |
 //!
@@ -19,6 +19,10 @@
 //! `scrape_config`. A room's id is percent-encoded. An error is `{"error": "..."}`: 400 what was asked
 //! makes no sense, 401 no token, 404 no such room, 413 the body is too long, 503 with `Retry-After`
 //! overloaded or stopping, 504 no answer within [`ANSWER_TIMEOUT`].
+//!
+//! A push opens its room where there is none: who joins it later by naming an offset gets the push. So a
+//! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
+//! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404.
 //!
 //! What is asked goes through [`Control`]; this module knows no shard and no connection.
 
@@ -57,18 +61,18 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address can't be listened on.
-    #[error("admin.listen: can't listen on {address}: {source}")]
+    #[error("can't listen for operators on {address}: {cause}; choose another with --admin")]
     Bind {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no token.
     #[error("admin.token_file: {0}")]
-    Token(#[from] SecretError),
+    Token(SecretError),
     /// The system gives no thread, or no poller.
-    #[error("can't start the operators' HTTP server: {0}")]
+    #[error("can't start the operators' HTTP server")]
     Start(#[from] io::Error),
 }
 
@@ -115,10 +119,10 @@ fn serve_with(
     metrics: PrometheusHandle,
     answer_timeout: Duration,
 ) -> Result<AdminServer, AdminError> {
-    let token = load_or_create_secret(&config.token_file)?;
+    let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
     let listener =
-        TcpListener::bind(address).map_err(|source| AdminError::Bind { address, source })?;
+        TcpListener::bind(address).map_err(|cause| AdminError::Bind { address, cause })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

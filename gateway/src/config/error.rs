@@ -10,20 +10,20 @@ pub enum ConfigError {
     #[error(transparent)]
     Flags(#[from] clap::Error),
     /// The file can't be read.
-    #[error("can't read the configuration {path:?}: {source}", path = path.display())]
+    #[error("can't read the configuration {path:?}: {cause}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is no TOML.
-    #[error("{path} is not valid TOML: {source}", path = path.display())]
+    #[error("{path} is not valid TOML: {cause}", path = path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        cause: Box<toml::de::Error>,
     },
     /// There is no such key.
     #[error("unknown key \"{key}\" in {place}: {hint}")]

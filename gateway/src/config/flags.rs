@@ -54,7 +54,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
-    /// Checks the configuration, says what is wrong with it, and ends.
+    /// Checks the configuration and the keys that it names, says what is wrong, and ends.
     #[arg(long)]
     pub(super) check_config: bool,
 }

@@ -76,9 +76,9 @@ impl Layers {
 
     /// Lays a file's text over what is there.
     pub(super) fn toml(&mut self, text: &str, path: &Path) -> Result<(), ConfigError> {
-        let table: Table = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+        let table: Table = toml::from_str(text).map_err(|cause| ConfigError::Syntax {
             path: path.to_owned(),
-            source: Box::new(source),
+            cause: Box::new(cause),
         })?;
         let origin = Origin::File(path.to_owned());
         self.table("", table, &origin)

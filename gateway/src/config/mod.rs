@@ -1,7 +1,7 @@
 //! The configuration: as typed -> checked.
 //!
-//! What operators write comes in layers, each over the one before: the defaults, a TOML file, the
-//! environment (`TIDEGATE_LIMITS__MAX_FRAME_BYTES`), flags. `layers` merges them and remembers where
+//! What operators write comes in layers, each over the one before: the defaults, those of a program
+//! with backends of its own, a TOML file, the environment (`TIDEGATE_LIMITS__MAX_FRAME_BYTES`), flags. `layers` merges them and remembers where
 //! each value came from; `typed` is their shape, with all defaults; `check` makes the
 //! [`Config`] of it, which the gateway uses and which holds nothing out of range. Each error names the
 //! key, the value, where it came from, and the way out.
@@ -57,11 +57,25 @@ pub fn load(
     arguments: impl IntoIterator<Item = OsString>,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded, ConfigError> {
+    load_over("", arguments, variables)
+}
+
+/// As [`load`], over defaults of the program's own, which are TOML: the backends that it brings, and
+/// the types that go to them. Operators may overlay them with theirs.
+///
+/// # Errors
+/// As [`load`]; also when the defaults are no TOML, or a key or a value in them is wrong.
+pub fn load_over(
+    defaults: &str,
+    arguments: impl IntoIterator<Item = OsString>,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded, ConfigError> {
     let flags = Flags::try_parse_from(arguments)?;
     let variables: Vec<_> = variables.into_iter().collect();
     // Where this fails, the limit as it stands is what the check is made with.
     drop(descriptors::raise_limit());
     let mut layers = Layers::new();
+    layers.toml(defaults, Path::new("the program's defaults"))?;
     if let Some(path) = file_named(&flags, &variables) {
         read_file(&mut layers, &path)?;
     }
@@ -104,7 +118,7 @@ fn file_named(flags: &Flags, variables: &[(OsString, OsString)]) -> Option<PathB
 
 fn read_file(layers: &mut Layers, path: &Path) -> Result<(), ConfigError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
     layers.toml(&text, path)
 }
 

@@ -247,6 +247,28 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
 }
 
 #[test]
+fn a_program_with_backends_of_its_own_has_defaults_of_its_own() {
+    let defaults =
+        "[backends.mine]\nworkers = 3\n[[routes]]\ntypes = [100, 199]\nbackend = \"mine\"";
+    let load = |arguments: &[&str]| {
+        let arguments = ["tidegate"].iter().chain(arguments).map(OsString::from);
+        load_over(defaults, arguments, []).map(|loaded| loaded.config)
+    };
+    let names = |config: &Config| {
+        config.backends.iter().map(|backend| backend.name.clone()).collect::<Vec<_>>()
+    };
+    let config = load(&[]).unwrap();
+    assert_eq!(names(&config), ["mine"], "nothing leads to the demo backend");
+    assert_eq!((config.backends[0].workers, config.routes[0].first_type), (3, 100));
+    let routes = "routes=[{types=[1,9],backend=\"demo\"},{types=[10,19],backend=\"mine\"}]";
+    let config = load(&["--set", "backends.mine.workers=4", "--set", routes]).unwrap();
+    assert_eq!(names(&config), ["demo", "mine"]);
+    assert_eq!((config.backends[1].workers, config.routes.len()), (4, 2));
+    let wrong = load_over("shards = -1", ["tidegate".into()], []).unwrap_err().to_string();
+    assert_says(&wrong, &["shards = -1", "the program's defaults"]);
+}
+
+#[test]
 fn demo_tokens_are_for_loopback_alone() {
     let message = load_from(&["--auth", "demo", "--listen", "0.0.0.0:7400"], &[]).unwrap_err();
     assert_says(&message.to_string(), &["the flag --auth", "0.0.0.0:7400", "\"127.0.0.1:7400\""]);

@@ -44,7 +44,7 @@ pub(super) struct CommonArgs {
     /// How long to run before measuring.
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     pub(super) warmup: Duration,
-    /// The token of a user; `{user}` stands for its id.
+    /// The token of a user; `{user}` stands for its id. The default fits a gateway with --auth demo.
     #[arg(long, default_value = "token-{user}")]
     pub(super) token_template: String,
     /// The first connection's user id; each one after it has the next.

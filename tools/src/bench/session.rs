@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, anyhow, bail};
 use hdrhistogram::Histogram;
 use prost::Message as _;
+use tidegate_protocol::Code;
 use tidegate_protocol::limits::HEARTBEAT_INTERVAL_MS;
 use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT, Request, Response, SUCCESS};
 use tidegate_protocol::proto::v1::Session;
@@ -103,6 +104,12 @@ pub(super) fn failed(slot: usize, answer: &Response<'_>) -> anyhow::Error {
     );
     if kind == AUTHENTICATE && sequence == 0 {
         return anyhow!("connection {slot}: the gateway ended the session with {code}");
+    }
+    if answer.code() == Some(Code::Unauthenticated) {
+        return anyhow!(
+            "connection {slot}: the gateway refused its token with {code}: start the gateway with \
+             --auth demo, which takes the tokens of tide bench, or name its users' with --token-template"
+        );
     }
     anyhow!(
         "connection {slot}: request {sequence} of type {kind} failed with {code} \

@@ -57,6 +57,18 @@ pub(crate) struct ClientArgs {
     watch: Option<Watch>,
 }
 
+/// What helps when the token of `--token` is refused.
+const GIVEN_WAY_OUT: &str = "without --token, one is made with the gateway's key (--key-file); a gateway \
+     with --auth demo takes --demo-token";
+
+/// What helps when a demo token is refused.
+const DEMO_WAY_OUT: &str = "only a gateway with --auth demo takes --demo-token; without it, a token is \
+     made with the gateway's key (--key-file)";
+
+/// What helps when a token that was made here is refused.
+const MINTED_WAY_OUT: &str = "--key-file must be the gateway's own key; a gateway with --auth demo takes \
+     --demo-token";
+
 /// How long to stay after the end of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
@@ -115,12 +127,15 @@ struct Shell {
 /// # Errors
 /// When it can't connect or log in. From a script, also when a command failed or the gateway closed.
 pub(crate) fn run(args: ClientArgs) -> Result<()> {
-    let token = match args.token {
-        Some(token) => token,
-        None if args.demo_token => format!("token-{}", args.user),
-        None => args.signing.mint(args.user).context(
-            "no token to log in with; --token gives one, --demo-token makes one for a demo gateway",
-        )?,
+    let (token, way_out) = match args.token {
+        Some(token) => (token, GIVEN_WAY_OUT),
+        None if args.demo_token => (format!("token-{}", args.user), DEMO_WAY_OUT),
+        None => {
+            let token = args.signing.mint(args.user).context(
+                "no token to log in with; --token gives one, --demo-token makes one for a demo gateway",
+            )?;
+            (token, MINTED_WAY_OUT)
+        }
     };
     let (wake, wakes) = mpsc::channel();
     let (input, screen) = input::start(&wake)?;
@@ -137,21 +152,18 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
         wakes,
         wake,
     };
-    shell.log_in()?;
+    shell.log_in(way_out)?;
     shell.run()
 }
 
 impl Shell {
     /// Connects and waits for the session; input waits as well.
-    fn log_in(&mut self) -> Result<()> {
+    fn log_in(&mut self, way_out: &str) -> Result<()> {
         self.open()?;
         while self.session.is_logging_in() {
             self.turn()?;
         }
-        ensure!(
-            self.session.is_in(),
-            "could not log in; if the token is not the gateway's, --token or --key-file names another"
-        );
+        ensure!(self.session.is_in(), "could not log in; if the token was refused: {way_out}");
         Ok(())
     }
 

@@ -54,7 +54,8 @@ pub(super) fn render(notice: &Notice) -> String {
         Notice::LoggedIn { user_id, session } => {
             let every = Duration::from_millis(session.heartbeat_interval_ms.into());
             let id = session.session_id;
-            let text = format!("user {user_id}, session {id}, a heartbeat every {every:?}");
+            // As the operators' HTTP writes it.
+            let text = format!("user {user_id}, session {id:016x}, a heartbeat every {every:?}");
             line(GOOD, "in", &text)
         }
         Notice::LoginFailed { user_id, why } => {
