@@ -7,7 +7,7 @@
 //! facts in      driver.poll          bytes, ends, completions        inbound, outbound
 //! messages in   drain_mailbox        answers, pushes, registrations  calls, sessions, fan_out
 //! time in       expire               silence, timeouts               closing, calls
-//! calls out     router.flush         one batch for each worker
+//! calls out     router.flush         one batch for each worker; what they answer at once comes in
 //! bytes out     fan_out, flush       one send for each connection    fan_out, outbound
 //! ```
 //!
@@ -250,13 +250,13 @@ impl Shard {
         self.drain_step(driver);
         if self.router.flush() {
             self.handed_over_at_ms = self.now_ms;
-            if self.fan_out.is_busy() {
-                // The workers may share this core, and the fan-out would not let go of it for a while.
-                std::thread::yield_now();
-            }
+            // The workers may share this core: who lets them go first gets their answers without being
+            // woken for them.
+            std::thread::yield_now();
+            self.drain_mailbox(driver);
+            // Whoever was held for an answer may have asked more.
+            self.router.flush();
         }
-        // Where a worker's thread is gone, its calls have answered themselves.
-        self.take_answers();
         self.fan_out_slice(driver);
         self.flush(driver);
         self.trim_logs();

@@ -100,17 +100,13 @@ impl Shard {
     /// for it: the rest waits for the end of the turn.
     #[inline]
     pub(super) fn take_reply(&mut self, slot: u32) -> Option<Bytes> {
-        if self.touched.last() != Some(&slot) {
-            return None;
-        }
         let connection = &mut self.connections[slot as usize];
         let flags = &mut connection.flags;
-        let special = flags.held || flags.paused || flags.owed || flags.ended;
+        let special = !flags.touched || flags.held || flags.paused || flags.owed || flags.ended;
         if special || connection.is_going() || connection.in_flight_bytes > 0 {
             return None;
         }
         connection.flags.touched = false;
-        self.touched.pop();
         let bytes = self.outboxes.drain(&mut connection.outbox)?;
         let bytes = connection.transport.seal(bytes);
         self.note_under_way(slot, bytes.len());
@@ -139,7 +135,10 @@ impl Shard {
     fn flush_connection(&mut self, slot: u32, driver: &mut impl Driver) {
         let conn = self.conn_id(slot);
         let connection = self.at(slot);
-        connection.flags.touched = false;
+        if !std::mem::take(&mut connection.flags.touched) {
+            // It has replied already.
+            return;
+        }
         match connection.phase {
             Phase::Vacant | Phase::Lingering => return,
             Phase::Aborted => return driver.close(conn),
