@@ -136,8 +136,23 @@ fn run(
     side: &Side,
 ) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
     let server = bench.serve(&side.server)?;
-    let mut load = side.load.clone();
-    load.extend(["--duration".into(), format!("{}s", args.seconds)]);
-    let time_max = OVERHEAD_MAX + Duration::from_secs(args.seconds.into());
-    bench.load(&server, &load, time_max)
+    let seconds = Duration::from_secs(args.seconds.into());
+    let time_max = OVERHEAD_MAX + seconds;
+    let beside = match &side.beside {
+        // It is ended when the load has: its own end is only for the case that nobody ends it.
+        Some(beside) => Some(bench.start_load(&server, &with_duration(beside, time_max))?),
+        None => None,
+    };
+    let report = bench.load(&server, &with_duration(&side.load, seconds), time_max)?;
+    if let Some(mut beside) = beside
+        && beside.has_ended()?
+    {
+        bail!("the load beside it ended too early");
+    }
+    Ok(report)
+}
+
+fn with_duration(load: &[String], duration: Duration) -> Vec<String> {
+    let duration = ["--duration".into(), format!("{}s", duration.as_secs())];
+    load.iter().cloned().chain(duration).collect()
 }

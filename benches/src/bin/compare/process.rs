@@ -49,7 +49,7 @@ fn kill(pid: u32) {
 
 /// A child that is killed, by its id, when it is dropped.
 #[derive(Debug)]
-struct Owned {
+pub(crate) struct Owned {
     child: Child,
 }
 
@@ -59,6 +59,11 @@ impl Owned {
         let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         running.push(child.id());
         Ok(Self { child })
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 }
 
@@ -130,6 +135,19 @@ impl Bench {
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).arg(self.binaries.join(binary));
         command
+    }
+
+    /// Starts to load a server. The load ends with what is returned.
+    pub(crate) fn start_load(&self, running: &Running, load: &[String]) -> anyhow::Result<Owned> {
+        let mut command = self.pinned(self.client_core, "tide");
+        command
+            .arg("bench")
+            .args(load)
+            .args(["--connect", &format!("127.0.0.1:{}", running.port), "--json"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Owned::start(&mut command)
     }
 
     /// Loads a server and returns the client's report.

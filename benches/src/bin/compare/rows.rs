@@ -37,6 +37,8 @@ pub(crate) struct Side {
     pub(crate) server: Server,
     /// Arguments of `tide bench`.
     pub(crate) load: Vec<String>,
+    /// Arguments of a second `tide bench`, which loads the server meanwhile and isn't measured.
+    pub(crate) beside: Option<Vec<String>>,
 }
 
 /// How a figure is to be read.
@@ -110,11 +112,11 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 fn floor(binary: &'static str, arguments: &[&str], load: &[&str]) -> Side {
-    Side { server: Server::Floor(binary, words(arguments)), load: words(load) }
+    Side { server: Server::Floor(binary, words(arguments)), load: words(load), beside: None }
 }
 
 fn gateway(placement: Placement, load: &[&str]) -> Side {
-    Side { server: Server::Gateway(placement), load: words(load) }
+    Side { server: Server::Gateway(placement), load: words(load), beside: None }
 }
 
 fn echo(
@@ -178,43 +180,39 @@ fn idle() -> Row {
     }
 }
 
-/// The load of echoes beside 10,000 members that are pushed to at a pace.
+/// Echoes at 5,000 a second, from a process of their own: what receives ten thousand pushes is late
+/// itself. It warms up for as long as the members take to come in.
+const ECHOES: [&str; 8] =
+    ["request", "--connections", "100", "--rate", "5000", "--warmup", "4s", "--first-user=50000"];
+
+/// Echoes beside 10,000 members that are pushed to at a pace.
 fn echoes_beside(pace: &[&str]) -> Side {
-    let load = ["broadcast", "--connections", MEMBERS, "--echo-rate", "5000"];
-    gateway(Placement::Worker, &[&load[..], pace].concat())
+    let members = ["broadcast", "--connections", MEMBERS];
+    let beside = Some(words(&[&members[..], pace].concat()));
+    Side { beside, ..gateway(Placement::Worker, &ECHOES) }
+}
+
+fn p99(target: f64) -> Vec<Figure> {
+    let key = "latency_p99_ns";
+    let (floor_key, gateway_key, latency) = (key, key, "latency");
+    vec![Figure { name: "", floor_key, gateway_key, latency, unit: Unit::Nanos, target }]
 }
 
 fn echo_beside_nothing() -> Row {
-    let load = ["request", "--raw", "--connections", "100", "--rate", "5000"];
     Row {
         name: "p99 of an echo at 5,000 a second, 10,000 idle members",
-        floor: floor("floor-echo", &[], &load),
+        floor: floor("floor-echo", &[], &[&ECHOES[..], &["--raw"]].concat()),
         gateway: echoes_beside(&["--rate", "0"]),
-        figures: vec![Figure {
-            name: "",
-            floor_key: "latency_p99_ns",
-            gateway_key: "echo_latency_p99_ns",
-            latency: "echo_latency",
-            unit: Unit::Nanos,
-            target: 2.0,
-        }],
+        figures: p99(2.0),
     }
 }
 
 fn echo_beside_pushes() -> Row {
-    let key = "echo_latency_p99_ns";
     Row {
         name: "the same while they are pushed to without pause (floor: not pushed to)",
         floor: echoes_beside(&["--rate", "0"]),
         gateway: echoes_beside(&["--in-flight", "1"]),
-        figures: vec![Figure {
-            name: "",
-            floor_key: key,
-            gateway_key: key,
-            latency: "echo_latency",
-            unit: Unit::Nanos,
-            target: 3.0,
-        }],
+        figures: p99(5.0),
     }
 }
 
