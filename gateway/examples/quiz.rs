@@ -22,6 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use crossbeam::{channel, select};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidegate::{Server, config, telemetry};
@@ -135,12 +136,20 @@ fn main() -> anyhow::Result<()> {
         return Ok(builder.check()?);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
+    let (signal, signalled) = channel::bounded(1);
+    thread::spawn(move || signals.forever().next().map(|number| signal.send(number)));
     let server = builder.metrics(telemetry::install(&log)?).start()?;
     println!("listening for clients on {}", server.client_address());
     println!("listening for operators on http://{}/", server.admin_address());
-    signals.forever().next();
-    // Everybody gets the answers that are under way, then a goodbye.
-    server.shutdown();
+    select! {
+        // Everybody gets the answers that are under way, then a goodbye.
+        recv(signalled) -> _ => server.shutdown(),
+        recv(server.ended()) -> ended => {
+            let (shard, outcome) = ended?;
+            server.stop();
+            outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
+        }
+    }
     server.wait()?;
     Ok(())
 }

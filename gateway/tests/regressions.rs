@@ -143,8 +143,7 @@ impl World {
     fn connect(&mut self, shard: usize) -> Phone {
         let peer = self.sims[shard].connect().expect("the shard listens");
         self.turns(2);
-        let reassembler = Reassembler::new();
-        Phone { shard, peer, reassembler, got: Vec::new(), end: None }
+        Phone::on(shard, peer)
     }
 
     /// A client with a session; what it got until then is forgotten.
@@ -186,6 +185,10 @@ impl World {
 }
 
 impl Phone {
+    fn on(shard: usize, peer: PeerId) -> Self {
+        Self { shard, peer, reassembler: Reassembler::new(), got: Vec::new(), end: None }
+    }
+
     fn read(&mut self, world: &mut World) {
         loop {
             match world.sims[self.shard].read(self.peer) {
@@ -239,13 +242,13 @@ fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
     for slow_member in [SlowMember::Skip, SlowMember::Close] {
         let mut world = World::new(|config| config.rooms.default_policy.slow_member = slow_member);
         let mut phone = world.log_in(0);
+        // Its socket takes all of them; the log holds one.
+        world.sims[0].set_window(phone.peer, 4 << 20);
         for burst in 1..=3 {
-            // The log holds one of them.
-            world.push_all(5, 200 * 1024);
-            world.push_all(5, 200 * 1024);
-            world.push_all(6, 10);
+            (0..5).for_each(|_| world.push_all(5, 200 * 1024));
+            (0..1000).for_each(|_| world.push_all(6, 1000));
             phone.read_for(&mut world, 30);
-            assert_eq!((phone.count(5), phone.count(6)), (2 * burst, burst));
+            assert_eq!((phone.count(5), phone.count(6)), (5 * burst, 1000 * burst));
         }
         assert_eq!(phone.end, None);
         assert_eq!(world.shards[0].stats().skipped_pushes, 0);
@@ -483,5 +486,59 @@ fn frames_that_are_thrown_away_are_counted() {
     let before = world.shards[0].stats().discarded_bytes;
     world.parts.gateway.kick(7).unwrap();
     world.turns(5);
-    assert!(world.shards[0].stats().discarded_bytes > before + 100);
+    let held = world.shards[0].stats().discarded_bytes - before;
+    assert!(held > 100, "{held}");
+    let phone = world.log_in(0);
+    let overlong = [0x80, 0x80, 0x80, 0x80, 0x80];
+    world.sims[0].write(phone.peer, &[&overlong[..], &[7; 1000]].concat());
+    world.turns(5);
+    assert_eq!(world.shards[0].stats().discarded_bytes - before, held + 1005);
+}
+
+#[test]
+fn answers_that_let_others_ask_do_not_pile_up_on_the_stack() {
+    let mut world = World::new(|config| {
+        config.limits.calls_per_connection_max = 1;
+        // They are all one user's.
+        config.session.connections_per_user_max = 10_000;
+    });
+    let mut asks = Vec::new();
+    Request { user_id: 1, token: "token-1", ..Request::default() }.encode_frame(&mut asks);
+    for kind in [KEEP, ECHO, ECHO] {
+        Request { kind, ..Request::default() }.encode_frame(&mut asks);
+    }
+    let peers: Vec<_> = (0..3_000).map(|_| world.sims[0].connect().unwrap()).collect();
+    for &peer in &peers {
+        world.sims[0].write(peer, &asks);
+    }
+    world.turns(5);
+    let other = world.log_in(0);
+    world.ask(&other, RELEASE, 1, b"");
+    world.turns(3);
+    for peer in peers {
+        let mut phone = Phone::on(0, peer);
+        phone.read(&mut world);
+        assert_eq!((phone.count(KEEP), phone.count(ECHO)), (1, 2));
+    }
+}
+
+#[test]
+fn a_phone_that_reads_slowly_and_sends_heartbeats_stays() {
+    let mut world = World::new(|_| {});
+    let mut phone = world.log_in(0);
+    let other = world.log_in(0);
+    for sequence in 0..150 {
+        world.ask(&phone, KEEP, sequence, b"");
+    }
+    world.sims[0].set_window(phone.peer, 4_000);
+    world.ask(&other, RELEASE, 1, b"");
+    for _ in 0..30 {
+        world.heartbeat(&phone);
+        world.heartbeat(&other);
+        world.pass(Duration::from_secs(10));
+        phone.read(&mut world);
+    }
+    assert_eq!(phone.end, None);
+    // 4,000 bytes each 10 s.
+    assert!(phone.count(KEEP) > 20, "{}", phone.count(KEEP));
 }

@@ -162,10 +162,12 @@ impl Frames<'_> {
     /// Stops reading and keeps the rest for a later [`Reassembler::frames`]. Dropping does the same.
     pub fn keep_rest(self) {}
 
-    /// Stops reading and throws the rest away, with all that was kept.
-    pub fn discard_rest(mut self) {
+    /// Stops reading and throws the rest away, with all that was kept. Returns how many bytes that was.
+    pub fn discard_rest(mut self) -> usize {
+        let discarded = self.bytes.len() + self.reassembler.kept_bytes();
         self.bytes = &[];
         self.reassembler.carry = None;
+        discarded
     }
 
     fn next_from_carry(&mut self) -> Result<Option<&[u8]>, FrameError> {

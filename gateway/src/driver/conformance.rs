@@ -63,6 +63,8 @@ pub(super) struct Recorder {
     /// Connections that are open, and whether they have ended.
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
+    /// What to reply on a connection, once.
+    replies: Vec<(ConnId, Bytes)>,
     /// Facts that were there when it was last asked how long to wait.
     known: usize,
 }
@@ -70,7 +72,14 @@ pub(super) struct Recorder {
 impl Default for Recorder {
     fn default() -> Self {
         let idle_for = Some(Duration::from_millis(1));
-        Self { facts: Vec::new(), idle_for, open: Vec::new(), now: None, known: 0 }
+        Self {
+            facts: Vec::new(),
+            idle_for,
+            open: Vec::new(),
+            now: None,
+            replies: Vec::new(),
+            known: 0,
+        }
     }
 }
 
@@ -113,6 +122,11 @@ impl Sink for Recorder {
             Event::ListeningStopped => Fact::ListeningStopped,
         };
         self.facts.push(fact);
+    }
+
+    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
+        let index = self.replies.iter().position(|(to, _)| *to == conn)?;
+        Some(self.replies.swap_remove(index).1)
     }
 
     fn idle_for(&mut self) -> Option<Duration> {
@@ -171,7 +185,9 @@ impl<W: World> Bench<W> {
             }
             self.poll();
         }
-        panic!("{what}: {:?}", self.facts().iter().rev().take(10).collect::<Vec<_>>());
+        let mut last = format!("{:?}", self.facts().iter().rev().take(10).collect::<Vec<_>>());
+        last.truncate(2_000);
+        panic!("{what}: {last}");
     }
 
     #[track_caller]
@@ -273,7 +289,9 @@ conformance! {
         receiving_goes_on_after_a_shutdown,
         pausing_stops_bytes_and_loses_none,
         an_end_while_paused_comes_after_the_bytes,
-        a_flood_starves_nobody;
+        a_flood_starves_nobody,
+        what_comes_on_many_at_once_is_not_mixed,
+        a_reply_goes_out_and_is_reported_once;
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub struct Epoll {
     outcomes: Vec<Outcome>,
     /// Connections that have more to read than the last poll took.
     readable: Vec<ConnId>,
-    /// Received bytes are lent from here.
+    /// Received bytes are lent from here. It has room for one read behind what was gathered.
     buffer: Box<[u8]>,
     /// What was received and not handed over: where it stands in `buffer`.
     gathered: Vec<(ConnId, Range<usize>)>,
@@ -204,7 +204,7 @@ impl Epoll {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Flags { closed, ended, paused, ending, .. } = socket.flags;
         if closed || ended || paused || ending {
-            return self.receive(conn, sink);
+            return self.receive_alone(conn, sink);
         }
         let start = self.gathered.last().map_or(0, |(_, range)| range.end);
         let room = &mut self.buffer[start..start + RECEIVE_BYTES_MAX];
@@ -219,10 +219,17 @@ impl Epoll {
                     self.hand_over(sink);
                 }
             }
+            // The next read says the same.
+            Ok(_) | Err(Errno::INTR) => self.receive_alone(conn, sink),
             Err(Errno::AGAIN) => {}
-            // The end, or an error: the next read has it too.
-            _ => self.receive(conn, sink),
+            Err(error) => self.fail(conn, &error.into()),
         }
+    }
+
+    /// Reads on one connection, once what was gathered is out of the buffer.
+    fn receive_alone(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        self.hand_over(sink);
+        self.receive(conn, sink);
     }
 
     /// Hands over what was gathered, then sends the replies.
@@ -246,8 +253,10 @@ impl Epoll {
         }
     }
 
-    /// Reads once, or until the end where the kernel has announced it.
+    /// Reads once, or until the end where the kernel has announced it. Nothing may be gathered: it
+    /// stands where this reads to.
     fn receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        debug_assert!(self.gathered.is_empty(), "bytes that are yet to be handed over");
         let mut budget = RECEIVE_BYTES_MAX;
         while budget > 0 {
             let Some(socket) = self.sockets.get_mut(conn) else { return };

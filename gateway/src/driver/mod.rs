@@ -38,8 +38,8 @@ pub mod sim;
 mod conformance;
 mod slots;
 
-/// The most that one connection hands over in one poll, in bytes. It is also the size of the buffer
-/// that a shard receives into: large enough that a burst is one system call.
+/// The most that one connection hands over in one poll, in bytes: large enough that a burst is one
+/// system call.
 pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
 
 /// Names a connection of one shard.

@@ -34,6 +34,8 @@ pub struct Faults {
     pub short_send: f64,
     /// A send that is done at once is reported a poll later.
     pub late_send: f64,
+    /// Nobody asks for a reply at once to what was received.
+    pub late_reply: f64,
     /// For some polls nothing moves on a connection, in either direction.
     pub stall: f64,
     /// The network resets a connection.
@@ -267,6 +269,14 @@ impl Sim {
             let count = if cut { self.rng.usize(1..=available) } else { available };
             let bytes = side.receive(count);
             sink.event(Event::Received { conn, bytes: &bytes });
+            if !self.roll(self.faults.late_reply)
+                && let Some(reply) = sink.reply(conn)
+            {
+                let bytes = reply.len();
+                if self.send(conn, reply) == SendState::Done {
+                    sink.event(Event::Sent { conn, bytes });
+                }
+            }
             budget -= count;
             if cut && self.rng.bool() {
                 // The rest is still on its way.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
@@ -145,9 +146,15 @@ impl Shard {
     /// Takes the answers that handlers gave on this thread.
     #[inline]
     pub(super) fn take_answers(&mut self) {
+        // An answer lets a held connection go on, whose requests may be answered here too: the one who
+        // takes answers already takes those as well, or the stack would be as deep as clients ask.
+        if mem::replace(&mut self.taking_answers, true) {
+            return;
+        }
         while let Some(answer) = ANSWERS.with_borrow_mut(VecDeque::pop_front) {
             self.on_answer(answer);
         }
+        self.taking_answers = false;
     }
 
     #[inline]

@@ -158,7 +158,6 @@ impl Shard {
     /// A connection's deadline has passed.
     pub(super) fn on_deadline(&mut self, slot: u32) {
         let idle_timeout = self.shared.config.session.idle_timeout;
-        let calls_max = self.shared.config.limits.calls_per_connection_max;
         let (now_ms, clock_ms) = (self.now_ms, self.clock_ms());
         let grace_until_ms = self.grace_until_ms;
         let connection = self.at(slot);
@@ -166,8 +165,9 @@ impl Shard {
             Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
                 self.timers.set(slot, grace_until_ms);
             }
-            Phase::Registering | Phase::Open if connection.holds(calls_max) => {
-                // It is not read from because of what others have yet to do.
+            Phase::Registering | Phase::Open if connection.flags.held => {
+                // Nobody listens to it. Whether it is still there, TCP_USER_TIMEOUT finds out where it
+                // takes nothing, and a call's timeout where it waits for one.
                 self.timers.set(slot, now_ms + millis(idle_timeout));
             }
             Phase::Anonymous => self.say_goodbye(slot, Cause::AuthTimeout, Some(Code::Idle)),

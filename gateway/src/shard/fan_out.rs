@@ -6,8 +6,9 @@
 //! while a sweep goes round are merged by themselves into the next.
 //!
 //! A log lets go only of what every member was offered, so a burst longer than the log costs nobody a
-//! push who takes what it is given. What it holds beyond its bound, the gate bounds: a push is under
-//! way until it was offered to all.
+//! push whose socket takes it: one with room in its send buffer is given all that there is. Who takes
+//! less stands further back, and skips what the log can't hold. What a log holds beyond its bound, the
+//! gate bounds: a push is under way until it was offered to all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use super::rooms::{self, EVERYBODY, Role, Room, RoomIndex};
 use crate::config::{RoomPolicy, SlowMember};
 use crate::connection::MembershipId;
 use crate::control::RoomInfo;
-use crate::driver::{ConnId, Driver};
+use crate::driver::{ConnId, Driver, SendState};
 use crate::session_id::Place;
 
 /// Rooms that one round of housekeeping looks at.
@@ -40,10 +41,10 @@ const OWED_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct FanOut {
     round: VecDeque<RoomIndex>,
-    /// Rooms whose members were offered, in this turn, what comes before an offset.
-    offered: Vec<(RoomIndex, u64)>,
-    /// The same of the turn before: who could take it, has.
-    taken: Vec<(RoomIndex, u64)>,
+    /// Rooms that in this turn have gone round.
+    offered: Vec<RoomIndex>,
+    /// The same of the turn before: who could take what it was offered, has.
+    taken: Vec<RoomIndex>,
     /// Above every offset that a room closed here ever gave.
     first_offset: u64,
     /// Where housekeeping goes on looking for idle rooms.
@@ -158,11 +159,14 @@ impl Shard {
             budget -= count.max(1).min(budget);
             let room = self.rooms.get(index);
             if room.sweep.left == 0 {
-                self.fan_out.offered.push((index, room.sweep.mark));
+                self.fan_out.offered.push(index);
+                room.sweep.offered = room.sweep.mark;
                 room.sweep.queued = room.log.end() > room.sweep.mark;
-                room.start_round();
             }
             if room.sweep.queued {
+                if room.sweep.left == 0 {
+                    room.start_round();
+                }
                 self.fan_out.round.push_back(index);
             } else {
                 room.log.forget_merged();
@@ -173,9 +177,10 @@ impl Shard {
     /// Lets logs go of what their members were offered in the turn before this one: by now who had
     /// just been sent something else has got it too. Comes last in a turn.
     pub(super) fn trim_logs(&mut self) {
-        for (index, offered) in self.fan_out.taken.drain(..) {
+        for index in self.fan_out.taken.drain(..) {
             if self.rooms.exists(index) {
                 let room = self.rooms.get(index);
+                let offered = room.sweep.offered;
                 room.log.trim(offered);
                 let done = room.receipts.partition_point(|&(offset, _)| offset < offered);
                 room.receipts.drain(..done);
@@ -197,11 +202,14 @@ impl Shard {
             connection.flags.owed = true;
             return;
         }
-        if let Some(bytes) = self.read_log(member) {
-            // One read takes so much and no more: the rest goes when this is sent.
+        // One read takes so much and no more: what is left goes behind it, as far as the kernel takes it.
+        while let Some(bytes) = self.read_log(member) {
             let (room, membership) = self.rooms.room_and_membership(member);
-            self.connections[slot as usize].flags.owed |= membership.cursor < room.log.end();
-            self.send(slot, bytes, driver);
+            let behind = membership.cursor < room.log.end();
+            if self.send(slot, bytes, driver) == SendState::UnderWay {
+                self.connections[slot as usize].flags.owed |= behind;
+                return;
+            }
         }
     }
 
@@ -287,7 +295,10 @@ impl Shard {
             } else {
                 subscribers.push((shard, 1));
                 log.forget_merged();
-                Some(Box::new(log.clone()))
+                let mut copy = log.clone();
+                // Who stands further back is here, and not there.
+                copy.trim(copy.end());
+                Some(Box::new(copy))
             };
         self.post(shard, Message::Joined { room, conn, after_offset, log, receipt });
     }

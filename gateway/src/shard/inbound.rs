@@ -82,12 +82,12 @@ impl Shard {
                 }
                 Err(error) => {
                     self.malformed(slot, &error);
-                    frames.discard_rest();
+                    self.stats.discarded_bytes += frames.discard_rest() as u64;
                     break;
                 }
             }
             if self.at(slot).is_going() {
-                frames.discard_rest();
+                self.stats.discarded_bytes += frames.discard_rest() as u64;
                 break;
             }
         }

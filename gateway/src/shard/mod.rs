@@ -137,6 +137,8 @@ pub struct Shard {
     /// Requests' `biz_data` is copied here: one allocation serves many requests.
     arena: BytesMut,
     rate: Option<Rate>,
+    /// Answers that handlers gave on this thread are being taken.
+    taking_answers: bool,
 
     /// Slots of connections to flush at the end of the turn.
     touched: Vec<u32>,
@@ -204,6 +206,7 @@ impl Shard {
             router,
             arena: BytesMut::new(),
             rate,
+            taking_answers: false,
             touched: Vec::new(),
             unsent_less: Vec::new(),
             expired: Vec::new(),

@@ -115,9 +115,10 @@ impl Shard {
 
     #[inline]
     fn note_under_way(&mut self, slot: u32, bytes: usize) {
-        let in_flight_bytes = u32::try_from(bytes).expect("bounded by the outbox");
+        // What answers that come at once add up to may be more than 4 GiB, if it is configured so.
+        let in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.connections[slot as usize].in_flight_bytes = in_flight_bytes;
-        self.in_flight_bytes += bytes;
+        self.in_flight_bytes += in_flight_bytes as usize;
     }
 
     /// Flushes every connection that something happened to.
@@ -147,28 +148,30 @@ impl Shard {
         if connection.flags.held != connection.flags.paused {
             connection.flags.paused = connection.flags.held;
             if connection.flags.paused {
-                self.stats.receive_pauses += 1;
+                // A login that waits for its user's home says nothing of the client.
+                let counts = connection.phase != Phase::Registering;
+                self.stats.receive_pauses += u64::from(counts);
                 driver.pause_receive(conn);
             } else {
                 driver.resume_receive(conn);
             }
         }
-        let connection = self.at(slot);
-        if connection.in_flight_bytes == 0 {
+        while self.connections[slot as usize].in_flight_bytes == 0 {
+            let connection = &mut self.connections[slot as usize];
             let bytes = if connection.flags.owed {
                 self.take_owed(slot)
             } else {
-                let outbox = &mut self.connections[slot as usize].outbox;
-                self.outboxes.drain(outbox)
+                self.outboxes.drain(&mut connection.outbox)
             };
             if self.is_done(slot) {
                 // It has the answers to all that it asked: what its rooms say from now on is not for it.
                 self.leave_all(slot);
             }
-            if let Some(bytes) = bytes {
-                return self.send(slot, bytes, driver);
+            let Some(bytes) = bytes else { return self.flush_end(slot, driver) };
+            let done = self.send(slot, bytes, driver) == SendState::Done;
+            if !(done && self.connections[slot as usize].flags.owed) {
+                return;
             }
-            self.flush_end(slot, driver);
         }
     }
 
@@ -197,13 +200,15 @@ impl Shard {
 
     /// Gives bytes to the driver. No other send may be under way.
     #[inline]
-    pub(super) fn send(&mut self, slot: u32, bytes: Bytes, driver: &mut impl Driver) {
+    pub(super) fn send(&mut self, slot: u32, bytes: Bytes, driver: &mut impl Driver) -> SendState {
         let conn = self.conn_id(slot);
         let bytes = self.connections[slot as usize].transport.seal(bytes);
         let count = bytes.len();
-        match driver.send(conn, bytes) {
+        let state = driver.send(conn, bytes);
+        match state {
             SendState::Done => self.sent(slot, count),
             SendState::UnderWay => self.note_under_way(slot, count),
         }
+        state
     }
 }

@@ -69,6 +69,8 @@ pub struct Sweep {
     pub queued: bool,
     /// The end of the log when this round began: what comes before it, the round offers to all.
     pub mark: u64,
+    /// What comes before this offset, every member was offered.
+    pub offered: u64,
     /// The next member to look at.
     pub next: usize,
     /// Members that still have to be looked at. left <= members.len()

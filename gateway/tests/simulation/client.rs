@@ -201,7 +201,7 @@ impl Client {
             }
             Event::Goodbye(failure) => {
                 let code = failure.code.expect("a known code");
-                if self.tainted && code == Code::Unauthenticated {
+                if self.tainted && matches!(code, Code::Unauthenticated | Code::RateLimited) {
                     // The garbage held an empty frame: a failed authentication of sequence 0.
                     return;
                 }

@@ -112,6 +112,7 @@ fn faults(rng: &mut Rng) -> Faults {
         cut: often(0.9),
         short_send: often(0.9),
         late_send: often(1.0),
+        late_reply: often(1.0),
         stall: often(0.05),
         reset,
         time_out,

@@ -50,6 +50,10 @@ pub(super) struct CommonArgs {
     /// The first connection's user id; each one after it has the next.
     #[arg(long, default_value_t = 1)]
     pub(super) first_user: u64,
+    /// Never sleeps. Where the server runs on this machine, each send to a client that sleeps makes the
+    /// server pay for waking it, which no network would.
+    #[arg(long)]
+    pub(super) spin: bool,
     /// The server's process: adds its CPU time and memory to the report.
     #[arg(long)]
     pub(super) pid: Option<u32>,

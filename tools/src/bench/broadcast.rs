@@ -82,7 +82,7 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
         to_receivers: 0,
         raw_bytes: vec![0; if args.raw { receivers } else { 0 }],
     };
-    let mut engine = Engine::new(count, false)?;
+    let mut engine = Engine::new(count, false)?.spinning(args.common.spin);
     if load.echo.is_some() {
         engine = engine.with_urgent_from(receivers + 1)?;
     }

@@ -74,7 +74,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         settled: true,
     };
     let rss_before_bytes = common.pid.map_or(Ok(0), proc::rss_bytes)?;
-    Engine::new(count, false)?.run(&mut load)?;
+    Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
     report(args, &load, rss_before_bytes).print(common.json)
 }
 

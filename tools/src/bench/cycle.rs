@@ -64,7 +64,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         counted: 0,
         latency: histogram(),
     };
-    Engine::new(count, args.reset)?.run(&mut load)?;
+    Engine::new(count, args.reset)?.spinning(args.common.spin).run(&mut load)?;
     let how = if args.pipelined { "one segment" } else { "one after the other" };
     let title = format!("connect, authenticate, heartbeat, close: {count} at a time, {how}");
     let mut report = Report::new("cycle", title);

@@ -153,6 +153,8 @@ pub(super) struct Engine {
     armed_at: Nanos,
     origin: Instant,
     sockets: Sockets,
+    /// Looks again at once, instead of waiting.
+    spin: bool,
 }
 
 impl Engine {
@@ -175,7 +177,13 @@ impl Engine {
         };
         let events = Events::with_capacity(EVENTS_MAX);
         let origin = Instant::now();
-        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets })
+        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin: false })
+    }
+
+    /// Never sleeps, if `spin` says so.
+    pub(super) const fn spinning(mut self, spin: bool) -> Self {
+        self.spin = spin;
+        self
     }
 
     /// Serves the slots from this one on before the others.
@@ -197,6 +205,7 @@ impl Engine {
             self.sockets.write_dirty(load, now)?;
             let timeout = match next {
                 Next::Done => return Ok(()),
+                _ if self.spin => Duration::ZERO,
                 _ if !self.sockets.again.is_empty() => Duration::ZERO,
                 Next::At(at) if at <= now => Duration::ZERO,
                 Next::At(at) => {

@@ -30,7 +30,7 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
         echo: Echo::new(plan),
         stopwatch: Stopwatch::new(&args.common, count)?,
     };
-    Engine::new(count, false)?.run(&mut load)?;
+    Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
     report(args, &load).print(args.common.json)
 }
 

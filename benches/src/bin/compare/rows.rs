@@ -126,7 +126,7 @@ fn echo(
     depth: &str,
     target: f64,
 ) -> Row {
-    let load = ["request", "--connections", connections, "--depth", depth];
+    let load = ["request", "--spin", "--connections", connections, "--depth", depth];
     Row {
         name,
         floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
@@ -138,9 +138,9 @@ fn echo(
 fn broadcast(name: &'static str, floor_rate: &str, pace: &[&str], target: f64) -> Row {
     let bytes = push_frame_bytes().to_string();
     let floor_args = ["--connections", MEMBERS, "--bytes", &bytes, "--rate", floor_rate];
-    let raw = ["broadcast", "--connections", MEMBERS, "--raw", "--bytes", &bytes];
+    let raw = ["broadcast", "--spin", "--connections", MEMBERS, "--raw", "--bytes", &bytes];
     let push_bytes = PUSH_BYTES.to_string();
-    let load = ["broadcast", "--connections", MEMBERS, "--bytes", &push_bytes];
+    let load = ["broadcast", "--spin", "--connections", MEMBERS, "--bytes", &push_bytes];
     Row {
         name,
         floor: floor("floor-fanout", &floor_args, &raw),
@@ -150,7 +150,7 @@ fn broadcast(name: &'static str, floor_rate: &str, pace: &[&str], target: f64) -
 }
 
 fn cycle(name: &'static str, how: &[&str], target: f64) -> Row {
-    let load = [&["connect", "--cycle", "--connections", "64"][..], how].concat();
+    let load = [&["connect", "--spin", "--cycle", "--connections", "64"][..], how].concat();
     Row {
         name,
         floor: floor("floor-accept", &[], &[&load[..], &["--raw"]].concat()),

@@ -74,7 +74,8 @@ pub(super) fn receiving_goes_on_after_a_shutdown<W: World>() {
 pub(super) fn pausing_stops_bytes_and_loses_none<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
-    let sent = pattern(3 * RECEIVE_BYTES_MAX);
+    // More than the rounds take.
+    let sent = pattern(12 * RECEIVE_BYTES_MAX);
     let mut written = 0;
     for round in 0..4 {
         bench.driver().pause_receive(conn);
@@ -148,5 +149,66 @@ impl<W: World> Bench<W> {
             _ => 0,
         };
         self.facts().iter().map(bytes).sum()
+    }
+}
+
+pub(super) fn what_comes_on_many_at_once_is_not_mixed<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let peers: Vec<_> = (0..40).map(|_| bench.connect()).collect();
+    let said = |round: usize, peer: usize| format!("{round}: {}", "x".repeat(peer)).into_bytes();
+    for round in 0..3 {
+        // Between two polls some write, some write and end, some end, some are reset.
+        for &(peer, _) in &peers {
+            match peer % 7 {
+                _ if round < 2 => assert!(bench.world.write(peer, &said(round, peer)) > 0),
+                0 => bench.world.half_close(peer),
+                1 => {
+                    bench.world.write(peer, &said(round, peer));
+                    bench.world.half_close(peer);
+                }
+                2 => bench.world.reset(peer),
+                _ => assert!(bench.world.write(peer, &said(round, peer)) > 0),
+            }
+        }
+        for &(peer, conn) in &peers {
+            if round == 2 && peer % 7 == 2 {
+                bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
+                continue;
+            }
+            let rounds = if round == 2 && peer % 7 == 0 { 2 } else { round + 1 };
+            let all: Vec<_> = (0..rounds).flat_map(|round| said(round, peer)).collect();
+            bench.until("bytes are missing", |bench| bench.received(conn).len() >= all.len());
+            assert_eq!(bench.received(conn), all, "of {peer} in round {round}");
+            if round == 2 && peer % 7 < 2 {
+                bench.until_fact(&Fact::Ended(conn));
+            }
+        }
+    }
+}
+
+pub(super) fn a_reply_goes_out_and_is_reported_once<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let peers: Vec<_> = (0..20).map(|_| bench.connect()).collect();
+    for length in [1, 1000] {
+        for &(peer, conn) in &peers {
+            bench.recorder.replies.push((conn, pattern(length + peer).into()));
+            bench.world.write(peer, b"ask");
+        }
+        bench.until("somebody was not asked for a reply", |bench| {
+            let lacks: Vec<_> = bench.recorder.replies.iter().map(|(conn, _)| *conn).collect();
+            for &(peer, _) in peers.iter().filter(|(_, conn)| lacks.contains(conn)) {
+                bench.world.write(peer, b"again");
+            }
+            lacks.is_empty()
+        });
+        for &(peer, conn) in &peers {
+            assert_eq!(bench.peer_reads(peer, length + peer), pattern(length + peer));
+            bench.until_fact(&Fact::Sent(conn, length + peer));
+        }
+    }
+    bench.polls(10);
+    for (peer, conn) in peers {
+        let sent = [Fact::Sent(conn, 1 + peer), Fact::Sent(conn, 1000 + peer)];
+        assert_eq!(bench.outcomes(conn), sent);
     }
 }

@@ -80,7 +80,13 @@ impl World for SimWorld {
     type Driver = Sim;
 
     fn new() -> Self {
-        let faults = Faults { cut: 0.3, short_send: 0.3, late_send: 0.3, ..Faults::default() };
+        let faults = Faults {
+            cut: 0.3,
+            short_send: 0.3,
+            late_send: 0.3,
+            late_reply: 0.3,
+            ..Faults::default()
+        };
         Self { driver: Sim::new(7, Instant::now(), faults), peers: Vec::new() }
     }
 
