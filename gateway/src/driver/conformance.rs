@@ -272,7 +272,7 @@ macro_rules! conformance {
 conformance! {
     lifecycle:
         bytes_and_ends_are_reported,
-        commands_report_nothing_inline,
+        a_close_right_behind_a_send_is_reported,
         closed_comes_once_and_last,
         a_late_name_hits_nobody,
         a_reset_is_reported,

@@ -4,6 +4,8 @@
 //! tried again (epoll(7) promises a new edge); interest in writability is registered only once a
 //! write has come short; accepted sockets inherit their options from the listener.
 
+mod accept;
+
 use std::io;
 use std::mem;
 use std::net::{self, Shutdown};
@@ -18,6 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tidegate_backend::batch::Wake;
 
+use self::accept::{ACCEPT_RETRY, Acceptor, LAST_POLLS};
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sink};
 
@@ -25,19 +28,9 @@ use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sin
 /// connections; few enough that the last of them waits for a few milliseconds.
 const EVENTS_MAX: usize = 1024;
 
-/// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
-const ACCEPTS_MAX: usize = 64;
-
 /// Connections that are read from before what came is handed over: the kernel's code and the shard's
 /// push each other out of the cache, so they take turns less often.
 const GATHERED_MAX: usize = 16;
-
-/// How long to wait before accepting is tried again when descriptors have run out.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// Polls that let in who waits, once the listening socket is to be closed: with [`ACCEPTS_MAX`] that is
-/// the default backlog.
-const LAST_POLLS: u32 = 64;
 
 const WAKER: Token = Token(usize::MAX);
 const LISTENER: Token = Token(usize::MAX - 1);
@@ -58,21 +51,6 @@ pub struct Epoll {
     buffer: Box<[u8]>,
     /// What was received and not handed over: where it stands in `buffer`.
     gathered: Vec<(ConnId, Range<usize>)>,
-}
-
-#[derive(Debug)]
-struct Acceptor {
-    listener: Option<TcpListener>,
-    /// Whether the shard wants connections.
-    wanted: bool,
-    /// Whether the queue may hold connections: set by an edge, cleared by would-block.
-    ready: bool,
-    /// Descriptors have run out, and the sink was told. Nobody came in since.
-    paused: bool,
-    /// When to try again; `Some` only while `paused`.
-    retry_at: Option<Instant>,
-    /// The listening socket is to be closed, after so many polls at most.
-    last_polls: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -346,76 +324,6 @@ impl Epoll {
             && !mem::replace(&mut socket.flags.closed, true)
         {
             self.outcomes.push(Outcome::Closed(conn, cause));
-        }
-    }
-
-    fn accept(&mut self, sink: &mut impl Sink) {
-        for _ in 0..ACCEPTS_MAX {
-            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || !sink.has_room() {
-                return;
-            }
-            let Some(listener) = &self.acceptor.listener else { return };
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    self.end_pause(sink);
-                    self.take_in(stream, peer, sink);
-                }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.acceptor.ready = false;
-                        return self.end_pause(sink);
-                    }
-                    // The connection was gone before it was taken: accept(2).
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    _ => {
-                        self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
-                        if !mem::replace(&mut self.acceptor.paused, true) {
-                            sink.event(Event::AcceptPaused { error });
-                        }
-                        return;
-                    }
-                },
-            }
-        }
-    }
-
-    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
-    fn stop_if_last(&mut self, sink: &mut impl Sink) {
-        let Some(polls) = self.acceptor.last_polls else { return };
-        let more = self.acceptor.ready && self.acceptor.retry_at.is_none() && sink.has_room();
-        if more && polls > 0 {
-            self.acceptor.last_polls = Some(polls - 1);
-            return;
-        }
-        self.acceptor.last_polls = None;
-        self.acceptor.retry_at = None;
-        self.acceptor.listener = None;
-        sink.event(Event::ListeningStopped);
-    }
-
-    /// Somebody came in, or nobody waits any longer.
-    fn end_pause(&mut self, sink: &mut impl Sink) {
-        if mem::take(&mut self.acceptor.paused) {
-            sink.event(Event::AcceptResumed);
-        }
-    }
-
-    fn take_in(&mut self, stream: TcpStream, peer: net::SocketAddr, sink: &mut impl Sink) {
-        let socket = Socket { stream, sending: None, flags: Flags::default() };
-        let conn = self.sockets.insert(socket);
-        let socket = self.sockets.get_mut(conn).expect("it was just inserted");
-        let registered =
-            self.poll.registry().register(&mut socket.stream, token(conn), Interest::READABLE);
-        sink.event(Event::Accepted { conn, peer });
-        if let Err(error) = registered {
-            self.fail(conn, &error);
-        }
-    }
-
-    fn retry_accept(&mut self, now: Instant) {
-        if self.acceptor.retry_at.is_some_and(|at| at <= now) {
-            self.acceptor.retry_at = None;
-            self.acceptor.ready = true;
         }
     }
 

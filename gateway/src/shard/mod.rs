@@ -17,7 +17,7 @@
 //! | `inbound` | bytes -> frames -> what they ask |
 //! | `sessions`, [`users`] | authentication, the user directory, kicks |
 //! | `calls` | requests to backends, and their answers |
-//! | `fan_out`, [`rooms`], [`log`] | rooms: publish, join, leave, and serving the members |
+//! | `fan_out`, `membership`, [`rooms`], [`log`] | rooms: publish and serve; join, leave, open, close; the books |
 //! | `outbound` | what is written, and the one send of a turn |
 //! | `closing` | how connections, and the shard, end |
 //! | [`timers`], [`stats`] | deadlines, figures |
@@ -28,6 +28,7 @@ mod fan_out;
 mod inbound;
 pub mod log;
 pub mod mailbox;
+mod membership;
 mod outbound;
 pub mod receipt;
 pub mod rooms;
@@ -60,6 +61,7 @@ use calls::Port;
 use closing::{Draining, millis};
 use fan_out::FanOut;
 use mailbox::{Address, Message};
+use membership::Keeping;
 use receipt::Gate;
 use rooms::Rooms;
 use stats::{Durations, Exporter, Levels, Stats};
@@ -131,6 +133,7 @@ pub struct Shard {
     in_flight_bytes: usize,
     users: Users,
     rooms: Rooms,
+    keeping: Keeping,
     fan_out: FanOut,
     timers: Timers,
     router: Router,
@@ -201,7 +204,8 @@ impl Shard {
             in_flight_bytes: 0,
             users: Users::default(),
             rooms: Rooms::default(),
-            fan_out: FanOut::new(shared.first_offset),
+            keeping: Keeping::new(shared.first_offset),
+            fan_out: FanOut::default(),
             timers: Timers::new(),
             router,
             arena: BytesMut::new(),

@@ -57,6 +57,7 @@ impl Outcome {
     fn cells(&self) -> [String; 8] {
         let optional = |number: Option<f64>| number.map_or("-".into(), |it| format!("{it:.2}"));
         let (ratio, target) = match self.unit {
+            Unit::Nanos if self.target.is_infinite() => (format!("{:.2}", self.ratio), "-".into()),
             Unit::Nanos => (format!("{:.2}", self.ratio), format!("{:.2}", self.target)),
             Unit::Bytes => ("-".into(), format!("{:.0} B", self.target)),
         };
@@ -67,7 +68,11 @@ impl Outcome {
             format!("{:.0} {unit}", self.gateway),
             ratio,
             target,
-            if self.is_met() { "met".into() } else { "MISSED".into() },
+            match self.is_met() {
+                true if self.target.is_infinite() => "-".into(),
+                true => "met".into(),
+                false => "MISSED".into(),
+            },
             optional(self.fairness),
             optional(self.p99_to_p50),
         ]
