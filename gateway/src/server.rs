@@ -14,29 +14,32 @@
 //! # }
 //! ```
 
+mod listener;
+mod threads;
+
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::channel::{self, Receiver};
 use metrics_exporter_prometheus::PrometheusHandle;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tidegate_backend::pool::{Pool, PoolOptions};
 use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
-use crate::config::{BackendConfig, Config, DriverKind};
+use crate::config::{BackendConfig, Config};
 use crate::control::Control;
-use crate::driver::epoll::Epoll;
 use crate::hub::Hub;
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
 use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
+use listener::listen;
+use threads::start_shards;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
 ///
@@ -262,94 +265,6 @@ fn start_backend(
         }
     };
     Ok(Backend { name: config.name.as_str().into(), handler: Arc::clone(handler), pool })
-}
-
-fn start_shards(
-    listeners: Vec<TcpListener>,
-    parts: &Parts,
-    report: &Sender<(u16, Result<(), String>)>,
-) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
-    let DriverKind::Epoll = parts.shared.config.driver;
-    // What can fail comes first: no thread runs when it does.
-    let drivers = listeners
-        .into_iter()
-        .map(|listener| Epoll::new(Some(listener)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut threads = Vec::new();
-    for (id, mut driver) in (0_u16..).zip(drivers) {
-        parts.shared.addresses[usize::from(id)].mailbox().set_waker(driver.waker());
-        let (parts_of_shard, report) = (parts.clone(), report.clone());
-        let run = move || {
-            let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
-            let outcome = parts_of_shard.shard(id).run(&mut driver);
-            ended.with(outcome.map_err(|error| error.to_string()));
-        };
-        match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                // Those that run already must not go on without it.
-                parts.hub.set_stopped();
-                parts.hub.tell_all(|| Message::Stop);
-                threads.into_iter().for_each(|thread| drop(thread.join()));
-                return Err(error.into());
-            }
-        }
-    }
-    Ok(threads)
-}
-
-/// Reports how a shard ended when it is dropped, also by a panic.
-struct Ended {
-    shard: u16,
-    report: Sender<(u16, Result<(), String>)>,
-    outcome: Result<(), String>,
-}
-
-impl Ended {
-    fn with(mut self, outcome: Result<(), String>) {
-        self.outcome = outcome;
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
-        // Nobody listens when the server itself was dropped.
-        drop(self.report.send((self.shard, outcome)));
-    }
-}
-
-/// One listening socket for each shard, on the same port.
-fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let fail = |cause| StartError::Listen { address: config.listen, cause };
-    let mut address = config.listen;
-    let mut listeners = Vec::new();
-    if address.port() != 0 {
-        // SO_REUSEPORT would let two gateways share a port unnoticed: who is there already says no.
-        drop(bind(address, config, false).map_err(fail)?);
-    }
-    for _ in 0..config.shards {
-        let listener = bind(address, config, true).map_err(fail)?;
-        address = listener.local_addr().map_err(fail)?;
-        listeners.push(listener);
-    }
-    for listener in &listeners {
-        let backlog = i32::try_from(config.socket.backlog).unwrap_or(i32::MAX);
-        SockRef::from(listener).listen(backlog).map_err(fail)?;
-    }
-    Ok(listeners)
-}
-
-/// Binds, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
-fn bind(address: SocketAddr, config: &Config, reuse_port: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(reuse_port)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(config.socket.user_timeout))?;
-    socket.set_send_buffer_size(config.socket.send_buffer_bytes)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// For who installs no recorder: a page without metrics.

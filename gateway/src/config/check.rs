@@ -15,6 +15,7 @@ use super::nearest::nearest;
 use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
 use super::{ConfigError, descriptors};
+use crate::driver::uring;
 use crate::session_id::SLOT_BITS;
 
 /// Descriptors that the gateway needs beside its connections: for the admin server, files, and the
@@ -24,12 +25,23 @@ const DESCRIPTORS_RESERVED: u64 = 64;
 /// Descriptors that each shard needs beside its connections: listener, poller, waker, one to spare.
 const DESCRIPTORS_PER_SHARD: u64 = 4;
 
+/// What a connection takes of the system's memory, in bytes, rounded up: 3.7 kB of socket, 0.9 kB of an
+/// armed receive, what the gateway remembers, and room for bytes on their way.
+const MEMORY_BYTES_EACH: u64 = 6 * 1024;
+
 /// A day, and the longest that most timeouts may be.
 const DAY_MS: i64 = 86_400_000;
 
 const KIB: i64 = 1024;
 const MIB: i64 = 1024 * KIB;
 const GIB: i64 = 1024 * MIB;
+
+/// What decides how many connections there are places for.
+#[derive(Clone, Copy)]
+struct Places {
+    shards: u16,
+    driver: DriverKind,
+}
 
 /// Makes the configuration that the gateway uses.
 pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
@@ -38,13 +50,15 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         0 => u16::try_from(cores().min(256)).expect("256 fits"),
         shards => shards,
     };
-    let limits = checker.limits(&typed.limits, shards)?;
+    let (driver, driver_refusal) = checker.driver(&typed.driver)?;
+    let limits = checker.limits(&typed.limits, Places { shards, driver })?;
     let listen = checker.address("listen", &typed.listen)?;
     let backends = checker.backends(typed)?;
     Ok(Config {
         listen,
         shards,
-        driver: checker.driver(&typed.driver)?,
+        driver,
+        driver_refusal,
         admin: checker.admin(&typed.admin, &limits)?,
         auth: checker.auth(&typed.auth, listen)?,
         session: checker.session(&typed.session)?,
@@ -59,13 +73,25 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
 }
 
 impl Checker<'_> {
-    fn driver(&self, driver: &str) -> Checked<DriverKind> {
-        if driver == "uring" {
-            let reason = "io_uring is not built in this version: use \"auto\" or \"epoll\"";
-            return Err(self.refuse("driver", quoted(driver), reason));
+    /// The driver to use, and why it is not io_uring where "auto" would have taken that.
+    fn driver(&self, driver: &str) -> Checked<(DriverKind, Option<String>)> {
+        let choices = [
+            ("auto", None),
+            ("epoll", Some(DriverKind::Epoll)),
+            ("uring", Some(DriverKind::Uring)),
+        ];
+        let choice = self.choice("driver", driver, &choices)?;
+        if choice == Some(DriverKind::Epoll) {
+            return Ok((DriverKind::Epoll, None));
         }
-        let choices = [("auto", DriverKind::Epoll), ("epoll", DriverKind::Epoll)];
-        self.choice("driver", driver, &choices)
+        match (uring::probe(), choice) {
+            (Ok(()), _) => Ok((DriverKind::Uring, None)),
+            (Err(error), None) => Ok((DriverKind::Epoll, Some(error.to_string()))),
+            (Err(error), Some(_)) => {
+                let reason = format!("{error}; or use \"auto\" or \"epoll\"");
+                Err(self.refuse("driver", quoted(driver), reason))
+            }
+        }
     }
 
     fn admin(&self, admin: &typed::Admin, limits: &LimitsConfig) -> Checked<AdminConfig> {
@@ -138,7 +164,7 @@ impl Checker<'_> {
         })
     }
 
-    fn limits(&self, limits: &typed::Limits, shards: u16) -> Checked<LimitsConfig> {
+    fn limits(&self, limits: &typed::Limits, places: Places) -> Checked<LimitsConfig> {
         let per_second = limits.requests_per_second;
         let checked = LimitsConfig {
             frame_bytes_max: self.number(
@@ -156,7 +182,7 @@ impl Checker<'_> {
                 limits.outbox_bytes_max,
                 KIB..=GIB,
             )?,
-            connections_max: self.connections_max(limits.connections_max, shards)?,
+            connections_max: self.connections_max(limits.connections_max, places)?,
             requests_per_second: Some(self.number(
                 "limits.requests_per_second",
                 per_second,
@@ -201,27 +227,33 @@ impl Checker<'_> {
         Ok(checked)
     }
 
-    /// 0: what the limit of open descriptors leaves.
-    fn connections_max(&self, typed: i64, shards: u16) -> Checked<usize> {
+    /// 0: what the driver has places for.
+    fn connections_max(&self, typed: i64, places: Places) -> Checked<usize> {
         let key = "limits.connections_max";
         // All of them may be on one shard, whose slots are numbered in so many bits.
         let range = 0..=1 << SLOT_BITS;
         let typed_max = self.number::<u64>(key, typed, range.clone())?;
         let ceiling = range.end().unsigned_abs();
-        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
+        let shards = u64::from(places.shards);
+        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * shards;
         let limit = descriptors::limit().unwrap_or(u64::MAX);
-        let room = limit.saturating_sub(reserve).min(ceiling);
-        if room == 0 {
+        let one_table = limit.saturating_sub(reserve).min(ceiling);
+        if one_table == 0 {
             return Err(ConfigError::Descriptors { limit, reserve });
         }
-        if typed_max > room {
+        let (by_default, most) = match places.driver {
+            DriverKind::Epoll => (one_table, one_table.saturating_mul(shards).min(ceiling)),
+            DriverKind::Uring => ((memory_bytes() / MEMORY_BYTES_EACH).clamp(1, ceiling), ceiling),
+        };
+        if typed_max > most {
             let reason = format!(
-                "the limit of open descriptors ({limit}) has room for {room} connections: raise it with \
-                 `ulimit -n` or systemd's LimitNOFILE=, or use 0 for what it allows"
+                "with epoll, the limit of open descriptors ({limit}) has room for {one_table} connections a \
+                 shard, {most} in all: raise it with `ulimit -n` or systemd's LimitNOFILE=, use more shards or \
+                 driver = \"uring\", or use 0 for what one table of descriptors allows"
             );
             return Err(self.refuse(key, typed, reason));
         }
-        let max = if typed_max == 0 { room } else { typed_max };
+        let max = if typed_max == 0 { by_default } else { typed_max };
         Ok(usize::try_from(max).expect("at most 2^26"))
     }
 
@@ -418,4 +450,9 @@ impl Checker<'_> {
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn memory_bytes() -> u64 {
+    let system = rustix::system::sysinfo();
+    u64::try_from(system.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(system.mem_unit))
 }

@@ -13,6 +13,8 @@ pub struct Config {
     pub shards: u16,
     /// How shards talk to the kernel.
     pub driver: DriverKind,
+    /// Why it is not io_uring, where that would have been taken.
+    pub driver_refusal: Option<String>,
     /// The operators' HTTP server.
     pub admin: AdminConfig,
     /// Who may come in.
@@ -40,6 +42,8 @@ pub struct Config {
 pub enum DriverKind {
     /// epoll, through mio.
     Epoll,
+    /// io_uring.
+    Uring,
 }
 
 /// The operators' HTTP server.

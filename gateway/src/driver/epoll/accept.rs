@@ -78,7 +78,10 @@ impl Epoll {
         }
         self.acceptor.last_polls = None;
         self.acceptor.retry_at = None;
-        self.acceptor.listener = None;
+        if let Some(listener) = self.acceptor.listener.take() {
+            // Other threads' tables of descriptors may have copies of it, which would keep it open.
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
+        }
         sink.event(Event::ListeningStopped);
     }
 

@@ -79,7 +79,8 @@ impl Buffers {
     #[inline]
     pub(super) fn publish(&self) {
         // SAFETY: the tail is an aligned `u16` within the first entry, which the kernel reads with acquire.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        let tail =
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
 
@@ -88,6 +89,10 @@ impl Buffers {
         unsafe { self.bytes.as_ptr().add(usize::from(buffer) * BUFFER_BYTES as usize) }
     }
 }
+
+// SAFETY: both allocations are this value's alone; threads may pass it on, and no method takes `&self` to
+// write to them but `publish`, which is atomic.
+unsafe impl Send for Buffers {}
 
 impl Drop for Buffers {
     fn drop(&mut self) {

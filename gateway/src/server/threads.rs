@@ -1,0 +1,137 @@
+//! The shards' threads: each has a driver, and reports how it ended.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::Sender;
+use nix::sched::{CloneFlags, unshare};
+use tidegate_backend::batch::Wake;
+
+use super::StartError;
+use crate::config::{Config, DriverKind, descriptors};
+use crate::driver::Driver;
+use crate::driver::epoll::Epoll;
+use crate::driver::uring::{Capacity, Uring};
+use crate::parts::Parts;
+use crate::shard::mailbox::Message;
+
+/// How a shard ended: its number, and what went wrong.
+pub(super) type Report = (u16, Result<(), String>);
+
+/// Starts a thread for each shard.
+///
+/// # Errors
+/// What the system refuses. No thread runs then.
+pub(super) fn start_shards(
+    listeners: Vec<TcpListener>,
+    parts: &Parts,
+    report: &Sender<Report>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let config = &parts.shared.config;
+    if let Some(reason) = &config.driver_refusal {
+        tracing::warn!("epoll is used, since io_uring can't be: {reason}");
+    }
+    // What can fail comes first: no thread runs when it does.
+    match config.driver {
+        DriverKind::Epoll => {
+            let new = |listener| Epoll::new(Some(listener));
+            let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
+            let wakers = drivers.iter().map(Epoll::waker).collect();
+            spawn(drivers, wakers, Descriptors::of(config), parts, report)
+        }
+        DriverKind::Uring => {
+            let capacity = capacity(config);
+            let new = |listener| Uring::new(Some(listener), capacity);
+            let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
+            let wakers = drivers.iter().map(Uring::waker).collect();
+            spawn(drivers, wakers, Descriptors::Shared, parts, report)
+        }
+    }
+}
+
+/// Whose table of descriptors a shard's thread uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Descriptors {
+    /// The process's.
+    Shared,
+    /// Its own, a copy of the process's: the limit holds for each (unshare(2), CLONE_FILES).
+    Own,
+}
+
+impl Descriptors {
+    /// A table each, where the configuration asks for more connections than one has places for.
+    fn of(config: &Config) -> Self {
+        let limit = descriptors::limit().unwrap_or(u64::MAX);
+        let more = config.limits.connections_max as u64 > limit;
+        if more { Self::Own } else { Self::Shared }
+    }
+}
+
+/// All connections may be on one shard: SO_REUSEPORT spreads them by hash, and a client alone.
+fn capacity(config: &Config) -> Capacity {
+    let limit = descriptors::limit().unwrap_or(u64::MAX);
+    Capacity {
+        connections: config.limits.connections_max,
+        files_each: u32::try_from(limit).unwrap_or(u32::MAX),
+    }
+}
+
+fn spawn<D: Driver + Send + 'static>(
+    drivers: Vec<D>,
+    wakers: Vec<Arc<dyn Wake>>,
+    tables: Descriptors,
+    parts: &Parts,
+    report: &Sender<Report>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    for (address, waker) in parts.shared.addresses.iter().zip(wakers) {
+        address.mailbox().set_waker(waker);
+    }
+    let mut threads = Vec::new();
+    for (id, mut driver) in (0_u16..).zip(drivers) {
+        let (parts_of_shard, report) = (parts.clone(), report.clone());
+        let run = move || {
+            let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
+            if tables == Descriptors::Own
+                && let Err(error) = unshare(CloneFlags::CLONE_FILES)
+            {
+                return ended.with(Err(format!("it gets no table of descriptors: {error}")));
+            }
+            let outcome = parts_of_shard.shard(id).run(&mut driver);
+            ended.with(outcome.map_err(|error| error.to_string()));
+        };
+        match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                // Those that run already must not go on without it.
+                parts.hub.set_stopped();
+                parts.hub.tell_all(|| Message::Stop);
+                threads.into_iter().for_each(|thread| drop(thread.join()));
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(threads)
+}
+
+/// Reports how a shard ended when it is dropped, also by a panic.
+struct Ended {
+    shard: u16,
+    report: Sender<Report>,
+    outcome: Result<(), String>,
+}
+
+impl Ended {
+    fn with(mut self, outcome: Result<(), String>) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
+        // Nobody listens when the server itself was dropped.
+        drop(self.report.send((self.shard, outcome)));
+    }
+}
