@@ -165,7 +165,7 @@ fn round_step(least: f64) -> f64 {
 
 /// 1 for 0.9, 2 for 0.99, and so on.
 fn nines(quantile: f64) -> f64 {
-    (-(1.0 - quantile).log10()).clamp(0.0, NINES_MAX)
+    (-(1.0 - quantile).max(0.0).log10()).clamp(0.0, NINES_MAX)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the decades of any number are few")]
