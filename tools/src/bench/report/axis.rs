@@ -9,6 +9,9 @@ const BARE_DECADES_MIN: i32 = 3;
 /// The most nines of a percentile that an axis shows: one in 10^12.
 const NINES_MAX: f64 = 12.0;
 
+/// Up to so many, each nine has a tick.
+const ALL_NINES_MAX: f64 = 6.0;
+
 /// What is measured along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quantity {
@@ -89,7 +92,10 @@ impl Axis {
         let ticks = (0_u32..)
             .map(|number| f64::from(number) * step)
             .take_while(|tick| *tick <= end * (1.0 + 1e-9))
-            .map(|tick| (tick * scale.divisor, format!("{tick:.digits$}{}", scale.suffix)))
+            .map(|tick| {
+                let suffix = if tick > 0.0 { scale.suffix } else { "" };
+                (tick * scale.divisor, format!("{tick:.digits$}{suffix}"))
+            })
             .collect();
         let title = format!("{}{}", name(quantity), scale.unit);
         Self { quantity, range: 0.0..end * scale.divisor, ticks, title }
@@ -112,12 +118,15 @@ impl Axis {
 
     fn quantile(high: f64) -> Self {
         let end = nines(high).max(1.0);
-        let whole_nines = (0..=whole(NINES_MAX)).take_while(|nines| f64::from(*nines) <= end);
+        // Labels grow longer with each nine: where there are many, every other one has room.
+        let step = if end > ALL_NINES_MAX { 2 } else { 1 };
+        let whole_nines =
+            (0..=whole(NINES_MAX)).step_by(step).take_while(|nines| f64::from(*nines) <= end);
         let ticks = whole_nines
             .map(|nines| {
                 let digits = usize::try_from(nines - 2).unwrap_or_default();
                 let percent = 100.0 - 100.0 * 10_f64.powi(-nines);
-                (f64::from(nines), format!("{percent:.digits$} %"))
+                (f64::from(nines), format!("{percent:.digits$}"))
             })
             .collect();
         let title = name(Quantity::Quantile).into();
@@ -133,7 +142,7 @@ const fn name(quantity: Quantity) -> &'static str {
         Quantity::Latency => "latency (log scale)",
         Quantity::CpuShare => "CPU time, % of one core",
         Quantity::Memory => "memory",
-        Quantity::Quantile => "share of answers that were as fast",
+        Quantity::Quantile => "share of all that were as fast, %",
     }
 }
 
@@ -198,8 +207,8 @@ mod tests {
         assert_eq!(labels(Quantity::Time, &[0.5, 10.2]), "0 | 5 | 10");
         assert_eq!(labels(Quantity::Time, &[900.0]), "0 | 5 | 10 | 15");
         assert_eq!(labels(Quantity::Connections, &[2.0]), "0 | 1 | 2");
-        assert_eq!(labels(Quantity::Connections, &[15_000.0]), "0k | 5k | 10k | 15k");
-        assert_eq!(labels(Quantity::CpuShare, &[0.37]), "0 % | 10 % | 20 % | 30 % | 40 %");
+        assert_eq!(labels(Quantity::Connections, &[15_000.0]), "0 | 5k | 10k | 15k");
+        assert_eq!(labels(Quantity::CpuShare, &[0.37]), "0 | 10 % | 20 % | 30 % | 40 %");
         assert_eq!(labels(Quantity::Memory, &[f64::from(150 << 20)]), "0 | 50 | 100 | 150");
         assert_eq!(
             labels(Quantity::Latency, &[15_000.0, 60_000.0]),
@@ -209,7 +218,7 @@ mod tests {
             labels(Quantity::Latency, &[15_000.0, 2e7]),
             "10 us | 100 us | 1 ms | 10 ms | 100 ms"
         );
-        assert_eq!(labels(Quantity::Quantile, &[0.9995]), "0 % | 90 % | 99 % | 99.9 %");
+        assert_eq!(labels(Quantity::Quantile, &[0.9995]), "0 | 90 | 99 | 99.9");
     }
 
     #[test]

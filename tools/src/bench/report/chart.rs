@@ -8,6 +8,8 @@ use crate::bench::series::Sample;
 
 /// Colours that can be told apart: the style sheet has as many.
 const COLOURS: usize = 6;
+/// Kinds of dashes, the first being none.
+const DASHES: usize = 4;
 
 /// One run of those that share a plot.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +124,7 @@ impl OverTime {
                 let seconds = |at: &Sample| at.at_ms as f64 / 1e3;
                 let value = |at: &Sample| (line.value)(at).filter(|value| value.is_finite());
                 let points = samples.iter().map(|at| (seconds(at), value(at))).collect();
-                let look = look(number, run, sources.len());
+                let look = look(number, self.lines.len(), run, sources.len());
                 curves.push(Curve { name: named(source, line.name), look, points });
             }
             curves.retain(|curve| curve.points.iter().any(|(_, value)| value.is_some()));
@@ -145,18 +147,17 @@ pub(super) fn distribution(sources: &[Source<'_>]) -> Chart {
     let (mut curves, mut notes) = (Vec::new(), Vec::new());
     // A latency has one colour in every run, also where a run has others before it.
     let mut keys: Vec<&str> = Vec::new();
+    for distribution in sources.iter().flat_map(|source| &source.document.distributions) {
+        if !keys.contains(&distribution.key.as_str()) {
+            keys.push(&distribution.key);
+        }
+    }
     for (run, source) in sources.iter().enumerate() {
         for distribution in &source.document.distributions {
-            if !keys.contains(&distribution.key.as_str()) {
-                keys.push(&distribution.key);
-            }
             let number = keys.iter().position(|key| *key == distribution.key).unwrap_or_default();
-            let points: Vec<_> = distribution
-                .points
-                .iter()
-                .map(|(quantile, nanos)| (*quantile, Some(*nanos)))
-                .collect();
-            let look = look(number, run, sources.len());
+            let point = |&(quantile, nanos): &(f64, f64)| (quantile, Some(nanos));
+            let points: Vec<_> = distribution.points.iter().map(point).collect();
+            let look = look(number, keys.len(), run, sources.len());
             if !points.is_empty() {
                 curves.push(Curve { name: named(source, &distribution.label), look, points });
             }
@@ -179,9 +180,14 @@ fn named(source: &Source<'_>, name: &str) -> String {
 }
 
 /// In one run, curves differ in both colour and dashes, for who prints without colours. Where runs
-/// lie over each other, the colour is the curve's and the dashes are the run's.
-fn look(number: usize, run: usize, runs: usize) -> Look {
+/// lie over each other, the dashes are the run's; the colour is the curve's, or the run's too where
+/// each has one curve, so that both show where they meet.
+fn look(number: usize, of: usize, run: usize, runs: usize) -> Look {
     let small = |number: usize| u8::try_from(number).unwrap_or_default();
-    let colour = small(number % COLOURS);
-    Look { colour, dashes: if runs > 1 { small(run) } else { small(number % 4) } }
+    let (colour, dashes) = match (of, runs) {
+        (_, 1) => (number, number % DASHES),
+        (1, _) => (run, run),
+        _ => (number, run),
+    };
+    Look { colour: small(colour % COLOURS), dashes: small(dashes) }
 }

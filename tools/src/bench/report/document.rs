@@ -106,7 +106,7 @@ impl Document {
         Self::from_json(&text).with_context(|| format!("{name} can't be compared"))
     }
 
-    fn from_json(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn from_json(text: &str) -> anyhow::Result<Self> {
         let value: Value = serde_json::from_str(text).context("it is not JSON")?;
         match (value["schema"].as_u64(), value["scenario"].as_str()) {
             (Some(..=SCHEMA), Some(_)) => {}

@@ -37,6 +37,8 @@ td { overflow-wrap: anywhere; }
 .differs td { font-weight: 600; }
 ul.notes { list-style: none; padding: 0; margin: .75rem 0; }
 ul.notes li { background: var(--note); padding: .4rem .75rem; margin: .25rem 0; border-radius: .25rem; }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 2rem; }
+.sides > div { min-width: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; break-inside: avoid; max-width: 40rem; }
 figcaption { font-weight: 600; }
@@ -57,8 +59,8 @@ figure > svg { display: block; width: 100%; height: auto; }
 .curve.c4 { stroke: var(--c4); } .dot.c4 { fill: var(--c4); }
 .curve.c5 { stroke: var(--c5); } .dot.c5 { fill: var(--c5); }
 .d1 { stroke-dasharray: 7 3; } .d2 { stroke-dasharray: 2 3; } .d3 { stroke-dasharray: 9 3 2 3; }
-@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr { break-inside: avoid; } 
-  .plots { grid-template-columns: 1fr 1fr; } }
+@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr { break-inside: avoid; }
+  .plots { grid-template-columns: 1fr 1fr; } .sides { font-size: .85rem; } }
 </style>
 "#;
 

@@ -10,12 +10,16 @@ use super::html::Page;
 /// A plot can't be drawn.
 pub(super) fn page(document: &Document) -> anyhow::Result<String> {
     let mut page = Page::new(&format!("{}: {}", document.scenario, document.title));
-    page.notes(&document.warnings);
+    let server = document.run.option("connect").unwrap_or("unknown");
+    page.raw("<p>Server ").text(server).raw(", ").text(&document.run.date_utc).raw("</p>\n");
+    page.notes(&document.warnings).raw("<div class=\"sides\">\n<div>");
     figures(&mut page, document);
+    page.raw("</div>\n<div>");
+    what_was_run(&mut page, document);
+    page.raw("</div>\n</div>\n");
     let sources = [Source { name: "", document }];
     page.heading("Over time").charts(&chart::over_time(&sources))?;
     page.heading("Latency of the whole run").charts(&[chart::distribution(&sources)])?;
-    what_was_run(&mut page, document);
     Ok(page.finish())
 }
 

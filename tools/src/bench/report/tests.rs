@@ -139,7 +139,7 @@ fn a_page_has_every_figure_with_its_label_and_unit() {
         assert!(rows.contains(&row.map(String::from).to_vec()), "{row:?} is not in {rows:?}");
     }
     assert!(rows.contains(&vec!["Server".into(), "127.0.0.1:7400".into()]), "{rows:?}");
-    assert!(rows.contains(&vec!["Date (UTC)".into(), document.run.date_utc.clone()]), "{rows:?}");
+    assert!(rows.contains(&vec!["Date (UTC)".into(), document.run.date_utc]), "{rows:?}");
 }
 
 #[test]
@@ -165,8 +165,7 @@ fn each_plot_has_its_curves_and_titles_of_its_axes() {
         .filter(|node| node.tag_name().name() == "text")
         .map(|node| text(node).trim().to_owned())
         .collect();
-    for title in ["time since the start, s", "messages a second", "memory, MiB", "100 us", "99.9 %"]
-    {
+    for title in ["time since the start, s", "messages a second", "memory, MiB", "100 us", "99.9"] {
         assert!(labels.iter().any(|label| label == title), "{title} is not in {labels:?}");
     }
 }

@@ -9,6 +9,8 @@
 mod difference;
 mod output;
 mod page;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -16,12 +16,15 @@ pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
         page.text(&document.title).raw(", ").text(&document.run.date_utc).raw("</p>\n");
     }
     page.notes(&comparison.notes());
+    page.raw("<div class=\"sides\">\n<div>");
     figures(&mut page, comparison);
+    page.raw("</div>\n<div>");
+    what_was_run(&mut page, comparison);
+    page.raw("</div>\n</div>\n");
     let [a, b] = comparison.documents;
     let sources = [Source { name: "A", document: a }, Source { name: "B", document: b }];
     page.heading("Over time").charts(&chart::over_time(&sources))?;
     page.heading("Latency of the whole runs").charts(&[chart::distribution(&sources)])?;
-    what_was_run(&mut page, comparison);
     Ok(page.finish())
 }
 
