@@ -109,10 +109,14 @@ impl Axis {
         let heads: &[f64] = if bare { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let ticks = (from..=to)
             .flat_map(|decade| heads.iter().map(move |head| head * 10_f64.powi(decade)))
-            .map(|nanos| (nanos.log10(), show_nanos(nanos)))
-            .filter(|(place, _)| *place <= f64::from(to) + 1e-9)
-            .collect();
-        let range = f64::from(from)..f64::from(to);
+            .map(|nanos| (nanos.log10(), show_nanos(nanos)));
+        let mut ticks: Vec<_> = ticks.filter(|tick| tick.0 <= f64::from(to) + 1e-9).collect();
+        // Between the last tick below and the first one above, but never less than two.
+        let above = ticks.iter().position(|tick| tick.0 >= high - 1e-9).unwrap_or(ticks.len() - 1);
+        ticks.truncate(above.max(1) + 1);
+        let below = ticks.iter().rposition(|tick| tick.0 <= low + 1e-9).unwrap_or_default();
+        ticks.drain(..below.min(ticks.len() - 2));
+        let range = ticks[0].0..ticks[ticks.len() - 1].0;
         Self { quantity: Quantity::Latency, range, ticks, title: name(Quantity::Latency).into() }
     }
 
@@ -218,6 +222,7 @@ mod tests {
             labels(Quantity::Latency, &[15_000.0, 2e7]),
             "10 us | 100 us | 1 ms | 10 ms | 100 ms"
         );
+        assert_eq!(labels(Quantity::Latency, &[3e5, 1.1e6]), "200 us | 500 us | 1 ms | 2 ms");
         assert_eq!(labels(Quantity::Quantile, &[0.9995]), "0 | 90 | 99 | 99.9");
     }
 

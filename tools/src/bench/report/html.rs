@@ -40,7 +40,7 @@ ul.notes li { background: var(--note); padding: .4rem .75rem; margin: .25rem 0; 
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 2rem; }
 .sides > div { min-width: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; break-inside: avoid; max-width: 40rem; }
+figure { margin: 0; break-inside: avoid; max-width: 35rem; }
 figcaption { font-weight: 600; }
 ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0; margin: .15rem 0; font-size: .9rem; }
 ul.legend svg { width: 2rem; height: .7rem; margin-right: .35rem; }

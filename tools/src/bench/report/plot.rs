@@ -10,8 +10,8 @@ use plotters::prelude::*;
 use super::axis::{Axis, Quantity};
 
 /// Small, so that its text can still be read where the page is as narrow as a phone.
-const WIDTH: u32 = 480;
-const HEIGHT: u32 = 280;
+const WIDTH: u32 = 440;
+const HEIGHT: u32 = 270;
 const FONT: (&str, u32) = ("sans-serif", 17);
 const LINE_WIDTH: u32 = 2;
 /// Room for the labels and the title of an axis, in pixels.

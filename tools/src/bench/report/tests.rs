@@ -322,12 +322,3 @@ fn where_a_file_can_not_be_is_found_out_before_the_run() {
     assert!(of("missing/run.html").unwrap_err().contains("missing"));
     assert!(parse_new_file(folder.path().to_str().unwrap()).unwrap_err().contains("is a folder"));
 }
-#[test]
-fn zz_dump() {
-    let d = document(&LINE, samples(1.0));
-    std::fs::write("/tmp/rp/run.html", page::page(&d).unwrap()).unwrap();
-    std::fs::write("/tmp/rp/a.json", d.to_json().unwrap()).unwrap();
-    let line = [&LINE[..], &["--depth", "8"]].concat();
-    let d = report("b title", 1.3, samples(1.3)).document(&asked(&line).asked);
-    std::fs::write("/tmp/rp/b.json", d.to_json().unwrap()).unwrap();
-}
