@@ -1,5 +1,7 @@
 //! The tool against the real gateway.
 
+use std::fs;
+
 use serde_json::Value;
 use tidegate_tests::{Code, Gateway, Setup};
 
@@ -133,6 +135,42 @@ fn a_bench_of_connections_holds_them_and_goes_through_them() {
     let report = bench(&["connect", "--connections", "5", "--cycle"]);
     assert_eq!(report["connections"], 5, "{report}");
     assert!(report["cycles"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let scenario = ["bench", "connect", "--connections", "20", "--duration", "1s"];
+    let files = ["--html", "run.html", "--output", "run.json", "--connect", &address];
+    let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
+    assert!(said.starts_with("20 connections, held\n"), "{said}");
+    let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
+    for part in ["20 connections, held", &address, "brought up a second", "Latency distribution"] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+    let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
+    assert_eq!(report["connections"], 20, "{report}");
+    assert_eq!(report["run"]["options"]["connect"], address);
+
+    let said =
+        tide(&gateway, &["bench", "compare", "run.json", "run.json", "--fail-above", "1"], "");
+    assert!(!said.contains("differs") && !said.contains("worse"), "{said}");
+    let second = [&scenario[..], &["--connect", &address, "--warmup", "0", "--json"]].concat();
+    let printed = tide(&gateway, &second, "");
+    fs::write(gateway.folder().join("second.json"), printed).unwrap();
+    let said = tide(&gateway, &["bench", "compare", "run.json", "second.json"], "");
+    assert!(said.contains("--warmup differs: 1s in A, 0 in B"), "{said}");
+}
+
+#[test]
+fn a_page_that_can_not_be_written_is_refused_before_the_run() {
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let arguments = ["bench", "connect", "--connect", &address, "--html", "no/such/run.html"];
+    let (status, said, log) = gateway.tide(&arguments, "");
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(said.is_empty() && log.contains("no/such/run.html"), "{log}");
 }
 
 /// Runs a scenario for a short while: its report.

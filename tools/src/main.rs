@@ -43,7 +43,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => return exit(bench::run(args)),
         Command::Client(args) => client::run(args),
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),
@@ -52,11 +52,12 @@ fn main() -> ExitCode {
         Command::User(args) => push::user(&args),
         Command::Room(args) => push::room(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            anstream::eprintln!("tide: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        anstream::eprintln!("tide: {error:#}");
+        ExitCode::FAILURE
+    })
 }

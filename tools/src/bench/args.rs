@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::report::{Asked, CompareArgs, OutputArgs};
+
 /// Descriptors that are not connections: standard streams, epoll, the timer, files under `/proc`.
 const SPARE_DESCRIPTORS: u64 = 32;
 
@@ -24,11 +26,15 @@ pub(super) enum Scenario {
     Request(RequestArgs),
     /// Pushes to everybody and checks that everybody gets everything, once, in order.
     Broadcast(BroadcastArgs),
+    /// Puts two reports side by side: what --output wrote, or --json printed.
+    Compare(CompareArgs),
 }
 
 /// What every scenario takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct CommonArgs {
+    #[command(flatten)]
+    pub(super) asked: Asked,
     /// Where the gateway listens; repeat it to spread the connections over several.
     #[arg(long = "connect", value_name = "ADDR", required = true)]
     pub(super) addresses: Vec<SocketAddr>,
@@ -57,9 +63,8 @@ pub(super) struct CommonArgs {
     /// The server's process: adds its CPU time and memory to the report.
     #[arg(long)]
     pub(super) pid: Option<u32>,
-    /// Prints one JSON object instead of a table.
-    #[arg(long)]
-    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]

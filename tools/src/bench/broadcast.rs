@@ -87,7 +87,7 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
         engine = engine.with_urgent_from(receivers + 1)?;
     }
     engine.run(&mut load)?;
-    report(args, &load).print(args.common.json)?;
+    report(args, &load).print(&args.common)?;
     load.publications.verdict()
 }
 

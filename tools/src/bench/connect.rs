@@ -75,7 +75,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     };
     let rss_before_bytes = common.pid.map_or(Ok(0), proc::rss_bytes)?;
     Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
-    report(args, &load, rss_before_bytes).print(common.json)
+    report(args, &load, rss_before_bytes).print(common)
 }
 
 fn report(args: &ConnectArgs, load: &ConnectLoad, rss_before_bytes: u64) -> Report {

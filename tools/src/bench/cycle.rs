@@ -74,7 +74,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     report.add("per_second", "whole connections a second", per_second, Unit::PerSecond);
     load.stopwatch.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", &load.latency);
-    report.print(args.common.json)
+    report.print(&args.common)
 }
 
 impl CycleLoad<'_> {

@@ -14,7 +14,8 @@
 //! | `publication` | pushes under way, and who has got which |
 //! | `stopwatch` | ramp, warm-up, measured window, drain |
 //! | `proc` | CPU time and memory of a process |
-//! | `report` | a table for people, JSON for programs |
+//! | `series` | what is seen of a run as it goes |
+//! | `report` | a table, JSON, a page; two reports side by side |
 
 mod args;
 mod broadcast;
@@ -27,6 +28,7 @@ mod proc;
 mod publication;
 mod report;
 mod request;
+mod series;
 mod session;
 mod stopwatch;
 #[cfg(test)]
@@ -34,17 +36,22 @@ mod tests;
 
 pub(crate) use args::BenchArgs;
 
+use std::process::ExitCode;
+
 use args::Scenario;
 
-/// Runs one scenario and prints its report.
+/// Runs one scenario and prints its report, or compares two reports.
 ///
 /// # Errors
-/// The first wrong thing that the server did, or what kept the scenario from running.
-pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
+/// The first wrong thing that the server did, or what kept the scenario from running. A comparison
+/// says by its exit code how it ended.
+pub(crate) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.scenario {
-        Scenario::Connect(args) if args.cycle => cycle::run(&args),
-        Scenario::Connect(args) => connect::run(&args),
-        Scenario::Request(args) => request::run(&args),
-        Scenario::Broadcast(args) => broadcast::run(&args),
+        Scenario::Connect(args) if args.cycle => cycle::run(&args)?,
+        Scenario::Connect(args) => connect::run(&args)?,
+        Scenario::Request(args) => request::run(&args)?,
+        Scenario::Broadcast(args) => broadcast::run(&args)?,
+        Scenario::Compare(args) => return Ok(report::compare(&args)),
     }
+    Ok(ExitCode::SUCCESS)
 }

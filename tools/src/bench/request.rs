@@ -31,7 +31,7 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
         stopwatch: Stopwatch::new(&args.common, count)?,
     };
     Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
-    report(args, &load).print(args.common.json)
+    report(args, &load).print(&args.common)
 }
 
 fn report(args: &RequestArgs, load: &RequestLoad) -> Report {

@@ -134,7 +134,7 @@ fn bench(fault: Fault, arguments: &str) -> anyhow::Result<()> {
     let pid = std::process::id();
     let address = start(fault);
     let line = format!("tide {arguments} --connect {address} --pid {pid}");
-    super::run(Cli::try_parse_from(line.split_whitespace())?.bench)
+    super::run(Cli::try_parse_from(line.split_whitespace())?.bench).map(drop)
 }
 
 const SHORT: &str = "--connections 5 --warmup 50ms --duration 200ms";

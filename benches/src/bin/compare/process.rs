@@ -1,10 +1,11 @@
 //! Processes that are pinned to a core, and that never outlive the comparison.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -168,6 +169,10 @@ impl Bench {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut owned = Owned::start(&mut command)?;
+        let (report, errors) = (owned.child.stdout.take(), owned.child.stderr.take());
+        // A report with many samples is longer than a pipe holds: the client would wait to be read.
+        let report = read_whole(report.context("standard output is piped")?)?;
+        let errors = read_whole(errors.context("standard error is piped")?)?;
         let deadline = Instant::now() + time_max;
         let status = loop {
             match owned.child.try_wait()? {
@@ -176,16 +181,24 @@ impl Bench {
                 None => std::thread::sleep(LOOK_INTERVAL),
             }
         };
-        let (mut report, mut errors) = (String::new(), String::new());
-        if let (Some(out), Some(err)) = (&mut owned.child.stdout, &mut owned.child.stderr) {
-            out.read_to_string(&mut report)?;
-            err.read_to_string(&mut errors)?;
-        }
+        let ended = |_| anyhow!("reading what {command:?} says has ended with a panic");
+        let report = report.join().map_err(ended)??;
+        let errors = errors.join().map_err(ended)??;
         if !status.success() {
             bail!("{command:?} failed:\n{}", errors.trim());
         }
         serde_json::from_str(&report).with_context(|| format!("{command:?} gave no report"))
     }
+}
+
+/// Reads to the end, beside whatever else there is to do.
+fn read_whole(
+    mut output: impl std::io::Read + Send + 'static,
+) -> std::io::Result<JoinHandle<std::io::Result<String>>> {
+    std::thread::Builder::new().name("output".into()).spawn(move || {
+        let mut text = String::new();
+        output.read_to_string(&mut text).map(|_| text)
+    })
 }
 
 /// Reads on until the end, so that the process is never held up by a full pipe.

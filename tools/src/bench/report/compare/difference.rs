@@ -1,0 +1,173 @@
+//! What differs between two runs, and whether for better or worse.
+
+use super::super::document::Document;
+use super::super::figure::{Direction, Entry, Unit};
+
+/// What differs by less is called the same in words and colours; ratios are exact.
+const SAME_WITHIN: f64 = 0.01;
+
+/// How a figure went from A to B.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Better,
+    Worse,
+    Same,
+    /// It has no direction: a count is neither good nor bad.
+    Neutral,
+    /// One run does not know it, or it has no ratio.
+    Unknown,
+}
+
+/// A figure of either run.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) key: String,
+    pub(super) label: String,
+    pub(super) unit: Unit,
+    pub(super) a: Option<f64>,
+    pub(super) b: Option<f64>,
+    /// B/A, where A is above 0 and B not below; 1 where both are 0.
+    pub(super) ratio: Option<f64>,
+    pub(super) direction: Option<Direction>,
+    pub(super) change: Change,
+}
+
+/// Something that is not a figure and differs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Differing {
+    /// An option with its dashes, or what else it is.
+    pub(super) what: String,
+    pub(super) a: String,
+    pub(super) b: String,
+}
+
+/// Two runs.
+#[derive(Debug)]
+pub(super) struct Comparison<'a> {
+    /// The files.
+    pub(super) names: [String; 2],
+    pub(super) documents: [&'a Document; 2],
+    /// In the order of A's table; then what only B has.
+    pub(super) rows: Vec<Row>,
+    pub(super) differing: Vec<Differing>,
+    /// The factor that was asked for.
+    pub(super) fail_above: Option<f64>,
+    /// Names of the figures that got worse by more than that.
+    pub(super) failed: Vec<String>,
+}
+
+impl Change {
+    /// In a word.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::Same => "same",
+            Self::Neutral => "neutral",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Row {
+    fn of(key: &str, a: Option<&Entry>, b: Option<&Entry>) -> Option<Self> {
+        let entry = a.or(b)?;
+        let (label, unit) = (entry.label.clone(), entry.unit);
+        let (a, b) = (a.and_then(Entry::value), b.and_then(Entry::value));
+        let direction = Direction::of(key, unit);
+        let ratio = match (a, b) {
+            (Some(0.0), Some(0.0)) => Some(1.0),
+            (Some(a), Some(b)) if a > 0.0 && b >= 0.0 => Some(b / a),
+            _ => None,
+        };
+        let mut row =
+            Self { key: key.into(), label, unit, a, b, ratio, direction, change: Change::Unknown };
+        row.change = match (row.worse_by(), direction) {
+            (_, None) if ratio.is_some() => Change::Neutral,
+            (Some(factor), _) if factor > 1.0 + SAME_WITHIN => Change::Worse,
+            (Some(factor), _) if factor < 1.0 - SAME_WITHIN => Change::Better,
+            (Some(_), _) => Change::Same,
+            (None, _) => Change::Unknown,
+        };
+        Some(row)
+    }
+
+    /// The factor by which it got worse; below 1 it got better. None where that can't be said.
+    fn worse_by(&self) -> Option<f64> {
+        let (a, b) = (self.a?, self.b?);
+        let (good, bad) = match self.direction? {
+            Direction::LowerIsBetter => (a, b),
+            Direction::HigherIsBetter => (b, a),
+        };
+        match (good, bad) {
+            _ if good < 0.0 || bad < 0.0 => None,
+            (0.0, 0.0) => Some(1.0),
+            // From nothing to something: worse than any factor, and a division by 0 says so.
+            _ => Some(bad / good),
+        }
+    }
+}
+
+impl<'a> Comparison<'a> {
+    /// Puts them side by side.
+    pub(super) fn of(names: [String; 2], documents: [&'a Document; 2]) -> Self {
+        let [a, b] = documents;
+        let only_b = b.figures.iter().filter(|entry| a.figure(&entry.key).is_none());
+        let keys = a.figures.iter().chain(only_b).map(|entry| &entry.key[..]);
+        let rows = keys.filter_map(|key| Row::of(key, a.figure(key), b.figure(key))).collect();
+        let differing = differing(a, b);
+        Self { names, documents, rows, differing, fail_above: None, failed: Vec::new() }
+    }
+
+    /// Finds what got worse by more than this factor.
+    pub(super) fn judge(&mut self, factor: f64) {
+        self.fail_above = Some(factor);
+        let worse = self.rows.iter().filter(|row| row.worse_by().is_some_and(|by| by > factor));
+        self.failed = worse.map(|row| row.key.clone()).collect();
+    }
+
+    /// What a reader of the figures has to know before.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let differs = |it: &Differing| format!("{} differs: {} in A, {} in B", it.what, it.a, it.b);
+        let mut notes: Vec<_> = self.differing.iter().map(differs).collect();
+        for (name, document) in ["A", "B"].into_iter().zip(self.documents) {
+            notes.extend(document.warnings.iter().map(|warning| format!("{name}: {warning}")));
+        }
+        if self.fail_above.is_some() {
+            let unjudged = |row: &&Row| row.direction.is_some() && row.worse_by().is_none();
+            let keys: Vec<_> = self.rows.iter().filter(unjudged).map(|row| &row.key[..]).collect();
+            if !keys.is_empty() {
+                notes.push(format!(
+                    "not judged, as a run has no such figure or one below 0: {}",
+                    keys.join(", ")
+                ));
+            }
+        }
+        notes
+    }
+}
+
+fn differing(a: &Document, b: &Document) -> Vec<Differing> {
+    let mut differing = Vec::new();
+    let mut look = |what: &str, a: &str, b: &str| {
+        if a != b {
+            differing.push(Differing { what: what.into(), a: a.into(), b: b.into() });
+        }
+    };
+    look("the scenario", &a.scenario, &b.scenario);
+    let (options_a, options_b) = (&a.run.options.0, &b.run.options.0);
+    let only_b = options_b.iter().filter(|(name, _)| a.run.option(name).is_none());
+    for (name, _) in options_a.iter().chain(only_b) {
+        let value = |document: &Document| match document.run.option(name) {
+            // A process has another number in each run.
+            Some(_) if name == "pid" => "given".to_owned(),
+            Some(value) => value.to_owned(),
+            None => "not given".to_owned(),
+        };
+        look(&format!("--{name}"), &value(a), &value(b));
+    }
+    look("the client's kernel", &a.run.kernel, &b.run.kernel);
+    look("the client's number of CPUs", &a.run.cpus.to_string(), &b.run.cpus.to_string());
+    look("the version of tide", &a.run.tide, &b.run.tide);
+    differing
+}

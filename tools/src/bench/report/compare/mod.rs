@@ -1,0 +1,109 @@
+//! `tide bench compare`: two reports side by side.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `difference` | which figures differ, by how much, and for better or worse; what else differs |
+//! | `output` | the table and the JSON |
+//! | `page` | the page |
+
+mod difference;
+mod output;
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+
+use super::document::Document;
+use super::{parse_new_file, write_file};
+use difference::Comparison;
+
+/// A figure got worse by more than was allowed.
+const WORSE: u8 = 1;
+/// There was nothing to compare: so `diff` has it too, and a wrong command line.
+const TROUBLE: u8 = 2;
+
+/// Puts two reports side by side.
+///
+/// Exit codes: 0, compared; 1, a figure got worse by more than --fail-above; 2, they can't be compared.
+#[derive(Debug, clap::Args)]
+pub(in crate::bench) struct CompareArgs {
+    /// The report to start from.
+    #[arg(value_name = "A.json")]
+    a: PathBuf,
+    /// The report that is held against it: ratios are B/A.
+    #[arg(value_name = "B.json")]
+    b: PathBuf,
+    /// Compares only this figure, by its name in the JSON; may be repeated.
+    #[arg(long, value_name = "KEY")]
+    only: Vec<String>,
+    /// Ends with exit code 1 when a figure got worse by more than this factor, 1.10 being a tenth.
+    /// Latency, CPU time and memory are better when lower, rates when higher; counts are neither.
+    #[arg(long, value_name = "FACTOR", value_parser = parse_factor)]
+    fail_above: Option<f64>,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Writes a page with both runs' figures and plots: one file that needs nothing else.
+    #[arg(long, value_name = "FILE", value_parser = parse_new_file)]
+    html: Option<PathBuf>,
+}
+
+/// Compares, and says how it ended by the exit code.
+pub(in crate::bench) fn run(args: &CompareArgs) -> ExitCode {
+    match compare(args) {
+        Ok(worse) if worse.is_empty() => ExitCode::SUCCESS,
+        Ok(worse) => {
+            let factor = args.fail_above.unwrap_or_default();
+            anstream::eprintln!("tide: worse by more than {factor}: {}", worse.join(", "));
+            ExitCode::from(WORSE)
+        }
+        Err(error) => {
+            anstream::eprintln!("tide: {error:#}");
+            ExitCode::from(TROUBLE)
+        }
+    }
+}
+
+/// What got worse by more than it may.
+fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
+    let (a, b) = (Document::read(&args.a)?, Document::read(&args.b)?);
+    let names = [&args.a, &args.b].map(|path| path.display().to_string());
+    let mut comparison = Comparison::of(names, [&a, &b]);
+    if !args.only.is_empty() {
+        for key in &args.only {
+            if comparison.rows.iter().all(|row| row.key != *key) {
+                let keys: Vec<_> = comparison.rows.iter().map(|row| &row.key[..]).collect();
+                bail!(
+                    "--only {key}: neither report has that figure; there are {}",
+                    keys.join(", ")
+                );
+            }
+        }
+        comparison.rows.retain(|row| args.only.contains(&row.key));
+    }
+    if let Some(factor) = args.fail_above {
+        comparison.judge(factor);
+    }
+    if args.json {
+        println!("{}", output::json(&comparison));
+    } else {
+        let mut out = anstream::stdout().lock();
+        output::table(&mut out, &comparison).context("cannot print the table")?;
+    }
+    if let Some(path) = &args.html {
+        write_file(path, &page::page(&comparison)?)?;
+    }
+    Ok(comparison.failed)
+}
+
+fn parse_factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if factor >= 1.0 && f64::is_finite(factor) => Ok(factor),
+        Ok(_) => Err("a factor is 1 or more; 1.10 allows a tenth".into()),
+        Err(_) => Err("it is no number".into()),
+    }
+}

@@ -1,0 +1,209 @@
+//! Comparisons of reports that the tests make, in the process; `tools/tests/compare.rs` has the binary.
+
+use serde_json::{Value, json};
+
+use super::super::Unit;
+use super::super::document::Document;
+use super::super::tests::{asked, parse, plot, report, samples, text};
+use super::difference::{Change, Comparison};
+use super::{output, page};
+
+const NAMES: [&str; 2] = ["a.json", "b.json"];
+
+fn names() -> [String; 2] {
+    NAMES.map(String::from)
+}
+
+fn made(slower: f64, more: &[&str]) -> Document {
+    let line = [&["request", "--connect", "127.0.0.1:1", "--pid", "1"], more].concat();
+    report("a title", slower, samples(slower)).document(&asked(&line).asked)
+}
+
+/// The change of a figure from `a` to `b`, and whether it fails at a tenth.
+fn change(key: &str, unit: Unit, a: f64, b: f64) -> (Option<f64>, Change, bool) {
+    let one = |value: f64| {
+        let mut report = report("", 1.0, Vec::new());
+        report.add(key, key, value, unit);
+        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).asked)
+    };
+    let (a, b) = (one(a), one(b));
+    let mut comparison = Comparison::of(names(), [&a, &b]);
+    comparison.judge(1.10);
+    let row = comparison.rows.iter().find(|row| row.key == key).unwrap();
+    (row.ratio, row.change, !comparison.failed.is_empty())
+}
+
+#[test]
+fn what_is_better_depends_on_the_figure() {
+    let ratio = Some(1.5);
+    assert_eq!(change("x_ns", Unit::Nanos, 10.0, 15.0), (ratio, Change::Worse, true));
+    assert_eq!(change("x_bytes", Unit::Bytes, 10.0, 15.0), (ratio, Change::Worse, true));
+    assert_eq!(change("x_rate", Unit::PerSecond, 10.0, 15.0), (ratio, Change::Better, false));
+    assert_eq!(change("x", Unit::Number, 10.0, 15.0), (ratio, Change::Neutral, false));
+    assert_eq!(change("x", Unit::Share, 10.0, 15.0), (ratio, Change::Neutral, false));
+    assert_eq!(change("own_x_ns", Unit::Nanos, 10.0, 15.0), (ratio, Change::Neutral, false));
+    assert_eq!(change("x_rate", Unit::PerSecond, 15.0, 12.0), (Some(0.8), Change::Worse, true));
+}
+
+#[test]
+fn a_factor_is_allowed_up_to_itself() {
+    assert_eq!(change("x_ns", Unit::Nanos, 10.0, 11.0), (Some(1.1), Change::Worse, false));
+    assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1101.0), (Some(1.101), Change::Worse, true));
+    assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1009.0), (Some(1.009), Change::Same, false));
+    assert_eq!(change("x_ns", Unit::Nanos, 10.0, 9.0), (Some(0.9), Change::Better, false));
+}
+
+#[test]
+fn zeros_and_what_is_below_have_no_ratio_and_are_judged_where_they_can_be() {
+    assert_eq!(change("x_ns", Unit::Nanos, 0.0, 0.0), (Some(1.0), Change::Same, false));
+    assert_eq!(change("x_ns", Unit::Nanos, 0.0, 5.0), (None, Change::Worse, true));
+    assert_eq!(change("x_rate", Unit::PerSecond, 5.0, 0.0), (Some(0.0), Change::Worse, true));
+    assert_eq!(change("x_rate", Unit::PerSecond, 0.0, 5.0), (None, Change::Better, false));
+    assert_eq!(change("x_bytes", Unit::Bytes, -5.0, 5.0), (None, Change::Unknown, false));
+    assert_eq!(change("x_ns", Unit::Nanos, f64::NAN, 5.0), (None, Change::Unknown, false));
+}
+
+#[test]
+fn figures_of_either_run_are_there_and_what_is_not_judged_is_named() {
+    let (mut a, mut b) = (made(1.0, &[]), made(1.0, &[]));
+    a.figures.retain(|entry| entry.key != "latency_p99_ns");
+    b.figures.retain(|entry| entry.key != "rss_bytes" && entry.key != "fairness");
+    let mut comparison = Comparison::of(names(), [&a, &b]);
+    let row = |key| comparison.rows.iter().find(|row| row.key == key).unwrap();
+    assert_eq!((row("latency_p99_ns").a, row("latency_p99_ns").change), (None, Change::Unknown));
+    assert_eq!(row("rss_bytes").shown(), ["86.8 MiB", "-"]);
+    assert_eq!(row("rss_bytes").shown_ratio(), "-");
+    assert_eq!(comparison.rows.len(), 15);
+    assert!(comparison.notes().is_empty(), "{:?}", comparison.notes());
+    comparison.judge(1.0);
+    assert!(comparison.failed.is_empty(), "{:?}", comparison.failed);
+    let [note] = &comparison.notes()[..] else { panic!("{:?}", comparison.notes()) };
+    assert!(
+        note.starts_with("not judged") && note.contains("rss_bytes, fairness, latency_p99_ns"),
+        "{note}"
+    );
+}
+
+#[test]
+fn options_that_differ_are_named_and_processes_are_not() {
+    let a = made(1.0, &["--depth", "1", "--spin"]);
+    let mut b = made(1.0, &["--depth", "8"]);
+    b.run.options.0.iter_mut().find(|(name, _)| name == "pid").unwrap().1 = "77".into();
+    b.warnings.push("it was late".into());
+    let notes = Comparison::of(names(), [&a, &b]).notes();
+    let expected = [
+        "--spin differs: true in A, not given in B",
+        "--depth differs: 1 in A, 8 in B",
+        "B: it was late",
+    ];
+    assert_eq!(notes.len(), expected.len(), "{notes:?}");
+    assert!(expected.iter().all(|note| notes.iter().any(|it| it == note)), "{notes:?}");
+
+    b.run.options.0.retain(|(name, _)| name != "pid");
+    b.scenario = "broadcast".into();
+    let notes = Comparison::of(names(), [&a, &b]).notes();
+    assert!(notes.contains(&"--pid differs: given in A, not given in B".into()), "{notes:?}");
+    assert!(
+        notes.contains(&"the scenario differs: request in A, broadcast in B".into()),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_report_that_was_written_is_read_as_it_was() {
+    let document = made(1.0, &["--depth", "8"]);
+    let read = Document::from_json(&document.to_json().unwrap()).unwrap();
+    let figures = |document: &Document| -> Vec<_> {
+        let names = document.figures.iter();
+        names
+            .map(|entry| (entry.key.clone(), entry.label.clone(), entry.unit, entry.value()))
+            .collect()
+    };
+    assert_eq!(figures(&read), figures(&document));
+    assert_eq!((&read.title, &read.run.options), (&document.title, &document.run.options));
+    assert_eq!((read.series.len(), read.distributions.len()), (31, 1));
+    assert_eq!(read.distributions[0].points.len(), document.distributions[0].points.len());
+}
+
+#[test]
+fn what_a_later_tide_adds_is_read_over() {
+    let mut json: Value = serde_json::from_str(&made(1.0, &[]).to_json().unwrap()).unwrap();
+    json["later"] = json!({ "x": [1] });
+    json["run"]["later"] = json!(7);
+    json["units"]["fairness"] = json!("furlongs");
+    let read = Document::from_json(&json.to_string()).unwrap();
+    assert_eq!(read.figures.len(), 15);
+    assert_eq!(read.figure("fairness").map(|entry| entry.unit), Some(Unit::Number));
+}
+
+#[test]
+fn the_table_and_the_json_say_the_same() {
+    let (a, b) = (made(1.0, &[]), made(1.3, &[]));
+    let mut comparison = Comparison::of(names(), [&a, &b]);
+    comparison.judge(1.25);
+    let mut table = Vec::new();
+    output::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    let line = |label: &str| table.lines().find(|line| line.contains(label)).unwrap();
+    let words: Vec<_> = line("server CPU per message").split_whitespace().collect();
+    assert_eq!(words[4..], ["2340", "ns", "3042", "ns", "1.300", "worse"]);
+    assert!(line("own CPU per message").ends_with("1.300"), "{table}");
+
+    let json = output::json(&comparison);
+    let figures = json["figures"].as_array().unwrap();
+    let figure = figures.iter().find(|it| it["key"] == "server_cpu_ns_each").unwrap();
+    let expected = json!({
+        "key": "server_cpu_ns_each", "label": "server CPU per message", "unit": "ns",
+        "a": 2340.0, "b": 3042.0, "ratio": 1.3, "better_when": "lower", "change": "worse",
+    });
+    assert_eq!(*figure, expected);
+    assert!(json["failed"].as_array().unwrap().contains(&json!("server_cpu_ns_each")), "{json}");
+    assert!(!json["failed"].as_array().unwrap().contains(&json!("rss_bytes")), "{json}");
+}
+
+#[test]
+fn the_page_lays_both_runs_over_each_other() {
+    let (a, b) = (made(1.0, &[]), made(1.3, &["--depth", "8"]));
+    let comparison = Comparison::of(["<a>.json".into(), "b&.json".into()], [&a, &b]);
+    let html = page::page(&comparison).unwrap();
+    let xml = parse(&html);
+    let curves = [
+        ("Connections", 2),
+        ("Rates", 4),
+        ("Latency", 8),
+        ("Server CPU", 2),
+        ("Server memory (RSS)", 2),
+        ("Kernel memory (slab)", 2),
+        ("Latency distribution", 2),
+    ];
+    for (caption, count) in curves {
+        let (legend, looks) = plot(&xml, caption).unwrap_or_else(|| panic!("no {caption}"));
+        assert_eq!((legend.len(), looks), (count, count), "{caption}: {legend:?}");
+        let of_b = legend.iter().filter(|name| name.starts_with("B: ")).count();
+        assert_eq!(of_b, count / 2, "{legend:?}");
+    }
+    let cells: Vec<_> =
+        xml.descendants().filter(|it| it.tag_name().name() == "td").map(text).collect();
+    for row in &comparison.rows {
+        for shown in row.shown().into_iter().chain([row.shown_ratio()]) {
+            assert!(cells.contains(&shown), "{shown} is not in {cells:?}");
+        }
+    }
+    assert!(html.contains("A: &lt;a&gt;.json beside B: b&amp;.json"), "{html}");
+    assert!(html.contains("--depth differs: 1 in A, 8 in B"), "{html}");
+}
+
+#[test]
+fn what_one_run_does_not_know_is_said() {
+    let (a, mut b) = (made(1.0, &[]), made(1.0, &[]));
+    b.series.iter_mut().for_each(|sample| sample.server_cpu_share = None);
+    let html = page::page(&Comparison::of(names(), [&a, &b])).unwrap();
+    assert_eq!(plot(&parse(&html), "Server CPU").unwrap().0, ["A: server CPU"]);
+    assert!(
+        html.contains("<li>B: Server CPU: the server&#39;s CPU time was not sampled.</li>"),
+        "{html}"
+    );
+    b.series.clear();
+    let html = page::page(&Comparison::of(names(), [&a, &b])).unwrap();
+    assert!(html.contains("<li>B: Connections: no samples were taken.</li>"), "{html}");
+}

@@ -1,0 +1,173 @@
+//! A report as it is written and read: what its JSON says, and nothing that is only for the eye.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+use super::figure::{Entry, Unit};
+use super::latency::Distribution;
+use super::run::Run;
+use crate::bench::series::Sample;
+
+/// The version of the JSON. It goes up when a member changes its meaning or goes, not when one comes.
+pub(super) const SCHEMA: u64 = 1;
+
+/// All that is known of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    /// Which one, as the JSON names it.
+    pub(super) scenario: String,
+    /// What was done, in a line.
+    pub(super) title: String,
+    pub(super) run: Run,
+    /// In the order of the table.
+    pub(super) figures: Vec<Entry>,
+    /// Ascending in time.
+    pub(super) series: Vec<Sample>,
+    pub(super) distributions: Vec<Distribution>,
+    /// What the reader has to know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// An object whose order is kept. No meaning hangs on it: a table reads better in the order in
+/// which it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pairs<V>(pub(super) Vec<(String, V)>);
+
+impl<V> Pairs<V> {
+    pub(super) fn get(&self, key: &str) -> Option<&V> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+}
+
+/// The JSON, member by member.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    schema: u64,
+    scenario: String,
+    title: String,
+    #[serde(flatten)]
+    figures: Pairs<Value>,
+    run: Run,
+    units: Pairs<String>,
+    labels: Pairs<String>,
+    #[serde(default)]
+    series: Vec<Sample>,
+    #[serde(default)]
+    distributions: Vec<Distribution>,
+    #[serde(default)]
+    warnings: Vec<String>,
+}
+
+impl Document {
+    /// The figure with this name.
+    pub(super) fn figure(&self, key: &str) -> Option<&Entry> {
+        self.figures.iter().find(|entry| entry.key == key)
+    }
+
+    /// The JSON, in one line.
+    pub(super) fn to_json(&self) -> anyhow::Result<String> {
+        let pairs = |value: fn(&Entry) -> &str| {
+            let pair = |entry: &Entry| (entry.key.clone(), value(entry).to_owned());
+            Pairs(self.figures.iter().map(pair).collect())
+        };
+        let figure = |entry: &Entry| {
+            let number = entry.number.clone().map_or(Value::Null, Value::Number);
+            (entry.key.clone(), number)
+        };
+        let wire = Wire {
+            schema: SCHEMA,
+            scenario: self.scenario.clone(),
+            title: self.title.clone(),
+            figures: Pairs(self.figures.iter().map(figure).collect()),
+            run: self.run.clone(),
+            units: pairs(|entry| entry.unit.name()),
+            labels: pairs(|entry| &entry.label),
+            series: self.series.clone(),
+            distributions: self.distributions.clone(),
+            warnings: self.warnings.clone(),
+        };
+        Ok(serde_json::to_string(&wire)?)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It can't be read, is no report, or is one of a later schema; the error names it and says which.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("{name} can't be read"))?;
+        Self::from_json(&text).with_context(|| format!("{name} can't be compared"))
+    }
+
+    pub(super) fn from_json(text: &str) -> anyhow::Result<Self> {
+        let value: Value = serde_json::from_str(text).context("it is not JSON")?;
+        match (value["schema"].as_u64(), value["scenario"].as_str()) {
+            (Some(..=SCHEMA), Some(_)) => {}
+            (Some(schema), Some(_)) => bail!(
+                "it has schema {schema}, and this tide reads up to {SCHEMA}: take the tide that wrote it, \
+                 or a later one"
+            ),
+            (None, Some(_)) => bail!(
+                "it has no `schema`: it is from a tide that wrote none; run the scenario again with this one"
+            ),
+            _ => bail!(
+                "it is no report of tide bench: it names no `scenario`; --output or --json of \
+                 tide bench writes one"
+            ),
+        }
+        let wire: Wire =
+            serde_json::from_str(text).context("it is no whole report of tide bench")?;
+        Ok(wire.into())
+    }
+}
+
+impl From<Wire> for Document {
+    fn from(wire: Wire) -> Self {
+        let Wire { scenario, title, figures, run, series, distributions, warnings, .. } = wire;
+        let entry = |(key, label): &(String, String)| Entry {
+            key: key.clone(),
+            label: label.clone(),
+            unit: wire.units.get(key).map_or(Unit::Number, |unit| Unit::named(unit)),
+            number: figures.get(key).and_then(Value::as_number).cloned(),
+        };
+        let figures = wire.labels.0.iter().map(entry).collect();
+        Self { scenario, title, run, figures, series, distributions, warnings }
+    }
+}
+
+impl<V: Serialize> Serialize for Pairs<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<V>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
+            type Value = Pairs<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
+}

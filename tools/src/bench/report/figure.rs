@@ -1,0 +1,140 @@
+//! A number of a report: how it is to be read, written, and told better from worse.
+
+use serde_json::Number;
+
+/// How a number is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::bench) enum Unit {
+    /// As it is.
+    Number,
+    /// A count a second.
+    PerSecond,
+    /// Nanoseconds.
+    Nanos,
+    /// Bytes.
+    Bytes,
+    /// A part of 1.
+    Share,
+}
+
+impl Unit {
+    const ALL: [Self; 5] = [Self::Number, Self::PerSecond, Self::Nanos, Self::Bytes, Self::Share];
+
+    /// Its name in the JSON.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::PerSecond => "per_second",
+            Self::Nanos => "ns",
+            Self::Bytes => "bytes",
+            Self::Share => "share",
+        }
+    }
+
+    /// The one with this name; one that is not known is a plain number.
+    pub(super) fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|unit| unit.name() == name).unwrap_or(Self::Number)
+    }
+
+    /// Writes a number for people.
+    pub(super) fn show(self, number: f64) -> String {
+        match self {
+            Self::Share => format!("{:.1} %", number * 100.0),
+            Self::Number if number.fract() == 0.0 => format!("{number:.0}"),
+            Self::Number => format!("{number:.2}"),
+            Self::PerSecond => format!("{number:.0} /s"),
+            Self::Nanos => match number {
+                ..1e4 => format!("{number:.0} ns"),
+                1e4..1e7 => format!("{:.1} us", number / 1e3),
+                _ => format!("{:.1} ms", number / 1e6),
+            },
+            Self::Bytes => match number.abs() {
+                ..1e5 => format!("{number:.0} B"),
+                _ => format!("{:.1} MiB", number / f64::from(1 << 20)),
+            },
+        }
+    }
+}
+
+/// A number of a report, as a scenario states it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::bench) enum Figure {
+    /// Counted.
+    Count(u64),
+    /// Measured.
+    Measure(f64),
+}
+
+impl From<u64> for Figure {
+    fn from(count: u64) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<f64> for Figure {
+    fn from(measure: f64) -> Self {
+        Self::Measure(measure)
+    }
+}
+
+/// A number of a report, with its names.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Its name in the JSON.
+    pub(super) key: String,
+    /// Its name for people. Two blanks at the front: it belongs to the one above.
+    pub(super) label: String,
+    pub(super) unit: Unit,
+    /// `None` when it could not be computed.
+    pub(super) number: Option<Number>,
+}
+
+impl Entry {
+    pub(super) fn new(key: &str, label: &str, figure: Figure, unit: Unit) -> Self {
+        let number = match figure {
+            Figure::Count(count) => Some(count.into()),
+            Figure::Measure(number) => Number::from_f64(number),
+        };
+        Self { key: key.into(), label: label.into(), unit, number }
+    }
+
+    pub(super) fn value(&self) -> Option<f64> {
+        self.number.as_ref().and_then(Number::as_f64)
+    }
+
+    /// The number for people.
+    pub(super) fn shown(&self) -> String {
+        self.value().map_or_else(|| "unknown".into(), |number| self.unit.show(number))
+    }
+}
+
+/// Which way a figure gets better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    LowerIsBetter,
+    HigherIsBetter,
+}
+
+impl Direction {
+    /// That of a figure, where it has one: a count by itself is neither good nor bad, nor is what
+    /// the client takes or what was there before the run.
+    pub(super) fn of(key: &str, unit: Unit) -> Option<Self> {
+        if key.starts_with("own_") || key == "rss_before_bytes" {
+            return None;
+        }
+        match unit {
+            Unit::Nanos | Unit::Bytes => Some(Self::LowerIsBetter),
+            Unit::PerSecond => Some(Self::HigherIsBetter),
+            Unit::Number if key == "fairness" => Some(Self::HigherIsBetter),
+            Unit::Number | Unit::Share => None,
+        }
+    }
+
+    /// Its name in the JSON.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::LowerIsBetter => "lower",
+            Self::HigherIsBetter => "higher",
+        }
+    }
+}

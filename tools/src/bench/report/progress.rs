@@ -1,0 +1,41 @@
+//! How far a run is, for who waits for it.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::bench::engine::Nanos;
+
+/// How often a progress bar moves.
+const PROGRESS_INTERVAL_NS: Nanos = 100_000_000;
+
+/// A progress bar on standard error, and nothing where that is no terminal.
+#[derive(Debug)]
+pub(in crate::bench) struct Progress {
+    bar: ProgressBar,
+    moved_at: Nanos,
+}
+
+impl Progress {
+    pub(in crate::bench) fn new(what: &'static str, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self { bar, moved_at: 0 }
+    }
+
+    /// Moves the bar, now and then.
+    #[inline]
+    pub(in crate::bench) fn set(&mut self, position: u64, now: Nanos) {
+        if now >= self.moved_at + PROGRESS_INTERVAL_NS {
+            self.moved_at = now;
+            self.bar.set_position(position);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

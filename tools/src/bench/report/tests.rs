@@ -1,0 +1,324 @@
+//! Pages and JSON of reports that the tests make.
+
+use clap::Parser as _;
+use roxmltree::{Document as Xml, Node, ParsingOptions};
+
+use super::*;
+use crate::bench::BenchArgs;
+use crate::bench::args::{CommonArgs, Scenario};
+
+/// A text that would do harm if a page took it as it is, with a character that XML can't hold.
+const HOSTILE: &str = "<script>alert('1')</script>&\"\u{1b}{user}";
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    bench: BenchArgs,
+}
+
+/// The common arguments of a command line of `tide bench`.
+pub(super) fn asked(line: &[&str]) -> CommonArgs {
+    let cli = Cli::try_parse_from([&["tide"], line].concat()).unwrap();
+    match cli.bench.scenario {
+        Scenario::Connect(args) => args.common,
+        Scenario::Request(args) => args.common,
+        Scenario::Broadcast(args) => args.common,
+        Scenario::Compare(_) => panic!("it runs nothing"),
+    }
+}
+
+/// Thirty seconds of a run that comes up for ten; every latency is `slower` times as long.
+pub(super) fn samples(slower: f64) -> Vec<Sample> {
+    let sample = |second: u32| {
+        let wave = slower * (1.2 + f64::from(second).sin());
+        // While connections come up, nothing is asked.
+        let answered = (second >= 5).then_some(wave);
+        Sample {
+            at_ms: u64::from(second) * 1000,
+            connections: u64::from(second.min(10)) * 1_500,
+            sent_per_s: f64::from(second.min(10)) * 8_100.0 + 900.0 * wave,
+            received_per_s: f64::from(second.min(10)) * 8_000.0 + 900.0 * wave,
+            p50_ns: answered.map(|wave| wave * 41e3),
+            p90_ns: answered.map(|wave| wave * 130e3),
+            p99_ns: answered.map(|wave| wave * 780e3),
+            max_ns: answered.map(|wave| wave * 9e6),
+            server_cpu_share: Some((f64::from(second.min(10)) * 0.08 * slower).min(1.6)),
+            server_rss_bytes: Some(f64::from(second.min(10)) * 7e6 + 21e6),
+            kernel_slab_bytes: Some(f64::from(second.min(10)) * 18e6 + 190e6),
+        }
+    };
+    (0..=30).map(sample).collect()
+}
+
+pub(super) fn report(title: &str, slower: f64, series: Vec<Sample>) -> Report {
+    let mut report = Report::new("request", title.into());
+    report.add("connections", "connections", 15_000, Unit::Number);
+    report.add("per_second", "answers a second", 80_000.0 / slower, Unit::PerSecond);
+    report.add("server_cpu_ns_each", "server CPU per message", 2_340.0 * slower, Unit::Nanos);
+    report.add("server_user_share", "  of it in user mode", 0.25, Unit::Share);
+    report.add("rss_bytes", "server memory", 91_000_000, Unit::Bytes);
+    report.add("own_cpu_ns_each", "own CPU per message", 3_000.0 * slower, Unit::Nanos);
+    let mut latency = histogram();
+    for number in 0..200_000_u32 {
+        let tail = 1.0 / (1.0 - f64::from(number) / 200_001.0);
+        record(&mut latency, Figure::from(38e3 * slower * tail.powf(0.6)).rounded());
+    }
+    report.add_latency("latency", "latency", &latency);
+    report.add_fairness(&mut [3, 4, 5]);
+    report.set_series(series);
+    report
+}
+
+impl Figure {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "of a test")]
+    fn rounded(self) -> u64 {
+        match self {
+            Self::Count(count) => count,
+            Self::Measure(number) => number as u64,
+        }
+    }
+}
+
+pub(super) fn document(line: &[&str], series: Vec<Sample>) -> Document {
+    report("a title", 1.0, series).document(&asked(line).asked)
+}
+
+/// Reads a page as XML, which finds every tag that isn't closed and every sign that isn't escaped.
+pub(super) fn parse(page: &str) -> Xml<'_> {
+    let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
+    Xml::parse_with_options(page, options).unwrap_or_else(|error| panic!("{error}:\n{page}"))
+}
+
+/// The text of a node and of all that is in it.
+pub(super) fn text(node: Node<'_, '_>) -> String {
+    node.descendants().filter(Node::is_text).filter_map(|it| it.text()).collect()
+}
+
+/// The figure with this caption: the names in its legend, and how many looks its curves have.
+pub(super) fn plot(page: &Xml<'_>, caption: &str) -> Option<(Vec<String>, usize)> {
+    let is_it = |figure: &Node<'_, '_>| {
+        figure.has_tag_name(("http://www.w3.org/1999/xhtml", "figure"))
+            && text(figure.first_element_child().unwrap()) == caption
+    };
+    let figure = page.descendants().find(is_it)?;
+    let with_name =
+        |name: &'static str| figure.descendants().filter(move |it| it.tag_name().name() == name);
+    let legend = with_name("li").map(text).collect();
+    let svg = with_name("svg").find(|svg| svg.has_attribute("aria-label")).unwrap();
+    let mut looks: Vec<_> = svg
+        .descendants()
+        .filter(|it| it.tag_name().name() == "polyline")
+        .filter_map(|it| it.attribute("class"))
+        .filter(|class| class.starts_with("curve "))
+        .collect();
+    looks.sort_unstable();
+    looks.dedup();
+    Some((legend, looks.len()))
+}
+
+const LINE: [&str; 6] = ["request", "--connect", "127.0.0.1:7400", "--pid", "1", "--spin"];
+const WITHOUT_PID: [&str; 3] = ["request", "--connect", "127.0.0.1:7400"];
+
+#[test]
+fn a_page_has_every_figure_with_its_label_and_unit() {
+    let document = document(&LINE, samples(1.0));
+    let html = page::page(&document).unwrap();
+    let xml = parse(&html);
+    let rows: Vec<_> = xml
+        .descendants()
+        .filter(|node| node.tag_name().name() == "tr")
+        .map(|row| row.children().map(text).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(document.figures.len(), 6 + 5 + 4);
+    for entry in &document.figures {
+        let row = vec![entry.label.trim().to_owned(), entry.shown()];
+        assert!(rows.contains(&row), "{row:?} is not in {rows:?}");
+    }
+    for row in [["answers a second", "80000 /s"], ["server memory", "86.8 MiB"], ["--spin", "true"]]
+    {
+        assert!(rows.contains(&row.map(String::from).to_vec()), "{row:?} is not in {rows:?}");
+    }
+    assert!(rows.contains(&vec!["Server".into(), "127.0.0.1:7400".into()]), "{rows:?}");
+    assert!(rows.contains(&vec!["Date (UTC)".into(), document.run.date_utc]), "{rows:?}");
+}
+
+#[test]
+fn each_plot_has_its_curves_and_titles_of_its_axes() {
+    let html = page::page(&document(&LINE, samples(1.0))).unwrap();
+    let xml = parse(&html);
+    let expected: [(&str, &[&str]); 7] = [
+        ("Connections", &["connections"]),
+        ("Rates", &["sent", "received"]),
+        ("Latency", &["p50", "p90", "p99", "max"]),
+        ("Server CPU", &["server CPU"]),
+        ("Server memory (RSS)", &["server RSS"]),
+        ("Kernel memory (slab)", &["kernel slab"]),
+        ("Latency distribution", &["latency"]),
+    ];
+    for (caption, curves) in expected {
+        let (legend, looks) = plot(&xml, caption).unwrap_or_else(|| panic!("no {caption}"));
+        assert_eq!(legend, curves, "{caption}");
+        assert_eq!(looks, curves.len(), "{caption}");
+    }
+    let labels: Vec<_> = xml
+        .descendants()
+        .filter(|node| node.tag_name().name() == "text")
+        .map(|node| text(node).trim().to_owned())
+        .collect();
+    for title in ["time since the start, s", "messages a second", "memory, MiB", "100 us", "99.9"] {
+        assert!(labels.iter().any(|label| label == title), "{title} is not in {labels:?}");
+    }
+}
+
+#[test]
+fn a_page_needs_nothing_else() {
+    let html = page::page(&document(&LINE, samples(1.0))).unwrap();
+    let xml = parse(&html);
+    for node in xml.descendants().filter(Node::is_element) {
+        assert!(!["script", "link", "img", "iframe", "object"].contains(&node.tag_name().name()));
+        for attribute in node.attributes() {
+            assert!(!["src", "href", "style"].contains(&attribute.name()), "{attribute:?}");
+        }
+    }
+    assert!(!html.contains("url(") && !html.contains("@import"));
+}
+
+#[test]
+fn what_is_unknown_is_left_out_and_the_page_says_why() {
+    let unknown = |sample: Sample| Sample {
+        server_cpu_share: None,
+        server_rss_bytes: None,
+        kernel_slab_bytes: None,
+        ..sample
+    };
+    let series = samples(1.0).into_iter().map(unknown).collect();
+    let html = page::page(&document(&WITHOUT_PID, series)).unwrap();
+    let xml = parse(&html);
+    for caption in ["Server CPU", "Server memory (RSS)", "Kernel memory (slab)"] {
+        assert!(plot(&xml, caption).is_none(), "{caption}");
+        assert!(html.contains(&format!("<li>{caption}: no --pid: ")), "{html}");
+    }
+    assert!(plot(&xml, "Latency").is_some());
+
+    let html = page::page(&document(&WITHOUT_PID, Vec::new())).unwrap();
+    assert!(html.contains("No samples were taken"), "{html}");
+    assert!(plot(&parse(&html), "Connections").is_none());
+}
+
+#[test]
+fn one_sample_and_gaps_are_drawn() {
+    let mut series = samples(1.0);
+    for gap in [10, 12, 20] {
+        series[gap].p50_ns = None;
+    }
+    series[15].p50_ns = Some(f64::NAN);
+    let html = page::page(&document(&LINE, series)).unwrap();
+    assert_eq!(plot(&parse(&html), "Latency").unwrap().1, 4);
+    // The sample between two gaps stands alone.
+    assert_eq!(html.matches("class=\"dot c0\"").count(), 1);
+    assert_eq!(html.matches("class=\"curve c0 d0\" stroke-width=\"2\"").count(), 6 + 4);
+
+    let html = page::page(&document(&LINE, samples(1.0).split_off(30))).unwrap();
+    assert_eq!(html.matches("class=\"dot c0\"").count(), 6);
+    parse(&html);
+}
+
+#[test]
+fn hostile_texts_are_shown_and_do_nothing() {
+    let line = [&LINE[..], &["--token-template", HOSTILE]].concat();
+    let mut report = report(HOSTILE, 1.0, samples(1.0));
+    report.warn(HOSTILE);
+    report.add("hostile", HOSTILE, 1, Unit::Number);
+    report.add_latency("hostile", HOSTILE, &{
+        let mut latency = histogram();
+        record(&mut latency, 5);
+        latency
+    });
+    let html = page::page(&report.document(&asked(&line).asked)).unwrap();
+    let xml = parse(&html);
+    assert!(!html.contains("<script") && !html.contains('\u{1b}'), "{html}");
+    let shown = HOSTILE.replace('\u{1b}', "\u{fffd}");
+    for name in ["title", "h1", "td", "th", "li"] {
+        let mut with_name = xml.descendants().filter(|node| node.tag_name().name() == name);
+        assert!(with_name.any(|node| text(node).contains(&shown)), "no {name} has it:\n{html}");
+    }
+}
+
+#[test]
+fn the_json_has_flat_figures_as_ever_and_what_was_run() {
+    let line = [&LINE[..], &["--connect", "[::1]:7400", "--depth", "8"]].concat();
+    let json = document(&line, samples(1.0)).to_json().unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["scenario"], "request");
+    assert_eq!(json["connections"], 15_000);
+    assert_eq!(json["server_cpu_ns_each"], 2340.0);
+    assert!(json["latency_p99_ns"].is_u64(), "{json}");
+    assert_eq!(json["units"]["server_cpu_ns_each"], "ns");
+    assert_eq!(json["labels"]["per_second"], "answers a second");
+    assert_eq!(json["series"].as_array().map(Vec::len), Some(31));
+    assert_eq!(json["series"][30]["at_ms"], 30_000);
+    assert!(json["series"][0]["p50_ns"].is_null(), "{json}");
+    assert_eq!(json["distributions"][0]["count"], 200_000);
+    let options = &json["run"]["options"];
+    assert_eq!(options["connect"], "127.0.0.1:7400, [::1]:7400");
+    assert_eq!(
+        (&options["depth"], &options["type"], &options["duration"]),
+        (&"8".into(), &"1".into(), &"10s".into())
+    );
+    assert_eq!(options["spin"], "true");
+    for absent in ["raw", "json", "html", "output", "rate"] {
+        assert!(options.get(absent).is_none(), "{absent}: {options}");
+    }
+    assert!(json["run"]["cpus"].as_u64() > Some(0), "{json}");
+    let date = json["run"]["date_utc"].as_str().unwrap();
+    assert!(date.len() == 20 && date.starts_with("20") && date.ends_with('Z'), "{date}");
+}
+
+#[test]
+fn every_option_of_every_scenario_is_recorded() {
+    let scenarios = [
+        "connect --large-answers 7 --raw",
+        "connect --cycle --pipelined --reset",
+        "broadcast --rate 3 --echo-rate 2 --echo-bytes 9 --kind-is-type 4",
+    ];
+    for line in scenarios {
+        let line = line.replace("--kind-is-type", "--type");
+        let line: Vec<_> = line.split(' ').chain(["--connect", "127.0.0.1:1", "--json"]).collect();
+        let options = document(&line, Vec::new()).run.options;
+        for option in line.iter().filter_map(|word| word.strip_prefix("--")) {
+            assert_eq!(options.get(option).is_some(), option != "json", "{option}: {options:?}");
+        }
+        assert!(options.get("warmup").is_some() && options.get("first-user").is_some());
+    }
+}
+
+#[test]
+fn a_token_is_not_shown_where_a_template_would_be() {
+    let with = |template| {
+        let line = [&LINE[..], &["--token-template", template]].concat();
+        document(&line, Vec::new()).to_json().unwrap()
+    };
+    assert!(with("token-{user}").contains("token-{user}"));
+    assert!(!with("eyJ.secret.sig").contains("secret"));
+}
+
+#[test]
+fn what_is_no_number_is_unknown_and_valid_json() {
+    let mut report = Report::new("request", String::new());
+    report.add("nothing", "nothing", f64::NAN, Unit::Nanos);
+    let document = report.document(&asked(&LINE).asked);
+    assert_eq!(document.figures[0].shown(), "unknown");
+    let json: serde_json::Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+    assert!(json["nothing"].is_null());
+}
+
+#[test]
+fn where_a_file_can_not_be_is_found_out_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| parse_new_file(folder.path().join(name).to_str().unwrap());
+    assert!(of("run.html").is_ok());
+    assert!(parse_new_file("run.html").is_ok());
+    assert!(of("missing/run.html").unwrap_err().contains("missing"));
+    assert!(parse_new_file(folder.path().to_str().unwrap()).unwrap_err().contains("is a folder"));
+}
