@@ -1,4 +1,5 @@
-//! Connections in: a number of accepts is always under way, each into a free place of a ring's table.
+//! Connections in: a number of accepts is always under way, each into a free place of a ring's table. Where
+//! few more may come in, there is one, and only when somebody waits.
 
 use std::io;
 use std::mem;
@@ -21,6 +22,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// the default backlog.
 const LAST_POLLS: u32 = 128;
 
+/// Accepts are under way unasked only while so many more may come in: what other shards accept meanwhile
+/// would make those that are under way too many.
+const ROOM_MIN: usize = 2 * ACCEPTS_MAX as usize;
+
 /// How often the kernel is asked to give back what it still accepts into.
 const CANCEL_TRIES: u32 = 1_000;
 
@@ -36,6 +41,8 @@ pub(super) struct Acceptor {
     under_way: Vec<(u16, u16)>,
     /// The ring that takes connections in.
     ring: u16,
+    /// What waits for somebody to come is armed.
+    watching: bool,
     /// The kernel had nothing to give, and the sink was told. Nobody came in since.
     paused: bool,
     /// When to try again; `Some` only while `paused`.
@@ -52,6 +59,7 @@ impl Acceptor {
             free: (0..ACCEPTS_MAX).collect(),
             under_way: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
             ring: 0,
+            watching: false,
             paused: false,
             retry_at: None,
             last_polls: None,
@@ -85,6 +93,11 @@ impl Acceptor {
         }
     }
 
+    /// Somebody came.
+    pub(super) fn waited_for(&mut self) {
+        self.watching = false;
+    }
+
     /// Whether somebody waits to be let in.
     fn is_waited_for(&self) -> bool {
         let Some(listener) = &self.listener else { return false };
@@ -97,14 +110,34 @@ impl Acceptor {
 impl Uring {
     /// Has as many accepts under way as there is room for.
     pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
-        if !self.acceptor.wanted
-            || self.acceptor.retry_at.is_some()
-            || self.acceptor.free.is_empty()
-        {
+        if !self.acceptor.wanted || self.acceptor.retry_at.is_some() {
+            return;
+        }
+        let room = sink.room();
+        if room >= ROOM_MIN {
+            return self.accept(usize::from(ACCEPTS_MAX), sink);
+        }
+        match self.acceptor.under_way.len() {
+            0 if room == 0 || self.acceptor.watching => {}
+            0 if self.acceptor.is_waited_for() => self.accept(1, sink),
+            0 => {
+                let Some(listener) = self.acceptor.listener.take() else { return };
+                self.ask(0, |ring| ring.watch_listener(listener.as_fd()));
+                self.acceptor.watching = true;
+                self.acceptor.listener = Some(listener);
+            }
+            // The one that somebody waits for.
+            1 if room > 0 => {}
+            _ => self.cancel_accepts(),
+        }
+    }
+
+    /// Has `wanted` accepts under way.
+    fn accept(&mut self, wanted: usize, sink: &mut impl Sink) {
+        if self.acceptor.under_way.len() >= wanted {
             return;
         }
         let Some(listener) = self.acceptor.listener.take() else { return };
-        let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
         while self.acceptor.under_way.len() < wanted {
             let ring = match self.ring_with_a_place() {
                 Ok(ring) => ring,
@@ -226,7 +259,10 @@ impl Uring {
         }
         self.acceptor.last_polls = None;
         self.acceptor.retry_at = None;
-        self.acceptor.listener = None;
+        if let Some(listener) = self.acceptor.listener.take() {
+            // What is watched would keep it open.
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
+        }
         sink.event(Event::ListeningStopped);
         Ok(())
     }

@@ -289,6 +289,7 @@ impl Uring {
             Token::Watch(conn) => self.on_watched(conn, result),
             Token::Error(conn) => self.on_error_told(conn, result),
             Token::Shutdown(conn) => self.operation_ended(conn),
+            Token::Listener => self.acceptor.waited_for(),
             Token::Wake if !more => {
                 let wakeup = Arc::clone(&self.wakeup);
                 self.ask(0, |ring| ring.watch_wakeups(wakeup.0.as_fd()));
