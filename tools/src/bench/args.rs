@@ -1,13 +1,10 @@
 //! What `tide bench` can be asked for.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-/// Descriptors that are not connections: standard streams, epoll, the timer, files under `/proc`.
-const SPARE_DESCRIPTORS: u64 = 32;
+use super::source::{Addresses, SourceRange};
 
 /// Loads a gateway and measures it.
 #[derive(Debug, clap::Args)]
@@ -35,9 +32,21 @@ pub(super) struct CommonArgs {
     /// Connections to hold.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) connections: u32,
+    /// Threads that share the connections, each with open files of its own. Without it, as few as the
+    /// limit of open files needs: one, where that holds all.
+    #[arg(long, value_name = "COUNT")]
+    pub(super) workers: Option<NonZeroU16>,
+    /// Addresses to connect from, in turn: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated. Each has
+    /// some 28,000 ports for each address to connect to. Without it, connections to 127.x.y.z come from a
+    /// source for every 2,500, and all others from where the kernel sees fit.
+    #[arg(long = "source", value_name = "ADDR")]
+    pub(super) sources: Vec<SourceRange>,
     /// Connections a second to open; without it, as fast as it goes.
-    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = parse_rate)]
     pub(super) connect_rate: Option<f64>,
+    /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    pub(super) heartbeat_interval: Option<Duration>,
     /// How long to measure: `4`, `4s`, `500ms`, `2m`.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(super) duration: Duration,
@@ -78,6 +87,10 @@ pub(super) struct ConnectArgs {
     /// Speaks no protocol: sends as many bytes and expects them back.
     #[arg(long)]
     pub(super) raw: bool,
+    /// Sends one heartbeat on each connection, as fast as they are answered, and measures that instead of
+    /// `--duration`.
+    #[arg(long, conflicts_with_all = ["cycle", "raw"])]
+    pub(super) heartbeat_sweep: bool,
     /// Has each connection get one echo of this many bytes, then looks at the memory again.
     #[arg(long, value_name = "BYTES", conflicts_with = "cycle")]
     pub(super) large_answers: Option<usize>,
@@ -96,6 +109,11 @@ pub(super) struct RequestArgs {
     /// Closed loop: requests under way on each connection.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(super) depth: u32,
+    /// Closed loop: requests under way in total. Each next one is sent on the next connection, so that
+    /// they move over all connections in turn.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["depth", "rate"])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) under_way: Option<u32>,
     /// Open loop: requests a second in total; latency counts from the intended time.
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth")]
     pub(super) rate: Option<f64>,
@@ -134,22 +152,26 @@ pub(super) struct BroadcastArgs {
     pub(super) raw: bool,
 }
 
-/// Makes room for this many connections.
-pub(super) fn reserve_descriptors(connections: usize) -> anyhow::Result<()> {
-    let needed = connections as u64 + SPARE_DESCRIPTORS;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
-        return Ok(());
+impl CommonArgs {
+    /// Where connections go and whence.
+    pub(super) fn addresses(&self) -> Addresses {
+        Addresses::new(self.addresses.clone(), self.sources.clone())
     }
-    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
-        bail!(
-            "{connections} connections are too many for one process: it may open {maximum} files, \
-             enough for {} connections; run several, each with a --first-user of its own",
-            maximum.saturating_sub(SPARE_DESCRIPTORS)
-        );
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < Duration::from_millis(1) {
+        return Err("it is at least 1ms".into());
     }
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("cannot raise the limit of open files")
+    Ok(interval)
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err(format!("`{text}` is no rate: a number above 0")),
+    }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -2,11 +2,12 @@
 //!
 //! Edge-triggered: a socket is read until a read comes back short, which saves the read that would
 //! only say "nothing more". What a load writes in answer to one stretch of bytes goes out in one
-//! write. Connections are named by their slot, which the load picks.
+//! write. Connections are named by their slot, which the load picks from those of its share.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,7 +21,10 @@ use rustix::time::{
 };
 use tidegate_protocol::Reassembler;
 
-/// Nanoseconds since the engine started.
+use super::latency::{Live, Pulse};
+use super::source::{self, Source};
+
+/// Nanoseconds since the run started.
 pub(super) type Nanos = u64;
 
 /// Events taken from the kernel at once.
@@ -29,14 +33,19 @@ const EVENTS_MAX: usize = 1024;
 const BUFFER_BYTES: usize = 128 * 1024;
 /// Full reads of one connection in one turn; more wait for the next.
 const READS_MAX: usize = 16;
-/// Room to write that an idle connection keeps.
+/// Room to write that an idle connection keeps, where connections are few.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// Room to write that an idle connection keeps in any case: an authentication or a small request.
+const KEPT_BYTES_MIN: usize = 128;
+/// Room to write that all of the run's connections keep, as long as each has its least.
+const KEPT_BYTES_TOTAL: usize = 256 * 1024 * 1024;
 /// The longest sleep: bounds how late a load notices that its time is up.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Events taken at once when some connections are urgent: how long an urgent one waits for others.
 const EVENTS_BESIDE_URGENT_MAX: usize = 32;
 const TIMER: Token = Token(usize::MAX);
 const URGENT: Token = Token(usize::MAX - 1);
+const BELL: Token = Token(usize::MAX - 2);
 
 /// What a scenario does with its connections.
 pub(super) trait Load {
@@ -52,6 +61,10 @@ pub(super) trait Load {
     ) -> anyhow::Result<()>;
     /// The connection is gone, and its slot free.
     fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
+    /// How far it is.
+    fn pulse(&self) -> Pulse;
+    /// Once a second: shows the latencies of the last one.
+    fn flush(&mut self, live: &Live);
     /// Once a turn: opens connections, sends what is due, says when it has to be called again.
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next>;
 }
@@ -125,6 +138,8 @@ pub(super) struct Sockets {
     registry: Registry,
     /// For the slots from this one on.
     urgent: Option<(usize, Registry)>,
+    /// The slot of the first of `connections`.
+    first: usize,
     connections: Vec<Option<Connection>>,
     /// Connections with something to send, to be written when the tick is over.
     dirty: Vec<usize>,
@@ -132,6 +147,22 @@ pub(super) struct Sockets {
     again: Vec<usize>,
     buffer: Box<[u8]>,
     reset_on_close: bool,
+    kept_bytes_max: usize,
+}
+
+/// What an engine is made for.
+#[derive(Clone, Debug)]
+pub(super) struct EngineSetup {
+    /// The slots that it has.
+    pub(super) slots: Range<usize>,
+    /// The connections of the whole run, which share the memory.
+    pub(super) total: usize,
+    /// The run's beginning: time counts from here.
+    pub(super) origin: Instant,
+    /// Closes with a reset rather than in order.
+    pub(super) reset_on_close: bool,
+    /// Never sleeps.
+    pub(super) spin: bool,
 }
 
 /// Connections whose latency is measured while others are flooded. They have an epoll of their own,
@@ -158,32 +189,37 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// One with room for this many slots.
-    pub(super) fn new(slots: usize, reset_on_close: bool) -> anyhow::Result<Self> {
+    /// One with room for the setup's slots. Its descriptors belong to the calling thread's table.
+    pub(super) fn new(setup: &EngineSetup) -> anyhow::Result<Self> {
         let poll = Poll::new().context("cannot make an epoll")?;
         // mio rounds a timeout up to a millisecond; a send that is due then would be late by one.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).context("no timer")?;
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
+        let slots = setup.slots.len();
         let sockets = Sockets {
             registry: poll.registry().try_clone()?,
             urgent: None,
+            first: setup.slots.start,
             connections: std::iter::repeat_with(|| None).take(slots).collect(),
             dirty: Vec::with_capacity(slots),
             again: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-            reset_on_close,
+            reset_on_close: setup.reset_on_close,
+            kept_bytes_max: (KEPT_BYTES_TOTAL / setup.total.max(1))
+                .clamp(KEPT_BYTES_MIN, KEPT_BYTES_MAX),
         };
         let events = Events::with_capacity(EVENTS_MAX);
-        let origin = Instant::now();
-        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin: false })
+        let (origin, spin) = (setup.origin, setup.spin);
+        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin })
     }
 
-    /// Never sleeps, if `spin` says so.
-    pub(super) const fn spinning(mut self, spin: bool) -> Self {
-        self.spin = spin;
-        self
+    /// Takes a turn whenever another worker writes to this eventfd.
+    pub(super) fn with_bell(self, bell: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let fd = bell.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), BELL, Interest::READABLE)?;
+        Ok(self)
     }
 
     /// Serves the slots from this one on before the others.
@@ -260,9 +296,15 @@ impl Engine {
 
 /// How long after the first of an even sequence number `number` is due.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
 pub(super) fn due_after(number: u64, interval_ns: f64) -> Nanos {
-    (number as f64 * interval_ns) as Nanos
+    due_at(number as f64, interval_ns)
+}
+
+/// How long after the first of an even sequence that is due which comes so many intervals later.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
+pub(super) fn due_at(intervals: f64, interval_ns: f64) -> Nanos {
+    (intervals * interval_ns) as Nanos
 }
 
 fn nanos_since(origin: Instant) -> Nanos {
@@ -271,9 +313,13 @@ fn nanos_since(origin: Instant) -> Nanos {
 
 impl Sockets {
     /// Opens a connection in a free slot.
-    pub(super) fn connect(&mut self, slot: usize, address: SocketAddr) -> anyhow::Result<()> {
-        let mut stream =
-            TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    pub(super) fn connect(
+        &mut self,
+        slot: usize,
+        address: SocketAddr,
+        source: Source,
+    ) -> anyhow::Result<()> {
+        let mut stream = source::connect(address, source)?;
         stream.set_nodelay(true)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = match &self.urgent {
@@ -282,14 +328,22 @@ impl Sockets {
         };
         registry.register(&mut stream, Token(slot), interest)?;
         let connection = Connection { stream, link: Link::default(), sent: 0, open: false };
-        self.connections[slot] = Some(connection);
+        self.connections[slot - self.first] = Some(connection);
         Ok(())
+    }
+
+    /// Closes a connection, which reports nothing.
+    pub(super) fn hang_up(&mut self, slot: usize) {
+        self.connections[slot - self.first] = None;
     }
 
     /// Lets a load write to a connection; it goes out when the tick is over.
     #[inline]
     pub(super) fn send(&mut self, slot: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(connection) = self.connections[slot].as_mut().filter(|it| it.open) else { return };
+        let Some(connection) = self.connections[slot - self.first].as_mut().filter(|it| it.open)
+        else {
+            return;
+        };
         if connection.link.out.is_empty() {
             self.dirty.push(slot);
         }
@@ -304,7 +358,9 @@ impl Sockets {
     ) -> anyhow::Result<()> {
         for event in events {
             let Token(slot) = event.token();
-            if self.connections.get(slot).is_none_or(Option::is_none) {
+            // The timer and the bell are no slots: their turn was all they are for.
+            let connection = self.connections.get(slot.wrapping_sub(self.first));
+            if connection.is_none_or(Option::is_none) {
                 continue;
             }
             if event.is_writable() {
@@ -331,7 +387,7 @@ impl Sockets {
         load: &mut impl Load,
         origin: Instant,
     ) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         if connection.open && connection.link.out.is_empty() {
             return Ok(());
         }
@@ -357,7 +413,7 @@ impl Sockets {
         origin: Instant,
         to_the_end: bool,
     ) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         let now = nanos_since(origin);
         let mut reads = 0;
         let cause = loop {
@@ -388,7 +444,7 @@ impl Sockets {
 
     #[inline]
     fn flush(&mut self, slot: usize, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
+        let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         let out = &mut connection.link.out;
         while connection.sent < out.len() {
             match connection.stream.write(&out[connection.sent..]) {
@@ -400,7 +456,7 @@ impl Sockets {
         }
         out.clear();
         connection.sent = 0;
-        if out.capacity() > KEPT_BYTES_MAX {
+        if out.capacity() > self.kept_bytes_max {
             *out = Vec::new();
         }
         if connection.link.close {
@@ -416,7 +472,7 @@ impl Sockets {
         load: &mut impl Load,
         now: Nanos,
     ) -> anyhow::Result<()> {
-        if let Some(connection) = self.connections[slot].take()
+        if let Some(connection) = self.connections[slot - self.first].take()
             && self.reset_on_close
         {
             set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;

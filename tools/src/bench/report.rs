@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::engine::Nanos;
+use super::series::Sample;
 
 /// The longest latency that is told apart: two minutes.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
@@ -115,6 +116,14 @@ impl Report {
     /// Adds something that the reader has to know.
     pub(super) fn warn(&mut self, warning: &str) {
         self.warnings.push(warning.into());
+    }
+
+    /// Adds the run, second by second.
+    pub(super) fn set_series(&mut self, series: Vec<Sample>) {
+        let series = series
+            .into_iter()
+            .map(|sample| serde_json::to_value(sample).expect("a sample is made of numbers"));
+        self.json.insert("series".into(), series.collect());
     }
 
     /// Prints it.
