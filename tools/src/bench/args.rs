@@ -21,6 +21,10 @@ pub(super) enum Scenario {
     Request(RequestArgs),
     /// Pushes to everybody and checks that everybody gets everything, once, in order.
     Broadcast(BroadcastArgs),
+    /// Connects, authenticates, closes, and again, as fast as it goes: `--connections` of these at a time.
+    Storm(StormArgs),
+    /// A live show: everybody arrives, gets questions and a barrage of pushes, answers some, and leaves.
+    Show(ShowArgs),
 }
 
 /// What every scenario takes.
@@ -152,6 +156,49 @@ pub(super) struct BroadcastArgs {
     pub(super) raw: bool,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct StormArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// The part of the connections, from 0 to 1, that connect and then say nothing: each has to be sent
+    /// away with a goodbye 109, and another comes.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
+    pub(super) slow_share: f64,
+    /// The longest that one of these may be left waiting for its goodbye.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    pub(super) slow_deadline: Duration,
+    /// Closes with a reset rather than in order.
+    #[arg(long)]
+    pub(super) reset: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// Everybody arrives within this long. The show lasts for `--warmup` and `--duration` after that.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub(super) arrive: Duration,
+    /// How often there is a question: a push to everybody.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_interval)]
+    pub(super) question_every: Duration,
+    /// The part of the audience, from 0 to 1, that answers a question: with an echo, within a second.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
+    pub(super) answer_share: f64,
+    /// Pushes a second to everybody, beside the questions; 0: none.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
+    pub(super) barrage: f64,
+    /// Everybody leaves within this long, at most 60s.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(super) leave: Duration,
+    /// Bytes of `biz_data` in each push.
+    #[arg(long, default_value_t = 130)]
+    pub(super) bytes: usize,
+    /// Bytes of `biz_data` in each answer.
+    #[arg(long, default_value_t = 64)]
+    pub(super) answer_bytes: usize,
+}
+
 impl CommonArgs {
     /// Where connections go and whence.
     pub(super) fn addresses(&self) -> Addresses {
@@ -171,6 +218,13 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
         _ => Err(format!("`{text}` is no rate: a number above 0")),
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is no share: a number from 0 to 1")),
     }
 }
 

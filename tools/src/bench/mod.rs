@@ -18,7 +18,7 @@
 //! | `session` | connecting, authenticating, heartbeats |
 //! | `crowd` | what most scenarios start with |
 //! | `echo` | requests and the check of their answers |
-//! | `connect`, `cycle`, `request`, `broadcast` | one scenario each |
+//! | `connect`, `cycle`, `request`, `broadcast`, `storm`, `show` | one scenario each |
 //! | `publication` | pushes under way, and who has got which |
 //! | `stopwatch` | ramp, warm-up, measured window, drain |
 //! | `proc` | CPU time and memory of a process |
@@ -41,8 +41,10 @@ mod report;
 mod request;
 mod series;
 mod session;
+mod show;
 mod source;
 mod stopwatch;
+mod storm;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -61,5 +63,7 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
         Scenario::Connect(args) => connect::run(&args),
         Scenario::Request(args) => request::run(&args),
         Scenario::Broadcast(args) => broadcast::run(&args),
+        Scenario::Storm(args) => storm::run(&args),
+        Scenario::Show(args) => show::run(&args),
     }
 }

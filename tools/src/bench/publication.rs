@@ -34,6 +34,15 @@ pub(super) enum Topic {
     Question,
 }
 
+/// A push that came when it was due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// Which publication.
+    pub(super) number: u64,
+    /// What for.
+    pub(super) topic: Topic,
+}
+
 /// What all workers know of the publications.
 #[derive(Debug)]
 pub(super) struct Board {
@@ -277,7 +286,7 @@ impl Publications {
         answer.sequence == 0 && answer.kind == self.kind
     }
 
-    /// A member got a push: what for, if it is new to it.
+    /// A member got a push: which, if it is new to it.
     ///
     /// # Errors
     /// It is a failure, or nothing that was published. What is lost, repeated or misnumbered is
@@ -288,7 +297,7 @@ impl Publications {
         slot: usize,
         push: &Response<'_>,
         now: Nanos,
-    ) -> anyhow::Result<Option<Topic>> {
+    ) -> anyhow::Result<Option<Delivery>> {
         let &Response { biz_data, offset, .. } = push;
         if push.status != SUCCESS {
             return Err(failed(slot, push));
@@ -328,7 +337,7 @@ impl Publications {
         self.deliveries += u64::from(self.counting);
         self.latency.record(now.saturating_sub(self.ring[place].intended_at));
         self.settle(number);
-        Ok(Some(self.ring[place].topic))
+        Ok(Some(Delivery { number, topic: self.ring[place].topic }))
     }
 
     /// One member more is done with a publication.
@@ -443,7 +452,8 @@ mod tests {
         let sent = crew[0].ring[0].biz_data.clone();
         for (slot, in_flight) in [(2, 1), (0, 1), (3, 1), (1, 0)] {
             let push = push(&sent, 7);
-            assert_eq!(crew[slot / 2].received(slot, &push, 9).unwrap(), Some(Topic::Question));
+            let delivery = Delivery { number: 0, topic: Topic::Question };
+            assert_eq!(crew[slot / 2].received(slot, &push, 9).unwrap(), Some(delivery));
             assert_eq!(crew[0].in_flight(), in_flight);
         }
         assert!(!crew[1].drained(false));

@@ -1,6 +1,7 @@
 //! Connecting, authenticating, staying alive: what every scenario's connections go through first.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use prost::Message as _;
@@ -219,6 +220,12 @@ impl Sessions {
             connect_latency: Latency::counting(),
             heartbeat_latency: Latency::new(),
         }
+    }
+
+    /// Has everybody arrive evenly within this long.
+    pub(super) fn arriving_within(mut self, arrive: Duration) -> Self {
+        self.connect_interval_ns = arrive.as_secs_f64() * 1e9 / self.share.count as f64;
+        self
     }
 
     /// Whether all are up.

@@ -181,7 +181,8 @@ impl Stopwatch {
         }
     }
 
-    fn say(&self, activity: Activity) {
+    /// Says what the run is about, if this worker is the one that does.
+    pub(super) fn say(&self, activity: Activity) {
         if self.seat.share.leads() {
             self.seat.course.set_activity(activity);
         }
@@ -202,6 +203,12 @@ impl Stopwatch {
         self.end.at.saturating_sub(self.begin.at).max(1) as f64 / 1e9
     }
 
+    /// CPU time that the server used in the window.
+    pub(super) fn server_cpu_seconds(&self) -> Option<f64> {
+        self.pid?;
+        Some(self.end.server.cpu_ns.saturating_sub(self.begin.server.cpu_ns).max(1) as f64 / 1e9)
+    }
+
     fn sample(&self, at: Nanos) -> anyhow::Result<Sample> {
         if !self.share().leads() {
             return Ok(Sample { at, ..Sample::default() });
@@ -212,12 +219,13 @@ impl Stopwatch {
 
     /// Reports CPU time for each of `count` things, `thing` being one's name, and the memory.
     pub(super) fn report(&self, report: &mut Report, thing: &str, count: u64) {
-        let own_ns = self.end.own.cpu_ns - self.begin.own.cpu_ns;
+        // Threads that have ended since take their time with them.
+        let own_ns = self.end.own.cpu_ns.saturating_sub(self.begin.own.cpu_ns);
         let own_core = own_ns as f64 / 1e9 / self.seconds();
         let each = |ns: u64| ns as f64 / count.max(1) as f64;
         if self.pid.is_some() {
             let (begin, end) = (&self.begin.server, &self.end.server);
-            let server_ns = end.cpu_ns - begin.cpu_ns;
+            let server_ns = end.cpu_ns.saturating_sub(begin.cpu_ns);
             let ticks_ns = (end.user_ns - begin.user_ns) + (end.system_ns - begin.system_ns);
             let title = format!("server CPU per {thing}");
             report.add("server_cpu_ns_each", &title, each(server_ns), Unit::Nanos);

@@ -17,6 +17,11 @@ struct Cli {
     bench: super::BenchArgs,
 }
 
+/// What a storm and a show are like in a test.
+const STORM: &str = "storm --connections 6 --warmup 50ms --duration 200ms";
+const SHOW: &str = "show --connections 20 --arrive 50ms --warmup 50ms --duration 300ms \
+                    --question-every 100ms --answer-share 0.5 --leave 50ms";
+
 /// What the server does wrong, when it comes to its third echo or push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -187,6 +192,33 @@ fn connections_are_held_and_gone_through() {
 fn more_connections_than_files_are_refused_in_words() {
     let refused = bench(Fault::None, "request --connections 400000000").unwrap_err().to_string();
     assert!(refused.contains("are too many for one process"), "{refused}");
+}
+
+#[test]
+fn storms_pass_and_shows_go_on() {
+    for workers in [1, 3] {
+        bench(Fault::None, &format!("{STORM} --workers {workers} --json")).unwrap();
+        bench(Fault::None, &format!("{STORM} --workers {workers} --reset")).unwrap();
+        bench(Fault::None, &format!("{SHOW} --workers {workers} --json")).unwrap();
+        bench(Fault::None, &format!("{SHOW} --workers {workers} --barrage 0")).unwrap();
+    }
+}
+
+#[test]
+fn what_goes_wrong_in_a_show_is_named() {
+    let wrong = |fault| bench(fault, &format!("{SHOW} --workers 3")).unwrap_err().to_string();
+    let lost = wrong(Fault::LostPush);
+    assert!(lost.contains("push 2 never came"), "{lost}");
+    assert!(wrong(Fault::RepeatedPush).contains("push 2 came again"));
+    assert!(wrong(Fault::WrongByte).contains("differ from byte 20 on"));
+}
+
+#[test]
+fn who_stays_silent_has_to_be_sent_away() {
+    let arguments = format!("{STORM} --slow-share 0.5 --slow-deadline 300ms");
+    // This server waits for as long as it takes.
+    let forgotten = bench(Fault::None, &arguments).unwrap_err().to_string();
+    assert!(forgotten.contains("was not sent away with 109"), "{forgotten}");
 }
 
 #[test]
