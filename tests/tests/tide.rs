@@ -182,13 +182,18 @@ fn a_bench_of_a_show_has_questions_answered() {
 fn an_error_in_one_worker_ends_the_bench() {
     let gateway = Setup::demo().start();
     let address = gateway.clients().to_string();
-    let user = ["--first-user", "7", "--duration", "60s", "--workers", "3"];
-    // The last worker's users alone have tokens that the gateway refuses.
-    let token = ["--token-template", "token-1{user}", "--connect", &address];
-    let (status, said, log) = gateway
-        .tide(&[&["bench", "connect", "--connections", "9"], &user[..], &token].concat(), "");
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(log.contains("100 UNAUTHENTICATED"), "{log}");
+    let operator = gateway.operator();
+    let held = ["bench", "connect", "--connections", "9", "--workers", "3", "--duration", "10m"];
+    std::thread::scope(|scope| {
+        let bench =
+            scope.spawn(|| gateway.tide(&[&held[..], &["--connect", &address]].concat(), ""));
+        operator.wait_for_total("users", 9);
+        // The last worker's.
+        assert_eq!(operator.kick(9), 1);
+        let (status, said, log) = bench.join().unwrap();
+        assert_eq!((status.code(), &said[..]), (Some(1), ""));
+        assert!(log.contains("connection 8: the gateway ended the session with 107"), "{log}");
+    });
 }
 
 /// Runs a scenario for a short while: its report.

@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::source::{Addresses, SourceRange};
 
 /// Loads a gateway and measures it.
+///
+/// Everything that comes back is verified. One process holds as many connections as there is memory
+/// for: past the limit of open files they are split over threads with files of their own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]

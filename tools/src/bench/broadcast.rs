@@ -282,7 +282,8 @@ impl Load for BroadcastLoad {
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let standing = self.crowd.standing(self.drained());
+        let received = self.pulse().received;
+        let standing = self.crowd.standing(self.drained(), received);
         let (edge, next) = self.crowd.tick(standing, sockets, now)?;
         if let Some(edge) = edge {
             self.step(edge, sockets, now);

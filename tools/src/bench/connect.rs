@@ -245,7 +245,7 @@ impl Load for ConnectLoad {
         let standing = Standing {
             ready: matches!(self.phase, Phase::Hold),
             finished: self.crowd.sessions.swept(),
-            ..self.crowd.standing(true)
+            ..self.crowd.standing(true, 0)
         };
         let (edge, next) = self.crowd.tick(standing, sockets, now)?;
         match edge {

@@ -58,6 +58,8 @@ pub(super) struct Course {
     arrived: [AtomicUsize; STAGES],
     /// 0: not yet.
     started_at: AtomicU64,
+    /// When a worker last received something, while it drains.
+    received_at: AtomicU64,
     failed: AtomicBool,
     first_error: Mutex<Option<anyhow::Error>>,
     activity: Mutex<Activity>,
@@ -75,6 +77,7 @@ impl Course {
             workers,
             arrived: Default::default(),
             started_at: AtomicU64::new(0),
+            received_at: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             first_error: Mutex::new(None),
             activity: Mutex::new(Activity::Connecting),
@@ -104,6 +107,16 @@ impl Course {
         let now = now.max(1);
         let set = self.started_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
         set.map_or_else(|at| at, |_| now)
+    }
+
+    /// A worker that drains has received something.
+    pub(super) fn received(&self, now: Nanos) {
+        self.received_at.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// When a worker that drains last received something; 0: never.
+    pub(super) fn received_at(&self) -> Nanos {
+        self.received_at.load(Ordering::Relaxed)
     }
 
     /// Says what the run is about.

@@ -4,7 +4,7 @@
 use super::args::CommonArgs;
 use super::course::{Seat, Share};
 use super::engine::{CloseCause, Link, Nanos, Next, Sockets};
-use super::session::Sessions;
+use super::sessions::Sessions;
 use super::stopwatch::{Edge, Standing, Stopwatch};
 
 /// A share of the connections.
@@ -26,10 +26,12 @@ impl Crowd {
         self.stopwatch.share()
     }
 
-    /// How a worker stands whose connections are all that has to be ready.
-    pub(super) fn standing(&self, drained: bool) -> Standing {
+    /// How a worker stands whose connections are all that has to be ready, and which has received
+    /// so much beside what belongs to the sessions.
+    pub(super) fn standing(&self, drained: bool, received: u64) -> Standing {
         let drained = drained && self.sessions.pongs_are_in();
-        Standing { ready: self.sessions.all_up(), finished: false, drained }
+        let received = received + self.sessions.pulse().received;
+        Standing { ready: self.sessions.all_up(), finished: false, drained, received }
     }
 
     /// Connects, sends heartbeats, moves on: what there is to do, and when there is more.

@@ -1,9 +1,10 @@
 //! `tide bench`: loads a gateway and measures it.
 //!
 //! As many workers as the limit of open files asks for, each a thread with an epoll and a table of
-//! descriptors of its own: one up to some 19,000 connections, 53 for a million. It is built to cost
-//! less than what it measures: requests are written and answers read through the protocol's borrowed views, nothing
-//! is allocated per message, and its own CPU time per message stands in every report.
+//! descriptors of its own: under a limit of 20,000, one up to some 19,900 connections and 51 for a
+//! million. It is built to cost less than what it measures: requests are written and answers read
+//! through the protocol's borrowed views, nothing is allocated per message, and its own CPU time per
+//! message stands in every report.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -13,12 +14,15 @@
 //! | `watch` | the progress bar, a sample each second |
 //! | `series` | what a sample is |
 //! | `latency` | latencies and counts, by the second and over the window |
-//! | `engine` | sockets, readiness, the timer; knows no protocol |
+//! | `engine` | readiness and the timer; knows no protocol |
+//! | `sockets` | an engine's connections |
 //! | `source` | addresses to connect from |
-//! | `session` | connecting, authenticating, heartbeats |
+//! | `session` | one session's frames and answers |
+//! | `sessions` | connecting, authenticating, heartbeats, of many |
 //! | `crowd` | what most scenarios start with |
 //! | `echo` | requests and the check of their answers |
 //! | `connect`, `cycle`, `request`, `broadcast`, `storm`, `show` | one scenario each |
+//! | `timeline` | a show's: what is published when, and who answers when |
 //! | `publication` | pushes under way, and who has got which |
 //! | `stopwatch` | ramp, warm-up, measured window, drain |
 //! | `proc` | CPU time and memory of a process |
@@ -41,12 +45,15 @@ mod report;
 mod request;
 mod series;
 mod session;
+mod sessions;
 mod show;
+mod sockets;
 mod source;
 mod stopwatch;
 mod storm;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod watch;
 
 pub(crate) use args::BenchArgs;

@@ -128,7 +128,8 @@ impl Load for RequestLoad {
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let standing = self.crowd.standing(self.echo.drained());
+        let (_, answered) = self.echo.sent_and_answered();
+        let standing = self.crowd.standing(self.echo.drained(), answered);
         let (edge, next) = self.crowd.tick(standing, sockets, now)?;
         match edge {
             Some(Edge::Start) => self.echo.start(sockets, now),

@@ -18,15 +18,12 @@ use super::proc;
 use super::publication::{Board, Delivery, HEADER_BYTES, Publications, Topic};
 use super::report::{Report, Unit};
 use super::stopwatch::Edge;
+use super::timeline::{Answers, MOMENTS, Schedule};
 
 /// The type that echoes.
 const ECHO_KIND: i32 = 1;
 /// The type that pushes to everybody.
 const PUSH_ALL_KIND: i32 = 2;
-/// Everybody who answers does so within this long of the question.
-const ANSWER_NS: Nanos = 1_000_000_000;
-/// Answers are spread over so many moments.
-const MOMENTS: u32 = 64;
 /// The longest leave: nobody sends heartbeats any more, and a gateway minds from 75 s on.
 const LEAVE_MAX: Duration = Duration::from_secs(60);
 
@@ -46,83 +43,6 @@ struct ShowLoad {
     leaving: Option<(Nanos, usize)>,
     pid: Option<u32>,
     rss_after_bytes: u64,
-}
-
-/// When something is published.
-#[derive(Debug)]
-struct Schedule {
-    started_at: Nanos,
-    /// Between two questions.
-    question_ns: f64,
-    questions: u64,
-    /// Between two pushes of the barrage; infinite without one.
-    barrage_ns: f64,
-    barrage: u64,
-}
-
-impl Schedule {
-    /// What comes next, and when.
-    fn next(&self) -> (Nanos, Topic) {
-        let question_at = due_after(self.questions, self.question_ns);
-        let barrage_at = due_after(self.barrage + 1, self.barrage_ns);
-        let (after, topic) = if question_at <= barrage_at {
-            (question_at, Topic::Question)
-        } else {
-            (barrage_at, Topic::News)
-        };
-        (self.started_at.saturating_add(after), topic)
-    }
-
-    fn done(&mut self, topic: Topic) {
-        match topic {
-            Topic::Question => self.questions += 1,
-            Topic::News => self.barrage += 1,
-        }
-    }
-}
-
-/// Who answers when: a ring of moments, with the slots that answer at each.
-#[derive(Debug)]
-struct Answers {
-    moments: Vec<Vec<u32>>,
-    /// Moments that are over, since the run began.
-    over: u64,
-    waiting: usize,
-}
-
-impl Answers {
-    const MOMENT_NS: Nanos = ANSWER_NS / MOMENTS as Nanos;
-
-    fn new() -> Self {
-        Self { moments: vec![Vec::new(); MOMENTS as usize], over: 0, waiting: 0 }
-    }
-
-    /// Has a connection answer that many moments after this one's end.
-    fn plan(&mut self, slot: u32, moments_later: u32) {
-        let moment = (self.over + u64::from(moments_later)) % u64::from(MOMENTS);
-        self.moments[usize::try_from(moment).unwrap_or_default()].push(slot);
-        self.waiting += 1;
-    }
-
-    /// The slots of the next moment that is over by now.
-    fn take_due(&mut self, now: Nanos) -> Option<Vec<u32>> {
-        if self.waiting == 0 {
-            self.over = now / Self::MOMENT_NS;
-            return None;
-        }
-        if now < self.next_at() {
-            return None;
-        }
-        let moment = usize::try_from(self.over % u64::from(MOMENTS)).unwrap_or_default();
-        self.over += 1;
-        let due = std::mem::take(&mut self.moments[moment]);
-        self.waiting -= due.len();
-        Some(due)
-    }
-
-    fn next_at(&self) -> Nanos {
-        (self.over + 1) * Self::MOMENT_NS
-    }
 }
 
 /// Runs it.
@@ -162,7 +82,7 @@ fn report(args: &ShowArgs, load: &mut ShowLoad) -> Report {
     report.add("deliveries", "deliveries", deliveries, Unit::Number);
     let seconds = load.crowd.stopwatch.seconds();
     report.add("per_second", "deliveries a second", deliveries as f64 / seconds, Unit::PerSecond);
-    report.add("questions", "questions, in all", load.schedule.questions, Unit::Number);
+    report.add("questions", "questions, in all", load.schedule.questions(), Unit::Number);
     load.publications.report(&mut report);
     let answers: u64 = load.echo.counted().iter().sum();
     report.add("answers", "answers to them, all of them right", answers, Unit::Number);
@@ -182,19 +102,12 @@ impl ShowLoad {
         let mut crowd = Crowd::new(&args.common, seat, false)?;
         crowd.sessions = crowd.sessions.arriving_within(args.arrive);
         let course = &seat.course;
-        let interval_ns = |rate: f64| if rate > 0.0 { 1e9 / rate } else { f64::INFINITY };
         Ok(Self {
             crowd,
             publisher,
             publishes: (share.first..share.end()).contains(&publisher),
             publications: Publications::new(PUSH_ALL_KIND, args.bytes, share, board, course),
-            schedule: Schedule {
-                started_at: 0,
-                question_ns: args.question_every.as_secs_f64() * 1e9,
-                questions: 0,
-                barrage_ns: interval_ns(args.barrage),
-                barrage: 0,
-            },
+            schedule: Schedule::new(args.question_every, args.barrage),
             publishing: false,
             echo: Echo::new(EchoPlan {
                 first_slot: share.first,
@@ -217,7 +130,7 @@ impl ShowLoad {
         self.crowd.merge(other.crowd);
         self.publications.merge(other.publications);
         self.echo.merge(other.echo);
-        self.schedule.questions += other.schedule.questions;
+        self.schedule.merge(&other.schedule);
     }
 
     /// Publishes what is due; says when the next will be.
@@ -245,7 +158,7 @@ impl ShowLoad {
                 }
             }
         }
-        (self.answers.waiting > 0).then(|| self.answers.next_at())
+        self.answers.are_waiting().then(|| self.answers.next_at())
     }
 
     /// A connection got a push: it answers, perhaps, if that is a question.
@@ -266,7 +179,7 @@ impl ShowLoad {
         match edge {
             Edge::Start => {
                 self.publishing = self.publishes;
-                self.schedule.started_at = now;
+                self.schedule.start(now);
             }
             Edge::Measure => {
                 self.publications.count_from_now();
@@ -366,9 +279,10 @@ impl Load for ShowLoad {
         if self.leaving.is_some() {
             return self.leave(sockets, now);
         }
-        let answered = self.answers.waiting == 0 && self.echo.drained();
+        let answered = !self.answers.are_waiting() && self.echo.drained();
         let drained = answered && self.publications.drained(self.publishes);
-        let (edge, next) = self.crowd.tick(self.crowd.standing(drained), sockets, now)?;
+        let standing = self.crowd.standing(drained, self.pulse().received);
+        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
         if let Some(edge) = edge {
             self.step(edge, now);
             if edge == Edge::Done {
@@ -378,46 +292,5 @@ impl Load for ShowLoad {
         let publish_at = self.publish(sockets, now);
         let answer_at = self.answer(sockets, now);
         Ok(next.min(publish_at).min(answer_at))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn questions_and_the_barrage_come_in_the_order_of_their_times() {
-        let mut schedule = Schedule {
-            started_at: 5,
-            question_ns: 100.0,
-            questions: 0,
-            barrage_ns: 40.0,
-            barrage: 0,
-        };
-        let order: Vec<(Nanos, Topic)> = (0..5)
-            .map(|_| {
-                let next = schedule.next();
-                schedule.done(next.1);
-                next
-            })
-            .collect();
-        let (question, news) = (Topic::Question, Topic::News);
-        assert_eq!(order, [(5, question), (45, news), (85, news), (105, question), (125, news)]);
-    }
-
-    #[test]
-    fn answers_come_at_their_moments_and_none_is_forgotten() {
-        let mut answers = Answers::new();
-        assert_eq!(answers.take_due(10 * ANSWER_NS), None);
-        let began_at = answers.next_at();
-        (0..MOMENTS).for_each(|moment| answers.plan(moment, moment));
-        assert_eq!(answers.take_due(began_at - 1), None);
-        let mut all = Vec::new();
-        let end = began_at + ANSWER_NS;
-        while let Some(due) = answers.take_due(end) {
-            all.extend(due);
-        }
-        assert_eq!(all, (0..MOMENTS).collect::<Vec<_>>());
-        assert_eq!(answers.waiting, 0);
     }
 }

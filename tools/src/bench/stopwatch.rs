@@ -12,7 +12,8 @@ use super::engine::Nanos;
 use super::proc::{self, Usage};
 use super::report::{Report, Unit};
 
-/// How long answers may take that were under way when the window ended.
+/// How long nothing may come, to any worker, while something is under way after the window's end.
+/// All of it may take longer: a push to two million takes a server core some 15 s.
 const DRAIN_MAX_NS: Nanos = 10_000_000_000;
 /// How long something may take that ends by itself: two million of the slowest heartbeats.
 const FINISH_MAX_NS: Nanos = 300_000_000_000;
@@ -41,6 +42,8 @@ pub(super) struct Standing {
     pub(super) finished: bool,
     /// Nothing is under way.
     pub(super) drained: bool,
+    /// What has been received, over the whole run.
+    pub(super) received: u64,
 }
 
 /// When the measured window ends.
@@ -78,6 +81,8 @@ pub(super) struct Stopwatch {
     warmup_ns: Nanos,
     duration_ns: Nanos,
     drain_ns: Nanos,
+    /// What had been received when it was last looked at.
+    received: u64,
     pid: Option<u32>,
     begin: Sample,
     end: Sample,
@@ -93,6 +98,7 @@ impl Stopwatch {
             warmup_ns: u64::try_from(args.warmup.as_nanos())?,
             duration_ns: u64::try_from(args.duration.as_nanos())?,
             drain_ns: DRAIN_MAX_NS,
+            received: 0,
             pid: args.pid,
             begin: Sample::default(),
             end: Sample::default(),
@@ -151,16 +157,29 @@ impl Stopwatch {
                 }
                 (Phase::Done, Edge::Done)
             }
-            Phase::Drain { until } if now >= until => {
-                bail!(
-                    "something that is due has still not come {} s after the end",
-                    self.drain_ns / 1_000_000_000
-                )
+            Phase::Drain { until } => {
+                self.drain(standing.received, until, now)?;
+                return Ok(None);
             }
             _ => return Ok(None),
         };
         self.phase = phase;
         Ok(Some(edge))
+    }
+
+    fn drain(&mut self, received: u64, until: Nanos, now: Nanos) -> anyhow::Result<()> {
+        let course = &self.seat.course;
+        if received != self.received {
+            self.received = received;
+            course.received(now);
+        }
+        if now >= until.max(course.received_at() + self.drain_ns) {
+            bail!(
+                "something that is due has still not come: nothing has for {} s",
+                self.drain_ns / 1_000_000_000
+            );
+        }
+        Ok(())
     }
 
     fn window_ns(&self) -> Nanos {
@@ -191,10 +210,8 @@ impl Stopwatch {
     /// When the phase ends, if that is known.
     pub(super) fn phase_ends_at(&self) -> Option<Nanos> {
         match self.phase {
-            Phase::Warmup { until } | Phase::Measure { until } | Phase::Drain { until } => {
-                Some(until)
-            }
-            Phase::Ramp | Phase::Done => None,
+            Phase::Warmup { until } | Phase::Measure { until } => Some(until),
+            Phase::Ramp | Phase::Drain { .. } | Phase::Done => None,
         }
     }
 
@@ -235,6 +252,7 @@ impl Stopwatch {
             report.add("server_cores", "server cores used", core, Unit::Number);
             self.report_memory(report, end.rss_bytes);
         }
+        report.add("own_rss_bytes", "own memory", self.end.own.rss_bytes, Unit::Bytes);
         let title = format!("own CPU per {thing}");
         report.add("own_cpu_ns_each", &title, each(own_ns), Unit::Nanos);
         report.add("own_cores", "own cores used", own_core, Unit::Number);

@@ -255,7 +255,8 @@ impl Load for StormLoad {
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
         self.look_for_forgotten(now)?;
-        let standing = Standing { ready: true, finished: false, drained: self.under_way == 0 };
+        let (drained, received) = (self.under_way == 0, self.pulse.received);
+        let standing = Standing { ready: true, finished: false, drained, received };
         match self.stopwatch.tick(standing, now)? {
             Some(Edge::Measure) => {
                 self.counting = true;
