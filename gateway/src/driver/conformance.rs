@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
-use worlds::{EpollWorld, SimWorld};
+use super::epoll::Epoll;
+use super::uring::Uring;
+use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
 const POLLS_MAX: usize = 200_000;
@@ -264,8 +266,16 @@ fn pattern(count: usize) -> Vec<u8> {
 /// Runs each test of the suite for each driver.
 macro_rules! conformance {
     ($($module:ident: $($test:ident),+;)+) => {
-        mod epoll { $($(#[test] fn $test() { super::$module::$test::<super::EpollWorld>(); })+)+ }
-        mod sim { $($(#[test] fn $test() { super::$module::$test::<super::SimWorld>(); })+)+ }
+        conformance!(epoll: RealWorld<Epoll>: $($($module $test)+)+);
+        conformance!(uring: RealWorld<Uring>: $($($module $test)+)+);
+        conformance!(uring_many_rings: RealWorld<ManyRings>: $($($module $test)+)+);
+        conformance!(sim: SimWorld: $($($module $test)+)+);
+    };
+    ($driver:ident: $world:ty: $($module:ident $test:ident)+) => {
+        mod $driver {
+            use super::*;
+            $(#[test] fn $test() { $module::$test::<$world>(); })+
+        }
     };
 }
 

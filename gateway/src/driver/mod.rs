@@ -33,6 +33,8 @@ use bytes::Bytes;
 
 pub mod epoll;
 pub mod sim;
+#[expect(unsafe_code, reason = "the kernel is met here")]
+pub mod uring;
 
 #[cfg(test)]
 mod conformance;
@@ -140,9 +142,9 @@ pub trait Sink {
     /// Takes what happened.
     fn event(&mut self, event: Event<'_>);
 
-    /// Whether one more connection may come in. Asked before each is accepted.
-    fn has_room(&mut self) -> bool {
-        true
+    /// How many more connections may come in. A driver has at most as many accepts under way.
+    fn room(&mut self) -> usize {
+        usize::MAX
     }
 
     /// What to send on a connection that was just received from, if that is all there is to do for it.

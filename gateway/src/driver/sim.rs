@@ -328,7 +328,7 @@ impl Sim {
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
             && self.network.is_waiting()
-            && sink.has_room()
+            && sink.room() > 0
             && !self.roll(self.faults.accept_delay)
         {
             if self.roll(self.faults.accept_pause) {
@@ -355,7 +355,7 @@ impl Sim {
     /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
     fn stop_if_last(&mut self, sink: &mut impl Sink) {
         let delayed = self.network.is_waiting() && self.acceptor.retry_at.is_none();
-        if self.acceptor.last && !(delayed && sink.has_room()) {
+        if self.acceptor.last && !(delayed && sink.room() > 0) {
             self.acceptor.last = false;
             self.acceptor.listening = false;
             self.acceptor.retry_at = None;

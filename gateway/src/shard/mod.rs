@@ -400,7 +400,7 @@ impl Shard {
 
     /// Pauses accepting when there are as many connections as there may be, and resumes.
     fn accept_more(&mut self, driver: &mut impl Driver) {
-        match (self.accepting, !self.has_room()) {
+        match (self.accepting, self.room() == 0) {
             (Accepting::Yes, true) => {
                 let limit = self.shared.config.limits.connections_max;
                 if self.may_warn_of_pause() {
@@ -486,11 +486,15 @@ impl Sink for Shard {
         }
     }
 
-    /// Shards that ask at the same time may let in one each: a spare descriptor of each is for that.
+    /// A shard's share of the places that are left. All together may let in one each too many, or as many
+    /// as their drivers have under way.
     #[inline]
-    fn has_room(&mut self) -> bool {
-        let limit = self.shared.config.limits.connections_max as u64;
-        self.shared.connections.load(Ordering::Relaxed) < limit
+    fn room(&mut self) -> usize {
+        let config = &self.shared.config;
+        let connections = self.shared.connections.load(Ordering::Relaxed);
+        let connections = usize::try_from(connections).unwrap_or(usize::MAX);
+        let left = config.limits.connections_max.saturating_sub(connections);
+        left.div_ceil(usize::from(config.shards))
     }
 
     #[inline]

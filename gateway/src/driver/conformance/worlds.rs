@@ -1,32 +1,96 @@
 //! The drivers under test, each with its peers.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use socket2::SockRef;
 
 use super::{Read, World};
+use crate::driver::{ConnId, Driver, SendState, Sink};
 use crate::driver::epoll::Epoll;
 use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use crate::driver::uring::{Capacity, Uring};
+
+/// A driver of real sockets.
+pub(super) trait Real: Driver {
+    fn new(listener: TcpListener) -> Self;
+}
+
+impl Real for Epoll {
+    fn new(listener: TcpListener) -> Self {
+        Self::new(Some(listener)).unwrap()
+    }
+}
+
+impl Real for Uring {
+    fn new(listener: TcpListener) -> Self {
+        Self::new(Some(listener), Capacity { connections: 1000, files_each: 1000 }).unwrap()
+    }
+}
+
+/// io_uring where a ring has places for few: most tests need several.
+pub(super) struct ManyRings(Uring);
+
+impl Real for ManyRings {
+    fn new(listener: TcpListener) -> Self {
+        let capacity = Capacity { connections: 1000, files_each: 3 };
+        Self(Uring::new(Some(listener), capacity).unwrap())
+    }
+}
+
+impl Driver for ManyRings {
+    fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        self.0.poll(sink)
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState {
+        self.0.send(conn, bytes)
+    }
+
+    fn pause_receive(&mut self, conn: ConnId) {
+        self.0.pause_receive(conn);
+    }
+
+    fn resume_receive(&mut self, conn: ConnId) {
+        self.0.resume_receive(conn);
+    }
+
+    fn shutdown(&mut self, conn: ConnId) {
+        self.0.shutdown(conn);
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        self.0.close(conn);
+    }
+
+    fn set_accepting(&mut self, accepting: bool) {
+        self.0.set_accepting(accepting);
+    }
+
+    fn stop_listening(&mut self) {
+        self.0.stop_listening();
+    }
+}
 
 /// Real sockets over loopback.
-pub(super) struct EpollWorld {
-    driver: Epoll,
+pub(super) struct RealWorld<D> {
+    driver: D,
     address: SocketAddr,
     peers: Vec<Option<TcpStream>>,
 }
 
-impl World for EpollWorld {
-    type Driver = Epoll;
+impl<D: Real> World for RealWorld<D> {
+    type Driver = D;
 
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        Self { driver: Epoll::new(Some(listener)).unwrap(), address, peers: Vec::new() }
+        Self { driver: D::new(listener), address, peers: Vec::new() }
     }
 
-    fn driver(&mut self) -> &mut Epoll {
+    fn driver(&mut self) -> &mut D {
         &mut self.driver
     }
 

@@ -40,7 +40,7 @@ pub(super) struct Acceptor {
 impl Epoll {
     pub(super) fn accept(&mut self, sink: &mut impl Sink) {
         for _ in 0..ACCEPTS_MAX {
-            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || !sink.has_room() {
+            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || sink.room() == 0 {
                 return;
             }
             let Some(listener) = &self.acceptor.listener else { return };
@@ -71,7 +71,7 @@ impl Epoll {
     /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
     pub(super) fn stop_if_last(&mut self, sink: &mut impl Sink) {
         let Some(polls) = self.acceptor.last_polls else { return };
-        let more = self.acceptor.ready && self.acceptor.retry_at.is_none() && sink.has_room();
+        let more = self.acceptor.ready && self.acceptor.retry_at.is_none() && sink.room() > 0;
         if more && polls > 0 {
             self.acceptor.last_polls = Some(polls - 1);
             return;

@@ -1,0 +1,230 @@
+//! Connections in: a number of accepts is always under way, each into a free place of a ring's table.
+
+use std::io;
+use std::mem;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::ring::ACCEPTS_MAX;
+use super::socket::Socket;
+use super::token::{SLOTS_MAX, Token};
+use super::{CloseCause, Uring};
+use crate::driver::{Event, Sink};
+
+/// How long to wait before accepting is tried again when the kernel has nothing to give.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Polls that let in who waits, once the listening socket is to be closed: with [`ACCEPTS_MAX`] that is
+/// the default backlog.
+const LAST_POLLS: u32 = 128;
+
+/// How often the kernel is asked to give back what it still accepts into.
+const CANCEL_TRIES: u32 = 1_000;
+
+/// The listening socket, and who is on the way in.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    listener: Option<TcpListener>,
+    /// Whether the shard wants connections.
+    wanted: bool,
+    /// Places for addresses that nobody is accepted into.
+    free: Vec<u16>,
+    /// The ring that each of the others belongs to.
+    under_way: Vec<(u16, u16)>,
+    /// The ring that takes connections in.
+    ring: u16,
+    /// The kernel had nothing to give, and the sink was told. Nobody came in since.
+    paused: bool,
+    /// When to try again; `Some` only while `paused`.
+    retry_at: Option<Instant>,
+    /// The listening socket is to be closed, after so many polls at most.
+    last_polls: Option<u32>,
+}
+
+impl Acceptor {
+    pub(super) fn new(listener: Option<TcpListener>) -> Self {
+        Self {
+            listener,
+            wanted: true,
+            free: (0..ACCEPTS_MAX).collect(),
+            under_way: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
+            ring: 0,
+            paused: false,
+            retry_at: None,
+            last_polls: None,
+        }
+    }
+
+    /// Tries again now, if it was to be tried later.
+    pub(super) fn retry(&mut self) {
+        self.retry_at = None;
+    }
+
+    pub(super) fn retry_if_due(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+        }
+    }
+
+    /// How long until it is tried again.
+    pub(super) fn retry_in(&self) -> Option<Duration> {
+        self.retry_at.map(|_| ACCEPT_RETRY)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.last_polls.is_some()
+    }
+
+    pub(super) fn stop(&mut self) {
+        if self.listener.is_some() && self.last_polls.is_none() {
+            self.last_polls = Some(LAST_POLLS);
+            self.wanted = true;
+        }
+    }
+
+    /// Whether somebody waits to be let in.
+    fn is_waited_for(&self) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        let mut listener = [PollFd::new(listener, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut listener, Some(&at_once)).is_ok_and(|count| count > 0)
+    }
+}
+
+impl Uring {
+    /// Has as many accepts under way as there is room for.
+    pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
+        if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || self.acceptor.free.is_empty() {
+            return;
+        }
+        let Some(listener) = self.acceptor.listener.take() else { return };
+        let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
+        while self.acceptor.under_way.len() < wanted {
+            let ring = match self.ring_with_a_place() {
+                Ok(ring) => ring,
+                Err(error) => {
+                    self.pause_accepting(error, sink);
+                    break;
+                }
+            };
+            let Some(place) = self.acceptor.free.pop() else { break };
+            self.acceptor.under_way.push((place, ring));
+            self.ask(ring, |ring| ring.accept(listener.as_fd(), place));
+        }
+        self.acceptor.listener = Some(listener);
+    }
+
+    /// The ring to take the next connection in: the one that did so last, for as long as it has places.
+    fn ring_with_a_place(&mut self) -> io::Result<u16> {
+        let free = |ring: &super::Ring| ring.files_max - ring.files;
+        if free(&self.rings[usize::from(self.acceptor.ring)]) == 0 {
+            let emptiest = self.rings.iter().map(free).enumerate().max_by_key(|(_, free)| *free);
+            let ring = match emptiest {
+                Some((ring, 1..)) => ring,
+                _ => {
+                    self.add_ring()?;
+                    self.rings.len() - 1
+                }
+            };
+            self.acceptor.ring = u16::try_from(ring).map_err(io::Error::other)?;
+        }
+        Ok(self.acceptor.ring)
+    }
+
+    pub(super) fn on_accepted(
+        &mut self,
+        ring: usize,
+        place: u16,
+        result: i32,
+        sink: &mut impl Sink,
+    ) {
+        let peer = self.rings[ring].take_peer(place);
+        self.acceptor.under_way.retain(|(under_way, _)| *under_way != place);
+        self.acceptor.free.push(place);
+        if result >= 0 {
+            self.end_pause(sink);
+            let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+            return self.take_in(ring, result.cast_unsigned(), peer, sink);
+        }
+        self.rings[ring].files -= 1;
+        match -result {
+            // The connection was gone before it was taken: accept(2).
+            libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => {}
+            errno => self.pause_accepting(io::Error::from_raw_os_error(errno), sink),
+        }
+    }
+
+    fn take_in(&mut self, ring: usize, file: u32, peer: SocketAddr, sink: &mut impl Sink) {
+        let index = u16::try_from(ring).expect("rings are numbered with 16 bits");
+        let conn = self.sockets.insert(Socket::new(index, file));
+        sink.event(Event::Accepted { conn, peer });
+        if conn.slot < SLOTS_MAX {
+            self.settle(conn);
+        } else {
+            self.end(conn, CloseCause::Failed);
+        }
+    }
+
+    /// The kernel has nothing to give: accepting is tried again later.
+    fn pause_accepting(&mut self, error: io::Error, sink: &mut impl Sink) {
+        self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
+        if !mem::replace(&mut self.acceptor.paused, true) {
+            sink.event(Event::AcceptPaused { error });
+        }
+    }
+
+    fn end_pause(&mut self, sink: &mut impl Sink) {
+        if mem::take(&mut self.acceptor.paused) {
+            sink.event(Event::AcceptResumed);
+        }
+    }
+
+    pub(super) fn set_wanted(&mut self, wanted: bool) {
+        if mem::replace(&mut self.acceptor.wanted, wanted) && !wanted {
+            // At once: who connects from now on is to wait in the queue.
+            self.cancel_accepts();
+        }
+    }
+
+    fn cancel_accepts(&mut self) {
+        for index in 0..self.acceptor.under_way.len() {
+            let (place, ring) = self.acceptor.under_way[index];
+            self.ask(ring, |ring| ring.cancel(Token::Accept(place)));
+        }
+        for index in 0..self.rings.len() {
+            let ring = &mut self.rings[index];
+            if ring.has_submissions()
+                && let Err(error) = ring.submit()
+            {
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
+    pub(super) fn stop_listening_if_last(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        let Some(polls) = self.acceptor.last_polls else { return Ok(()) };
+        let may_accept = self.acceptor.retry_at.is_none() && sink.room() > 0;
+        if may_accept && polls > 0 && self.acceptor.is_waited_for() {
+            self.acceptor.last_polls = Some(polls - 1);
+            return Ok(());
+        }
+        self.acceptor.wanted = false;
+        self.cancel_accepts();
+        for _ in 0..CANCEL_TRIES {
+            if self.acceptor.under_way.is_empty() {
+                break;
+            }
+            self.rings[0].submit_and_wait(Some(Duration::from_millis(1)))?;
+            self.harvest(sink)?;
+        }
+        self.acceptor.last_polls = None;
+        self.acceptor.retry_at = None;
+        self.acceptor.listener = None;
+        sink.event(Event::ListeningStopped);
+        Ok(())
+    }
+}

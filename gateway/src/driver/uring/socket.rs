@@ -1,0 +1,160 @@
+//! What the driver knows of a connection: 20 bytes, and more only while something is unusual.
+
+use bitflags::bitflags;
+use bytes::Bytes;
+
+use crate::driver::{CloseCause, RECEIVE_BYTES_MAX};
+
+/// Bits of [`Socket::taken`] that count bytes.
+const TAKEN_BITS: u32 = 17;
+
+const _: () = assert!(RECEIVE_BYTES_MAX < 1 << TAKEN_BITS, "the count would not fit");
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Socket {
+    /// Its place in the ring's table of direct descriptors.
+    pub(super) file: u32,
+    /// How many bytes were handed over in which poll.
+    taken: u32,
+    /// Which ring it belongs to.
+    pub(super) ring: u16,
+    pub(super) flags: Flags,
+    pub(super) reading: Reading,
+    /// Operations under way, apart from `reading` and sends that must not wait.
+    pub(super) operations: u8,
+    /// Why it ends, once it does.
+    pub(super) cause: CloseCause,
+}
+
+/// What is armed to hear of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Nothing.
+    Off,
+    /// Bytes are received as they come.
+    Receive,
+    /// Only its death is told.
+    Watch,
+}
+
+bitflags! {
+    /// Facts about one socket.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Flags: u16 {
+        /// The shard does not want bytes now.
+        const PAUSED = 1;
+        /// What is armed is being cancelled.
+        const CANCELLING = 1 << 1;
+        /// The peer will send no more. The shard may be yet to hear of it.
+        const ENDED = 1 << 2;
+        /// A send is under way, or not certain to have gone out.
+        const SENDING = 1 << 3;
+        /// The sending side is to be shut down when it no longer is.
+        const SHUTDOWN = 1 << 4;
+        /// It stands among those that have something for the shard.
+        const QUEUED = 1 << 5;
+        /// `Closed` is on its way.
+        const CLOSED = 1 << 6;
+        /// Both sides are shut down: nothing is left to watch for.
+        const HUNG_UP = 1 << 7;
+        /// There is a [`Rare`].
+        const RARE = 1 << 8;
+    }
+}
+
+/// What few connections have, and those not for long.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    /// Bytes that came while the shard wanted none, or had its fill.
+    pub(super) unread: Vec<u8>,
+    /// The end came behind them.
+    pub(super) end: bool,
+    /// The send that waits for room.
+    pub(super) sending: Option<Sending>,
+    /// The send after it.
+    pub(super) next: Option<Bytes>,
+}
+
+/// A send that waits for room.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) rest: Bytes,
+    /// How many bytes to report as sent when it is done; `None` where that was said already.
+    pub(super) report: Option<usize>,
+}
+
+impl Rare {
+    pub(super) fn is_needed(&self) -> bool {
+        !self.unread.is_empty() || self.end || self.sending.is_some() || self.next.is_some()
+    }
+}
+
+impl Socket {
+    pub(super) const fn new(ring: u16, file: u32) -> Self {
+        Self {
+            file,
+            taken: 0,
+            ring,
+            flags: Flags::empty(),
+            reading: Reading::Off,
+            operations: 0,
+            cause: CloseCause::Local,
+        }
+    }
+
+    pub(super) const fn has(&self, flag: Flags) -> bool {
+        self.flags.contains(flag)
+    }
+
+    /// Counts bytes towards the connection's share of a poll. `false`: they are beyond it.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a share is below 2^17")]
+    pub(super) fn takes(&mut self, poll: u32, bytes: usize) -> bool {
+        let poll = poll << TAKEN_BITS;
+        let taken = if self.taken >> TAKEN_BITS == poll >> TAKEN_BITS {
+            self.taken & ((1 << TAKEN_BITS) - 1)
+        } else {
+            0
+        };
+        let more = taken as usize + bytes;
+        if more > RECEIVE_BYTES_MAX {
+            return false;
+        }
+        self.taken = poll | more as u32;
+        true
+    }
+
+    /// What should be armed now.
+    pub(super) const fn wanted(&self, unread: bool) -> Reading {
+        if self.has(Flags::CLOSED) {
+            return Reading::Off;
+        }
+        if !self.has(Flags::ENDED) && !unread {
+            // Who is paused is received from until something comes: mostly nothing does.
+            return Reading::Receive;
+        }
+        if self.has(Flags::HUNG_UP) { Reading::Off } else { Reading::Watch }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_of_one_poll() {
+        let mut socket = Socket::new(0, 0);
+        assert!(socket.takes(7, RECEIVE_BYTES_MAX));
+        assert!(!socket.takes(7, 1));
+        assert!(socket.takes(8, RECEIVE_BYTES_MAX - 1));
+        assert!(socket.takes(8, 1));
+        assert!(!socket.takes(8, 1));
+        assert!(socket.takes(9 + (1 << 15), 1), "numbers of polls wrap");
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert_eq!(size_of::<Socket>(), 16);
+    }
+}

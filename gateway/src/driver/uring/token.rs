@@ -1,0 +1,101 @@
+//! What a completion is of: 64 bits that go to the kernel with each operation and come back.
+
+use crate::driver::ConnId;
+
+/// Connections that a token can name: 2^26 slots, and all 2^30 generations of each.
+pub(super) const SLOTS_MAX: u32 = 1 << SLOT_BITS;
+
+const SLOT_BITS: u32 = 26;
+const KIND_SHIFT: u32 = 56;
+
+/// What an operation was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    /// Nobody asks: a cancellation, a close.
+    Nothing,
+    /// Another thread wakes the driver.
+    Wake,
+    /// One connection is taken in; the number names the place for its address.
+    Accept(u16),
+    /// Bytes come, shot after shot.
+    Receive(ConnId),
+    /// A connection that is not read from is watched for its death.
+    Watch(ConnId),
+    /// A send that must not wait, by its number. Only its failure completes.
+    SendNow(u64),
+    /// A send that waits for room.
+    Send(ConnId),
+    /// The sending side is shut down.
+    Shutdown(ConnId),
+    /// The kernel is asked what a connection died of.
+    Error(ConnId),
+}
+
+impl Token {
+    /// As the kernel carries it.
+    pub(super) fn to_bits(self) -> u64 {
+        let (kind, payload) = match self {
+            Self::Nothing => (0, 0),
+            Self::Wake => (1, 0),
+            Self::Accept(place) => (2, u64::from(place)),
+            Self::Receive(conn) => (3, pack(conn)),
+            Self::Watch(conn) => (4, pack(conn)),
+            Self::SendNow(number) => (5, number),
+            Self::Send(conn) => (6, pack(conn)),
+            Self::Shutdown(conn) => (7, pack(conn)),
+            Self::Error(conn) => (8, pack(conn)),
+        };
+        debug_assert!(payload >> KIND_SHIFT == 0, "{self:?} needs more than 56 bits");
+        kind << KIND_SHIFT | payload
+    }
+
+    /// What came back.
+    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
+    pub(super) fn from_bits(bits: u64) -> Self {
+        let payload = bits & ((1 << KIND_SHIFT) - 1);
+        match bits >> KIND_SHIFT {
+            1 => Self::Wake,
+            2 => Self::Accept(payload as u16),
+            3 => Self::Receive(unpack(payload)),
+            4 => Self::Watch(unpack(payload)),
+            5 => Self::SendNow(payload),
+            6 => Self::Send(unpack(payload)),
+            7 => Self::Shutdown(unpack(payload)),
+            8 => Self::Error(unpack(payload)),
+            _ => Self::Nothing,
+        }
+    }
+}
+
+fn pack(conn: ConnId) -> u64 {
+    u64::from(conn.generation) << SLOT_BITS | u64::from(conn.slot)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the two parts of 56 bits")]
+fn unpack(payload: u64) -> ConnId {
+    ConnId {
+        slot: payload as u32 & (SLOTS_MAX - 1),
+        generation: (payload >> SLOT_BITS) as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::GENERATIONS;
+
+    #[test]
+    fn tokens_come_back() {
+        let last = ConnId { slot: SLOTS_MAX - 1, generation: GENERATIONS - 1 };
+        for conn in [ConnId { slot: 0, generation: 0 }, ConnId { slot: 1, generation: 2 }, last] {
+            let of_conn = [Token::Receive, Token::Watch, Token::Send, Token::Shutdown, Token::Error];
+            for token in of_conn.map(|kind| kind(conn)) {
+                assert_eq!(Token::from_bits(token.to_bits()), token);
+            }
+        }
+        let last_send = Token::SendNow((1 << KIND_SHIFT) - 1);
+        for token in [Token::Nothing, Token::Wake, Token::Accept(u16::MAX), last_send] {
+            assert_eq!(Token::from_bits(token.to_bits()), token);
+        }
+    }
+}
