@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
 use super::epoll::Epoll;
 use super::uring::Uring;
+use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.

@@ -40,7 +40,8 @@ pub(super) struct CommonArgs {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) connections: u32,
     /// Threads that share the connections, each with open files of its own. Without it, as few as the
-    /// limit of open files needs: one, where that holds all.
+    /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
+    /// latencies count the wait.
     #[arg(long, value_name = "COUNT")]
     pub(super) workers: Option<NonZeroU16>,
     /// Addresses to connect from, in turn: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated. Each has

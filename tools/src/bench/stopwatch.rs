@@ -252,6 +252,10 @@ impl Stopwatch {
             report.add("server_cores", "server cores used", core, Unit::Number);
             self.report_memory(report, end.rss_bytes);
         }
+        let workers = self.share().workers;
+        if workers > 1 {
+            report.add("workers", "own threads", workers as u64, Unit::Number);
+        }
         report.add("own_rss_bytes", "own memory", self.end.own.rss_bytes, Unit::Bytes);
         let title = format!("own CPU per {thing}");
         report.add("own_cpu_ns_each", &title, each(own_ns), Unit::Nanos);

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use socket2::SockRef;
 
 use super::{Read, World};
-use crate::driver::{ConnId, Driver, SendState, Sink};
 use crate::driver::epoll::Epoll;
 use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
 use crate::driver::uring::{Capacity, Uring};
+use crate::driver::{ConnId, Driver, SendState, Sink};
 
 /// A driver of real sockets.
 pub(super) trait Real: Driver {

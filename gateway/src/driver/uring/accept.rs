@@ -97,7 +97,10 @@ impl Acceptor {
 impl Uring {
     /// Has as many accepts under way as there is room for.
     pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
-        if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || self.acceptor.free.is_empty() {
+        if !self.acceptor.wanted
+            || self.acceptor.retry_at.is_some()
+            || self.acceptor.free.is_empty()
+        {
             return;
         }
         let Some(listener) = self.acceptor.listener.take() else { return };

@@ -79,7 +79,8 @@ impl Buffers {
     #[inline]
     pub(super) fn publish(&self) {
         // SAFETY: the tail is an aligned `u16` within the first entry, which the kernel reads with acquire.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        let tail =
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
 

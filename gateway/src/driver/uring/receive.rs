@@ -40,14 +40,7 @@ impl Uring {
 
     /// Hands bytes over, or keeps them.
     #[inline]
-    fn take(
-        &mut self,
-        ring: usize,
-        conn: ConnId,
-        buffer: u16,
-        bytes: usize,
-        sink: &mut impl Sink,
-    ) {
+    fn take(&mut self, ring: usize, conn: ConnId, buffer: u16, bytes: usize, sink: &mut impl Sink) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let usual = !socket.flags.intersects(Flags::PAUSED | Flags::RARE | Flags::CLOSED);
         if usual && socket.takes(self.poll, bytes) {

@@ -268,7 +268,9 @@ impl Ring {
         let timespec = wait.map(Timespec::from);
         let submitter = self.uring.submitter();
         let entered = match &timespec {
-            Some(timespec) => submitter.submit_with_args(want, &SubmitArgs::new().timespec(timespec)),
+            Some(timespec) => {
+                submitter.submit_with_args(want, &SubmitArgs::new().timespec(timespec))
+            }
             None => submitter.submit_and_wait(want),
         };
         match entered.as_ref().map_err(io::Error::raw_os_error) {

@@ -73,10 +73,7 @@ fn pack(conn: ConnId) -> u64 {
 
 #[expect(clippy::cast_possible_truncation, reason = "the two parts of 56 bits")]
 fn unpack(payload: u64) -> ConnId {
-    ConnId {
-        slot: payload as u32 & (SLOTS_MAX - 1),
-        generation: (payload >> SLOT_BITS) as u32,
-    }
+    ConnId { slot: payload as u32 & (SLOTS_MAX - 1), generation: (payload >> SLOT_BITS) as u32 }
 }
 
 #[cfg(test)]
@@ -88,7 +85,8 @@ mod tests {
     fn tokens_come_back() {
         let last = ConnId { slot: SLOTS_MAX - 1, generation: GENERATIONS - 1 };
         for conn in [ConnId { slot: 0, generation: 0 }, ConnId { slot: 1, generation: 2 }, last] {
-            let of_conn = [Token::Receive, Token::Watch, Token::Send, Token::Shutdown, Token::Error];
+            let of_conn =
+                [Token::Receive, Token::Watch, Token::Send, Token::Shutdown, Token::Error];
             for token in of_conn.map(|kind| kind(conn)) {
                 assert_eq!(Token::from_bits(token.to_bits()), token);
             }
