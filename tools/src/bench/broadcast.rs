@@ -275,7 +275,9 @@ impl Load for BroadcastLoad {
 
     fn flush(&mut self, live: &Live) {
         self.crowd.sessions.flush(None);
-        self.publications.flush(self.echo.is_none().then_some(live));
+        // Where there are echoes, they are what is shown, by whichever worker has them.
+        let echoes = self.crowd.share().total > self.publisher + 1;
+        self.publications.flush((!echoes).then_some(live));
         if let Some(echo) = &mut self.echo {
             echo.flush(Some(live));
         }

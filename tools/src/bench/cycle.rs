@@ -229,9 +229,7 @@ impl Load for CycleLoad<'_> {
             && let Some(slot) = self.free.pop()
         {
             let (to, from) = self.addresses.of(slot);
-            sockets
-                .connect(slot, to, from)
-                .context("if it is for want of a local port: fewer --connections, or --reset")?;
+            sockets.connect(slot, to, from)?;
             *self.lane(slot) = Lane { began_at: now, ..Lane::default() };
             self.under_way += 1;
         }

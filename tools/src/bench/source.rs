@@ -2,11 +2,12 @@
 //! the kernel searches them: the fuller they are, the slower, down to 2,000 connects a second. So
 //! many connections are spread over many source addresses, which on loopback cost nothing.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use rustix::io::Errno;
@@ -113,14 +114,14 @@ impl FromStr for SourceRange {
 /// used once for each destination.
 pub(super) fn connect(address: SocketAddr, source: Source) -> anyhow::Result<TcpStream> {
     let Some(ip) = source else {
-        return TcpStream::connect(address).with_context(|| failed(address, source));
+        return TcpStream::connect(address).map_err(|error| failed(address, source, error));
     };
     let socket = bound_to(ip).with_context(|| format!("cannot connect from {ip}"))?;
     match start(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => {
             Ok(TcpStream::from_std(std::net::TcpStream::from(socket)))
         }
-        Err(error) => Err(error).with_context(|| failed(address, source)),
+        Err(error) => Err(failed(address, source, error.into())),
     }
 }
 
@@ -133,12 +134,15 @@ fn bound_to(ip: IpAddr) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn failed(address: SocketAddr, source: Source) -> String {
+fn failed(address: SocketAddr, source: Source, error: std::io::Error) -> anyhow::Error {
     let from = source.map_or_else(String::new, |ip| format!(" from {ip}"));
-    format!(
-        "cannot connect to {address}{from} (if it is for want of a local port: more --source \
-         addresses, or fewer connections a second)"
-    )
+    let way_out = match error.kind() {
+        ErrorKind::AddrNotAvailable => {
+            ": no port is free there: more --source addresses, fewer connections, or --reset"
+        }
+        _ => "",
+    };
+    anyhow!(error).context(format!("cannot connect to {address}{from}{way_out}"))
 }
 
 #[cfg(test)]
