@@ -36,7 +36,7 @@ impl Latency {
 
     /// Opens the window.
     pub(super) fn count_from_now(&mut self) {
-        self.second.reset();
+        self.clear_second();
         self.counting = true;
     }
 
@@ -58,7 +58,14 @@ impl Latency {
         if let Some(live) = live {
             add(&mut live.second.lock().expect("no holder panics"), &self.second);
         }
-        self.second.reset();
+        self.clear_second();
+    }
+
+    /// Leaves pages alone that were never written to: each of many workers has them.
+    fn clear_second(&mut self) {
+        if !self.second.is_empty() {
+            self.second.reset();
+        }
     }
 
     /// Takes the window of another worker's in.
