@@ -173,6 +173,67 @@ fn a_page_that_can_not_be_written_is_refused_before_the_run() {
     assert!(said.is_empty() && log.contains("no/such/run.html"), "{log}");
 }
 
+#[test]
+fn several_workers_hold_what_one_holds() {
+    let several = |scenario: &[&str]| bench(&[scenario, &["--workers", "3"]].concat());
+    let report = several(&["connect", "--connections", "50", "--large-answers", "1000"]);
+    assert_eq!(report["connections"], 50, "{report}");
+    let report = several(&["connect", "--connections", "50", "--heartbeat-sweep"]);
+    assert_eq!(report["heartbeats"], 50, "{report}");
+    let report = several(&["connect", "--connections", "6", "--cycle"]);
+    assert!(report["cycles"].as_u64() > Some(0), "{report}");
+    let report = several(&["request", "--connections", "10", "--depth", "4"]);
+    assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
+    let report = several(&["request", "--connections", "10", "--under-way", "4"]);
+    assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
+    let report = several(&["broadcast", "--connections", "20", "--in-flight", "4"]);
+    assert!(report["deliveries"].as_u64() >= Some(20), "{report}");
+    let report = several(&["broadcast", "--connections", "20", "--echo-rate", "100"]);
+    assert!(report["echoes"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
+    for workers in ["1", "3"] {
+        let report = bench(&["storm", "--connections", "9", "--workers", workers]);
+        assert!(report["authenticated"].as_u64() > Some(0), "{report}");
+    }
+    let slow = ["storm", "--connections", "9", "--slow-share", "0.4", "--workers", "3"];
+    let report = bench(&slow);
+    // Four of nine say nothing, and are waited for however long it takes.
+    assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
+}
+
+#[test]
+fn a_bench_of_a_show_has_questions_answered() {
+    for workers in ["1", "3"] {
+        let timeline = ["--arrive", "200ms", "--leave", "100ms", "--question-every", "300ms"];
+        let audience = ["show", "--connections", "30", "--answer-share", "0.5"];
+        let report = bench(&[&audience[..], &timeline, &["--workers", workers]].concat());
+        assert!(report["questions"].as_u64() >= Some(3), "{report}");
+        assert!(report["answers"].as_u64() > Some(0), "{report}");
+        assert!(report["series"][0]["server_rss_bytes"].as_f64() > Some(0.0), "{report}");
+    }
+}
+
+#[test]
+fn an_error_in_one_worker_ends_the_bench() {
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let operator = gateway.operator();
+    let held = ["bench", "connect", "--connections", "9", "--workers", "3", "--duration", "10m"];
+    std::thread::scope(|scope| {
+        let bench =
+            scope.spawn(|| gateway.tide(&[&held[..], &["--connect", &address]].concat(), ""));
+        operator.wait_for_total("users", 9);
+        // The last worker's.
+        assert_eq!(operator.kick(9), 1);
+        let (status, said, log) = bench.join().unwrap();
+        assert_eq!((status.code(), &said[..]), (Some(1), ""));
+        assert!(log.contains("connection 8: the gateway ended the session with 107"), "{log}");
+    });
+}
+
 /// Runs a scenario for a short while: its report.
 fn bench(scenario: &[&str]) -> Value {
     let gateway = Setup::demo().shards(2).start();

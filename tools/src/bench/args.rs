@@ -1,17 +1,16 @@
 //! What `tide bench` can be asked for.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 use super::report::{Asked, CompareArgs, OutputArgs};
-
-/// Descriptors that are not connections: standard streams, epoll, the timer, files under `/proc`.
-const SPARE_DESCRIPTORS: u64 = 32;
+use super::source::{Addresses, SourceRange};
 
 /// Loads a gateway and measures it.
+///
+/// Everything that comes back is verified. One process holds as many connections as there is memory
+/// for: past the limit of open files they are split over threads with files of their own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -26,6 +25,10 @@ pub(super) enum Scenario {
     Request(RequestArgs),
     /// Pushes to everybody and checks that everybody gets everything, once, in order.
     Broadcast(BroadcastArgs),
+    /// Connects, authenticates, closes, and again, as fast as it goes: `--connections` of these at a time.
+    Storm(StormArgs),
+    /// A live show: everybody arrives, gets questions and a barrage of pushes, answers some, and leaves.
+    Show(ShowArgs),
     /// Puts two reports side by side: what --output wrote, or --json printed.
     Compare(CompareArgs),
 }
@@ -41,9 +44,22 @@ pub(super) struct CommonArgs {
     /// Connections to hold.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) connections: u32,
+    /// Threads that share the connections, each with open files of its own. Without it, as few as the
+    /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
+    /// latencies count the wait.
+    #[arg(long, value_name = "COUNT")]
+    pub(super) workers: Option<NonZeroU16>,
+    /// Addresses to connect from, in turn: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated. Each has
+    /// some 28,000 ports for each address to connect to. Without it, connections to 127.x.y.z come from a
+    /// source for every 2,500, and all others from where the kernel sees fit.
+    #[arg(long = "source", value_name = "ADDR")]
+    pub(super) sources: Vec<SourceRange>,
     /// Connections a second to open; without it, as fast as it goes.
-    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = parse_rate)]
     pub(super) connect_rate: Option<f64>,
+    /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    pub(super) heartbeat_interval: Option<Duration>,
     /// How long to measure: `4`, `4s`, `500ms`, `2m`.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(super) duration: Duration,
@@ -83,6 +99,10 @@ pub(super) struct ConnectArgs {
     /// Speaks no protocol: sends as many bytes and expects them back.
     #[arg(long)]
     pub(super) raw: bool,
+    /// Sends one heartbeat on each connection, as fast as they are answered, and measures that instead of
+    /// `--duration`.
+    #[arg(long, conflicts_with_all = ["cycle", "raw"])]
+    pub(super) heartbeat_sweep: bool,
     /// Has each connection get one echo of this many bytes, then looks at the memory again.
     #[arg(long, value_name = "BYTES", conflicts_with = "cycle")]
     pub(super) large_answers: Option<usize>,
@@ -101,6 +121,11 @@ pub(super) struct RequestArgs {
     /// Closed loop: requests under way on each connection.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(super) depth: u32,
+    /// Closed loop: requests under way in total. Each next one is sent on the next connection, so that
+    /// they move over all connections in turn.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["depth", "rate"])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) under_way: Option<u32>,
     /// Open loop: requests a second in total; latency counts from the intended time.
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth")]
     pub(super) rate: Option<f64>,
@@ -139,22 +164,76 @@ pub(super) struct BroadcastArgs {
     pub(super) raw: bool,
 }
 
-/// Makes room for this many connections.
-pub(super) fn reserve_descriptors(connections: usize) -> anyhow::Result<()> {
-    let needed = connections as u64 + SPARE_DESCRIPTORS;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
-        return Ok(());
+#[derive(Debug, clap::Args)]
+pub(super) struct StormArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// The part of the connections, from 0 to 1, that connect and then say nothing: each has to be sent
+    /// away with a goodbye 109, and another comes.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
+    pub(super) slow_share: f64,
+    /// The longest that one of these may be left waiting for its goodbye.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    pub(super) slow_deadline: Duration,
+    /// Closes with a reset rather than in order.
+    #[arg(long)]
+    pub(super) reset: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// Everybody arrives within this long. The show lasts for `--warmup` and `--duration` after that.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub(super) arrive: Duration,
+    /// How often there is a question: a push to everybody.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_interval)]
+    pub(super) question_every: Duration,
+    /// The part of the audience, from 0 to 1, that answers a question: with an echo, within a second.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
+    pub(super) answer_share: f64,
+    /// Pushes a second to everybody, beside the questions; 0: none.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
+    pub(super) barrage: f64,
+    /// Everybody leaves within this long, at most 60s.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(super) leave: Duration,
+    /// Bytes of `biz_data` in each push.
+    #[arg(long, default_value_t = 130)]
+    pub(super) bytes: usize,
+    /// Bytes of `biz_data` in each answer.
+    #[arg(long, default_value_t = 64)]
+    pub(super) answer_bytes: usize,
+}
+
+impl CommonArgs {
+    /// Where connections go and whence.
+    pub(super) fn addresses(&self) -> Addresses {
+        Addresses::new(self.addresses.clone(), self.sources.clone())
     }
-    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
-        bail!(
-            "{connections} connections are too many for one process: it may open {maximum} files, \
-             enough for {} connections; run several, each with a --first-user of its own",
-            maximum.saturating_sub(SPARE_DESCRIPTORS)
-        );
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < Duration::from_millis(1) {
+        return Err("it is at least 1ms".into());
     }
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("cannot raise the limit of open files")
+    Ok(interval)
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err(format!("`{text}` is no rate: a number above 0")),
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is no share: a number from 0 to 1")),
+    }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

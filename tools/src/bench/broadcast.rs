@@ -1,25 +1,30 @@
 //! `tide bench broadcast`: pushes to everybody, and the check that everybody gets each one once, in
 //! order, byte by byte.
 
+use std::sync::{Arc, OnceLock};
+
 use anyhow::bail;
 
-use super::args::{BroadcastArgs, reserve_descriptors};
+use super::args::BroadcastArgs;
+use super::course::Seat;
+use super::crew::{self, Task};
+use super::crowd::Crowd;
 use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Engine, Link, Load, Nanos, Next, Sockets, due_after};
-use super::publication::{HEADER_BYTES, Publications};
+use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets, due_after};
+use super::latency::{Live, Pulse};
+use super::publication::{Board, HEADER_BYTES, Publications, Topic};
 use super::report::{Report, Unit};
-use super::session::Sessions;
-use super::stopwatch::{Edge, Stopwatch};
+use super::stopwatch::Edge;
 
 /// The type that echoes.
 const ECHO_KIND: i32 = 1;
 
 struct BroadcastLoad {
-    raw: bool,
+    crowd: Crowd,
     /// Slots below this one are receivers; this one publishes; those above it echo.
     publisher: usize,
-    sessions: Sessions,
-    stopwatch: Stopwatch,
+    /// Whether the publisher is this worker's.
+    publishes: bool,
     publications: Publications,
     echo: Option<Echo>,
     pace: PublishPace,
@@ -30,8 +35,8 @@ struct BroadcastLoad {
     reads: u64,
     /// Deliveries to receivers alone, in the window.
     to_receivers: u64,
-    /// Raw: bytes that came to each receiver, in the window.
-    raw_bytes: Vec<u64>,
+    /// Raw: bytes that came to receivers, in the window.
+    raw_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,85 +54,114 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
     }
     let echo_count = if args.echo_rate > 0.0 { args.echo_connections as usize } else { 0 };
     let count = if args.raw { receivers } else { receivers + 1 + echo_count };
-    reserve_descriptors(count)?;
-    let echo = (echo_count > 0).then(|| {
-        Echo::new(EchoPlan {
-            first_slot: receivers + 1,
-            count: echo_count,
-            kind: ECHO_KIND,
-            bytes: args.echo_bytes,
-            pace: Pace::Open { per_second: args.echo_rate },
-            raw: false,
-        })
-    });
-    let pace = match args.in_flight {
-        _ if args.raw => PublishPace::Never,
-        Some(in_flight) => PublishPace::InFlight(u64::from(in_flight)),
-        None if args.rate > 0.0 => PublishPace::PerSecond(args.rate),
-        None => PublishPace::Never,
-    };
-    let in_flight_max = args.in_flight.unwrap_or_default() as usize;
-    let mut load = BroadcastLoad {
-        raw: args.raw,
-        publisher: receivers,
-        sessions: Sessions::new(&args.common, count, args.raw),
-        stopwatch: Stopwatch::new(&args.common, count)?,
-        publications: Publications::new(args.kind, args.bytes, count, in_flight_max),
-        echo,
-        pace,
-        publishing: false,
-        started_at: 0,
-        counting: false,
-        reads: 0,
-        to_receivers: 0,
-        raw_bytes: vec![0; if args.raw { receivers } else { 0 }],
-    };
-    let mut engine = Engine::new(count, false)?.spinning(args.common.spin);
-    if load.echo.is_some() {
-        engine = engine.with_urgent_from(receivers + 1)?;
+    let mut task = Task { bell_at: receivers, ..Task::new(&args.common, count) };
+    if echo_count > 0 {
+        task.urgent_from = receivers + 1;
     }
-    engine.run(&mut load)?;
-    report(args, &load).print(&args.common)?;
+    let in_flight_max = args.in_flight.unwrap_or_default() as usize;
+    let board = OnceLock::new();
+    let finished = crew::run(&task, |seat| {
+        let board = board.get_or_init(|| Board::new(seat.share.workers, in_flight_max));
+        BroadcastLoad::new(args, seat, board)
+    })?;
+    let (mut load, series) = finished.merged(BroadcastLoad::merge);
+    let mut report = report(args, &mut load);
+    report.set_series(series);
+    report.print(&args.common)?;
     load.publications.verdict()
 }
 
-fn report(args: &BroadcastArgs, load: &BroadcastLoad) -> Report {
+fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
     let (receivers, bytes) = (args.common.connections, args.bytes);
     let mut report =
         Report::new("broadcast", format!("pushes of {bytes} bytes to {receivers} receivers"));
     report.add("connections", "receivers", u64::from(receivers), Unit::Number);
-    let raw_bytes: u64 = load.raw_bytes.iter().sum();
+    let raw = load.crowd.raw;
     let deliveries =
-        if load.raw { raw_bytes / bytes.max(1) as u64 } else { load.publications.deliveries() };
+        if raw { load.raw_bytes / bytes.max(1) as u64 } else { load.publications.deliveries() };
+    let stopwatch = &load.crowd.stopwatch;
     report.add("deliveries", "deliveries", deliveries, Unit::Number);
-    let per_second = deliveries as f64 / load.stopwatch.seconds();
+    let per_second = deliveries as f64 / stopwatch.seconds();
     report.add("per_second", "deliveries a second", per_second, Unit::PerSecond);
     let mut counted = load.echo.as_ref().map_or_else(Vec::new, Echo::counted);
     let echoes: u64 = counted.iter().sum();
     match (deliveries, &load.echo) {
-        (0, Some(_)) => load.stopwatch.report(&mut report, "echo", echoes),
-        (_, Some(_)) => load.stopwatch.report(&mut report, "delivery, with echoes", deliveries),
-        _ => load.stopwatch.report(&mut report, "delivery", deliveries),
+        (0, Some(_)) => stopwatch.report(&mut report, "echo", echoes),
+        (_, Some(_)) => stopwatch.report(&mut report, "delivery, with echoes", deliveries),
+        _ => stopwatch.report(&mut report, "delivery", deliveries),
     }
-    let to_receivers = if load.raw { deliveries } else { load.to_receivers };
+    let to_receivers = if raw { deliveries } else { load.to_receivers };
     if to_receivers > 0 {
         let reads = load.reads as f64 / to_receivers as f64;
         report.add("reads_per_delivery", "reads per delivery", reads, Unit::Number);
     }
-    if !load.raw {
+    if !raw {
         load.publications.report(&mut report);
     }
-    if let Some(echo) = &load.echo {
+    if let Some(echo) = &mut load.echo {
         report.add("echoes", "echoes, all of them right", echoes, Unit::Number);
-        let per_second = echoes as f64 / load.stopwatch.seconds();
+        let per_second = echoes as f64 / stopwatch.seconds();
         report.add("echoes_per_second", "echoes a second", per_second, Unit::PerSecond);
-        report.add_latency("echo_latency", "echo latency", &echo.latency);
+        report.add_latency("echo_latency", "echo latency", echo.latency.window());
         report.add_fairness(&mut counted);
     }
     report
 }
 
 impl BroadcastLoad {
+    fn new(args: &BroadcastArgs, seat: &Seat, board: &Arc<Board>) -> anyhow::Result<Self> {
+        let share = seat.share;
+        let publisher = args.common.connections as usize;
+        let (first_slot, count) = share.from(publisher + 1);
+        let echo = (count > 0).then(|| {
+            let all = share.total - (publisher + 1);
+            let per_second = args.echo_rate * count as f64 / all as f64;
+            Echo::new(EchoPlan {
+                first_slot,
+                count,
+                kind: ECHO_KIND,
+                bytes: args.echo_bytes,
+                pace: Pace::Open { per_second },
+                raw: false,
+            })
+        });
+        let pace = match args.in_flight {
+            _ if args.raw => PublishPace::Never,
+            Some(in_flight) => PublishPace::InFlight(u64::from(in_flight)),
+            None if args.rate > 0.0 => PublishPace::PerSecond(args.rate),
+            None => PublishPace::Never,
+        };
+        let course = &seat.course;
+        Ok(Self {
+            crowd: Crowd::new(&args.common, seat, args.raw)?,
+            publisher,
+            publishes: (share.first..share.end()).contains(&publisher),
+            publications: Publications::new(args.kind, args.bytes, share, board, course),
+            echo,
+            pace,
+            publishing: false,
+            started_at: 0,
+            counting: false,
+            reads: 0,
+            to_receivers: 0,
+            raw_bytes: 0,
+        })
+    }
+
+    /// Takes another worker's findings in.
+    fn merge(&mut self, other: Self) {
+        self.crowd.merge(other.crowd);
+        self.publications.merge(other.publications);
+        self.reads += other.reads;
+        self.to_receivers += other.to_receivers;
+        self.raw_bytes += other.raw_bytes;
+        match (&mut self.echo, other.echo) {
+            (Some(echo), Some(other)) => echo.merge(other),
+            (echo @ None, other) => *echo = other,
+            (Some(_), None) => {}
+        }
+    }
+
     /// Publishes what is due; says when the next will be.
     fn publish(&mut self, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
         while self.publishing && self.publications.has_room() {
@@ -147,19 +181,22 @@ impl BroadcastLoad {
             {
                 return None;
             }
-            sockets.send(self.publisher, |out| self.publications.put_next(out, intended_at));
+            sockets.send(self.publisher, |out| {
+                self.publications.put_next(out, intended_at, Topic::News);
+            });
         }
         None
     }
 
     fn drained(&self) -> bool {
-        self.publications.drained() && self.echo.as_ref().is_none_or(Echo::drained)
+        let published = self.crowd.raw || self.publications.drained(self.publishes);
+        published && self.echo.as_ref().is_none_or(Echo::drained)
     }
 
     fn step(&mut self, edge: Edge, sockets: &mut Sockets, now: Nanos) {
         match edge {
             Edge::Start => {
-                self.publishing = true;
+                self.publishing = self.publishes;
                 self.started_at = now;
                 if let Some(echo) = &mut self.echo {
                     echo.start(sockets, now);
@@ -175,6 +212,9 @@ impl BroadcastLoad {
             Edge::Stop => {
                 (self.counting, self.publishing) = (false, false);
                 self.publications.stop_counting();
+                if self.publishes {
+                    self.publications.close();
+                }
                 if let Some(echo) = &mut self.echo {
                     echo.stop();
                 }
@@ -186,7 +226,7 @@ impl BroadcastLoad {
 
 impl Load for BroadcastLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.sessions.opened(slot, &mut link.out, now);
+        self.crowd.opened(slot, link, now);
         Ok(())
     }
 
@@ -201,16 +241,17 @@ impl Load for BroadcastLoad {
         let Link { reassembler, out, .. } = link;
         let counted_receiver = self.counting && slot < self.publisher;
         self.reads += u64::from(counted_receiver);
-        if self.raw {
-            self.raw_bytes[slot] += if self.counting { bytes.len() as u64 } else { 0 };
+        if self.crowd.raw {
+            self.raw_bytes += if self.counting { bytes.len() as u64 } else { 0 };
             return Ok(());
         }
         for_each_answer(slot, reassembler, bytes, |answer| {
             if self.publications.is_push(answer) {
                 self.to_receivers += u64::from(counted_receiver);
-                return self.publications.received(slot, answer, now);
+                self.publications.received(slot, answer, now)?;
+                return Ok(());
             }
-            if self.sessions.answered(slot, answer, now)? {
+            if self.crowd.sessions.answered(slot, answer, now)? {
                 return Ok(());
             }
             match &mut self.echo {
@@ -222,20 +263,35 @@ impl Load for BroadcastLoad {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        Err(self.sessions.closed(slot, &cause))
+        self.crowd.closed(slot, &cause)
+    }
+
+    fn pulse(&self) -> Pulse {
+        let echoes = self.echo.as_ref().map_or((0, 0), Echo::sent_and_answered);
+        let published = if self.publishes { self.publications.published() } else { 0 };
+        let received = self.publications.received_in_all();
+        self.crowd.sessions.pulse().with(echoes).with((published, received))
+    }
+
+    fn flush(&mut self, live: &Live) {
+        self.crowd.sessions.flush(None);
+        // Where there are echoes, they are what is shown, by whichever worker has them.
+        let echoes = self.crowd.share().total > self.publisher + 1;
+        self.publications.flush((!echoes).then_some(live));
+        if let Some(echo) = &mut self.echo {
+            echo.flush(Some(live));
+        }
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let session_at = self.sessions.tick(sockets, now)?;
-        let (up, all_up, drained) = (self.sessions.up(), self.sessions.all_up(), self.drained());
-        match self.stopwatch.tick(up, all_up, drained, now)? {
-            Some(Edge::Done) => return Ok(Next::Done),
-            Some(edge) => self.step(edge, sockets, now),
-            None => {}
+        let received = self.pulse().received;
+        let standing = self.crowd.standing(self.drained(), received);
+        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
+        if let Some(edge) = edge {
+            self.step(edge, sockets, now);
         }
         let publish_at = self.publish(sockets, now);
         let echo_at = self.echo.as_mut().and_then(|echo| echo.tick(sockets, now));
-        let next = Next::Whenever.min(session_at).min(publish_at).min(echo_at);
-        Ok(next.min(self.stopwatch.phase_ends_at()))
+        Ok(next.min(publish_at).min(echo_at))
     }
 }

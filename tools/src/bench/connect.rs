@@ -2,16 +2,20 @@
 
 use anyhow::Context as _;
 
-use super::args::{ConnectArgs, reserve_descriptors};
+use super::args::ConnectArgs;
+use super::course::{Seat, Stage};
+use super::crew::{self, Task};
+use super::crowd::Crowd;
 use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Engine, Link, Load, Nanos, Next, Sockets};
+use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
+use super::latency::{Live, Pulse};
 use super::proc;
 use super::report::{Report, Unit};
-use super::session::Sessions;
-use super::stopwatch::{Edge, Stopwatch};
+use super::stopwatch::{Edge, Ends, Standing};
 
-/// Large answers under way at once: they are to be on sockets one after the other, not all together.
-const LARGE_UNDER_WAY_MAX: u64 = 64;
+/// Large answers under way at once, of all workers: they are to be on sockets one after the other,
+/// not all together.
+const LARGE_UNDER_WAY_MAX: usize = 64;
 /// The type that echoes.
 const ECHO_KIND: i32 = 1;
 /// How often the server's memory is looked at while it settles.
@@ -22,10 +26,10 @@ const SAME_LOOKS: u32 = 10;
 const SETTLE_MAX_NS: Nanos = 15_000_000_000;
 
 struct ConnectLoad {
-    raw: bool,
-    sessions: Sessions,
-    stopwatch: Stopwatch,
+    crowd: Crowd,
+    /// The first worker's: it looks at the server.
     pid: Option<u32>,
+    sweeps: bool,
     large: Option<Echo>,
     phase: Phase,
     rss_idle_bytes: u64,
@@ -55,37 +59,25 @@ struct Settling {
 /// Runs it.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let common = &args.common;
-    let count = common.connections as usize;
-    reserve_descriptors(count)?;
-    let pace = Pace::Once { under_way_max: LARGE_UNDER_WAY_MAX };
-    let raw = args.raw;
-    let large = args.large_answers.map(|bytes| {
-        Echo::new(EchoPlan { first_slot: 0, count, kind: ECHO_KIND, bytes, pace, raw })
-    });
-    let mut load = ConnectLoad {
-        raw,
-        sessions: Sessions::new(common, count, raw),
-        stopwatch: Stopwatch::new(common, count)?,
-        pid: common.pid,
-        large,
-        phase: Phase::Ramp,
-        rss_idle_bytes: 0,
-        rss_after_large_bytes: 0,
-        settled: true,
-    };
-    let rss_before_bytes = common.pid.map_or(Ok(0), proc::rss_bytes)?;
-    Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
-    report(args, &load, rss_before_bytes).print(common)
+    let task = Task::new(common, common.connections as usize);
+    let finished = crew::run(&task, |seat| ConnectLoad::new(args, seat))?;
+    let (mut load, series) =
+        finished.merged(|load, other: ConnectLoad| load.crowd.merge(other.crowd));
+    let mut report = report(args, &mut load);
+    report.set_series(series);
+    report.print(common)
 }
 
-fn report(args: &ConnectArgs, load: &ConnectLoad, rss_before_bytes: u64) -> Report {
+fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {
     let connections = args.common.connections;
+    let rss_before_bytes = load.crowd.stopwatch.seat.course.rss_before_bytes;
+    let sessions = &mut load.crowd.sessions;
     let mut report = Report::new("connect", format!("{connections} connections, held"));
     report.add("connections", "connections", u64::from(connections), Unit::Number);
-    let per_second = load.sessions.connects_per_second();
+    let per_second = sessions.connects_per_second();
     report.add("connects_per_second", "brought up a second", per_second, Unit::PerSecond);
-    report.add_latency("connect", "connect", &load.sessions.connect_latency);
-    report.add_latency("auth", "authenticate", &load.sessions.auth_latency);
+    report.add_latency("connect", "connect", sessions.connect_latency.window());
+    report.add_latency("auth", "authenticate", sessions.auth_latency.window());
     if args.common.pid.is_some() {
         let each = |bytes: u64| (bytes as f64 - rss_before_bytes as f64) / f64::from(connections);
         let idle = each(load.rss_idle_bytes);
@@ -99,27 +91,70 @@ fn report(args: &ConnectArgs, load: &ConnectLoad, rss_before_bytes: u64) -> Repo
             report.warn("the server's memory did not settle: it is what it was at the end");
         }
     }
-    let heartbeats = load.sessions.pongs();
+    let heartbeats = sessions.pongs();
     report.add("heartbeats", "heartbeats answered", heartbeats, Unit::Number);
-    load.stopwatch.report(&mut report, "connection held", u64::from(connections));
+    report.add_latency("heartbeat", "heartbeat", sessions.heartbeat_latency.window());
+    if load.sweeps {
+        let per_second = heartbeats as f64 / load.crowd.stopwatch.seconds();
+        report.add("heartbeats_per_second", "heartbeats a second", per_second, Unit::PerSecond);
+        load.crowd.stopwatch.report(&mut report, "heartbeat", heartbeats);
+    } else {
+        load.crowd.stopwatch.report(&mut report, "connection held", u64::from(connections));
+    }
     report
 }
 
 impl ConnectLoad {
+    fn new(args: &ConnectArgs, seat: &Seat) -> anyhow::Result<Self> {
+        let share = seat.share;
+        let large = args.large_answers.map(|bytes| {
+            let under_way_max = (LARGE_UNDER_WAY_MAX / share.workers).max(1) as u64;
+            Echo::new(EchoPlan {
+                first_slot: share.first,
+                count: share.count,
+                kind: ECHO_KIND,
+                bytes,
+                pace: Pace::Once { under_way_max },
+                raw: args.raw,
+            })
+        });
+        let mut crowd = Crowd::new(&args.common, seat, args.raw)?;
+        if args.heartbeat_sweep {
+            crowd.stopwatch = crowd.stopwatch.ending(Ends::WhenFinished);
+        }
+        Ok(Self {
+            crowd,
+            pid: args.common.pid.filter(|_| share.leads()),
+            sweeps: args.heartbeat_sweep,
+            large,
+            phase: Phase::Ramp,
+            rss_idle_bytes: 0,
+            rss_after_large_bytes: 0,
+            settled: true,
+        })
+    }
+
     /// Moves on through what comes before the hold.
     fn prepare(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<()> {
         match &mut self.phase {
-            Phase::Ramp if self.sessions.all_up() => self.settle(false, now),
+            Phase::Ramp if self.crowd.sessions.all_up() => {
+                if self.crowd.stopwatch.seat.arrive(Stage::Up) {
+                    self.settle(false, now);
+                }
+            }
             Phase::Ramp | Phase::Hold => {}
             Phase::Large => {
                 let large = self.large.as_mut().context("there are large answers to ask for")?;
                 large.tick(sockets, now);
-                if large.all_answered() {
+                if large.all_answered() && self.crowd.stopwatch.seat.arrive(Stage::LargeAnswered) {
                     self.settle(true, now);
                 }
             }
             &mut Phase::Settle { large_done, ref mut settling } => {
-                let Some(pid) = self.pid else { return self.settled(large_done, 0, sockets, now) };
+                let Some(pid) = self.pid else {
+                    self.settled(large_done, sockets, now);
+                    return Ok(());
+                };
                 if now < settling.look_at {
                     return Ok(());
                 }
@@ -129,9 +164,15 @@ impl ConnectLoad {
                 settling.rss_bytes = rss_bytes;
                 settling.look_at = now + LOOK_INTERVAL_NS;
                 let too_long = now >= settling.since + SETTLE_MAX_NS;
-                if settling.same_looks == SAME_LOOKS || too_long {
+                if settling.same_looks >= SAME_LOOKS || too_long {
                     self.settled &= !too_long;
-                    return self.settled(large_done, rss_bytes, sockets, now);
+                    let rss = if large_done {
+                        &mut self.rss_after_large_bytes
+                    } else {
+                        &mut self.rss_idle_bytes
+                    };
+                    *rss = rss_bytes;
+                    self.settled(large_done, sockets, now);
                 }
             }
         }
@@ -143,35 +184,25 @@ impl ConnectLoad {
         self.phase = Phase::Settle { large_done, settling };
     }
 
-    fn settled(
-        &mut self,
-        large_done: bool,
-        rss_bytes: u64,
-        sockets: &mut Sockets,
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    /// This worker doesn't wait for the memory any more: goes on if all are so far.
+    fn settled(&mut self, large_done: bool, sockets: &mut Sockets, now: Nanos) {
+        let stage = if large_done { Stage::LargeSettled } else { Stage::IdleSettled };
+        if !self.crowd.stopwatch.seat.arrive(stage) {
+            return;
+        }
         self.phase = match &mut self.large {
             Some(large) if !large_done => {
-                self.rss_idle_bytes = rss_bytes;
                 large.start(sockets, now);
                 Phase::Large
             }
-            Some(_) => {
-                self.rss_after_large_bytes = rss_bytes;
-                Phase::Hold
-            }
-            None => {
-                self.rss_idle_bytes = rss_bytes;
-                Phase::Hold
-            }
+            _ => Phase::Hold,
         };
-        Ok(())
     }
 }
 
 impl Load for ConnectLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.sessions.opened(slot, &mut link.out, now);
+        self.crowd.opened(slot, link, now);
         Ok(())
     }
 
@@ -184,11 +215,11 @@ impl Load for ConnectLoad {
     ) -> anyhow::Result<()> {
         let Link { reassembler, out, .. } = link;
         let unasked = || format!("connection {slot}: bytes came that nothing asked for");
-        if self.raw {
+        if self.crowd.raw {
             return self.large.as_mut().with_context(unasked)?.echoed(slot, bytes, out, now);
         }
         for_each_answer(slot, reassembler, bytes, |answer| {
-            if !self.sessions.answered(slot, answer, now)? {
+            if !self.crowd.sessions.answered(slot, answer, now)? {
                 let large = self.large.as_mut().with_context(unasked)?;
                 large.answered(slot, answer, out, now)?;
             }
@@ -197,18 +228,35 @@ impl Load for ConnectLoad {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        Err(self.sessions.closed(slot, &cause))
+        self.crowd.closed(slot, &cause)
+    }
+
+    fn pulse(&self) -> Pulse {
+        let large = self.large.as_ref().map_or((0, 0), Echo::sent_and_answered);
+        self.crowd.sessions.pulse().with(large)
+    }
+
+    fn flush(&mut self, live: &Live) {
+        self.crowd.sessions.flush(Some(live));
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let session_at = self.sessions.tick(sockets, now)?;
         self.prepare(sockets, now)?;
-        let ready = matches!(self.phase, Phase::Hold);
-        match self.stopwatch.tick(self.sessions.up(), ready, true, now)? {
-            Some(Edge::Measure) => self.sessions.count_pongs_from_now(),
-            Some(Edge::Done) => return Ok(Next::Done),
-            Some(Edge::Start | Edge::Stop) | None => {}
+        let standing = Standing {
+            ready: matches!(self.phase, Phase::Hold),
+            finished: self.crowd.sessions.swept(),
+            ..self.crowd.standing(true, 0)
+        };
+        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
+        match edge {
+            // What is under way then is answered before the sweep begins.
+            Some(Edge::Start) if self.sweeps => self.crowd.sessions.pause_heartbeats(),
+            Some(Edge::Measure) if self.sweeps => {
+                self.crowd.sessions.sweep();
+                return Ok(next.min(Some(now)));
+            }
+            _ => {}
         }
-        Ok(Next::Whenever.min(session_at).min(self.stopwatch.phase_ends_at()))
+        Ok(next)
     }
 }

@@ -1,28 +1,34 @@
 //! `tide bench connect --cycle`: whole connections, from the connect to the close, again and again.
 
 use anyhow::{Context as _, bail};
-use hdrhistogram::Histogram;
 
-use super::args::{ConnectArgs, reserve_descriptors};
+use super::args::ConnectArgs;
+use super::course::Seat;
+use super::crew::{self, Task};
 use super::echo::for_each_answer;
-use super::engine::{CloseCause, Engine, Link, Load, Nanos, Next, Sockets};
-use super::report::{Report, Unit, histogram, record};
+use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
+use super::latency::{Latency, Live, Pulse};
+use super::report::{Report, Unit};
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
-use super::stopwatch::{Edge, Stopwatch};
+use super::source::Addresses;
+use super::stopwatch::{Edge, Standing, Stopwatch};
 
 struct CycleLoad<'a> {
     args: &'a ConnectArgs,
+    addresses: Addresses,
     credentials: Credentials,
     stopwatch: Stopwatch,
     lanes: Vec<Lane>,
     /// Slots to connect in the next tick.
     free: Vec<usize>,
-    cycles: u64,
+    /// Begun, over the whole run.
+    begun: usize,
+    pulse: Pulse,
     under_way: usize,
     stopping: bool,
     counting: bool,
     counted: u64,
-    latency: Histogram<u64>,
+    latency: Latency,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,21 +56,12 @@ enum Step {
 /// Runs it.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let count = args.common.connections as usize;
-    reserve_descriptors(count)?;
-    let mut load = CycleLoad {
-        args,
-        credentials: Credentials::new(&args.common),
-        stopwatch: Stopwatch::new(&args.common, count)?,
-        lanes: vec![Lane::default(); count],
-        free: (0..count).rev().collect(),
-        cycles: 0,
-        under_way: 0,
-        stopping: false,
-        counting: false,
-        counted: 0,
-        latency: histogram(),
-    };
-    Engine::new(count, args.reset)?.spinning(args.common.spin).run(&mut load)?;
+    let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
+    let finished = crew::run(&task, |seat| CycleLoad::new(args, seat))?;
+    let (mut load, series) = finished.merged(|load, other| {
+        load.counted += other.counted;
+        load.latency.merge(other.latency);
+    });
     let how = if args.pipelined { "one segment" } else { "one after the other" };
     let title = format!("connect, authenticate, heartbeat, close: {count} at a time, {how}");
     let mut report = Report::new("cycle", title);
@@ -73,14 +70,39 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let per_second = load.counted as f64 / load.stopwatch.seconds();
     report.add("per_second", "whole connections a second", per_second, Unit::PerSecond);
     load.stopwatch.report(&mut report, "connection", load.counted);
-    report.add_latency("latency", "latency", &load.latency);
+    report.add_latency("latency", "latency", load.latency.window());
+    report.set_series(series);
     report.print(&args.common)
 }
 
-impl CycleLoad<'_> {
+impl<'a> CycleLoad<'a> {
+    fn new(args: &'a ConnectArgs, seat: &Seat) -> anyhow::Result<Self> {
+        let share = seat.share;
+        Ok(Self {
+            args,
+            addresses: args.common.addresses(),
+            credentials: Credentials::new(&args.common),
+            stopwatch: Stopwatch::new(&args.common, seat)?,
+            lanes: vec![Lane::default(); share.count],
+            free: (share.first..share.end()).rev().collect(),
+            begun: 0,
+            pulse: Pulse::default(),
+            under_way: 0,
+            stopping: false,
+            counting: false,
+            counted: 0,
+            latency: Latency::new(),
+        })
+    }
+
+    fn lane(&mut self, slot: usize) -> &mut Lane {
+        let first = self.stopwatch.share().first;
+        &mut self.lanes[slot - first]
+    }
+
     /// The lane's work is done: closes.
     fn over(&mut self, slot: usize, link: &mut Link) {
-        self.lanes[slot].step = Step::Over;
+        self.lane(slot).step = Step::Over;
         link.close = true;
     }
 
@@ -90,15 +112,17 @@ impl CycleLoad<'_> {
         answer: SessionAnswer,
         link: &mut Link,
     ) -> anyhow::Result<()> {
-        let lane = &mut self.lanes[slot];
+        let pipelined = self.args.pipelined;
+        self.pulse.received += 1;
+        let lane = self.lane(slot);
         match (answer, lane.step) {
             (SessionAnswer::Authenticated { .. }, Step::Authenticate) => {
                 lane.step = Step::Heartbeat;
-                if !self.args.pipelined {
+                if !pipelined {
                     put_heartbeat(&mut link.out);
                 }
             }
-            (SessionAnswer::Pong, Step::Authenticate) if self.args.pipelined => {
+            (SessionAnswer::Pong, Step::Authenticate) if pipelined => {
                 lane.step = Step::Overtaken;
             }
             (SessionAnswer::Pong, Step::Heartbeat)
@@ -109,7 +133,7 @@ impl CycleLoad<'_> {
     }
 
     fn echoed(&mut self, slot: usize, bytes: usize, link: &mut Link) -> anyhow::Result<()> {
-        let lane = &mut self.lanes[slot];
+        let lane = self.lane(slot);
         let more = || format!("connection {slot}: more bytes came back than were sent");
         lane.owed_bytes = lane.owed_bytes.checked_sub(bytes).with_context(more)?;
         if lane.owed_bytes > 0 {
@@ -128,14 +152,18 @@ impl CycleLoad<'_> {
 impl Load for CycleLoad<'_> {
     fn opened(&mut self, slot: usize, link: &mut Link, _: Nanos) -> anyhow::Result<()> {
         // Another user each time: the last one's connection may not be gone yet at the server.
-        let user = usize::try_from(self.cycles)?;
-        self.cycles += 1;
+        let share = self.stopwatch.share();
+        let user = self.begun * share.workers + share.worker;
+        self.begun += 1;
+        // The authentication and the heartbeat.
+        self.pulse.sent += 2;
         self.credentials.put_authenticate(user, &mut link.out);
         let authenticate_bytes = link.out.len();
         put_heartbeat(&mut link.out);
-        let lane = &mut self.lanes[slot];
-        if self.args.pipelined {
-            lane.owed_bytes = if self.args.raw { link.out.len() } else { 0 };
+        let (pipelined, raw) = (self.args.pipelined, self.args.raw);
+        let lane = self.lane(slot);
+        if pipelined {
+            lane.owed_bytes = if raw { link.out.len() } else { 0 };
         } else {
             lane.heartbeat_bytes = link.out.len() - authenticate_bytes;
             lane.owed_bytes = authenticate_bytes;
@@ -163,34 +191,46 @@ impl Load for CycleLoad<'_> {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()> {
-        let lane = &self.lanes[slot];
+        let lane = *self.lane(slot);
         if lane.step != Step::Over {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
         }
-        if self.counting {
-            self.counted += 1;
-            record(&mut self.latency, now.saturating_sub(lane.began_at));
-        }
+        self.counted += u64::from(self.counting);
+        self.latency.record(now.saturating_sub(lane.began_at));
         self.under_way -= 1;
         self.free.push(slot);
         Ok(())
     }
 
+    fn pulse(&self) -> Pulse {
+        Pulse { connections: self.under_way as u64, ..self.pulse }
+    }
+
+    fn flush(&mut self, live: &Live) {
+        self.latency.flush(Some(live));
+    }
+
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        match self.stopwatch.tick(0, true, self.under_way == 0, now)? {
-            Some(Edge::Measure) => self.counting = true,
-            Some(Edge::Stop) => (self.counting, self.stopping) = (false, true),
+        let (drained, received) = (self.under_way == 0, self.pulse.received);
+        let standing = Standing { ready: true, finished: false, drained, received };
+        match self.stopwatch.tick(standing, now)? {
+            Some(Edge::Measure) => {
+                self.counting = true;
+                self.latency.count_from_now();
+            }
+            Some(Edge::Stop) => {
+                (self.counting, self.stopping) = (false, true);
+                self.latency.stop_counting();
+            }
             Some(Edge::Done) => return Ok(Next::Done),
             Some(Edge::Start) | None => {}
         }
         while !self.stopping
             && let Some(slot) = self.free.pop()
         {
-            let addresses = &self.args.common.addresses;
-            sockets
-                .connect(slot, addresses[slot % addresses.len()])
-                .context("if it is for want of a local port: fewer --connections, or --reset")?;
-            self.lanes[slot] = Lane { began_at: now, ..Lane::default() };
+            let (to, from) = self.addresses.of(slot);
+            sockets.connect(slot, to, from)?;
+            *self.lane(slot) = Lane { began_at: now, ..Lane::default() };
             self.under_way += 1;
         }
         Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))

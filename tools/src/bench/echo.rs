@@ -1,18 +1,17 @@
 //! Requests that come back: sending them in a closed or an open loop, and checking every byte.
 
 use anyhow::bail;
-use hdrhistogram::Histogram;
 use tidegate_protocol::frame::frame_len;
 use tidegate_protocol::limits::FRAME_TO_CLIENT_BYTES_MAX;
 use tidegate_protocol::message::{Request, Response, SUCCESS};
 
 use super::engine::{Nanos, Sockets, due_after};
+use super::latency::{Latency, Live};
 use super::pattern::Pattern;
-use super::report::{histogram, record};
 use super::session::BUSINESS_SEQUENCE;
 
 /// Open loop: requests under way on one connection. More wait, and their latency counts the wait.
-const UNDER_WAY_MAX: u64 = 1024;
+const UNDER_WAY_MAX: u32 = 1024;
 /// Sequence by which a raw message takes its size from a request: two bytes, like most of a run.
 const TYPICAL_SEQUENCE: u64 = 1000;
 
@@ -25,6 +24,10 @@ pub(super) enum Pace {
     Open { per_second: f64 },
     /// One on each connection, with this many under way.
     Once { under_way_max: u64 },
+    /// The next one on the next connection when one is answered, this many at a time in total.
+    Moving { under_way: u64 },
+    /// When [`Echo::ask`] is called, one at a time on each connection.
+    OnDemand,
 }
 
 /// What is sent.
@@ -47,12 +50,19 @@ pub(super) struct EchoPlan {
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     sent: u64,
-    /// answered <= sent
-    answered: u64,
     /// Answers in the window.
     counted: u64,
+    /// Requests not yet answered. under_way <= sent
+    under_way: u32,
     /// Raw: bytes of the next answer that have come.
-    partial_bytes: usize,
+    partial_bytes: u32,
+}
+
+impl Lane {
+    #[inline]
+    fn answered(&self) -> u64 {
+        self.sent - u64::from(self.under_way)
+    }
 }
 
 /// Requests on some connections.
@@ -61,16 +71,19 @@ pub(super) struct Echo {
     plan: EchoPlan,
     pattern: Pattern,
     lanes: Vec<Lane>,
-    /// Closed loop: when each request under way was sent; `depth` for each lane.
+    /// When each request under way was sent, where no plan says so: `depth` for each lane.
     sent_at: Vec<Nanos>,
-    /// Open loop, and once: requests sent so far, on all lanes. Number `n` goes to lane `n % count`.
+    depth: u32,
+    /// Lanes' turns so far, where answers don't decide: number `n` is that of lane `n % count`.
+    turns: u64,
+    /// On all lanes. answered <= sent
     sent: u64,
-    under_way: u64,
+    answered: u64,
     started_at: Nanos,
     sending: bool,
     counting: bool,
     /// From the (intended) sending to the answer.
-    pub(super) latency: Histogram<u64>,
+    pub(super) latency: Latency,
 }
 
 impl Echo {
@@ -78,19 +91,22 @@ impl Echo {
         let bytes = if plan.raw { request_bytes(&plan) } else { plan.bytes };
         plan.bytes = bytes;
         let depth = match plan.pace {
-            Pace::Closed { depth } => depth as usize,
+            Pace::Closed { depth } => depth,
+            Pace::Moving { .. } | Pace::OnDemand => 1,
             Pace::Open { .. } | Pace::Once { .. } => 0,
         };
         Self {
             pattern: Pattern::new(bytes),
             lanes: vec![Lane::default(); plan.count],
-            sent_at: vec![0; plan.count * depth],
+            sent_at: vec![0; plan.count * depth as usize],
+            depth,
+            turns: 0,
             sent: 0,
-            under_way: 0,
+            answered: 0,
             started_at: 0,
             sending: false,
             counting: false,
-            latency: histogram(),
+            latency: Latency::new(),
             plan,
         }
     }
@@ -111,7 +127,7 @@ impl Echo {
     /// Starts to count, from zero.
     pub(super) fn count_from_now(&mut self) {
         self.counting = true;
-        self.latency.reset();
+        self.latency.count_from_now();
         self.lanes.iter_mut().for_each(|lane| lane.counted = 0);
     }
 
@@ -119,11 +135,12 @@ impl Echo {
     pub(super) fn stop(&mut self) {
         self.counting = false;
         self.sending = false;
+        self.latency.stop_counting();
     }
 
     /// Whether every request has been answered.
     pub(super) fn drained(&self) -> bool {
-        self.under_way == 0
+        self.sent == self.answered
     }
 
     /// Whether every connection has had an answer.
@@ -131,37 +148,76 @@ impl Echo {
         self.sent >= self.plan.count as u64 && self.drained()
     }
 
+    /// Requests sent, and answers that came, over the whole run.
+    pub(super) fn sent_and_answered(&self) -> (u64, u64) {
+        (self.sent, self.answered)
+    }
+
     /// Answers in the window, for each connection.
     pub(super) fn counted(&self) -> Vec<u64> {
         self.lanes.iter().map(|lane| lane.counted).collect()
     }
 
+    /// A second is over.
+    pub(super) fn flush(&mut self, live: Option<&Live>) {
+        self.latency.flush(live);
+    }
+
+    /// Takes another worker's findings in, whose connections follow.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.lanes.extend(other.lanes);
+        self.latency.merge(other.latency);
+    }
+
     /// Sends what is due, where answers don't decide that; says when the next will be.
     pub(super) fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
-        while self.sending {
-            let lane = usize::try_from(self.sent % self.plan.count as u64).unwrap_or_default();
+        let mut skipped = 0;
+        while self.sending && skipped < self.plan.count {
+            let lane = usize::try_from(self.turns % self.plan.count as u64).unwrap_or_default();
+            let under_way = self.sent - self.answered;
             match self.plan.pace {
-                Pace::Closed { .. } => return None,
+                Pace::Closed { .. } | Pace::OnDemand => return None,
                 Pace::Once { under_way_max } => {
                     let all_sent = self.sent == self.plan.count as u64;
-                    if all_sent || self.under_way == under_way_max {
+                    if all_sent || under_way == under_way_max {
                         return None;
                     }
                 }
+                Pace::Moving { under_way: most } => {
+                    if under_way == most {
+                        return None;
+                    }
+                    if self.lanes[lane].under_way > 0 {
+                        // It is slow: its next turn comes.
+                        self.turns += 1;
+                        skipped += 1;
+                        continue;
+                    }
+                }
                 Pace::Open { per_second } => {
-                    let due_at = self.intended_at(self.sent, per_second);
+                    let due_at = self.intended_at(self.turns, per_second);
                     if due_at > now {
                         return Some(due_at);
                     }
-                    if self.lanes[lane].sent - self.lanes[lane].answered == UNDER_WAY_MAX {
+                    if self.lanes[lane].under_way == UNDER_WAY_MAX {
                         return None;
                     }
                 }
             }
             sockets.send(self.plan.first_slot + lane, |out| self.put_next(lane, out, now));
-            self.sent += 1;
+            self.turns += 1;
         }
         None
+    }
+
+    /// Sends one on a connection, if the last one has been answered: whether it did.
+    pub(super) fn ask(&mut self, slot: usize, sockets: &mut Sockets, now: Nanos) -> bool {
+        let lane = slot - self.plan.first_slot;
+        let free = self.lanes[lane].under_way == 0;
+        if free {
+            sockets.send(slot, |out| self.put_next(lane, out, now));
+        }
+        free
     }
 
     /// Takes an answer; sends the next request in a closed loop.
@@ -181,15 +237,14 @@ impl Echo {
             return Ok(());
         }
         let lane = slot - self.plan.first_slot;
-        let Lane { sent, answered, .. } = self.lanes[lane];
-        let expected = BUSINESS_SEQUENCE + answered;
-        if sent == answered || answer.sequence != expected || answer.kind != self.plan.kind {
+        let Lane { under_way, .. } = self.lanes[lane];
+        let expected = BUSINESS_SEQUENCE + self.lanes[lane].answered();
+        if under_way == 0 || answer.sequence != expected || answer.kind != self.plan.kind {
             bail!(
                 "connection {slot}: an answer of type {} to request {} came; the one due was to \
-                 request {expected}, of {} under way",
+                 request {expected}, of {under_way} under way",
                 answer.kind,
-                answer.sequence,
-                sent - answered
+                answer.sequence
             );
         }
         check(slot, expected, answer.biz_data, self.pattern.message(slot, expected))?;
@@ -210,17 +265,17 @@ impl Echo {
     ) -> anyhow::Result<()> {
         let lane = slot - self.plan.first_slot;
         while !bytes.is_empty() {
-            let Lane { sent, answered, partial_bytes, .. } = self.lanes[lane];
-            if sent == answered {
+            let Lane { under_way, partial_bytes, .. } = self.lanes[lane];
+            if under_way == 0 {
                 bail!("connection {slot}: {} bytes came that were never sent", bytes.len());
             }
-            let sequence = BUSINESS_SEQUENCE + answered;
-            let expected = &self.pattern.message(slot, sequence)[partial_bytes..];
+            let sequence = BUSINESS_SEQUENCE + self.lanes[lane].answered();
+            let expected = &self.pattern.message(slot, sequence)[partial_bytes as usize..];
             let (now_come, rest) = bytes.split_at(expected.len().min(bytes.len()));
             check(slot, sequence, now_come, &expected[..now_come.len()])?;
             bytes = rest;
             if now_come.len() < expected.len() {
-                self.lanes[lane].partial_bytes += now_come.len();
+                self.lanes[lane].partial_bytes += u32::try_from(now_come.len())?;
             } else {
                 self.lanes[lane].partial_bytes = 0;
                 self.complete(lane, out, now);
@@ -231,20 +286,20 @@ impl Echo {
 
     #[inline]
     fn complete(&mut self, lane: usize, out: &mut Vec<u8>, now: Nanos) {
-        let answered = self.lanes[lane].answered;
-        self.lanes[lane].answered += 1;
-        self.under_way -= 1;
-        if self.counting {
-            let sent_at = match self.plan.pace {
-                Pace::Closed { depth } => self.sent_at[slot_of(lane, answered, depth)],
-                Pace::Open { per_second } => {
-                    self.intended_at(answered * self.plan.count as u64 + lane as u64, per_second)
-                }
-                Pace::Once { .. } => self.started_at,
-            };
-            self.lanes[lane].counted += 1;
-            record(&mut self.latency, now.saturating_sub(sent_at));
-        }
+        let answered = self.lanes[lane].answered();
+        self.lanes[lane].under_way -= 1;
+        self.answered += 1;
+        let sent_at = match self.plan.pace {
+            Pace::Closed { .. } | Pace::Moving { .. } | Pace::OnDemand => {
+                self.sent_at[place_of(lane, answered, self.depth)]
+            }
+            Pace::Open { per_second } => {
+                self.intended_at(answered * self.plan.count as u64 + lane as u64, per_second)
+            }
+            Pace::Once { .. } => self.started_at,
+        };
+        self.latency.record(now.saturating_sub(sent_at));
+        self.lanes[lane].counted += u64::from(self.counting);
         if self.sending && matches!(self.plan.pace, Pace::Closed { .. }) {
             self.put_next(lane, out, now);
         }
@@ -262,11 +317,12 @@ impl Echo {
             Request { kind: self.plan.kind, biz_data, sequence, ..Request::default() }
                 .encode_frame(out);
         }
-        if let Pace::Closed { depth } = self.plan.pace {
-            self.sent_at[slot_of(lane, number, depth)] = now;
+        if self.depth > 0 {
+            self.sent_at[place_of(lane, number, self.depth)] = now;
         }
         self.lanes[lane].sent += 1;
-        self.under_way += 1;
+        self.lanes[lane].under_way += 1;
+        self.sent += 1;
     }
 
     #[inline]
@@ -277,7 +333,7 @@ impl Echo {
 
 /// Where a lane's request `number` has its time of sending.
 #[inline]
-fn slot_of(lane: usize, number: u64, depth: u32) -> usize {
+fn place_of(lane: usize, number: u64, depth: u32) -> usize {
     let place = number % u64::from(depth);
     lane * depth as usize + usize::try_from(place).unwrap_or_default()
 }

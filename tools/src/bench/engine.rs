@@ -1,42 +1,35 @@
-//! Sockets, readiness and time. It knows no protocol: a [`Load`] says what to send and judges what comes.
-//!
-//! Edge-triggered: a socket is read until a read comes back short, which saves the read that would
-//! only say "nothing more". What a load writes in answer to one stretch of bytes goes out in one
-//! write. Connections are named by their slot, which the load picks.
+//! Readiness and time. It knows no protocol: a [`Load`] says what to send and judges what comes, and
+//! [`Sockets`] has the connections. They are named by their slot, which the load picks from those of
+//! its share.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use mio::net::TcpStream;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Registry, Token};
-use rustix::net::sockopt::set_socket_linger;
+use mio::{Events, Interest, Poll, Token};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use tidegate_protocol::Reassembler;
 
-/// Nanoseconds since the engine started.
+use super::latency::{Live, Pulse};
+pub(super) use super::sockets::{CloseCause, Link, Sockets};
+
+/// Nanoseconds since the run started.
 pub(super) type Nanos = u64;
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
-/// The one receive buffer: larger than what an echo or a burst of pushes leaves on a socket.
-const BUFFER_BYTES: usize = 128 * 1024;
-/// Full reads of one connection in one turn; more wait for the next.
-const READS_MAX: usize = 16;
-/// Room to write that an idle connection keeps.
-const KEPT_BYTES_MAX: usize = 16 * 1024;
 /// The longest sleep: bounds how late a load notices that its time is up.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Events taken at once when some connections are urgent: how long an urgent one waits for others.
 const EVENTS_BESIDE_URGENT_MAX: usize = 32;
 const TIMER: Token = Token(usize::MAX);
 const URGENT: Token = Token(usize::MAX - 1);
+const BELL: Token = Token(usize::MAX - 2);
 
 /// What a scenario does with its connections.
 pub(super) trait Load {
@@ -52,6 +45,10 @@ pub(super) trait Load {
     ) -> anyhow::Result<()>;
     /// The connection is gone, and its slot free.
     fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
+    /// How far it is.
+    fn pulse(&self) -> Pulse;
+    /// Once a second: shows the latencies of the last one.
+    fn flush(&mut self, live: &Live);
     /// Once a turn: opens connections, sends what is due, says when it has to be called again.
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next>;
 }
@@ -78,60 +75,19 @@ impl Next {
     }
 }
 
-/// Why a connection is gone.
-#[derive(Debug)]
-pub(super) enum CloseCause {
-    /// The load asked for it.
-    Asked,
-    /// The other end closed.
-    Peer,
-    /// The socket failed.
-    Failed(std::io::Error),
-}
-
-impl std::fmt::Display for CloseCause {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Asked => f.write_str("closed by this end"),
-            Self::Peer => f.write_str("closed by the server"),
-            Self::Failed(error) => write!(f, "failed: {error}"),
-        }
-    }
-}
-
-/// What a load sees of a connection.
-#[derive(Debug, Default)]
-pub(super) struct Link {
-    /// Puts cut frames together.
-    pub(super) reassembler: Reassembler,
-    /// What is to be sent; written once a turn.
-    pub(super) out: Vec<u8>,
-    /// Close once `out` is written.
-    pub(super) close: bool,
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: TcpStream,
-    link: Link,
-    /// Bytes at the front of `link.out` that are sent. sent <= link.out.len()
-    sent: usize,
-    open: bool,
-}
-
-/// The connections, by slot.
-#[derive(Debug)]
-pub(super) struct Sockets {
-    registry: Registry,
-    /// For the slots from this one on.
-    urgent: Option<(usize, Registry)>,
-    connections: Vec<Option<Connection>>,
-    /// Connections with something to send, to be written when the tick is over.
-    dirty: Vec<usize>,
-    /// Connections that had more to read than one turn allows.
-    again: Vec<usize>,
-    buffer: Box<[u8]>,
-    reset_on_close: bool,
+/// What an engine is made for.
+#[derive(Clone, Debug)]
+pub(super) struct EngineSetup {
+    /// The slots that it has.
+    pub(super) slots: Range<usize>,
+    /// The connections of the whole run, which share the memory.
+    pub(super) total: usize,
+    /// The run's beginning: time counts from here.
+    pub(super) origin: Instant,
+    /// Closes with a reset rather than in order.
+    pub(super) reset_on_close: bool,
+    /// Never sleeps.
+    pub(super) spin: bool,
 }
 
 /// Connections whose latency is measured while others are flooded. They have an epoll of their own,
@@ -158,32 +114,25 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// One with room for this many slots.
-    pub(super) fn new(slots: usize, reset_on_close: bool) -> anyhow::Result<Self> {
+    /// One with room for the setup's slots. Its descriptors belong to the calling thread's table.
+    pub(super) fn new(setup: &EngineSetup) -> anyhow::Result<Self> {
         let poll = Poll::new().context("cannot make an epoll")?;
         // mio rounds a timeout up to a millisecond; a send that is due then would be late by one.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).context("no timer")?;
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
-        let sockets = Sockets {
-            registry: poll.registry().try_clone()?,
-            urgent: None,
-            connections: std::iter::repeat_with(|| None).take(slots).collect(),
-            dirty: Vec::with_capacity(slots),
-            again: Vec::new(),
-            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-            reset_on_close,
-        };
+        let sockets = Sockets::new(setup, poll.registry().try_clone()?);
         let events = Events::with_capacity(EVENTS_MAX);
-        let origin = Instant::now();
-        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin: false })
+        let (origin, spin) = (setup.origin, setup.spin);
+        Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin })
     }
 
-    /// Never sleeps, if `spin` says so.
-    pub(super) const fn spinning(mut self, spin: bool) -> Self {
-        self.spin = spin;
-        self
+    /// Takes a turn whenever another worker writes to this eventfd.
+    pub(super) fn with_bell(self, bell: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let fd = bell.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), BELL, Interest::READABLE)?;
+        Ok(self)
     }
 
     /// Serves the slots from this one on before the others.
@@ -191,7 +140,7 @@ impl Engine {
         let poll = Poll::new().context("cannot make an epoll")?;
         let fd = poll.as_raw_fd();
         self.poll.registry().register(&mut SourceFd(&fd), URGENT, Interest::READABLE)?;
-        self.sockets.urgent = Some((slot, poll.registry().try_clone()?));
+        self.sockets.set_urgent(slot, poll.registry().try_clone()?);
         self.events = Events::with_capacity(EVENTS_BESIDE_URGENT_MAX);
         self.urgent = Some(Urgent { poll, events: Events::with_capacity(EVENTS_MAX) });
         Ok(self)
@@ -206,7 +155,7 @@ impl Engine {
             let timeout = match next {
                 Next::Done => return Ok(()),
                 _ if self.spin => Duration::ZERO,
-                _ if !self.sockets.again.is_empty() => Duration::ZERO,
+                _ if self.sockets.have_more() => Duration::ZERO,
                 Next::At(at) if at <= now => Duration::ZERO,
                 Next::At(at) => {
                     self.arm(at, now)?;
@@ -223,9 +172,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
             result => result.context("epoll failed")?,
         }
-        for slot in std::mem::take(&mut self.sockets.again) {
-            self.sockets.read(slot, load, self.origin, true)?;
-        }
+        self.sockets.read_again(load, self.origin)?;
         if let Some(urgent) = &mut self.urgent {
             match urgent.poll.poll(&mut urgent.events, Some(Duration::ZERO)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -260,167 +207,17 @@ impl Engine {
 
 /// How long after the first of an even sequence number `number` is due.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
 pub(super) fn due_after(number: u64, interval_ns: f64) -> Nanos {
-    (number as f64 * interval_ns) as Nanos
+    due_at(number as f64, interval_ns)
 }
 
-fn nanos_since(origin: Instant) -> Nanos {
+/// How long after the first of an even sequence that is due which comes so many intervals later.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
+pub(super) fn due_at(intervals: f64, interval_ns: f64) -> Nanos {
+    (intervals * interval_ns) as Nanos
+}
+
+pub(super) fn nanos_since(origin: Instant) -> Nanos {
     u64::try_from(origin.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
-}
-
-impl Sockets {
-    /// Opens a connection in a free slot.
-    pub(super) fn connect(&mut self, slot: usize, address: SocketAddr) -> anyhow::Result<()> {
-        let mut stream =
-            TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        let registry = match &self.urgent {
-            Some((first, urgent)) if slot >= *first => urgent,
-            _ => &self.registry,
-        };
-        registry.register(&mut stream, Token(slot), interest)?;
-        let connection = Connection { stream, link: Link::default(), sent: 0, open: false };
-        self.connections[slot] = Some(connection);
-        Ok(())
-    }
-
-    /// Lets a load write to a connection; it goes out when the tick is over.
-    #[inline]
-    pub(super) fn send(&mut self, slot: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(connection) = self.connections[slot].as_mut().filter(|it| it.open) else { return };
-        if connection.link.out.is_empty() {
-            self.dirty.push(slot);
-        }
-        write(&mut connection.link.out);
-    }
-
-    fn serve(
-        &mut self,
-        events: &Events,
-        load: &mut impl Load,
-        origin: Instant,
-    ) -> anyhow::Result<()> {
-        for event in events {
-            let Token(slot) = event.token();
-            if self.connections.get(slot).is_none_or(Option::is_none) {
-                continue;
-            }
-            if event.is_writable() {
-                self.writable(slot, load, origin)?;
-            }
-            if event.is_readable() || event.is_error() {
-                let to_the_end = event.is_read_closed() || event.is_error();
-                self.read(slot, load, origin, to_the_end)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_dirty(&mut self, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
-        while let Some(slot) = self.dirty.pop() {
-            self.flush(slot, load, now)?;
-        }
-        Ok(())
-    }
-
-    fn writable(
-        &mut self,
-        slot: usize,
-        load: &mut impl Load,
-        origin: Instant,
-    ) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
-        if connection.open && connection.link.out.is_empty() {
-            return Ok(());
-        }
-        let now = nanos_since(origin);
-        if !connection.open {
-            if let Some(error) = connection.stream.take_error()? {
-                return self.close(slot, CloseCause::Failed(error), load, now);
-            }
-            if connection.stream.peer_addr().is_err() {
-                return Ok(());
-            }
-            connection.open = true;
-            load.opened(slot, &mut connection.link, now)?;
-        }
-        self.flush(slot, load, now)
-    }
-
-    #[inline]
-    fn read(
-        &mut self,
-        slot: usize,
-        load: &mut impl Load,
-        origin: Instant,
-        to_the_end: bool,
-    ) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
-        let now = nanos_since(origin);
-        let mut reads = 0;
-        let cause = loop {
-            match connection.stream.read(&mut self.buffer) {
-                Ok(0) => break Some(CloseCause::Peer),
-                Ok(bytes) => {
-                    load.received(slot, &mut connection.link, &self.buffer[..bytes], now)?;
-                    if bytes < BUFFER_BYTES && !to_the_end {
-                        break None;
-                    }
-                    reads += 1;
-                    if reads == READS_MAX {
-                        self.again.push(slot);
-                        break None;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break None,
-                Err(error) if error.kind() == ErrorKind::NotConnected => break None,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => break Some(CloseCause::Failed(error)),
-            }
-        };
-        match cause {
-            Some(cause) => self.close(slot, cause, load, now),
-            None => self.flush(slot, load, now),
-        }
-    }
-
-    #[inline]
-    fn flush(&mut self, slot: usize, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
-        let Some(connection) = self.connections[slot].as_mut() else { return Ok(()) };
-        let out = &mut connection.link.out;
-        while connection.sent < out.len() {
-            match connection.stream.write(&out[connection.sent..]) {
-                Ok(bytes) => connection.sent += bytes,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return self.close(slot, CloseCause::Failed(error), load, now),
-            }
-        }
-        out.clear();
-        connection.sent = 0;
-        if out.capacity() > KEPT_BYTES_MAX {
-            *out = Vec::new();
-        }
-        if connection.link.close {
-            return self.close(slot, CloseCause::Asked, load, now);
-        }
-        Ok(())
-    }
-
-    fn close(
-        &mut self,
-        slot: usize,
-        cause: CloseCause,
-        load: &mut impl Load,
-        now: Nanos,
-    ) -> anyhow::Result<()> {
-        if let Some(connection) = self.connections[slot].take()
-            && self.reset_on_close
-        {
-            set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;
-        }
-        load.closed(slot, cause, now)
-    }
 }

@@ -38,6 +38,13 @@ pub(super) fn rss_bytes(pid: u32) -> anyhow::Result<u64> {
     kib.map(|kib| kib * 1024).ok_or_else(|| anyhow!("process {pid} states no resident memory"))
 }
 
+/// What the kernel keeps in slabs, which is where sockets are; `None` where it doesn't say.
+pub(super) fn slab_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let rest = text.lines().find_map(|line| line.strip_prefix("Slab:"))?;
+    Some(rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
 fn schedstat(pid: u32) -> Option<u64> {
     let mut total_ns = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {

@@ -1,44 +1,68 @@
 //! `tide bench request`.
 
-use super::args::{RequestArgs, reserve_descriptors};
+use anyhow::bail;
+
+use super::args::RequestArgs;
+use super::course::Seat;
+use super::crew::{self, Task};
+use super::crowd::Crowd;
 use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Engine, Link, Load, Nanos, Next, Sockets};
+use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
+use super::latency::{Live, Pulse};
 use super::report::{Report, Unit};
-use super::session::Sessions;
-use super::stopwatch::{Edge, Stopwatch};
+use super::stopwatch::Edge;
 
 struct RequestLoad {
-    raw: bool,
-    sessions: Sessions,
+    crowd: Crowd,
     echo: Echo,
-    stopwatch: Stopwatch,
 }
 
 /// Runs it.
 pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
     let count = args.common.connections as usize;
-    reserve_descriptors(count)?;
-    let pace = match args.rate {
-        Some(per_second) => Pace::Open { per_second },
-        None => Pace::Closed { depth: args.depth },
-    };
-    let (kind, bytes, raw) = (args.kind, args.bytes, args.raw);
-    let plan = EchoPlan { first_slot: 0, count, kind, bytes, pace, raw };
-    let mut load = RequestLoad {
-        raw,
-        sessions: Sessions::new(&args.common, count, raw),
-        echo: Echo::new(plan),
-        stopwatch: Stopwatch::new(&args.common, count)?,
-    };
-    Engine::new(count, false)?.spinning(args.common.spin).run(&mut load)?;
-    report(args, &load).print(&args.common)
+    if let Some(under_way) = args.under_way.filter(|most| *most > args.common.connections) {
+        bail!(
+            "--under-way {under_way} is more than one on each of {count} connections: --depth puts \
+             several on each"
+        );
+    }
+    let finished = crew::run(&Task::new(&args.common, count), |seat| RequestLoad::new(args, seat))?;
+    let (mut load, series) = finished.merged(|load, other| {
+        load.crowd.merge(other.crowd);
+        load.echo.merge(other.echo);
+    });
+    let mut report = report(args, &mut load);
+    report.set_series(series);
+    report.print(&args.common)
 }
 
-fn report(args: &RequestArgs, load: &RequestLoad) -> Report {
+fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {
+    let share = seat.share;
+    Ok(match (args.rate, args.under_way) {
+        (Some(rate), _) => {
+            let per_second = rate * share.count as f64 / share.total as f64;
+            Pace::Open { per_second }
+        }
+        (None, Some(under_way)) => {
+            let part = share.part_of(under_way as usize) as u64;
+            if part == 0 {
+                bail!(
+                    "--under-way {under_way} is less than one for each of {} workers",
+                    share.workers
+                );
+            }
+            Pace::Moving { under_way: part.min(share.count as u64) }
+        }
+        (None, None) => Pace::Closed { depth: args.depth },
+    })
+}
+
+fn report(args: &RequestArgs, load: &mut RequestLoad) -> Report {
     let (connections, bytes) = (args.common.connections, args.bytes);
-    let pace = match args.rate {
-        Some(rate) => format!("{rate} a second"),
-        None => format!("depth {}", args.depth),
+    let pace = match (args.rate, args.under_way) {
+        (Some(rate), _) => format!("{rate} a second"),
+        (None, Some(under_way)) => format!("{under_way} under way"),
+        (None, None) => format!("depth {}", args.depth),
     };
     let title = format!("requests of {bytes} bytes on {connections} connections, {pace}");
     let mut report = Report::new("request", title);
@@ -46,17 +70,27 @@ fn report(args: &RequestArgs, load: &RequestLoad) -> Report {
     let messages: u64 = counts.iter().sum();
     report.add("connections", "connections", u64::from(connections), Unit::Number);
     report.add("messages", "answers, all of them right", messages, Unit::Number);
-    let per_second = messages as f64 / load.stopwatch.seconds();
+    let per_second = messages as f64 / load.crowd.stopwatch.seconds();
     report.add("per_second", "answers a second", per_second, Unit::PerSecond);
-    load.stopwatch.report(&mut report, "message", messages);
-    report.add_latency("latency", "latency", &load.echo.latency);
+    load.crowd.stopwatch.report(&mut report, "message", messages);
+    report.add_latency("latency", "latency", load.echo.latency.window());
     report.add_fairness(&mut counts);
     report
 }
 
+impl RequestLoad {
+    fn new(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Self> {
+        let (first_slot, count) = (seat.share.first, seat.share.count);
+        let (kind, bytes, raw) = (args.kind, args.bytes, args.raw);
+        let pace = pace(args, seat)?;
+        let plan = EchoPlan { first_slot, count, kind, bytes, pace, raw };
+        Ok(Self { crowd: Crowd::new(&args.common, seat, raw)?, echo: Echo::new(plan) })
+    }
+}
+
 impl Load for RequestLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.sessions.opened(slot, &mut link.out, now);
+        self.crowd.opened(slot, link, now);
         Ok(())
     }
 
@@ -69,11 +103,11 @@ impl Load for RequestLoad {
         now: Nanos,
     ) -> anyhow::Result<()> {
         let Link { reassembler, out, .. } = link;
-        if self.raw {
+        if self.crowd.raw {
             return self.echo.echoed(slot, bytes, out, now);
         }
         for_each_answer(slot, reassembler, bytes, |answer| {
-            if !self.sessions.answered(slot, answer, now)? {
+            if !self.crowd.sessions.answered(slot, answer, now)? {
                 self.echo.answered(slot, answer, out, now)?;
             }
             Ok(())
@@ -81,21 +115,28 @@ impl Load for RequestLoad {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        Err(self.sessions.closed(slot, &cause))
+        self.crowd.closed(slot, &cause)
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.crowd.sessions.pulse().with(self.echo.sent_and_answered())
+    }
+
+    fn flush(&mut self, live: &Live) {
+        self.crowd.sessions.flush(None);
+        self.echo.flush(Some(live));
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let session_at = self.sessions.tick(sockets, now)?;
-        let drained = self.echo.drained();
-        let (up, all_up) = (self.sessions.up(), self.sessions.all_up());
-        match self.stopwatch.tick(up, all_up, drained, now)? {
+        let (_, answered) = self.echo.sent_and_answered();
+        let standing = self.crowd.standing(self.echo.drained(), answered);
+        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
+        match edge {
             Some(Edge::Start) => self.echo.start(sockets, now),
             Some(Edge::Measure) => self.echo.count_from_now(),
             Some(Edge::Stop) => self.echo.stop(),
-            Some(Edge::Done) => return Ok(Next::Done),
-            None => {}
+            Some(Edge::Done) | None => {}
         }
-        let send_at = self.echo.tick(sockets, now);
-        Ok(Next::Whenever.min(session_at).min(send_at).min(self.stopwatch.phase_ends_at()))
+        Ok(next.min(self.echo.tick(sockets, now)))
     }
 }

@@ -1,4 +1,5 @@
-//! Ramp, warm-up, measured window, drain; and what was used of CPU and memory in the window.
+//! Ramp, warm-up, measured window, drain, the same for all workers; and what was used of CPU and
+//! memory in the window.
 //!
 //! CPU time is read right after the warm-up and right before the window ends, at the very turns of
 //! the engine at which a scenario starts and stops to count.
@@ -6,12 +7,16 @@
 use anyhow::bail;
 
 use super::args::CommonArgs;
+use super::course::{Activity, Seat, Share, Stage};
 use super::engine::Nanos;
 use super::proc::{self, Usage};
-use super::report::{Progress, Report, Unit};
+use super::report::{Report, Unit};
 
-/// How long answers may take that were under way when the window ended.
+/// How long nothing may come, to any worker, while something is under way after the window's end.
+/// All of it may take longer: a push to two million takes a server core some 15 s.
 const DRAIN_MAX_NS: Nanos = 10_000_000_000;
+/// How long something may take that ends by itself: two million of the slowest heartbeats.
+const FINISH_MAX_NS: Nanos = 300_000_000_000;
 /// A client that used more of a core than this may have been the bottleneck.
 const OWN_CORE_MAX: f64 = 0.9;
 
@@ -26,6 +31,28 @@ pub(super) enum Edge {
     Stop,
     /// All is drained.
     Done,
+}
+
+/// How far a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// All is prepared.
+    pub(super) ready: bool,
+    /// What is measured until it is finished is that.
+    pub(super) finished: bool,
+    /// Nothing is under way.
+    pub(super) drained: bool,
+    /// What has been received, over the whole run.
+    pub(super) received: u64,
+}
+
+/// When the measured window ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// After `--duration`.
+    InTime,
+    /// When all workers are finished.
+    WhenFinished,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,70 +71,94 @@ struct Sample {
     server: Usage,
 }
 
-/// Tells the phases apart and measures one.
+/// Tells the phases apart, which are the same for all workers, and measures one.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
+    /// Where all workers meet.
+    pub(super) seat: Seat,
     phase: Phase,
+    ends: Ends,
     warmup_ns: Nanos,
     duration_ns: Nanos,
-    connections: usize,
+    drain_ns: Nanos,
+    /// What had been received when it was last looked at.
+    received: u64,
     pid: Option<u32>,
-    rss_before_bytes: u64,
     begin: Sample,
     end: Sample,
-    progress: Progress,
 }
 
 impl Stopwatch {
-    /// Looks at the server's memory, before anything is connected.
-    pub(super) fn new(args: &CommonArgs, connections: usize) -> anyhow::Result<Self> {
+    /// One of a worker's. The first worker's looks at the processes.
+    pub(super) fn new(args: &CommonArgs, seat: &Seat) -> anyhow::Result<Self> {
         Ok(Self {
+            seat: seat.clone(),
             phase: Phase::Ramp,
+            ends: Ends::InTime,
             warmup_ns: u64::try_from(args.warmup.as_nanos())?,
             duration_ns: u64::try_from(args.duration.as_nanos())?,
-            connections,
+            drain_ns: DRAIN_MAX_NS,
+            received: 0,
             pid: args.pid,
-            rss_before_bytes: args.pid.map_or(Ok(0), proc::rss_bytes)?,
             begin: Sample::default(),
             end: Sample::default(),
-            progress: Progress::new("connecting", connections as u64),
         })
     }
 
-    /// Moves on when it is time to. `up`: connections that are up. `ready`: all is prepared.
-    /// `drained`: nothing is under way.
-    pub(super) fn tick(
-        &mut self,
-        up: usize,
-        ready: bool,
-        drained: bool,
-        now: Nanos,
-    ) -> anyhow::Result<Option<Edge>> {
-        let (phase, edge) = match self.phase {
-            Phase::Ramp if ready => (Phase::Warmup { until: now + self.warmup_ns }, Edge::Start),
+    /// Ends the window otherwise than in time.
+    pub(super) fn ending(mut self, ends: Ends) -> Self {
+        self.ends = ends;
+        self
+    }
+
+    /// Waits so much longer for what is under way when the window ends.
+    pub(super) fn draining_longer(mut self, more_ns: Nanos) -> Self {
+        self.drain_ns += more_ns;
+        self
+    }
+
+    /// Whose part of the connections this is.
+    pub(super) fn share(&self) -> Share {
+        self.seat.share
+    }
+
+    /// Moves on when it is time to.
+    ///
+    /// # Errors
+    /// Something did not come to its end.
+    pub(super) fn tick(&mut self, standing: Standing, now: Nanos) -> anyhow::Result<Option<Edge>> {
+        let now_in = self.phase;
+        let (phase, edge) = match now_in {
+            Phase::Ramp if standing.ready => {
+                let Some(started_at) = self.seat.started_at(now) else { return Ok(None) };
+                let until = started_at + self.warmup_ns;
+                self.say(Activity::Until("warming up", started_at, until));
+                (Phase::Warmup { until }, Edge::Start)
+            }
             Phase::Warmup { until } if now >= until => {
                 self.begin = self.sample(now)?;
-                let seconds = self.duration_ns.div_ceil(1_000_000_000);
-                self.progress = Progress::new("measuring", seconds);
-                (Phase::Measure { until: now + self.duration_ns }, Edge::Measure)
+                let until = now + self.window_ns();
+                self.say(match self.ends {
+                    Ends::InTime => Activity::Until("measuring", now, until),
+                    Ends::WhenFinished => Activity::Going("measuring"),
+                });
+                (Phase::Measure { until }, Edge::Measure)
             }
-            Phase::Measure { until } if now >= until => {
+            Phase::Measure { until } if self.is_over(until, standing.finished, now)? => {
                 self.end = self.sample(now)?;
-                (Phase::Drain { until: now + DRAIN_MAX_NS }, Edge::Stop)
+                let until = now + self.drain_ns;
+                self.say(Activity::Until("draining", now, until));
+                (Phase::Drain { until }, Edge::Stop)
             }
-            Phase::Drain { .. } if drained => (Phase::Done, Edge::Done),
-            Phase::Drain { until } if now >= until => {
-                bail!(
-                    "something that is due has still not come {} s after the end",
-                    DRAIN_MAX_NS / 1_000_000_000
-                )
+            Phase::Drain { .. } if standing.drained => {
+                if !self.seat.arrive(Stage::Drained) {
+                    // It is for those who are late to say so.
+                    return Ok(None);
+                }
+                (Phase::Done, Edge::Done)
             }
-            Phase::Ramp => {
-                self.progress.set(up as u64, now);
-                return Ok(None);
-            }
-            Phase::Measure { .. } => {
-                self.progress.set((now - self.begin.at) / 1_000_000_000, now);
+            Phase::Drain { until } => {
+                self.drain(standing.received, until, now)?;
                 return Ok(None);
             }
             _ => return Ok(None),
@@ -116,13 +167,51 @@ impl Stopwatch {
         Ok(Some(edge))
     }
 
+    fn drain(&mut self, received: u64, until: Nanos, now: Nanos) -> anyhow::Result<()> {
+        let course = &self.seat.course;
+        if received != self.received {
+            self.received = received;
+            course.received(now);
+        }
+        if now >= until.max(course.received_at() + self.drain_ns) {
+            bail!(
+                "something that is due has still not come: nothing has for {} s",
+                self.drain_ns / 1_000_000_000
+            );
+        }
+        Ok(())
+    }
+
+    fn window_ns(&self) -> Nanos {
+        match self.ends {
+            Ends::InTime => self.duration_ns,
+            Ends::WhenFinished => FINISH_MAX_NS,
+        }
+    }
+
+    fn is_over(&mut self, until: Nanos, finished: bool, now: Nanos) -> anyhow::Result<bool> {
+        match self.ends {
+            Ends::InTime => Ok(now >= until),
+            Ends::WhenFinished if finished => Ok(self.seat.arrive(Stage::Finished)),
+            Ends::WhenFinished if now >= until => {
+                bail!("it is not finished after {} s", FINISH_MAX_NS / 1_000_000_000)
+            }
+            Ends::WhenFinished => Ok(false),
+        }
+    }
+
+    /// Says what the run is about, if this worker is the one that does.
+    pub(super) fn say(&self, activity: Activity) {
+        if self.seat.share.leads() {
+            self.seat.course.set_activity(activity);
+        }
+    }
+
     /// When the phase ends, if that is known.
     pub(super) fn phase_ends_at(&self) -> Option<Nanos> {
         match self.phase {
-            Phase::Warmup { until } | Phase::Measure { until } | Phase::Drain { until } => {
-                Some(until)
-            }
-            Phase::Ramp | Phase::Done => None,
+            Phase::Warmup { until } | Phase::Measure { until } => Some(until),
+            Phase::Ramp | Phase::Drain { .. } | Phase::Done => None,
         }
     }
 
@@ -131,19 +220,29 @@ impl Stopwatch {
         self.end.at.saturating_sub(self.begin.at).max(1) as f64 / 1e9
     }
 
+    /// CPU time that the server used in the window.
+    pub(super) fn server_cpu_seconds(&self) -> Option<f64> {
+        self.pid?;
+        Some(self.end.server.cpu_ns.saturating_sub(self.begin.server.cpu_ns).max(1) as f64 / 1e9)
+    }
+
     fn sample(&self, at: Nanos) -> anyhow::Result<Sample> {
+        if !self.share().leads() {
+            return Ok(Sample { at, ..Sample::default() });
+        }
         let server = self.pid.map_or(Ok(Usage::default()), proc::usage)?;
         Ok(Sample { at, own: proc::usage(std::process::id())?, server })
     }
 
     /// Reports CPU time for each of `count` things, `thing` being one's name, and the memory.
     pub(super) fn report(&self, report: &mut Report, thing: &str, count: u64) {
-        let own_ns = self.end.own.cpu_ns - self.begin.own.cpu_ns;
+        // Threads that have ended since take their time with them.
+        let own_ns = self.end.own.cpu_ns.saturating_sub(self.begin.own.cpu_ns);
         let own_core = own_ns as f64 / 1e9 / self.seconds();
         let each = |ns: u64| ns as f64 / count.max(1) as f64;
         if self.pid.is_some() {
             let (begin, end) = (&self.begin.server, &self.end.server);
-            let server_ns = end.cpu_ns - begin.cpu_ns;
+            let server_ns = end.cpu_ns.saturating_sub(begin.cpu_ns);
             let ticks_ns = (end.user_ns - begin.user_ns) + (end.system_ns - begin.system_ns);
             let title = format!("server CPU per {thing}");
             report.add("server_cpu_ns_each", &title, each(server_ns), Unit::Nanos);
@@ -153,6 +252,11 @@ impl Stopwatch {
             report.add("server_cores", "server cores used", core, Unit::Number);
             self.report_memory(report, end.rss_bytes);
         }
+        let workers = self.share().workers;
+        if workers > 1 {
+            report.add("workers", "own threads", workers as u64, Unit::Number);
+        }
+        report.add("own_rss_bytes", "own memory", self.end.own.rss_bytes, Unit::Bytes);
         let title = format!("own CPU per {thing}");
         report.add("own_cpu_ns_each", &title, each(own_ns), Unit::Nanos);
         report.add("own_cores", "own cores used", own_core, Unit::Number);
@@ -166,10 +270,11 @@ impl Stopwatch {
     }
 
     fn report_memory(&self, report: &mut Report, rss_bytes: u64) {
-        report.add("rss_before_bytes", "server memory before", self.rss_before_bytes, Unit::Bytes);
+        let before_bytes = self.seat.course.rss_before_bytes;
+        report.add("rss_before_bytes", "server memory before", before_bytes, Unit::Bytes);
         report.add("rss_bytes", "server memory", rss_bytes, Unit::Bytes);
-        let grown = rss_bytes as f64 - self.rss_before_bytes as f64;
-        let each = grown / self.connections as f64;
+        let grown = rss_bytes as f64 - before_bytes as f64;
+        let each = grown / self.share().total as f64;
         report.add("rss_per_connection_bytes", "  grown per connection", each, Unit::Bytes);
     }
 }

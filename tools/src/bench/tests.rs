@@ -17,6 +17,11 @@ struct Cli {
     bench: super::BenchArgs,
 }
 
+/// What a storm and a show are like in a test.
+const STORM: &str = "storm --connections 6 --warmup 50ms --duration 200ms";
+const SHOW: &str = "show --connections 20 --arrive 50ms --warmup 50ms --duration 300ms \
+                    --question-every 100ms --answer-share 0.5 --leave 50ms";
+
 /// What the server does wrong, when it comes to its third echo or push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -187,4 +192,78 @@ fn connections_are_held_and_gone_through() {
 fn more_connections_than_files_are_refused_in_words() {
     let refused = bench(Fault::None, "request --connections 400000000").unwrap_err().to_string();
     assert!(refused.contains("are too many for one process"), "{refused}");
+}
+
+#[test]
+fn storms_pass_and_shows_go_on() {
+    for workers in [1, 3] {
+        bench(Fault::None, &format!("{STORM} --workers {workers} --json")).unwrap();
+        bench(Fault::None, &format!("{STORM} --workers {workers} --reset")).unwrap();
+        bench(Fault::None, &format!("{SHOW} --workers {workers} --json")).unwrap();
+        bench(Fault::None, &format!("{SHOW} --workers {workers} --barrage 0")).unwrap();
+    }
+}
+
+#[test]
+fn what_goes_wrong_in_a_show_is_named() {
+    let wrong = |fault| bench(fault, &format!("{SHOW} --workers 3")).unwrap_err().to_string();
+    let lost = wrong(Fault::LostPush);
+    assert!(lost.contains("push 2 never came"), "{lost}");
+    assert!(wrong(Fault::RepeatedPush).contains("push 2 came again"));
+    assert!(wrong(Fault::WrongByte).contains("differ from byte 20 on"));
+}
+
+#[test]
+fn who_stays_silent_has_to_be_sent_away() {
+    let arguments = format!("{STORM} --slow-share 0.5 --slow-deadline 300ms");
+    // This server waits for as long as it takes.
+    let forgotten = bench(Fault::None, &arguments).unwrap_err().to_string();
+    assert!(forgotten.contains("was not sent away with 109"), "{forgotten}");
+}
+
+#[test]
+fn several_workers_do_what_one_does() {
+    let run = |arguments: &str| bench(Fault::None, &format!("{arguments} --workers 3")).unwrap();
+    run(&format!("request {SHORT} --depth 3 --json"));
+    run(&format!("request {SHORT} --rate 500"));
+    run(&format!("request {SHORT} --under-way 4"));
+    run(&format!("broadcast {SHORT} --in-flight 4 --echo-rate 200 --echo-connections 4"));
+    run(&format!("broadcast {SHORT} --rate 50"));
+    run(&format!("connect {SHORT} --large-answers 60000"));
+    run(&format!("connect {SHORT} --heartbeat-interval 20ms --ramp-rate 1000"));
+    run(&format!("connect {SHORT} --heartbeat-sweep"));
+    run(&format!("connect {SHORT} --cycle --pipelined"));
+}
+
+#[test]
+fn an_error_in_one_worker_ends_all_with_that_error() {
+    let wrong = |fault, arguments: &str| {
+        bench(fault, &format!("{arguments} --workers 3")).unwrap_err().to_string()
+    };
+    let requests = "request --connections 5 --warmup 1s --duration 60s";
+    assert!(wrong(Fault::WrongByte, requests).contains("differ from byte 20 on"));
+    assert!(wrong(Fault::Hangup, requests).contains("closed by the server"));
+    let lost = wrong(Fault::LostPush, &format!("broadcast {SHORT} --in-flight 4"));
+    assert!(lost.starts_with("1 deliveries never came, 0 came again"), "{lost}");
+    let repeated = wrong(Fault::RepeatedPush, &format!("broadcast {SHORT} --in-flight 4"));
+    assert!(repeated.starts_with("0 deliveries never came, 1 came again"), "{repeated}");
+}
+
+#[test]
+fn one_worker_moves_over_all_connections_and_sweeps_them() {
+    bench(Fault::None, &format!("request {SHORT} --under-way 2 --json")).unwrap();
+    bench(Fault::None, &format!("connect {SHORT} --heartbeat-sweep --json")).unwrap();
+}
+
+#[test]
+fn what_workers_can_not_do_is_refused_in_words() {
+    let refused = |arguments: &str| bench(Fault::None, arguments).unwrap_err().to_string();
+    let spin = refused(&format!("request {SHORT} --workers 2 --spin"));
+    assert!(spin.contains("--spin is for one worker"), "{spin}");
+    let many = refused(&format!("request {SHORT} --workers 6"));
+    assert!(many.contains("no more than the connections: 5"), "{many}");
+    let idle = refused(&format!("request {SHORT} --workers 3 --under-way 2"));
+    assert!(idle.contains("less than one for each of 3 workers"), "{idle}");
+    let deep = refused(&format!("request {SHORT} --under-way 6"));
+    assert!(deep.contains("--depth puts several on each"), "{deep}");
 }

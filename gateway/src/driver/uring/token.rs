@@ -96,7 +96,8 @@ mod tests {
             }
         }
         let last_send = Token::SendNow((1 << KIND_SHIFT) - 1);
-        let others = [Token::Nothing, Token::Wake, Token::Listener, Token::Accept(u16::MAX), last_send];
+        let others =
+            [Token::Nothing, Token::Wake, Token::Listener, Token::Accept(u16::MAX), last_send];
         for token in others {
             assert_eq!(Token::from_bits(token.to_bits()), token);
         }

@@ -94,7 +94,7 @@ const OVER_TIME: [OverTime; 6] = [
         },
     },
     OverTime {
-        title: "Kernel memory (slab)",
+        title: "Growth of kernel memory (slab)",
         y: Quantity::Memory,
         show: |bytes| Unit::Bytes.show(bytes),
         lines: &[Line { name: "kernel slab", value: |at| at.kernel_slab_bytes }],

@@ -125,7 +125,6 @@ impl Report {
     }
 
     /// Sets what was seen as the run went, in the order of time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no scenario takes samples yet"))]
     pub(super) fn set_series(&mut self, series: Vec<Sample>) {
         self.series = series;
     }

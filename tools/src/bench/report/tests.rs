@@ -23,6 +23,8 @@ pub(super) fn asked(line: &[&str]) -> CommonArgs {
         Scenario::Connect(args) => args.common,
         Scenario::Request(args) => args.common,
         Scenario::Broadcast(args) => args.common,
+        Scenario::Storm(args) => args.common,
+        Scenario::Show(args) => args.common,
         Scenario::Compare(_) => panic!("it runs nothing"),
     }
 }
@@ -152,7 +154,7 @@ fn each_plot_has_its_curves_and_titles_of_its_axes() {
         ("Latency", &["p50", "p90", "p99", "max"]),
         ("Server CPU", &["server CPU"]),
         ("Server memory (RSS)", &["server RSS"]),
-        ("Kernel memory (slab)", &["kernel slab"]),
+        ("Growth of kernel memory (slab)", &["kernel slab"]),
         ("Latency distribution", &["latency"]),
     ];
     for (caption, curves) in expected {
@@ -194,7 +196,7 @@ fn what_is_unknown_is_left_out_and_the_page_says_why() {
     let series = samples(1.0).into_iter().map(unknown).collect();
     let html = page::page(&document(&WITHOUT_PID, series)).unwrap();
     let xml = parse(&html);
-    for caption in ["Server CPU", "Server memory (RSS)", "Kernel memory (slab)"] {
+    for caption in ["Server CPU", "Server memory (RSS)", "Growth of kernel memory (slab)"] {
         assert!(plot(&xml, caption).is_none(), "{caption}");
         assert!(html.contains(&format!("<li>{caption}: no --pid: ")), "{html}");
     }

@@ -1,0 +1,186 @@
+//! Where connections come from. A source address has some 28,000 ports for each destination, and
+//! the kernel searches them: the fuller they are, the slower, down to 2,000 connects a second. So
+//! many connections are spread over many source addresses, which on loopback cost nothing.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+
+use anyhow::{Context as _, anyhow};
+use mio::net::TcpStream;
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start, socket_with};
+
+/// Connections from one source address to one destination on loopback: fast at any time.
+const PER_SOURCE: usize = 2_500;
+/// Source addresses used on loopback at most, in turn: enough for 100 million connections.
+const LOOPBACK_SOURCES: usize = 200 * 200;
+
+/// Where a connection comes from: `None` leaves it to the kernel.
+pub(super) type Source = Option<IpAddr>;
+
+/// An address, or the first and the last of some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SourceRange {
+    first: IpAddr,
+    count: u32,
+}
+
+/// Picks addresses.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses {
+    to: Vec<SocketAddr>,
+    from: Vec<SourceRange>,
+    from_count: usize,
+}
+
+impl Addresses {
+    pub(super) fn new(to: Vec<SocketAddr>, from: Vec<SourceRange>) -> Self {
+        let from_count = from.iter().map(|range| range.count as usize).sum();
+        Self { to, from, from_count }
+    }
+
+    /// Where connection `number` goes, and whence.
+    pub(super) fn of(&self, number: usize) -> (SocketAddr, Source) {
+        let to = self.to[number % self.to.len()];
+        // Each destination has its connections numbered from 0.
+        let number = number / self.to.len();
+        let from = match (self.from_count, to.ip()) {
+            (0, IpAddr::V4(ip)) if ip.is_loopback() => loopback(number / PER_SOURCE),
+            (0, _) => None,
+            (count, _) => Some(self.given(number % count)),
+        };
+        (to, from)
+    }
+
+    fn given(&self, mut number: usize) -> IpAddr {
+        for range in &self.from {
+            if number < range.count as usize {
+                return range.nth(u32::try_from(number).unwrap_or_default());
+            }
+            number -= range.count as usize;
+        }
+        self.from[0].first
+    }
+}
+
+/// The first few come from where the kernel sees fit, which is 127.0.0.1; others from 127.1.x.y.
+fn loopback(group: usize) -> Source {
+    if group == 0 {
+        return None;
+    }
+    let group = (group - 1) % LOOPBACK_SOURCES;
+    let octet = |number: usize| u8::try_from(1 + number % 200).unwrap_or(1);
+    Some(IpAddr::V4(Ipv4Addr::new(127, 1, octet(group / 200), octet(group))))
+}
+
+impl SourceRange {
+    fn nth(&self, number: u32) -> IpAddr {
+        match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() + number).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() + u128::from(number)).into(),
+        }
+    }
+}
+
+impl FromStr for SourceRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ip = |text: &str| {
+            let wrong = || format!("`{text}` is no IP address: 10.0.0.7, or 10.0.0.7-10.0.0.99");
+            text.trim().parse::<IpAddr>().map_err(|_| wrong())
+        };
+        let Some((first, last)) = text.split_once('-') else {
+            return Ok(Self { first: ip(text)?, count: 1 });
+        };
+        let (first, last) = (ip(first)?, ip(last)?);
+        let apart = match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                last.to_bits().checked_sub(first.to_bits()).map(u128::from)
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits().checked_sub(first.to_bits()),
+            _ => None,
+        };
+        let count = apart.and_then(|apart| u32::try_from(apart).ok()?.checked_add(1));
+        let count = count.ok_or_else(|| format!("no range leads from {first} to {last}"))?;
+        Ok(Self { first, count })
+    }
+}
+
+/// Starts to connect. The port is chosen when both ends are known, so that a source's ports can be
+/// used once for each destination.
+pub(super) fn connect(address: SocketAddr, source: Source) -> anyhow::Result<TcpStream> {
+    let Some(ip) = source else {
+        return TcpStream::connect(address).map_err(|error| failed(address, source, error));
+    };
+    let socket = bound_to(ip).with_context(|| format!("cannot connect from {ip}"))?;
+    match start(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {
+            Ok(TcpStream::from_std(std::net::TcpStream::from(socket)))
+        }
+        Err(error) => Err(failed(address, source, error.into())),
+    }
+}
+
+fn bound_to(ip: IpAddr) -> anyhow::Result<OwnedFd> {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    bind(&socket, &SocketAddr::new(ip, 0))?;
+    Ok(socket)
+}
+
+fn failed(address: SocketAddr, source: Source, error: std::io::Error) -> anyhow::Error {
+    let from = source.map_or_else(String::new, |ip| format!(" from {ip}"));
+    let way_out = match error.kind() {
+        ErrorKind::AddrNotAvailable => {
+            ": no port is free there: more --source addresses, fewer connections, or --reset"
+        }
+        _ => "",
+    };
+    anyhow!(error).context(format!("cannot connect to {address}{from}{way_out}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(to: &[&str], from: &[&str]) -> Addresses {
+        let to = to.iter().map(|text| text.parse().unwrap()).collect();
+        Addresses::new(to, from.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn on_loopback_each_2500_have_a_source_of_their_own() {
+        let one = addresses(&["127.0.0.1:7400"], &[]);
+        assert_eq!(one.of(2_499).1, None);
+        let sources: std::collections::HashSet<_> =
+            (0..2_000_000).step_by(2_500).map(|number| one.of(number).1).collect();
+        assert_eq!(sources.len(), 800);
+        assert!(sources.iter().flatten().all(IpAddr::is_loopback));
+        let two = addresses(&["127.0.0.1:7400", "127.0.0.1:7401"], &[]);
+        assert_eq!(two.of(4_999), ("127.0.0.1:7401".parse().unwrap(), None));
+        assert_ne!(two.of(5_000).1, None);
+        assert_eq!(addresses(&["[::1]:7400"], &[]).of(9_999).1, None);
+    }
+
+    #[test]
+    fn given_sources_are_used_in_turn() {
+        let some = addresses(&["192.0.2.1:7400"], &["10.0.0.254-10.0.1.1", "10.9.9.9"]);
+        let used: Vec<String> =
+            (0..6).map(|number| some.of(number).1.unwrap().to_string()).collect();
+        let all = ["10.0.0.254", "10.0.0.255", "10.0.1.0", "10.0.1.1", "10.9.9.9", "10.0.0.254"];
+        assert_eq!(used, all);
+    }
+
+    #[test]
+    fn what_is_no_source_is_refused_in_words() {
+        for wrong in ["", "x", "10.0.0.2-10.0.0.1", "10.0.0.1-::1", "::-ffff::"] {
+            assert!(wrong.parse::<SourceRange>().is_err(), "{wrong}");
+        }
+    }
+}
