@@ -173,7 +173,7 @@ fn the_page_lays_both_runs_over_each_other() {
         ("Latency", 8),
         ("Server CPU", 2),
         ("Server memory (RSS)", 2),
-        ("Kernel memory (slab)", 2),
+        ("Growth of kernel memory (slab)", 2),
         ("Latency distribution", 2),
     ];
     for (caption, count) in curves {
