@@ -1,5 +1,6 @@
 //! A running gateway: started with flags in a folder of its own, stopped, killed, started again.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::{Operator, Phone};
 pub struct Setup {
     program: PathBuf,
     flags: Vec<String>,
+    variables: Vec<(String, OsString)>,
     port: Option<Port>,
     folder: TempDir,
 }
@@ -67,6 +69,7 @@ impl Setup {
         let setup = Self {
             program: program.to_owned(),
             flags: Vec::new(),
+            variables: Vec::new(),
             port: None,
             folder: tempfile::tempdir().unwrap(),
         };
@@ -83,6 +86,13 @@ impl Setup {
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
         self
     }
 
@@ -135,6 +145,7 @@ impl Setup {
                 command.env_remove(name);
             }
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
