@@ -21,6 +21,8 @@ pub struct Setup {
     program: PathBuf,
     flags: Vec<String>,
     variables: Vec<(String, OsString)>,
+    /// A program that becomes it, and what comes before its own name.
+    confiner: Vec<OsString>,
     port: Option<Port>,
     folder: TempDir,
 }
@@ -70,6 +72,7 @@ impl Setup {
             program: program.to_owned(),
             flags: Vec::new(),
             variables: Vec::new(),
+            confiner: Vec::new(),
             port: None,
             folder: tempfile::tempdir().unwrap(),
         };
@@ -93,6 +96,13 @@ impl Setup {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Has another program become it: this one, with these arguments before its own.
+    #[must_use]
+    pub fn confined(mut self, confiner: &[&Path]) -> Self {
+        self.confiner = confiner.iter().map(|part| part.as_os_str().to_owned()).collect();
         self
     }
 
@@ -138,7 +148,14 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut words = self.confiner.iter().map(OsString::as_os_str);
+        let mut command = match words.next() {
+            Some(confiner) => Command::new(confiner),
+            None => Command::new(&self.program),
+        };
+        if !self.confiner.is_empty() {
+            command.args(words).arg(&self.program);
+        }
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TIDEGATE_") {

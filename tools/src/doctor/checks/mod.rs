@@ -133,7 +133,6 @@ mod probing {
             ("proc/sys/net/ipv4/tcp_rmem", "socket-minimum"),
             ("proc/sys/net/ipv4/tcp_wmem", "socket-minimum"),
             ("proc/sys/net/core/wmem_max", "send-buffer"),
-            ("proc/sys/net/ipv4/tcp_max_tw_buckets", "time-wait"),
             ("proc/sys/net/ipv4/tcp_max_orphans", "orphans"),
             ("proc/sys/net/ipv4/tcp_ehash_entries", "established-hash"),
             ("proc/sys/net/ipv4/tcp_congestion_control", "congestion-control"),

@@ -1,4 +1,4 @@
-//! Where connections wait before and after they are the gateway's: backlogs, ports, TIME_WAIT, orphans.
+//! Where connections wait before and after they are the gateway's: backlogs, ports, orphans.
 
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
@@ -6,7 +6,7 @@ use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
 
-pub(super) const CHECKS: [Check; 6] = [
+pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "somaxconn",
         stakes: Stakes::Cost,
@@ -35,13 +35,6 @@ pub(super) const CHECKS: [Check; 6] = [
         why: "A port in the range that outgoing connections draw from may be taken by one of them when \
               the gateway restarts, and it can't listen then.",
         judge: listening_port,
-    },
-    Check {
-        name: "time-wait",
-        stakes: Stakes::Cost,
-        why: "Who closes first waits out TIME_WAIT, so a drain of everybody fills the table; beyond it \
-              the kernel skips the wait and logs an overflow, which was harmless when measured.",
-        judge: time_wait,
     },
     Check {
         name: "orphans",
@@ -155,18 +148,6 @@ fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     Ok(Some(judgement.mend(Place::Sysctl, line)))
 }
 
-fn time_wait(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    if plan.question.role == Role::Client {
-        return Ok(None);
-    }
-    let most = machine.network.time_wait_max.clone()?;
-    let wanted = plan.connections;
-    let needs = Amount::told(wanted, format!("{wanted} if all are closed at once"));
-    let judgement =
-        Judgement::new(unless(most >= wanted, Verdict::Note), Amount::number(most), needs);
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.ipv4.tcp_max_tw_buckets = {wanted}"))))
-}
-
 fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
@@ -252,16 +233,11 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_fills_what_holds_the_closed() {
-        let small = |tree: &mut Tree| {
-            tree.set("proc/sys/net/ipv4/tcp_max_tw_buckets", "131072");
-            tree.set("proc/sys/net/ipv4/tcp_max_orphans", "131072");
-        };
-        for (check, key) in [("time-wait", "tcp_max_tw_buckets"), ("orphans", "tcp_max_orphans")] {
-            let found = gateway(check, 1_000_000, small);
-            assert_eq!(found.verdict, Verdict::Note);
-            assert_eq!(lines(&found), [format!("net.ipv4.{key} = 1000000")]);
-            assert_eq!(gateway(check, 131_072, small).verdict, Verdict::Ok);
-        }
+    fn a_drain_of_everybody_may_orphan_everybody() {
+        let small = |tree: &mut Tree| tree.set("proc/sys/net/ipv4/tcp_max_orphans", "131072");
+        let found = gateway("orphans", 1_000_000, small);
+        assert_eq!(found.verdict, Verdict::Note);
+        assert_eq!(lines(&found), ["net.ipv4.tcp_max_orphans = 1000000"]);
+        assert_eq!(gateway("orphans", 131_072, small).verdict, Verdict::Ok);
     }
 }

@@ -30,7 +30,6 @@ pub(in crate::doctor) struct Network {
     /// Tracked connections at most; 0 is no limit. Absent: nothing tracks.
     pub(in crate::doctor) conntrack_max: Reading<u64>,
     pub(in crate::doctor) conntrack_count: Reading<u64>,
-    pub(in crate::doctor) time_wait_max: Reading<u64>,
     pub(in crate::doctor) established: Reading<EstablishedHash>,
     pub(in crate::doctor) congestion_control: Reading<String>,
     /// Those that are up, loopback apart; devices alone where there are any.
@@ -122,7 +121,6 @@ impl Network {
             wmem_max: files.number("/proc/sys/net/core/wmem_max"),
             conntrack_max: files.number("/proc/sys/net/netfilter/nf_conntrack_max"),
             conntrack_count: files.number("/proc/sys/net/netfilter/nf_conntrack_count"),
-            time_wait_max: files.number("/proc/sys/net/ipv4/tcp_max_tw_buckets"),
             established: read_established(files),
             congestion_control: files.text("/proc/sys/net/ipv4/tcp_congestion_control"),
             interfaces: read_interfaces(files, process, interfaces),
@@ -145,7 +143,6 @@ impl Network {
             wmem_max: no(unread),
             conntrack_max: no(unread),
             conntrack_count: no(unread),
-            time_wait_max: no(unread),
             established: no(unread),
             congestion_control: no(unread),
             interfaces: no(unread),
