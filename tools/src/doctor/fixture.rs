@@ -26,8 +26,6 @@ const FILES: &[(&str, &str)] = &[
     ("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999"),
     ("proc/sys/net/ipv4/ip_local_reserved_ports", ""),
     ("proc/sys/net/ipv4/tcp_mem", "1500000\t2000000\t3000000"),
-    ("proc/sys/net/ipv4/tcp_rmem", "4096\t131072\t6291456"),
-    ("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t4194304"),
     ("proc/sys/net/ipv4/tcp_max_orphans", "2000000"),
     ("proc/sys/net/ipv4/tcp_ehash_entries", "1048576"),
     ("proc/sys/net/ipv4/tcp_congestion_control", "cubic"),

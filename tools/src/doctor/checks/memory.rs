@@ -6,7 +6,7 @@ use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
 
-pub(super) const CHECKS: [Check; 4] = [
+pub(super) const CHECKS: [Check; 3] = [
     Check {
         name: "memory",
         stakes: Stakes::Holding,
@@ -21,13 +21,6 @@ pub(super) const CHECKS: [Check; 4] = [
               a page; beyond the pressure mark windows shrink, beyond the maximum sends wait and received \
               segments are dropped.",
         judge: tcp_mem,
-    },
-    Check {
-        name: "socket-minimum",
-        stakes: Stakes::Cost,
-        why: "The first values of tcp_rmem and tcp_wmem are granted to each socket even when tcp_mem is \
-              exhausted, so they times the connections must fit into memory.",
-        judge: socket_minimum,
     },
     Check {
         name: "send-buffer",
@@ -99,31 +92,6 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     // The kernel's own proportions are 3 : 4 : 6.
     let line = format!("net.ipv4.tcp_mem = {} {wanted} {}", wanted / 4 * 3, wanted / 2 * 3);
     Ok(Some(judgement.mend(Place::Sysctl, line)))
-}
-
-fn socket_minimum(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    let [receive, ..] = machine.network.receive_bytes.clone()?;
-    let [send, ..] = machine.network.send_bytes.clone()?;
-    let (bytes, whose) = available(machine)?;
-    let wanted = (receive + send).saturating_mul(plan.connections);
-    let allows = Amount::told(bytes, format!("{} {whose}", bytes_text(bytes)));
-    let needs = Amount::told(
-        wanted,
-        format!("{} at worst: {receive} + {send} bytes each", bytes_text(wanted)),
-    );
-    let mut judgement = Judgement::new(unless(wanted <= bytes, Verdict::Note), allows, needs);
-    // Less than a page each is no use.
-    for (name, minimum, values) in [
-        ("tcp_rmem", receive, &machine.network.receive_bytes),
-        ("tcp_wmem", send, &machine.network.send_bytes),
-    ] {
-        let [_, default, most] = values.clone()?;
-        if minimum > PAGE_BYTES {
-            let line = format!("net.ipv4.{name} = {PAGE_BYTES} {default} {most}");
-            judgement = judgement.mend(Place::Sysctl, line);
-        }
-    }
-    Ok(Some(judgement))
 }
 
 fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -209,20 +177,6 @@ mod tests {
         let small = mem("287901 383869 575802");
         assert_eq!((small.verdict, small.allows.value), (Verdict::Note, Some(383_869)));
         assert_eq!(lines(&small), ["net.ipv4.tcp_mem = 750000 1000000 1500000"]);
-    }
-
-    #[test]
-    fn what_each_socket_is_granted_fits_into_memory() {
-        let rmem = |text: &'static str| {
-            gateway("socket-minimum", 1_000_000, move |tree: &mut Tree| {
-                tree.set("proc/sys/net/ipv4/tcp_rmem", text);
-            })
-        };
-        assert_eq!(rmem("4096 131072 6291456").verdict, Verdict::Ok);
-        let large = rmem("131072 131072 6291456");
-        assert_eq!(large.needs.value, Some(1_000_000 * (131_072 + 4_096)));
-        assert_eq!(large.verdict, Verdict::Note);
-        assert_eq!(lines(&large), ["net.ipv4.tcp_rmem = 4096 131072 6291456"]);
     }
 
     #[test]

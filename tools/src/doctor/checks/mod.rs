@@ -130,8 +130,6 @@ mod probing {
             ("proc/sys/net/ipv4/ip_local_port_range", "listening-port"),
             ("proc/sys/net/ipv4/ip_local_reserved_ports", "listening-port"),
             ("proc/sys/net/ipv4/tcp_mem", "tcp-mem"),
-            ("proc/sys/net/ipv4/tcp_rmem", "socket-minimum"),
-            ("proc/sys/net/ipv4/tcp_wmem", "socket-minimum"),
             ("proc/sys/net/core/wmem_max", "send-buffer"),
             ("proc/sys/net/ipv4/tcp_max_orphans", "orphans"),
             ("proc/sys/net/ipv4/tcp_ehash_entries", "established-hash"),

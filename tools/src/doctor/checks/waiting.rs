@@ -17,9 +17,9 @@ pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "syn-backlog",
         stakes: Stakes::Cost,
-        why: "With SYN cookies on, handshakes under way are bounded by the listener's backlog alone; \
-              with them off, unknown peers are dropped from three quarters of tcp_max_syn_backlog on, \
-              and a full backlog drops everybody.",
+        why: "With SYN cookies on, tcp_max_syn_backlog is not consulted, and a queue full of handshakes \
+              that nobody completes turns nobody away; with them off, unknown peers are dropped from \
+              three quarters of tcp_max_syn_backlog on.",
         judge: syn_backlog,
     },
     Check {

@@ -21,10 +21,6 @@ pub(in crate::doctor) struct Network {
     pub(in crate::doctor) ports: Reading<[u64; 2]>,
     /// Ranges of these that they don't get.
     pub(in crate::doctor) reserved_ports: Reading<Vec<[u64; 2]>>,
-    /// Minimum, default, maximum of a socket's receive buffer, in bytes.
-    pub(in crate::doctor) receive_bytes: Reading<[u64; 3]>,
-    /// The same of its send buffer.
-    pub(in crate::doctor) send_bytes: Reading<[u64; 3]>,
     /// The most that `SO_SNDBUF` may ask for, in bytes, before the kernel doubles it.
     pub(in crate::doctor) wmem_max: Reading<u64>,
     /// Tracked connections at most; 0 is no limit. Absent: nothing tracks.
@@ -116,8 +112,6 @@ impl Network {
             syncookies: files.number("/proc/sys/net/ipv4/tcp_syncookies"),
             ports: files.numbers("/proc/sys/net/ipv4/ip_local_port_range"),
             reserved_ports: read_ranges(files, "/proc/sys/net/ipv4/ip_local_reserved_ports"),
-            receive_bytes: files.numbers("/proc/sys/net/ipv4/tcp_rmem"),
-            send_bytes: files.numbers("/proc/sys/net/ipv4/tcp_wmem"),
             wmem_max: files.number("/proc/sys/net/core/wmem_max"),
             conntrack_max: files.number("/proc/sys/net/netfilter/nf_conntrack_max"),
             conntrack_count: files.number("/proc/sys/net/netfilter/nf_conntrack_count"),
@@ -138,8 +132,6 @@ impl Network {
             syncookies: no(unread),
             ports: no(unread),
             reserved_ports: no(unread),
-            receive_bytes: no(unread),
-            send_bytes: no(unread),
             wmem_max: no(unread),
             conntrack_max: no(unread),
             conntrack_count: no(unread),
