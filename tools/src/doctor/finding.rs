@@ -59,7 +59,7 @@ pub(super) enum Place {
     Sysctl,
     /// A file in /etc/security/limits.d.
     Limits,
-    /// The [Service] section of a systemd unit.
+    /// The `[Service]` section of a systemd unit.
     Systemd,
     /// The kernel's command line.
     Boot,

@@ -31,9 +31,6 @@ pub(super) const CHECKS: [Check; 3] = [
     },
 ];
 
-/// Size of a page in bytes on x86-64, and on most arm64 kernels.
-const PAGE_BYTES: u64 = 4_096;
-
 /// Share of the memory that idle connections may take before there is too little for what they queue,
 /// in percent. An assumption.
 const IDLE_PERCENT_MAX: u64 = 80;
@@ -75,13 +72,8 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let [_, pressure, most] = machine.tcp_mem.clone()?;
     let wanted = plan.connections;
     let verdict = unless(pressure >= wanted, Verdict::Note);
-    let allows = Amount::told(
-        pressure,
-        format!(
-            "{pressure} pages before pressure, {most} at most ({})",
-            bytes_text(most * PAGE_BYTES)
-        ),
-    );
+    let allows =
+        Amount::told(pressure, format!("{pressure} pages before pressure, {most} at most"));
     let needs = Amount::told(
         wanted,
         format!(
@@ -90,7 +82,7 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     );
     let judgement = Judgement::new(verdict, allows, needs);
     // The kernel's own proportions are 3 : 4 : 6.
-    let line = format!("net.ipv4.tcp_mem = {} {wanted} {}", wanted / 4 * 3, wanted / 2 * 3);
+    let line = format!("net.ipv4.tcp_mem = {} {wanted} {}", wanted * 3 / 4, wanted * 3 / 2);
     Ok(Some(judgement.mend(Place::Sysctl, line)))
 }
 

@@ -126,7 +126,7 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let least = known.min_by_key(|(bound, ..)| *bound);
     let (bound, name, place, line) = least.expect("two of the bounds are always there");
     let verdict = unless(bound >= wanted, Verdict::TooSmall);
-    let allows = Amount::told(bound, format!("{bound} ({name}, the least of four bounds)"));
+    let allows = Amount::told(bound, format!("{bound} ({name}, the least of its bounds)"));
     let judgement = Judgement::new(verdict, allows, Amount::number(wanted));
     Ok(Some(judgement.mend(place, line)))
 }
