@@ -15,6 +15,7 @@ pub mod parts;
 pub mod router;
 pub mod secret;
 pub mod server;
+pub mod service;
 pub mod session_id;
 pub mod shard;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidegate::config::{self, AuthMode, Config};
 use tidegate::server::Builder;
+use tidegate::service::Service;
 use tidegate::{Server, telemetry};
 use tidegate_backend::demo::Demo;
 
@@ -44,13 +45,16 @@ fn run(config: Config) -> anyhow::Result<()> {
     let auth = config.auth.mode.clone();
     let server = builder(config).metrics(metrics).start()?;
     announce(&server, &auth);
+    let service = Service::ready(server.control()).context("can't watch the shards")?;
     select! {
         recv(signals) -> _ => {
             println!("saying goodbye to everybody; once more to end at once");
+            service.stopping();
             server.shutdown();
         }
         recv(server.ended()) -> ended => {
             let (shard, outcome) = ended?;
+            service.stopping();
             server.stop();
             outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
         }

@@ -1,5 +1,6 @@
 //! A running gateway: started with flags in a folder of its own, stopped, killed, started again.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
@@ -19,6 +20,9 @@ use crate::{Operator, Phone};
 pub struct Setup {
     program: PathBuf,
     flags: Vec<String>,
+    variables: Vec<(String, OsString)>,
+    /// A program that becomes it, and what comes before its own name.
+    confiner: Vec<OsString>,
     port: Option<Port>,
     folder: TempDir,
 }
@@ -67,6 +71,8 @@ impl Setup {
         let setup = Self {
             program: program.to_owned(),
             flags: Vec::new(),
+            variables: Vec::new(),
+            confiner: Vec::new(),
             port: None,
             folder: tempfile::tempdir().unwrap(),
         };
@@ -83,6 +89,20 @@ impl Setup {
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Has another program become it: this one, with these arguments before its own.
+    #[must_use]
+    pub fn confined(mut self, confiner: &[&Path]) -> Self {
+        self.confiner = confiner.iter().map(|part| part.as_os_str().to_owned()).collect();
         self
     }
 
@@ -128,13 +148,21 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut words = self.confiner.iter().map(OsString::as_os_str);
+        let mut command = match words.next() {
+            Some(confiner) => Command::new(confiner),
+            None => Command::new(&self.program),
+        };
+        if !self.confiner.is_empty() {
+            command.args(words).arg(&self.program);
+        }
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TIDEGATE_") {
                 command.env_remove(name);
             }
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

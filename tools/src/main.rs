@@ -1,10 +1,12 @@
-//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes, load.
+//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes, load,
+//! and a look at the machine.
 //!
 //! This file reads the command line and hands over. Each subcommand is a module that owns its
 //! arguments and returns an error that names the thing and the way out.
 
 mod bench;
 mod client;
+mod doctor;
 mod duration;
 mod push;
 mod token;
@@ -27,6 +29,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
+    /// Say what stands between this machine and N connections, and what mends it
+    Doctor(doctor::DoctorArgs),
     /// Print a token that a gateway with the same key takes
     Token(token::TokenArgs),
     /// Push to a user, a room or everybody, through the operators' HTTP
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => return exit(bench::run(args)),
         Command::Client(args) => client::run(args),
+        // Its exit status says what it found.
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),
         Command::Kick(args) => push::kick(&args),

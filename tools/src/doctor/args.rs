@@ -1,0 +1,97 @@
+//! What `tide doctor` can be asked.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::duration;
+
+/// The arguments of `tide doctor`.
+#[derive(Args, Debug)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct DoctorArgs {
+    /// Connections that the machine is to hold
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) connections: u64,
+    #[command(flatten)]
+    pub(super) question: Question,
+    /// Ask about this running process: its limits, its network namespace, its seccomp filter. What it
+    /// holds already counts as used
+    #[arg(long)]
+    pub(super) pid: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Try to make a ring and end with the errno: `tide doctor` starts itself so, since a seccomp
+    /// filter may kill who tries
+    #[arg(long, hide = true)]
+    pub(super) probe_io_uring: bool,
+}
+
+/// What is asked, the number of connections and the process apart.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Question {
+    /// Who is to hold them: a gateway accepts, a bench client needs a port for each
+    #[arg(long, default_value = "gateway")]
+    pub(super) role: Role,
+    /// Shards of the gateway; one per CPU without
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(super) shards: Option<u64>,
+    /// How the gateway's shards talk to the kernel
+    #[arg(long, default_value = "auto")]
+    pub(super) driver: DriverChoice,
+    /// The port that the gateway listens on
+    #[arg(long, default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: u16,
+    /// Client: pairs of a source address and a gateway's address and port that the connections are
+    /// spread over
+    #[arg(long, value_name = "PAIRS", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) address_pairs: u64,
+    /// How often each connection gives a sign of life: a number and ms, s, m, h or d
+    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = interval)]
+    pub(super) heartbeat_interval: Duration,
+    /// Pushes that each connection gets a second, 0.2 for one in five seconds
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
+    pub(super) pushes_per_second: f64,
+}
+
+/// Who holds the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// Accepts them
+    Gateway,
+    /// Opens them: `tide bench`
+    Client,
+}
+
+/// What the gateway is told about its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum DriverChoice {
+    /// io_uring where it works, else epoll
+    Auto,
+    /// epoll
+    Epoll,
+    /// io_uring
+    Uring,
+}
+
+const EXIT_STATUS: &str = "Exit status:
+  0  nothing is too small; there may be notes
+  1  something is too small: this machine can't hold so many
+  2  wrong usage, or something could not be read that may be too small";
+
+fn interval(text: &str) -> anyhow::Result<Duration> {
+    let interval = duration::parse(text)?;
+    anyhow::ensure!(!interval.is_zero(), "an interval is longer than nothing: 30s");
+    Ok(interval)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "a rate is a number: 0.2".to_owned())?;
+    if (0.0..=1e6).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err("a rate is between 0 and 1000000 a second".to_owned())
+    }
+}

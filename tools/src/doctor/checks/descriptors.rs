@@ -1,0 +1,323 @@
+//! Descriptors: of a process, of the machine, and the way to those of io_uring.
+
+use super::super::args::{DriverChoice, Role};
+use super::super::finding::{Amount, Judgement, Place, Verdict};
+use super::super::io_uring_access::{Access, Refusal, access};
+use super::super::machine::{Machine, Reading};
+use super::super::plan::{
+    Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT,
+    SPARE_FILES_PER_TABLE,
+};
+use super::{Check, Stakes, unless};
+
+pub(super) const CHECKS: [Check; 5] = [
+    Check {
+        name: "open-files",
+        stakes: Stakes::Holding,
+        why: "RLIMIT_NOFILE bounds each table of descriptors: a ring's under io_uring, where more \
+              rings help and cost CPU time, a thread's under epoll; the gateway raises the soft limit \
+              to the hard one by itself.",
+        judge: open_files,
+    },
+    Check {
+        name: "nr-open",
+        stakes: Stakes::Holding,
+        why: "fs.nr_open is as far as anybody, root too, can raise RLIMIT_NOFILE.",
+        judge: nr_open,
+    },
+    Check {
+        name: "file-max",
+        stakes: Stakes::Holding,
+        why: "fs.file-max counts the open files of the whole machine, direct descriptors of io_uring \
+              and every thread's table included; only CAP_SYS_ADMIN may go beyond it.",
+        judge: file_max,
+    },
+    Check {
+        name: "io-uring",
+        stakes: Stakes::Holding,
+        why: "Where a sysctl, a container's seccomp profile or a systemd unit forbids io_uring, the \
+              gateway falls back to epoll, whose connections need plain descriptors.",
+        judge: io_uring,
+    },
+    Check {
+        name: "mappings",
+        stakes: Stakes::Holding,
+        why: "Each ring maps its queues: many small rings, which a small RLIMIT_NOFILE asks for, run \
+              into vm.max_map_count.",
+        judge: mappings,
+    },
+];
+
+/// Mappings of a process that are no rings': libraries, heaps, stacks.
+const SPARE_MAPPINGS: u64 = 2_000;
+
+/// Files of the machine that others may open meanwhile.
+const SPARE_FILES_MACHINE: u64 = 1_000;
+
+/// Suggested limits are multiples of this.
+const ROUND: u64 = 1_024;
+
+/// The limit that the process gets to: the gateway and `tide bench` raise it to the hard one.
+fn limit(machine: &Machine) -> Reading<Option<u64>> {
+    Ok(machine.process.files.clone()?.hard)
+}
+
+/// The limit at which there is nothing to say.
+const fn comfortable(plan: &Plan) -> u64 {
+    let needed = match (plan.question.role, plan.driver) {
+        (Role::Client, _) => plan.connections + SPARE_FILES_CLIENT,
+        (Role::Gateway, Driver::Epoll) => plan.connections_per_shard() + SPARE_FILES_PER_TABLE,
+        (Role::Gateway, Driver::Uring) => {
+            let table = (plan.connections_per_shard() * 100).div_ceil(RING_FILL_PERCENT);
+            let table = if table < RING_FILES_MAX { table } else { RING_FILES_MAX };
+            let plain = plan.plain_files(plan.shards);
+            if table > plain { table } else { plain }
+        }
+    };
+    needed.next_multiple_of(ROUND)
+}
+
+/// Whether the connections fit under a limit, and what that takes, in words.
+fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
+    match (plan.question.role, plan.driver) {
+        (Role::Client, _) => {
+            let each = limit.saturating_sub(SPARE_FILES_CLIENT).max(1);
+            let text = match plan.connections.div_ceil(each) {
+                1 => "one `tide bench` holds them".to_owned(),
+                count => format!("or {count} of `tide bench`, each with a --first-user of its own"),
+            };
+            (unless(plan.connections <= each, Verdict::TooSmall), text)
+        }
+        (Role::Gateway, Driver::Epoll) => {
+            let each = limit.saturating_sub(SPARE_FILES_PER_TABLE);
+            let shards = plan.connections.div_ceil(each.max(1));
+            let enough = shards <= plan.shards && each > 0;
+            let text = format!(
+                "each of {} epoll shards has a table of its own{}",
+                plan.shards,
+                if enough { String::new() } else { format!("; or {shards} shards") }
+            );
+            (unless(enough, Verdict::TooSmall), text)
+        }
+        (Role::Gateway, Driver::Uring) => {
+            let rings = plan.rings(Some(limit));
+            let text = format!("{rings} rings for {} io_uring shards", plan.shards);
+            if plan.plain_files(rings) > limit {
+                let text = format!(
+                    "{text}, but the rings themselves need {} plain descriptors",
+                    plan.plain_files(rings)
+                );
+                (Verdict::TooSmall, text)
+            } else if rings > plan.shards && limit < RING_FILES_MAX {
+                let text = format!(
+                    "{text}: ten rings a thread cost about 15 % more CPU time than one, fifty 20 %"
+                );
+                (Verdict::Note, text)
+            } else {
+                (Verdict::Ok, text)
+            }
+        }
+    }
+}
+
+fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    let soft = machine.process.files.clone()?.soft;
+    let Some(limit) = limit(machine)? else {
+        let needs = Amount::number(comfortable(plan));
+        return Ok(Some(Judgement::new(Verdict::Ok, Amount::text("unlimited"), needs)));
+    };
+    let (verdict, text) = fits(plan, limit);
+    let soft = soft.map_or_else(|| "unlimited".to_owned(), |soft| soft.to_string());
+    let allows = Amount::told(limit, format!("{limit} a table (soft {soft})"));
+    let wanted = comfortable(plan);
+    let needs = Amount::told(wanted, format!("{wanted} a table; here {text}"));
+    let mut judgement = Judgement::new(verdict, allows, needs)
+        .mend(Place::Systemd, format!("LimitNOFILE={wanted}"))
+        .mend(Place::Limits, format!("tidegate - nofile {wanted}"))
+        .mend(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
+    let shards = plan.connections.div_ceil(limit.saturating_sub(SPARE_FILES_PER_TABLE).max(1));
+    if plan.question.role == Role::Gateway && plan.driver == Driver::Epoll && shards <= 256 {
+        judgement = judgement.mend(Place::Tidegate, format!("shards = {shards}"));
+    }
+    Ok(Some(judgement))
+}
+
+fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    let most = machine.nr_open.clone()?;
+    let wanted = comfortable(plan);
+    // A limit that is enough as it is need not be raised; one that isn't can get as far as `most`.
+    let reachable = limit(machine).unwrap_or(None).map_or(most, |limit| limit.max(most));
+    let (verdict, _) = fits(plan, reachable);
+    let judgement = Judgement::new(verdict, Amount::number(most), Amount::number(wanted))
+        .mend(Place::Sysctl, format!("fs.nr_open = {wanted}"));
+    Ok(Some(judgement))
+}
+
+fn file_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    let (most, in_use) = (machine.file_max.clone()?, machine.files_in_use.clone()?);
+    let rings = match plan.driver {
+        Driver::Epoll => 0,
+        Driver::Uring => plan.rings(limit(machine).unwrap_or(None)),
+    };
+    let wanted = in_use + plan.connections + plan.plain_files(rings) + SPARE_FILES_MACHINE;
+    let verdict = unless(most >= wanted, Verdict::TooSmall);
+    let needs = Amount::told(wanted, format!("{wanted}, of which {in_use} are open now"));
+    let judgement = Judgement::new(verdict, Amount::number(most), needs)
+        .mend(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
+    Ok(Some(judgement))
+}
+
+fn io_uring(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    let less = match (plan.question.role, plan.question.driver) {
+        (Role::Client, _) | (_, DriverChoice::Epoll) => return Ok(None),
+        (_, DriverChoice::Auto) => Verdict::Note,
+        (_, DriverChoice::Uring) => Verdict::TooSmall,
+    };
+    let needs = Amount::text(match less {
+        Verdict::TooSmall => "io_uring, as asked",
+        _ => "io_uring, or epoll in its place",
+    });
+    let refused = |text: String| Judgement::new(less, Amount::text(text), needs.clone());
+    Ok(Some(match access(machine) {
+        Access::Works => Judgement::new(Verdict::Ok, Amount::text("works"), needs),
+        Access::Unknown(why) if less == Verdict::Note => {
+            refused(format!("in doubt, so the rest is judged for epoll: {why}"))
+        }
+        Access::Unknown(why) => Judgement::new(Verdict::Unknown, Amount::text(why), needs),
+        Access::Refused(Refusal::NotBuilt) => {
+            refused("the kernel was built without it (ENOSYS)".to_owned())
+                .mend(Place::Tidegate, "driver = \"epoll\"")
+        }
+        Access::Refused(Refusal::Sysctl(value)) => {
+            refused(format!("forbidden by kernel.io_uring_disabled = {value} (EPERM)"))
+                .mend(Place::Sysctl, "kernel.io_uring_disabled = 0")
+        }
+        Access::Refused(Refusal::Seccomp) => refused("forbidden by a seccomp filter".to_owned())
+            .mend(Place::Container, "--security-opt seccomp=sysctl/seccomp.json")
+            .mend(Place::Systemd, "SystemCallFilter=@system-service @io-event io_uring_setup io_uring_enter io_uring_register"),
+        Access::Refused(Refusal::Errno(errno)) => {
+            let error = std::io::Error::from_raw_os_error(errno);
+            refused(format!("asking for a ring fails: {error}"))
+        }
+    }))
+}
+
+fn mappings(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.driver != Driver::Uring {
+        return Ok(None);
+    }
+    let most = machine.map_count_max.clone()?;
+    let rings = plan.rings(limit(machine).unwrap_or(None));
+    let wanted = rings * RING_MAPPINGS + SPARE_MAPPINGS;
+    let verdict = unless(most >= wanted, Verdict::TooSmall);
+    let needs = Amount::told(wanted, format!("{wanted} for {rings} rings"));
+    let judgement = Judgement::new(verdict, Amount::number(most), needs)
+        .mend(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
+    Ok(Some(judgement))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::finding::Finding;
+    use super::super::probing::{find, gateway, lines};
+    use super::*;
+
+    fn uring(count: u64, shards: u64, hard: &str) -> Finding {
+        let change = |tree: &mut super::super::super::fixture::Tree| tree.open_files("1024", hard);
+        find("open-files", count, change, |ask| ask.shards = Some(shards)).unwrap()
+    }
+
+    fn epoll(count: u64, shards: u64, hard: &str) -> Finding {
+        let change = |tree: &mut super::super::super::fixture::Tree| tree.open_files("1024", hard);
+        let ask = |ask: &mut super::super::super::args::Question| {
+            (ask.driver, ask.shards) = (DriverChoice::Epoll, Some(shards));
+        };
+        find("open-files", count, change, ask).unwrap()
+    }
+
+    #[test]
+    fn a_small_limit_costs_io_uring_rings_and_so_cpu_time() {
+        let enough = uring(17_000, 1, "20480");
+        assert_eq!(enough.verdict, Verdict::Ok);
+        assert_eq!((enough.allows.value, enough.needs.value), (Some(20_480), Some(20_480)));
+        let many = uring(1_000_000, 1, "20000");
+        assert_eq!(many.verdict, Verdict::Note);
+        assert!(many.needs.text.contains("59 rings"), "{many:?}");
+        // A ring holds no more than 2^20, so that is all there is to ask for.
+        assert!(lines(&many).contains(&"LimitNOFILE=1048576"), "{many:?}");
+        assert_eq!(uring(1_000_000, 1, "1048576").verdict, Verdict::Ok);
+        assert_eq!(uring(1_000_000, 1, "unlimited").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn rings_are_descriptors_too() {
+        // 0.85 * 1024 = 870: 1150 rings, which don't fit under 1024 themselves.
+        let too_many = uring(1_000_000, 1, "1024");
+        assert_eq!(too_many.verdict, Verdict::TooSmall);
+        assert!(too_many.needs.text.contains("1218 plain descriptors"), "{too_many:?}");
+        assert_eq!(uring(100_000, 1, "1024").verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn epoll_holds_a_table_for_each_shard() {
+        assert_eq!(epoll(1_000_000, 8, "125100").verdict, Verdict::Ok);
+        let small = epoll(1_000_000, 8, "125099");
+        assert_eq!(small.verdict, Verdict::TooSmall);
+        assert!(lines(&small).contains(&"shards = 9"), "{small:?}");
+        assert!(lines(&small).contains(&"LimitNOFILE=125952"), "{small:?}");
+        // More shards than there may be are no way out.
+        let tiny = epoll(1_000_000, 8, "1024");
+        assert!(!lines(&tiny).iter().any(|line| line.starts_with("shards")), "{tiny:?}");
+        assert_eq!(epoll(1, 1, "64").verdict, Verdict::TooSmall);
+    }
+
+    #[test]
+    fn a_client_has_one_table() {
+        let ask = |ask: &mut super::super::super::args::Question| ask.role = Role::Client;
+        let few = find("open-files", 1_000, |tree| tree.open_files("256", "1032"), ask).unwrap();
+        assert_eq!(few.verdict, Verdict::Ok);
+        let many = find("open-files", 1_001, |tree| tree.open_files("256", "1032"), ask).unwrap();
+        assert_eq!(many.verdict, Verdict::TooSmall);
+        assert!(many.needs.text.contains("2 of `tide bench`"), "{many:?}");
+    }
+
+    #[test]
+    fn the_bound_on_the_limit_matters_where_the_limit_is_too_small() {
+        let low = |tree: &mut super::super::super::fixture::Tree| {
+            tree.open_files("1024", "4096");
+            tree.set("proc/sys/fs/nr_open", "65536");
+        };
+        let uring = gateway("nr-open", 1_000_000, low);
+        assert_eq!(uring.verdict, Verdict::Note);
+        assert_eq!(lines(&uring), ["fs.nr_open = 147456"]);
+        let epoll =
+            find("nr-open", 1_000_000, low, |ask| ask.driver = DriverChoice::Epoll).unwrap();
+        assert_eq!(epoll.verdict, Verdict::TooSmall);
+        assert_eq!(lines(&epoll), ["fs.nr_open = 125952"]);
+    }
+
+    #[test]
+    fn the_machines_files_hold_what_is_open_and_what_comes() {
+        let short = gateway("file-max", 1_000_000, |t| t.set("proc/sys/fs/file-max", "1002103"));
+        // 1000 open, a million, 64 + 4 * 8 + 8 rings, 1000 for others.
+        assert_eq!(short.needs.value, Some(1_002_104));
+        assert_eq!(short.verdict, Verdict::TooSmall);
+        assert_eq!(lines(&short), ["fs.file-max = 1002496"]);
+        let enough = gateway("file-max", 1_000_000, |t| t.set("proc/sys/fs/file-max", "1002104"));
+        assert_eq!(enough.verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn many_rings_need_many_mappings() {
+        let low = |tree: &mut super::super::super::fixture::Tree| {
+            tree.open_files("1024", "20000");
+            tree.set("proc/sys/vm/max_map_count", "2255");
+        };
+        // 8 shards of 125000, 17000 a ring: 64 rings.
+        let short = gateway("mappings", 1_000_000, low);
+        assert_eq!((short.verdict, short.needs.value), (Verdict::TooSmall, Some(2_256)));
+        assert_eq!(lines(&short), ["vm.max_map_count = 2256"]);
+        let epoll = find("mappings", 10, |_| {}, |ask| ask.driver = DriverChoice::Epoll);
+        assert!(epoll.is_none());
+    }
+}

@@ -1,0 +1,296 @@
+//! CPUs: how many there are, how many threads there may be, and how packets get to them.
+
+use super::super::args::Role;
+use super::super::finding::{Amount, Judgement, Place, Verdict};
+use super::super::machine::{Machine, Reading};
+use super::super::plan::Plan;
+use super::{Check, Stakes, unless};
+
+pub(super) const CHECKS: [Check; 5] = [
+    Check {
+        name: "cpu-time",
+        stakes: Stakes::Holding,
+        why: "Heartbeats come whether anybody talks or not: a gateway that can't answer them in time \
+              closes its connections as idle.",
+        judge: cpu_time,
+    },
+    Check {
+        name: "shards",
+        stakes: Stakes::Cost,
+        why: "A shard is a thread that never shares its work: more of them than CPUs take turns, fewer \
+              leave CPUs to the kernel, the workers and nobody.",
+        judge: shards,
+    },
+    Check {
+        name: "threads",
+        stakes: Stakes::Holding,
+        why: "Shards and workers are threads, which RLIMIT_NPROC, the control group's pids.max, \
+              kernel.threads-max and kernel.pid_max each bound.",
+        judge: threads,
+    },
+    Check {
+        name: "receive-queues",
+        stakes: Stakes::Cost,
+        why: "A network card's receive queue interrupts one CPU; with fewer queues than CPUs, and no \
+              RPS, the kernel's part of all packets is done by few of them.",
+        judge: receive_queues,
+    },
+    Check {
+        name: "congestion-control",
+        stakes: Stakes::Cost,
+        why: "BBR paces every connection: without the fq queueing discipline each sending socket has a \
+              timer of its own, which costs CPU time.",
+        judge: congestion_control,
+    },
+];
+
+/// Threads beside shards and workers: main, signals, operators' HTTP, and some to spare.
+const SPARE_THREADS: u64 = 16;
+
+/// Share of the CPUs that the estimate may take before bursts have no room, in percent. An assumption.
+const BUSY_PERCENT_MAX: f64 = 70.0;
+
+fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let (cpus, wanted) = (machine.cpus()?, plan.cpus());
+    let verdict = if wanted > cpus {
+        Verdict::TooSmall
+    } else {
+        unless(wanted <= cpus * BUSY_PERCENT_MAX / 100.0, Verdict::Note)
+    };
+    let allows = Amount { value: Some(whole(cpus)), text: format!("{cpus:.1} CPUs") };
+    let needs = Amount {
+        value: Some(whole(wanted.ceil())),
+        text: format!(
+            "{wanted:.2} CPUs for heartbeats and pushes, requests not counted (see the estimate)"
+        ),
+    };
+    let judgement = Judgement::new(verdict, allows, needs);
+    // Heartbeats that take half of the CPUs leave the other half to requests.
+    let seconds = plan.question.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
+    let line = format!("session.heartbeat_interval_ms = {}", whole((seconds * 1e3).ceil()));
+    if plan.question.pushes_per_second > 0.0 {
+        return Ok(Some(judgement));
+    }
+    Ok(Some(judgement.mend(Place::Tidegate, line)))
+}
+
+fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let cpus = whole(machine.cpus()?).max(1);
+    let needs = Amount::told(plan.shards, format!("{} shards", plan.shards));
+    let allows = Amount::told(cpus, format!("{cpus} whole CPUs by affinity and quota"));
+    let judgement = Judgement::new(unless(plan.shards <= cpus, Verdict::Note), allows, needs);
+    Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {cpus}"))))
+}
+
+fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    // By default there is a worker for each CPU.
+    let wanted = plan.shards + whole(machine.cpus()?).max(1) + SPARE_THREADS;
+    let is_root = machine.process.status.clone()?.uid == 0;
+    let processes = machine.process.processes.clone()?.soft;
+    let bounds = [
+        // The kernel doesn't hold root to it.
+        (
+            processes.filter(|_| !is_root),
+            "RLIMIT_NPROC",
+            Place::Systemd,
+            format!("LimitNPROC={wanted}"),
+        ),
+        (
+            machine.control_group.threads.clone()?,
+            "pids.max",
+            Place::Systemd,
+            format!("TasksMax={wanted}"),
+        ),
+        (
+            Some(machine.threads_max.clone()?),
+            "kernel.threads-max",
+            Place::Sysctl,
+            format!("kernel.threads-max = {}", wanted + 4_096),
+        ),
+        (
+            Some(machine.pid_max.clone()?),
+            "kernel.pid_max",
+            Place::Sysctl,
+            format!("kernel.pid_max = {}", wanted + 4_096),
+        ),
+    ];
+    let known = bounds
+        .into_iter()
+        .filter_map(|(bound, name, place, line)| Some((bound?, name, place, line)));
+    let least = known.min_by_key(|(bound, ..)| *bound);
+    let (bound, name, place, line) = least.expect("two of the bounds are always there");
+    let verdict = unless(bound >= wanted, Verdict::TooSmall);
+    let allows = Amount::told(bound, format!("{bound} ({name}, the least of its bounds)"));
+    let judgement = Judgement::new(verdict, allows, Amount::number(wanted));
+    Ok(Some(judgement.mend(place, line)))
+}
+
+fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let interfaces = machine.network.interfaces.clone()?;
+    let cpus = whole(machine.cpus()?).max(1);
+    let wanted = Amount::told(cpus, format!("{cpus} queues, one for each CPU, or RPS"));
+    let fewest = interfaces
+        .iter()
+        .filter(|interface| interface.spread_queues < interface.receive_queues)
+        .min_by_key(|interface| interface.receive_queues);
+    let Some(interface) = fewest else {
+        let state = if interfaces.is_empty() { "loopback alone" } else { "RPS on every queue" };
+        return Ok(Some(Judgement::new(Verdict::Ok, Amount::text(state), wanted)));
+    };
+    let (name, queues) = (&interface.name, interface.receive_queues);
+    let allows = Amount::told(queues, format!("{queues} on {name}"));
+    let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
+    let judgement = Judgement::new(unless(queues >= cpus, Verdict::Note), allows, wanted)
+        .mend(Place::Shell, format!("ethtool -L {name} combined {cpus}"))
+        .mend(
+            Place::Shell,
+            format!(
+                "for q in /sys/class/net/{name}/queues/rx-*; do echo {mask:x} > $q/rps_cpus; done"
+            ),
+        );
+    Ok(Some(judgement))
+}
+
+fn congestion_control(machine: &Machine, _plan: &Plan) -> Reading<Option<Judgement>> {
+    let algorithm = machine.network.congestion_control.clone()?;
+    if algorithm != "bbr" {
+        let needs = Amount::text("no pacing by the socket");
+        return Ok(Some(Judgement::new(Verdict::Ok, Amount::text(algorithm), needs)));
+    }
+    let discipline = machine.default_qdisc.clone()?;
+    let verdict = unless(discipline == "fq", Verdict::Note);
+    let allows = Amount::text(format!("{algorithm} with {discipline} as default discipline"));
+    let judgement = Judgement::new(verdict, allows, Amount::text("fq under bbr, or cubic"))
+        .mend(Place::Sysctl, "net.core.default_qdisc = fq")
+        .mend(Place::Sysctl, "net.ipv4.tcp_congestion_control = cubic");
+    Ok(Some(judgement))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
+const fn whole(count: f64) -> u64 {
+    count as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::fixture::Tree;
+    use super::super::probing::{find, gateway, lines};
+    use super::*;
+
+    #[test]
+    fn heartbeats_have_the_time_they_take() {
+        // 1,000,000 * 8.2 us = 8.2 CPU seconds for all, on 8 CPUs.
+        let every = |ms: u64| {
+            let ask = |ask: &mut super::super::super::args::Question| {
+                ask.heartbeat_interval = Duration::from_millis(ms);
+            };
+            find("cpu-time", 1_000_000, |_| {}, ask).unwrap()
+        };
+        assert_eq!(every(1_000).verdict, Verdict::TooSmall);
+        assert_eq!(every(1_100).verdict, Verdict::Note);
+        assert_eq!(every(1_500).verdict, Verdict::Ok);
+        assert_eq!(lines(&every(1_000)), ["session.heartbeat_interval_ms = 2050"]);
+        let pushed = find("cpu-time", 1_000_000, |_| {}, |ask| ask.pushes_per_second = 1.1);
+        assert_eq!(pushed.unwrap().verdict, Verdict::TooSmall);
+    }
+
+    #[test]
+    fn a_quota_counts_like_missing_cpus() {
+        let quota = |tree: &mut Tree| {
+            tree.set("sys/fs/cgroup/system.slice/tidegate.service/cpu.max", "250000 100000");
+        };
+        let found = find("shards", 1, quota, |ask| ask.shards = Some(3)).unwrap();
+        assert_eq!((found.verdict, found.allows.value), (Verdict::Note, Some(2)));
+        assert_eq!(lines(&found), ["shards = 2"]);
+        assert_eq!(gateway("shards", 1, quota).verdict, Verdict::Ok);
+        let older = |tree: &mut Tree| {
+            tree.set("proc/self/cgroup", "2:cpu,cpuacct:/\n");
+            let mount = "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct";
+            tree.set("proc/self/mountinfo", mount);
+            tree.set("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "100000");
+            tree.set("sys/fs/cgroup/cpu/cpu.cfs_period_us", "50000");
+        };
+        assert_eq!(gateway("shards", 1, older).allows.value, Some(2));
+    }
+
+    #[test]
+    fn threads_have_the_least_of_four_bounds() {
+        // 8 shards, 8 workers, 16 to spare.
+        let group = |tree: &mut Tree| {
+            tree.set("sys/fs/cgroup/system.slice/tidegate.service/pids.max", "31");
+        };
+        let found = gateway("threads", 1, group);
+        assert_eq!((found.verdict, found.needs.value), (Verdict::TooSmall, Some(32)));
+        assert_eq!(lines(&found), ["TasksMax=32"]);
+        // Root is not held to RLIMIT_NPROC, others are.
+        let few = "Max processes  31  31  processes\nMax open files  9  1048576  files";
+        assert_eq!(gateway("threads", 1, |t| t.set("proc/self/limits", few)).verdict, Verdict::Ok);
+        let user = gateway("threads", 1, |tree| {
+            tree.set("proc/self/limits", few);
+            tree.status("Uid:\t0\t0\t0\t0", "Uid:\t7\t7\t7\t7");
+        });
+        assert_eq!(user.verdict, Verdict::TooSmall);
+        let pids = gateway("threads", 1, |tree| tree.set("proc/sys/kernel/pid_max", "31"));
+        assert_eq!(lines(&pids), ["kernel.pid_max = 4128"]);
+    }
+
+    #[test]
+    fn a_card_has_a_queue_for_each_cpu_or_software_spreads_them() {
+        let single = |tree: &mut Tree| {
+            for queue in 1..8 {
+                tree.remove(&format!("sys/class/net/eth0/queues/rx-{queue}"));
+            }
+        };
+        let found = gateway("receive-queues", 1, single);
+        assert_eq!((found.verdict, found.allows.value), (Verdict::Note, Some(1)));
+        assert!(lines(&found)[1].contains("echo ff >"), "{found:?}");
+        let spread = gateway("receive-queues", 1, |tree| {
+            single(tree);
+            tree.set("sys/class/net/eth0/queues/rx-0/rps_cpus", "00000000,000000ff");
+        });
+        assert_eq!(spread.verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn interfaces_that_are_down_or_virtual_beside_a_device_do_not_count() {
+        let others = |tree: &mut Tree| {
+            tree.set("proc/self/net/dev", "h|\nh|\n lo: 0\n eth0: 0\n ifb0: 0\n veth1: 0\n");
+            for (name, flags) in [("ifb0", "0x82"), ("veth1", "0x1003")] {
+                tree.set(&format!("sys/class/net/{name}/type"), "1");
+                tree.set(&format!("sys/class/net/{name}/flags"), flags);
+                tree.set(&format!("sys/class/net/{name}/queues/rx-0/rps_cpus"), "0");
+            }
+        };
+        assert_eq!(gateway("receive-queues", 1, others).verdict, Verdict::Ok);
+        let container = gateway("receive-queues", 1, |tree| {
+            others(tree);
+            tree.remove("sys/class/net/eth0/device");
+        });
+        assert_eq!((container.verdict, container.allows.value), (Verdict::Note, Some(1)));
+        let none = gateway("receive-queues", 1, |tree| tree.set("proc/self/net/dev", "lo: 0"));
+        assert_eq!(none.allows.text, "loopback alone");
+    }
+
+    #[test]
+    fn bbr_wants_fq() {
+        let bbr = |tree: &mut Tree| tree.set("proc/sys/net/ipv4/tcp_congestion_control", "bbr");
+        assert_eq!(gateway("congestion-control", 1, bbr).verdict, Verdict::Ok);
+        let without = gateway("congestion-control", 1, |tree| {
+            bbr(tree);
+            tree.set("proc/sys/net/core/default_qdisc", "pfifo_fast");
+        });
+        assert_eq!(without.verdict, Verdict::Note);
+        assert_eq!(lines(&without)[0], "net.core.default_qdisc = fq");
+    }
+}

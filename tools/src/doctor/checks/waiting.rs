@@ -1,0 +1,243 @@
+//! Where connections wait before and after they are the gateway's: backlogs, ports, orphans.
+
+use super::super::args::Role;
+use super::super::finding::{Amount, Judgement, Place, Verdict};
+use super::super::machine::{Machine, Reading};
+use super::super::plan::Plan;
+use super::{Check, Stakes, unless};
+
+pub(super) const CHECKS: [Check; 5] = [
+    Check {
+        name: "somaxconn",
+        stakes: Stakes::Cost,
+        why: "The kernel silently cuts each listener's backlog to net.core.somaxconn; when it is full, \
+              a burst of phones that reconnect is dropped and tries again after a second or more.",
+        judge: somaxconn,
+    },
+    Check {
+        name: "syn-backlog",
+        stakes: Stakes::Cost,
+        why: "With SYN cookies on, tcp_max_syn_backlog is not consulted, and a queue full of handshakes \
+              that nobody completes turns nobody away; with them off, unknown peers are dropped from \
+              three quarters of tcp_max_syn_backlog on.",
+        judge: syn_backlog,
+    },
+    Check {
+        name: "source-ports",
+        stakes: Stakes::Holding,
+        why: "A client's connections to one address and port each need a port of their own for every \
+              source address.",
+        judge: source_ports,
+    },
+    Check {
+        name: "listening-port",
+        stakes: Stakes::Cost,
+        why: "A port in the range that outgoing connections draw from may be taken by one of them when \
+              the gateway restarts, and it can't listen then.",
+        judge: listening_port,
+    },
+    Check {
+        name: "orphans",
+        stakes: Stakes::Cost,
+        why: "A socket that the gateway has closed and whose phone hasn't acknowledged everything is an \
+              orphan; too many are reset, and lose the goodbye that tells them when to come back.",
+        judge: orphans,
+    },
+];
+
+/// The backlog that the gateway asks for, for each shard: its default `socket.backlog`.
+const BACKLOG: u64 = 4_096;
+
+/// Connections from one address to one address and port beyond which connecting gets slow: 25,000 of
+/// 28,232 ports came to 2,000 connects a second, 2,500 to more than 50,000. Measured.
+const FAST_PER_PAIR: u64 = 2_500;
+
+fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let most = machine.network.somaxconn.clone()?;
+    // No more can wait than there are.
+    let wanted = BACKLOG.min(plan.connections);
+    let verdict = unless(most >= wanted, Verdict::Note);
+    let needs = Amount::told(wanted, format!("{wanted} for each shard's listener"));
+    let judgement = Judgement::new(verdict, Amount::number(most), needs);
+    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.somaxconn = {BACKLOG}"))))
+}
+
+fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let (cookies, most) =
+        (machine.network.syncookies.clone()?, machine.network.syn_backlog_max.clone()?);
+    if cookies > 0 {
+        let allows =
+            Amount::told(most, format!("{most}, not consulted: tcp_syncookies is {cookies}"));
+        return Ok(Some(Judgement::new(Verdict::Ok, allows, Amount::text("SYN cookies"))));
+    }
+    let allows = Amount::told(most, format!("{most}, and tcp_syncookies is 0"));
+    let needs = Amount::text("SYN cookies");
+    let judgement = Judgement::new(Verdict::Note, allows, needs);
+    Ok(Some(judgement.mend(Place::Sysctl, "net.ipv4.tcp_syncookies = 1")))
+}
+
+/// How many of the ports from `first` to `last` are not reserved.
+fn free_ports(first: u64, last: u64, reserved: &[[u64; 2]]) -> u64 {
+    // The kernel lists ranges that don't overlap.
+    let taken =
+        reserved.iter().map(|&[from, to]| (to.min(last) + 1).saturating_sub(from.max(first)));
+    (last + 1).saturating_sub(first).saturating_sub(taken.sum())
+}
+
+fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Gateway {
+        return Ok(None);
+    }
+    let [first, last] = machine.network.ports.clone()?;
+    let ports = free_ports(first, last, &machine.network.reserved_ports.clone()?);
+    let pairs = plan.question.address_pairs;
+    let most = ports.saturating_mul(pairs);
+    let wanted_pairs = plan.connections.div_ceil(ports.max(1));
+    let verdict = if most < plan.connections {
+        Verdict::TooSmall
+    } else if plan.connections > FAST_PER_PAIR.saturating_mul(pairs) {
+        Verdict::Note
+    } else {
+        Verdict::Ok
+    };
+    let allows = Amount::told(
+        most,
+        format!("{most}: ports {first} to {last}, {ports} free, times {pairs} pairs of addresses"),
+    );
+    let fast_pairs = plan.connections.div_ceil(FAST_PER_PAIR);
+    let needs = Amount::told(
+        plan.connections,
+        format!(
+            "{} ports: {wanted_pairs} source addresses to one gateway address, {fast_pairs} for fast \
+             connects ({FAST_PER_PAIR} each)",
+            plan.connections
+        ),
+    );
+    let mut judgement = Judgement::new(verdict, allows, needs);
+    if verdict == Verdict::TooSmall && (first, last) != (1_024, 65_535) {
+        judgement = judgement.mend(Place::Sysctl, "net.ipv4.ip_local_port_range = 1024 65535");
+    }
+    let more = if verdict == Verdict::TooSmall { wanted_pairs } else { fast_pairs };
+    let shell = format!(
+        "tide doctor --role client --connections {} --address-pairs {more}  # and spread the load over as many",
+        plan.connections
+    );
+    Ok(Some(judgement.mend(Place::Shell, shell)))
+}
+
+fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let [first, last] = machine.network.ports.clone()?;
+    let reserved = machine.network.reserved_ports.clone()?;
+    let port = u64::from(plan.question.port);
+    let within = |&[from, to]: &[u64; 2]| (from..=to).contains(&port);
+    let safe = !(first..=last).contains(&port) || reserved.iter().any(within);
+    let allows = Amount::text(format!("outgoing connections draw from {first} to {last}"));
+    let needs = Amount::told(port, format!("{port} outside of it, or reserved"));
+    let judgement = Judgement::new(unless(safe, Verdict::Note), allows, needs);
+    let kept = reserved.iter().map(|[from, to]| format!("{from}-{to},")).collect::<String>();
+    let line = format!("net.ipv4.ip_local_reserved_ports = {kept}{port}");
+    Ok(Some(judgement.mend(Place::Sysctl, line)))
+}
+
+fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let most = machine.orphans_max.clone()?;
+    let wanted = plan.connections;
+    let needs =
+        Amount::told(wanted, format!("{wanted} if all are closed at once and none answers"));
+    let judgement =
+        Judgement::new(unless(most >= wanted, Verdict::Note), Amount::number(most), needs);
+    Ok(Some(judgement.mend(Place::Sysctl, format!("net.ipv4.tcp_max_orphans = {wanted}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::args::Question;
+    use super::super::super::finding::Finding;
+    use super::super::super::fixture::Tree;
+    use super::super::probing::{find, gateway, lines};
+    use super::*;
+
+    fn client(count: u64, pairs: u64, change: impl FnOnce(&mut Tree)) -> Finding {
+        let ask = |ask: &mut Question| (ask.role, ask.address_pairs) = (Role::Client, pairs);
+        find("source-ports", count, change, ask).unwrap()
+    }
+
+    #[test]
+    fn a_listener_gets_the_backlog_it_asks_for_or_less() {
+        let old = |tree: &mut Tree| tree.set("proc/sys/net/core/somaxconn", "128");
+        let low = gateway("somaxconn", 1_000_000, old);
+        assert_eq!((low.verdict, low.allows.value), (Verdict::Note, Some(128)));
+        assert_eq!(lines(&low), ["net.core.somaxconn = 4096"]);
+        assert_eq!(gateway("somaxconn", 100, old).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn without_cookies_the_backlog_of_handshakes_bites() {
+        let small = |tree: &mut Tree| tree.set("proc/sys/net/ipv4/tcp_max_syn_backlog", "16");
+        assert_eq!(gateway("syn-backlog", 1_000_000, small).verdict, Verdict::Ok);
+        let off = |tree: &mut Tree| tree.set("proc/sys/net/ipv4/tcp_syncookies", "0");
+        let found = gateway("syn-backlog", 1_000_000, off);
+        assert_eq!(found.verdict, Verdict::Note);
+        assert_eq!(lines(&found), ["net.ipv4.tcp_syncookies = 1"]);
+    }
+
+    #[test]
+    fn a_client_needs_a_port_for_each_connection_and_pair() {
+        assert_eq!(client(2_500, 1, |_| {}).verdict, Verdict::Ok);
+        assert_eq!(client(28_232, 1, |_| {}).verdict, Verdict::Note);
+        let short = client(28_233, 1, |_| {});
+        assert_eq!((short.verdict, short.allows.value), (Verdict::TooSmall, Some(28_232)));
+        assert!(short.needs.text.contains("2 source addresses"), "{short:?}");
+        assert_eq!(client(1_000_000, 400, |_| {}).verdict, Verdict::Ok);
+        let reserved = |tree: &mut Tree| {
+            tree.set("proc/sys/net/ipv4/ip_local_reserved_ports", "7400-7401,32768-33000,60999");
+        };
+        assert_eq!(client(1, 1, reserved).allows.value, Some(28_232 - 234));
+        assert!(find("source-ports", 1, |_| {}, |_| {}).is_none());
+    }
+
+    #[test]
+    fn ports_are_counted_without_those_reserved() {
+        assert_eq!(free_ports(60_000, 60_010, &[]), 11);
+        assert_eq!(free_ports(60_000, 60_010, &[[1, 60_003], [60_010, 60_020]]), 6);
+        assert_eq!(free_ports(10, 9, &[]), 0);
+    }
+
+    #[test]
+    fn a_listening_port_is_outside_of_the_range_or_reserved() {
+        let wide =
+            |tree: &mut Tree| tree.set("proc/sys/net/ipv4/ip_local_port_range", "1024 65535");
+        let taken = gateway("listening-port", 1, |tree| {
+            wide(tree);
+            tree.set("proc/sys/net/ipv4/ip_local_reserved_ports", "9000-9001");
+        });
+        assert_eq!(taken.verdict, Verdict::Note);
+        assert_eq!(lines(&taken), ["net.ipv4.ip_local_reserved_ports = 9000-9001,7400"]);
+        let reserved = gateway("listening-port", 1, |tree| {
+            wide(tree);
+            tree.set("proc/sys/net/ipv4/ip_local_reserved_ports", "7400");
+        });
+        assert_eq!(reserved.verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_drain_of_everybody_may_orphan_everybody() {
+        let small = |tree: &mut Tree| tree.set("proc/sys/net/ipv4/tcp_max_orphans", "131072");
+        let found = gateway("orphans", 1_000_000, small);
+        assert_eq!(found.verdict, Verdict::Note);
+        assert_eq!(lines(&found), ["net.ipv4.tcp_max_orphans = 1000000"]);
+        assert_eq!(gateway("orphans", 131_072, small).verdict, Verdict::Ok);
+    }
+}

@@ -1,0 +1,284 @@
+//! What so many connections come to: shards, driver, rings, descriptors, memory, CPU time.
+//!
+//! Its constants are what the gateway does and what was measured; each says which.
+
+use super::args::{DriverChoice, Question, Role};
+use super::finding::{Confidence, Estimate};
+use super::io_uring_access::{Access, access};
+use super::machine::Machine;
+
+/// Descriptors of a process that are no connections: streams, listeners, pollers, the operators' HTTP,
+/// backends. The gateway's own reserve is 64 and 4 for each shard.
+pub(super) const SPARE_FILES: u64 = 64;
+
+/// The same for each shard.
+pub(super) const SPARE_FILES_PER_SHARD: u64 = 4;
+
+/// Descriptors of an epoll shard's own table that are no connections.
+pub(super) const SPARE_FILES_PER_TABLE: u64 = 100;
+
+/// Descriptors of `tide bench` that are no connections.
+pub(super) const SPARE_FILES_CLIENT: u64 = 32;
+
+/// How full a ring's table of direct descriptors may get, in percent: accepting into a full one drops
+/// the connection.
+pub(super) const RING_FILL_PERCENT: u64 = 85;
+
+/// Direct descriptors of a ring at most, whatever `RLIMIT_NOFILE`: `IORING_MAX_FIXED_FILES` in the
+/// kernel's io_uring/rsrc.c.
+pub(super) const RING_FILES_MAX: u64 = 1 << 20;
+
+/// Memory of a ring with a table of 20,000, in bytes. Measured. The table is most of it and grows with
+/// what it may hold, but all rings together hold the same connections.
+const RING_BYTES: u64 = 413_000;
+
+/// Mappings of a ring: its queues, its entries, its buffers, and what an allocator splits.
+pub(super) const RING_MAPPINGS: u64 = 4;
+
+/// Kernel memory of an idle connection's socket, in bytes, one end. Measured: socket, inode, dentry,
+/// file.
+const SOCKET_BYTES: u64 = 3_670;
+
+/// What an armed multishot receive adds, in bytes. Measured.
+const URING_BYTES: u64 = 870;
+
+/// What a registration with epoll adds, in bytes, at most. Measured: 210 to 285.
+const EPOLL_BYTES: u64 = 285;
+
+/// The gateway's own memory for an idle connection, in bytes: measured at about 230, rounded up.
+pub(super) const GATEWAY_BYTES_EACH: u64 = 256;
+
+/// CPU time of a heartbeat and its answer, in microseconds, at [`HEARTBEAT_FEW`] connections. Measured.
+const HEARTBEAT_FEW_US: f64 = 5.7;
+
+/// See [`HEARTBEAT_FEW_US`].
+const HEARTBEAT_FEW: f64 = 100_000.0;
+
+/// CPU time of a heartbeat and its answer, in microseconds, at [`HEARTBEAT_MANY`] connections, in one
+/// thread with 60 rings. Measured.
+const HEARTBEAT_MANY_US: f64 = 8.2;
+
+/// See [`HEARTBEAT_MANY_US`].
+const HEARTBEAT_MANY: f64 = 1_000_000.0;
+
+/// CPU time of a push's delivery of 130 bytes to one connection, in microseconds, at a million. Measured.
+const DELIVERY_US: f64 = 7.5;
+
+/// What is asked, with what follows from the machine.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// Connections: at least 1.
+    pub(super) connections: u64,
+    pub(super) question: Question,
+    /// Threads that hold connections: at least 1.
+    pub(super) shards: u64,
+    pub(super) driver: Driver,
+}
+
+/// What the shards will use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Driver {
+    /// A table of plain descriptors for each shard.
+    Epoll,
+    /// Rings of direct descriptors.
+    Uring,
+}
+
+impl Plan {
+    /// Settles what was left open. Where io_uring is in doubt, "auto" is taken for epoll, which asks
+    /// for more.
+    pub(super) fn new(connections: u64, question: Question, machine: &Machine) -> Self {
+        let driver = match (question.role, question.driver) {
+            (Role::Client, _) | (_, DriverChoice::Epoll) => Driver::Epoll,
+            (_, DriverChoice::Uring) => Driver::Uring,
+            (_, DriverChoice::Auto) => match access(machine) {
+                Access::Works => Driver::Uring,
+                Access::Refused(_) | Access::Unknown(_) => Driver::Epoll,
+            },
+        };
+        let shards = question.shards.unwrap_or_else(|| whole(machine.cpus().unwrap_or(1.0))).max(1);
+        Self { connections, question, shards, driver }
+    }
+
+    /// Connections of the fullest shard.
+    pub(super) const fn connections_per_shard(&self) -> u64 {
+        self.connections.div_ceil(self.shards)
+    }
+
+    /// Rings of all shards under this limit of descriptors; `None` is no limit.
+    pub(super) fn rings(&self, limit: Option<u64>) -> u64 {
+        let table = limit.unwrap_or(RING_FILES_MAX).min(RING_FILES_MAX);
+        let fill = (table * RING_FILL_PERCENT / 100).max(1);
+        self.shards * self.connections_per_shard().div_ceil(fill)
+    }
+
+    /// Plain descriptors of a process with so many rings.
+    pub(super) const fn plain_files(&self, rings: u64) -> u64 {
+        SPARE_FILES + SPARE_FILES_PER_SHARD * self.shards + rings
+    }
+
+    /// Memory for all connections, kernel and gateway, one end, in bytes.
+    pub(super) fn memory_bytes(&self, limit: Option<u64>) -> u64 {
+        let (each, rings) = match self.driver {
+            Driver::Epoll => (EPOLL_BYTES, 0),
+            Driver::Uring => (URING_BYTES, self.rings(limit)),
+        };
+        self.connections * (SOCKET_BYTES + each + GATEWAY_BYTES_EACH) + rings * RING_BYTES
+    }
+
+    /// CPU seconds a second, for heartbeats and pushes.
+    pub(super) fn cpus(&self) -> f64 {
+        (self.heartbeats_per_second() * self.heartbeat_us()
+            + self.deliveries_per_second() * DELIVERY_US)
+            / 1e6
+    }
+
+    fn heartbeats_per_second(&self) -> f64 {
+        to_f64(self.connections) / self.question.heartbeat_interval.as_secs_f64()
+    }
+
+    fn deliveries_per_second(&self) -> f64 {
+        to_f64(self.connections) * self.question.pushes_per_second
+    }
+
+    /// Between the two measured sizes it grows with the logarithm, as a cache's misses tend to.
+    fn heartbeat_us(&self) -> f64 {
+        let count = to_f64(self.connections).clamp(HEARTBEAT_FEW, HEARTBEAT_MANY);
+        let way = (count / HEARTBEAT_FEW).ln() / (HEARTBEAT_MANY / HEARTBEAT_FEW).ln();
+        HEARTBEAT_FEW_US + way * (HEARTBEAT_MANY_US - HEARTBEAT_FEW_US)
+    }
+
+    /// The figures, and how sure they are.
+    pub(super) fn estimates(&self, limit: Option<u64>) -> Vec<Estimate> {
+        let measured_size =
+            self.connections == whole(HEARTBEAT_FEW) || self.connections == whole(HEARTBEAT_MANY);
+        let sure = if measured_size { Confidence::Measured } else { Confidence::Extrapolated };
+        let mut estimates = self.memory_estimates(limit);
+        estimates.push(Estimate {
+            what: "heartbeats",
+            value: self.heartbeats_per_second() * self.heartbeat_us() / 1e6,
+            unit: "CPUs",
+            confidence: sure,
+            basis: format!(
+                "{:.0} a second, {:.1} us each; a bare server over loopback: {HEARTBEAT_FEW_US} us at \
+                 100000 connections, {HEARTBEAT_MANY_US} us at 1000000 in one thread with 60 rings",
+                self.heartbeats_per_second(),
+                self.heartbeat_us(),
+            ),
+        });
+        if self.question.pushes_per_second > 0.0 {
+            let confidence = if self.connections == whole(HEARTBEAT_MANY) {
+                Confidence::Measured
+            } else {
+                Confidence::Extrapolated
+            };
+            estimates.push(Estimate {
+                what: "pushes",
+                value: self.deliveries_per_second() * DELIVERY_US / 1e6,
+                unit: "CPUs",
+                confidence,
+                basis: format!(
+                    "{:.0} deliveries a second, {DELIVERY_US} us each for 130 bytes at 1000000 \
+                     connections; pushes that merge into one send cost less",
+                    self.deliveries_per_second(),
+                ),
+            });
+        }
+        estimates
+    }
+
+    fn memory_estimates(&self, limit: Option<u64>) -> Vec<Estimate> {
+        let mib = |bytes: u64| to_f64(bytes) / to_f64(1 << 20);
+        let user = self.connections * GATEWAY_BYTES_EACH;
+        let kernel = self.memory_bytes(limit) - user;
+        let (added, rings) = match self.driver {
+            Driver::Epoll => (format!("{EPOLL_BYTES} epoll"), String::new()),
+            Driver::Uring => (
+                format!("{URING_BYTES} armed receive"),
+                format!("; {} rings of {RING_BYTES} B", self.rings(limit)),
+            ),
+        };
+        let user_confidence = match self.question.role {
+            Role::Gateway => Confidence::Extrapolated,
+            Role::Client => Confidence::Assumption,
+        };
+        // The sum of kernel objects grows with their number and nothing else.
+        vec![
+            Estimate {
+                what: "kernel memory, idle",
+                value: mib(kernel),
+                unit: "MiB",
+                confidence: Confidence::Measured,
+                basis: format!("{SOCKET_BYTES} B socket + {added} a connection, one end{rings}"),
+            },
+            Estimate {
+                what: "user memory, idle",
+                value: mib(user),
+                unit: "MiB",
+                confidence: user_confidence,
+                basis: format!(
+                    "{GATEWAY_BYTES_EACH} B a connection, as the gateway has, rounded up"
+                ),
+            },
+        ]
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of connections are far below 2^52")]
+const fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
+const fn whole(count: f64) -> u64 {
+    count as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Tree, question};
+    use super::*;
+
+    fn plan(connections: u64, shards: u64) -> Plan {
+        let question = Question { shards: Some(shards), ..question() };
+        Plan::new(connections, question, &Tree::good().machine())
+    }
+
+    #[test]
+    fn rings_are_filled_to_85_percent_and_no_further_than_the_kernels_own_bound() {
+        assert_eq!(plan(17_000, 1).rings(Some(20_000)), 1);
+        assert_eq!(plan(17_001, 1).rings(Some(20_000)), 2);
+        assert_eq!(plan(1_000_000, 1).rings(Some(20_000)), 59);
+        assert_eq!(plan(1_000_000, 2).rings(Some(20_000)), 60);
+        // 0.85 * 2^20 = 891289.
+        assert_eq!(plan(891_289, 1).rings(None), 1);
+        assert_eq!(plan(891_290, 1).rings(None), 2);
+        assert_eq!(plan(5, 1).rings(Some(0)), 5);
+    }
+
+    #[test]
+    fn memory_is_the_sum_of_what_was_measured() {
+        let plan = plan(1_000_000, 1);
+        assert_eq!(plan.driver, Driver::Uring);
+        assert_eq!(plan.memory_bytes(None), 1_000_000 * (3_670 + 870 + 256) + 2 * 413_000);
+    }
+
+    #[test]
+    fn a_heartbeat_costs_what_was_measured_and_between_that_something_between() {
+        let us = |connections| plan(connections, 1).heartbeat_us();
+        assert!((us(1_000) - 5.7).abs() < 1e-9);
+        assert!((us(100_000) - 5.7).abs() < 1e-9);
+        assert!((us(1_000_000) - 8.2).abs() < 1e-9);
+        assert!((5.8..8.1).contains(&us(300_000)));
+        // 1,000,000 / 30 s * 8.2 us.
+        assert!((plan(1_000_000, 1).cpus() - 0.2733).abs() < 1e-3);
+    }
+
+    #[test]
+    fn how_sure_an_estimate_is_depends_on_whether_its_size_was_measured() {
+        let of = |connections| plan(connections, 1).estimates(None)[2].confidence;
+        assert_eq!(of(1_000_000), Confidence::Measured);
+        assert_eq!(of(100_000), Confidence::Measured);
+        assert_eq!(of(500_000), Confidence::Extrapolated);
+    }
+}
