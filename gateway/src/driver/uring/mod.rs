@@ -215,7 +215,7 @@ impl Uring {
             || self.confirming
             || self.acceptor.is_stopping();
         for ring in &mut self.rings[1..] {
-            if ring.has_submissions() {
+            if ring.has_submissions() || ring.may_complete() {
                 ring.submit()?;
             }
             busy = busy || ring.has_completions();
@@ -224,7 +224,7 @@ impl Uring {
         if !(busy || first.has_completions()) {
             return first.submit_and_wait(idle_for);
         }
-        if first.has_submissions() { first.submit() } else { Ok(()) }
+        if first.has_submissions() || first.may_complete() { first.submit() } else { Ok(()) }
     }
 
     /// Sees what has completed, and what completes meanwhile, for as long as there is some and it is not
@@ -237,13 +237,9 @@ impl Uring {
         while more && seen < EVENTS_MAX {
             more = false;
             for ring in 0..self.rings.len() {
-                if self.rings[ring].has_completions() {
-                    seen += self.harvest_ring(ring, sink)?;
-                    more = true;
-                } else {
-                    let submitted = self.rings[ring].submitted_sends();
-                    self.confirm_sends(ring, submitted);
-                }
+                let count = self.harvest_ring(ring, sink)?;
+                seen += count;
+                more |= count > 0;
             }
         }
         Ok(())
@@ -260,12 +256,11 @@ impl Uring {
     fn harvest_ring(&mut self, index: usize, sink: &mut impl Sink) -> io::Result<usize> {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.rings[index];
-        ring.take_completions(&mut completions);
-        if completions.is_empty() {
+        if !ring.has_completions() && ring.may_complete() {
             // They are there once the kernel is let in: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
             ring.submit()?;
-            ring.take_completions(&mut completions);
         }
+        ring.take_completions(&mut completions);
         // Only what has been seen by now is certain: more is submitted below.
         let submitted = ring.submitted_sends();
         let count = completions.len();
@@ -273,7 +268,9 @@ impl Uring {
             self.complete(index, completion, sink);
         }
         self.completions = completions;
-        self.rings[index].buffers.publish();
+        if count > 0 {
+            self.rings[index].buffers.publish();
+        }
         self.confirm_sends(index, submitted);
         Ok(count)
     }

@@ -296,12 +296,16 @@ impl Ring {
         !self.uring.submission().is_empty()
     }
 
-    /// Whether there is something to see, now or after a [`Self::submit`].
+    /// Whether there is something to see.
     #[inline]
     pub(super) fn has_completions(&mut self) -> bool {
-        if !self.uring.completion().is_empty() {
-            return true;
-        }
+        !self.uring.completion().is_empty()
+    }
+
+    /// Whether there may be something to see after a [`Self::submit`]. The kernel may say so when it has
+    /// completed everything already, and go on saying so.
+    #[inline]
+    pub(super) fn may_complete(&mut self) -> bool {
         let submissions = self.uring.submission();
         submissions.taskrun() || submissions.cq_overflow()
     }
