@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use outcome::Round;
 use process::Bench;
-use rows::{Row, Side};
+use rows::{Driver, Row, Side};
 
 /// What a run may take beyond its seconds: connecting, settling, draining.
 const OVERHEAD_MAX: Duration = Duration::from_secs(90);
@@ -33,6 +33,12 @@ struct Args {
     /// Only rows whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
+    /// How the gateway talks to the kernel.
+    #[arg(long, value_enum, default_value = "auto")]
+    driver: Driver,
+    /// Puts the gateway beside itself with epoll instead of the floors.
+    #[arg(long)]
+    against_epoll: bool,
     /// Says which rows there are.
     #[arg(long)]
     list: bool,
@@ -82,7 +88,9 @@ fn main() -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", output.display()))?;
     let outcomes: Vec<_> =
         results.iter().flat_map(|(row, rounds)| outcome::outcomes(row, rounds)).collect();
-    print!("{}", outcome::table(&outcomes));
+    let sides =
+        if args.against_epoll { ["epoll", args.driver.name()] } else { ["floor", "gateway"] };
+    print!("{}", outcome::table(&outcomes, sides));
     println!("ratio: the median of {} rounds; all of it: {}", args.rounds, output.display());
     if failed > 0 {
         bail!("{failed} rows could not be measured");
@@ -91,7 +99,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn chosen(args: &Args) -> anyhow::Result<Vec<Row>> {
-    let mut rows = rows::all();
+    let mut rows: Vec<_> = rows::all().into_iter().map(|row| row.driven_by(args.driver)).collect();
+    if args.against_epoll {
+        rows = rows.into_iter().map(Row::against_epoll).collect();
+    }
     if let Some(pattern) = &args.only {
         rows.retain(|row| row.name.contains(pattern));
     }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::rows::{Placement, Server};
+use crate::rows::{Driver, Placement, Server};
 
 /// How long a server may take to say where it listens.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -107,19 +107,19 @@ impl Bench {
                 command.args(arguments);
                 command
             }
-            Server::Gateway(placement) => self.gateway(*placement),
+            Server::Gateway(placement, driver) => self.gateway(*placement, *driver),
         };
         command.current_dir(&self.scratch).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut owned = Owned::start(&mut command)?;
         let output = owned.child.stdout.take().context("the server's output is piped")?;
         let lines = read_lines(output)?;
-        let is_gateway = matches!(server, Server::Gateway(_));
+        let is_gateway = matches!(server, Server::Gateway(..));
         let port = wait_for_port(&lines, is_gateway)
             .with_context(|| format!("{command:?} does not say where it listens"))?;
         Ok(Running { owned, port })
     }
 
-    fn gateway(&self, placement: Placement) -> Command {
+    fn gateway(&self, placement: Placement, driver: Driver) -> Command {
         let placement = match placement {
             Placement::Worker => "backends.demo.placement=worker",
             Placement::Shard => "backends.demo.placement=shard",
@@ -128,7 +128,7 @@ impl Bench {
         command
             .args(["--auth", "demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--shards", "1", "--set", "backends.demo.workers=1", "--set", placement])
-            .args(["--log", "warn"]);
+            .args(["--driver", driver.name(), "--log", "warn"]);
         command
     }
 

@@ -27,7 +27,29 @@ pub(crate) enum Server {
     /// A floor: its binary and arguments.
     Floor(&'static str, Vec<String>),
     /// The gateway.
-    Gateway(Placement),
+    Gateway(Placement, Driver),
+}
+
+/// How the gateway talks to the kernel.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Driver {
+    /// As it chooses.
+    Auto,
+    /// epoll.
+    Epoll,
+    /// io_uring.
+    Uring,
+}
+
+impl Driver {
+    /// As the gateway's flag has it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Epoll => "epoll",
+            Self::Uring => "uring",
+        }
+    }
 }
 
 /// One side of a comparison.
@@ -80,6 +102,30 @@ pub(crate) struct Row {
     pub(crate) figures: Vec<Figure>,
 }
 
+impl Row {
+    /// The same load on a gateway with that driver.
+    pub(crate) fn driven_by(mut self, driver: Driver) -> Self {
+        for side in [&mut self.floor, &mut self.gateway] {
+            if let Server::Gateway(_, of_side) = &mut side.server {
+                *of_side = driver;
+            }
+        }
+        self
+    }
+
+    /// The gateway with epoll in the floor's place: no more than that is good enough.
+    pub(crate) fn against_epoll(mut self) -> Self {
+        self.floor = self.clone().driven_by(Driver::Epoll).gateway;
+        for figure in &mut self.figures {
+            figure.floor_key = figure.gateway_key;
+            if figure.unit == Unit::Nanos && figure.target.is_finite() {
+                figure.target = 1.0;
+            }
+        }
+        self
+    }
+}
+
 /// Every row, in order.
 pub(crate) fn all() -> Vec<Row> {
     use Placement::{Shard, Worker};
@@ -116,7 +162,7 @@ fn floor(binary: &'static str, arguments: &[&str], load: &[&str]) -> Side {
 }
 
 fn gateway(placement: Placement, load: &[&str]) -> Side {
-    Side { server: Server::Gateway(placement), load: words(load), beside: None }
+    Side { server: Server::Gateway(placement, Driver::Auto), load: words(load), beside: None }
 }
 
 fn echo(

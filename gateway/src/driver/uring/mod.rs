@@ -33,6 +33,7 @@ use std::mem;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -170,9 +171,10 @@ impl Uring {
 
     /// One more ring, for more connections than the others have places for.
     fn add_ring(&mut self) -> io::Result<()> {
-        let ring = Ring::new(self.files_each, self.buffers_each)?;
+        let mut ring = Ring::new(self.files_each, self.buffers_each)?;
         ring.enable()?;
         ring.signal(self.wakeup.0.as_fd())?;
+        ring.set_signalling(false);
         self.rings.push(ring);
         Ok(())
     }
@@ -220,11 +222,35 @@ impl Uring {
             }
             busy = busy || ring.has_completions();
         }
-        let first = &mut self.rings[0];
-        if !(busy || first.has_completions()) {
-            return first.submit_and_wait(idle_for);
+        busy = busy || self.rings[0].has_completions();
+        if !busy {
+            if self.others_may_sleep()? {
+                self.rings[0].submit_and_wait(idle_for)?;
+            }
+            self.stop_signalling();
+            return Ok(());
         }
+        let first = &mut self.rings[0];
         if first.has_submissions() || first.may_complete() { first.submit() } else { Ok(()) }
+    }
+
+    /// Has the other rings say when something happens, unless something has.
+    fn others_may_sleep(&mut self) -> io::Result<bool> {
+        let mut idle = true;
+        for ring in &mut self.rings[1..] {
+            ring.set_signalling(true);
+            // What happens from now on is signalled; what happened before is seen here.
+            fence(Ordering::SeqCst);
+            if ring.may_complete() {
+                ring.submit()?;
+            }
+            idle = idle && !ring.has_completions();
+        }
+        Ok(idle)
+    }
+
+    fn stop_signalling(&mut self) {
+        self.rings[1..].iter_mut().for_each(|ring| ring.set_signalling(false));
     }
 
     /// Sees what has completed, and what completes meanwhile, for as long as there is some and it is not

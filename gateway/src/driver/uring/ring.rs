@@ -122,6 +122,16 @@ impl Ring {
         self.uring.submitter().register_eventfd(eventfd.as_raw_fd())
     }
 
+    /// Has it signal the eventfd from now on, or not: who is awake looks by itself.
+    pub(super) fn set_signalling(&mut self, signalling: bool) {
+        let completions = self.uring.completion();
+        if signalling {
+            completions.enable_eventfd();
+        } else {
+            completions.disable_eventfd();
+        }
+    }
+
     /// Has it complete [`Token::Wake`] each time somebody writes to an eventfd.
     pub(super) fn watch_wakeups(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         let poll = opcode::PollAdd::new(Fd(eventfd.as_raw_fd()), libc::POLLIN as u32).multi(true);
