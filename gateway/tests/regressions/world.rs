@@ -22,6 +22,10 @@ pub(crate) const KEEP: i32 = 2;
 pub(crate) const RELEASE: i32 = 3;
 /// Joins the room.
 pub(crate) const JOIN: i32 = 4;
+/// Leaves it.
+pub(crate) const LEAVE: i32 = 5;
+/// Joins it again: the data is the last offset that was seen.
+pub(crate) const RESUME: i32 = 10;
 
 #[derive(Default)]
 pub(crate) struct Keeper {
@@ -43,6 +47,15 @@ impl Handler for Keeper {
             }
             JOIN => {
                 gateway.join(call.session(), &room(), None).unwrap();
+                call.answer("");
+            }
+            LEAVE => {
+                gateway.leave(call.session(), &room()).unwrap();
+                call.answer("");
+            }
+            RESUME => {
+                let seen = u64::from_be_bytes(call.biz_data()[..].try_into().unwrap());
+                gateway.join(call.session(), &room(), Some(seen)).unwrap();
                 call.answer("");
             }
             _ => {
