@@ -8,7 +8,7 @@ use tidegate::shard::mailbox::Message;
 use tidegate_backend::publisher::Target;
 use tidegate_backend::{Code, RoomId};
 
-use crate::world::{JOIN, LEAVE, Phone, RESUME, World, room};
+use crate::world::{JOIN, KEEP, LEAVE, Phone, RESUME, World, room};
 
 /// The type of most pushes here.
 const BARRAGE: i32 = 6;
@@ -245,12 +245,17 @@ fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
     for (first, second) in [(0, 1), (1, 0)] {
         let mut there = member(&mut world, first);
         push(&mut world, BARRAGE, 1);
-        there.read(&mut world);
-        let mut here = member(&mut world, second);
-        push(&mut world, BARRAGE, 2);
         pass_ms(&mut world, WINDOW_MS);
-        assert_eq!(bytes(&mut world, &mut there), [1, 2]);
-        assert_eq!(bytes(&mut world, &mut here), [2]);
+        there.read(&mut world);
+        let seen = there.got.drain(..).next_back().unwrap().offset;
+        push(&mut world, BARRAGE, 2);
+        let mut here = world.log_in(second);
+        world.ask(&here, RESUME, 1, &seen.to_be_bytes());
+        assert_eq!(bytes(&mut world, &mut here), [2], "no window of this shard's holds it back");
+        push(&mut world, BARRAGE, 3);
+        pass_ms(&mut world, WINDOW_MS);
+        assert_eq!(bytes(&mut world, &mut there), [2, 3]);
+        assert_eq!(bytes(&mut world, &mut here), [3]);
         for phone in [there, here] {
             world.ask(&phone, LEAVE, 2, b"");
         }
@@ -302,6 +307,8 @@ fn a_window_ends_with_its_last_member() {
 fn a_drain_ends_all_windows_and_loses_nothing() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..6).map(|n| member(&mut world, n % 2)).collect();
+    let mut asking = member(&mut world, 1);
+    world.ask(&asking, KEEP, 2, b"");
     push(&mut world, BARRAGE, 1);
     push(&mut world, BARRAGE, 2);
     world.parts.hub.tell_all(|| Message::Drain);
@@ -312,6 +319,9 @@ fn a_drain_ends_all_windows_and_loses_nothing() {
         assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
         assert_eq!(bytes(&mut world, phone), [1, 2]);
     }
+    assert_eq!(bytes(&mut world, &mut asking), [1, 2], "who waits for an answer stays");
+    push(&mut world, BARRAGE, 3);
+    assert_eq!(bytes(&mut world, &mut asking), [3], "and there are no windows any more");
     assert_eq!(world.parts.shared.gate.commands(), 0);
 }
 
@@ -328,9 +338,13 @@ fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
     let mut phone = member(&mut world, 0);
     world.push_all(BARRAGE, 1);
     push(&mut world, BARRAGE, 2);
-    world.parts.gateway.push_room(&starry, BARRAGE, "nobody").unwrap();
+    world.ask(&phone, JOIN, 2, starry.as_str().as_bytes());
+    world.parts.gateway.push_room(&starry, BARRAGE, "starry").unwrap();
+    world.turns(3);
     pass_ms(&mut world, WINDOW_MS);
-    assert_eq!(bytes(&mut world, &mut phone), [2]);
+    let mut got = bytes(&mut world, &mut phone);
+    got.sort_unstable();
+    assert_eq!(got, [2, 6]);
     push(&mut world, BARRAGE, 3);
     world.push_all(BARRAGE, 4);
     pass_ms(&mut world, WINDOW_MS);

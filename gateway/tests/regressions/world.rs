@@ -20,7 +20,7 @@ pub(crate) const ECHO: i32 = 1;
 pub(crate) const KEEP: i32 = 2;
 /// Answers all that were kept, with 5 KiB each.
 pub(crate) const RELEASE: i32 = 3;
-/// Joins the room.
+/// Joins the room, or the one that the data names.
 pub(crate) const JOIN: i32 = 4;
 /// Leaves it.
 pub(crate) const LEAVE: i32 = 5;
@@ -46,7 +46,9 @@ impl Handler for Keeper {
                 call.answer("");
             }
             JOIN => {
-                gateway.join(call.session(), &room(), None).unwrap();
+                let named = RoomId::new(String::from_utf8_lossy(call.biz_data()));
+                let room = named.unwrap_or_else(|_| room());
+                gateway.join(call.session(), &room, None).unwrap();
                 call.answer("");
             }
             LEAVE => {
