@@ -236,6 +236,39 @@ fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
 }
 
 #[test]
+fn what_is_said_within_a_window_comes_together_and_in_order() {
+    let policies = r#"
+        [[room_policy]]
+        prefix = "barrage-"
+        merge_window_ms = 1000
+        [[room_policy]]
+        prefix = "*"
+        merge_window_ms = 10000
+        urgent_types = [51, 51]
+    "#;
+    let gateway = Setup::demo().shards(2).toml(policies).start();
+    let operator = gateway.operator();
+    let (mut phone, mut talker) = (gateway.login(7), gateway.login(8));
+    phone.join("barrage-1", 0);
+    talker.send_together(&["one", "two"].map(|text| (demo::SAY, said("barrage-1", text))));
+    let pushes = phone.pushes(2);
+    assert!(pushes.iter().map(Push::text).eq(["one", "two"]));
+    assert_eq!(pushes[1].offset, pushes[0].offset + 1);
+    operator.wait_for_metric("tidegate_push_merged_total", "", |n| n == 1.0);
+    // Everybody's room has a policy too: an urgent push takes along what waits.
+    talker.ask(demo::PUSH_ALL, b"three").unwrap();
+    assert_eq!(operator.push_all(51, b"four"), 2);
+    for phone in [&mut phone, &mut talker] {
+        let pushes = phone.pushes(2);
+        assert!(pushes.iter().map(|push| &push.biz_data[..]).eq([&b"three"[..], b"four"]));
+    }
+    // The room that waited for nothing shows that no other has a window.
+    phone.join("lobby", 0);
+    assert_eq!(operator.push_room("lobby", 50, b"five"), 1);
+    assert_eq!(phone.push().biz_data, "five");
+}
+
+#[test]
 fn after_a_restart_offsets_begin_above_all_earlier_ones() {
     let mut gateway = Setup::demo().on_a_port_of_its_own().shards(2).start();
     let mut last_offset = 0;

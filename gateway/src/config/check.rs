@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::thread;
 
 use tidegate_backend::Placement;
-use tidegate_protocol::limits::{IDLE_INTERVAL_TENTHS, ROOM_ID_BYTES_MAX};
+use tidegate_protocol::limits::IDLE_INTERVAL_TENTHS;
 use tracing_subscriber::EnvFilter;
 
 use super::checked::*;
@@ -30,11 +30,11 @@ const DESCRIPTORS_PER_SHARD: u64 = 4;
 const MEMORY_BYTES_EACH: u64 = 6 * 1024;
 
 /// A day, and the longest that most timeouts may be.
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
 const KIB: i64 = 1024;
 const MIB: i64 = 1024 * KIB;
-const GIB: i64 = 1024 * MIB;
+pub(super) const GIB: i64 = 1024 * MIB;
 
 /// What decides how many connections there are places for.
 #[derive(Clone, Copy)]
@@ -270,48 +270,6 @@ impl Checker<'_> {
         })
     }
 
-    fn rooms(&self, rooms: &typed::Rooms, policies: &[typed::RoomPolicy]) -> Checked<RoomsConfig> {
-        let (log_bytes_max, slow_member) = (rooms.log_bytes_max, &rooms.slow_member);
-        let mut checked: Vec<(String, RoomPolicy)> = Vec::with_capacity(policies.len());
-        for (index, policy) in policies.iter().enumerate() {
-            let (at, prefix) = (format!("room_policy[{index}]"), &policy.prefix);
-            let reason = if prefix.is_empty() {
-                "this is missing, or empty: what holds for all other rooms is set in [rooms]"
-            } else if prefix.len() > ROOM_ID_BYTES_MAX {
-                "no room's id is this long: at most 128 bytes"
-            } else if checked.iter().any(|(other, _)| other == prefix) {
-                "another policy has the same prefix: remove one"
-            } else {
-                let log_bytes_max = policy.log_bytes_max.unwrap_or(log_bytes_max);
-                let slow_member = policy.slow_member.as_ref().unwrap_or(slow_member);
-                checked.push((prefix.clone(), self.policy(&at, log_bytes_max, slow_member)?));
-                continue;
-            };
-            return Err(self.refuse(&format!("{at}.prefix"), quoted(prefix), reason));
-        }
-        checked.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        Ok(RoomsConfig {
-            default_policy: self.policy("rooms", log_bytes_max, slow_member)?,
-            policies: checked,
-            idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
-            rooms_max: self.number("rooms.rooms_max", rooms.rooms_max, 1..=10_000_000)?,
-            rooms_per_connection_max: self.number(
-                "rooms.rooms_per_connection_max",
-                rooms.rooms_per_connection_max,
-                1..=10_000,
-            )?,
-        })
-    }
-
-    fn policy(&self, at: &str, log_bytes_max: i64, slow_member: &str) -> Checked<RoomPolicy> {
-        let choices = [("skip", SlowMember::Skip), ("close", SlowMember::Close)];
-        let key = format!("{at}.log_bytes_max");
-        Ok(RoomPolicy {
-            log_bytes_max: self.number(&key, log_bytes_max, 0..=GIB)?,
-            slow_member: self.choice(&format!("{at}.slow_member"), slow_member, &choices)?,
-        })
-    }
-
     /// The configured backends, and the demo backend where a route names it.
     fn backends(&self, typed: &Typed) -> Checked<Vec<BackendConfig>> {
         let used = |name: &String| {
@@ -388,22 +346,7 @@ impl Checker<'_> {
         backends: &BTreeMap<String, typed::Backend>,
     ) -> Checked<RouteConfig> {
         let key = |key| format!("routes[{index}].{key}");
-        let types = format!("{:?}", route.types);
-        let &[first, last] = route.types.as_slice() else {
-            let reason = "it takes the first and the last type, as in types = [1, 99]";
-            return Err(self.refuse(&key("types"), types, reason));
-        };
-        let whole = |kind: i64| i32::try_from(kind).ok().filter(|&kind| kind > 0);
-        let (Some(first_type), Some(last_type)) = (whole(first), whole(last)) else {
-            let reason = format!(
-                "types to route must be from 1 to {}: the protocol keeps those below for itself",
-                i32::MAX
-            );
-            return Err(self.refuse(&key("types"), types, reason));
-        };
-        if last_type < first_type {
-            return Err(self.refuse(&key("types"), types, "the last type is below the first"));
-        }
+        let (first_type, last_type) = self.types(&key("types"), &route.types)?;
         if !backends.contains_key(&route.backend) {
             let names = backends.keys().map(|name| quoted(name)).collect::<Vec<_>>();
             let hint = nearest(&route.backend, backends.keys().map(String::as_str))

@@ -170,6 +170,18 @@ pub struct RoomPolicy {
     pub log_bytes_max: usize,
     /// What happens to a member that stands further back than the log reaches.
     pub slow_member: SlowMember,
+    /// How long a push waits for others that go out with it. Zero: it doesn't.
+    pub merge_window: Duration,
+    /// The first and the last type of pushes that end a window: they go out at once, with what waits.
+    pub urgent_types: Option<(i32, i32)>,
+}
+
+impl RoomPolicy {
+    /// Whether a push of this type waits for nobody.
+    #[must_use]
+    pub fn is_urgent(&self, kind: i32) -> bool {
+        self.urgent_types.is_some_and(|(first, last)| (first..=last).contains(&kind))
+    }
 }
 
 /// What happens to a member that stands further back than its room's log reaches.

@@ -180,8 +180,10 @@ impl Layers {
                 return Ok(());
             }
             (Value::Array(samples), Value::Array(values)) => {
+                // A list that is empty by default holds whole numbers.
+                let sample = samples.first().unwrap_or(&Value::Integer(0));
                 for (index, value) in values.iter().enumerate() {
-                    self.check_kind(&format!("{key}[{index}]"), value, &samples[0], origin)?;
+                    self.check_kind(&format!("{key}[{index}]"), value, sample, origin)?;
                 }
                 return Ok(());
             }
@@ -195,7 +197,7 @@ impl Layers {
             }
             (Value::String(_), _) => "it takes a text, in quotes",
             (Value::Integer(_), _) => "it takes a whole number",
-            (Value::Array(samples), _) if samples[0].is_table() => {
+            (Value::Array(samples), _) if samples.first().is_some_and(Value::is_table) => {
                 "it takes a list of tables: write [[routes]] in a file, [{ types = [1, 9] }] elsewhere"
             }
             (Value::Array(_), _) => "it takes a list of whole numbers, as in [1, 99]",

@@ -16,6 +16,7 @@ mod error;
 mod flags;
 mod layers;
 mod nearest;
+mod rooms;
 mod typed;
 mod values;
 

@@ -172,6 +172,33 @@ fn lists_and_backends_are_read_from_every_layer() {
 }
 
 #[test]
+fn rooms_windows_and_urgent_types_are_checked() {
+    let toml = "[rooms]\nmerge_window_ms = 100\nurgent_types = [7, 9]\n\
+                [[room_policy]]\nprefix = \"*\"\nmerge_window_ms = 0\n\
+                [[room_policy]]\nprefix = \"quiz-\"\nurgent_types = []";
+    let rooms = Config::from_toml(toml).unwrap().rooms;
+    let policy = rooms.default_policy;
+    assert_eq!(
+        (policy.merge_window, policy.urgent_types),
+        (Duration::from_millis(100), Some((7, 9)))
+    );
+    assert_eq!([6, 7, 9, 10].map(|kind| policy.is_urgent(kind)), [false, true, true, false]);
+    let policies: BTreeMap<_, _> = rooms.policies.into_iter().collect();
+    assert_eq!(policies["*"], RoomPolicy { merge_window: Duration::ZERO, ..policy });
+    assert_eq!(policies["quiz-"], RoomPolicy { urgent_types: None, ..policy });
+    let refused =
+        |types: &str| refusal(&format!("[[room_policy]]\nprefix = \"x\"\nurgent_types = {types}"));
+    assert_says(
+        &refused("[7]"),
+        &["room_policy[0].urgent_types = [7]", "as in urgent_types = [1, 99]"],
+    );
+    assert_says(&refused("[0, 7]"), &["from 1 to 2147483647"]);
+    assert_says(&refused("7"), &["it takes a list of whole numbers, as in [1, 99]"]);
+    assert_says(&refused("[\"a\"]"), &["it takes a whole number"]);
+    assert_says(&refused("[9, 7]"), &["the last type is below the first"]);
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_nearest() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tidegate.toml");

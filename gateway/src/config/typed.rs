@@ -87,6 +87,8 @@ pub(super) struct Socket {
 pub(super) struct Rooms {
     pub(super) log_bytes_max: i64,
     pub(super) slow_member: String,
+    pub(super) merge_window_ms: i64,
+    pub(super) urgent_types: Vec<i64>,
     pub(super) idle_ttl_ms: i64,
     pub(super) rooms_max: i64,
     pub(super) rooms_per_connection_max: i64,
@@ -100,6 +102,10 @@ pub(super) struct RoomPolicy {
     pub(super) log_bytes_max: Option<i64>,
     /// `None`: as in [`Rooms`].
     pub(super) slow_member: Option<String>,
+    /// `None`: as in [`Rooms`].
+    pub(super) merge_window_ms: Option<i64>,
+    /// `None`: as in [`Rooms`].
+    pub(super) urgent_types: Option<Vec<i64>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -142,6 +148,8 @@ impl Typed {
             prefix: String::new(),
             log_bytes_max: Some(rooms.log_bytes_max),
             slow_member: Some(rooms.slow_member),
+            merge_window_ms: Some(rooms.merge_window_ms),
+            urgent_types: Some(rooms.urgent_types),
         };
         Self { room_policy: vec![policy], ..Self::default() }
     }
@@ -228,6 +236,8 @@ impl Default for Rooms {
         Self {
             log_bytes_max: 256 * 1024,
             slow_member: "skip".into(),
+            merge_window_ms: 0,
+            urgent_types: Vec::new(),
             idle_ttl_ms: 60_000,
             rooms_max: 100_000,
             rooms_per_connection_max: 64,

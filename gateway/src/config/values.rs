@@ -40,6 +40,27 @@ impl Checker<'_> {
         self.number(key, value, range).map(Duration::from_millis)
     }
 
+    /// The first and the last of a range of types.
+    pub(super) fn types(&self, key: &str, types: &[i64]) -> Checked<(i32, i32)> {
+        let refuse = |reason: &str| self.refuse(key, format!("{types:?}"), reason);
+        let &[first, last] = types else {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            let reason = format!("it takes the first and the last type, as in {name} = [1, 99]");
+            return Err(refuse(&reason));
+        };
+        let whole = |kind: i64| i32::try_from(kind).ok().filter(|&kind| kind > 0);
+        let (Some(first_type), Some(last_type)) = (whole(first), whole(last)) else {
+            let max = i32::MAX;
+            let reason =
+                format!("types must be from 1 to {max}: the protocol keeps those below for itself");
+            return Err(refuse(&reason));
+        };
+        if last_type < first_type {
+            return Err(refuse("the last type is below the first"));
+        }
+        Ok((first_type, last_type))
+    }
+
     pub(super) fn choice<T: Clone>(
         &self,
         key: &str,

@@ -88,6 +88,7 @@ impl Shard {
         if self.at(slot).is_going() {
             return;
         }
+        self.hand_out_all(slot);
         self.part(slot, cause);
         if let Some(code) = code {
             let retry_after_ms = if code == Code::Draining { self.retry_after_ms(slot) } else { 0 };
@@ -204,6 +205,7 @@ impl Shard {
             let drain_timeout = self.shared.config.shutdown.drain_timeout;
             let until_ms = self.now_ms + millis(drain_timeout);
             self.draining = Some(Draining { next: 0, all_told: false, deaf: false, until_ms });
+            self.end_windows(u64::MAX);
         }
     }
 

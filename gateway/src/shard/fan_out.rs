@@ -1,7 +1,7 @@
 //! Fan-out: pushes into rooms, and serving the members a slice at a time.
 //!
-//! A push is appended to the room's log, and the room goes into the round of those to be swept. Each
-//! turn serves some members: who has nothing under way gets everything from its cursor to the log's
+//! A push is appended to the room's log. Once it is released, at once or when its merge window ends
+//! (`windows`), the room goes into the round of those to be swept. Each turn serves some members: who has nothing under way gets everything from its cursor to the log's
 //! end in one send; who is busy is marked as owed and served when its send is done. Pushes that come
 //! while a sweep goes round are merged by themselves into the next.
 //!
@@ -22,6 +22,7 @@ use super::closing::Cause;
 use super::mailbox::Message;
 use super::receipt::Receipt;
 use super::rooms::{Role, RoomIndex};
+use super::windows::Urgency;
 use crate::config::SlowMember;
 use crate::connection::MembershipId;
 use crate::driver::{Driver, SendState};
@@ -56,17 +57,19 @@ impl Shard {
     ) {
         self.stats.pushes_to_rooms += 1;
         let Some(index) = self.find_or_open(room) else { return };
-        let offset = self.rooms.get(index).log.end();
+        let room_here = self.rooms.get(index);
+        let offset = room_here.log.end();
+        let urgency = Urgency::of(kind, &room_here.policy);
         let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
         server::put_push(&mut frame, kind, biz_data, offset);
         let frame = frame.freeze();
-        if let Role::Home { subscribers } = &self.rooms.get(index).role {
+        if let Role::Home { subscribers } = &room_here.role {
             for (shard, _) in subscribers.clone() {
                 let (room, frame, receipt) = (room.clone(), frame.clone(), Arc::clone(receipt));
-                self.post(shard, Message::Append { room, offset, frame, receipt });
+                self.post(shard, Message::Append { room, offset, frame, urgency, receipt });
             }
         }
-        self.append(index, frame, receipt);
+        self.append(index, frame, urgency, receipt);
     }
 
     /// At a shard with members: the home has numbered a push.
@@ -75,16 +78,17 @@ impl Shard {
         room: &RoomId,
         offset: u64,
         frame: Bytes,
+        urgency: Urgency,
         receipt: &Arc<Receipt>,
     ) {
         // None is there only when the home hears later that this shard has no members left.
         if let Some(index) = self.rooms.find(room) {
             debug_assert_eq!(self.rooms.get(index).log.end(), offset, "no push is lost on the way");
-            self.append(index, frame, receipt);
+            self.append(index, frame, urgency, receipt);
         }
     }
 
-    fn append(&mut self, index: RoomIndex, frame: Bytes, receipt: &Arc<Receipt>) {
+    fn append(&mut self, index: RoomIndex, frame: Bytes, urgency: Urgency, receipt: &Arc<Receipt>) {
         let now_ms = self.now_ms;
         let room = self.rooms.get(index);
         room.active_at_ms = now_ms;
@@ -92,9 +96,23 @@ impl Shard {
         room.log.append(frame);
         receipt.add(room.members.len());
         if room.members.is_empty() && !room.sweep.queued {
+            room.log.release();
+            room.sweep.offered = offset + 1;
             return room.log.trim(offset + 1);
         }
         room.receipts.push_back((offset, Arc::clone(receipt)));
+        if !self.holds_back(index, urgency) {
+            self.release(index);
+        }
+    }
+
+    /// Offers the members everything that the log holds: ends the window, if one is open.
+    pub(super) fn release(&mut self, index: RoomIndex) {
+        let room = self.rooms.get(index);
+        room.log.release();
+        if let Some(ends_ms) = room.window_ends_ms.take() {
+            self.windows.close(ends_ms, index);
+        }
         if !room.sweep.queued {
             room.sweep.queued = true;
             room.start_round();
@@ -125,7 +143,7 @@ impl Shard {
             if room.sweep.left == 0 {
                 self.fan_out.offered.push(index);
                 room.sweep.offered = room.sweep.mark;
-                room.sweep.queued = room.log.end() > room.sweep.mark;
+                room.sweep.queued = room.log.released() > room.sweep.mark;
             }
             if room.sweep.queued {
                 if room.sweep.left == 0 {
@@ -158,7 +176,7 @@ impl Shard {
     fn serve(&mut self, member: MembershipId, driver: &mut impl Driver) {
         let (room, membership) = self.rooms.room_and_membership(member);
         let slot = membership.slot;
-        if membership.cursor >= room.log.end() {
+        if membership.cursor >= room.log.released() {
             return;
         }
         let connection = &mut self.connections[slot as usize];
@@ -169,7 +187,7 @@ impl Shard {
         // One read takes so much and no more: what is left goes behind it, as far as the kernel takes it.
         while let Some(bytes) = self.read_log(member) {
             let (room, membership) = self.rooms.room_and_membership(member);
-            let behind = membership.cursor < room.log.end();
+            let behind = membership.cursor < room.log.released();
             if self.send(slot, bytes, driver) == SendState::UnderWay {
                 self.connections[slot as usize].flags.owed |= behind;
                 return;

@@ -1,4 +1,7 @@
 //! A room's log: the pushes that it still remembers, each encoded once, numbered by offset.
+//!
+//! Its end may be held back for a while: what was appended is read only when it is released, so that
+//! members get it together with what comes soon after.
 
 use std::collections::VecDeque;
 
@@ -20,6 +23,10 @@ pub struct Log {
     /// Bytes of the frames, overhead included.
     bytes: usize,
     bytes_max: usize,
+    /// What comes before this offset may be read. first <= released <= end
+    released: u64,
+    /// Bytes of the frames that may not be read yet, overhead included.
+    held_bytes: usize,
     /// The last frames that were put together: members at the same place share them.
     merged: Option<Merged>,
 }
@@ -35,7 +42,8 @@ impl Log {
     /// An empty log whose first push will have the offset `first`: greater than 0.
     #[must_use]
     pub const fn new(first: u64, bytes_max: usize) -> Self {
-        Self { frames: VecDeque::new(), first, bytes: 0, bytes_max, merged: None }
+        let frames = VecDeque::new();
+        Self { frames, first, bytes: 0, bytes_max, released: first, held_bytes: 0, merged: None }
     }
 
     /// The offset of the oldest push that is left; [`Self::end`] when none is.
@@ -57,15 +65,39 @@ impl Log {
         self.bytes
     }
 
-    /// Appends a frame. It may make the log longer than its bound, until [`Self::trim`].
+    /// The end of what may be read.
+    #[inline]
+    #[must_use]
+    pub const fn released(&self) -> u64 {
+        self.released
+    }
+
+    /// Whether what may not be read yet is longer than the bound: then the log holds no more than
+    /// that, and who misses the next release would miss pushes.
+    #[must_use]
+    pub const fn holds_too_much(&self) -> bool {
+        self.held_bytes > self.bytes_max
+    }
+
+    /// Appends a frame, to be read once it is released. It may make the log longer than its bound,
+    /// until [`Self::trim`].
     pub fn append(&mut self, frame: Bytes) {
         self.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        self.held_bytes += frame.len() + FRAME_OVERHEAD_BYTES;
         self.frames.push_back(frame);
     }
 
+    /// Lets everything be read.
+    #[inline]
+    pub fn release(&mut self) {
+        self.released = self.end();
+        self.held_bytes = 0;
+    }
+
     /// Lets the oldest frames go where the bound says so, up to the offset `offered`: what comes
-    /// before it, every member had the chance to take. The newest is always held.
+    /// before it, every member had the chance to take: released, that is. The newest is always held.
     pub fn trim(&mut self, offered: u64) {
+        debug_assert!(offered <= self.released, "what may not be read was not offered");
         while self.bytes > self.bytes_max && self.frames.len() > 1 && self.first < offered {
             if let Some(oldest) = self.frames.pop_front() {
                 self.bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
@@ -74,22 +106,31 @@ impl Log {
         }
     }
 
-    /// The frames from `cursor` on, as one run of bytes, and the cursor behind them; `None` when
-    /// there are none. `cursor` must not be older than [`Self::first`].
+    /// The released frames from `cursor` on, as one run of bytes, and the cursor behind them; `None`
+    /// when there are none. `cursor` must not be older than [`Self::first`].
     #[inline]
     pub fn read(&mut self, cursor: u64) -> Option<(Bytes, u64)> {
+        if cursor >= self.released {
+            return None;
+        }
         let skip = usize::try_from(cursor.checked_sub(self.first)?).ok()?;
         let frame = self.frames.get(skip)?;
-        if skip + 1 == self.frames.len() {
+        if cursor + 1 == self.released {
             return Some((frame.clone(), cursor + 1));
         }
         if let Some(merged) = &self.merged
             && merged.from == cursor
-            && (merged.to == self.end() || merged.bytes.len() >= MERGE_BYTES_MAX / 2)
+            && (merged.to == self.released || merged.bytes.len() >= MERGE_BYTES_MAX / 2)
         {
             return Some((merged.bytes.clone(), merged.to));
         }
         Some(self.merge(cursor, skip))
+    }
+
+    /// All frames from `cursor` on, released or not.
+    pub fn frames_from(&self, cursor: u64) -> impl Iterator<Item = &Bytes> {
+        let skip = usize::try_from(cursor.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.frames.iter().skip(skip)
     }
 
     /// Forgets the merged frames: nobody will ask for them for a while.
@@ -98,10 +139,11 @@ impl Log {
     }
 
     fn merge(&mut self, cursor: u64, skip: usize) -> (Bytes, u64) {
+        let released = usize::try_from(self.released - self.first).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let count = self
             .frames
-            .range(skip..)
+            .range(skip..released)
             .take_while(|frame| {
                 bytes += frame.len();
                 bytes <= MERGE_BYTES_MAX
@@ -128,6 +170,7 @@ mod tests {
     fn log(frames: &[&'static str], bytes_max: usize) -> Log {
         let mut log = Log::new(100, bytes_max);
         frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
+        log.release();
         log.trim(log.end());
         log
     }
@@ -140,6 +183,9 @@ mod tests {
         assert_eq!(log.read(102), Some(("c".into(), 103)));
         assert_eq!(log.read(103), None);
         log.append("d".into());
+        assert_eq!(log.read(101), Some(("bc".into(), 103)), "it is not released");
+        assert_eq!(log.read(103), None);
+        log.release();
         assert_eq!(log.read(101), Some(("bcd".into(), 104)));
         assert_eq!(log.read(101), Some(("bcd".into(), 104)));
     }
@@ -149,6 +195,9 @@ mod tests {
         let mut log = log(&["a", "b", "c"], 2 * (FRAME_OVERHEAD_BYTES + 1));
         assert_eq!((log.first(), log.end()), (101, 103));
         log.append(Bytes::from(vec![0; 5000]));
+        assert!(log.holds_too_much());
+        log.release();
+        assert!(!log.holds_too_much());
         log.trim(102);
         assert_eq!((log.first(), log.end()), (102, 104), "what was not offered stays");
         log.trim(104);
@@ -163,6 +212,7 @@ mod tests {
             log.append(Bytes::from(vec![1; MERGE_BYTES_MAX / 2]));
         }
         log.append(Bytes::from(vec![2; 2 * MERGE_BYTES_MAX]));
+        log.release();
         let (bytes, to) = log.read(1).unwrap();
         assert_eq!((bytes.len(), to), (MERGE_BYTES_MAX, 3));
         assert_eq!(

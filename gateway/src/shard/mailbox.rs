@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::log::Log;
 use super::receipt::{Gather, Receipt};
+use super::windows::Urgency;
 use crate::control::{RoomInfo, ShardInfo, UserInfo};
 use crate::driver::ConnId;
 use crate::session_id::Place;
@@ -59,7 +60,7 @@ pub enum Message {
     /// To a room's home: number it, remember it, pass it on.
     Publish { room: RoomId, kind: i32, biz_data: Bytes, receipt: Arc<Receipt> },
     /// From a room's home to each shard with members: the next frame of the room's log.
-    Append { room: RoomId, offset: u64, frame: Bytes, receipt: Arc<Receipt> },
+    Append { room: RoomId, offset: u64, frame: Bytes, urgency: Urgency, receipt: Arc<Receipt> },
     /// To a room's home.
     Join { room: RoomId, place: Place, after_offset: Option<u64>, receipt: Arc<Receipt> },
     /// From a room's home; with the log where the shard has none.

@@ -79,7 +79,8 @@ impl Shard {
                 subscribers.push((shard, 1));
                 log.forget_merged();
                 let mut copy = log.clone();
-                // Who stands further back is here, and not there.
+                // Who stands further back is here, and not there; so is who waits for a window's end.
+                copy.release();
                 copy.trim(copy.end());
                 Some(Box::new(copy))
             };
@@ -122,7 +123,7 @@ impl Shard {
         };
         let (first, memberships) = (connection.first_membership, connection.memberships);
         let log = &self.rooms.get(index).log;
-        let (oldest, end) = (log.first(), log.end());
+        let (oldest, released, end) = (log.first(), log.released(), log.end());
         // Who asks for more than the log still holds is not slow: it gets what there is.
         let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         if let Some(known) = self.rooms.find_membership(first, index) {
@@ -136,7 +137,7 @@ impl Shard {
             connection.memberships += 1;
             self.rooms.join(&mut connection.first_membership, slot, index, cursor);
         }
-        if cursor < end {
+        if cursor < released {
             self.at(slot).flags.owed = true;
             self.touch(slot);
         }
@@ -169,6 +170,7 @@ impl Shard {
         };
         let first = connection.first_membership;
         if let Some(member) = self.rooms.find_membership(first, index) {
+            self.hand_out(conn.slot, member);
             self.leave(conn.slot, member);
         }
     }
@@ -191,7 +193,11 @@ impl Shard {
             self.touch(moved);
         }
         let now_ms = self.now_ms;
-        self.rooms.get(index).active_at_ms = now_ms;
+        let room = self.rooms.get(index);
+        room.active_at_ms = now_ms;
+        if room.members.is_empty() && room.window_ends_ms.is_some() {
+            self.release(index);
+        }
         self.unsubscribe_if_empty(index);
     }
 
@@ -303,10 +309,14 @@ impl Shard {
 
     fn policy(&self, room: &RoomId) -> RoomPolicy {
         let rooms = &self.shared.config.rooms;
+        let fits = |prefix: &str| match prefix {
+            "*" => room.is_everybody(),
+            _ => room.as_str().starts_with(prefix),
+        };
         rooms
             .policies
             .iter()
-            .find(|(prefix, _)| room.as_str().starts_with(prefix.as_str()))
+            .find(|(prefix, _)| fits(prefix))
             .map_or(rooms.default_policy, |(_, policy)| *policy)
     }
 }

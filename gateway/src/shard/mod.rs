@@ -6,7 +6,7 @@
 //! ```text
 //! facts in      driver.poll          bytes, ends, completions        inbound, outbound
 //! messages in   drain_mailbox        answers, pushes, registrations  calls, sessions, fan_out
-//! time in       expire               silence, timeouts               closing, calls
+//! time in       expire               silence, timeouts, windows      closing, calls, windows
 //! calls out     router.flush         one batch for each worker; what they answer at once comes in
 //! bytes out     fan_out, flush       one send for each connection    fan_out, outbound
 //! ```
@@ -18,6 +18,7 @@
 //! | `sessions`, [`users`] | authentication, the user directory, kicks |
 //! | `calls` | requests to backends, and their answers |
 //! | `fan_out`, `membership`, [`rooms`], [`log`] | rooms: publish and serve; join, leave, open, close; the books |
+//! | [`windows`] | what a room holds back, to send it with what comes soon after |
 //! | `outbound` | what is written, and the one send of a turn |
 //! | `closing` | how connections, and the shard, end |
 //! | [`timers`], [`stats`] | deadlines, figures |
@@ -36,6 +37,7 @@ mod sessions;
 pub mod stats;
 pub mod timers;
 pub mod users;
+pub mod windows;
 
 use std::collections::VecDeque;
 use std::io;
@@ -67,6 +69,7 @@ use rooms::Rooms;
 use stats::{Durations, Exporter, Levels, Stats};
 use timers::Timers;
 use users::Users;
+use windows::Windows;
 
 /// Messages that one turn takes from the mailbox at most, so that a flood of them doesn't keep the
 /// shard from its sockets.
@@ -135,6 +138,7 @@ pub struct Shard {
     rooms: Rooms,
     keeping: Keeping,
     fan_out: FanOut,
+    windows: Windows,
     timers: Timers,
     router: Router,
     /// Requests' `biz_data` is copied here: one allocation serves many requests.
@@ -206,6 +210,7 @@ impl Shard {
             rooms: Rooms::default(),
             keeping: Keeping::new(shared.first_offset),
             fan_out: FanOut::default(),
+            windows: Windows::default(),
             timers: Timers::new(),
             router,
             arena: BytesMut::new(),
@@ -329,8 +334,8 @@ impl Shard {
             Message::Publish { room, kind, biz_data, receipt } => {
                 self.on_publish(&room, kind, &biz_data, &receipt);
             }
-            Message::Append { room, offset, frame, receipt } => {
-                self.on_append(&room, offset, frame, &receipt);
+            Message::Append { room, offset, frame, urgency, receipt } => {
+                self.on_append(&room, offset, frame, urgency, &receipt);
             }
             Message::Join { room, place, after_offset, receipt } => {
                 self.on_join(room, place, after_offset, receipt);
@@ -370,6 +375,7 @@ impl Shard {
         while let Some(pending) = self.router.pending.take_expired(self.now_ms) {
             self.on_timeout(pending);
         }
+        self.end_windows(self.now_ms);
         if self.now_ms >= self.housekeeping_at_ms {
             self.housekeeping_at_ms = self.now_ms + HOUSEKEEPING_MS;
             self.close_idle_rooms();
@@ -517,10 +523,12 @@ impl Sink for Shard {
         let calls = self.router.pending.next_deadline_ms();
         let calls = calls.map(|at_ms| at_ms.saturating_sub(self.now_ms));
         let housekeeping = self.housekeeping_at_ms.saturating_sub(self.now_ms);
+        let windows = self.windows.next_end_ms().map(|at_ms| at_ms.saturating_sub(self.now_ms));
         // Twice as long each time, so that a slow backend costs few looks.
         let look = self.now_ms.saturating_sub(self.handed_over_at_ms).max(LOOK_FOR_ANSWERS_MS);
         let look = calls.map(|_| look);
-        let ms = timers.into_iter().chain(calls).chain(look).fold(housekeeping, u64::min);
+        let deadlines = timers.into_iter().chain(calls).chain(look).chain(windows);
+        let ms = deadlines.fold(housekeeping, u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.
         Some(Duration::from_millis(ms + 1))
     }

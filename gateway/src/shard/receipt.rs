@@ -59,6 +59,13 @@ impl Gate {
         self.commands.load(Ordering::Relaxed)
     }
 
+    /// Whether more than half of it is taken: what only waits for company should go.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.commands.load(Ordering::Relaxed) > self.commands_max / 2
+            || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2
+    }
+
     /// Commands refused since the last time this was asked.
     pub fn take_refused(&self) -> u64 {
         self.refused.swap(0, Ordering::Relaxed)
@@ -141,7 +148,9 @@ mod tests {
         first.add(2);
         drop(first);
         assert!(answer.try_recv().is_err());
+        assert!(!gate.is_crowded());
         let _second = gate.enter(90, None).unwrap();
+        assert!(gate.is_crowded());
         assert_eq!(gate.enter(0, None).unwrap_err(), PushError::Overloaded);
         assert_eq!(gate.take_refused(), 1);
         passed_on.add(1);

@@ -18,7 +18,7 @@ use crate::config::RoomPolicy;
 use crate::connection::MembershipId;
 
 /// A place in the table of rooms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RoomIndex(u32);
 
 /// The room that every shard has first.
@@ -37,6 +37,9 @@ pub struct Room {
     pub members: Vec<MembershipId>,
     /// The fan-out that goes round.
     pub sweep: Sweep,
+    /// When the merge window ends that holds the log's end back, on the shard's clock. A room without
+    /// members has none.
+    pub window_ends_ms: Option<u64>,
     /// Pushes that not every member was offered yet, by offset: the bound on commands under way
     /// bounds what the log holds beyond its own.
     pub receipts: VecDeque<(u64, Arc<Receipt>)>,
@@ -67,7 +70,7 @@ pub enum Role {
 pub struct Sweep {
     /// The room stands among those to be served.
     pub queued: bool,
-    /// The end of the log when this round began: what comes before it, the round offers to all.
+    /// The end of what the log had released when this round began: what comes before it, the round offers to all.
     pub mark: u64,
     /// What comes before this offset, every member was offered.
     pub offered: u64,
@@ -190,6 +193,7 @@ impl Rooms {
             log,
             members: Vec::new(),
             sweep: Sweep::default(),
+            window_ends_ms: None,
             receipts: VecDeque::new(),
             role,
             active_at_ms: now_ms,
@@ -208,6 +212,7 @@ impl Rooms {
     pub fn close(&mut self, index: RoomIndex) -> Option<Room> {
         let room = self.rooms[index.0 as usize].take()?;
         debug_assert!(room.members.is_empty(), "a member keeps its room");
+        debug_assert!(room.window_ends_ms.is_none(), "nobody is there to wait");
         self.homes -= usize::from(room.counts());
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
@@ -306,10 +311,10 @@ impl Rooms {
 }
 
 impl Room {
-    /// Begins to go round the members with what the log holds now.
+    /// Begins to go round the members with what the log has released.
     pub fn start_round(&mut self) {
         self.sweep.left = self.members.len();
-        self.sweep.mark = self.log.end();
+        self.sweep.mark = self.log.released();
     }
 
     /// Whether it counts as one of `rooms_max`.

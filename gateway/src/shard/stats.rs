@@ -70,6 +70,8 @@ counters! {
     refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     deliveries, "tidegate_push_deliveries_total", "Pushes taken for a connection: written to it, or sent.";
     skipped_pushes, "tidegate_push_skipped_total", "Pushes that a slow member of a room missed.";
+    merged_pushes, "tidegate_push_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
+    short_windows, "tidegate_merge_windows_short_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
     refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
     stale_commands, "tidegate_commands_stale_total", "Commands for a connection that was gone.";
     sends, "tidegate_sends_total", "Sends completed.";

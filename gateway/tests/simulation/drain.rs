@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tidegate::shard::mailbox::Message;
 use tidegate_backend::Code;
 
-use crate::backend::{INLINE, WILD, WILD_INLINE, echo};
+use crate::backend::{INLINE, Target, WILD, WILD_INLINE, echo};
 use crate::for_each_seed;
 use crate::world::World;
 
@@ -32,6 +32,9 @@ fn a_draining_gateway_answers_says_goodbye_and_ends() {
         let waiting: Vec<_> = world.clients.iter().map(|client| client.outstanding.len()).collect();
         assert_eq!(waiting.iter().sum::<usize>(), world.backend.book().deferred.len());
 
+        // It has come to all shards, and may wait there for the end of a window.
+        assert!(world.backend.push(Target::Everybody, &world.parts.gateway), "a push is taken");
+        (0..2).for_each(|_| world.round(Duration::ZERO));
         world.parts.hub.tell_all(|| Message::Drain);
         (0..3).for_each(|_| world.round(Duration::ZERO));
         for (client, &waiting) in world.clients.iter().zip(&waiting) {
@@ -51,6 +54,7 @@ fn a_draining_gateway_answers_says_goodbye_and_ends() {
         for client in &world.clients {
             assert_eq!(client.goodbye, Some(Code::Draining), "{client:?}");
             assert_eq!(client.answers, 1, "{client:?}");
+            assert_eq!(client.pushes[&Target::Everybody], 2, "nothing is lost: {client:?}");
             assert!(client.over.is_some());
         }
         assert!(world.shards.iter_mut().all(|(_, sim)| sim.connect().is_none()));

@@ -19,7 +19,8 @@ use tidegate_backend::Handler;
 use tidegate_backend::pool::{Pool, PoolOptions, Worker};
 
 use crate::backend::{
-    Backend, COMMAND, COMMAND_QUEUED, INLINE, QUEUED, ROUTE_TYPES, Target, WILD, WILD_INLINE, echo,
+    Backend, COMMAND, COMMAND_QUEUED, INLINE, PUSH, QUEUED, ROUTE_TYPES, Target, WILD, WILD_INLINE,
+    echo,
 };
 use crate::client::{Client, Over, Rules};
 
@@ -67,11 +68,19 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
     if rng.u8(..) < 60 {
         limits.commands_max = 3;
     }
-    let policy = |log_bytes_max, slow_member| RoomPolicy { log_bytes_max, slow_member };
+    // Windows of their own draw, so that a seed's run is otherwise what it was.
+    let mut windows = Rng::with_seed(rng.clone().u64(..));
+    let mut policy = |log_bytes_max, slow_member| RoomPolicy {
+        log_bytes_max,
+        slow_member,
+        merge_window: Duration::from_millis(*windows.choice(&[0, 0, 1, 30, 200, 2_000]).unwrap()),
+        urgent_types: (windows.u8(..) < 30).then_some((PUSH, PUSH)),
+    };
     config.rooms.default_policy = policy(16 << 20, SlowMember::Skip);
     config.rooms.policies = vec![
         ("strict".into(), policy(4_000, SlowMember::Close)),
         ("small".into(), policy(700, SlowMember::Skip)),
+        ("*".into(), policy(16 << 20, SlowMember::Skip)),
     ];
     config.rooms.rooms_per_connection_max = 100;
     let rules = Rules { rooms_end: rng.u8(..) < 60 };

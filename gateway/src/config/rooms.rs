@@ -1,0 +1,76 @@
+//! Rooms' part of typed -> checked: what holds for all, and what for those that a policy names.
+
+use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
+
+use super::check::{DAY_MS, GIB};
+use super::checked::{RoomPolicy, RoomsConfig, SlowMember};
+use super::typed;
+use super::values::{Checked, Checker, quoted};
+
+/// The longest merge window, in milliseconds: who wants more wants another room.
+const MERGE_WINDOW_MS_MAX: i64 = 10_000;
+
+impl Checker<'_> {
+    pub(super) fn rooms(
+        &self,
+        rooms: &typed::Rooms,
+        policies: &[typed::RoomPolicy],
+    ) -> Checked<RoomsConfig> {
+        let default_policy = self.policy("rooms", rooms, &typed::RoomPolicy::default())?;
+        let mut checked: Vec<(String, RoomPolicy)> = Vec::with_capacity(policies.len());
+        for (index, policy) in policies.iter().enumerate() {
+            let (at, prefix) = (format!("room_policy[{index}]"), &policy.prefix);
+            let reason = if prefix.is_empty() {
+                "this is missing, or empty: what holds for all other rooms is set in [rooms]"
+            } else if prefix.len() > ROOM_ID_BYTES_MAX {
+                "no room's id is this long: at most 128 bytes"
+            } else if checked.iter().any(|(other, _)| other == prefix) {
+                "another policy has the same prefix: remove one"
+            } else {
+                checked.push((prefix.clone(), self.policy(&at, rooms, policy)?));
+                continue;
+            };
+            return Err(self.refuse(&format!("{at}.prefix"), quoted(prefix), reason));
+        }
+        checked.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        Ok(RoomsConfig {
+            default_policy,
+            policies: checked,
+            idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
+            rooms_max: self.number("rooms.rooms_max", rooms.rooms_max, 1..=10_000_000)?,
+            rooms_per_connection_max: self.number(
+                "rooms.rooms_per_connection_max",
+                rooms.rooms_per_connection_max,
+                1..=10_000,
+            )?,
+        })
+    }
+
+    /// A policy as it is typed at `at`, and where it says nothing, what holds for all rooms.
+    fn policy(
+        &self,
+        at: &str,
+        rooms: &typed::Rooms,
+        policy: &typed::RoomPolicy,
+    ) -> Checked<RoomPolicy> {
+        let key = |key| format!("{at}.{key}");
+        let log_bytes_max = policy.log_bytes_max.unwrap_or(rooms.log_bytes_max);
+        let slow_member = policy.slow_member.as_ref().unwrap_or(&rooms.slow_member);
+        let slow_members = [("skip", SlowMember::Skip), ("close", SlowMember::Close)];
+        let merge_window_ms = policy.merge_window_ms.unwrap_or(rooms.merge_window_ms);
+        let urgent_types = policy.urgent_types.as_ref().unwrap_or(&rooms.urgent_types);
+        Ok(RoomPolicy {
+            log_bytes_max: self.number(&key("log_bytes_max"), log_bytes_max, 0..=GIB)?,
+            slow_member: self.choice(&key("slow_member"), slow_member, &slow_members)?,
+            merge_window: self.millis(
+                &key("merge_window_ms"),
+                merge_window_ms,
+                0..=MERGE_WINDOW_MS_MAX,
+            )?,
+            urgent_types: match urgent_types.as_slice() {
+                [] => None,
+                types => Some(self.types(&key("urgent_types"), types)?),
+            },
+        })
+    }
+}

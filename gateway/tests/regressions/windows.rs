@@ -1,0 +1,355 @@
+//! Merge windows: what is published within one goes out together, and nothing is lost to it.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::control::Control as _;
+use tidegate::shard::mailbox::Message;
+use tidegate_backend::publisher::Target;
+use tidegate_backend::{Code, RoomId};
+
+use crate::world::{JOIN, KEEP, LEAVE, Phone, RESUME, World, room};
+
+/// The type of most pushes here.
+const BARRAGE: i32 = 6;
+/// The type of the urgent ones.
+const QUESTION: i32 = 8;
+
+const WINDOW_MS: u64 = 100;
+
+/// What a phone got that got nothing.
+const NOTHING: [usize; 0] = [];
+
+/// A world whose rooms all have a window of 100 ms; everybody's has none.
+fn world(shards: u16) -> World {
+    World::aged(shards, Duration::ZERO, |config| {
+        config.rooms.policies = vec![("*".into(), config.rooms.default_policy)];
+        config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
+        config.rooms.default_policy.urgent_types = Some((QUESTION, QUESTION));
+    })
+}
+
+/// A phone in the room; what it got until then is forgotten.
+fn member(world: &mut World, shard: usize) -> Phone {
+    let mut phone = world.log_in(shard);
+    world.ask(&phone, JOIN, 1, b"");
+    phone.read(world);
+    phone.got.clear();
+    phone
+}
+
+/// Pushes to the room; the bytes tell the pushes apart.
+fn push(world: &mut World, kind: i32, bytes: usize) {
+    world.parts.gateway.push_room(&room(), kind, vec![7; bytes]).unwrap();
+    world.turns(3);
+}
+
+/// What pushes a phone got since it was asked last: their bytes.
+fn bytes(world: &mut World, phone: &mut Phone) -> Vec<usize> {
+    phone.read(world);
+    let pushes = phone.got.drain(..).filter(|got| got.kind == BARRAGE || got.kind == QUESTION);
+    pushes.map(|got| got.bytes).collect()
+}
+
+fn pass_ms(world: &mut World, ms: u64) {
+    world.pass(Duration::from_millis(ms));
+}
+
+fn sends(world: &World) -> u64 {
+    world.shards.iter().map(|shard| shard.stats().sends).sum()
+}
+
+#[test]
+fn each_member_gets_one_send_for_each_window() {
+    let mut world = world(2);
+    let mut phones: Vec<_> = (0..6).map(|n| member(&mut world, n % 2)).collect();
+    let before = sends(&world);
+    for window in 1..=5 {
+        for n in 0..5 {
+            push(&mut world, BARRAGE, 10 * window + n);
+            for phone in &mut phones {
+                assert_eq!(bytes(&mut world, phone), NOTHING, "it waits");
+            }
+            // The last of them come at the last moment.
+            pass_ms(&mut world, if n < 4 { WINDOW_MS / 4 - 1 } else { 0 });
+        }
+        pass_ms(&mut world, 4);
+        let expected: Vec<_> = (0..5).map(|n| 10 * window + n).collect();
+        for phone in &mut phones {
+            assert_eq!(bytes(&mut world, phone), expected);
+        }
+        assert_eq!(sends(&world) - before, 6 * window as u64, "one for each");
+    }
+    let merged: u64 = world.shards.iter().map(|shard| shard.stats().merged_pushes).sum();
+    assert_eq!(merged, 2 * 5 * 4, "on both shards, all but the first of a window");
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+}
+
+#[test]
+fn a_steady_stream_merges_and_no_push_waits_longer_than_a_window() {
+    // As the file of the configuration promises: 10 a second, and 4; of 200 pushes, give or take.
+    for (window_ms, sends_expected) in [(50, 90..=110), (200, 35..=45)] {
+        let mut world = World::new(|config| {
+            config.rooms.default_policy.merge_window = Duration::from_millis(window_ms);
+        });
+        let mut phone = member(&mut world, 0);
+        let (before, mut published_ms) = (sends(&world), Vec::new());
+        let mut rng = Rng::with_seed(1);
+        // At any millisecond of ten seconds one may come: 20 a second.
+        for at_ms in 0..10_000 {
+            if rng.u32(0..50) == 0 {
+                published_ms.push(at_ms);
+                push(&mut world, BARRAGE, published_ms.len());
+            }
+            for bytes in bytes(&mut world, &mut phone) {
+                let waited_ms = at_ms - published_ms[bytes - 1];
+                assert!(waited_ms <= window_ms, "push {bytes} waited {waited_ms} ms");
+            }
+            pass_ms(&mut world, 1);
+        }
+        let sends = sends(&world) - before;
+        let pushes = published_ms.len();
+        assert!((180..=220).contains(&pushes), "{pushes}");
+        assert!(sends_expected.contains(&sends), "{sends} sends of {pushes} at {window_ms} ms");
+    }
+}
+
+#[test]
+fn a_shard_that_has_nothing_else_to_do_wakes_when_a_window_ends() {
+    let mut world = world(1);
+    let mut phone = member(&mut world, 0);
+    push(&mut world, BARRAGE, 1);
+    let pushed = world.sims[0].now();
+    // From here on, time passes only as long as the shard says that it may wait.
+    world.sims[0].set_wait_max(Duration::MAX);
+    while bytes(&mut world, &mut phone).is_empty() {
+        world.turns(1);
+        let waited = world.sims[0].now() - pushed;
+        assert!(waited <= Duration::from_millis(WINDOW_MS + 2), "{waited:?}");
+    }
+}
+
+#[test]
+fn without_a_window_every_push_goes_out_at_once() {
+    let mut world = World::new(|_| {});
+    let mut phone = member(&mut world, 0);
+    let before = sends(&world);
+    for n in 1..=20 {
+        push(&mut world, BARRAGE, n);
+        assert_eq!(bytes(&mut world, &mut phone), [n]);
+    }
+    assert_eq!(sends(&world) - before, 20);
+    assert_eq!(world.shards[0].stats().merged_pushes, 0);
+}
+
+#[test]
+fn an_urgent_push_takes_along_what_waits_before_it() {
+    let mut world = world(1);
+    let mut phone = member(&mut world, 0);
+    let before = sends(&world);
+    push(&mut world, BARRAGE, 1);
+    push(&mut world, BARRAGE, 2);
+    push(&mut world, QUESTION, 3);
+    assert_eq!(bytes(&mut world, &mut phone), [1, 2, 3]);
+    push(&mut world, QUESTION, 4);
+    assert_eq!(bytes(&mut world, &mut phone), [4], "and waits for no window itself");
+    assert_eq!(sends(&world) - before, 2);
+    // The window is over: the next push opens one of full length.
+    push(&mut world, BARRAGE, 5);
+    pass_ms(&mut world, WINDOW_MS - 1);
+    assert_eq!(bytes(&mut world, &mut phone), NOTHING);
+    pass_ms(&mut world, 1);
+    assert_eq!(bytes(&mut world, &mut phone), [5]);
+}
+
+#[test]
+fn a_log_that_is_full_ends_the_window_and_nobody_skips() {
+    let mut world = World::new(|config| {
+        config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
+        config.rooms.default_policy.log_bytes_max = 10_000;
+    });
+    let mut phone = member(&mut world, 0);
+    for n in 0..20 {
+        push(&mut world, BARRAGE, 1000 + n);
+    }
+    // Nine fit, with what each costs; the tenth takes them along.
+    assert_eq!(bytes(&mut world, &mut phone), (1000..1020).collect::<Vec<_>>());
+    assert_eq!(world.shards[0].stats().short_windows, 2);
+    push(&mut world, BARRAGE, 20_000);
+    assert_eq!(bytes(&mut world, &mut phone), [20_000], "it alone is too long to wait");
+    assert_eq!(world.shards[0].stats().skipped_pushes, 0);
+}
+
+#[test]
+fn windows_refuse_no_command_that_would_be_taken_without_them() {
+    let mut world = World::new(|config| {
+        config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
+        config.limits.commands_max = 10;
+    });
+    let mut phone = member(&mut world, 0);
+    for n in 1..=100 {
+        push(&mut world, BARRAGE, n);
+        assert!(world.parts.shared.gate.commands() <= 6);
+    }
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(bytes(&mut world, &mut phone), (1..=100).collect::<Vec<_>>());
+    assert!(world.shards[0].stats().short_windows > 0);
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+}
+
+#[test]
+fn who_waits_for_the_count_hears_when_all_were_offered() {
+    let mut world = world(2);
+    let mut phones: Vec<_> = (0..4).map(|n| member(&mut world, n % 2)).collect();
+    let room = Target::Room(room());
+    let mut count = world.parts.hub.push(room, BARRAGE, "x".into()).unwrap();
+    world.turns(5);
+    assert!(count.try_recv().is_err(), "it waits with the push");
+    // Who comes later was not counted, and gets nothing.
+    let mut late = member(&mut world, 1);
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(count.try_recv(), Ok(4));
+    phones.iter_mut().for_each(|phone| assert_eq!(bytes(&mut world, phone), [1]));
+    assert_eq!(bytes(&mut world, &mut late), NOTHING);
+}
+
+#[test]
+fn who_joins_or_resumes_in_a_window_gets_nothing_twice() {
+    let mut world = world(2);
+    let _elsewhere = member(&mut world, 0);
+    let mut phone = member(&mut world, 1);
+    push(&mut world, BARRAGE, 1);
+    pass_ms(&mut world, WINDOW_MS);
+    phone.read(&mut world);
+    let seen = phone.got[0].offset;
+    push(&mut world, BARRAGE, 2);
+    pass_ms(&mut world, WINDOW_MS);
+    push(&mut world, BARRAGE, 3);
+
+    let mut joined = member(&mut world, 1);
+    let mut resumed = world.log_in(1);
+    world.ask(&resumed, RESUME, 1, &seen.to_be_bytes());
+    // What is released it gets at once, what waits it waits for.
+    assert_eq!(bytes(&mut world, &mut resumed), [2]);
+    push(&mut world, BARRAGE, 4);
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(bytes(&mut world, &mut joined), [4]);
+    assert_eq!(bytes(&mut world, &mut resumed), [3, 4]);
+    assert_eq!(bytes(&mut world, &mut phone), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
+    let mut world = world(2);
+    // One of the two shards is the room's home.
+    for (first, second) in [(0, 1), (1, 0)] {
+        let mut there = member(&mut world, first);
+        push(&mut world, BARRAGE, 1);
+        pass_ms(&mut world, WINDOW_MS);
+        there.read(&mut world);
+        let seen = there.got.drain(..).next_back().unwrap().offset;
+        push(&mut world, BARRAGE, 2);
+        let mut here = world.log_in(second);
+        world.ask(&here, RESUME, 1, &seen.to_be_bytes());
+        assert_eq!(bytes(&mut world, &mut here), [2], "no window of this shard's holds it back");
+        push(&mut world, BARRAGE, 3);
+        pass_ms(&mut world, WINDOW_MS);
+        assert_eq!(bytes(&mut world, &mut there), [2, 3]);
+        assert_eq!(bytes(&mut world, &mut here), [3]);
+        for phone in [there, here] {
+            world.ask(&phone, LEAVE, 2, b"");
+        }
+    }
+}
+
+#[test]
+fn who_leaves_or_is_kicked_in_a_window_gets_what_came_before() {
+    let mut world = world(2);
+    let mut leaver = member(&mut world, 0);
+    let kicked_id = world.user_id;
+    let mut kicked = member(&mut world, 1);
+    let mut stayer = member(&mut world, 0);
+    push(&mut world, BARRAGE, 1);
+    push(&mut world, BARRAGE, 2);
+    world.ask(&leaver, LEAVE, 2, b"");
+    world.parts.gateway.kick(kicked_id).unwrap();
+    world.turns(6);
+    push(&mut world, BARRAGE, 3);
+    kicked.read(&mut world);
+    assert_eq!(kicked.got.last().unwrap().code, Some(Code::Replaced));
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(bytes(&mut world, &mut leaver), [1, 2]);
+    assert_eq!(bytes(&mut world, &mut kicked), [1, 2]);
+    assert_eq!(bytes(&mut world, &mut stayer), [1, 2, 3]);
+}
+
+#[test]
+fn a_window_ends_with_its_last_member() {
+    let mut world = World::aged(2, Duration::ZERO, |config| {
+        config.rooms.default_policy.merge_window = Duration::from_secs(10);
+        config.rooms.idle_ttl = Duration::ZERO;
+    });
+    for shard in [0, 1, 0, 1] {
+        let mut phone = member(&mut world, shard);
+        push(&mut world, BARRAGE, 1);
+        assert_eq!(world.parts.shared.gate.commands(), 1);
+        world.sims[shard].reset(phone.peer);
+        world.turns(10);
+        assert_eq!(world.parts.shared.gate.commands(), 0, "nobody is there to wait");
+        phone.read(&mut world);
+        // The rooms close, and their places are used again.
+        pass_ms(&mut world, 2_000);
+        assert!(world.shards.iter().all(|shard| shard.levels().rooms == 1));
+    }
+}
+
+#[test]
+fn a_drain_ends_all_windows_and_loses_nothing() {
+    let mut world = world(2);
+    let mut phones: Vec<_> = (0..6).map(|n| member(&mut world, n % 2)).collect();
+    let mut asking = member(&mut world, 1);
+    world.ask(&asking, KEEP, 2, b"");
+    push(&mut world, BARRAGE, 1);
+    push(&mut world, BARRAGE, 2);
+    world.parts.hub.tell_all(|| Message::Drain);
+    // Time stands still.
+    world.turns(10);
+    for phone in &mut phones {
+        phone.read(&mut world);
+        assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+        assert_eq!(bytes(&mut world, phone), [1, 2]);
+    }
+    assert_eq!(bytes(&mut world, &mut asking), [1, 2], "who waits for an answer stays");
+    push(&mut world, BARRAGE, 3);
+    assert_eq!(bytes(&mut world, &mut asking), [3], "and there are no windows any more");
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+}
+
+#[test]
+fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
+    let mut world = World::new(|config| {
+        let mut policy = config.rooms.default_policy;
+        policy.merge_window = Duration::from_millis(300);
+        config.rooms.policies = vec![("*".into(), policy)];
+        config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
+    });
+    // Its name begins like everybody's, and is another.
+    let starry = RoomId::new("*starry").unwrap();
+    let mut phone = member(&mut world, 0);
+    world.push_all(BARRAGE, 1);
+    push(&mut world, BARRAGE, 2);
+    world.ask(&phone, JOIN, 2, starry.as_str().as_bytes());
+    world.parts.gateway.push_room(&starry, BARRAGE, "starry").unwrap();
+    world.turns(3);
+    pass_ms(&mut world, WINDOW_MS);
+    let mut got = bytes(&mut world, &mut phone);
+    got.sort_unstable();
+    assert_eq!(got, [2, 6]);
+    push(&mut world, BARRAGE, 3);
+    world.push_all(BARRAGE, 4);
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(bytes(&mut world, &mut phone), [3]);
+    pass_ms(&mut world, WINDOW_MS);
+    assert_eq!(bytes(&mut world, &mut phone), [1, 4]);
+    assert_eq!(world.parts.shared.gate.commands(), 0);
+}
