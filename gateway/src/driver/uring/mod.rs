@@ -286,7 +286,7 @@ impl Uring {
             Token::SendNow(number) => self.on_send_failed(ring, number, result),
             Token::Send(conn) => self.on_sent(ring, conn, result),
             Token::Accept(place) => self.on_accepted(ring, place, result, sink),
-            Token::Watch(conn) => self.on_watched(conn, result),
+            Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
             Token::Shutdown(conn) => self.operation_ended(conn),
             Token::Wake if !more => {
@@ -346,14 +346,18 @@ impl Uring {
         }
     }
 
-    fn on_watched(&mut self, conn: ConnId, result: i32) {
-        self.disarmed(conn);
+    fn on_watched(&mut self, conn: ConnId, result: i32, more: bool) {
+        if !more {
+            self.disarmed(conn);
+        }
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let (ring, file, closed) = (socket.ring, socket.file, socket.has(Flags::CLOSED));
-        if result > 0 && !closed {
-            // Whatever it was, it is told once.
+        let (ring, file) = (socket.ring, socket.file);
+        let told = if result > 0 { result } else { 0 };
+        let dead = told & i32::from(libc::POLLERR | libc::POLLHUP) != 0;
+        // A peer that only sends no more may still be reset: that is watched for.
+        if dead && !socket.flags.intersects(Flags::CLOSED | Flags::HUNG_UP) {
             socket.flags.insert(Flags::HUNG_UP);
-            if result & i32::from(libc::POLLERR) != 0 {
+            if told & i32::from(libc::POLLERR) != 0 {
                 self.operation_began(conn);
                 self.ask(ring, |ring| ring.ask_error(file, conn));
             }

@@ -155,10 +155,11 @@ impl Ring {
         self.push(receive.build(), Token::Receive(conn))
     }
 
-    /// Completes once when a connection is dead.
+    /// Completes whenever something more is known of a connection's end, until it is cancelled.
     pub(super) fn watch(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
-        // Errors and hang-ups are told unasked: poll(2).
-        let watch = opcode::PollAdd::new(Fixed(file), 0);
+        // Errors and hang-ups are told unasked: poll(2). So is POLLRDHUP, which may be known already: who
+        // watched once would hear of that, and not of the reset that follows.
+        let watch = opcode::PollAdd::new(Fixed(file), 0).multi(true);
         self.push(watch.build(), Token::Watch(conn))
     }
 

@@ -34,7 +34,7 @@ pub(super) enum Reading {
     Off,
     /// Bytes are received as they come.
     Receive,
-    /// Only its death is told.
+    /// Only its end is told.
     Watch,
 }
 
@@ -56,7 +56,7 @@ bitflags! {
         const QUEUED = 1 << 5;
         /// `Closed` is on its way.
         const CLOSED = 1 << 6;
-        /// Both sides are shut down: nothing is left to watch for.
+        /// It is dead, or both sides are shut down: nothing is left to watch for.
         const HUNG_UP = 1 << 7;
         /// There is a [`Rare`].
         const RARE = 1 << 8;
