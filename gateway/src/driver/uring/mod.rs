@@ -285,6 +285,7 @@ impl Uring {
             Token::Receive(conn) => self.on_received(ring, conn, completion, sink),
             Token::SendNow(number) => self.on_send_failed(ring, number, result),
             Token::Send(conn) => self.on_sent(ring, conn, result),
+            Token::Room(conn) => self.on_room(conn, result, more),
             Token::Accept(place) => self.on_accepted(ring, place, result, sink),
             Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
@@ -390,7 +391,8 @@ impl Uring {
         socket.cause = cause;
         let (ring, file, rare) = (socket.ring, socket.file, socket.has(Flags::RARE));
         if rare && self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
-            self.ask(ring, |ring| ring.cancel(Token::Send(conn)));
+            // A send itself ends at once: only the watch for room goes on.
+            self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
         }
         self.settle(conn);
         // The operations under way hold the socket: it is released when the last has ended.
@@ -488,3 +490,6 @@ impl Driver for Uring {
         self.acceptor.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,13 +70,13 @@ pub(super) struct Rare {
     pub(super) unread: Vec<u8>,
     /// The end came behind them.
     pub(super) end: bool,
-    /// The send that waits for room.
+    /// What goes out in steps, as there is room.
     pub(super) sending: Option<Sending>,
     /// The send after it.
     pub(super) next: Option<Bytes>,
 }
 
-/// A send that waits for room.
+/// A send that goes out in steps.
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) rest: Bytes,
