@@ -18,6 +18,8 @@ use crate::{Operator, Phone};
 #[derive(Debug)]
 pub struct Setup {
     program: PathBuf,
+    /// What it may not have: the arguments of `confine`.
+    confines: Vec<String>,
     flags: Vec<String>,
     port: Option<Port>,
     folder: TempDir,
@@ -66,6 +68,7 @@ impl Setup {
     fn of(program: &Path) -> Self {
         let setup = Self {
             program: program.to_owned(),
+            confines: Vec::new(),
             flags: Vec::new(),
             port: None,
             folder: tempfile::tempdir().unwrap(),
@@ -83,6 +86,20 @@ impl Setup {
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Has the kernel refuse it io_uring, as many containers do.
+    #[must_use]
+    pub fn without_uring(mut self) -> Self {
+        self.confines.push("--no-io-uring".to_owned());
+        self
+    }
+
+    /// Lets it open so many descriptors and no more.
+    #[must_use]
+    pub fn descriptors(mut self, limit: u64) -> Self {
+        self.confines.push(format!("--nofile={limit}"));
         self
     }
 
@@ -128,10 +145,17 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = if self.confines.is_empty() {
+            Command::new(&self.program)
+        } else {
+            let mut command = Command::new(&programs().confine);
+            command.args(&self.confines).arg(&self.program);
+            command
+        };
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TIDEGATE_") {
+            // The tests run once with each driver.
+            if name.to_string_lossy().starts_with("TIDEGATE_") && name != "TIDEGATE_DRIVER" {
                 command.env_remove(name);
             }
         }

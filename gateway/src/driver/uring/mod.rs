@@ -45,7 +45,7 @@ use self::ring::{Completion, Ring};
 use self::socket::{Flags, Rare, Reading, Socket};
 use self::token::Token;
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
+use super::{CloseCause, ConnId, Driver, Event, Mechanism, SendState, Sink};
 
 /// Completions that one poll takes, more or less: enough to share a system call, and a turn, among many
 /// connections; few enough that the last of them waits for a few milliseconds.
@@ -152,12 +152,6 @@ impl Uring {
     #[must_use]
     pub fn waker(&self) -> Arc<dyn Wake> {
         Arc::clone(&self.wakeup) as Arc<dyn Wake>
-    }
-
-    /// Rings in use.
-    #[must_use]
-    pub fn rings(&self) -> usize {
-        self.rings.len()
     }
 
     fn enable(&mut self) -> io::Result<()> {
@@ -429,6 +423,10 @@ impl Uring {
 }
 
 impl Driver for Uring {
+    fn mechanism(&self) -> Mechanism {
+        Mechanism { name: "uring", rings: self.rings.len() }
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.enable()?;
         self.poll = (self.poll + 1) % POLLS;
