@@ -11,9 +11,11 @@ SECONDS := 60
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The tests come last, so that their result is what one sees.
+# The tests come last, so that their result is what one sees. Those from outside run twice: with io_uring,
+# where it can be had, and with epoll.
 test: test-deps fmt lint doc fuzz-short ## Everything that has to pass before a commit
 	cargo test --workspace
+	TIDEGATE_DRIVER=epoll cargo test -p tidegate-tests
 
 test-deps: ## Install what the tests need, where it is missing
 	scripts/install-test-deps

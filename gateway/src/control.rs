@@ -80,6 +80,10 @@ pub struct RoomInfo {
 pub struct ShardInfo {
     /// Which shard.
     pub shard: u16,
+    /// How it talks to the kernel: `epoll` or `uring`.
+    pub driver: &'static str,
+    /// io_uring instances that it uses; 0 with epoll.
+    pub rings: u64,
     /// Open connections.
     pub connections: u64,
     /// Of these, the authenticated ones.

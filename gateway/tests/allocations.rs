@@ -12,7 +12,7 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use tidegate::auth::Verifier;
 use tidegate::config::{AuthMode, Config};
-use tidegate::driver::{ConnId, Driver, Event, SendState, Sink};
+use tidegate::driver::{ConnId, Driver, Event, Mechanism, SendState, Sink};
 use tidegate::parts::{Origin, Parts};
 use tidegate::router::Backend;
 use tidegate::shard::Shard;
@@ -45,6 +45,10 @@ fn conn(slot: u32) -> ConnId {
 }
 
 impl Driver for Feed {
+    fn mechanism(&self) -> Mechanism {
+        Mechanism { name: "feed", rings: 0 }
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         sink.idle_for();
         sink.woken(self.now);

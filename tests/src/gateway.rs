@@ -19,10 +19,10 @@ use crate::{Operator, Phone};
 #[derive(Debug)]
 pub struct Setup {
     program: PathBuf,
+    /// What it may not have: the arguments of `confine`.
+    confines: Vec<String>,
     flags: Vec<String>,
     variables: Vec<(String, OsString)>,
-    /// A program that becomes it, and what comes before its own name.
-    confiner: Vec<OsString>,
     port: Option<Port>,
     folder: TempDir,
 }
@@ -70,9 +70,9 @@ impl Setup {
     fn of(program: &Path) -> Self {
         let setup = Self {
             program: program.to_owned(),
+            confines: Vec::new(),
             flags: Vec::new(),
             variables: Vec::new(),
-            confiner: Vec::new(),
             port: None,
             folder: tempfile::tempdir().unwrap(),
         };
@@ -99,10 +99,24 @@ impl Setup {
         self
     }
 
-    /// Has another program become it: this one, with these arguments before its own.
+    /// Confines it to what a container's seccomp profile allows.
     #[must_use]
-    pub fn confined(mut self, confiner: &[&Path]) -> Self {
-        self.confiner = confiner.iter().map(|part| part.as_os_str().to_owned()).collect();
+    pub fn seccomp(mut self, profile: &Path) -> Self {
+        self.confines.push(format!("--seccomp={}", profile.display()));
+        self
+    }
+
+    /// Has the kernel refuse it io_uring, as many containers do.
+    #[must_use]
+    pub fn without_uring(mut self) -> Self {
+        self.confines.push("--no-io-uring".to_owned());
+        self
+    }
+
+    /// Lets it open so many descriptors and no more.
+    #[must_use]
+    pub fn descriptors(mut self, limit: u64) -> Self {
+        self.confines.push(format!("--nofile={limit}"));
         self
     }
 
@@ -148,17 +162,17 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut words = self.confiner.iter().map(OsString::as_os_str);
-        let mut command = match words.next() {
-            Some(confiner) => Command::new(confiner),
-            None => Command::new(&self.program),
+        let mut command = if self.confines.is_empty() {
+            Command::new(&self.program)
+        } else {
+            let mut command = Command::new(&programs().confine);
+            command.args(&self.confines).arg(&self.program);
+            command
         };
-        if !self.confiner.is_empty() {
-            command.args(words).arg(&self.program);
-        }
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TIDEGATE_") {
+            // The tests run once with each driver.
+            if name.to_string_lossy().starts_with("TIDEGATE_") && name != "TIDEGATE_DRIVER" {
                 command.env_remove(name);
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `bin/confine` | runs a program without io_uring, or with few descriptors |
 //! | [`programs`] | the binaries under test, built once for each test process |
 //! | [`process`] | a process that ends with its test, whatever happens, and what it says |
 //! | [`gateway`] | a running gateway: started with flags, stopped, killed, started again |

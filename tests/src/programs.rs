@@ -15,6 +15,8 @@ pub struct Programs {
     pub tide: PathBuf,
     /// The example of a gateway with a backend of its own.
     pub quiz: PathBuf,
+    /// What runs a program with less than it could have.
+    pub confine: PathBuf,
 }
 
 /// The binaries, built from the sources as they are now.
@@ -48,7 +50,8 @@ fn build() -> Option<Programs> {
         let found = built.iter().find(|(built, _)| built == name);
         found.unwrap_or_else(|| panic!("cargo built no {name}: {built:?}")).1.clone()
     };
-    Some(Programs { tidegate: find("tidegate"), tide: find("tide"), quiz: find("quiz") })
+    let [tidegate, tide, quiz, confine] = ["tidegate", "tide", "quiz", "confine"].map(find);
+    Some(Programs { tidegate, tide, quiz, confine })
 }
 
 /// The name and the place of the executable that a message of cargo's tells of.

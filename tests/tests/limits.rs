@@ -121,7 +121,7 @@ fn a_rush_does_not_get_past_the_limit_on_connections() {
 
 #[test]
 fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
-    let gateway = Setup::demo().start();
+    let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
     operator.wait_for_metric("tidegate_connections", "", |n| n == 5.0);
@@ -151,7 +151,7 @@ fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
 
 #[test]
 fn waiting_for_descriptors_does_not_fill_the_log() {
-    let gateway = Setup::demo().start();
+    let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
     gateway.login(1).is_served();
     operator.wait_for_total("connections", 0);

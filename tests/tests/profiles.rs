@@ -234,8 +234,7 @@ fn scripts_are_clean() {
 #[test]
 fn the_gateway_serves_under_the_containers_seccomp_profile() {
     let profile = folder().join("seccomp.json");
-    let confiner = Path::new(env!("CARGO_BIN_EXE_confined"));
-    let mut gateway = Setup::demo().shards(2).confined(&[confiner, &profile]).start();
+    let mut gateway = Setup::demo().shards(2).seccomp(&profile).start();
     let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.pid())).unwrap();
     assert!(status.contains("Seccomp:\t2"), "{status}");
     let mut phones: Vec<_> = (1..=8).map(|user_id| gateway.login(user_id)).collect();
@@ -258,8 +257,9 @@ fn the_gateway_serves_under_the_containers_seccomp_profile() {
 fn the_containers_seccomp_profile_lets_io_uring_through_and_little_else() {
     let profile = folder().join("seccomp.json");
     let confined = |program: &Path, arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_confined"));
-        Process::run(command.arg(&profile).arg(program).args(arguments), "")
+        let mut command = Command::new(&programs().confine);
+        let profile = format!("--seccomp={}", profile.display());
+        Process::run(command.arg(profile).arg(program).args(arguments), "")
     };
     let tide = &programs().tide;
     let ring = ["doctor", "--connections", "1", "--probe-io-uring"];

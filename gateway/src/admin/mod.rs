@@ -6,7 +6,7 @@
 //! | `GET /healthz` | 200 while the process lives |
 //! | `GET /readyz` | 200, or 503 while new connections are not welcome |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "totals", "shards"}` |
+//! | `GET /stats` | `{"ready", "totals", "shards"}`: of each shard its driver, rings and figures |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |

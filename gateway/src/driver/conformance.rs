@@ -5,6 +5,7 @@
 
 mod flow;
 mod lifecycle;
+mod stress;
 mod worlds;
 
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
-const POLLS_MAX: usize = 200_000;
+const POLLS_MAX: usize = 20_000;
 
 /// A driver, and its peers by number.
 trait World {
@@ -287,6 +288,7 @@ conformance! {
         a_late_name_hits_nobody,
         a_reset_is_reported,
         a_reset_is_reported_while_paused,
+        a_reset_behind_an_end_is_reported,
         close_cuts_a_send,
         accepting_stops_and_starts_again,
         nobody_connects_when_nobody_listens,
@@ -302,6 +304,13 @@ conformance! {
         a_flood_starves_nobody,
         what_comes_on_many_at_once_is_not_mixed,
         a_reply_goes_out_and_is_reported_once;
+    stress:
+        bursts_of_connections_come_and_go,
+        a_turn_sends_on_very_many,
+        many_are_reset_while_large_sends_wait,
+        storms_of_pauses_lose_nothing,
+        more_bytes_than_buffers_arrive_whole,
+        closing_amid_everything_is_told_once;
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tidegate_backend::batch::Wake;
 
 use self::accept::{ACCEPT_RETRY, Acceptor, LAST_POLLS};
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sink};
+use super::{CloseCause, ConnId, Driver, Event, Mechanism, RECEIVE_BYTES_MAX, SendState, Sink};
 
 /// Events that one wait takes at most: enough to share a system call, and a turn, among many
 /// connections; few enough that the last of them waits for a few milliseconds.
@@ -347,6 +347,10 @@ impl Epoll {
 }
 
 impl Driver for Epoll {
+    fn mechanism(&self) -> Mechanism {
+        Mechanism { name: "epoll", rings: 0 }
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.report_outcomes(sink);
         let wait_for = self.wait_for(sink);

@@ -162,8 +162,20 @@ pub trait Sink {
     fn woken(&mut self, now: Instant);
 }
 
+/// What a driver is, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mechanism {
+    /// `epoll`, `uring`, or a test's.
+    pub name: &'static str,
+    /// io_uring instances in use; 0 where there are none.
+    pub rings: usize,
+}
+
 /// A kernel mechanism, or a simulated one. See the [contract](self).
 pub trait Driver {
+    /// What it is.
+    fn mechanism(&self) -> Mechanism;
+
     /// Reports what is known, waits if the sink is idle, and reports what came of it.
     ///
     /// # Errors

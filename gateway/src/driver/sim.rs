@@ -15,7 +15,7 @@ use bytes::{Buf as _, Bytes};
 use fastrand::Rng;
 
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, RECEIVE_BYTES_MAX, SendState, Sink};
+use super::{CloseCause, ConnId, Driver, Event, Mechanism, RECEIVE_BYTES_MAX, SendState, Sink};
 use network::Network;
 pub use network::{Arrived, PeerId};
 
@@ -366,6 +366,10 @@ impl Sim {
 }
 
 impl Driver for Sim {
+    fn mechanism(&self) -> Mechanism {
+        Mechanism { name: "simulation", rings: 0 }
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.report_outcomes(sink);
         self.wait(sink);

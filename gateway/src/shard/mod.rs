@@ -56,7 +56,7 @@ use crate::connection::outbox::Outboxes;
 use crate::connection::rate::Rate;
 use crate::connection::{Connection, Phase};
 use crate::control::ShardInfo;
-use crate::driver::{ConnId, Driver, Event, Sink};
+use crate::driver::{ConnId, Driver, Event, Mechanism, Sink};
 use crate::router::{Backend, Router};
 use crate::session_id::{Place, SessionIds};
 use calls::Port;
@@ -308,7 +308,7 @@ impl Shard {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         for _ in 0..MESSAGES_MAX {
             let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
-            self.handle(message);
+            self.handle(message, driver.mechanism());
             if self.touched.len() >= TOUCHED_MAX {
                 self.flush(driver);
             }
@@ -317,7 +317,7 @@ impl Shard {
         self.take_answers();
     }
 
-    fn handle(&mut self, message: Message) {
+    fn handle(&mut self, message: Message, mechanism: Mechanism) {
         match message {
             Message::Answer(answer) => self.on_answer(answer),
             Message::Register { user_id, place, sequence } => {
@@ -350,7 +350,7 @@ impl Shard {
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
             Message::AskRoom { room, reply } => self.on_ask_room(&room, reply),
             Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
-            Message::AskShard { reply } => drop(reply.send(self.info())),
+            Message::AskShard { reply } => drop(reply.send(self.info(mechanism))),
             Message::Drain => self.start_draining(),
             Message::Stop => self.finished = true,
         }
@@ -390,10 +390,12 @@ impl Shard {
         self.exporter.export(&self.stats, levels, commands, &mut self.durations);
     }
 
-    fn info(&self) -> ShardInfo {
+    fn info(&self, mechanism: Mechanism) -> ShardInfo {
         let levels = self.levels();
         ShardInfo {
             shard: self.id,
+            driver: mechanism.name,
+            rings: mechanism.rings as u64,
             connections: levels.connections as u64,
             sessions: levels.sessions as u64,
             users: levels.users as u64,

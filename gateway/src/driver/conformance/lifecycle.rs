@@ -86,6 +86,26 @@ pub(super) fn a_reset_is_reported_while_paused<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
 }
 
+/// A peer that has said its last may still go away before it was answered.
+pub(super) fn a_reset_behind_an_end_is_reported<W: World>() {
+    for paused in [false, true] {
+        let mut bench = Bench::<W>::new();
+        let (peer, conn) = bench.connect();
+        if paused {
+            bench.driver().pause_receive(conn);
+            bench.world.write(peer, b"unread");
+        }
+        bench.polls(5);
+        bench.world.half_close(peer);
+        if !paused {
+            bench.until_fact(&Fact::Ended(conn));
+        }
+        bench.polls(5);
+        bench.world.reset(peer);
+        bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
+    }
+}
+
 pub(super) fn close_cuts_a_send<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();

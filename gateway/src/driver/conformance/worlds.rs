@@ -11,7 +11,7 @@ use super::{Read, World};
 use crate::driver::epoll::Epoll;
 use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
 use crate::driver::uring::{Capacity, Uring};
-use crate::driver::{ConnId, Driver, SendState, Sink};
+use crate::driver::{ConnId, Driver, Mechanism, SendState, Sink};
 
 /// A driver of real sockets.
 pub(super) trait Real: Driver {
@@ -41,6 +41,10 @@ impl Real for ManyRings {
 }
 
 impl Driver for ManyRings {
+    fn mechanism(&self) -> Mechanism {
+        self.0.mechanism()
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.0.poll(sink)
     }

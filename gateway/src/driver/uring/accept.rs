@@ -45,7 +45,7 @@ pub(super) struct Acceptor {
     watching: bool,
     /// The kernel had nothing to give, and the sink was told. Nobody came in since.
     paused: bool,
-    /// When to try again; `Some` only while `paused`.
+    /// When to try again; `Some` only while `paused`, or when one more ring can't be had.
     retry_at: Option<Instant>,
     /// The listening socket is to be closed, after so many polls at most.
     last_polls: Option<u32>,
@@ -141,8 +141,13 @@ impl Uring {
         while self.acceptor.under_way.len() < wanted {
             let ring = match self.ring_with_a_place() {
                 Ok(ring) => ring,
-                Err(error) => {
+                Err(error) if self.acceptor.under_way.is_empty() => {
                     self.pause_accepting(error, sink);
+                    break;
+                }
+                Err(_) => {
+                    // Those under way may be all that come: nothing is to be told yet.
+                    self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
                     break;
                 }
             };

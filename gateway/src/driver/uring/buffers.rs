@@ -43,7 +43,7 @@ impl Buffers {
 
     /// Registers them with a ring, as group 0.
     pub(super) fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
-        let address = self.entries.as_ptr().addr() as u64;
+        let address = self.entries.as_ptr().expose_provenance() as u64;
         // SAFETY: `entries` is page-aligned, has `count` entries that name memory of `bytes`, and both live
         // as long as the ring: `Ring` drops them after it, once nothing is under way.
         unsafe { submitter.register_buf_ring_with_flags(address, self.count, 0, 0) }
@@ -65,7 +65,7 @@ impl Buffers {
     pub(super) fn give_back(&mut self, buffer: u16) {
         debug_assert!(buffer < self.count);
         let place = usize::from(self.tail & (self.count - 1));
-        let address = self.address(buffer).addr() as u64;
+        let address = self.address(buffer).expose_provenance() as u64;
         // SAFETY: `place` is below `count`, and the kernel doesn't read this entry: it lies beyond the tail
         // that it knows. The fields that are set don't overlap the tail, which is in the first entry.
         let entry = unsafe { &mut *self.entries.as_ptr().add(place) };

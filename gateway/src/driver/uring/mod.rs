@@ -46,7 +46,7 @@ use self::ring::{Completion, Ring};
 use self::socket::{Flags, Rare, Reading, Socket};
 use self::token::Token;
 use super::slots::Slots;
-use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
+use super::{CloseCause, ConnId, Driver, Event, Mechanism, SendState, Sink};
 
 /// Completions that one poll takes, more or less: enough to share a system call, and a turn, among many
 /// connections; few enough that the last of them waits for a few milliseconds.
@@ -153,12 +153,6 @@ impl Uring {
     #[must_use]
     pub fn waker(&self) -> Arc<dyn Wake> {
         Arc::clone(&self.wakeup) as Arc<dyn Wake>
-    }
-
-    /// Rings in use.
-    #[must_use]
-    pub fn rings(&self) -> usize {
-        self.rings.len()
     }
 
     fn enable(&mut self) -> io::Result<()> {
@@ -308,8 +302,9 @@ impl Uring {
             Token::Receive(conn) => self.on_received(ring, conn, completion, sink),
             Token::SendNow(number) => self.on_send_failed(ring, number, result),
             Token::Send(conn) => self.on_sent(ring, conn, result),
+            Token::Room(conn) => self.on_room(conn, result, more),
             Token::Accept(place) => self.on_accepted(ring, place, result, sink),
-            Token::Watch(conn) => self.on_watched(conn, result),
+            Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
             Token::Shutdown(conn) => self.operation_ended(conn),
             Token::Listener => self.acceptor.waited_for(),
@@ -370,14 +365,18 @@ impl Uring {
         }
     }
 
-    fn on_watched(&mut self, conn: ConnId, result: i32) {
-        self.disarmed(conn);
+    fn on_watched(&mut self, conn: ConnId, result: i32, more: bool) {
+        if !more {
+            self.disarmed(conn);
+        }
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let (ring, file, closed) = (socket.ring, socket.file, socket.has(Flags::CLOSED));
-        if result > 0 && !closed {
-            // Whatever it was, it is told once.
+        let (ring, file) = (socket.ring, socket.file);
+        let told = if result > 0 { result } else { 0 };
+        let dead = told & i32::from(libc::POLLERR | libc::POLLHUP) != 0;
+        // A peer that only sends no more may still be reset: that is watched for.
+        if dead && !socket.flags.intersects(Flags::CLOSED | Flags::HUNG_UP) {
             socket.flags.insert(Flags::HUNG_UP);
-            if result & i32::from(libc::POLLERR) != 0 {
+            if told & i32::from(libc::POLLERR) != 0 {
                 self.operation_began(conn);
                 self.ask(ring, |ring| ring.ask_error(file, conn));
             }
@@ -410,7 +409,8 @@ impl Uring {
         socket.cause = cause;
         let (ring, file, rare) = (socket.ring, socket.file, socket.has(Flags::RARE));
         if rare && self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
-            self.ask(ring, |ring| ring.cancel(Token::Send(conn)));
+            // A send itself ends at once: only the watch for room goes on.
+            self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
         }
         self.settle(conn);
         // The operations under way hold the socket: it is released when the last has ended.
@@ -447,6 +447,10 @@ impl Uring {
 }
 
 impl Driver for Uring {
+    fn mechanism(&self) -> Mechanism {
+        Mechanism { name: "uring", rings: self.rings.len() }
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.enable()?;
         self.poll = (self.poll + 1) % POLLS;
@@ -508,3 +512,6 @@ impl Driver for Uring {
         self.acceptor.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

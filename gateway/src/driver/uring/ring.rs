@@ -65,7 +65,7 @@ pub(super) struct Ring {
     first_send_now: u64,
     /// The kernel has seen all before this number.
     submitted_sends_now: u64,
-    /// Sends that wait for room.
+    /// Sends that tell how far they came.
     sends: HashMap<u64, Bytes>,
     /// Places in the table of direct descriptors.
     pub(super) files_max: u32,
@@ -171,10 +171,11 @@ impl Ring {
         self.push(receive.build(), Token::Receive(conn))
     }
 
-    /// Completes once when a connection is dead.
+    /// Completes whenever something more is known of a connection's end, until it is cancelled.
     pub(super) fn watch(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
-        // Errors and hang-ups are told unasked: poll(2).
-        let watch = opcode::PollAdd::new(Fixed(file), 0);
+        // Errors and hang-ups are told unasked: poll(2). So is POLLRDHUP, which may be known already: who
+        // watched once would hear of that, and not of the reset that follows.
+        let watch = opcode::PollAdd::new(Fixed(file), 0).multi(true);
         self.push(watch.build(), Token::Watch(conn))
     }
 
@@ -224,14 +225,21 @@ impl Ring {
         Some(sent.conn)
     }
 
-    /// Sends, waiting for room. At most one at a time on a connection.
+    /// Sends as far as there is room, and tells how far. At most one at a time on a connection.
     pub(super) fn send(&mut self, file: u32, conn: ConnId, bytes: Bytes) -> io::Result<()> {
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fixed(file), bytes.as_ptr(), length(&bytes)).flags(flags);
         let token = Token::Send(conn);
         let other = self.sends.insert(token.to_bits(), bytes);
         debug_assert!(other.is_none(), "one send at a time");
         self.push(send.build(), token)
+    }
+
+    /// Completes whenever there is room to send, or a connection is dead, until it is cancelled. The peer's
+    /// end completes it too, once: see [`Self::watch`].
+    pub(super) fn watch_for_room(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
+        let watch = opcode::PollAdd::new(Fixed(file), libc::POLLOUT as u32).multi(true);
+        self.push(watch.build(), Token::Room(conn))
     }
 
     /// The bytes of a send that has completed.

@@ -2,16 +2,21 @@
 //!
 //! A short send is asked for as one that must not wait, and taken for done: only its failure completes, in
 //! the same system call that submits it. What it could not send, and what is sent before that is
-//! certain, goes out as a send that waits for room. So there is never more than one send that may
+//! certain, goes out in steps, each when there is room. So there is never more than one send that may
 //! reorder the stream.
+//!
+//! No send is left to wait in the kernel. It would wait for the peer's end too: where that has come already,
+//! the kernel tries again at once, gives up soon, and has a thread of its own block, which nothing cancels
+//! for certain. So what waits is a watch, which is told once of each change.
 
 use bytes::{Buf as _, Bytes};
 
 use super::socket::{Flags, Sending};
+use super::token::Token;
 use super::{Outcome, Uring};
 use crate::driver::{ConnId, SendState};
 
-/// Longer sends wait for room: chances are that the socket does not take them at once.
+/// Longer sends say how far they came: chances are that the socket does not take them at once.
 const SEND_NOW_BYTES_MAX: usize = 16 * 1024;
 
 impl Uring {
@@ -65,6 +70,7 @@ impl Uring {
         }
     }
 
+    /// Sends what there is room for, and the rest once there is more.
     fn send_waiting(&mut self, conn: ConnId, bytes: Bytes, report: Option<usize>) {
         self.operation_began(conn);
         self.rare(conn).sending = Some(Sending { rest: bytes.clone(), report });
@@ -73,29 +79,55 @@ impl Uring {
         self.ask(ring, |ring| ring.send(file, conn, bytes));
     }
 
-    /// A send that waited for room has ended.
+    /// A send has gone as far as there was room.
     pub(super) fn on_sent(&mut self, ring: usize, conn: ConnId, result: i32) {
         drop(self.rings[ring].take_send(conn));
         let sending = self.rare(conn).sending.take();
         let closed = self.sockets.get_mut(conn).is_none_or(|socket| socket.has(Flags::CLOSED));
-        if let Some(Sending { mut rest, report }) = sending
+        if let Some(sending) = sending
             && !closed
         {
             match result {
-                sent @ 0.. => rest.advance(sent.cast_unsigned() as usize),
-                error if may_try_again(error) => {}
+                sent @ 0.. => self.sent(conn, sending, sent.cast_unsigned() as usize),
+                error if may_try_again(error) => self.sent(conn, sending, 0),
                 error => self.fail(conn, -error),
             }
-            if !rest.is_empty() {
-                if result >= 0 || may_try_again(result) {
-                    self.send_waiting(conn, rest, report);
-                }
-            } else {
-                if let Some(bytes) = report {
-                    self.outcomes.push(Outcome::Sent(conn, bytes));
-                }
-                self.send_next(conn);
+        }
+        self.operation_ended(conn);
+    }
+
+    fn sent(&mut self, conn: ConnId, mut sending: Sending, bytes: usize) {
+        sending.rest.advance(bytes);
+        if !sending.rest.is_empty() {
+            self.rare(conn).sending = Some(sending);
+            self.operation_began(conn);
+            let Some(socket) = self.sockets.get_mut(conn) else { return };
+            let (ring, file) = (socket.ring, socket.file);
+            return self.ask(ring, |ring| ring.watch_for_room(file, conn));
+        }
+        if let Some(bytes) = sending.report {
+            self.outcomes.push(Outcome::Sent(conn, bytes));
+        }
+        self.send_next(conn);
+    }
+
+    /// There is room, or the connection is dead, or the watch for either has ended.
+    pub(super) fn on_room(&mut self, conn: ConnId, result: i32, more: bool) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let (ring, closed) = (socket.ring, socket.has(Flags::CLOSED));
+        if more {
+            let telling = libc::POLLOUT | libc::POLLERR | libc::POLLHUP;
+            if result & i32::from(telling) != 0 {
+                self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
             }
+            return;
+        }
+        let sending = self.rare(conn).sending.take();
+        if let Some(Sending { rest, report }) = sending
+            && !closed
+        {
+            // A failure of the watch says less than that of a send would.
+            self.send_waiting(conn, rest, report);
         }
         self.operation_ended(conn);
     }

@@ -34,7 +34,7 @@ pub(super) enum Reading {
     Off,
     /// Bytes are received as they come.
     Receive,
-    /// Only its death is told.
+    /// Only its end is told.
     Watch,
 }
 
@@ -56,7 +56,7 @@ bitflags! {
         const QUEUED = 1 << 5;
         /// `Closed` is on its way.
         const CLOSED = 1 << 6;
-        /// Both sides are shut down: nothing is left to watch for.
+        /// It is dead, or both sides are shut down: nothing is left to watch for.
         const HUNG_UP = 1 << 7;
         /// There is a [`Rare`].
         const RARE = 1 << 8;
@@ -70,13 +70,13 @@ pub(super) struct Rare {
     pub(super) unread: Vec<u8>,
     /// The end came behind them.
     pub(super) end: bool,
-    /// The send that waits for room.
+    /// What goes out in steps, as there is room.
     pub(super) sending: Option<Sending>,
     /// The send after it.
     pub(super) next: Option<Bytes>,
 }
 
-/// A send that waits for room.
+/// A send that goes out in steps.
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) rest: Bytes,

@@ -23,7 +23,7 @@ pub(super) enum Token {
     Watch(ConnId),
     /// A send that must not wait, by its number. Only its failure completes.
     SendNow(u64),
-    /// A send that waits for room.
+    /// A send that tells how far it came.
     Send(ConnId),
     /// The sending side is shut down.
     Shutdown(ConnId),
@@ -31,6 +31,8 @@ pub(super) enum Token {
     Listener,
     /// The kernel is asked what a connection died of.
     Error(ConnId),
+    /// What is left to send waits for room.
+    Room(ConnId),
 }
 
 impl Token {
@@ -47,6 +49,7 @@ impl Token {
             Self::Shutdown(conn) => (7, pack(conn)),
             Self::Error(conn) => (8, pack(conn)),
             Self::Listener => (9, 0),
+            Self::Room(conn) => (10, pack(conn)),
         };
         debug_assert!(payload >> KIND_SHIFT == 0, "{self:?} needs more than 56 bits");
         kind << KIND_SHIFT | payload
@@ -66,6 +69,7 @@ impl Token {
             7 => Self::Shutdown(unpack(payload)),
             8 => Self::Error(unpack(payload)),
             9 => Self::Listener,
+            10 => Self::Room(unpack(payload)),
             _ => Self::Nothing,
         }
     }
@@ -89,8 +93,14 @@ mod tests {
     fn tokens_come_back() {
         let last = ConnId { slot: SLOTS_MAX - 1, generation: GENERATIONS - 1 };
         for conn in [ConnId { slot: 0, generation: 0 }, ConnId { slot: 1, generation: 2 }, last] {
-            let of_conn =
-                [Token::Receive, Token::Watch, Token::Send, Token::Shutdown, Token::Error];
+            let of_conn = [
+                Token::Receive,
+                Token::Watch,
+                Token::Send,
+                Token::Shutdown,
+                Token::Error,
+                Token::Room,
+            ];
             for token in of_conn.map(|kind| kind(conn)) {
                 assert_eq!(Token::from_bits(token.to_bits()), token);
             }

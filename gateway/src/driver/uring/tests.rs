@@ -1,0 +1,143 @@
+//! What only this driver can get wrong. What every driver must get right is in `conformance`.
+
+use std::fs;
+use std::io::Read as _;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use super::*;
+use crate::driver::conformance::{Fact, Recorder};
+
+/// More than a socket takes at once.
+const LARGE: usize = 8 * 1024 * 1024;
+
+/// Polls after which a test gives up.
+const POLLS_MAX: usize = 20_000;
+
+fn listening(connections: usize, files_each: u32) -> (Uring, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (Uring::new(Some(listener), Capacity { connections, files_each }).unwrap(), address)
+}
+
+fn until(driver: &mut Uring, recorder: &mut Recorder, happened: impl Fn(&Recorder) -> bool) {
+    for _ in 0..POLLS_MAX {
+        if happened(recorder) {
+            return;
+        }
+        driver.poll(recorder).unwrap();
+    }
+    panic!("it never happened");
+}
+
+fn accepted(recorder: &Recorder) -> Vec<ConnId> {
+    let accepted = |fact: &Fact| match fact {
+        Fact::Accepted(conn) => Some(*conn),
+        _ => None,
+    };
+    recorder.facts.iter().filter_map(accepted).collect()
+}
+
+/// Threads that the kernel runs for this thread's rings.
+fn kernel_threads() -> usize {
+    // "<pid>/task/<tid>"
+    let this = fs::read_link("/proc/thread-self").unwrap();
+    let name = format!("iou-wrk-{}", this.file_name().unwrap().to_str().unwrap());
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let names = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")));
+    names.filter(|found| found.as_ref().is_ok_and(|found| found.trim() == name)).count()
+}
+
+#[test]
+fn who_has_ended_and_does_not_read_costs_no_thread() {
+    let (mut driver, address) = listening(100, 100);
+    let mut recorder = Recorder::default();
+    let mut peers: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
+    until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == 10);
+    let bytes = Bytes::from(vec![7; LARGE]);
+    for conn in accepted(&recorder) {
+        assert_eq!(driver.send(conn, bytes.clone()), SendState::UnderWay);
+    }
+    (0..20).for_each(|_| driver.poll(&mut recorder).unwrap());
+    peers.iter().for_each(|peer| peer.shutdown(Shutdown::Write).unwrap());
+    (0..500).for_each(|_| driver.poll(&mut recorder).unwrap());
+    assert_eq!(kernel_threads(), 0);
+    // One reads after all, and gets everything; the others are closed, and that is told.
+    let reader = peers.remove(0);
+    let reading = std::thread::spawn(move || {
+        let mut got = vec![0; LARGE];
+        (&reader).read_exact(&mut got).unwrap();
+        got
+    });
+    let sent = |recorder: &Recorder| {
+        recorder.facts.iter().any(|fact| matches!(fact, Fact::Sent(_, LARGE)))
+    };
+    until(&mut driver, &mut recorder, sent);
+    assert!(reading.join().unwrap() == bytes);
+    accepted(&recorder).into_iter().for_each(|conn| driver.close(conn));
+    until(&mut driver, &mut recorder, |recorder| {
+        recorder.facts.iter().filter(|fact| matches!(fact, Fact::Closed(..))).count() == 10
+    });
+    assert_eq!(kernel_threads(), 0);
+}
+
+/// The failure of a send that must not wait is among completions for which the ring had no room.
+#[test]
+fn a_failed_send_is_heard_of_though_completions_overflow() {
+    let (mut driver, address) = listening(10, 10);
+    let mut recorder = Recorder::default();
+    let peer = TcpStream::connect(address).unwrap();
+    until(&mut driver, &mut recorder, |recorder| !accepted(recorder).is_empty());
+    let conn = accepted(&recorder)[0];
+    // Until the socket is full.
+    let mut count = 0;
+    let bytes = Bytes::from(vec![1; 16 * 1024]);
+    while !driver.rare.contains_key(&conn.slot) {
+        assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
+        count += bytes.len();
+        (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+    }
+    let mut read = vec![0; 8 * 1024 * 1024];
+    // A little room comes back, for this send to come short or fail.
+    let reader = peer.try_clone().unwrap();
+    let got = drain(&reader, &mut driver, &mut recorder, &mut read, count);
+    assert_eq!(got, count);
+    let mut count = 0;
+    loop {
+        let before = driver.rare.contains_key(&conn.slot);
+        assert!(!before, "the send is certain");
+        // Each of these completes with a failure, and is of nobody.
+        for _ in 0..5000 {
+            driver.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
+        }
+        assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
+        count += bytes.len();
+        (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+        if driver.rare.contains_key(&conn.slot) {
+            break;
+        }
+    }
+    let got = drain(&reader, &mut driver, &mut recorder, &mut read, count);
+    assert_eq!(got, count);
+}
+
+/// Reads all that was sent, while the driver sends what is left.
+fn drain(
+    reader: &TcpStream,
+    driver: &mut Uring,
+    recorder: &mut Recorder,
+    buffer: &mut [u8],
+    count: usize,
+) -> usize {
+    reader.set_nonblocking(true).unwrap();
+    let mut got = 0;
+    for _ in 0..POLLS_MAX {
+        if let Ok(more) = (&mut &*reader).read(buffer) {
+            got += more;
+        }
+        driver.poll(recorder).unwrap();
+        if got >= count && driver.rare.is_empty() {
+            break;
+        }
+    }
+    got
+}

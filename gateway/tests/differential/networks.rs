@@ -1,0 +1,142 @@
+//! A shard on a driver, and its clients: simulated, or over loopback.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tidegate::driver::Driver;
+use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use tidegate::parts::Parts;
+use tidegate::shard::Shard;
+use tidegate::shard::mailbox::Message;
+use tidegate_backend::batch::Wake;
+
+use crate::play::parts;
+use crate::script::CLIENTS;
+
+/// Between two looks at sockets that have nothing.
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
+
+/// The clients' side.
+pub(crate) trait Network {
+    /// Writes what there is room for.
+    fn write(&mut self, client: usize, bytes: &[u8]) -> usize;
+    fn half_close(&mut self, client: usize);
+    fn read(&mut self, client: usize) -> Arrived;
+    /// Lets the shard work.
+    fn pass(&mut self);
+}
+
+pub(crate) struct Simulated {
+    shard: Shard,
+    sim: Sim,
+    peers: Vec<PeerId>,
+}
+
+impl Simulated {
+    pub(crate) fn new(parts: &Parts, seed: u64) -> Self {
+        let faults = Faults {
+            cut: 0.5,
+            short_send: 0.5,
+            late_send: 0.5,
+            late_reply: 0.5,
+            stall: 0.02,
+            accept_delay: 0.5,
+            shuffle: true,
+            ..Faults::default()
+        };
+        let mut sim = Sim::new(seed, Instant::now(), faults);
+        sim.set_wait_max(Duration::ZERO);
+        let peers = (0..CLIENTS).map(|_| sim.connect().unwrap()).collect();
+        Self { shard: parts.shard(0), sim, peers }
+    }
+}
+
+impl Network for Simulated {
+    fn write(&mut self, client: usize, bytes: &[u8]) -> usize {
+        self.sim.write(self.peers[client], bytes)
+    }
+
+    fn half_close(&mut self, client: usize) {
+        self.sim.half_close(self.peers[client]);
+    }
+
+    fn read(&mut self, client: usize) -> Arrived {
+        self.sim.read(self.peers[client])
+    }
+
+    fn pass(&mut self) {
+        self.shard.turn(&mut self.sim).unwrap();
+    }
+}
+
+/// A shard with a thread of its own, as in the gateway.
+pub(crate) struct Sockets {
+    parts: Parts,
+    streams: Vec<TcpStream>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Sockets {
+    pub(crate) fn new<D: Driver + Send + 'static>(
+        new: impl FnOnce(TcpListener) -> io::Result<D>,
+        waker: impl FnOnce(&D) -> Arc<dyn Wake>,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        let mut driver = new(listener).unwrap();
+        let parts = parts();
+        parts.shared.addresses[0].mailbox().set_waker(waker(&driver));
+        let shard_parts = parts.clone();
+        let thread = thread::spawn(move || shard_parts.shard(0).run(&mut driver));
+        let connect = |_| {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+        };
+        Self { parts, streams: (0..CLIENTS).map(connect).collect(), thread: Some(thread) }
+    }
+}
+
+impl Network for Sockets {
+    fn write(&mut self, client: usize, bytes: &[u8]) -> usize {
+        match self.streams[client].write(bytes) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("client {client} can't write: {error}"),
+        }
+    }
+
+    fn half_close(&mut self, client: usize) {
+        self.streams[client].shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn read(&mut self, client: usize) -> Arrived {
+        let mut buffer = vec![0; 16 * 1024];
+        match self.streams[client].read(&mut buffer) {
+            Ok(0) => Arrived::End,
+            Ok(count) => Arrived::Bytes(Bytes::copy_from_slice(&buffer[..count])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Arrived::Nothing,
+            Err(_) => Arrived::Reset,
+        }
+    }
+
+    fn pass(&mut self) {
+        thread::park_timeout(LOOK_AGAIN);
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.parts.hub.set_stopped();
+        self.parts.hub.tell_all(|| Message::Stop);
+        let ended = self.thread.take().unwrap().join();
+        if !thread::panicking() {
+            ended.unwrap().unwrap();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What clients send, and how many answers and pushes they get for it.
+//!
+//! It goes in phases: one begins when everybody has all that the last one gave. Within a phase only one client
+//! pushes to a room, and nobody joins or leaves where somebody pushes. So all that a client receives is
+//! certain, but for the order among the rooms' pushes and its answers.
+
+use std::collections::BTreeSet;
+
+use fastrand::Rng;
+use tidegate_protocol::{Request, frame};
+
+pub(crate) const CLIENTS: usize = 6;
+
+/// The longest frame that is taken, in bytes.
+pub(crate) const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// Rooms by number; the last is everybody's.
+pub(crate) const ROOMS: usize = 4;
+pub(crate) const EVERYBODY: usize = ROOMS - 1;
+
+/// Echoes.
+pub(crate) const ECHO: i32 = 1;
+/// Joins the room with this number.
+pub(crate) const JOIN: i32 = 2;
+/// Leaves it.
+pub(crate) const LEAVE: i32 = 3;
+/// Pushes what follows the number.
+pub(crate) const PUSH: i32 = 4;
+
+pub(crate) struct Script {
+    pub(crate) phases: Vec<Phase>,
+}
+
+/// By client.
+#[derive(Default)]
+pub(crate) struct Phase {
+    pub(crate) bytes: [Vec<u8>; CLIENTS],
+    /// Frames that it gets.
+    pub(crate) gets: [usize; CLIENTS],
+    /// It sends no more.
+    pub(crate) ends: [bool; CLIENTS],
+}
+
+struct Writer {
+    rng: Rng,
+    sequence: u64,
+    members: [BTreeSet<usize>; ROOMS],
+}
+
+impl Script {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut members = [const { BTreeSet::new() }; ROOMS];
+        members[EVERYBODY] = (0..CLIENTS).collect();
+        let mut writer = Writer { rng: Rng::with_seed(seed), sequence: 0, members };
+        let mut phases = vec![writer.logins()];
+        for _ in 0..3 {
+            phases.push(writer.memberships());
+            phases.push(writer.requests());
+            phases.push(writer.pushes());
+        }
+        phases.push(writer.endings());
+        Self { phases }
+    }
+}
+
+impl Writer {
+    fn request(&mut self, phase: &mut Phase, client: usize, request: &Request<'_>) {
+        self.sequence += 1;
+        let request = Request { sequence: self.sequence, ..*request };
+        request.encode_frame(&mut phase.bytes[client]);
+        phase.gets[client] += 1;
+    }
+
+    fn ask(&mut self, phase: &mut Phase, client: usize, kind: i32, biz_data: &[u8]) {
+        self.request(phase, client, &Request { kind, biz_data, ..Request::default() });
+    }
+
+    fn logins(&mut self) -> Phase {
+        let mut phase = Phase::default();
+        for client in 0..CLIENTS {
+            let user_id = 7 + client as u64;
+            let token = format!("token-{user_id}");
+            self.request(
+                &mut phase,
+                client,
+                &Request { user_id, token: &token, ..Request::default() },
+            );
+        }
+        phase
+    }
+
+    fn memberships(&mut self) -> Phase {
+        let mut phase = Phase::default();
+        for client in 0..CLIENTS {
+            for room in 0..EVERYBODY {
+                if self.rng.bool() {
+                    continue;
+                }
+                let leaves = self.members[room].remove(&client);
+                if !leaves {
+                    self.members[room].insert(client);
+                }
+                let kind = if leaves { LEAVE } else { JOIN };
+                self.ask(&mut phase, client, kind, &[u8::try_from(room).unwrap()]);
+            }
+            self.some_requests(&mut phase, client);
+        }
+        phase
+    }
+
+    fn requests(&mut self) -> Phase {
+        let mut phase = Phase::default();
+        for client in 0..CLIENTS {
+            for _ in 0..self.rng.usize(1..5) {
+                self.some_requests(&mut phase, client);
+            }
+            if self.rng.u8(0..4) == 0 {
+                // A burst: one write of very many.
+                (0..300).for_each(|_| self.ask(&mut phase, client, ECHO, b"burst"));
+            }
+        }
+        phase
+    }
+
+    fn pushes(&mut self) -> Phase {
+        let mut phase = Phase::default();
+        for room in 0..ROOMS {
+            let client = self.rng.usize(0..CLIENTS);
+            for _ in 0..self.rng.usize(0..12) {
+                let mut data = self.bytes();
+                data.truncate(4000);
+                data.insert(0, u8::try_from(room).unwrap());
+                self.ask(&mut phase, client, PUSH, &data);
+                self.members[room].iter().for_each(|&member| phase.gets[member] += 1);
+            }
+        }
+        (0..CLIENTS).for_each(|client| self.some_requests(&mut phase, client));
+        phase
+    }
+
+    fn endings(&mut self) -> Phase {
+        let mut phase = Phase::default();
+        for client in 0..CLIENTS {
+            self.some_requests(&mut phase, client);
+            match self.rng.u8(0..4) {
+                0 => {
+                    // No message: a key of field 0.
+                    frame::put_prefix(&mut phase.bytes[client], 20);
+                    phase.bytes[client].extend([0; 20]);
+                    phase.gets[client] += 1;
+                }
+                1 => {
+                    frame::put_prefix(&mut phase.bytes[client], FRAME_BYTES_MAX + 1);
+                    phase.gets[client] += 1;
+                }
+                2 => {
+                    // The end cuts a frame.
+                    frame::put_prefix(&mut phase.bytes[client], 20);
+                    phase.bytes[client].push(8);
+                    phase.ends[client] = true;
+                }
+                _ => phase.ends[client] = true,
+            }
+        }
+        phase
+    }
+
+    fn some_requests(&mut self, phase: &mut Phase, client: usize) {
+        for _ in 0..self.rng.usize(0..10) {
+            if self.rng.u8(0..4) == 0 {
+                self.ask(phase, client, tidegate_protocol::message::HEARTBEAT, b"");
+            } else {
+                let data = self.bytes();
+                self.ask(phase, client, ECHO, &data);
+            }
+        }
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let most = *self.rng.choice(&[1, 100, 100, 3_000, 20_000, 60_000]).unwrap();
+        let count = self.rng.usize(0..=most);
+        (0..count).map(|_| self.rng.u8(..)).collect()
+    }
+}

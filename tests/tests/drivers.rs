@@ -1,0 +1,156 @@
+//! Which kernel mechanism is used, where it may not be, and more connections than descriptors.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::net::TcpStream;
+
+use rustix::process::{Resource, Rlimit, prlimit, setrlimit};
+use tidegate_tests::phone::demo;
+use tidegate_tests::{Code, Gateway, Phone, Setup};
+
+/// Descriptors of a confined gateway.
+const DESCRIPTORS: u64 = 256;
+
+/// More connections than those.
+const CONNECTIONS: u64 = 1000;
+
+/// What each shard says that it uses: driver and rings.
+fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
+    let stats = gateway.operator().json("/stats");
+    let shards = stats["shards"].as_array().unwrap();
+    let driver = |shard: &serde_json::Value| {
+        (shard["driver"].as_str().unwrap().to_owned(), shard["rings"].as_u64().unwrap())
+    };
+    shards.iter().map(driver).collect()
+}
+
+/// This process opens the other end of each connection.
+fn take_descriptors() {
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
+#[test]
+fn the_driver_is_the_one_that_was_asked_for() {
+    let gateway = Setup::demo().shards(2).start();
+    let (epoll, uring) = (("epoll".to_owned(), 0), ("uring".to_owned(), 1));
+    match std::env::var("TIDEGATE_DRIVER").as_deref() {
+        Ok("epoll") => assert_eq!(drivers(&gateway), [epoll.clone(), epoll.clone()]),
+        Ok("uring") => assert_eq!(drivers(&gateway), [uring.clone(), uring.clone()]),
+        _ if gateway.process.stderr.so_far().contains("io_uring can't be") => {
+            assert_eq!(drivers(&gateway), [epoll.clone(), epoll.clone()]);
+        }
+        _ => assert_eq!(drivers(&gateway), [uring.clone(), uring.clone()]),
+    }
+    let gateway = Setup::demo().flag("--driver").flag("epoll").start();
+    assert_eq!(drivers(&gateway), [epoll], "a flag wins over the environment");
+    let gateway = Setup::demo().flag("--driver").flag("uring").start();
+    assert_eq!(drivers(&gateway), [uring], "a flag wins over the environment");
+}
+
+#[test]
+fn where_io_uring_is_forbidden_epoll_is_used_and_the_log_says_why() {
+    let gateway = Setup::demo().without_uring().set("driver", "auto").start();
+    gateway.process.stderr.wait_for("seccomp");
+    let log = gateway.process.stderr.so_far();
+    assert!(log.contains("epoll is used, since io_uring can't be"), "{log}");
+    assert_eq!(drivers(&gateway), [("epoll".to_owned(), 0)]);
+    gateway.login(7).is_served();
+}
+
+#[test]
+fn where_io_uring_is_forbidden_who_insists_is_refused_with_the_way_out() {
+    let setup = Setup::demo().without_uring().flag("--driver").flag("uring");
+    let (status, said, log) = setup.run();
+    assert_eq!((status.code(), &*said), (Some(2), ""), "{log}");
+    for hint in ["--driver", "seccomp", "io_uring_setup", "\"auto\" or \"epoll\""] {
+        assert!(log.contains(hint), "{hint}: {log}");
+    }
+}
+
+/// Each is served and gets what everybody gets, and all are let go in order.
+fn holds_many(setup: Setup) -> Vec<(String, u64)> {
+    take_descriptors();
+    let mut gateway = setup.set("limits.connections_max", CONNECTIONS).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=CONNECTIONS).map(|user_id| gateway.login(user_id)).collect();
+    operator.wait_for_total("connections", CONNECTIONS);
+    let drivers = drivers(&gateway);
+    phones.iter_mut().for_each(Phone::is_served);
+    assert_eq!(operator.push_all(5, b"to all"), CONNECTIONS);
+    assert!(phones.iter_mut().all(|phone| phone.push().biz_data == b"to all"[..]));
+    gateway.terminate();
+    phones.iter_mut().for_each(|phone| {
+        phone.goodbye(Code::Draining);
+    });
+    assert!(TcpStream::connect(gateway.clients()).is_err(), "somebody listens still");
+    drop(phones);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+    drivers
+}
+
+#[test]
+fn rings_hold_more_connections_than_there_are_descriptors() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
+    let drivers = holds_many(setup);
+    let [(name, rings)] = &drivers[..] else { panic!("{drivers:?}") };
+    assert!(name == "uring" && (4..=6).contains(rings), "{drivers:?}");
+}
+
+#[test]
+fn shards_on_epoll_have_descriptors_of_their_own_past_the_limit() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "epoll").shards(8);
+    assert_eq!(holds_many(setup), vec![("epoll".to_owned(), 0); 8]);
+}
+
+#[test]
+fn more_connections_than_epoll_has_descriptors_for_are_refused_with_the_numbers() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "epoll").shards(2);
+    let (status, said, log) = setup.set("limits.connections_max", 100_000).run();
+    assert_eq!((status.code(), &*said), (Some(2), ""), "{log}");
+    for hint in [
+        "100000",
+        "(256)",
+        "uring",
+        "ulimit -n",
+        "LimitNOFILE",
+        "184 connections a shard, 368 in all",
+    ] {
+        assert!(log.contains(hint), "{hint}: {log}");
+    }
+}
+
+/// The counterpart of running out of descriptors with epoll: the table is full, and there is none for one
+/// more ring.
+#[test]
+fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
+    let gateway = setup.set("limits.connections_max", CONNECTIONS).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=200).map(|user_id| gateway.login(user_id)).collect();
+    assert_eq!(drivers(&gateway), [("uring".to_owned(), 1)]);
+    let pid = gateway.process.pid();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count() as u64;
+    let limit = |current| Rlimit { current: Some(current), maximum: Some(DESCRIPTORS) };
+    prlimit(Some(pid), Resource::Nofile, limit(open)).unwrap();
+    phones.extend((201..=DESCRIPTORS).map(|user_id| gateway.login(user_id)));
+    let mut waiting = gateway.connect();
+    let login = waiting.send_login(9999, "token-9999");
+    gateway.process.stderr.wait_for("accepting is paused");
+    phones.iter_mut().for_each(Phone::is_served);
+    assert_eq!(operator.metric("tidegate_accept_pauses_total", ""), Some(1.0));
+    // One that goes makes room for the one that waits.
+    drop(phones.pop());
+    waiting.wait_for(|event| match event {
+        tidegate_protocol::client::Event::Authenticated { sequence, .. } if *sequence == login => {
+            Some(())
+        }
+        _ => None,
+    });
+    gateway.process.stderr.wait_for("accepting again");
+    prlimit(Some(pid), Resource::Nofile, limit(DESCRIPTORS)).unwrap();
+    let mut more: Vec<_> = (301..=320).map(|user_id| gateway.login(user_id)).collect();
+    more.iter_mut().chain(&mut phones).for_each(Phone::is_served);
+    assert_eq!(more[0].ask(demo::ECHO, b"hello").unwrap(), b"hello"[..]);
+    assert_eq!(drivers(&gateway), [("uring".to_owned(), 2)]);
+}
