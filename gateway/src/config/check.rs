@@ -454,5 +454,5 @@ fn cores() -> usize {
 
 fn memory_bytes() -> u64 {
     let system = rustix::system::sysinfo();
-    u64::try_from(system.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(system.mem_unit))
+    system.totalram.saturating_mul(u64::from(system.mem_unit))
 }

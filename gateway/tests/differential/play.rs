@@ -147,7 +147,8 @@ impl<N: Network> Player<'_, N> {
                     self.network.half_close(client);
                 }
             }
-            if !(0..CLIENTS).fold(false, |some, client| self.read(client) || some) {
+            // Everybody reads.
+            if (0..CLIENTS).filter(|&client| self.read(client)).count() == 0 {
                 self.network.pass();
             }
         }

@@ -1,5 +1,6 @@
 //! Connections in: a number of accepts is always under way, each into a free place of a ring's table.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
@@ -34,6 +35,9 @@ pub(super) struct Acceptor {
     free: Vec<u16>,
     /// The ring that each of the others belongs to.
     under_way: Vec<(u16, u16)>,
+    /// Those who came in when the sink had no room left, or wanted nobody: as if they waited in the
+    /// kernel's queue. At most as many as there are accepts.
+    parked: VecDeque<Parked>,
     /// The ring that takes connections in.
     ring: u16,
     /// The kernel had nothing to give, and the sink was told. Nobody came in since.
@@ -44,6 +48,14 @@ pub(super) struct Acceptor {
     last_polls: Option<u32>,
 }
 
+/// A connection that the sink has not heard of.
+#[derive(Debug)]
+struct Parked {
+    ring: usize,
+    file: u32,
+    peer: SocketAddr,
+}
+
 impl Acceptor {
     pub(super) fn new(listener: Option<TcpListener>) -> Self {
         Self {
@@ -51,6 +63,7 @@ impl Acceptor {
             wanted: true,
             free: (0..ACCEPTS_MAX).collect(),
             under_way: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
+            parked: VecDeque::new(),
             ring: 0,
             paused: false,
             retry_at: None,
@@ -87,6 +100,9 @@ impl Acceptor {
 
     /// Whether somebody waits to be let in.
     fn is_waited_for(&self) -> bool {
+        if !self.parked.is_empty() {
+            return true;
+        }
         let Some(listener) = &self.listener else { return false };
         let mut listener = [PollFd::new(listener, PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -97,6 +113,12 @@ impl Acceptor {
 impl Uring {
     /// Has as many accepts under way as there is room for.
     pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
+        while self.acceptor.wanted
+            && sink.room() > 0
+            && let Some(Parked { ring, file, peer }) = self.acceptor.parked.pop_front()
+        {
+            self.take_in(ring, file, peer, sink);
+        }
         if !self.acceptor.wanted
             || self.acceptor.retry_at.is_some()
             || self.acceptor.free.is_empty()
@@ -105,7 +127,7 @@ impl Uring {
         }
         let Some(listener) = self.acceptor.listener.take() else { return };
         let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
-        while self.acceptor.under_way.len() < wanted {
+        while self.acceptor.under_way.len() + self.acceptor.parked.len() < wanted {
             let ring = match self.ring_with_a_place() {
                 Ok(ring) => ring,
                 Err(error) if self.acceptor.under_way.is_empty() => {
@@ -155,7 +177,12 @@ impl Uring {
         if result >= 0 {
             self.end_pause(sink);
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-            return self.take_in(ring, result.cast_unsigned(), peer, sink);
+            let file = result.cast_unsigned();
+            if self.acceptor.wanted && sink.room() > 0 {
+                return self.take_in(ring, file, peer, sink);
+            }
+            // It was accepted before the sink's room went to others.
+            return self.acceptor.parked.push_back(Parked { ring, file, peer });
         }
         self.rings[ring].files -= 1;
         match -result {
@@ -220,7 +247,6 @@ impl Uring {
             self.acceptor.last_polls = Some(polls - 1);
             return Ok(());
         }
-        self.acceptor.wanted = false;
         self.cancel_accepts();
         for _ in 0..CANCEL_TRIES {
             if self.acceptor.under_way.is_empty() {
@@ -228,6 +254,11 @@ impl Uring {
             }
             self.rings[0].submit_and_wait(Some(Duration::from_millis(1)))?;
             self.harvest(sink)?;
+        }
+        self.acceptor.wanted = false;
+        // There is no room for these, now or later.
+        for Parked { ring, file, .. } in mem::take(&mut self.acceptor.parked) {
+            self.rings[ring].close(file)?;
         }
         self.acceptor.last_polls = None;
         self.acceptor.retry_at = None;

@@ -27,7 +27,7 @@ mod send;
 mod socket;
 mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::net::TcpListener;
@@ -42,6 +42,7 @@ use tidegate_backend::batch::Wake;
 use self::accept::Acceptor;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
+use self::send::FINISH_WITHIN;
 use self::socket::{Flags, Rare, Reading, Socket};
 use self::token::Token;
 use super::slots::Slots;
@@ -91,6 +92,8 @@ pub struct Uring {
     rare: HashMap<u32, Rare>,
     /// What commands came to since the last poll.
     outcomes: Vec<Outcome>,
+    /// Connections that are closed once their last bytes are out, and until when that may take.
+    finishing: VecDeque<(Instant, ConnId)>,
     /// Connections that have bytes or an end which the shard has not heard of, and may.
     ready: Vec<ConnId>,
     completions: Vec<Completion>,
@@ -140,6 +143,7 @@ impl Uring {
             sockets: Slots::new(),
             rare: HashMap::new(),
             outcomes: Vec::new(),
+            finishing: VecDeque::new(),
             ready: Vec::new(),
             completions: Vec::new(),
             confirming: false,
@@ -202,6 +206,9 @@ impl Uring {
         let mut idle_for = sink.idle_for();
         if let Some(retry_in) = self.acceptor.retry_in() {
             idle_for = Some(idle_for.map_or(retry_in, |idle_for| idle_for.min(retry_in)));
+        }
+        if !self.finishing.is_empty() {
+            idle_for = Some(idle_for.map_or(FINISH_WITHIN, |idle_for| idle_for.min(FINISH_WITHIN)));
         }
         let mut busy = idle_for == Some(Duration::ZERO)
             || !self.outcomes.is_empty()
@@ -383,8 +390,11 @@ impl Uring {
         }
         socket.flags.insert(Flags::CLOSED);
         socket.cause = cause;
-        let (ring, file, rare) = (socket.ring, socket.file, socket.has(Flags::RARE));
-        if rare && self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
+        let (ring, file, sending) = (socket.ring, socket.file, socket.has(Flags::SENDING));
+        if cause == CloseCause::Local && sending && self.finish_later(conn) {
+            return self.settle(conn);
+        }
+        if self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
             // A send itself ends at once: only the watch for room goes on.
             self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
         }
@@ -431,6 +441,7 @@ impl Driver for Uring {
         self.enable()?;
         self.poll = (self.poll + 1) % POLLS;
         self.report_outcomes(sink);
+        self.give_up_finishing();
         self.accept_more(sink);
         self.submit_and_wait(sink)?;
         let now = Instant::now();
