@@ -138,7 +138,7 @@ fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
     let login = waiting.send_login(9999, "token-9999");
     gateway.process.stderr.wait_for("accepting is paused");
     phones.iter_mut().for_each(Phone::is_served);
-    assert_eq!(operator.metric("tidegate_accept_pauses_total", ""), Some(1.0));
+    operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n == 1.0);
     // One that goes makes room for the one that waits.
     drop(phones.pop());
     waiting.wait_for(|event| match event {

@@ -68,6 +68,8 @@ pub(super) struct Recorder {
     now: Option<Instant>,
     /// What to reply on a connection, once.
     replies: Vec<(ConnId, Bytes)>,
+    /// How many more connections may come in.
+    room: usize,
     /// Facts that were there when it was last asked how long to wait.
     known: usize,
 }
@@ -81,6 +83,7 @@ impl Default for Recorder {
             open: Vec::new(),
             now: None,
             replies: Vec::new(),
+            room: usize::MAX,
             known: 0,
         }
     }
@@ -99,6 +102,7 @@ impl Sink for Recorder {
             Event::Accepted { conn, peer } => {
                 assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a place in use");
                 assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
+                self.room = self.room.checked_sub(1).expect("there is room");
                 self.open.push((conn, false));
                 Fact::Accepted(conn)
             }
@@ -125,6 +129,10 @@ impl Sink for Recorder {
             Event::ListeningStopped => Fact::ListeningStopped,
         };
         self.facts.push(fact);
+    }
+
+    fn room(&mut self) -> usize {
+        self.room
     }
 
     fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
@@ -290,6 +298,8 @@ conformance! {
         a_reset_is_reported_while_paused,
         a_reset_behind_an_end_is_reported,
         close_cuts_a_send,
+        a_close_cuts_nothing_that_was_sent,
+        nobody_is_let_in_beyond_the_room,
         accepting_stops_and_starts_again,
         nobody_connects_when_nobody_listens,
         who_waits_is_let_in_before_listening_stops,

@@ -194,7 +194,8 @@ pub trait Driver {
     /// Shuts down the sending side once the send under way is done. Receiving goes on.
     fn shutdown(&mut self, conn: ConnId);
 
-    /// Closes at once: a send under way is cut, bytes that were not received are lost.
+    /// Closes at once: a send under way is cut, bytes that were not received are lost. What was
+    /// [`SendState::Done`] still goes out to a peer that reads.
     fn close(&mut self, conn: ConnId);
 
     /// Stops accepting, or starts again. The listening socket stays open.

@@ -147,6 +147,7 @@ impl<N: Network> Player<'_, N> {
                     self.network.half_close(client);
                 }
             }
+            // Everybody reads.
             if (0..CLIENTS).filter(|&client| self.read(client)).count() == 0 {
                 self.network.pass();
             }

@@ -127,6 +127,58 @@ pub(super) fn close_cuts_a_send<W: World>() {
     assert!(pattern(LARGE).starts_with(&got));
 }
 
+/// What a driver says is sent reaches who reads, also when the connection is closed right behind it.
+pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
+    let chunk = Bytes::from(pattern(15_000));
+    // How many chunks are sent before the close; none are polled for behind the last.
+    let mut counts = vec![usize::MAX];
+    while let Some(most) = counts.pop() {
+        let mut bench = Bench::<W>::new();
+        let (peer, conn) = bench.connect();
+        let mut sent = 0;
+        while sent < most && bench.driver().send(conn, chunk.clone()) == SendState::Done {
+            sent += 1;
+            if sent < most {
+                bench.polls(2);
+            }
+        }
+        if most == usize::MAX {
+            counts.extend(sent.saturating_sub(4)..=sent);
+        }
+        bench.driver().close(conn);
+        let mut count = 0;
+        bench.until("no end", |bench| match bench.world.read(peer) {
+            Read::Bytes(bytes) => {
+                count += bytes.len();
+                false
+            }
+            Read::Nothing => false,
+            Read::End | Read::Reset => true,
+        });
+        assert!(count >= sent * chunk.len(), "{count} of {sent} chunks");
+        bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+    }
+}
+
+/// Places that were free when it was asked for accepts may have gone to others since.
+pub(super) fn nobody_is_let_in_beyond_the_room<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.room = 3;
+    bench.polls(3);
+    bench.recorder.room = 1;
+    let peers: Vec<_> =
+        (0..3).map(|_| bench.world.connect().expect("the queue takes it")).collect();
+    bench.until("nobody accepted", |bench| !bench.accepted().is_empty());
+    bench.polls(20);
+    assert_eq!(bench.accepted().len(), 1);
+    bench.recorder.room = 2;
+    bench.until("not all accepted", |bench| bench.accepted().len() == 3);
+    for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
+        bench.send(conn, &b"hello"[..]);
+        assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    }
+}
+
 pub(super) fn accepting_stops_and_starts_again<W: World>() {
     let mut bench = Bench::<W>::new();
     let (first, conn) = bench.connect();

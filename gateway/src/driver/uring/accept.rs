@@ -1,6 +1,6 @@
-//! Connections in: a number of accepts is always under way, each into a free place of a ring's table. Where
-//! few more may come in, there is one, and only when somebody waits.
+//! Connections in: a number of accepts is always under way, each into a free place of a ring's table.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
@@ -22,10 +22,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// the default backlog.
 const LAST_POLLS: u32 = 128;
 
-/// Accepts are under way unasked only while so many more may come in: what other shards accept meanwhile
-/// would make those that are under way too many.
-const ROOM_MIN: usize = 2 * ACCEPTS_MAX as usize;
-
 /// How often the kernel is asked to give back what it still accepts into.
 const CANCEL_TRIES: u32 = 1_000;
 
@@ -39,16 +35,25 @@ pub(super) struct Acceptor {
     free: Vec<u16>,
     /// The ring that each of the others belongs to.
     under_way: Vec<(u16, u16)>,
+    /// Those who came in when the sink had no room left, or wanted nobody: as if they waited in the
+    /// kernel's queue. At most as many as there are accepts.
+    parked: VecDeque<Parked>,
     /// The ring that takes connections in.
     ring: u16,
-    /// What waits for somebody to come is armed.
-    watching: bool,
     /// The kernel had nothing to give, and the sink was told. Nobody came in since.
     paused: bool,
     /// When to try again; `Some` only while `paused`, or when one more ring can't be had.
     retry_at: Option<Instant>,
     /// The listening socket is to be closed, after so many polls at most.
     last_polls: Option<u32>,
+}
+
+/// A connection that the sink has not heard of.
+#[derive(Debug)]
+struct Parked {
+    ring: usize,
+    file: u32,
+    peer: SocketAddr,
 }
 
 impl Acceptor {
@@ -58,8 +63,8 @@ impl Acceptor {
             wanted: true,
             free: (0..ACCEPTS_MAX).collect(),
             under_way: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
+            parked: VecDeque::new(),
             ring: 0,
-            watching: false,
             paused: false,
             retry_at: None,
             last_polls: None,
@@ -93,13 +98,11 @@ impl Acceptor {
         }
     }
 
-    /// Somebody came.
-    pub(super) fn waited_for(&mut self) {
-        self.watching = false;
-    }
-
     /// Whether somebody waits to be let in.
     fn is_waited_for(&self) -> bool {
+        if !self.parked.is_empty() {
+            return true;
+        }
         let Some(listener) = &self.listener else { return false };
         let mut listener = [PollFd::new(listener, PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -110,35 +113,21 @@ impl Acceptor {
 impl Uring {
     /// Has as many accepts under way as there is room for.
     pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
-        if !self.acceptor.wanted || self.acceptor.retry_at.is_some() {
-            return;
+        while self.acceptor.wanted
+            && sink.room() > 0
+            && let Some(Parked { ring, file, peer }) = self.acceptor.parked.pop_front()
+        {
+            self.take_in(ring, file, peer, sink);
         }
-        let room = sink.room();
-        if room >= ROOM_MIN {
-            return self.accept(usize::from(ACCEPTS_MAX), sink);
-        }
-        match self.acceptor.under_way.len() {
-            0 if room == 0 || self.acceptor.watching => {}
-            0 if self.acceptor.is_waited_for() => self.accept(1, sink),
-            0 => {
-                let Some(listener) = self.acceptor.listener.take() else { return };
-                self.ask(0, |ring| ring.watch_listener(listener.as_fd()));
-                self.acceptor.watching = true;
-                self.acceptor.listener = Some(listener);
-            }
-            // The one that somebody waits for.
-            1 if room > 0 => {}
-            _ => self.cancel_accepts(),
-        }
-    }
-
-    /// Has `wanted` accepts under way.
-    fn accept(&mut self, wanted: usize, sink: &mut impl Sink) {
-        if self.acceptor.under_way.len() >= wanted {
+        if !self.acceptor.wanted
+            || self.acceptor.retry_at.is_some()
+            || self.acceptor.free.is_empty()
+        {
             return;
         }
         let Some(listener) = self.acceptor.listener.take() else { return };
-        while self.acceptor.under_way.len() < wanted {
+        let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
+        while self.acceptor.under_way.len() + self.acceptor.parked.len() < wanted {
             let ring = match self.ring_with_a_place() {
                 Ok(ring) => ring,
                 Err(error) if self.acceptor.under_way.is_empty() => {
@@ -188,7 +177,12 @@ impl Uring {
         if result >= 0 {
             self.end_pause(sink);
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-            return self.take_in(ring, result.cast_unsigned(), peer, sink);
+            let file = result.cast_unsigned();
+            if self.acceptor.wanted && sink.room() > 0 {
+                return self.take_in(ring, file, peer, sink);
+            }
+            // It was accepted before the sink's room went to others.
+            return self.acceptor.parked.push_back(Parked { ring, file, peer });
         }
         self.rings[ring].files -= 1;
         match -result {
@@ -253,7 +247,6 @@ impl Uring {
             self.acceptor.last_polls = Some(polls - 1);
             return Ok(());
         }
-        self.acceptor.wanted = false;
         self.cancel_accepts();
         for _ in 0..CANCEL_TRIES {
             if self.acceptor.under_way.is_empty() {
@@ -262,12 +255,14 @@ impl Uring {
             self.rings[0].submit_and_wait(Some(Duration::from_millis(1)))?;
             self.harvest(sink)?;
         }
+        self.acceptor.wanted = false;
+        // There is no room for these, now or later.
+        for Parked { ring, file, .. } in mem::take(&mut self.acceptor.parked) {
+            self.rings[ring].close(file)?;
+        }
         self.acceptor.last_polls = None;
         self.acceptor.retry_at = None;
-        if let Some(listener) = self.acceptor.listener.take() {
-            // What is watched would keep it open.
-            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
-        }
+        self.acceptor.listener = None;
         sink.event(Event::ListeningStopped);
         Ok(())
     }

@@ -27,7 +27,7 @@ mod send;
 mod socket;
 mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::net::TcpListener;
@@ -43,6 +43,7 @@ use tidegate_backend::batch::Wake;
 use self::accept::Acceptor;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
+use self::send::FINISH_WITHIN;
 use self::socket::{Flags, Rare, Reading, Socket};
 use self::token::Token;
 use super::slots::Slots;
@@ -92,6 +93,8 @@ pub struct Uring {
     rare: HashMap<u32, Rare>,
     /// What commands came to since the last poll.
     outcomes: Vec<Outcome>,
+    /// Connections that are closed once their last bytes are out, and until when that may take.
+    finishing: VecDeque<(Instant, ConnId)>,
     /// Connections that have bytes or an end which the shard has not heard of, and may.
     ready: Vec<ConnId>,
     completions: Vec<Completion>,
@@ -141,6 +144,7 @@ impl Uring {
             sockets: Slots::new(),
             rare: HashMap::new(),
             outcomes: Vec::new(),
+            finishing: VecDeque::new(),
             ready: Vec::new(),
             completions: Vec::new(),
             confirming: false,
@@ -205,6 +209,9 @@ impl Uring {
         if let Some(retry_in) = self.acceptor.retry_in() {
             idle_for = Some(idle_for.map_or(retry_in, |idle_for| idle_for.min(retry_in)));
         }
+        if !self.finishing.is_empty() {
+            idle_for = Some(idle_for.map_or(FINISH_WITHIN, |idle_for| idle_for.min(FINISH_WITHIN)));
+        }
         let mut busy = idle_for == Some(Duration::ZERO)
             || !self.outcomes.is_empty()
             || !self.ready.is_empty()
@@ -218,11 +225,14 @@ impl Uring {
         }
         busy = busy || self.rings[0].has_completions();
         if !busy {
-            if self.others_may_sleep()? {
+            let idle = self.others_may_sleep()?;
+            if idle {
                 self.rings[0].submit_and_wait(idle_for)?;
             }
             self.stop_signalling();
-            return Ok(());
+            if idle {
+                return Ok(());
+            }
         }
         let first = &mut self.rings[0];
         if first.has_submissions() || first.may_complete() { first.submit() } else { Ok(()) }
@@ -307,7 +317,6 @@ impl Uring {
             Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
             Token::Shutdown(conn) => self.operation_ended(conn),
-            Token::Listener => self.acceptor.waited_for(),
             Token::Wake if !more => {
                 let wakeup = Arc::clone(&self.wakeup);
                 self.ask(0, |ring| ring.watch_wakeups(wakeup.0.as_fd()));
@@ -407,8 +416,11 @@ impl Uring {
         }
         socket.flags.insert(Flags::CLOSED);
         socket.cause = cause;
-        let (ring, file, rare) = (socket.ring, socket.file, socket.has(Flags::RARE));
-        if rare && self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
+        let (ring, file, sending) = (socket.ring, socket.file, socket.has(Flags::SENDING));
+        if cause == CloseCause::Local && sending && self.finish_later(conn) {
+            return self.settle(conn);
+        }
+        if self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
             // A send itself ends at once: only the watch for room goes on.
             self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
         }
@@ -455,6 +467,7 @@ impl Driver for Uring {
         self.enable()?;
         self.poll = (self.poll + 1) % POLLS;
         self.report_outcomes(sink);
+        self.give_up_finishing();
         self.accept_more(sink);
         self.submit_and_wait(sink)?;
         let now = Instant::now();

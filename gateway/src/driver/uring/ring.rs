@@ -138,12 +138,6 @@ impl Ring {
         self.push(poll.build(), Token::Wake)
     }
 
-    /// Completes once when somebody waits to be accepted.
-    pub(super) fn watch_listener(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
-        let poll = opcode::PollAdd::new(Fd(listener.as_raw_fd()), libc::POLLIN as u32);
-        self.push(poll.build(), Token::Listener)
-    }
-
     /// Takes one connection in, into a free place of the table: there must be one.
     pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, place: u16) -> io::Result<()> {
         debug_assert!(self.files < self.files_max, "a connection would be lost");

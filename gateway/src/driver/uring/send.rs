@@ -9,6 +9,8 @@
 //! the kernel tries again at once, gives up soon, and has a thread of its own block, which nothing cancels
 //! for certain. So what waits is a watch, which is told once of each change.
 
+use std::time::{Duration, Instant};
+
 use bytes::{Buf as _, Bytes};
 
 use super::socket::{Flags, Sending};
@@ -18,6 +20,9 @@ use crate::driver::{ConnId, SendState};
 
 /// Longer sends say how far they came: chances are that the socket does not take them at once.
 const SEND_NOW_BYTES_MAX: usize = 16 * 1024;
+
+/// How long the last bytes of a closed connection may take: as long as a peer needs that reads at all.
+pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 impl Uring {
     #[inline]
@@ -48,15 +53,20 @@ impl Uring {
         let Some(sent) = self.rings[ring].failed_send(number) else { return };
         let (conn, mut rest) = (sent.conn, sent.bytes.clone());
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        if socket.has(Flags::CLOSED) {
+        if !socket.may_send() {
             return;
         }
         match result {
             sent @ 0.. => rest.advance(sent.cast_unsigned() as usize),
             error if may_try_again(error) => {}
-            error => return self.fail(conn, -error),
+            error => return self.fail_to_send(conn, -error),
         }
         self.send_waiting(conn, rest, None);
+    }
+
+    fn fail_to_send(&mut self, conn: ConnId, errno: i32) {
+        self.finish(conn);
+        self.fail(conn, errno);
     }
 
     /// A send that must not wait is certain not to have failed unnoticed.
@@ -65,8 +75,50 @@ impl Uring {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !socket.flags.intersects(Flags::RARE | Flags::SHUTDOWN | Flags::CLOSED) {
             socket.flags.remove(Flags::SENDING);
-        } else if !socket.has(Flags::CLOSED) && self.rare(conn).sending.is_none() {
+        } else if socket.may_send() && self.rare(conn).sending.is_none() {
             self.send_next(conn);
+        }
+    }
+
+    /// What was said to be sent goes out though the connection is closed, as the kernel does it for who
+    /// closes a socket. `false`: there is none.
+    pub(super) fn finish_later(&mut self, conn: ConnId) -> bool {
+        let rare = self.rare(conn);
+        // These were not said to be sent, and are cut.
+        rare.next = None;
+        if rare.sending.as_ref().is_some_and(|sending| sending.report.is_some()) {
+            return false;
+        }
+        let Some(socket) = self.sockets.get_mut(conn) else { return false };
+        socket.flags.insert(Flags::FINISHING);
+        self.operation_began(conn);
+        self.confirming = true;
+        self.finishing.push_back((Instant::now() + FINISH_WITHIN, conn));
+        true
+    }
+
+    /// The last bytes are out, or won't be.
+    fn finish(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if socket.has(Flags::FINISHING) {
+            socket.flags.remove(Flags::FINISHING);
+            let (ring, file) = (socket.ring, socket.file);
+            self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
+            self.ask(ring, |ring| ring.close(file));
+            self.operation_ended(conn);
+        }
+    }
+
+    /// Who doesn't read is not waited for.
+    pub(super) fn give_up_finishing(&mut self) {
+        while let Some(&(until, conn)) = self.finishing.front() {
+            let socket = self.sockets.get_mut(conn);
+            let finishing = socket.is_some_and(|socket| socket.has(Flags::FINISHING));
+            if finishing && until > Instant::now() {
+                return;
+            }
+            self.finishing.pop_front();
+            self.finish(conn);
         }
     }
 
@@ -83,14 +135,14 @@ impl Uring {
     pub(super) fn on_sent(&mut self, ring: usize, conn: ConnId, result: i32) {
         drop(self.rings[ring].take_send(conn));
         let sending = self.rare(conn).sending.take();
-        let closed = self.sockets.get_mut(conn).is_none_or(|socket| socket.has(Flags::CLOSED));
+        let goes_on = self.sockets.get_mut(conn).is_some_and(|socket| socket.may_send());
         if let Some(sending) = sending
-            && !closed
+            && goes_on
         {
             match result {
                 sent @ 0.. => self.sent(conn, sending, sent.cast_unsigned() as usize),
                 error if may_try_again(error) => self.sent(conn, sending, 0),
-                error => self.fail(conn, -error),
+                error => self.fail_to_send(conn, -error),
             }
         }
         self.operation_ended(conn);
@@ -114,7 +166,7 @@ impl Uring {
     /// There is room, or the connection is dead, or the watch for either has ended.
     pub(super) fn on_room(&mut self, conn: ConnId, result: i32, more: bool) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let (ring, closed) = (socket.ring, socket.has(Flags::CLOSED));
+        let (ring, goes_on) = (socket.ring, socket.may_send());
         if more {
             let telling = libc::POLLOUT | libc::POLLERR | libc::POLLHUP;
             if result & i32::from(telling) != 0 {
@@ -124,7 +176,7 @@ impl Uring {
         }
         let sending = self.rare(conn).sending.take();
         if let Some(Sending { rest, report }) = sending
-            && !closed
+            && goes_on
         {
             // A failure of the watch says less than that of a send would.
             self.send_waiting(conn, rest, report);
@@ -138,11 +190,12 @@ impl Uring {
             let report = Some(next.len());
             return self.send_waiting(conn, next, report);
         }
+        self.finish(conn);
         self.tidy(conn);
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let shutdown = socket.has(Flags::SHUTDOWN);
         socket.flags.remove(Flags::SENDING | Flags::SHUTDOWN);
-        if shutdown {
+        if shutdown && !socket.has(Flags::CLOSED) {
             let (ring, file) = (socket.ring, socket.file);
             self.operation_began(conn);
             self.ask(ring, |ring| ring.shutdown(file, conn));

@@ -60,6 +60,8 @@ bitflags! {
         const HUNG_UP = 1 << 7;
         /// There is a [`Rare`].
         const RARE = 1 << 8;
+        /// It is closed once what was said to be sent is. `CLOSED` too, and one operation, until then.
+        const FINISHING = 1 << 9;
     }
 }
 
@@ -123,6 +125,11 @@ impl Socket {
         }
         self.taken = poll | more as u32;
         true
+    }
+
+    /// Whether what is to be sent still goes out.
+    pub(super) const fn may_send(&self) -> bool {
+        !self.has(Flags::CLOSED) || self.has(Flags::FINISHING)
     }
 
     /// What should be armed now.

@@ -27,8 +27,6 @@ pub(super) enum Token {
     Send(ConnId),
     /// The sending side is shut down.
     Shutdown(ConnId),
-    /// Somebody waits to be accepted.
-    Listener,
     /// The kernel is asked what a connection died of.
     Error(ConnId),
     /// What is left to send waits for room.
@@ -48,8 +46,7 @@ impl Token {
             Self::Send(conn) => (6, pack(conn)),
             Self::Shutdown(conn) => (7, pack(conn)),
             Self::Error(conn) => (8, pack(conn)),
-            Self::Listener => (9, 0),
-            Self::Room(conn) => (10, pack(conn)),
+            Self::Room(conn) => (9, pack(conn)),
         };
         debug_assert!(payload >> KIND_SHIFT == 0, "{self:?} needs more than 56 bits");
         kind << KIND_SHIFT | payload
@@ -68,8 +65,7 @@ impl Token {
             6 => Self::Send(unpack(payload)),
             7 => Self::Shutdown(unpack(payload)),
             8 => Self::Error(unpack(payload)),
-            9 => Self::Listener,
-            10 => Self::Room(unpack(payload)),
+            9 => Self::Room(unpack(payload)),
             _ => Self::Nothing,
         }
     }
@@ -106,8 +102,7 @@ mod tests {
             }
         }
         let last_send = Token::SendNow((1 << KIND_SHIFT) - 1);
-        let others =
-            [Token::Nothing, Token::Wake, Token::Listener, Token::Accept(u16::MAX), last_send];
+        let others = [Token::Nothing, Token::Wake, Token::Accept(u16::MAX), last_send];
         for token in others {
             assert_eq!(Token::from_bits(token.to_bits()), token);
         }
