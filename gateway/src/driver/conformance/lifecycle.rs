@@ -146,16 +146,17 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
             counts.extend(sent.saturating_sub(4)..=sent);
         }
         bench.driver().close(conn);
-        let mut count = 0;
+        let mut got = Vec::new();
         bench.until("no end", |bench| match bench.world.read(peer) {
             Read::Bytes(bytes) => {
-                count += bytes.len();
+                got.extend(bytes);
                 false
             }
             Read::Nothing => false,
             Read::End | Read::Reset => true,
         });
-        assert!(count >= sent * chunk.len(), "{count} of {sent} chunks");
+        assert!(got.len() >= sent * chunk.len(), "{} bytes of {sent} chunks", got.len());
+        assert!(chunk.repeat(sent + 1).starts_with(&got), "bytes out of place");
         bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
     }
 }
