@@ -2,19 +2,18 @@
 //!
 //! A connection is sans-IO. The shard hands it bytes and tells it the time; it keeps a cut frame and
 //! says whether it wants more. An idle one owns no heap memory: its outbox is borrowed from the
-//! shard's pool while there is something in it, and its inbox exists while a frame is cut.
+//! shard's pool while there is something in it, and its inbox exists while a frame is cut. What few
+//! gateways want of every connection, the shard keeps beside them, and only where it is wanted: how
+//! fast each asks (see [`rate`]), and the spans of their log lines.
 
 pub mod outbox;
 pub mod rate;
-
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use tidegate_backend::UserId;
 use tidegate_protocol::Reassembler;
 
 use crate::transport::Plain;
 use outbox::OutboxId;
-use rate::RateLimiter;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +35,8 @@ pub enum Phase {
     Aborted,
 }
 
-/// What a connection remembers. It fits two cache lines.
+/// What a connection remembers: three quarters of a cache line, and nearly all of it is what a message
+/// touches.
 #[derive(Debug)]
 pub struct Connection {
     /// Which of the slot's connections it is.
@@ -63,14 +63,8 @@ pub struct Connection {
     pub calls: u16,
     /// When the last frame came, on the shard's clock.
     pub last_seen_ms: u32,
-    /// How fast it may ask.
-    pub rate: RateLimiter,
-    /// Where it comes from.
-    pub peer: Peer,
     /// What the wire adds to the protocol.
     pub transport: Plain,
-    /// The span of its log lines; `None` unless the log shows them.
-    pub span: Option<Box<tracing::Span>>,
 }
 
 /// A place in the shard's membership table, never zero so that an `Option` of it takes 4 bytes.
@@ -109,23 +103,18 @@ impl Connection {
             memberships: 0,
             calls: 0,
             last_seen_ms: 0,
-            rate: RateLimiter::new(),
-            peer: Peer::UNKNOWN,
             transport: Plain,
-            span: None,
         }
     }
 
     /// A connection that just came in.
     #[must_use]
-    pub fn accepted(generation: u32, peer: SocketAddr, now_ms: u32) -> Self {
-        Self {
-            generation,
-            phase: Phase::Anonymous,
-            last_seen_ms: now_ms,
-            peer: Peer::new(peer),
-            ..Self::vacant()
-        }
+    pub const fn accepted(generation: u32, now_ms: u32) -> Self {
+        let mut connection = Self::vacant();
+        connection.generation = generation;
+        connection.phase = Phase::Anonymous;
+        connection.last_seen_ms = now_ms;
+        connection
     }
 
     /// Whether requests are not to be read now: each reason ends with an event that reads on.
@@ -139,45 +128,6 @@ impl Connection {
     pub const fn is_going(&self) -> bool {
         matches!(self.phase, Phase::Closing | Phase::Lingering | Phase::Aborted | Phase::Vacant)
     }
-
-    /// Runs `log` within the connection's span, where the log shows it.
-    pub fn log(&self, log: impl FnOnce()) {
-        if let Some(span) = &self.span {
-            span.in_scope(log);
-        }
-    }
-}
-
-/// A socket address in 18 bytes instead of 32.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    address: [u8; 16],
-    port: [u8; 2],
-}
-
-impl Peer {
-    const UNKNOWN: Self = Self { address: [0; 16], port: [0; 2] };
-
-    fn new(peer: SocketAddr) -> Self {
-        let address = match peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        Self { address: address.octets(), port: peer.port().to_be_bytes() }
-    }
-
-    /// The address as it came in.
-    #[must_use]
-    pub fn address(self) -> SocketAddr {
-        let ip = Ipv6Addr::from(self.address).to_canonical();
-        SocketAddr::new(ip, u16::from_be_bytes(self.port))
-    }
-}
-
-impl std::fmt::Debug for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(&self.address(), f)
-    }
 }
 
 #[cfg(test)]
@@ -185,15 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_fits_two_cache_lines() {
-        assert_eq!(size_of::<Connection>(), 88);
-    }
-
-    #[test]
-    fn a_peer_comes_back() {
-        for text in ["127.0.0.1:7400", "[2001:db8::1]:65535"] {
-            let peer: SocketAddr = text.parse().unwrap();
-            assert_eq!(Peer::new(peer).address(), peer);
-        }
+    fn an_idle_connection_is_small() {
+        assert_eq!(size_of::<Connection>(), 48);
     }
 }

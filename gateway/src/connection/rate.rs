@@ -2,6 +2,17 @@
 //!
 //! It remembers one time: when the connection would be even with its rate. Asking moves that time on
 //! by one interval; asking is too early while it lies more than a burst ahead of now.
+//!
+//! The limiters stand in a table beside the connections: a gateway that sets no limit doesn't pay for
+//! them.
+
+/// One rate, and where each of a shard's connections stands to it.
+#[derive(Debug)]
+pub struct RateLimiters {
+    rate: Rate,
+    /// By slot.
+    limiters: Vec<RateLimiter>,
+}
 
 /// One connection's state.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +38,32 @@ impl Rate {
     pub fn new(per_second: u32, burst: u32) -> Self {
         let interval_ns = 1_000_000_000 / u64::from(per_second.max(1));
         Self { interval_ns, tolerance_ns: interval_ns * u64::from(burst.max(1) - 1) }
+    }
+}
+
+impl RateLimiters {
+    /// None has asked anything yet.
+    #[must_use]
+    pub const fn new(rate: Rate) -> Self {
+        Self { rate, limiters: Vec::new() }
+    }
+
+    /// The slot has a new connection, which has asked nothing yet.
+    pub fn reset(&mut self, slot: u32) {
+        let index = slot as usize;
+        if self.limiters.len() <= index {
+            self.limiters.resize(index + 1, RateLimiter::new());
+        }
+        self.limiters[index] = RateLimiter::new();
+    }
+
+    /// Lets a request of the slot's connection through, or says how many milliseconds too early it is.
+    ///
+    /// # Errors
+    /// The milliseconds to wait, at least 1.
+    #[inline]
+    pub fn ask(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
+        self.limiters[slot as usize].ask(self.rate, now_ms)
     }
 }
 
@@ -72,6 +109,18 @@ mod tests {
         assert_eq!(limiter.ask(rate, 1_100), Ok(()));
         let passed = (1_100..11_100).filter(|&ms| limiter.ask(rate, ms).is_ok()).count();
         assert!((99..=101).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn each_connection_has_its_own_rate() {
+        let mut limiters = RateLimiters::new(Rate::new(1, 1));
+        limiters.reset(2);
+        limiters.reset(0);
+        assert_eq!(limiters.ask(2, 0), Ok(()));
+        assert_eq!(limiters.ask(2, 0), Err(1_000));
+        assert_eq!(limiters.ask(0, 0), Ok(()));
+        limiters.reset(2);
+        assert_eq!(limiters.ask(2, 0), Ok(()), "another connection has the slot");
     }
 
     #[test]

@@ -120,8 +120,8 @@ impl Shard {
     /// Counts the parting, ends the session and gives up what was kept to be read.
     pub(super) fn part(&mut self, slot: u32, cause: Cause) {
         self.stats.closed[cause as usize] += 1;
+        self.log(slot, || tracing::debug!(cause = cause.label(), "parted"));
         let connection = self.at(slot);
-        connection.log(|| tracing::debug!(cause = cause.label(), "parted"));
         let unread_bytes = connection.inbox.kept_bytes() as u64;
         connection.inbox = tidegate_protocol::Reassembler::new();
         connection.flags.held = false;
@@ -145,6 +145,7 @@ impl Shard {
             self.part(slot, cause);
         }
         self.timers.clear(slot);
+        self.spans.remove(&slot);
         let connection = &mut self.connections[slot as usize];
         self.in_flight_bytes -= connection.in_flight_bytes as usize;
         drop(self.outboxes.drain(&mut connection.outbox));

@@ -25,13 +25,16 @@ impl Shard {
         }
         let now_ms = self.clock_ms();
         let touched = self.connections[index].flags.touched;
-        let mut connection = Connection::accepted(conn.generation, peer, now_ms);
+        let mut connection = Connection::accepted(conn.generation, now_ms);
         connection.flags.touched = touched;
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (shard, slot, generation) = (self.id, conn.slot, conn.generation);
             let span = tracing::debug_span!("connection", %peer, shard, slot, generation);
             span.in_scope(|| tracing::debug!("accepted"));
-            connection.span = Some(Box::new(span));
+            self.spans.insert(conn.slot, span);
+        }
+        if let Some(rates) = &mut self.rates {
+            rates.reset(conn.slot);
         }
         self.connections[index] = connection;
         self.connection_count += 1;
@@ -128,8 +131,8 @@ impl Shard {
             Ok(incoming) => incoming,
             Err(error) => return self.malformed(slot, &error),
         };
-        if let Some(rate) = self.rate
-            && let Err(retry_after_ms) = self.connections[slot as usize].rate.ask(rate, self.now_ms)
+        if let Some(rates) = &mut self.rates
+            && let Err(retry_after_ms) = rates.ask(slot, self.now_ms)
         {
             let (kind, sequence) = (incoming.kind(), incoming.sequence());
             return self.write_failure(slot, kind, sequence, Code::RateLimited, retry_after_ms);
@@ -149,7 +152,7 @@ impl Shard {
     }
 
     fn malformed(&mut self, slot: u32, error: &dyn std::error::Error) {
-        self.at(slot).log(|| tracing::debug!(%error, "malformed"));
+        self.log(slot, || tracing::debug!(%error, "malformed"));
         self.say_goodbye(slot, Cause::Malformed, Some(Code::Malformed));
     }
 

@@ -47,13 +47,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::connection::outbox::Outboxes;
-use crate::connection::rate::Rate;
+use crate::connection::rate::{Rate, RateLimiters};
 use crate::connection::{Connection, Phase};
 use crate::control::ShardInfo;
 use crate::driver::{ConnId, Driver, Event, Mechanism, Sink};
@@ -129,6 +130,10 @@ pub struct Shard {
     local: VecDeque<Message>,
 
     connections: Vec<Connection>,
+    /// How fast each may ask, where that is limited.
+    rates: Option<RateLimiters>,
+    /// The spans of their log lines by slot, while the log shows them: empty otherwise.
+    spans: HashMap<u32, tracing::Span>,
     connection_count: usize,
     session_count: usize,
     outboxes: Outboxes,
@@ -143,7 +148,6 @@ pub struct Shard {
     router: Router,
     /// Requests' `biz_data` is copied here: one allocation serves many requests.
     arena: BytesMut,
-    rate: Option<Rate>,
     /// Answers that handlers gave on this thread are being taken.
     taking_answers: bool,
 
@@ -193,6 +197,7 @@ impl Shard {
             .limits
             .requests_per_second
             .map(|per_second| Rate::new(per_second, config.limits.requests_burst));
+        let rates = rate.map(RateLimiters::new);
         let names: Vec<_> = shared.backends.iter().map(|b| Arc::clone(&b.name)).collect();
         let port = Arc::new(Port::new(shared.addresses[usize::from(id)].clone()));
         let mut shard = Self {
@@ -202,6 +207,8 @@ impl Shard {
             port,
             local: VecDeque::new(),
             connections: Vec::new(),
+            rates,
+            spans: HashMap::new(),
             connection_count: 0,
             session_count: 0,
             outboxes: Outboxes::default(),
@@ -214,7 +221,6 @@ impl Shard {
             timers: Timers::new(),
             router,
             arena: BytesMut::new(),
-            rate,
             taking_answers: false,
             touched: Vec::new(),
             unsent_less: Vec::new(),
@@ -458,6 +464,13 @@ impl Shard {
     #[inline]
     fn at(&mut self, slot: u32) -> &mut Connection {
         &mut self.connections[slot as usize]
+    }
+
+    /// Runs `log` within the connection's span, where the log shows it.
+    fn log(&self, slot: u32, log: impl FnOnce()) {
+        if let Some(span) = self.spans.get(&slot) {
+            span.in_scope(log);
+        }
     }
 
     #[inline]

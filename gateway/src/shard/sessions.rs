@@ -51,7 +51,7 @@ impl Shard {
 
     fn refuse_token(&mut self, slot: u32, user_id: UserId, error: AuthError, sequence: u64) {
         self.stats.refused_tokens[error as usize] += 1;
-        self.at(slot).log(|| tracing::debug!(user_id, %error, "authentication failed"));
+        self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
         self.refuse_authentication(slot, 0, sequence);
     }
 
@@ -91,7 +91,7 @@ impl Shard {
         }
         connection.phase = Phase::Open;
         let user_id = connection.user_id;
-        connection.log(|| tracing::debug!(user_id, "authenticated"));
+        self.log(conn.slot, || tracing::debug!(user_id, "authenticated"));
         self.stats.sessions += 1;
         self.session_count += 1;
         self.timers.set(conn.slot, self.now_ms + idle_timeout);

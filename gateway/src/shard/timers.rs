@@ -1,60 +1,77 @@
 //! A timing wheel with one deadline for each connection.
 //!
-//! Two levels of 256 buckets, ticks of 64 ms: 16 s in the first, 70 minutes in the second, and what
-//! lies further comes round again. Setting and clearing are O(1); the links live in one array beside
-//! the connections, 12 bytes each. After Varghese and Lauck, "Hashed and hierarchical timing wheels"
-//! (1987), scheme 7.
+//! Nine levels of 256 buckets: ticks of 64 ms in the first, and eight times as much in each further one.
+//! A deadline goes to the finest level that reaches as far, and stays there: 16 s ahead are kept to the
+//! tick, 131 s to half a second, and any to a thirty-first of how far ahead it was set. So a slot's bucket is
+//! all that there is to know of its deadline, and nothing is ever moved from level to level. Setting and
+//! clearing are O(1); the links live in one array beside the connections, 8 bytes each. After Varghese
+//! and Lauck, "Hashed and hierarchical timing wheels" (1987), scheme 7, whose variant with rounding.
 //!
 //! Deadlines are kept lazily: a sign of life only notes the time, and a deadline that fires too early
 //! is set again by whoever looks at it.
 
-/// Milliseconds of a tick, as a power of two: 64 ms. A deadline fires at most this much late.
+/// Milliseconds of a tick, as a power of two: 64 ms.
 const TICK_BITS: u32 = 6;
-const LEVEL_BITS: u32 = 8;
-const BUCKETS: usize = 1 << LEVEL_BITS;
+/// Ticks of a bucket are a power of two as well: 3 more for each level.
+const STEP_BITS: u32 = 3;
+/// As many as reach over all ticks: 256 * 8^8 = 2^32.
+const LEVELS: u32 = 9;
+const BUCKETS: u32 = 256;
+/// Words of a level that have a bit for each of its buckets.
+const WORDS: u32 = BUCKETS / u64::BITS;
+/// Later ones fire by then: that is eight years.
+const TICK_MAX: u32 = (BUCKETS - 1) << (STEP_BITS * (LEVELS - 1));
 const NONE: u32 = u32::MAX;
 
 /// Deadlines of slots.
 #[derive(Debug)]
 pub struct Timers {
     links: Vec<Link>,
-    /// Heads of the buckets: the first level's, then the second's.
-    heads: Box<[u32]>,
+    levels: Box<[Level; LEVELS as usize]>,
     /// The next tick to look at.
     tick: u32,
     set: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Link {
-    next: u32,
-    /// The link before; a bucket's head where [`HEAD`] is set; `NONE`: not in a bucket.
-    prev: u32,
-    tick: u32,
+struct Level {
+    /// The first slot of each bucket.
+    heads: [u32; BUCKETS as usize],
+    /// A bit for each bucket that has one.
+    occupied: [u64; WORDS as usize],
 }
 
-/// In `prev`: the rest is a bucket.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    next: u32,
+    /// The link before; a bucket where [`HEAD`] is set; `NONE`: not in a bucket.
+    prev: u32,
+}
+
+const VACANT: Link = Link { next: NONE, prev: NONE };
+
+/// In `prev`: the rest is a bucket, counted through all levels.
 const HEAD: u32 = 1 << 31;
 
 impl Timers {
     /// A wheel that starts at time zero.
     #[must_use]
     pub fn new() -> Self {
-        let heads = vec![NONE; 2 * BUCKETS].into_boxed_slice();
-        Self { links: Vec::new(), heads, tick: 0, set: 0 }
+        let levels = Box::new([Level::EMPTY; LEVELS as usize]);
+        Self { links: Vec::new(), levels, tick: 0, set: 0 }
     }
 
-    /// Sets a slot's deadline, instead of the one it had.
+    /// Sets a slot's deadline, instead of the one it had. It fires when it is past, and at most a tick,
+    /// or a thirty-first of the time until then, late.
     pub fn set(&mut self, slot: u32, deadline_ms: u64) {
         self.clear(slot);
         if self.links.len() <= slot as usize {
-            let vacant = Link { next: NONE, prev: NONE, tick: 0 };
-            self.links.resize(slot as usize + 1, vacant);
+            self.links.resize(slot as usize + 1, VACANT);
         }
-        let tick = u32::try_from((deadline_ms >> TICK_BITS) + 1).unwrap_or(NONE).max(self.tick);
-        self.links[slot as usize].tick = tick;
+        let tick = u32::try_from((deadline_ms >> TICK_BITS) + 1).unwrap_or(TICK_MAX);
+        let tick = tick.min(TICK_MAX).max(self.tick);
         self.set += 1;
-        self.link(slot);
+        self.link(slot, tick);
     }
 
     /// Clears a slot's deadline, if it has one.
@@ -65,21 +82,18 @@ impl Timers {
         }
     }
 
-    /// Milliseconds until there may be something to do; `None` when nothing is set.
+    /// Milliseconds until there is something to do; `None` when nothing is set.
     #[must_use]
     pub fn next_in_ms(&self, now_ms: u64) -> Option<u64> {
         if self.set == 0 {
             return None;
         }
-        let first = self.tick as usize % BUCKETS;
-        // The first bucket that holds something, but no further than where the second level unfolds:
-        // now, where the coming tick begins a round that was not looked at yet.
-        let to_unfold = BUCKETS - first;
-        let folded = first == 0 && self.heads[self.second_level(self.tick)] != NONE;
-        let ticks = (0..to_unfold)
-            .find(|ahead| folded || self.heads[first + ahead] != NONE)
-            .unwrap_or(to_unfold);
-        let at_ms = (u64::from(self.tick) + ticks as u64) << TICK_BITS;
+        let ticks = (0_u32..).zip(self.levels.iter()).filter_map(|(number, level)| {
+            let first = turn(self.tick, number);
+            let turn = u64::from(first + level.first_occupied(first)?);
+            Some(turn << (STEP_BITS * number))
+        });
+        let at_ms = ticks.min()? << TICK_BITS;
         Some(at_ms.saturating_sub(now_ms))
     }
 
@@ -91,67 +105,82 @@ impl Timers {
             return;
         }
         while self.tick <= now {
-            if (self.tick as usize).is_multiple_of(BUCKETS) {
-                self.unfold();
-            }
-            let bucket = self.tick as usize % BUCKETS;
-            while self.heads[bucket] != NONE {
-                let slot = self.heads[bucket];
-                self.clear(slot);
-                expired(slot);
+            // The levels that have a bucket which ends with this tick.
+            let turning = (self.tick.trailing_zeros() / STEP_BITS + 1).min(LEVELS);
+            for number in 0..turning {
+                let bucket = (self.tick >> (STEP_BITS * number)) % BUCKETS;
+                loop {
+                    let slot = self.levels[number as usize].heads[bucket as usize];
+                    if slot == NONE {
+                        break;
+                    }
+                    self.clear(slot);
+                    expired(slot);
+                }
             }
             self.tick += 1;
         }
     }
 
-    /// The second level's bucket of a tick.
-    fn second_level(&self, tick: u32) -> usize {
-        BUCKETS + (tick >> LEVEL_BITS) as usize % BUCKETS
-    }
-
-    /// Spreads the second level's bucket for the coming round over the first level.
-    fn unfold(&mut self) {
-        let bucket = self.second_level(self.tick);
-        let mut slot = std::mem::replace(&mut self.heads[bucket], NONE);
-        while slot != NONE {
-            let next = self.links[slot as usize].next;
-            self.link(slot);
-            slot = next;
-        }
-    }
-
-    fn link(&mut self, slot: u32) {
-        let tick = self.links[slot as usize].tick;
-        let round = tick >> LEVEL_BITS;
-        let bucket = if round == self.tick >> LEVEL_BITS {
-            tick as usize % BUCKETS
-        } else {
-            // Further than the second level reaches: it waits in the last bucket and goes round.
-            let ahead = (round - (self.tick >> LEVEL_BITS)).min((1 << LEVEL_BITS) - 1);
-            BUCKETS + ((self.tick >> LEVEL_BITS) + ahead) as usize % BUCKETS
-        };
-        let head = self.heads[bucket];
+    /// Puts a slot into the bucket that ends with `tick`, or as soon after it as one does that is within
+    /// reach.
+    fn link(&mut self, slot: u32, tick: u32) {
+        let reaches = |&number: &u32| turn(tick, number) - turn(self.tick, number) < BUCKETS;
+        let number = (0..LEVELS).find(reaches).expect("the last reaches over all ticks");
+        let bucket = turn(tick, number) % BUCKETS;
+        let level = &mut self.levels[number as usize];
+        let head = std::mem::replace(&mut level.heads[bucket as usize], slot);
+        level.occupied[bucket as usize / 64] |= 1 << (bucket % 64);
         if head != NONE {
             self.links[head as usize].prev = slot;
         }
-        let link = &mut self.links[slot as usize];
-        link.next = head;
-        link.prev = HEAD | u32::try_from(bucket).expect("512 buckets");
-        self.heads[bucket] = slot;
+        self.links[slot as usize] = Link { next: head, prev: HEAD | (number * BUCKETS + bucket) };
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Link { next, prev, .. } = self.links[slot as usize];
+        let Link { next, prev } = std::mem::replace(&mut self.links[slot as usize], VACANT);
         if prev & HEAD == 0 {
             self.links[prev as usize].next = next;
         } else {
-            self.heads[(prev & !HEAD) as usize] = next;
+            let place = prev & !HEAD;
+            let (level, bucket) = (&mut self.levels[(place / BUCKETS) as usize], place % BUCKETS);
+            level.heads[bucket as usize] = next;
+            if next == NONE {
+                level.occupied[bucket as usize / 64] &= !(1 << (bucket % 64));
+            }
         }
         if next != NONE {
             self.links[next as usize].prev = prev;
         }
-        self.links[slot as usize].prev = NONE;
     }
+}
+
+impl Level {
+    const EMPTY: Self = Self { heads: [NONE; BUCKETS as usize], occupied: [0; WORDS as usize] };
+
+    /// How many buckets after that of turn `first` the first one is that holds something.
+    fn first_occupied(&self, first: u32) -> Option<u32> {
+        let first = first % BUCKETS;
+        // The word that holds the first bucket comes twice: its end at the start, the rest at the end.
+        (0..=WORDS).find_map(|step| {
+            let word = (first / 64 + step) % WORDS;
+            let end = u64::MAX << (first % 64);
+            let wanted = match step {
+                0 => end,
+                _ if step == WORDS => !end,
+                _ => u64::MAX,
+            };
+            let occupied = self.occupied[word as usize] & wanted;
+            let bucket = word * 64 + occupied.trailing_zeros();
+            (occupied != 0).then(|| (bucket + BUCKETS - first) % BUCKETS)
+        })
+    }
+}
+
+/// The turn of a level that ends with this tick, or as soon after it as one does. Where `tick` is the next
+/// to look at, that is the first turn yet to be looked at.
+fn turn(tick: u32, level: u32) -> u32 {
+    tick.div_ceil(1 << (STEP_BITS * level))
 }
 
 impl Default for Timers {
@@ -175,21 +204,45 @@ mod tests {
         slots
     }
 
+    /// A deadline set so far ahead fires by then: its tick, and what the wheel rounds it up by.
+    fn latest(deadline_ms: u64, ahead_ms: u64) -> u64 {
+        deadline_ms + 64 + ahead_ms / 31
+    }
+
     #[test]
-    fn deadlines_fire_late_by_a_tick_at_most_and_never_early() {
-        for deadline in [0, 1, 63, 64, 10_000, 16_383, 16_384, 75_000, 5_000_000, 50_000_000] {
-            let mut timers = Timers::new();
-            timers.set(3, deadline);
-            assert!(expired(&mut timers, deadline.saturating_sub(1)).is_empty());
-            assert_eq!(expired(&mut timers, deadline + 64), [3], "{deadline}");
-            assert_eq!(timers.next_in_ms(deadline), None);
+    fn a_link_is_small() {
+        assert_eq!(size_of::<Link>(), 8);
+    }
+
+    #[test]
+    fn deadlines_fire_hardly_late_and_never_early() {
+        for start in [0, 1_000, 16_383, 123_456_789] {
+            for ahead in [0, 1, 63, 64, 10_000, 16_383, 16_384, 75_000, 5_000_000, 50_000_000] {
+                let mut timers = Timers::new();
+                assert!(expired(&mut timers, start).is_empty());
+                let deadline = start + ahead;
+                timers.set(3, deadline);
+                assert!(expired(&mut timers, deadline.saturating_sub(1)).is_empty());
+                assert_eq!(expired(&mut timers, latest(deadline, ahead)), [3], "{start} + {ahead}");
+                assert_eq!(timers.next_in_ms(deadline), None);
+            }
         }
+    }
+
+    #[test]
+    fn what_is_sixteen_seconds_ahead_fires_to_the_tick() {
+        let mut timers = Timers::new();
+        assert!(expired(&mut timers, 1_000).is_empty());
+        timers.set(3, 17_000);
+        assert_eq!(timers.next_in_ms(1_000), Some(16_024));
+        assert!(expired(&mut timers, 17_000).is_empty());
+        assert_eq!(expired(&mut timers, 17_064), [3]);
     }
 
     proptest! {
         #[test]
         fn a_wheel_is_a_map_of_deadlines(
-            steps in prop::collection::vec((0_u32..20, 0_u64..100_000, 0_u64..3_000), 1..200),
+            steps in prop::collection::vec((0_u32..20, 0_u64..2_000_000, 0_u64..30_000), 1..200),
         ) {
             let mut timers = Timers::new();
             let mut model = HashMap::new();
@@ -200,20 +253,20 @@ mod tests {
                     model.remove(&slot);
                 } else {
                     timers.set(slot, now + delay);
-                    model.insert(slot, now + delay);
+                    model.insert(slot, (now + delay, latest(now + delay, delay)));
                 }
                 // Waiting as long as the wheel says misses nothing.
                 let wait = timers.next_in_ms(now);
                 prop_assert_eq!(wait.is_none(), model.is_empty());
-                if let (Some(wait), Some(next)) = (wait, model.values().min()) {
-                    prop_assert!(now + wait <= next + 64);
+                if let Some(wait) = wait {
+                    prop_assert!(model.values().all(|&(_, latest)| now + wait <= latest));
                 }
                 now += pass;
                 for slot in expired(&mut timers, now) {
                     let deadline = model.remove(&slot);
-                    prop_assert!(deadline.is_some_and(|deadline| deadline < now));
+                    prop_assert!(deadline.is_some_and(|(deadline, _)| deadline < now));
                 }
-                prop_assert!(model.values().all(|deadline| deadline + 64 > now));
+                prop_assert!(model.values().all(|&(_, latest)| latest > now));
             }
         }
     }
