@@ -33,7 +33,6 @@ use std::mem;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -172,7 +171,6 @@ impl Uring {
         let mut ring = Ring::new(self.files_each, self.buffers_each)?;
         ring.enable()?;
         ring.signal(self.wakeup.0.as_fd())?;
-        ring.set_signalling(false);
         self.rings.push(ring);
         Ok(())
     }
@@ -223,38 +221,12 @@ impl Uring {
             }
             busy = busy || ring.has_completions();
         }
-        busy = busy || self.rings[0].has_completions();
-        if !busy {
-            let idle = self.others_may_sleep()?;
-            if idle {
-                self.rings[0].submit_and_wait(idle_for)?;
-            }
-            self.stop_signalling();
-            if idle {
-                return Ok(());
-            }
+        // What happens in the others from now on ends this wait: each signals when it gets something to do.
+        if !(busy || self.rings[0].has_completions()) {
+            return self.rings[0].submit_and_wait(idle_for);
         }
         let first = &mut self.rings[0];
         if first.has_submissions() || first.may_complete() { first.submit() } else { Ok(()) }
-    }
-
-    /// Has the other rings say when something happens, unless something has.
-    fn others_may_sleep(&mut self) -> io::Result<bool> {
-        let mut idle = true;
-        for ring in &mut self.rings[1..] {
-            ring.set_signalling(true);
-            // What happens from now on is signalled; what happened before is seen here.
-            fence(Ordering::SeqCst);
-            if ring.may_complete() {
-                ring.submit()?;
-            }
-            idle = idle && !ring.has_completions();
-        }
-        Ok(idle)
-    }
-
-    fn stop_signalling(&mut self) {
-        self.rings[1..].iter_mut().for_each(|ring| ring.set_signalling(false));
     }
 
     /// Sees what has completed, and what completes meanwhile, for as long as there is some and it is not
@@ -317,11 +289,14 @@ impl Uring {
             Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
             Token::Shutdown(conn) => self.operation_ended(conn),
-            Token::Wake if !more => {
-                let wakeup = Arc::clone(&self.wakeup);
-                self.ask(0, |ring| ring.watch_wakeups(wakeup.0.as_fd()));
+            Token::Wake => {
+                self.rings.iter_mut().for_each(Ring::signalled);
+                if !more {
+                    let wakeup = Arc::clone(&self.wakeup);
+                    self.ask(0, |ring| ring.watch_wakeups(wakeup.0.as_fd()));
+                }
             }
-            Token::Wake | Token::Nothing => {}
+            Token::Nothing => {}
         }
     }
 

@@ -67,6 +67,11 @@ pub(super) struct Ring {
     submitted_sends_now: u64,
     /// Sends that tell how far they came.
     sends: HashMap<u64, Bytes>,
+    /// It signals an eventfd when it gets something to do.
+    signals: bool,
+    /// It says that it has something to do, and has not: another processor may say so when this one has done
+    /// it already. It goes on saying so, and is believed again when it signals.
+    stale: bool,
     /// Places in the table of direct descriptors.
     pub(super) files_max: u32,
     /// Places that are taken, or will be by who is being accepted.
@@ -107,6 +112,8 @@ impl Ring {
             first_send_now: 0,
             submitted_sends_now: 0,
             sends: HashMap::new(),
+            signals: false,
+            stale: false,
             files_max,
             files: 0,
         })
@@ -118,18 +125,9 @@ impl Ring {
     }
 
     /// Has it signal an eventfd whenever something completes.
-    pub(super) fn signal(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn signal(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.signals = true;
         self.uring.submitter().register_eventfd(eventfd.as_raw_fd())
-    }
-
-    /// Has it signal the eventfd from now on, or not: who is awake looks by itself.
-    pub(super) fn set_signalling(&mut self, signalling: bool) {
-        let completions = self.uring.completion();
-        if signalling {
-            completions.enable_eventfd();
-        } else {
-            completions.disable_eventfd();
-        }
     }
 
     /// Has it complete [`Token::Wake`] each time somebody writes to an eventfd.
@@ -299,6 +297,7 @@ impl Ring {
         if self.uring.submission().is_empty() {
             self.submitted_sends_now = self.first_send_now + self.sends_now.len() as u64;
         }
+        self.stale = self.signals && !self.has_completions() && self.says_more();
         Ok(())
     }
 
@@ -314,10 +313,18 @@ impl Ring {
         !self.uring.completion().is_empty()
     }
 
-    /// Whether there may be something to see after a [`Self::submit`]. The kernel may say so when it has
-    /// completed everything already, and go on saying so.
+    /// Whether there may be something to see after a [`Self::submit`].
     #[inline]
     pub(super) fn may_complete(&mut self) -> bool {
+        !self.stale && self.says_more()
+    }
+
+    /// Some ring has got something to do: perhaps this one.
+    pub(super) fn signalled(&mut self) {
+        self.stale = false;
+    }
+
+    fn says_more(&mut self) -> bool {
         let submissions = self.uring.submission();
         submissions.taskrun() || submissions.cq_overflow()
     }
