@@ -18,13 +18,6 @@ use super::{ConfigError, descriptors};
 use crate::driver::uring;
 use crate::session_id::SLOT_BITS;
 
-/// Descriptors that the gateway needs beside its connections: for the admin server, files, and the
-/// standard streams.
-const DESCRIPTORS_RESERVED: u64 = 64;
-
-/// Descriptors that each shard needs beside its connections: listener, poller, waker, one to spare.
-const DESCRIPTORS_PER_SHARD: u64 = 4;
-
 /// What a connection takes of the system's memory, in bytes, rounded up: 3.7 kB of socket, 0.9 kB of an
 /// armed receive, what the gateway remembers, and room for bytes on their way.
 const MEMORY_BYTES_EACH: u64 = 6 * 1024;
@@ -235,9 +228,9 @@ impl Checker<'_> {
         let typed_max = self.number::<u64>(key, typed, range.clone())?;
         let ceiling = range.end().unsigned_abs();
         let shards = u64::from(places.shards);
-        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * shards;
+        let reserve = descriptors::reserve(places.shards);
         let limit = descriptors::limit().unwrap_or(u64::MAX);
-        let one_table = limit.saturating_sub(reserve).min(ceiling);
+        let one_table = descriptors::for_connections(places.shards).min(ceiling);
         if one_table == 0 {
             return Err(ConfigError::Descriptors { limit, reserve });
         }

@@ -4,6 +4,25 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Descriptors that the gateway needs beside its connections: for the admin server, files, and the
+/// standard streams.
+const RESERVED: u64 = 64;
+
+/// Descriptors that each shard needs beside its connections: listener, poller, waker, one to spare.
+const PER_SHARD: u64 = 4;
+
+/// Descriptors that the gateway needs beside its connections.
+#[must_use]
+pub fn reserve(shards: u16) -> u64 {
+    RESERVED + PER_SHARD * u64::from(shards)
+}
+
+/// Descriptors that one table leaves for connections.
+#[must_use]
+pub fn for_connections(shards: u16) -> u64 {
+    limit().unwrap_or(u64::MAX).saturating_sub(reserve(shards))
+}
+
 /// The soft limit (`RLIMIT_NOFILE`), which is what the kernel holds the process to; `None` when there
 /// is none.
 #[must_use]

@@ -30,7 +30,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "COUNT")]
     shards: Option<String>,
 
-    /// How shards talk to the kernel: auto or epoll [default: auto].
+    /// How shards talk to the kernel: auto, epoll or uring [default: auto].
     #[arg(long, value_name = "DRIVER")]
     driver: Option<String>,
 

@@ -63,8 +63,8 @@ enum Descriptors {
 impl Descriptors {
     /// A table each, where the configuration asks for more connections than one has places for.
     fn of(config: &Config) -> Self {
-        let limit = descriptors::limit().unwrap_or(u64::MAX);
-        let more = config.limits.connections_max as u64 > limit;
+        let places = descriptors::for_connections(config.shards);
+        let more = config.limits.connections_max as u64 > places;
         if more { Self::Own } else { Self::Shared }
     }
 }

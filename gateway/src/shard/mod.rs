@@ -507,8 +507,7 @@ impl Sink for Shard {
         }
     }
 
-    /// A shard's share of the places that are left. All together may let in one each too many, or as many
-    /// as their drivers have under way.
+    /// A shard's share of the places that are left. All together may let in one each too many.
     #[inline]
     fn room(&mut self) -> usize {
         let config = &self.shared.config;

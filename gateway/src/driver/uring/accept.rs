@@ -252,6 +252,9 @@ impl Uring {
             if self.acceptor.under_way.is_empty() {
                 break;
             }
+            for ring in &mut self.rings[1..] {
+                ring.submit()?;
+            }
             self.rings[0].submit_and_wait(Some(Duration::from_millis(1)))?;
             self.harvest(sink)?;
         }

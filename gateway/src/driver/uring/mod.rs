@@ -16,8 +16,7 @@
 //! | `ending` | what is armed to hear of a connection, and how it ends |
 //! | `probe` | whether this kernel lets us |
 //!
-//! What each kind of operation needs to be right is measured in no manual; see io_uring(7) and the comments
-//! at each.
+//! See io_uring(7), and the comments at each operation for what the manual doesn't say.
 
 mod accept;
 mod buffers;
@@ -216,12 +215,13 @@ impl Uring {
             || !self.outcomes.is_empty()
             || !self.ready.is_empty()
             || self.confirming
+            || self.failure.is_some()
             || self.acceptor.is_stopping();
         for ring in &mut self.rings[1..] {
             if ring.has_submissions() || ring.may_complete() {
                 ring.submit()?;
             }
-            busy = busy || ring.has_completions();
+            busy = busy || ring.has_completions() || ring.may_complete();
         }
         // What happens in the others from now on ends this wait: each signals when it gets something to do.
         if !(busy || self.rings[0].has_completions()) {
@@ -236,8 +236,6 @@ impl Uring {
     fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         let mut seen = 0;
         let mut more = true;
-        // Whoever waits for a send that comes to be certain now goes on in this poll or asks again.
-        self.confirming = false;
         while more && seen < EVENTS_MAX {
             more = false;
             for ring in 0..self.rings.len() {
@@ -251,8 +249,10 @@ impl Uring {
 
     /// Forgets the sends that have gone out, up to number `submitted`: their failures have been seen.
     fn confirm_sends(&mut self, ring: usize, submitted: u64) {
-        while let Some(conn) = self.rings[ring].confirm_send(submitted) {
-            self.confirmed(conn);
+        while let Some(sent) = self.rings[ring].confirm_send(submitted) {
+            if let Some(conn) = sent.conn {
+                self.confirmed(conn);
+            }
         }
     }
 
@@ -336,6 +336,8 @@ impl Driver for Uring {
         let now = Instant::now();
         sink.woken(now);
         let ready = mem::take(&mut self.ready);
+        // Whoever waits for a send that comes to be certain now goes on in this poll or asks again.
+        self.confirming = false;
         self.harvest(sink)?;
         self.report_ready(ready, sink);
         self.acceptor.retry_if_due(now);

@@ -42,24 +42,18 @@ impl Uring {
     #[inline]
     fn take(&mut self, ring: usize, conn: ConnId, buffer: u16, bytes: usize, sink: &mut impl Sink) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let usual = !socket.flags.intersects(Flags::PAUSED | Flags::RARE | Flags::CLOSED);
-        if usual && socket.takes(self.poll, bytes) {
-            let bytes = self.rings[ring].buffers.bytes(buffer, bytes);
-            sink.event(Event::Received { conn, bytes });
-            return self.reply(conn, sink);
-        }
         if socket.has(Flags::CLOSED) {
             return;
         }
-        let paused = socket.has(Flags::PAUSED);
-        let keeps = socket.has(Flags::RARE)
-            && self.rare.get(&conn.slot).is_some_and(|rare| !rare.unread.is_empty());
-        if !paused && !keeps && socket.takes(self.poll, bytes) {
+        let keeps = socket.has(Flags::PAUSED)
+            || socket.has(Flags::RARE)
+                && self.rare.get(&conn.slot).is_some_and(|rare| !rare.unread.is_empty());
+        if !keeps && socket.takes(self.poll, bytes) {
             let bytes = self.rings[ring].buffers.bytes(buffer, bytes);
             sink.event(Event::Received { conn, bytes });
             return self.reply(conn, sink);
         }
-        self.rare(conn);
+        socket.flags.insert(Flags::RARE);
         let rare = self.rare.entry(conn.slot).or_default();
         rare.unread.extend_from_slice(self.rings[ring].buffers.bytes(buffer, bytes));
         self.queue_ready(conn);

@@ -30,14 +30,19 @@ const COMPLETIONS: u32 = 4096;
 /// many.
 pub(super) const ACCEPTS_MAX: u16 = 32;
 
+/// Passes of the kernel that may complete nothing though there was something to do: each does some twenty
+/// pieces of work, and not every piece completes an operation.
+const FRUITLESS_MAX: u8 = 3;
+
 /// How long the kernel may take to give back what it still has when a ring ends.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A send that is yet to fail or not. See [`Ring::send_now`].
 #[derive(Debug)]
 pub(super) struct SentNow {
-    pub(super) conn: ConnId,
-    pub(super) bytes: Bytes,
+    /// `None`: it failed, and what is left of it goes out otherwise.
+    pub(super) conn: Option<ConnId>,
+    bytes: Bytes,
 }
 
 /// What became of an operation.
@@ -69,9 +74,10 @@ pub(super) struct Ring {
     sends: HashMap<u64, Bytes>,
     /// It signals an eventfd when it gets something to do.
     signals: bool,
-    /// It says that it has something to do, and has not: another processor may say so when this one has done
-    /// it already. It goes on saying so, and is believed again when it signals.
-    stale: bool,
+    /// How often in a row it said that it has something to do, and nothing completed: another processor may
+    /// say so when this one has done it already, and it goes on saying so. After [`FRUITLESS_MAX`] times it is
+    /// believed again only when it signals.
+    fruitless: u8,
     /// Places in the table of direct descriptors.
     pub(super) files_max: u32,
     /// Places that are taken, or will be by who is being accepted.
@@ -113,7 +119,7 @@ impl Ring {
             submitted_sends_now: 0,
             sends: HashMap::new(),
             signals: false,
-            stale: false,
+            fruitless: 0,
             files_max,
             files: 0,
         })
@@ -153,7 +159,8 @@ impl Ring {
         let Address { storage, bytes } = &mut self.addresses[usize::from(place)];
         let storage = mem::replace(storage, SockAddrStorage::zeroed());
         let bytes = (*bytes).min(storage.size_of());
-        // SAFETY: the kernel has filled the storage as accept(2) does, and set its length.
+        // SAFETY: the kernel has filled the storage as accept(2) does, and set its length; where it accepted
+        // nobody, all of it is zero, which is an address of no family.
         unsafe { SockAddr::new(storage, bytes) }.as_socket()
     }
 
@@ -186,15 +193,18 @@ impl Ring {
         // With MSG_WAITALL a short send counts as a failure, so that it is told: otherwise it would not be.
         let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fixed(file), bytes.as_ptr(), length(&bytes)).flags(flags);
-        self.sends_now.push_back(SentNow { conn, bytes });
         let entry = send.build().flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(entry, Token::SendNow(number))
+        // Kept only now: to push may be to submit what came before, which must not count this one.
+        self.push(entry, Token::SendNow(number))?;
+        self.sends_now.push_back(SentNow { conn: Some(conn), bytes });
+        Ok(())
     }
 
-    /// A send that failed.
-    pub(super) fn failed_send(&self, number: u64) -> Option<&SentNow> {
+    /// A send that failed, once. That it is done will be said of nobody.
+    pub(super) fn take_failed_send(&mut self, number: u64) -> Option<(ConnId, Bytes)> {
         let index = usize::try_from(number.checked_sub(self.first_send_now)?).ok()?;
-        self.sends_now.get(index)
+        let sent = self.sends_now.get_mut(index)?;
+        Some((sent.conn.take()?, sent.bytes.clone()))
     }
 
     /// The kernel has seen all sends before this number: their failures are among the completions, or were.
@@ -208,13 +218,13 @@ impl Ring {
     /// Forgets the next send before number `until`: all completions have been seen that were there when
     /// [`Self::submitted_sends`] said so.
     #[inline]
-    pub(super) fn confirm_send(&mut self, until: u64) -> Option<ConnId> {
+    pub(super) fn confirm_send(&mut self, until: u64) -> Option<SentNow> {
         if self.first_send_now >= until {
             return None;
         }
         let sent = self.sends_now.pop_front()?;
         self.first_send_now += 1;
-        Some(sent.conn)
+        Some(sent)
     }
 
     /// Sends as far as there is room, and tells how far. At most one at a time on a connection.
@@ -297,7 +307,11 @@ impl Ring {
         if self.uring.submission().is_empty() {
             self.submitted_sends_now = self.first_send_now + self.sends_now.len() as u64;
         }
-        self.stale = self.signals && !self.has_completions() && self.says_more();
+        if self.signals && !self.has_completions() && self.says_more() {
+            self.fruitless = self.fruitless.saturating_add(1);
+        } else {
+            self.fruitless = 0;
+        }
         Ok(())
     }
 
@@ -316,12 +330,12 @@ impl Ring {
     /// Whether there may be something to see after a [`Self::submit`].
     #[inline]
     pub(super) fn may_complete(&mut self) -> bool {
-        !self.stale && self.says_more()
+        self.fruitless < FRUITLESS_MAX && self.says_more()
     }
 
     /// Some ring has got something to do: perhaps this one.
     pub(super) fn signalled(&mut self) {
-        self.stale = false;
+        self.fruitless = 0;
     }
 
     fn says_more(&mut self) -> bool {

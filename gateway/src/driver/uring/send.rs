@@ -50,8 +50,7 @@ impl Uring {
 
     /// A send that must not wait did not send all.
     pub(super) fn on_send_failed(&mut self, ring: usize, number: u64, result: i32) {
-        let Some(sent) = self.rings[ring].failed_send(number) else { return };
-        let (conn, mut rest) = (sent.conn, sent.bytes.clone());
+        let Some((conn, mut rest)) = self.rings[ring].take_failed_send(number) else { return };
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !socket.may_send() {
             return;

@@ -1,4 +1,4 @@
-//! What the driver knows of a connection: 20 bytes, and more only while something is unusual.
+//! What the driver knows of a connection: 16 bytes, 20 with its generation, and more only while something is unusual.
 
 use bitflags::bitflags;
 use bytes::Bytes;
