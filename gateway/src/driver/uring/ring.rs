@@ -321,6 +321,12 @@ impl Ring {
         !self.uring.submission().is_empty()
     }
 
+    /// How much there is to submit.
+    #[cfg(test)]
+    pub(super) fn submissions(&mut self) -> usize {
+        self.uring.submission().len()
+    }
+
     /// Whether there is something to see.
     #[inline]
     pub(super) fn has_completions(&mut self) -> bool {

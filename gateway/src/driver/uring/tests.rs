@@ -141,3 +141,29 @@ fn drain(
     }
     got
 }
+
+/// The send that finds the queue full is not among those that are submitted to make room for it.
+#[test]
+fn no_send_counts_as_submitted_before_the_kernel_has_it() {
+    let (mut driver, address) = listening(1000, 1000);
+    let mut recorder = Recorder::default();
+    let mut peers = Vec::new();
+    while peers.len() < 300 {
+        peers.push(TcpStream::connect(address).unwrap());
+        until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == peers.len());
+    }
+    (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+    let bytes = Bytes::from_static(b"hello");
+    for (sent, conn) in (1..).zip(accepted(&recorder)) {
+        assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
+        let ring = &mut driver.rings[0];
+        let waiting = ring.submissions() as u64;
+        assert!(ring.submitted_sends() <= sent - waiting, "{sent} sent, {waiting} of them wait");
+    }
+    (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+    for mut peer in peers {
+        let mut got = [0; 5];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+    }
+}
