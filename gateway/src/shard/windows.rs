@@ -10,7 +10,8 @@
 //! waits is longer than the room's log may be, when the gate is half taken by what waits, when the last
 //! member leaves, and when the shard drains. Each shard has windows for its own members.
 //!
-//! Who leaves, or is told goodbye, first gets what was published before and was not offered to it yet.
+//! Who leaves, or is told goodbye, first gets what was published before and was not offered to it yet, unless
+//! it is behind what was: who was too slow gets no more.
 
 use std::collections::BTreeSet;
 

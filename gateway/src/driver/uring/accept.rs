@@ -84,7 +84,7 @@ impl Acceptor {
 
     /// How long until it is tried again.
     pub(super) fn retry_in(&self) -> Option<Duration> {
-        self.retry_at.map(|_| ACCEPT_RETRY)
+        self.retry_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -112,6 +112,7 @@ impl Uring {
         self.ask(ring, |ring| ring.close(file));
     }
 
+    /// It may be said of a connection twice in a poll; it is reported once, since then it is gone.
     pub(super) fn close_if_idle(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
             && socket.has(Flags::CLOSED)

@@ -43,7 +43,6 @@ use tidegate_backend::batch::Wake;
 use self::accept::Acceptor;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
-use self::send::FINISH_WITHIN;
 use self::socket::{Flags, Rare, Socket};
 use self::token::Token;
 use super::slots::Slots;
@@ -208,8 +207,9 @@ impl Uring {
         if let Some(retry_in) = self.acceptor.retry_in() {
             idle_for = Some(idle_for.map_or(retry_in, |idle_for| idle_for.min(retry_in)));
         }
-        if !self.finishing.is_empty() {
-            idle_for = Some(idle_for.map_or(FINISH_WITHIN, |idle_for| idle_for.min(FINISH_WITHIN)));
+        if let Some((until, _)) = self.finishing.front() {
+            let left = until.saturating_duration_since(Instant::now());
+            idle_for = Some(idle_for.map_or(left, |idle_for| idle_for.min(left)));
         }
         let mut busy = idle_for == Some(Duration::ZERO)
             || !self.outcomes.is_empty()
@@ -371,10 +371,8 @@ impl Driver for Uring {
         if socket.has(Flags::SENDING) {
             socket.flags.insert(Flags::SHUTDOWN);
             self.confirming = true;
-        } else if !socket.has(Flags::CLOSED) {
-            let (ring, file) = (socket.ring, socket.file);
-            self.operation_began(conn);
-            self.ask(ring, |ring| ring.shutdown(file, conn));
+        } else {
+            self.shut_down(conn);
         }
     }
 

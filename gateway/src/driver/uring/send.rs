@@ -22,7 +22,7 @@ use crate::driver::{ConnId, SendState};
 const SEND_NOW_BYTES_MAX: usize = 16 * 1024;
 
 /// How long the last bytes of a closed connection may take: as long as a peer needs that reads at all.
-pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 impl Uring {
     #[inline]
@@ -194,7 +194,15 @@ impl Uring {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let shutdown = socket.has(Flags::SHUTDOWN);
         socket.flags.remove(Flags::SENDING | Flags::SHUTDOWN);
-        if shutdown && !socket.has(Flags::CLOSED) {
+        if shutdown {
+            self.shut_down(conn);
+        }
+    }
+
+    /// Shuts down the sending side now. No send may be under way.
+    pub(super) fn shut_down(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if !socket.has(Flags::CLOSED) {
             let (ring, file) = (socket.ring, socket.file);
             self.operation_began(conn);
             self.ask(ring, |ring| ring.shutdown(file, conn));
