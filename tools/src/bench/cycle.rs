@@ -11,7 +11,8 @@ use super::latency::{Latency, Live, Pulse};
 use super::report::{Report, Unit};
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
 use super::source::Addresses;
-use super::stopwatch::{Edge, Standing, Stopwatch};
+use super::stopwatch::Stopwatch;
+use super::turnover::Turnover;
 
 struct CycleLoad<'a> {
     args: &'a ConnectArgs,
@@ -19,14 +20,10 @@ struct CycleLoad<'a> {
     credentials: Credentials,
     stopwatch: Stopwatch,
     lanes: Vec<Lane>,
-    /// Slots to connect in the next tick.
-    free: Vec<usize>,
+    turnover: Turnover,
     /// Begun, over the whole run.
     begun: usize,
     pulse: Pulse,
-    under_way: usize,
-    stopping: bool,
-    counting: bool,
     counted: u64,
     latency: Latency,
 }
@@ -84,12 +81,9 @@ impl<'a> CycleLoad<'a> {
             credentials: Credentials::new(&args.common),
             stopwatch: Stopwatch::new(&args.common, seat)?,
             lanes: vec![Lane::default(); share.count],
-            free: (share.first..share.end()).rev().collect(),
+            turnover: Turnover::new(share),
             begun: 0,
             pulse: Pulse::default(),
-            under_way: 0,
-            stopping: false,
-            counting: false,
             counted: 0,
             latency: Latency::new(),
         })
@@ -195,15 +189,14 @@ impl Load for CycleLoad<'_> {
         if lane.step != Step::Over {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
         }
-        self.counted += u64::from(self.counting);
+        self.counted += u64::from(self.turnover.counting());
         self.latency.record(now.saturating_sub(lane.began_at));
-        self.under_way -= 1;
-        self.free.push(slot);
+        self.turnover.gone(slot);
         Ok(())
     }
 
     fn pulse(&self) -> Pulse {
-        Pulse { connections: self.under_way as u64, ..self.pulse }
+        Pulse { connections: self.turnover.under_way() as u64, ..self.pulse }
     }
 
     fn flush(&mut self, live: &Live) {
@@ -211,27 +204,14 @@ impl Load for CycleLoad<'_> {
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let (drained, received) = (self.under_way == 0, self.pulse.received);
-        let standing = Standing { ready: true, finished: false, drained, received };
-        match self.stopwatch.tick(standing, now)? {
-            Some(Edge::Measure) => {
-                self.counting = true;
-                self.latency.count_from_now();
-            }
-            Some(Edge::Stop) => {
-                (self.counting, self.stopping) = (false, true);
-                self.latency.stop_counting();
-            }
-            Some(Edge::Done) => return Ok(Next::Done),
-            Some(Edge::Start) | None => {}
+        let received = self.pulse.received;
+        if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
+            return Ok(Next::Done);
         }
-        while !self.stopping
-            && let Some(slot) = self.free.pop()
-        {
+        while let Some(slot) = self.turnover.begin() {
             let (to, from) = self.addresses.of(slot);
             sockets.connect(slot, to, from)?;
             *self.lane(slot) = Lane { began_at: now, ..Lane::default() };
-            self.under_way += 1;
         }
         Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))
     }

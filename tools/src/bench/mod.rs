@@ -25,6 +25,7 @@
 //! | `timeline` | a show's: what is published when, and who answers when |
 //! | `publication` | pushes under way, and who has got which |
 //! | `stopwatch` | ramp, warm-up, measured window, drain |
+//! | `turnover` | connections that come and go all the time |
 //! | `proc` | CPU time and memory of a process |
 //! | `series` | what is seen of a run as it goes |
 //! | `report` | a table, JSON, a page; two reports side by side |
@@ -55,6 +56,7 @@ mod storm;
 #[cfg(test)]
 mod tests;
 mod timeline;
+mod turnover;
 mod watch;
 
 pub(crate) use args::BenchArgs;

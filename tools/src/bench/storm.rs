@@ -14,7 +14,8 @@ use super::latency::{Latency, Live, Pulse};
 use super::report::{Report, Unit};
 use super::session::{Credentials, SessionAnswer, failed, read_answer};
 use super::source::Addresses;
-use super::stopwatch::{Edge, Standing, Stopwatch};
+use super::stopwatch::Stopwatch;
+use super::turnover::Turnover;
 
 /// Connections after which sources are used again: by then their ports are no more in TIME_WAIT.
 const SPREAD: usize = 1_000_000;
@@ -30,14 +31,10 @@ struct StormLoad {
     silent: usize,
     silent_max_ns: Nanos,
     look_at: Nanos,
-    /// Slots to connect in the next tick.
-    free: Vec<usize>,
+    turnover: Turnover,
     /// Begun, over the whole run.
     begun: usize,
-    under_way: usize,
     pulse: Pulse,
-    stopping: bool,
-    counting: bool,
     authenticated: u64,
     /// Silent clients that were sent away, over the whole run.
     sent_away: u64,
@@ -118,12 +115,9 @@ impl StormLoad {
             silent,
             silent_max_ns,
             look_at: 0,
-            free: (share.first..share.end()).rev().collect(),
+            turnover: Turnover::new(share),
             begun: 0,
-            under_way: 0,
             pulse: Pulse::default(),
-            stopping: false,
-            counting: false,
             authenticated: 0,
             sent_away: 0,
             latency: Latency::new(),
@@ -150,7 +144,7 @@ impl StormLoad {
             }
             Step::Authenticate => match read_answer(slot, answer)? {
                 SessionAnswer::Authenticated { .. } => {
-                    self.authenticated += u64::from(self.counting);
+                    self.authenticated += u64::from(self.turnover.counting());
                     self.latency.record(now.saturating_sub(lane.since));
                     Ok(Step::Over)
                 }
@@ -168,7 +162,6 @@ impl StormLoad {
         sockets.connect(slot, to, from)?;
         self.lanes[slot - share.first] = Lane { since: now, step: Step::Connect };
         self.begun += 1;
-        self.under_way += 1;
         Ok(())
     }
 
@@ -239,13 +232,12 @@ impl Load for StormLoad {
             bail!("connection {slot} was {cause} in step {step:?}");
         }
         self.lanes[number] = Lane::default();
-        self.under_way -= 1;
-        self.free.push(slot);
+        self.turnover.gone(slot);
         Ok(())
     }
 
     fn pulse(&self) -> Pulse {
-        Pulse { connections: self.under_way as u64, ..self.pulse }
+        Pulse { connections: self.turnover.under_way() as u64, ..self.pulse }
     }
 
     fn flush(&mut self, live: &Live) {
@@ -255,23 +247,11 @@ impl Load for StormLoad {
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
         self.look_for_forgotten(now)?;
-        let (drained, received) = (self.under_way == 0, self.pulse.received);
-        let standing = Standing { ready: true, finished: false, drained, received };
-        match self.stopwatch.tick(standing, now)? {
-            Some(Edge::Measure) => {
-                self.counting = true;
-                self.latency.count_from_now();
-            }
-            Some(Edge::Stop) => {
-                (self.counting, self.stopping) = (false, true);
-                self.latency.stop_counting();
-            }
-            Some(Edge::Done) => return Ok(Next::Done),
-            Some(Edge::Start) | None => {}
+        let received = self.pulse.received;
+        if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
+            return Ok(Next::Done);
         }
-        while !self.stopping
-            && let Some(slot) = self.free.pop()
-        {
+        while let Some(slot) = self.turnover.begin() {
             self.connect(slot, sockets, now)?;
         }
         Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))
