@@ -22,6 +22,8 @@ impl Operator {
             .http_status_as_error(false)
             .proxy(None)
             .timeout_global(Some(PATIENCE))
+            // It stays with the connection it has: tests take away descriptors, and a new one would wait.
+            .max_idle_age(PATIENCE)
             .build()
             .into();
         Self { agent, address, token: token.to_owned() }
