@@ -5,6 +5,7 @@
 //! back through the shard's [mailbox](shard::mailbox).
 
 pub mod admin;
+pub mod allocator;
 pub mod auth;
 pub mod config;
 pub mod connection;

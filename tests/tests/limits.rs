@@ -71,6 +71,24 @@ fn a_push_goes_out_however_long_it_is() {
 }
 
 #[test]
+fn a_burst_of_long_messages_leaves_no_memory_behind() {
+    let gateway = Setup::demo().start();
+    let operator = gateway.operator();
+    let mut phone = gateway.login(7);
+    let body = vec![b'x'; 60 * 1024];
+    let given_back =
+        |n| operator.wait_for_metric("tidegate_memory_give_backs_total", "", |m| m >= n);
+    for burst in [1.0, 2.0] {
+        let asked: Vec<_> = (0..10).map(|_| phone.send(demo::ECHO, &body)).collect();
+        for sequence in asked {
+            assert_eq!(phone.outcome(sequence).unwrap(), body[..]);
+        }
+        given_back(burst);
+    }
+    phone.is_served();
+}
+
+#[test]
 fn two_long_pushes_in_a_row_are_no_reason_to_part() {
     let gateway = Setup::demo().set("socket.send_buffer_bytes", 4096).start();
     let operator = gateway.operator();

@@ -4,6 +4,7 @@
 //! the end of the turn, when its bytes have gone to the driver. A buffer that grew is given back to
 //! the allocator, so that a burst leaves nothing behind.
 
+use std::mem;
 use std::num::NonZeroU32;
 
 use bytes::{Bytes, BytesMut};
@@ -28,6 +29,8 @@ pub struct Outboxes {
     empty: Vec<OutboxId>,
     /// Bytes in all buffers in use.
     bytes: usize,
+    /// Bytes that were in buffers that grew.
+    grown_bytes: usize,
 }
 
 impl Outboxes {
@@ -64,10 +67,26 @@ impl Outboxes {
         if bytes.len() <= BUFFER_BYTES && self.spare.len() < SPARE_MAX {
             self.spare.push(id);
         } else {
+            if bytes.len() > BUFFER_BYTES {
+                self.grown_bytes += bytes.len();
+            }
             *buffer = BytesMut::new();
             self.empty.push(id);
         }
         (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// Bytes that went through buffers that grew, since the last time.
+    pub const fn take_grown_bytes(&mut self) -> usize {
+        mem::replace(&mut self.grown_bytes, 0)
+    }
+
+    /// Gives back what is kept for reuse.
+    pub fn give_back(&mut self) {
+        for id in self.spare.drain(..) {
+            self.buffers[index(id)] = BytesMut::new();
+            self.empty.push(id);
+        }
     }
 
     fn take(&mut self) -> OutboxId {
@@ -112,5 +131,18 @@ mod tests {
         outboxes.write(&mut outbox, |buffer| buffer.resize(60_000, 7));
         drop(outboxes.drain(&mut outbox));
         assert!(outboxes.buffers.iter().all(|buffer| buffer.capacity() == 0));
+        assert_eq!((outboxes.take_grown_bytes(), outboxes.take_grown_bytes()), (60_000, 0));
+    }
+
+    #[test]
+    fn a_buffer_kept_for_reuse_can_be_given_back() {
+        let mut outboxes = Outboxes::default();
+        let mut outbox = None;
+        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"abc"));
+        drop(outboxes.drain(&mut outbox));
+        outboxes.give_back();
+        assert!(outboxes.buffers.iter().all(|buffer| buffer.capacity() == 0));
+        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"d"));
+        assert_eq!(outboxes.drain(&mut outbox).unwrap(), "d");
     }
 }

@@ -134,6 +134,7 @@ impl Shard {
             return bytes::Bytes::new();
         }
         if biz_data.len() > ARENA_REQUEST_BYTES_MAX {
+            self.burst.add(biz_data.len());
             return bytes::Bytes::copy_from_slice(biz_data);
         }
         if self.arena.capacity() < biz_data.len() {

@@ -51,6 +51,7 @@ use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
+use crate::allocator::{self, Burst};
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::connection::outbox::Outboxes;
@@ -165,6 +166,8 @@ pub struct Shard {
     /// Milliseconds since `shared.started`.
     now_ms: u64,
     housekeeping_at_ms: u64,
+    /// Of requests and of what is sent that are too long for kept buffers.
+    burst: Burst,
     /// Until then nobody is closed for silence: the shard was away, and what came meanwhile may not be
     /// read yet.
     grace_until_ms: u64,
@@ -230,6 +233,7 @@ impl Shard {
             finished: false,
             now_ms: 0,
             housekeeping_at_ms: 0,
+            burst: Burst::default(),
             grace_until_ms: 0,
             handed_over_at_ms: 0,
             warn_of_pause_at_ms: 0,
@@ -385,7 +389,19 @@ impl Shard {
         if self.now_ms >= self.housekeeping_at_ms {
             self.housekeeping_at_ms = self.now_ms + HOUSEKEEPING_MS;
             self.close_idle_rooms();
+            self.give_back_memory();
             self.export();
+        }
+    }
+
+    /// Once a burst is over, leaves nothing of it behind.
+    fn give_back_memory(&mut self) {
+        self.burst.add(self.outboxes.take_grown_bytes());
+        if self.burst.has_ended() {
+            self.outboxes.give_back();
+            self.arena = BytesMut::new();
+            allocator::give_back();
+            self.stats.memory_give_backs += 1;
         }
     }
 
