@@ -176,7 +176,7 @@ impl Shard {
     fn serve(&mut self, member: MembershipId, driver: &mut impl Driver) {
         let (room, membership) = self.rooms.room_and_membership(member);
         let slot = membership.slot;
-        if membership.cursor >= room.log.released() {
+        if membership.cursor(room.log.end()) >= room.log.released() {
             return;
         }
         let connection = &mut self.connections[slot as usize];
@@ -187,7 +187,7 @@ impl Shard {
         // One read takes so much and no more: what is left goes behind it, as far as the kernel takes it.
         while let Some(bytes) = self.read_log(member) {
             let (room, membership) = self.rooms.room_and_membership(member);
-            let behind = membership.cursor < room.log.released();
+            let behind = membership.cursor(room.log.end()) < room.log.released();
             if self.send(slot, bytes, driver) == SendState::UnderWay {
                 self.connections[slot as usize].flags.owed |= behind;
                 return;
@@ -199,7 +199,8 @@ impl Shard {
     #[inline]
     fn read_log(&mut self, member: MembershipId) -> Option<Bytes> {
         let (room, membership) = self.rooms.room_and_membership(member);
-        let skipped = room.log.first().saturating_sub(membership.cursor);
+        let mut cursor = membership.cursor(room.log.end());
+        let skipped = room.log.first().saturating_sub(cursor);
         if skipped > 0 {
             if room.policy.slow_member == SlowMember::Close {
                 let slot = membership.slot;
@@ -207,11 +208,12 @@ impl Shard {
                 return None;
             }
             self.stats.skipped_pushes += skipped;
-            membership.cursor = room.log.first();
+            cursor = room.log.first();
+            membership.set_cursor(cursor);
         }
-        let (bytes, cursor) = room.log.read(membership.cursor)?;
-        self.stats.deliveries += cursor - membership.cursor;
-        membership.cursor = cursor;
+        let (bytes, next) = room.log.read(cursor)?;
+        self.stats.deliveries += next - cursor;
+        membership.set_cursor(next);
         Some(bytes)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A room lives on its home shard, which numbers its pushes, and on every shard that has members,
 //! which holds a replica of the log: the same encoded frames, shared. A membership is a cursor into
-//! that log, 24 bytes, linked into its connection's list and listed in its room.
+//! that log, 20 bytes, linked into its connection's list and listed in its room.
 //!
 //! This module keeps the books; `fan_out` acts on them.
 
@@ -83,8 +83,8 @@ pub struct Sweep {
 /// One connection in one room.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
-    /// The offset that the member gets next.
-    pub cursor: u64,
+    /// The low half of the offset that the member gets next.
+    cursor: u32,
     /// The room; meaningless while free.
     pub room: RoomIndex,
     /// The connection's slot.
@@ -93,6 +93,28 @@ pub struct Membership {
     pub next: Option<MembershipId>,
     /// Where it stands in its room's `members`.
     pub position: u32,
+}
+
+impl Membership {
+    /// The offset that the member gets next, in a log that ends at `end`. Nobody is 2^32 pushes behind: a
+    /// connection that takes nothing for so long is dead, and closed.
+    #[inline]
+    #[must_use]
+    pub const fn cursor(&self, end: u64) -> u64 {
+        end - low_half(end).wrapping_sub(self.cursor) as u64
+    }
+
+    /// Moves it on, at most to the log's end.
+    #[inline]
+    pub const fn set_cursor(&mut self, cursor: u64) {
+        self.cursor = low_half(cursor);
+    }
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+const fn low_half(offset: u64) -> u32 {
+    offset as u32
 }
 
 /// All rooms and memberships of a shard.
@@ -229,6 +251,7 @@ impl Rooms {
     ) -> MembershipId {
         let position = self.get(room).members.len();
         let position = u32::try_from(position).expect("fewer members than 2^32");
+        let cursor = low_half(cursor);
         let membership = Membership { cursor, room, slot, next: *first, position };
         let id = if let Some(id) = self.free_membership {
             self.free_membership = self.membership(id).next;

@@ -103,7 +103,8 @@ impl Shard {
     /// Who had its chance and was too slow gets no more; nor does who has too many unsent bytes.
     pub(super) fn hand_out(&mut self, slot: u32, member: MembershipId) {
         let (room, membership) = self.rooms.room_and_membership(member);
-        let (cursor, end) = (membership.cursor, room.log.end());
+        let end = room.log.end();
+        let cursor = membership.cursor(end);
         if cursor < room.sweep.offered || cursor >= end {
             return;
         }
@@ -112,7 +113,7 @@ impl Shard {
         if unsent_bytes > self.shared.config.limits.outbox_bytes_max {
             return;
         }
-        membership.cursor = end;
+        membership.set_cursor(end);
         self.stats.deliveries += end - cursor;
         self.outboxes.write(&mut connection.outbox, |out| {
             room.log.frames_from(cursor).for_each(|frame| out.extend_from_slice(frame));
