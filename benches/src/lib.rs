@@ -57,21 +57,48 @@ impl Floor {
     /// # Errors
     /// The system has no socket to give.
     pub fn listen_until(at_the_end: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
+        let floor = Self::beside(0)?;
+        floor.announce(at_the_end)?;
+        Ok(floor)
+    }
+
+    /// Listens on this port of the loopback beside others that do, or on a free one where it is 0.
+    ///
+    /// # Errors
+    /// The system has no socket to give.
+    pub fn beside(port: u16) -> anyhow::Result<Self> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         sockopt::set_socket_reuseaddr(&listener, true)?;
-        bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+        sockopt::set_socket_reuseport(&listener, true)?;
+        bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
         listen(&listener, BACKLOG)?;
-        let address = SocketAddrV4::try_from(getsockname(&listener)?)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         add(&epoll, &listener)?;
-        println!("{}", address.port());
+        Ok(Self { epoll, listener, events: Vec::with_capacity(EVENTS_MAX) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn port(&self) -> anyhow::Result<u16> {
+        Ok(SocketAddrV4::try_from(getsockname(&self.listener)?)?.port())
+    }
+
+    /// Prints the port as the first line. The process ends when its standard input does, after
+    /// `at_the_end`.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn announce(&self, at_the_end: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+        println!("{}", self.port()?);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
             let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
             at_the_end();
             std::process::exit(0)
         })?;
-        Ok(Self { epoll, listener, events: Vec::with_capacity(EVENTS_MAX) })
+        Ok(())
     }
 
     /// Waits until something is ready, or at most `timeout_ns`.

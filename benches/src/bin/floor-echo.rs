@@ -1,9 +1,49 @@
 //! The floor of an echo: edge-triggered epoll, one receive, one send, and nothing else.
 
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::Context as _;
+use clap::Parser;
+use nix::sched::{CloneFlags, unshare};
 use tidegate_benches::{BUFFER_BYTES, Connections, Floor};
 
+/// Echoes bytes.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Threads, each with a listener, an epoll and a table of descriptors of its own: together they hold more
+    /// connections than a process may open files.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+}
+
 fn main() -> anyhow::Result<()> {
-    let mut floor = Floor::listen()?;
+    let Args { threads } = Args::parse();
+    let first = Floor::beside(0)?;
+    let port = first.port()?;
+    let (report, reports) = mpsc::channel();
+    for _ in 1..threads {
+        let report = report.clone();
+        thread::Builder::new().spawn(move || {
+            if let Err(error) = echo_beside(port, &report) {
+                eprintln!("floor-echo: {error:#}");
+                std::process::exit(1);
+            }
+        })?;
+        reports.recv().context("a thread has ended")?;
+    }
+    first.announce(|| ())?;
+    echo(first)
+}
+
+fn echo_beside(port: u16, listens: &mpsc::Sender<()>) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_FILES).context("cannot have a table of descriptors")?;
+    let floor = Floor::beside(port)?;
+    listens.send(())?;
+    echo(floor)
+}
+
+fn echo(mut floor: Floor) -> anyhow::Result<()> {
     let mut connections = Connections::new(&floor)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

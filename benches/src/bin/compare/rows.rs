@@ -9,6 +9,8 @@ const PUSH_BYTES: usize = 130;
 const MEMBERS: &str = "10000";
 /// The gateway's demo type that pushes to everybody.
 const PUSH_KIND: i32 = 2;
+/// Connections of one thread of a floor that has many, so that a table of 20,000 descriptors holds them.
+const SCALE_THREAD_CONNECTIONS: u32 = 16_000;
 /// A room's offset as it is for most of a run: two bytes on the wire.
 const TYPICAL_OFFSET: u64 = 1000;
 
@@ -145,6 +147,32 @@ pub(crate) fn all() -> Vec<Row> {
         echo_beside_nothing(),
         echo_beside_pushes(),
     ]
+}
+
+/// Echoes as connections grow by a thousand times: as many are under way, and they move over all.
+pub(crate) fn scale() -> Vec<Row> {
+    let rows = [
+        ("1,000 connections, 1,000 under way", "1000"),
+        ("10,000 connections, 1,000 under way", "10000"),
+        ("100,000 connections, 1,000 under way", "100000"),
+        ("500,000 connections, 1,000 under way", "500000"),
+        ("1,000,000 connections, 1,000 under way", "1000000"),
+    ];
+    rows.map(|(name, connections)| scaled(name, connections)).into()
+}
+
+fn scaled(name: &'static str, connections: &str) -> Row {
+    // Many workers take turns on one core: none can spin.
+    let load = ["request", "--connections", connections, "--under-way", "1000"];
+    // The kernel spreads connections over the threads by chance: each has a quarter to spare.
+    let threads = connections.parse::<u32>().unwrap_or_default().div_ceil(SCALE_THREAD_CONNECTIONS);
+    let threads = threads.to_string();
+    Row {
+        name,
+        floor: floor("floor-echo", &["--threads", &threads], &[&load[..], &["--raw"]].concat()),
+        gateway: gateway(Placement::Shard, &load),
+        figures: cpu(1.25),
+    }
 }
 
 fn cpu(target: f64) -> Vec<Figure> {
