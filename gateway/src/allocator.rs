@@ -1,40 +1,99 @@
 //! What is free goes back to the kernel once a burst is over.
 //!
 //! glibc's allocator gives back what is free at the end of its heap, and one small block that lives there
-//! keeps megabytes. [`Burst`] tells when it is worth asking for the rest.
+//! keeps megabytes. A shard's [`Burst`] tells when it is worth asking for the rest; [`Heap`] asks, for all
+//! shards.
 
-/// Bytes of large blocks within one look that make a burst, and fewer of them its end.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Messages of up to so many bytes live in memory that is kept for them: they don't make a burst.
+pub const SHORT_BYTES: usize = 1024;
+
+/// Bytes of longer messages within one look that make a burst.
 const BURST_BYTES_MIN: usize = 256 * 1024;
 
-/// Watches how much memory goes through large blocks.
+/// Quiet for so long, and it is over. Traffic that comes and goes faster stays warm.
+const QUIET_MS: u64 = 2000;
+
+/// The least time between two times that memory is given back: it takes each free page from all, and the
+/// next burst has to fetch it again.
+const INTERVAL_MS: u64 = 30_000;
+
+/// Watches how many bytes of long messages there are.
 #[derive(Debug, Default)]
 pub struct Burst {
     /// Since the last look.
     bytes: usize,
-    under_way: bool,
+    /// When one was last seen, until what it left has been given back.
+    seen_at_ms: Option<u64>,
 }
 
 impl Burst {
-    /// A large block was needed.
+    /// A message was received or sent.
     #[inline]
-    pub fn add(&mut self, bytes: usize) {
-        self.bytes += bytes;
+    pub const fn add(&mut self, bytes: usize) {
+        if bytes > SHORT_BYTES {
+            self.bytes += bytes;
+        }
     }
 
-    /// Whether a burst has ended, once. To be asked at regular intervals.
-    pub fn has_ended(&mut self) -> bool {
-        let before = self.under_way;
-        self.under_way = std::mem::take(&mut self.bytes) >= BURST_BYTES_MIN;
-        before && !self.under_way
+    /// When there was a burst that is over, and has not been dealt with. To be asked several times a
+    /// second.
+    pub fn over_since_ms(&mut self, now_ms: u64) -> Option<u64> {
+        if std::mem::take(&mut self.bytes) >= BURST_BYTES_MIN {
+            self.seen_at_ms = Some(now_ms);
+        }
+        self.seen_at_ms.filter(|&seen_at_ms| now_ms - seen_at_ms >= QUIET_MS)
+    }
+
+    /// Nothing is left of it.
+    pub const fn dealt_with(&mut self) {
+        self.seen_at_ms = None;
     }
 }
 
-/// Gives whole free pages back to the kernel, of the whole process: some milliseconds for megabytes.
-///
-/// Without glibc it does nothing.
-pub fn give_back() {
+/// What became of a wish to give memory back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GiveBack {
+    /// It was given back.
+    Done,
+    /// Another shard has done it since.
+    Needless,
+    /// It is too soon.
+    Later,
+}
+
+/// The process's heap.
+#[derive(Debug, Default)]
+pub struct Heap {
+    /// When memory was last given back, on the shards' clock; 0: never.
+    given_back_at_ms: AtomicU64,
+}
+
+impl Heap {
+    /// Gives whole free pages back to the kernel, all shards': some milliseconds for megabytes. A burst
+    /// has been over since `over_since_ms`.
+    pub fn give_back(&self, over_since_ms: u64, now_ms: u64) -> GiveBack {
+        let last_ms = self.given_back_at_ms.load(Ordering::Relaxed);
+        if last_ms > over_since_ms {
+            return GiveBack::Needless;
+        }
+        if last_ms > 0 && now_ms < last_ms + INTERVAL_MS {
+            return GiveBack::Later;
+        }
+        let (at, relaxed) = (&self.given_back_at_ms, Ordering::Relaxed);
+        if at.compare_exchange(last_ms, now_ms, relaxed, relaxed).is_err() {
+            return GiveBack::Needless;
+        }
+        trim();
+        GiveBack::Done
+    }
+}
+
+/// Without glibc there is nothing to ask.
+fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[expect(unsafe_code, reason = "the C library has no safe door, and 3 MB would stay for ever")]
+    #[expect(unsafe_code, reason = "the C library has no other door, and keeps megabytes for ever")]
     // SAFETY: malloc_trim(3) takes the allocator's own locks, and touches nothing that is in use.
     unsafe {
         libc::malloc_trim(0);
@@ -46,16 +105,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_ends_once_and_a_trickle_is_none() {
+    fn a_burst_is_over_when_it_was_quiet_for_long_enough() {
         let mut burst = Burst::default();
         burst.add(BURST_BYTES_MIN - 1);
-        assert!(!burst.has_ended() && !burst.has_ended());
-        for _ in 0..3 {
+        assert_eq!(burst.over_since_ms(0), None);
+        assert_eq!(burst.over_since_ms(QUIET_MS), None);
+        // Load that comes and goes around the threshold is one burst.
+        let mut now_ms = 10_000;
+        for _ in 0..100 {
             burst.add(BURST_BYTES_MIN);
-            assert!(!burst.has_ended());
+            assert_eq!(burst.over_since_ms(now_ms), None);
+            burst.add(BURST_BYTES_MIN - 1);
+            assert_eq!(burst.over_since_ms(now_ms + QUIET_MS - 1), None);
+            now_ms += QUIET_MS;
         }
-        burst.add(BURST_BYTES_MIN - 1);
-        assert!(burst.has_ended());
-        assert!(!burst.has_ended());
+        let seen_at_ms = now_ms - QUIET_MS;
+        assert_eq!(burst.over_since_ms(now_ms), Some(seen_at_ms));
+        assert_eq!(burst.over_since_ms(now_ms + 1), Some(seen_at_ms));
+        burst.dealt_with();
+        assert_eq!(burst.over_since_ms(now_ms + 2), None);
+    }
+
+    #[test]
+    fn short_messages_are_no_burst() {
+        let mut burst = Burst::default();
+        for _ in 0..BURST_BYTES_MIN {
+            burst.add(SHORT_BYTES);
+        }
+        assert_eq!((burst.over_since_ms(1), burst.over_since_ms(9999)), (None, None));
+    }
+
+    #[test]
+    fn one_gives_back_for_all_and_not_too_often() {
+        let heap = Heap::default();
+        assert_eq!(heap.give_back(1000, 4000), GiveBack::Done);
+        assert_eq!(heap.give_back(1500, 4000), GiveBack::Needless);
+        assert_eq!(heap.give_back(5000, 8000), GiveBack::Later);
+        assert_eq!(heap.give_back(5000, 4000 + INTERVAL_MS), GiveBack::Done);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tidegate_backend::Gateway;
 use tidegate_backend::publisher::GatewayPort;
 
+use crate::allocator::Heap;
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::hub::Hub;
@@ -70,6 +71,7 @@ impl Parts {
             started,
             backends,
             connections,
+            heap: Heap::default(),
         });
         Ok(Self { shared, hub, gateway })
     }

@@ -149,7 +149,7 @@ fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
     gateway.process.stderr.wait_for("accepting again");
     prlimit(Some(pid), Resource::Nofile, limit(DESCRIPTORS)).unwrap();
     // Not before: the operators' connection needs a descriptor, too.
-    operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n == 1.0);
+    operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
     let mut more: Vec<_> = (301..=320).map(|user_id| gateway.login(user_id)).collect();
     more.iter_mut().chain(&mut phones).for_each(Phone::is_served);
     assert_eq!(more[0].ask(demo::ECHO, b"hello").unwrap(), b"hello"[..]);

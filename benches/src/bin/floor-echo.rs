@@ -21,9 +21,8 @@ fn main() -> anyhow::Result<()> {
     let Args { threads } = Args::parse();
     let first = Floor::beside(0)?;
     let port = first.port()?;
-    let (report, reports) = mpsc::channel();
     for _ in 1..threads {
-        let report = report.clone();
+        let (report, reports) = mpsc::channel();
         thread::Builder::new().spawn(move || {
             if let Err(error) = echo_beside(port, &report) {
                 eprintln!("floor-echo: {error:#}");

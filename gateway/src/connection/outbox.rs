@@ -2,15 +2,16 @@
 //!
 //! The shard owns a pool of buffers. A connection that is written to takes one, and gives it back at
 //! the end of the turn, when its bytes have gone to the driver. A buffer that grew is given back to
-//! the allocator, so that a burst leaves nothing behind.
+//! the allocator; the others are, too, when a burst is over ([`allocator`](crate::allocator)).
 
-use std::mem;
 use std::num::NonZeroU32;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::allocator::SHORT_BYTES;
+
 /// A fresh buffer's bytes: a few small answers.
-const BUFFER_BYTES: usize = 1024;
+const BUFFER_BYTES: usize = SHORT_BYTES;
 
 /// Buffers kept for reuse, at most. With [`BUFFER_BYTES`] that is 256 KiB a shard.
 const SPARE_MAX: usize = 256;
@@ -29,8 +30,6 @@ pub struct Outboxes {
     empty: Vec<OutboxId>,
     /// Bytes in all buffers in use.
     bytes: usize,
-    /// Bytes that were in buffers that grew.
-    grown_bytes: usize,
 }
 
 impl Outboxes {
@@ -67,18 +66,10 @@ impl Outboxes {
         if bytes.len() <= BUFFER_BYTES && self.spare.len() < SPARE_MAX {
             self.spare.push(id);
         } else {
-            if bytes.len() > BUFFER_BYTES {
-                self.grown_bytes += bytes.len();
-            }
             *buffer = BytesMut::new();
             self.empty.push(id);
         }
         (!bytes.is_empty()).then_some(bytes)
-    }
-
-    /// Bytes that went through buffers that grew, since the last time.
-    pub const fn take_grown_bytes(&mut self) -> usize {
-        mem::replace(&mut self.grown_bytes, 0)
     }
 
     /// Gives back what is kept for reuse.
@@ -131,7 +122,6 @@ mod tests {
         outboxes.write(&mut outbox, |buffer| buffer.resize(60_000, 7));
         drop(outboxes.drain(&mut outbox));
         assert!(outboxes.buffers.iter().all(|buffer| buffer.capacity() == 0));
-        assert_eq!((outboxes.take_grown_bytes(), outboxes.take_grown_bytes()), (60_000, 0));
     }
 
     #[test]

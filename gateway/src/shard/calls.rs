@@ -130,11 +130,11 @@ impl Shard {
     /// Copies a request's `biz_data` out of the driver's buffer.
     #[inline]
     fn keep(&mut self, biz_data: &[u8]) -> bytes::Bytes {
+        self.burst.add(biz_data.len());
         if biz_data.is_empty() {
             return bytes::Bytes::new();
         }
         if biz_data.len() > ARENA_REQUEST_BYTES_MAX {
-            self.burst.add(biz_data.len());
             return bytes::Bytes::copy_from_slice(biz_data);
         }
         if self.arena.capacity() < biz_data.len() {

@@ -199,7 +199,8 @@ impl Shard {
     #[inline]
     fn read_log(&mut self, member: MembershipId) -> Option<Bytes> {
         let (room, membership) = self.rooms.room_and_membership(member);
-        let mut cursor = membership.cursor(room.log.end());
+        let end = room.log.end();
+        let mut cursor = membership.cursor(end);
         let skipped = room.log.first().saturating_sub(cursor);
         if skipped > 0 {
             if room.policy.slow_member == SlowMember::Close {
@@ -209,11 +210,11 @@ impl Shard {
             }
             self.stats.skipped_pushes += skipped;
             cursor = room.log.first();
-            membership.set_cursor(cursor);
+            membership.set_cursor(cursor, end);
         }
         let (bytes, next) = room.log.read(cursor)?;
         self.stats.deliveries += next - cursor;
-        membership.set_cursor(next);
+        membership.set_cursor(next, end);
         Some(bytes)
     }
 

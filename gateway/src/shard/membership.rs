@@ -128,7 +128,7 @@ impl Shard {
         let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         if let Some(known) = self.rooms.find_membership(first, index) {
             let membership = self.rooms.membership(known);
-            membership.set_cursor(membership.cursor(end).min(cursor));
+            membership.set_cursor(membership.cursor(end).min(cursor), end);
         } else if usize::from(memberships) > rooms_max {
             self.stats.refused_rooms += 1;
             return self.unsubscribe_if_empty(index);

@@ -51,7 +51,7 @@ use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
-use crate::allocator::{self, Burst};
+use crate::allocator::{Burst, GiveBack, Heap};
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::connection::outbox::Outboxes;
@@ -81,7 +81,7 @@ const MESSAGES_MAX: usize = 4096;
 /// cache, and answers that came together mostly leave together.
 const TOUCHED_MAX: usize = 128;
 
-/// How often figures are exported and idle rooms looked for, in milliseconds.
+/// How often figures are exported, idle rooms looked for and memory given back, in milliseconds.
 const HOUSEKEEPING_MS: u64 = 250;
 
 /// Time that the shard did not look at its sockets, in milliseconds, after which it trusts no
@@ -116,6 +116,8 @@ pub struct Shared {
     pub backends: Vec<Backend>,
     /// Open connections, all shards together.
     pub connections: AtomicU64,
+    /// Whose free memory is given back.
+    pub heap: Heap,
 }
 
 /// One shard. See the [module](self).
@@ -166,7 +168,7 @@ pub struct Shard {
     /// Milliseconds since `shared.started`.
     now_ms: u64,
     housekeeping_at_ms: u64,
-    /// Of requests and of what is sent that are too long for kept buffers.
+    /// Of long requests, and of long sends.
     burst: Burst,
     /// Until then nobody is closed for silence: the shard was away, and what came meanwhile may not be
     /// read yet.
@@ -396,13 +398,15 @@ impl Shard {
 
     /// Once a burst is over, leaves nothing of it behind.
     fn give_back_memory(&mut self) {
-        self.burst.add(self.outboxes.take_grown_bytes());
-        if self.burst.has_ended() {
-            self.outboxes.give_back();
-            self.arena = BytesMut::new();
-            allocator::give_back();
-            self.stats.memory_give_backs += 1;
+        let Some(over_since_ms) = self.burst.over_since_ms(self.now_ms) else { return };
+        self.outboxes.give_back();
+        self.arena = BytesMut::new();
+        match self.shared.heap.give_back(over_since_ms, self.now_ms) {
+            GiveBack::Done => self.stats.memory_give_backs += 1,
+            GiveBack::Needless => {}
+            GiveBack::Later => return,
         }
+        self.burst.dealt_with();
     }
 
     fn export(&mut self) {

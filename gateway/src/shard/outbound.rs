@@ -115,6 +115,7 @@ impl Shard {
 
     #[inline]
     fn note_under_way(&mut self, slot: u32, bytes: usize) {
+        self.burst.add(bytes);
         // What answers that come at once add up to may be more than 4 GiB, if it is configured so.
         let in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.connections[slot as usize].in_flight_bytes = in_flight_bytes;

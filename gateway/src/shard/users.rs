@@ -16,7 +16,7 @@ use tidegate_backend::UserId;
 
 use crate::session_id::Place;
 
-/// Entries below which memory is kept: 21 KiB are not worth the work.
+/// Entries below which memory is kept: some 25 KiB are not worth the work.
 const KEPT_ENTRIES: usize = 1024;
 
 /// Places by user, for the users whose home is here.
@@ -138,6 +138,9 @@ impl Singles {
 
     /// Puts a user's place in; returns the one that was there.
     fn insert(&mut self, user_id: UserId, place: Place) -> Option<Place> {
+        if self.numbers.len() == self.numbers.capacity() {
+            self.grow();
+        }
         let Self { entries, numbers, hasher } = self;
         let same = |&number: &u32| entries[number as usize].0 == user_id;
         let hash = |&number: &u32| hasher.hash_one(entries[number as usize].0);
@@ -169,6 +172,17 @@ impl Singles {
         Some(place)
     }
 
+    /// Makes room for as many again. To put the entries in one after the other reads them as they lie;
+    /// a table that grows by itself goes by its own order, and finds each anywhere.
+    fn grow(&mut self) {
+        let Self { entries, numbers, hasher } = self;
+        let hash = |&number: &u32| hasher.hash_one(entries[number as usize].0);
+        *numbers = HashTable::with_capacity(2 * entries.len());
+        for (number, (user_id, _)) in (0..).zip(entries.iter()) {
+            numbers.insert_unique(hasher.hash_one(user_id), number, hash);
+        }
+    }
+
     fn give_back(&mut self) {
         let Self { entries, numbers, hasher } = self;
         if has_shrunk(entries.len(), entries.capacity()) {
@@ -188,6 +202,8 @@ const fn has_shrunk(len: usize, capacity: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::driver::ConnId;
 
@@ -221,26 +237,37 @@ mod tests {
 
     #[test]
     fn users_come_and_go_in_any_order() {
+        const SESSIONS_MAX: usize = 3;
         let mut users = Users::default();
-        let mut known = std::collections::BTreeMap::new();
+        let mut known = BTreeMap::<UserId, Vec<Place>>::new();
         let mut random = 7_u64;
-        for step in 0..20_000 {
+        let mut below = |bound: u64| {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let user_id = (random >> 40) % 500;
-            if random >> 33 & 1 == 0 {
-                let before = users.register(user_id, place(step), 1);
-                assert_eq!(before, known.insert(user_id, place(step)));
-            } else if let Some(place) = known.remove(&user_id) {
-                users.deregister(user_id, place);
+            (random >> 33) % bound
+        };
+        for step in 0..100_000 {
+            // Waves: at first more come, then more go.
+            let comes = below(8) < if step / 20_000 % 2 == 0 { 6 } else { 2 };
+            let user_id = below(5000);
+            let places = known.entry(user_id).or_default();
+            if comes {
+                places.push(place(step));
+                let oldest = (places.len() > SESSIONS_MAX).then(|| places.remove(0));
+                assert_eq!(users.register(user_id, place(step), SESSIONS_MAX), oldest);
+            } else if !places.is_empty() {
+                let left = places.remove(step as usize % places.len());
+                users.deregister(user_id, left);
             }
-            assert_eq!(users.len(), known.len());
         }
-        for user_id in 0..500 {
-            assert_eq!(
-                users.places(user_id),
-                known.get(&user_id).map_or(&[][..], std::slice::from_ref)
-            );
+        known.retain(|_, places| !places.is_empty());
+        assert_eq!(users.len(), known.len());
+        for user_id in 0..5000 {
+            assert_eq!(users.places(user_id), known.get(&user_id).map_or(&[][..], Vec::as_slice));
         }
+        for (user_id, places) in known {
+            assert_eq!(users.take(user_id), places);
+        }
+        assert!(users.is_empty());
     }
 
     #[test]

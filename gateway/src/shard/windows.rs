@@ -113,7 +113,7 @@ impl Shard {
         if unsent_bytes > self.shared.config.limits.outbox_bytes_max {
             return;
         }
-        membership.set_cursor(end);
+        membership.set_cursor(end, end);
         self.stats.deliveries += end - cursor;
         self.outboxes.write(&mut connection.outbox, |out| {
             room.log.frames_from(cursor).for_each(|frame| out.extend_from_slice(frame));

@@ -20,8 +20,9 @@ const LARGE_UNDER_WAY_MAX: usize = 64;
 const ECHO_KIND: i32 = 1;
 /// How often the server's memory is looked at while it settles.
 const LOOK_INTERVAL_NS: Nanos = 100_000_000;
-/// Memory has settled when it was the same for so many looks.
-const SAME_LOOKS: u32 = 10;
+/// Memory has settled when it was the same for so many looks: the gateway gives back what a burst leaves when
+/// it was quiet for two seconds.
+const SAME_LOOKS: u32 = 30;
 /// Memory that has not settled by then is taken as it is.
 const SETTLE_MAX_NS: Nanos = 15_000_000_000;
 

@@ -129,7 +129,7 @@ impl Bench {
             .args(["--auth", "demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--shards", "1", "--set", "backends.demo.workers=1", "--set", placement])
             .args(["--driver", driver.name(), "--log", "warn"])
-            // What a heartbeat costs has a row of its own, and a million of them would be in every other.
+            // No row measures what heartbeats by the clock cost, and a million of them would be in the figure.
             .args(["--set", "session.heartbeat_interval_ms=900000"]);
         command
     }

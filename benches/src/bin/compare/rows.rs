@@ -152,21 +152,21 @@ pub(crate) fn all() -> Vec<Row> {
 /// Echoes as connections grow by a thousand times: as many are under way, and they move over all.
 pub(crate) fn scale() -> Vec<Row> {
     let rows = [
-        ("1,000 connections, 1,000 under way", "1000"),
-        ("10,000 connections, 1,000 under way", "10000"),
-        ("100,000 connections, 1,000 under way", "100000"),
-        ("500,000 connections, 1,000 under way", "500000"),
-        ("1,000,000 connections, 1,000 under way", "1000000"),
+        ("1,000 connections, 1,000 under way", 1000),
+        ("10,000 connections, 1,000 under way", 10_000),
+        ("100,000 connections, 1,000 under way", 100_000),
+        ("500,000 connections, 1,000 under way", 500_000),
+        ("1,000,000 connections, 1,000 under way", 1_000_000),
     ];
     rows.map(|(name, connections)| scaled(name, connections)).into()
 }
 
-fn scaled(name: &'static str, connections: &str) -> Row {
-    // Many workers take turns on one core: none can spin.
-    let load = ["request", "--connections", connections, "--under-way", "1000"];
+fn scaled(name: &'static str, connections: u32) -> Row {
     // The kernel spreads connections over the threads by chance: each has a quarter to spare.
-    let threads = connections.parse::<u32>().unwrap_or_default().div_ceil(SCALE_THREAD_CONNECTIONS);
-    let threads = threads.to_string();
+    let threads = connections.div_ceil(SCALE_THREAD_CONNECTIONS).to_string();
+    let connections = connections.to_string();
+    // Many workers take turns on one core: none can spin.
+    let load = ["request", "--connections", &connections, "--under-way", "1000"];
     Row {
         name,
         floor: floor("floor-echo", &["--threads", &threads], &[&load[..], &["--raw"]].concat()),

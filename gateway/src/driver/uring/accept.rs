@@ -247,8 +247,9 @@ impl Uring {
             self.acceptor.last_polls = Some(polls - 1);
             return Ok(());
         }
-        self.cancel_accepts();
         for _ in 0..CANCEL_TRIES {
+            // One that is on its way to its second try is found by none but a later cancellation.
+            self.cancel_accepts();
             if self.acceptor.under_way.is_empty() {
                 break;
             }

@@ -97,6 +97,8 @@ pub struct Uring {
     /// Connections that have bytes or an end which the shard has not heard of, and may.
     ready: Vec<ConnId>,
     completions: Vec<Completion>,
+    /// Who is looked at next: where there is too much for one poll, nobody comes last each time.
+    next_ring: usize,
     /// Something waits until it is certain that a send has gone out.
     confirming: bool,
     /// The number of this poll: below [`POLLS`].
@@ -146,6 +148,7 @@ impl Uring {
             finishing: VecDeque::new(),
             ready: Vec::new(),
             completions: Vec::new(),
+            next_ring: 0,
             confirming: false,
             poll: 0,
             failure: None,
@@ -235,14 +238,13 @@ impl Uring {
     /// too much.
     fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         let mut seen = 0;
-        let mut more = true;
-        while more && seen < EVENTS_MAX {
-            more = false;
-            for ring in 0..self.rings.len() {
-                let count = self.harvest_ring(ring, sink)?;
-                seen += count;
-                more |= count > 0;
-            }
+        // Rings in a row that have nothing.
+        let mut empty = 0;
+        while empty < self.rings.len() && seen < EVENTS_MAX {
+            let count = self.harvest_ring(self.next_ring, sink)?;
+            seen += count;
+            empty = if count > 0 { 0 } else { empty + 1 };
+            self.next_ring = (self.next_ring + 1) % self.rings.len();
         }
         Ok(())
     }
