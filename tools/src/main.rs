@@ -6,6 +6,7 @@
 
 mod bench;
 mod client;
+mod count;
 mod doctor;
 mod duration;
 mod push;

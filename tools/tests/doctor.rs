@@ -106,9 +106,10 @@ fn people_get_every_finding_in_words() {
 
 #[test]
 fn what_is_asked_wrongly_ends_with_2() {
-    let nonsense: [&[&str]; 5] = [
+    let nonsense: [&[&str]; 6] = [
         &[],
         &["--connections", "0"],
+        &["--connections", "many"],
         &["--connections", "5", "--heartbeat-interval", "0s"],
         &["--connections", "5", "--pushes-per-second", "-1"],
         // Above what the kernel gives out.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::report::{Asked, CompareArgs, OutputArgs};
 use super::source::{Addresses, SourceRange};
+use crate::count;
 
 /// Loads a gateway and measures it.
 ///
@@ -41,8 +42,8 @@ pub(super) struct CommonArgs {
     /// Where the gateway listens; repeat it to spread the connections over several.
     #[arg(long = "connect", value_name = "ADDR", required = true)]
     pub(super) addresses: Vec<SocketAddr>,
-    /// Connections to hold.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Connections to hold: `1500`, `100k`, `1m`.
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) connections: u32,
     /// Threads that share the connections, each with open files of its own. Without it, as few as the
     /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
@@ -154,7 +155,7 @@ pub(super) struct BroadcastArgs {
     #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0)]
     pub(super) echo_rate: f64,
     /// The connections of those echoes.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) echo_connections: u32,
     /// Bytes of `biz_data` in each of those echoes.
     #[arg(long, default_value_t = 64)]

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::duration;
+use crate::{count, duration};
 
 /// The arguments of `tide doctor`.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct DoctorArgs {
-    /// Connections that the machine is to hold
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    pub(super) connections: u64,
+    /// Connections that the machine is to hold: 100000, 100k, 1m
+    #[arg(long, value_name = "N", value_parser = count::connections)]
+    pub(super) connections: u32,
     #[command(flatten)]
     pub(super) question: Question,
     /// Ask about this running process: its limits, its network namespace, its seccomp filter. What it

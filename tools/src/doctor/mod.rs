@@ -46,7 +46,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let machine = Machine::read(root, subject, machine::probe());
-    let plan = Plan::new(args.connections, args.question.clone(), &machine);
+    let plan = Plan::new(args.connections.into(), args.question.clone(), &machine);
     let judged = checks::judge(&machine, &plan);
     let limit = machine.process.files.as_ref().map_or(None, |limit| limit.hard);
     let estimates = plan.estimates(limit);
