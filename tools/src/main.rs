@@ -10,6 +10,7 @@ mod count;
 mod doctor;
 mod duration;
 mod push;
+mod stdout;
 mod token;
 
 use std::process::ExitCode;
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
-        anstream::eprintln!("tide: {error:#}");
+        stdout::remark(&format!("tide: {error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -4,7 +4,7 @@
 //! is: the raw bytes become the `biz_data` of a push of the type that was named.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+
+use crate::stdout;
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -271,7 +273,7 @@ fn connections(answer: &str) -> Result<u64> {
 }
 
 fn print(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{}", line.trim_end()).context("can't write to standard output")
+    stdout::print(|out| writeln!(out, "{}", line.trim_end()))
 }
 
 #[cfg(test)]

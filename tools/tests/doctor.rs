@@ -253,6 +253,23 @@ fn a_clients_ports_are_those_of_its_namespace() {
 }
 
 #[test]
+fn who_reads_no_further_is_left_in_peace() {
+    for arguments in ["doctor --connections 1m", "doctor --connections 1m --json"] {
+        let mut tide = Command::new(TIDE)
+            .args(arguments.split(' '))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Closed before there can be anything in it.
+        drop(tide.stdout.take());
+        let output = tide.wait_with_output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_running_process_is_asked_about_by_its_number() {
     let mut asleep = Command::new("sh")
         .args(["-c", "ulimit -n 777 && echo ready && read wait"])

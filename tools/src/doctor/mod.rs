@@ -25,13 +25,15 @@ use machine::{Machine, Subject};
 use plan::Plan;
 use report::{Report, UNREADABLE};
 
+use crate::stdout;
+
 /// Looks, judges and reports; the exit status is part of the report.
 pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
     if args.probe_io_uring {
         return machine::answer_probe().into();
     }
     examine(args).unwrap_or_else(|error| {
-        anstream::eprintln!("tide: {error:#}");
+        stdout::remark(&format!("tide: {error:#}"));
         UNREADABLE.into()
     })
 }

@@ -1,6 +1,6 @@
 //! What was found, for people and for programs.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -9,6 +9,7 @@ use super::args::Role;
 use super::checks::{Judged, Stakes};
 use super::finding::{Estimate, Finding, Verdict};
 use super::plan::{Driver, Plan};
+use crate::stdout;
 
 /// All that there is to say.
 #[derive(Serialize)]
@@ -69,7 +70,7 @@ impl<'a> Report<'a> {
     /// When standard output can't be written.
     pub(super) fn print_json(&self) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        Ok(writeln!(anstream::stdout(), "{text}")?)
+        stdout::print(|out| writeln!(out, "{text}"))
     }
 
     /// Lines; colours where there is a terminal.
@@ -77,7 +78,10 @@ impl<'a> Report<'a> {
     /// # Errors
     /// When standard output can't be written.
     pub(super) fn print_text(&self) -> anyhow::Result<()> {
-        let mut out = anstream::stdout().lock();
+        stdout::print(|out| self.write(out))
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let shards = match self.role {
             "gateway" => format!(", {} shards on {}", self.shards, self.driver),
             _ => String::new(),

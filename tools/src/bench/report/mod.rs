@@ -30,7 +30,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -38,6 +37,7 @@ use hdrhistogram::Histogram;
 
 use super::args::CommonArgs;
 use super::series::Sample;
+use crate::stdout;
 use document::Document;
 use figure::{Entry, Figure};
 use latency::Distribution;
@@ -137,14 +137,11 @@ impl Report {
         let output = &common.output;
         let document = self.document(&common.asked);
         let json = document.to_json()?;
-        let mut out = std::io::stdout().lock();
-        if output.json {
-            writeln!(out, "{json}")?;
-        } else {
-            table::write(&mut out, &document)?;
-        }
+        stdout::print(|out| {
+            if output.json { writeln!(out, "{json}") } else { table::write(out, &document) }
+        })?;
         for warning in &document.warnings {
-            eprintln!("warning: {warning}");
+            stdout::remark(&format!("warning: {warning}"));
         }
         if let Some(path) = &output.output {
             write_file(path, &json)?;
