@@ -59,7 +59,7 @@ fn two_reports_are_put_side_by_side() {
     let said = stdout(&output);
     assert!(said.contains("--depth differs: 1 in A, 8 in B"), "{said}");
     let cpu = said.lines().find(|line| line.contains("server CPU")).unwrap();
-    assert!(cpu.contains("1000 ns") && cpu.contains("1200 ns"), "{said}");
+    assert!(cpu.contains("1.0 us") && cpu.contains("1.2 us"), "{said}");
     assert!(cpu.ends_with("1.200  worse"), "colours go to a terminal alone: {said:?}");
     let html = fs::read_to_string(folder.path().join("diff.html")).unwrap();
     assert!(html.contains("A: a.json beside B: b.json") && html.contains("1.200"), "{html}");

@@ -146,7 +146,7 @@ fn the_table_and_the_json_say_the_same() {
     let table = String::from_utf8(table).unwrap();
     let line = |label: &str| table.lines().find(|line| line.contains(label)).unwrap();
     let words: Vec<_> = line("server CPU per message").split_whitespace().collect();
-    assert_eq!(words[4..], ["2340", "ns", "3042", "ns", "1.300", "worse"]);
+    assert_eq!(words[4..], ["2.3", "us", "3.0", "us", "1.300", "worse"]);
     assert!(line("own CPU per message").ends_with("1.300"), "{table}");
 
     let json = output::json(&comparison);
