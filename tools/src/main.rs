@@ -4,6 +4,7 @@
 //! This file reads the command line and hands over. Each subcommand is a module that owns its
 //! arguments and returns an error that names the thing and the way out.
 
+mod absent;
 mod bench;
 mod client;
 mod count;
