@@ -29,7 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Load a gateway and measure it
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
     /// Say what stands between this machine and N connections, and what mends it
@@ -50,7 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Bench(args) => return exit(bench::run(args)),
+        Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),
         // Its exit status says what it found.
         Command::Doctor(args) => return doctor::run(&args),

@@ -58,6 +58,9 @@ pub(super) struct CommonArgs {
     /// Connections a second to open; without it, as fast as it goes.
     #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = parse_rate)]
     pub(super) connect_rate: Option<f64>,
+    /// How long the gateway may let nobody in while somebody waits; then the run ends with an error.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_interval)]
+    pub(super) patience: Duration,
     /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub(super) heartbeat_interval: Option<Duration>,

@@ -81,7 +81,7 @@ impl<'a> CycleLoad<'a> {
             credentials: Credentials::new(&args.common),
             stopwatch: Stopwatch::new(&args.common, seat)?,
             lanes: vec![Lane::default(); share.count],
-            turnover: Turnover::new(share),
+            turnover: Turnover::new(share, 0, args.common.patience),
             begun: 0,
             pulse: Pulse::default(),
             counted: 0,
@@ -189,6 +189,7 @@ impl Load for CycleLoad<'_> {
         if lane.step != Step::Over {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
         }
+        self.turnover.came_in(now);
         self.counted += u64::from(self.turnover.counting());
         self.latency.record(now.saturating_sub(lane.began_at));
         self.turnover.gone(slot);
@@ -208,7 +209,7 @@ impl Load for CycleLoad<'_> {
         if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
             return Ok(Next::Done);
         }
-        while let Some(slot) = self.turnover.begin() {
+        while let Some(slot) = self.turnover.begin(now) {
             let (to, from) = self.addresses.of(slot);
             sockets.connect(slot, to, from)?;
             *self.lane(slot) = Lane { began_at: now, ..Lane::default() };
