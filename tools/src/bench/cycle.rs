@@ -8,7 +8,7 @@ use super::crew::{self, Task};
 use super::echo::for_each_answer;
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Latency, Live, Pulse};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
@@ -52,6 +52,7 @@ enum Step {
 
 /// Runs it.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+    args.common.demand_window()?;
     let count = args.common.connections as usize;
     let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
     let finished = crew::run(&task, |seat| CycleLoad::new(args, seat))?;
@@ -69,7 +70,8 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     load.stopwatch.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", load.latency.window());
     report.set_series(series);
-    report.print(&args.common)
+    report.print(&args.common)?;
+    demand_any(load.counted, "connection was gone through")
 }
 
 impl<'a> CycleLoad<'a> {

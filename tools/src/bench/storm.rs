@@ -13,7 +13,7 @@ use super::crew::{self, Task};
 use super::echo::for_each_answer;
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Latency, Live, Pulse};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::session::{Credentials, SessionAnswer, failed, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
@@ -70,6 +70,7 @@ enum Step {
 
 /// Runs it.
 pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
+    args.common.demand_window()?;
     let count = args.common.connections as usize;
     let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
     let finished = crew::run(&task, |seat| StormLoad::new(args, seat))?;
@@ -98,7 +99,8 @@ pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
         report.add_latency("silent", "silence until 109", load.patience.window());
     }
     report.set_series(series);
-    report.print(&args.common)
+    report.print(&args.common)?;
+    demand_any(load.authenticated + load.sent_away, "connection was gone through")
 }
 
 impl StormLoad {

@@ -32,7 +32,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 
 use super::args::CommonArgs;
@@ -157,6 +157,19 @@ impl Report {
         let run = Run::on_this_machine(asked);
         Document { scenario, title, run, figures, series, distributions, warnings }
     }
+}
+
+/// Ends a run that found nothing with an error: no figure of it means anything.
+///
+/// # Errors
+/// Nothing was counted.
+pub(super) fn demand_any(count: u64, what: &str) -> anyhow::Result<()> {
+    ensure!(
+        count > 0,
+        "nothing was measured: no {what} in the measured window; make it longer with --duration, or the load \
+         heavier"
+    );
+    Ok(())
 }
 
 fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
