@@ -62,6 +62,8 @@ mod turnover;
 mod watch;
 
 pub(crate) use args::BenchArgs;
+pub(crate) use crew::{SPARE_DESCRIPTORS, WORKERS_MAX};
+pub(crate) use source::{LOOPBACK_SOURCES, PER_SOURCE};
 
 use std::process::ExitCode;
 

@@ -16,9 +16,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start
 use crate::absent::no_gateway;
 
 /// Connections from one source address to one destination on loopback: fast at any time.
-const PER_SOURCE: usize = 2_500;
+pub(crate) const PER_SOURCE: usize = 2_500;
 /// Source addresses used on loopback at most, in turn: enough for 100 million connections.
-const LOOPBACK_SOURCES: usize = 200 * 200;
+pub(crate) const LOOPBACK_SOURCES: usize = 200 * 200;
 
 /// Where a connection comes from: `None` leaves it to the kernel.
 pub(super) type Source = Option<IpAddr>;

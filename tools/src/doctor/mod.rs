@@ -2,8 +2,8 @@
 //!
 //! Three steps that know nothing of each other: [`machine`] reads a snapshot and judges nothing,
 //! [`checks`] judge it and read nothing, [`report`] shows what they found. [`plan`] says what N
-//! connections come to, with the figures that it takes for that and where they are from. It changes
-//! nothing on the machine.
+//! connections come to, with the figures that it takes for that and where they are from; [`settled`] what
+//! the question left open. It changes nothing on the machine.
 
 mod args;
 mod checks;
@@ -14,6 +14,7 @@ mod io_uring_access;
 mod machine;
 mod plan;
 mod report;
+mod settled;
 
 use std::path::Path;
 use std::process::ExitCode;

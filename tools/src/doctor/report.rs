@@ -9,6 +9,7 @@ use super::args::Role;
 use super::checks::{Judged, Stakes};
 use super::finding::{Estimate, Finding, Verdict};
 use super::plan::{Driver, Plan};
+use super::settled::counted;
 use crate::stdout;
 
 /// All that there is to say.
@@ -19,6 +20,7 @@ pub(super) struct Report<'a> {
     shards: u64,
     driver: &'static str,
     pid: Option<u32>,
+    basis: &'a [String],
     exit_status: u8,
     findings: Vec<&'a Finding>,
     estimates: &'a [Estimate],
@@ -36,7 +38,7 @@ const MEND: Style = AnsiColor::Cyan.on_default();
 impl<'a> Report<'a> {
     /// Sums up.
     pub(super) fn new(
-        plan: &Plan,
+        plan: &'a Plan,
         pid: Option<u32>,
         judged: &'a [Judged],
         estimates: &'a [Estimate],
@@ -53,6 +55,7 @@ impl<'a> Report<'a> {
                 Driver::Uring => "uring",
             },
             pid,
+            basis: &plan.basis,
             exit_status: exit_status(judged),
             findings: judged.iter().map(|judged| &judged.finding).collect(),
             estimates,
@@ -83,11 +86,14 @@ impl<'a> Report<'a> {
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let shards = match self.role {
-            "gateway" => format!(", {} shards on {}", self.shards, self.driver),
+            "gateway" => format!(", {} on {}", counted(self.shards, "shard"), self.driver),
             _ => String::new(),
         };
         let whose = self.pid.map_or(String::new(), |pid| format!(", process {pid}"));
         writeln!(out, "{} connections, {}{shards}{whose}", self.connections, self.role)?;
+        for basis in self.basis {
+            writeln!(out, "  with {basis}")?;
+        }
         for finding in &self.findings {
             let Finding { check, verdict, allows, needs, why, mend } = finding;
             let style = style(*verdict);
