@@ -129,7 +129,8 @@ impl Turnover {
         if self.waiting == 0 {
             return Ok(());
         }
-        let standing = |up| format!("{up} have been, and {} try at a time", seat.share.total);
+        let standing =
+            |up| format!("{up} have been in all, and {} try at a time", seat.share.total);
         if let Some(remark) = entrance.look(self.waits_since, self.patience_ns, now, standing)? {
             seat.course.remark(remark);
         }

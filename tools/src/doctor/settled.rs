@@ -108,6 +108,11 @@ fn port(question: &Question, machine: &Machine) -> (u16, Option<String>) {
     match running.setting("listen", Some("--listen")) {
         Setting::Set(address) => {
             match address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()) {
+                Some(0) => {
+                    let text =
+                        format!("port {PORT}, as it took any: --port names the one that it got");
+                    (PORT, Some(text))
+                }
                 Some(port) => {
                     (port, Some(format!("port {port}, as it was told to listen on {address}")))
                 }
@@ -165,6 +170,11 @@ mod tests {
         assert!(said.contains("no thread of a shard"), "{said}");
         assert!(said.contains("(assumed: --shards says otherwise)"), "{said}");
         assert!(said.contains("(assumed: --driver says otherwise)"), "{said}");
+        let any = Settled::of(&question(), &running(&["shard-0"], "tidegate --listen [::1]:0"));
+        assert!(
+            (any.port, any.basis.join("\n").contains("it took any")) == (7400, true),
+            "{any:?}"
+        );
         let file = running(&["shard-0"], "tidegate --config t.toml");
         let said = Settled::of(&question(), &file).basis.join("\n");
         assert!(said.contains("1 shard, which run"), "{said}");
