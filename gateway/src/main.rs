@@ -1,5 +1,7 @@
 //! The `tidegate` binary: the gateway with the demo backend in the process.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
@@ -75,10 +77,22 @@ fn announce(server: &Server, auth: &AuthMode) {
     println!("listening for operators on http://{}/", server.admin_address());
     let client = server.client_address();
     let demo = if *auth == AuthMode::Demo { " --demo-token" } else { "" };
+    let built_here = std::env::current_exe().is_ok_and(|executable| is_built_here(&executable));
+    let tide = if built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
     println!();
     println!("next, in another terminal:");
-    println!("  cargo run --release -p tidegate-tools -- client --connect {client} --user 7{demo}");
+    println!("  {tide} client --connect {client} --user 7{demo}");
     println!("Ctrl-C ends the gateway.");
+}
+
+/// Whether an executable lies where cargo put it: cargo marks the folder that holds those of all
+/// profiles, which may have any name (`CARGO_TARGET_DIR`), and is a level further up with `--target`.
+fn is_built_here(executable: &Path) -> bool {
+    let is_cargos = |folder: &Path| {
+        let mark = fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();
+        mark.contains("created by cargo")
+    };
+    executable.ancestors().skip(2).take(2).any(is_cargos)
 }
 
 /// SIGINT and SIGTERM, as they come.
@@ -93,4 +107,24 @@ fn signals() -> std::io::Result<Receiver<i32>> {
         }
     })?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executable_is_cargos_where_cargo_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_built_here = |path: &str| is_built_here(&folder.path().join(path));
+        assert!(!is_built_here("out/release/tidegate"));
+        fs::create_dir(folder.path().join("out")).unwrap();
+        let mark = "Signature: 8a477f597d28d172789f06886806bc55\n# ... created by cargo.\n";
+        fs::write(folder.path().join("out/CACHEDIR.TAG"), mark).unwrap();
+        assert!(is_built_here("out/release/tidegate"));
+        assert!(is_built_here("out/x86_64-unknown-linux-musl/release/tidegate"));
+        assert!(!is_built_here("bin/tidegate"));
+        // Deeper it is a test's, which announces nothing.
+        assert!(!is_built_here("out/a/b/c/tidegate"));
+    }
 }

@@ -198,10 +198,62 @@ fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
         let report = bench(&["storm", "--connections", "9", "--workers", workers]);
         assert!(report["authenticated"].as_u64() > Some(0), "{report}");
     }
-    let slow = ["storm", "--connections", "9", "--slow-share", "0.4", "--workers", "3"];
-    let report = bench(&slow);
-    // Four of nine say nothing, and are waited for however long it takes.
+    let gateway = Setup::demo().start();
+    let address = gateway.clients().to_string();
+    let slow = ["bench", "storm", "--connections", "9", "--slow-share", "0.4", "--workers", "3"];
+    let how = ["--duration", "1s", "--warmup", "100ms", "--json", "--connect", &address];
+    let (status, said, log) = gateway.tide(&[&slow[..], &how].concat(), "");
+    assert!(status.success(), "{said}\n{log}");
+    let report = json(&said);
+    assert!(log.contains("waiting until the gateway has sent the 4 silent clients away"), "{log}");
+    // Four of nine say nothing, and are waited for as long as --slow-deadline says.
     assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
+}
+
+#[test]
+fn a_bench_does_not_wait_for_ever_for_a_gateway_that_is_full() {
+    let gateway = Setup::demo().set("limits.connections_max", 8).start();
+    let address = gateway.clients().to_string();
+    let held = ["bench", "connect", "--connections", "20", "--patience", "2s"];
+    let (status, said, log) = gateway.tide(&[&held[..], &["--connect", &address]].concat(), "");
+    assert_eq!((status.code(), &said[..]), (Some(1), ""));
+    // Said when half of the patience is over; how much later depends on the machine.
+    assert!(log.contains("s: 8 of 20 connections are up; waiting for"), "{log}");
+    assert!(log.contains("s (--patience): 8 of 20 connections are up. "), "{log}");
+    assert!(log.contains("limits.connections_max") && log.contains("ulimit -n"), "{log}");
+}
+
+#[test]
+fn where_no_gateway_listens_the_place_and_a_way_out_are_named() {
+    let mut gateway = Setup::demo().start();
+    let clients = gateway.clients().to_string();
+    let operators = gateway.operators().to_string();
+    gateway.process.kill();
+    let tries: [(&[&str], &str); 4] = [
+        (&["bench", "connect", "--connect", &clients], &clients),
+        (&["bench", "storm", "--connect", &clients], &clients),
+        (&["client", "--user", "7", "--demo-token", "--connect", &clients], &clients),
+        (&["stats", "--admin", &operators], &operators),
+    ];
+    for (arguments, address) in tries {
+        let (status, _, log) = gateway.tide(arguments, "");
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains(&format!("no gateway listens on {address}")), "{log}");
+        assert!(log.contains("start one with `tidegate"), "{log}");
+    }
+}
+
+#[test]
+fn doctor_reads_what_a_gateway_runs_with() {
+    let gateway = Setup::demo().shards(3).flag("--driver").flag("epoll").start();
+    let pid = gateway.process.pid().to_string();
+    let (status, said, log) =
+        gateway.tide(&["doctor", "--connections", "50", "--json", "--pid", &pid], "");
+    assert!(matches!(status.code(), Some(0..=2)), "{log}");
+    let report = json(&said);
+    assert_eq!((&report["shards"], &report["driver"]), (&3.into(), &"epoll".into()), "{report}");
+    let basis = report["basis"].to_string();
+    assert!(basis.contains("3 shards, which run") && !basis.contains("assumed"), "{basis}");
 }
 
 #[test]

@@ -4,11 +4,14 @@
 //! This file reads the command line and hands over. Each subcommand is a module that owns its
 //! arguments and returns an error that names the thing and the way out.
 
+mod absent;
 mod bench;
 mod client;
+mod count;
 mod doctor;
 mod duration;
 mod push;
+mod stdout;
 mod token;
 
 use std::process::ExitCode;
@@ -26,7 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Load a gateway and measure it
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
     /// Say what stands between this machine and N connections, and what mends it
@@ -47,7 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Bench(args) => return exit(bench::run(args)),
+        Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),
         // Its exit status says what it found.
         Command::Doctor(args) => return doctor::run(&args),
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
-        anstream::eprintln!("tide: {error:#}");
+        stdout::remark(&format!("tide: {error:#}"));
         ExitCode::FAILURE
     })
 }

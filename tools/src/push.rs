@@ -4,14 +4,16 @@
 //! is: the raw bytes become the `biz_data` of a push of the type that was named.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+
+use crate::{absent, stdout};
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -225,13 +227,7 @@ impl Operator {
         &self,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<String> {
-        let mut answer = answer.with_context(|| {
-            format!(
-                "can't reach the operators' HTTP at {}: is a gateway running there? name another \
-                 place with --admin",
-                self.admin
-            )
-        })?;
+        let mut answer = answer.map_err(|error| self.unreachable(error))?;
         let status = answer.status();
         let body = answer.body_mut().read_to_string().context("the gateway's answer broke off")?;
         if status.is_success() {
@@ -244,6 +240,21 @@ impl Operator {
             _ => "",
         };
         bail!("the gateway refused, {status}: {said}{way_out}")
+    }
+
+    fn unreachable(&self, error: ureq::Error) -> Error {
+        let refused =
+            matches!(&error, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
+        let said = if refused {
+            absent::no_operators(&self.admin)
+        } else {
+            let place = &self.admin;
+            format!(
+                "can't reach the operators' HTTP at {place}: is a gateway running there? name another \
+                 place with --admin"
+            )
+        };
+        Error::new(error).context(said)
     }
 }
 
@@ -271,7 +282,7 @@ fn connections(answer: &str) -> Result<u64> {
 }
 
 fn print(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{}", line.trim_end()).context("can't write to standard output")
+    stdout::print(|out| writeln!(out, "{}", line.trim_end()))
 }
 
 #[cfg(test)]

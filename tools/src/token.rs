@@ -3,7 +3,6 @@
 //! Standard output gets the token and nothing else, so that `$(tide token --user 7)` works.
 
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +11,7 @@ use clap::{Args, ValueEnum};
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
-use crate::duration;
+use crate::{duration, stdout};
 
 /// Where a gateway puts the secret that it makes on its first start, seen from its working directory.
 const SECRET_FILE: &str = ".tidegate/jwt-hs256.key";
@@ -71,7 +70,7 @@ struct Claims {
 /// When there is no key, or it is not of its kind.
 pub(crate) fn run(args: &TokenArgs) -> Result<()> {
     let token = args.signing.mint(args.user)?;
-    writeln!(io::stdout(), "{token}").context("can't write the token to standard output")
+    stdout::print(|out| writeln!(out, "{token}"))
 }
 
 impl Signing {

@@ -106,9 +106,10 @@ fn people_get_every_finding_in_words() {
 
 #[test]
 fn what_is_asked_wrongly_ends_with_2() {
-    let nonsense: [&[&str]; 5] = [
+    let nonsense: [&[&str]; 6] = [
         &[],
         &["--connections", "0"],
+        &["--connections", "many"],
         &["--connections", "5", "--heartbeat-interval", "0s"],
         &["--connections", "5", "--pushes-per-second", "-1"],
         // Above what the kernel gives out.
@@ -129,14 +130,21 @@ fn shell(before: &str, arguments: &str) -> Doctor {
 
 #[test]
 fn a_small_limit_of_descriptors_is_found() {
-    let epoll = shell("ulimit -n 1024", "--connections 100000 --driver epoll --shards 2");
+    let epoll = shell("ulimit -n 1024", "--connections 50k --driver epoll --shards 2");
     assert_eq!((epoll.status, epoll.verdict("open-files")), (1, "too-small"));
     assert_eq!(epoll.allows("open-files"), Some(1_024));
-    // 100000 connections, 924 a table.
+    // 50000 connections, 960 a table less 4 for each shard.
     let needs = epoll.finding("open-files")["needs"]["text"].as_str().unwrap();
-    assert!(needs.contains("or 109 shards"), "{needs}");
-    let shards = shell("ulimit -n 1024", "--connections 100000 --driver epoll --shards 109");
-    assert_eq!(shards.verdict("open-files"), "ok");
+    assert!(needs.contains("or 77 shards"), "{needs}");
+    let shards = shell("ulimit -n 1024", "--connections 50k --driver epoll --shards 77");
+    assert_eq!((shards.verdict("open-files"), shards.verdict("connections-max")), ("ok", "note"));
+    assert_eq!(shards.allows("connections-max"), Some(652));
+    let line = &shards.finding("connections-max")["mend"][0]["line"];
+    assert_eq!(line, "limits.connections_max = 50000");
+    // However many there are, they take their own descriptors from each table.
+    let many = shell("ulimit -n 1024", "--connections 100k --driver epoll --shards 2");
+    let needs = many.finding("open-files")["needs"]["text"].as_str().unwrap();
+    assert!(!needs.contains("or "), "{needs}");
 
     let uring = shell("ulimit -n 1024", "--connections 100000 --driver uring --shards 2");
     // 870 a ring: 58 rings for each of the two.
@@ -252,6 +260,23 @@ fn a_clients_ports_are_those_of_its_namespace() {
 }
 
 #[test]
+fn who_reads_no_further_is_left_in_peace() {
+    for arguments in ["doctor --connections 1m", "doctor --connections 1m --json"] {
+        let mut tide = Command::new(TIDE)
+            .args(arguments.split(' '))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Closed before there can be anything in it.
+        drop(tide.stdout.take());
+        let output = tide.wait_with_output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_running_process_is_asked_about_by_its_number() {
     let mut asleep = Command::new("sh")
         .args(["-c", "ulimit -n 777 && echo ready && read wait"])
@@ -266,4 +291,8 @@ fn a_running_process_is_asked_about_by_its_number() {
     asleep.kill().unwrap();
     asleep.wait().unwrap();
     assert_eq!((doctor.allows("open-files"), &doctor.report["pid"]), (Some(777), &pid.into()));
+    // It is no gateway, and that is said.
+    let basis = doctor.report["basis"].to_string();
+    assert!(basis.contains("no thread of a shard"), "{basis}");
+    assert!(basis.contains("--shards says otherwise"), "{basis}");
 }

@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use anyhow::ensure;
+
 use super::report::{Asked, CompareArgs, OutputArgs};
 use super::source::{Addresses, SourceRange};
+use crate::count;
 
 /// Loads a gateway and measures it.
 ///
@@ -41,8 +44,8 @@ pub(super) struct CommonArgs {
     /// Where the gateway listens; repeat it to spread the connections over several.
     #[arg(long = "connect", value_name = "ADDR", required = true)]
     pub(super) addresses: Vec<SocketAddr>,
-    /// Connections to hold.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Connections to hold: `1500`, `100k`, `1m`.
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) connections: u32,
     /// Threads that share the connections, each with open files of its own. Without it, as few as the
     /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
@@ -57,6 +60,9 @@ pub(super) struct CommonArgs {
     /// Connections a second to open; without it, as fast as it goes.
     #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = parse_rate)]
     pub(super) connect_rate: Option<f64>,
+    /// How long the gateway may let nobody in while somebody waits; then the run ends with an error.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_interval)]
+    pub(super) patience: Duration,
     /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub(super) heartbeat_interval: Option<Duration>,
@@ -127,7 +133,7 @@ pub(super) struct RequestArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) under_way: Option<u32>,
     /// Open loop: requests a second in total; latency counts from the intended time.
-    #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth")]
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth", value_parser = parse_rate)]
     pub(super) rate: Option<f64>,
     /// Speaks no protocol: sends as many bytes as the request's frame has and expects them back.
     #[arg(long)]
@@ -145,16 +151,16 @@ pub(super) struct BroadcastArgs {
     #[arg(long = "type", default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..))]
     pub(super) kind: i32,
     /// Publications a second; 0 publishes nothing.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0, value_parser = parse_rate_or_0)]
     pub(super) rate: f64,
     /// As fast as it goes, with this many publications under way.
     #[arg(long, conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(super) in_flight: Option<u32>,
     /// Echoes a second on connections of their own, measured at the same time.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0, value_parser = parse_rate_or_0)]
     pub(super) echo_rate: f64,
     /// The connections of those echoes.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) echo_connections: u32,
     /// Bytes of `biz_data` in each of those echoes.
     #[arg(long, default_value_t = 64)]
@@ -194,7 +200,7 @@ pub(super) struct ShowArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
     pub(super) answer_share: f64,
     /// Pushes a second to everybody, beside the questions; 0: none.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0, value_parser = parse_rate_or_0)]
     pub(super) barrage: f64,
     /// Everybody leaves within this long, at most 60s.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
@@ -212,6 +218,18 @@ impl CommonArgs {
     pub(super) fn addresses(&self) -> Addresses {
         Addresses::new(self.addresses.clone(), self.sources.clone())
     }
+
+    /// Refuses a window in which nothing can happen, before anybody connects.
+    ///
+    /// # Errors
+    /// It is such a one.
+    pub(super) fn demand_window(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.duration.is_zero(),
+            "--duration 0 measures nothing: name a time, such as 10s"
+        );
+        Ok(())
+    }
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -226,6 +244,13 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
         _ => Err(format!("`{text}` is no rate: a number above 0")),
+    }
+}
+
+fn parse_rate_or_0(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
+        _ => Err(format!("`{text}` is no rate: a number of 0 or more")),
     }
 }
 

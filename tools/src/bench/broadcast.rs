@@ -13,7 +13,7 @@ use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets, due_after};
 use super::latency::{Live, Pulse};
 use super::publication::{Board, HEADER_BYTES, Publications, Topic};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
 
 /// The type that echoes.
@@ -52,6 +52,13 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
     if !args.raw && args.bytes < HEADER_BYTES {
         bail!("a push has at least {HEADER_BYTES} bytes: its number and its time");
     }
+    args.common.demand_window()?;
+    if !args.raw && args.in_flight.is_none() && args.rate == 0.0 && args.echo_rate == 0.0 {
+        bail!(
+            "--rate 0 without --echo-rate measures nothing: name a --rate, or measure echoes alone with \
+             --echo-rate; `tide bench connect` holds connections that do nothing"
+        );
+    }
     let echo_count = if args.echo_rate > 0.0 { args.echo_connections as usize } else { 0 };
     let count = if args.raw { receivers } else { receivers + 1 + echo_count };
     let mut task = Task { bell_at: receivers, ..Task::new(&args.common, count) };
@@ -68,7 +75,9 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
     let mut report = report(args, &mut load);
     report.set_series(series);
     report.print(&args.common)?;
-    load.publications.verdict()
+    load.publications.verdict()?;
+    let echoes: u64 = load.echo.as_ref().map_or(0, |echo| echo.counted().iter().sum());
+    demand_any(load.publications.deliveries() + load.raw_bytes + echoes, "push was delivered")
 }
 
 fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::engine::Nanos;
+use super::entrance::Entrance;
 use super::latency::Live;
 
 /// What all workers have to have come to before any goes on.
@@ -60,6 +61,10 @@ pub(super) struct Course {
     started_at: AtomicU64,
     /// When a worker last received something, while it drains.
     received_at: AtomicU64,
+    /// Who has been let in.
+    pub(super) entrance: Entrance,
+    /// What the main thread is to say next, oldest first.
+    remarks: Mutex<Vec<String>>,
     failed: AtomicBool,
     first_error: Mutex<Option<anyhow::Error>>,
     activity: Mutex<Activity>,
@@ -78,6 +83,8 @@ impl Course {
             arrived: Default::default(),
             started_at: AtomicU64::new(0),
             received_at: AtomicU64::new(0),
+            entrance: Entrance::default(),
+            remarks: Mutex::new(Vec::new()),
             failed: AtomicBool::new(false),
             first_error: Mutex::new(None),
             activity: Mutex::new(Activity::Connecting),
@@ -117,6 +124,16 @@ impl Course {
     /// When a worker that drains last received something; 0: never.
     pub(super) fn received_at(&self) -> Nanos {
         self.received_at.load(Ordering::Relaxed)
+    }
+
+    /// Has the main thread tell who waits for the run. For what is said once, or now and then.
+    pub(super) fn remark(&self, remark: String) {
+        self.remarks.lock().expect("no holder panics").push(remark);
+    }
+
+    /// What was to be said since the last time.
+    pub(super) fn take_remarks(&self) -> Vec<String> {
+        std::mem::take(&mut *self.remarks.lock().expect("no holder panics"))
     }
 
     /// Says what the run is about.

@@ -23,9 +23,9 @@ use super::watch::Watch;
 
 /// Descriptors that are not connections: standard streams, epolls, the timer, the bell, files under
 /// `/proc`, and what the main thread had open when a worker parted from it.
-const SPARE_DESCRIPTORS: usize = 48;
+pub(crate) const SPARE_DESCRIPTORS: usize = 48;
 /// Workers at most: each has some 2 MB of buffers and histograms.
-const WORKERS_MAX: usize = 512;
+pub(crate) const WORKERS_MAX: usize = 512;
 /// How often a worker shows how far it is.
 const SHOW_INTERVAL_NS: Nanos = 100_000_000;
 /// How often a worker hands its latencies over.

@@ -14,12 +14,16 @@ pub(super) struct Crowd {
     pub(super) stopwatch: Stopwatch,
     /// Speaks no protocol.
     pub(super) raw: bool,
+    /// Of those that are up, the entrance knows so many.
+    known_up: usize,
+    patience_ns: Nanos,
 }
 
 impl Crowd {
     pub(super) fn new(args: &CommonArgs, seat: &Seat, raw: bool) -> anyhow::Result<Self> {
         let sessions = Sessions::new(args, seat.share, raw);
-        Ok(Self { sessions, stopwatch: Stopwatch::new(args, seat)?, raw })
+        let patience_ns = u64::try_from(args.patience.as_nanos())?;
+        Ok(Self { sessions, stopwatch: Stopwatch::new(args, seat)?, raw, known_up: 0, patience_ns })
     }
 
     pub(super) fn share(&self) -> Share {
@@ -37,7 +41,7 @@ impl Crowd {
     /// Connects, sends heartbeats, moves on: what there is to do, and when there is more.
     ///
     /// # Errors
-    /// A heartbeat or something else that is due has not come.
+    /// A heartbeat or something else that is due has not come; nobody is let in.
     pub(super) fn tick(
         &mut self,
         standing: Standing,
@@ -45,6 +49,7 @@ impl Crowd {
         now: Nanos,
     ) -> anyhow::Result<(Option<Edge>, Next)> {
         let session_at = self.sessions.tick(sockets, now)?;
+        self.look_at_the_entrance(now)?;
         let edge = self.stopwatch.tick(standing, now)?;
         match edge {
             Some(Edge::Measure) => self.sessions.count_pongs_from_now(),
@@ -56,6 +61,24 @@ impl Crowd {
             Some(Edge::Start) | None => {}
         }
         Ok((edge, Next::Whenever.min(session_at).min(self.stopwatch.phase_ends_at())))
+    }
+
+    /// Says who has come in, and whether somebody waits for too long.
+    fn look_at_the_entrance(&mut self, now: Nanos) -> anyhow::Result<()> {
+        let Seat { course, share, .. } = &self.stopwatch.seat;
+        let up = self.sessions.up();
+        if up > self.known_up {
+            course.entrance.let_in(up - self.known_up, now);
+            self.known_up = up;
+        }
+        if let Some(since) = self.sessions.waits_since()
+            && let Some(remark) = course.entrance.look(since, self.patience_ns, now, |up| {
+                format!("{up} of {} connections are up", share.total)
+            })?
+        {
+            course.remark(remark);
+        }
+        Ok(())
     }
 
     pub(super) fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) {

@@ -8,7 +8,7 @@ use super::crew::{self, Task};
 use super::echo::for_each_answer;
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Latency, Live, Pulse};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
@@ -52,6 +52,7 @@ enum Step {
 
 /// Runs it.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+    args.common.demand_window()?;
     let count = args.common.connections as usize;
     let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
     let finished = crew::run(&task, |seat| CycleLoad::new(args, seat))?;
@@ -69,7 +70,8 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     load.stopwatch.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", load.latency.window());
     report.set_series(series);
-    report.print(&args.common)
+    report.print(&args.common)?;
+    demand_any(load.counted, "connection was gone through")
 }
 
 impl<'a> CycleLoad<'a> {
@@ -81,7 +83,7 @@ impl<'a> CycleLoad<'a> {
             credentials: Credentials::new(&args.common),
             stopwatch: Stopwatch::new(&args.common, seat)?,
             lanes: vec![Lane::default(); share.count],
-            turnover: Turnover::new(share),
+            turnover: Turnover::new(share, 0, args.common.patience),
             begun: 0,
             pulse: Pulse::default(),
             counted: 0,
@@ -189,6 +191,7 @@ impl Load for CycleLoad<'_> {
         if lane.step != Step::Over {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
         }
+        self.turnover.came_in(now);
         self.counted += u64::from(self.turnover.counting());
         self.latency.record(now.saturating_sub(lane.began_at));
         self.turnover.gone(slot);
@@ -208,7 +211,7 @@ impl Load for CycleLoad<'_> {
         if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
             return Ok(Next::Done);
         }
-        while let Some(slot) = self.turnover.begin() {
+        while let Some(slot) = self.turnover.begin(now) {
             let (to, from) = self.addresses.of(slot);
             sockets.connect(slot, to, from)?;
             *self.lane(slot) = Lane { began_at: now, ..Lane::default() };

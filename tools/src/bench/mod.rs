@@ -11,6 +11,7 @@
 //! | `args` | what can be asked for |
 //! | `crew` | the workers: how many, from the start to the first error or the end |
 //! | `course` | what the workers agree on; a worker's share |
+//! | `entrance` | whether the gateway lets anybody in |
 //! | `watch` | the progress bar, a sample each second |
 //! | `series` | what a sample is |
 //! | `latency` | latencies and counts, by the second and over the window |
@@ -39,6 +40,7 @@ mod crowd;
 mod cycle;
 mod echo;
 mod engine;
+mod entrance;
 mod latency;
 mod pattern;
 mod proc;
@@ -60,6 +62,8 @@ mod turnover;
 mod watch;
 
 pub(crate) use args::BenchArgs;
+pub(crate) use crew::{SPARE_DESCRIPTORS, WORKERS_MAX};
+pub(crate) use source::{LOOPBACK_SOURCES, PER_SOURCE};
 
 use std::process::ExitCode;
 

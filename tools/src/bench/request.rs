@@ -9,7 +9,7 @@ use super::crowd::Crowd;
 use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Live, Pulse};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
 
 struct RequestLoad {
@@ -19,6 +19,7 @@ struct RequestLoad {
 
 /// Runs it.
 pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
+    args.common.demand_window()?;
     let count = args.common.connections as usize;
     if let Some(under_way) = args.under_way.filter(|most| *most > args.common.connections) {
         bail!(
@@ -33,7 +34,8 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
     });
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common)
+    report.print(&args.common)?;
+    demand_any(load.echo.counted().iter().sum(), "answer came")
 }
 
 fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {

@@ -35,6 +35,8 @@ pub(super) struct Sessions {
     /// Of its share, those before this one have been told to connect. up <= started <= share.count
     started: usize,
     up: usize,
+    /// Since when somebody waits to come up: since the last one did, or the first began to.
+    waits_since: Nanos,
     /// When each began to connect, then when it began to authenticate, then when its last heartbeat
     /// was sent.
     since: Vec<Nanos>,
@@ -99,6 +101,7 @@ impl Sessions {
             under_way_max: (UNDER_WAY_MAX / share.workers).max(UNDER_WAY_MIN),
             started: 0,
             up: 0,
+            waits_since: 0,
             since: vec![0; share.count],
             lines: vec![Line::Down; share.count],
             owed: 0,
@@ -163,6 +166,16 @@ impl Sessions {
         self.heartbeats == Heartbeats::Sweep { next: self.share.count } && self.pongs_are_in()
     }
 
+    /// How many are up.
+    pub(super) fn up(&self) -> usize {
+        self.up
+    }
+
+    /// Since when somebody waits to come up, with nobody coming up; `None`: nobody waits.
+    pub(super) fn waits_since(&self) -> Option<Nanos> {
+        (self.started > self.up).then_some(self.waits_since)
+    }
+
     /// Whether every heartbeat has been answered.
     pub(super) fn pongs_are_in(&self) -> bool {
         self.owed == 0
@@ -217,6 +230,9 @@ impl Sessions {
             let (to, from) = self.addresses.of(slot);
             sockets.connect(slot, to, from)?;
             self.since[self.started] = now;
+            if self.started == self.up {
+                self.waits_since = now;
+            }
             self.started += 1;
         }
         let heartbeat_at = match self.heartbeats {
@@ -333,7 +349,7 @@ impl Sessions {
 
     fn is_up(&mut self, now: Nanos) {
         self.up += 1;
-        self.all_up_at = now;
+        (self.all_up_at, self.waits_since) = (now, now);
         self.turns_since.get_or_insert(now);
     }
 }

@@ -16,7 +16,7 @@ use super::latency::{Live, Pulse};
 use super::pattern::mix;
 use super::proc;
 use super::publication::{Board, Delivery, HEADER_BYTES, Publications, Topic};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
 use super::timeline::{Answers, MOMENTS, Schedule};
 
@@ -56,6 +56,18 @@ pub(super) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     if args.leave > LEAVE_MAX {
         bail!("--leave is at most {} s", LEAVE_MAX.as_secs());
     }
+    let (from, to) = (args.common.warmup, args.common.warmup + args.common.duration);
+    if !Schedule::new(args.question_every, args.barrage).has_any(from, to) {
+        bail!(
+            "nothing would be published while it is measured, from {} s to {} s after everybody has come: there is \
+             a question every {} s (--question-every) and --barrage is {}; ask more often, or measure for longer \
+             (--duration)",
+            from.as_secs_f64(),
+            to.as_secs_f64(),
+            args.question_every.as_secs_f64(),
+            args.barrage
+        );
+    }
     let audience = args.common.connections as usize;
     let task = Task { bell_at: audience, ..Task::new(&args.common, audience + 1) };
     let board = OnceLock::new();
@@ -67,7 +79,8 @@ pub(super) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let mut report = report(args, &mut load);
     report.set_series(series);
     report.print(&args.common)?;
-    load.publications.verdict()
+    load.publications.verdict()?;
+    demand_any(load.publications.deliveries(), "push was delivered")
 }
 
 fn report(args: &ShowArgs, load: &mut ShowLoad) -> Report {

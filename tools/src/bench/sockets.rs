@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Registry, Token};
 use rustix::net::sockopt::set_socket_linger;
@@ -67,6 +68,8 @@ struct Connection {
     /// Bytes at the front of `link.out` that are sent. sent <= link.out.len()
     sent: usize,
     open: bool,
+    /// Where it goes: a place in `Sockets::places`, in bytes that would be padding.
+    place: u16,
 }
 
 /// The connections, by slot.
@@ -78,6 +81,8 @@ pub(super) struct Sockets {
     /// The slot of the first of `connections`.
     first: usize,
     connections: Vec<Option<Connection>>,
+    /// Where connections go: as many as --connect names.
+    places: Vec<SocketAddr>,
     /// Connections with something to send, to be written when the tick is over.
     dirty: Vec<usize>,
     /// Connections that had more to read than one turn allows.
@@ -96,6 +101,7 @@ impl Sockets {
             urgent: None,
             first: setup.slots.start,
             connections: std::iter::repeat_with(|| None).take(slots).collect(),
+            places: Vec::new(),
             dirty: Vec::with_capacity(slots),
             again: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
@@ -142,9 +148,19 @@ impl Sockets {
             _ => &self.registry,
         };
         registry.register(&mut stream, Token(slot), interest)?;
-        let connection = Connection { stream, link: Link::default(), sent: 0, open: false };
+        let place = self.place_of(address)?;
+        let connection = Connection { stream, link: Link::default(), sent: 0, open: false, place };
         self.connections[slot - self.first] = Some(connection);
         Ok(())
+    }
+
+    fn place_of(&mut self, address: SocketAddr) -> anyhow::Result<u16> {
+        let known = self.places.iter().position(|place| *place == address);
+        let place = known.unwrap_or_else(|| {
+            self.places.push(address);
+            self.places.len() - 1
+        });
+        u16::try_from(place).context("--connect names more than 65536 places")
     }
 
     /// Closes a connection, which reports nothing.
@@ -289,11 +305,19 @@ impl Sockets {
         load: &mut impl Load,
         now: Nanos,
     ) -> anyhow::Result<()> {
-        if let Some(connection) = self.connections[slot - self.first].take()
-            && self.reset_on_close
-        {
-            set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;
-        }
+        let cause = match (self.connections[slot - self.first].take(), cause) {
+            // Nobody ever answered: no load knows more of that than where it was.
+            (Some(Connection { open: false, place, .. }), CloseCause::Failed(error)) => {
+                return Err(source::failed(self.places[usize::from(place)], None, error));
+            }
+            (Some(connection), cause) => {
+                if self.reset_on_close {
+                    set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;
+                }
+                cause
+            }
+            (None, cause) => cause,
+        };
         load.closed(slot, cause, now)
     }
 }

@@ -13,10 +13,12 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start, socket_with};
 
+use crate::absent::no_gateway;
+
 /// Connections from one source address to one destination on loopback: fast at any time.
-const PER_SOURCE: usize = 2_500;
+pub(crate) const PER_SOURCE: usize = 2_500;
 /// Source addresses used on loopback at most, in turn: enough for 100 million connections.
-const LOOPBACK_SOURCES: usize = 200 * 200;
+pub(crate) const LOOPBACK_SOURCES: usize = 200 * 200;
 
 /// Where a connection comes from: `None` leaves it to the kernel.
 pub(super) type Source = Option<IpAddr>;
@@ -134,7 +136,11 @@ fn bound_to(ip: IpAddr) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn failed(address: SocketAddr, source: Source, error: std::io::Error) -> anyhow::Error {
+/// Says why there is no connection.
+pub(super) fn failed(address: SocketAddr, source: Source, error: std::io::Error) -> anyhow::Error {
+    if error.kind() == ErrorKind::ConnectionRefused {
+        return anyhow!(error).context(no_gateway(&address.to_string(), " --auth demo"));
+    }
     let from = source.map_or_else(String::new, |ip| format!(" from {ip}"));
     let way_out = match error.kind() {
         ErrorKind::AddrNotAvailable => {

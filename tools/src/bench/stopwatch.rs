@@ -81,6 +81,8 @@ pub(super) struct Stopwatch {
     warmup_ns: Nanos,
     duration_ns: Nanos,
     drain_ns: Nanos,
+    /// What is said of it meanwhile.
+    draining: &'static str,
     /// What had been received when it was last looked at.
     received: u64,
     pid: Option<u32>,
@@ -98,6 +100,7 @@ impl Stopwatch {
             warmup_ns: u64::try_from(args.warmup.as_nanos())?,
             duration_ns: u64::try_from(args.duration.as_nanos())?,
             drain_ns: DRAIN_MAX_NS,
+            draining: "draining",
             received: 0,
             pid: args.pid,
             begin: Sample::default(),
@@ -111,9 +114,10 @@ impl Stopwatch {
         self
     }
 
-    /// Waits so much longer for what is under way when the window ends.
-    pub(super) fn draining_longer(mut self, more_ns: Nanos) -> Self {
+    /// Waits so much longer for what is under way when the window ends, and calls the wait by this name.
+    pub(super) fn draining_longer(mut self, draining: &'static str, more_ns: Nanos) -> Self {
         self.drain_ns += more_ns;
+        self.draining = draining;
         self
     }
 
@@ -147,7 +151,7 @@ impl Stopwatch {
             Phase::Measure { until } if self.is_over(until, standing.finished, now)? => {
                 self.end = self.sample(now)?;
                 let until = now + self.drain_ns;
-                self.say(Activity::Until("draining", now, until));
+                self.say(Activity::Until(self.draining, now, until));
                 (Phase::Drain { until }, Edge::Stop)
             }
             Phase::Drain { .. } if standing.drained => {

@@ -1,6 +1,8 @@
 //! `tide bench storm`: everybody comes at once. Connect, authenticate, close, and again, as fast as
 //! it goes; among them, if asked for, clients that connect and then say nothing.
 
+use std::ops::RangeInclusive;
+
 use anyhow::bail;
 use tidegate_protocol::Code;
 use tidegate_protocol::message::{AUTHENTICATE, Response, SUCCESS};
@@ -11,7 +13,7 @@ use super::crew::{self, Task};
 use super::echo::for_each_answer;
 use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Latency, Live, Pulse};
-use super::report::{Report, Unit};
+use super::report::{Report, Unit, demand_any};
 use super::session::{Credentials, SessionAnswer, failed, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
@@ -29,6 +31,8 @@ struct StormLoad {
     lanes: Vec<Lane>,
     /// Lanes before this one are silent.
     silent: usize,
+    /// Of all connections, so many are silent.
+    silent_share: f64,
     silent_max_ns: Nanos,
     look_at: Nanos,
     turnover: Turnover,
@@ -42,6 +46,8 @@ struct StormLoad {
     latency: Latency,
     /// From the connection's being open to the goodbye, over the whole run.
     patience: Latency,
+    /// It was said what is waited for at the end.
+    said: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +70,7 @@ enum Step {
 
 /// Runs it.
 pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
+    args.common.demand_window()?;
     let count = args.common.connections as usize;
     let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
     let finished = crew::run(&task, |seat| StormLoad::new(args, seat))?;
@@ -92,7 +99,8 @@ pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
         report.add_latency("silent", "silence until 109", load.patience.window());
     }
     report.set_series(series);
-    report.print(&args.common)
+    report.print(&args.common)?;
+    demand_any(load.authenticated + load.sent_away, "connection was gone through")
 }
 
 impl StormLoad {
@@ -100,28 +108,28 @@ impl StormLoad {
         let share = seat.share;
         let silent_max_ns = u64::try_from(args.slow_deadline.as_nanos())?;
         let stopwatch = Stopwatch::new(&args.common, seat)?;
-        let silent = (1..=share.count)
-            .filter(|number| is_silent(share.first + number, args.slow_share))
-            .count();
+        let silent = count_silent(share.first + 1..=share.end(), args.slow_share);
         Ok(Self {
             addresses: args.common.addresses(),
             credentials: Credentials::new(&args.common),
             stopwatch: if silent > 0 {
-                stopwatch.draining_longer(silent_max_ns)
+                stopwatch.draining_longer("awaiting 109", silent_max_ns)
             } else {
                 stopwatch
             },
             lanes: vec![Lane::default(); share.count],
             silent,
+            silent_share: args.slow_share,
             silent_max_ns,
             look_at: 0,
-            turnover: Turnover::new(share),
+            turnover: Turnover::new(share, silent, args.common.patience),
             begun: 0,
             pulse: Pulse::default(),
             authenticated: 0,
             sent_away: 0,
             latency: Latency::new(),
             patience: Latency::counting(),
+            said: false,
         })
     }
 
@@ -144,6 +152,7 @@ impl StormLoad {
             }
             Step::Authenticate => match read_answer(slot, answer)? {
                 SessionAnswer::Authenticated { .. } => {
+                    self.turnover.came_in(now);
                     self.authenticated += u64::from(self.turnover.counting());
                     self.latency.record(now.saturating_sub(lane.since));
                     Ok(Step::Over)
@@ -165,6 +174,23 @@ impl StormLoad {
         Ok(())
     }
 
+    /// At the end, says what there is yet to wait for, and how long at most.
+    fn say_what_is_awaited(&mut self) {
+        let seat = &self.stopwatch.seat;
+        if self.said || !self.turnover.stopping() || !seat.share.leads() {
+            return;
+        }
+        self.said = true;
+        let silent = count_silent(1..=seat.share.total, self.silent_share);
+        if silent > 0 {
+            let seconds = self.silent_max_ns as f64 / 1e9;
+            seat.course.remark(format!(
+                "measured; now waiting until the gateway has sent the {silent} silent clients away with 109, each \
+                 within {seconds} s of its connect (--slow-deadline)"
+            ));
+        }
+    }
+
     /// A silent client that nobody sends away is a hole in the gateway.
     fn look_for_forgotten(&mut self, now: Nanos) -> anyhow::Result<()> {
         if now < self.look_at {
@@ -183,6 +209,11 @@ impl StormLoad {
         }
         Ok(())
     }
+}
+
+/// How many are silent of those with these numbers, from 1.
+fn count_silent(numbers: RangeInclusive<usize>, share: f64) -> usize {
+    numbers.filter(|number| is_silent(*number, share)).count()
 }
 
 /// Whether the silent ones become one more with the `number`th connection, from 1.
@@ -251,7 +282,8 @@ impl Load for StormLoad {
         if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
             return Ok(Next::Done);
         }
-        while let Some(slot) = self.turnover.begin() {
+        self.say_what_is_awaited();
+        while let Some(slot) = self.turnover.begin(now) {
             self.connect(slot, sockets, now)?;
         }
         Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))
@@ -264,7 +296,7 @@ mod tests {
 
     #[test]
     fn so_many_are_silent_as_their_share_says() {
-        let count = |total: usize, share| (1..=total).filter(|it| is_silent(*it, share)).count();
+        let count = |total: usize, share| count_silent(1..=total, share);
         assert_eq!(count(100, 0.0), 0);
         assert_eq!(count(100, 0.25), 25);
         assert_eq!(count(3, 0.33), 1);

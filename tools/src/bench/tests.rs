@@ -205,6 +205,29 @@ fn storms_pass_and_shows_go_on() {
 }
 
 #[test]
+fn what_would_measure_nothing_is_refused_before_it_runs() {
+    let refused = |arguments: &str| bench(Fault::None, arguments).unwrap_err().to_string();
+    for scenario in ["request", "broadcast", "connect --cycle", "storm"] {
+        let said = refused(&format!("{scenario} --connections 5 --duration 0"));
+        assert!(said.contains("--duration 0 measures nothing"), "{scenario}: {said}");
+    }
+    let show = refused("show --connections 5 --arrive 50ms --barrage 0 --duration 2s");
+    assert!(show.contains("from 1 s to 3 s") && show.contains("--question-every"), "{show}");
+    let silent = refused(&format!("broadcast {SHORT} --rate 0"));
+    assert!(silent.contains("--rate 0 without --echo-rate"), "{silent}");
+    for negative in ["request --rate 0", "broadcast --rate=-1", "show --barrage NaN"] {
+        let said = refused(&format!("{negative} --connections 5"));
+        assert!(said.contains("is no rate"), "{negative}: {said}");
+    }
+}
+
+#[test]
+fn what_turns_out_to_measure_nothing_is_an_error() {
+    let rare = bench(Fault::None, &format!("request {SHORT} --rate 0.1")).unwrap_err().to_string();
+    assert!(rare.contains("nothing was measured: no answer came"), "{rare}");
+}
+
+#[test]
 fn what_goes_wrong_in_a_show_is_named() {
     let wrong = |fault| bench(fault, &format!("{SHOW} --workers 3")).unwrap_err().to_string();
     let lost = wrong(Fault::LostPush);

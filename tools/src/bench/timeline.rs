@@ -33,6 +33,16 @@ impl Schedule {
         }
     }
 
+    /// Whether anything is published between these two times after the start.
+    pub(super) fn has_any(&self, from: Duration, to: Duration) -> bool {
+        let (from, to) = (from.as_secs_f64() * 1e9, to.as_secs_f64() * 1e9);
+        // The first question comes at once, the first of the barrage one interval later.
+        let falls_in = |interval_ns: f64, first: f64| {
+            (from / interval_ns).ceil().max(first) * interval_ns < to
+        };
+        falls_in(self.question_ns, 0.0) || falls_in(self.barrage_ns, 1.0)
+    }
+
     /// The first question comes now.
     pub(super) fn start(&mut self, now: Nanos) {
         self.started_at = now;
@@ -138,6 +148,21 @@ mod tests {
             .collect();
         let (question, news) = (Topic::Question, Topic::News);
         assert_eq!(order, [(5, question), (45, news), (85, news), (105, question), (125, news)]);
+    }
+
+    #[test]
+    fn a_window_has_questions_or_barrage_or_nothing() {
+        let has = |barrage: f64, from: u64, to: u64| {
+            let schedule = Schedule::new(Duration::from_secs(10), barrage);
+            schedule.has_any(Duration::from_secs(from), Duration::from_secs(to))
+        };
+        assert!(has(0.0, 0, 1));
+        assert!(!has(0.0, 1, 10));
+        assert!(has(0.0, 1, 11));
+        assert!(!has(0.0, 3, 3));
+        assert!(has(2.0, 1, 2));
+        assert!(!has(0.5, 1, 2));
+        assert!(has(0.5, 1, 3));
     }
 
     #[test]

@@ -1,7 +1,13 @@
-//! Connections that come and go all the time: which slots are free, and when no more begin.
+//! Connections that come and go all the time: which slots are free, who waits to be let in, and when no
+//! more begin.
 
-use super::course::Share;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::course::{Seat, Share};
 use super::engine::Nanos;
+use super::entrance::FULL;
 use super::latency::Latency;
 use super::stopwatch::{Edge, Standing, Stopwatch};
 
@@ -11,14 +17,28 @@ pub(super) struct Turnover {
     /// Slots to connect in the next tick.
     free: Vec<usize>,
     under_way: usize,
+    /// Slots from this one on are to be let in; those before it are silent.
+    comers_from: usize,
+    /// Begun and not let in. waiting <= under_way
+    waiting: usize,
+    /// Since when somebody waits, with nobody let in.
+    waits_since: Nanos,
+    /// Let in since the last tick.
+    let_in: usize,
+    patience_ns: Nanos,
     stopping: bool,
     counting: bool,
 }
 
 impl Turnover {
-    /// All slots of a worker's share, free.
-    pub(super) fn new(share: Share) -> Self {
+    /// All slots of a worker's share, free. The first so many are silent: nobody lets them in.
+    pub(super) fn new(share: Share, silent: usize, patience: Duration) -> Self {
         Self {
+            comers_from: share.first + silent,
+            waiting: 0,
+            waits_since: 0,
+            let_in: 0,
+            patience_ns: u64::try_from(patience.as_nanos()).unwrap_or(Nanos::MAX),
             free: (share.first..share.end()).rev().collect(),
             under_way: 0,
             stopping: false,
@@ -27,10 +47,23 @@ impl Turnover {
     }
 
     /// A slot to connect, for as long as connections begin. It is under way from now on.
-    pub(super) fn begin(&mut self) -> Option<usize> {
+    pub(super) fn begin(&mut self, now: Nanos) -> Option<usize> {
         let slot = if self.stopping { None } else { self.free.pop() }?;
         self.under_way += 1;
+        if slot >= self.comers_from {
+            if self.waiting == 0 {
+                self.waits_since = now;
+            }
+            self.waiting += 1;
+        }
         Some(slot)
+    }
+
+    /// A connection's user is in.
+    pub(super) fn came_in(&mut self, now: Nanos) {
+        self.waiting -= 1;
+        self.let_in += 1;
+        self.waits_since = now;
     }
 
     /// A slot's connection is gone.
@@ -44,6 +77,11 @@ impl Turnover {
         self.under_way
     }
 
+    /// Whether no more begin.
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Whether what happens now counts.
     pub(super) fn counting(&self) -> bool {
         self.counting
@@ -52,7 +90,7 @@ impl Turnover {
     /// Goes through the run's stages. Says whether it is over.
     ///
     /// # Errors
-    /// Something that is due does not come.
+    /// Something that is due does not come; nobody is let in.
     pub(super) fn tick(
         &mut self,
         stopwatch: &mut Stopwatch,
@@ -60,9 +98,14 @@ impl Turnover {
         received: u64,
         now: Nanos,
     ) -> anyhow::Result<bool> {
+        self.look_at_the_entrance(&stopwatch.seat, now)?;
         let drained = self.under_way == 0;
         let standing = Standing { ready: true, finished: false, drained, received };
-        match stopwatch.tick(standing, now)? {
+        let mut edge = stopwatch.tick(standing, now);
+        if self.stopping && self.waiting > 0 {
+            edge = edge.with_context(|| format!("{} wait to be let in. {FULL}", self.waiting));
+        }
+        match edge? {
             Some(Edge::Measure) => {
                 self.counting = true;
                 latency.count_from_now();
@@ -75,5 +118,22 @@ impl Turnover {
             Some(Edge::Start) | None => {}
         }
         Ok(false)
+    }
+
+    /// Says who has come in, and whether somebody waits for too long.
+    fn look_at_the_entrance(&mut self, seat: &Seat, now: Nanos) -> anyhow::Result<()> {
+        let entrance = &seat.course.entrance;
+        if self.let_in > 0 {
+            entrance.let_in(std::mem::take(&mut self.let_in), now);
+        }
+        if self.waiting == 0 {
+            return Ok(());
+        }
+        let standing =
+            |up| format!("{up} have been in all, and {} try at a time", seat.share.total);
+        if let Some(remark) = entrance.look(self.waits_since, self.patience_ns, now, standing)? {
+            seat.course.remark(remark);
+        }
+        Ok(())
     }
 }

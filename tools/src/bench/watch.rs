@@ -14,6 +14,7 @@ use super::latency::{Live, Pulse};
 use super::proc::{self, Usage};
 use super::report::{Progress, histogram};
 use super::series::Sample;
+use crate::stdout;
 
 /// How often the progress bar moves.
 const MOVE_INTERVAL: Duration = Duration::from_millis(100);
@@ -66,7 +67,11 @@ impl<'a> Watch<'a> {
         loop {
             let until_sample = Duration::from_nanos(sample_at.saturating_sub(self.now()));
             let wait = if shows { until_sample.min(MOVE_INTERVAL) } else { until_sample };
-            if all_through.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
+            let over = all_through.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
+            for remark in self.course.take_remarks() {
+                self.say(&remark);
+            }
+            if over {
                 self.bar = None;
                 return;
             }
@@ -127,6 +132,15 @@ impl<'a> Watch<'a> {
             kernel_slab_bytes: proc::slab_bytes().and_then(grown),
         });
         (self.sampled_at, self.pulse, self.server) = (now, pulse, server.or(self.server));
+    }
+
+    /// Says something above the bar, if there is one.
+    fn say(&self, remark: &str) {
+        let say = || stdout::remark(&format!("tide: {remark}"));
+        match &self.bar {
+            Some((_, progress)) => progress.aside(say),
+            None => say(),
+        }
     }
 
     fn move_bar(&mut self, now: Nanos) {

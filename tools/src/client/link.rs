@@ -1,14 +1,15 @@
 //! The socket: connecting, writing, and the thread that reads.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::Wake;
+use crate::absent;
 
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 16 * 1024;
@@ -40,9 +41,7 @@ impl Link {
         patience: Duration,
         wakes: &Sender<Wake>,
     ) -> Result<Self> {
-        let stream = connect(address, patience).with_context(|| {
-            format!("can't reach a gateway at {address}: is one running? --connect names another")
-        })?;
+        let stream = connect(address, patience).map_err(|error| unreachable(address, error))?;
         stream.set_nodelay(true).context("can't set TCP_NODELAY")?;
         stream.set_write_timeout(Some(patience)).context("can't bound the time of a write")?;
         let reading = stream.try_clone().context("can't share the socket with a thread")?;
@@ -92,6 +91,14 @@ fn connect(address: &str, patience: Duration) -> io::Result<TcpStream> {
     Err(failed.unwrap_or_else(|| io::Error::other("the name stands for no address")))
 }
 
+fn unreachable(address: &str, error: io::Error) -> Error {
+    let said = match error.kind() {
+        ErrorKind::ConnectionRefused => absent::no_gateway(address, ""),
+        _ => format!("can't reach a gateway at {address}: is one running? --connect names another"),
+    };
+    Error::new(error).context(said)
+}
+
 /// Reads until the end, which is the last that it reports.
 fn read(id: LinkId, mut stream: TcpStream, permits: &SyncSender<()>, wakes: &Sender<Wake>) {
     let mut buffer = vec![0; READ_BYTES_MAX];
@@ -106,7 +113,7 @@ fn read(id: LinkId, mut stream: TcpStream, permits: &SyncSender<()>, wakes: &Sen
                     return;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => break Some(error),
         }
     };

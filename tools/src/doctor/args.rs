@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::duration;
+use crate::{count, duration};
 
 /// The arguments of `tide doctor`.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct DoctorArgs {
-    /// Connections that the machine is to hold
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    pub(super) connections: u64,
+    /// Connections that the machine is to hold: 100000, 100k, 1m
+    #[arg(long, value_name = "N", value_parser = count::connections)]
+    pub(super) connections: u32,
     #[command(flatten)]
     pub(super) question: Question,
-    /// Ask about this running process: its limits, its network namespace, its seccomp filter. What it
-    /// holds already counts as used
+    /// Ask about this running gateway: its limits, its network namespace, its seccomp filter, and what
+    /// it runs with as far as /proc shows: shards, driver, port, connections_max. What it holds already
+    /// counts as used
     #[arg(long)]
     pub(super) pid: Option<u32>,
     /// Print one JSON object
@@ -34,20 +35,20 @@ pub(super) struct Question {
     /// Who is to hold them: a gateway accepts, a bench client needs a port for each
     #[arg(long, default_value = "gateway")]
     pub(super) role: Role,
-    /// Shards of the gateway; one per CPU without
+    /// Shards of the gateway; without it, those of --pid, or one per CPU
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub(super) shards: Option<u64>,
-    /// How the gateway's shards talk to the kernel
+    /// How the gateway's shards talk to the kernel; auto is what --pid does, or what works here
     #[arg(long, default_value = "auto")]
     pub(super) driver: DriverChoice,
-    /// The port that the gateway listens on
-    #[arg(long, default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) port: u16,
+    /// The port that the gateway listens on; without it, that of --pid, or 7400
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: Option<u16>,
     /// Client: pairs of a source address and a gateway's address and port that the connections are
-    /// spread over
-    #[arg(long, value_name = "PAIRS", default_value_t = 1)]
+    /// spread over; without it, as many as tide bench takes by itself on loopback
+    #[arg(long, value_name = "PAIRS")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    pub(super) address_pairs: u64,
+    pub(super) address_pairs: Option<u64>,
     /// How often each connection gives a sign of life: a number and ms, s, m, h or d
     #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = interval)]
     pub(super) heartbeat_interval: Duration,

@@ -119,8 +119,8 @@ pub(super) fn question() -> Question {
         role: Role::Gateway,
         shards: None,
         driver: DriverChoice::Auto,
-        port: 7400,
-        address_pairs: 1,
+        port: None,
+        address_pairs: None,
         heartbeat_interval: Duration::from_secs(30),
         pushes_per_second: 0.0,
     }

@@ -2,8 +2,8 @@
 //!
 //! Three steps that know nothing of each other: [`machine`] reads a snapshot and judges nothing,
 //! [`checks`] judge it and read nothing, [`report`] shows what they found. [`plan`] says what N
-//! connections come to, with the figures that it takes for that and where they are from. It changes
-//! nothing on the machine.
+//! connections come to, with the figures that it takes for that and where they are from; [`settled`] what
+//! the question left open. It changes nothing on the machine.
 
 mod args;
 mod checks;
@@ -14,6 +14,7 @@ mod io_uring_access;
 mod machine;
 mod plan;
 mod report;
+mod settled;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,13 +26,15 @@ use machine::{Machine, Subject};
 use plan::Plan;
 use report::{Report, UNREADABLE};
 
+use crate::stdout;
+
 /// Looks, judges and reports; the exit status is part of the report.
 pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
     if args.probe_io_uring {
         return machine::answer_probe().into();
     }
     examine(args).unwrap_or_else(|error| {
-        anstream::eprintln!("tide: {error:#}");
+        stdout::remark(&format!("tide: {error:#}"));
         UNREADABLE.into()
     })
 }
@@ -46,7 +49,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let machine = Machine::read(root, subject, machine::probe());
-    let plan = Plan::new(args.connections, args.question.clone(), &machine);
+    let plan = Plan::new(args.connections.into(), args.question.clone(), &machine);
     let judged = checks::judge(&machine, &plan);
     let limit = machine.process.files.as_ref().map_or(None, |limit| limit.hard);
     let estimates = plan.estimates(limit);

@@ -2,10 +2,11 @@
 //!
 //! Its constants are what the gateway does and what was measured; each says which.
 
-use super::args::{DriverChoice, Question, Role};
+use super::args::{Question, Role};
 use super::finding::{Confidence, Estimate};
-use super::io_uring_access::{Access, access};
-use super::machine::Machine;
+use super::machine::{Machine, Setting};
+use super::settled::Settled;
+use crate::bench;
 
 /// Descriptors of a process that are no connections: streams, listeners, pollers, the operators' HTTP,
 /// backends. The gateway's own reserve is 64 and 4 for each shard.
@@ -14,11 +15,14 @@ pub(super) const SPARE_FILES: u64 = 64;
 /// The same for each shard.
 pub(super) const SPARE_FILES_PER_SHARD: u64 = 4;
 
-/// Descriptors of an epoll shard's own table that are no connections.
-pub(super) const SPARE_FILES_PER_TABLE: u64 = 100;
+/// Shards at most.
+pub(super) const SHARDS_MAX: u64 = 256;
 
-/// Descriptors of `tide bench` that are no connections.
-pub(super) const SPARE_FILES_CLIENT: u64 = 32;
+/// Descriptors of a worker of `tide bench` that are no connections.
+pub(super) const SPARE_FILES_CLIENT: u64 = bench::SPARE_DESCRIPTORS as u64;
+
+/// Workers of one `tide bench` at most.
+pub(super) const WORKERS_MAX: u64 = bench::WORKERS_MAX as u64;
 
 /// How full a ring's table of direct descriptors is reckoned with, in percent. The gateway fills it; those
 /// who leave and those who come need not meet in the same ring.
@@ -70,9 +74,15 @@ pub(super) struct Plan {
     /// Connections: at least 1.
     pub(super) connections: u64,
     pub(super) question: Question,
-    /// Threads that hold connections: at least 1.
+    /// Threads of the gateway that hold connections: at least 1.
     pub(super) shards: u64,
     pub(super) driver: Driver,
+    /// The port that the gateway listens on.
+    pub(super) port: u16,
+    /// What `limits.connections_max` is, where a process is asked about.
+    pub(super) connections_max: Option<Setting>,
+    /// What was read or assumed for it, in words.
+    pub(super) basis: Vec<String>,
 }
 
 /// What the shards will use.
@@ -85,19 +95,28 @@ pub(super) enum Driver {
 }
 
 impl Plan {
-    /// Settles what was left open. Where io_uring is in doubt, "auto" is taken for epoll, which asks
-    /// for more.
+    /// Settles what was left open.
     pub(super) fn new(connections: u64, question: Question, machine: &Machine) -> Self {
-        let driver = match (question.role, question.driver) {
-            (Role::Client, _) | (_, DriverChoice::Epoll) => Driver::Epoll,
-            (_, DriverChoice::Uring) => Driver::Uring,
-            (_, DriverChoice::Auto) => match access(machine) {
-                Access::Works => Driver::Uring,
-                Access::Refused(_) | Access::Unknown(_) => Driver::Epoll,
-            },
-        };
-        let shards = question.shards.unwrap_or_else(|| whole(machine.cpus().unwrap_or(1.0))).max(1);
-        Self { connections, question, shards, driver }
+        let Settled { shards, driver, port, connections_max, basis } =
+            Settled::of(&question, machine);
+        Self { connections, question, shards, driver, port, connections_max, basis }
+    }
+
+    /// Connections that each shard's own table of descriptors has room for under a limit.
+    pub(super) const fn table_room(limit: u64, shards: u64) -> u64 {
+        limit.saturating_sub(SPARE_FILES + SPARE_FILES_PER_SHARD * shards)
+    }
+
+    /// The fewest epoll shards that hold the connections, each with a table of its own.
+    pub(super) fn fewest_shards(&self, limit: u64) -> Option<u64> {
+        let holds = |shards: &u64| Self::table_room(limit, *shards) * shards >= self.connections;
+        (1..=SHARDS_MAX).find(holds)
+    }
+
+    /// Workers of `tide bench` that hold the connections under a limit of descriptors.
+    pub(super) fn workers(&self, limit: Option<u64>) -> u64 {
+        let each = limit.map_or(u64::MAX, |limit| limit.saturating_sub(SPARE_FILES_CLIENT));
+        self.connections.div_ceil(each.max(1))
     }
 
     /// Connections of the fullest shard.
@@ -230,7 +249,7 @@ const fn to_f64(count: u64) -> f64 {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
-const fn whole(count: f64) -> u64 {
+pub(super) const fn whole(count: f64) -> u64 {
     count as u64
 }
 

@@ -1,6 +1,6 @@
 //! What was found, for people and for programs.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -9,6 +9,8 @@ use super::args::Role;
 use super::checks::{Judged, Stakes};
 use super::finding::{Estimate, Finding, Verdict};
 use super::plan::{Driver, Plan};
+use super::settled::counted;
+use crate::stdout;
 
 /// All that there is to say.
 #[derive(Serialize)]
@@ -18,6 +20,7 @@ pub(super) struct Report<'a> {
     shards: u64,
     driver: &'static str,
     pid: Option<u32>,
+    basis: &'a [String],
     exit_status: u8,
     findings: Vec<&'a Finding>,
     estimates: &'a [Estimate],
@@ -35,7 +38,7 @@ const MEND: Style = AnsiColor::Cyan.on_default();
 impl<'a> Report<'a> {
     /// Sums up.
     pub(super) fn new(
-        plan: &Plan,
+        plan: &'a Plan,
         pid: Option<u32>,
         judged: &'a [Judged],
         estimates: &'a [Estimate],
@@ -52,6 +55,7 @@ impl<'a> Report<'a> {
                 Driver::Uring => "uring",
             },
             pid,
+            basis: &plan.basis,
             exit_status: exit_status(judged),
             findings: judged.iter().map(|judged| &judged.finding).collect(),
             estimates,
@@ -69,7 +73,7 @@ impl<'a> Report<'a> {
     /// When standard output can't be written.
     pub(super) fn print_json(&self) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        Ok(writeln!(anstream::stdout(), "{text}")?)
+        stdout::print(|out| writeln!(out, "{text}"))
     }
 
     /// Lines; colours where there is a terminal.
@@ -77,13 +81,19 @@ impl<'a> Report<'a> {
     /// # Errors
     /// When standard output can't be written.
     pub(super) fn print_text(&self) -> anyhow::Result<()> {
-        let mut out = anstream::stdout().lock();
+        stdout::print(|out| self.write(out))
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let shards = match self.role {
-            "gateway" => format!(", {} shards on {}", self.shards, self.driver),
+            "gateway" => format!(", {} on {}", counted(self.shards, "shard"), self.driver),
             _ => String::new(),
         };
         let whose = self.pid.map_or(String::new(), |pid| format!(", process {pid}"));
         writeln!(out, "{} connections, {}{shards}{whose}", self.connections, self.role)?;
+        for basis in self.basis {
+            writeln!(out, "  with {basis}")?;
+        }
         for finding in &self.findings {
             let Finding { check, verdict, allows, needs, why, mend } = finding;
             let style = style(*verdict);

@@ -43,10 +43,12 @@ impl Unit {
             Self::Number if number.fract() == 0.0 => format!("{number:.0}"),
             Self::Number => format!("{number:.2}"),
             Self::PerSecond => format!("{number:.0} /s"),
+            // Each unit begins where the one below would be rounded up to a thousand.
             Self::Nanos => match number {
-                ..1e4 => format!("{number:.0} ns"),
-                1e4..1e7 => format!("{:.1} us", number / 1e3),
-                _ => format!("{:.1} ms", number / 1e6),
+                ..999.5 => format!("{number:.0} ns"),
+                999.5..999.95e3 => format!("{:.1} us", number / 1e3),
+                999.95e3..999.95e6 => format!("{:.1} ms", number / 1e6),
+                _ => format!("{:.1} s", number / 1e9),
             },
             Self::Bytes => match number.abs() {
                 ..1e5 => format!("{number:.0} B"),
@@ -136,5 +138,25 @@ impl Direction {
             Self::LowerIsBetter => "lower",
             Self::HigherIsBetter => "higher",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_in_the_unit_of_its_size() {
+        let shown = |nanos| Unit::Nanos.show(nanos);
+        assert_eq!(shown(0.0), "0 ns");
+        assert_eq!(shown(999.0), "999 ns");
+        assert_eq!(shown(999.6), "1.0 us");
+        assert_eq!(shown(2_340.0), "2.3 us");
+        assert_eq!(shown(999_949.0), "999.9 us");
+        assert_eq!(shown(999_960.0), "1.0 ms");
+        assert_eq!(shown(4_139_000.0), "4.1 ms");
+        assert_eq!(shown(999_960_000.0), "1.0 s");
+        assert_eq!(shown(12_340_000_000.0), "12.3 s");
+        assert_eq!(shown(-5.0), "-5 ns");
     }
 }

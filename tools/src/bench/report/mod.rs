@@ -30,14 +30,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 
 use super::args::CommonArgs;
 use super::series::Sample;
+use crate::stdout;
 use document::Document;
 use figure::{Entry, Figure};
 use latency::Distribution;
@@ -137,14 +137,11 @@ impl Report {
         let output = &common.output;
         let document = self.document(&common.asked);
         let json = document.to_json()?;
-        let mut out = std::io::stdout().lock();
-        if output.json {
-            writeln!(out, "{json}")?;
-        } else {
-            table::write(&mut out, &document)?;
-        }
+        stdout::print(|out| {
+            if output.json { writeln!(out, "{json}") } else { table::write(out, &document) }
+        })?;
         for warning in &document.warnings {
-            eprintln!("warning: {warning}");
+            stdout::remark(&format!("warning: {warning}"));
         }
         if let Some(path) = &output.output {
             write_file(path, &json)?;
@@ -160,6 +157,19 @@ impl Report {
         let run = Run::on_this_machine(asked);
         Document { scenario, title, run, figures, series, distributions, warnings }
     }
+}
+
+/// Ends a run that found nothing with an error: no figure of it means anything.
+///
+/// # Errors
+/// Nothing was counted.
+pub(super) fn demand_any(count: u64, what: &str) -> anyhow::Result<()> {
+    ensure!(
+        count > 0,
+        "nothing was measured: no {what} in the measured window; make it longer with --duration, or the load \
+         heavier"
+    );
+    Ok(())
 }
 
 fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -24,6 +24,11 @@ impl Progress {
         Self { bar, moved_at: 0 }
     }
 
+    /// Takes the bar away while something else is said.
+    pub(in crate::bench) fn aside(&self, say: impl FnOnce()) {
+        self.bar.suspend(say);
+    }
+
     /// Moves the bar, now and then.
     #[inline]
     pub(in crate::bench) fn set(&mut self, position: u64, now: Nanos) {

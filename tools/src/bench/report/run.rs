@@ -121,6 +121,10 @@ fn long_name(bench: &Command, id: &str) -> String {
 }
 
 fn value(matches: &ArgMatches, id: &str) -> Option<String> {
+    // 100k is no other number than 100000, whichever was typed.
+    if let Ok(Some(number)) = matches.try_get_one::<u32>(id) {
+        return Some(number.to_string());
+    }
     let values: Vec<_> =
         matches.get_raw(id)?.map(std::ffi::OsStr::to_string_lossy).map(String::from).collect();
     match values.join(", ").as_str() {

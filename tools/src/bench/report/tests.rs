@@ -29,6 +29,17 @@ pub(super) fn asked(line: &[&str]) -> CommonArgs {
     }
 }
 
+#[test]
+fn counts_of_connections_are_kept_in_one_way() {
+    let of = |count: &str| {
+        let common = asked(&["request", "--connect", "127.0.0.1:1", "--connections", count]);
+        let document = report("", 1.0, Vec::new()).document(&common.asked);
+        document.run.option("connections").map(str::to_owned)
+    };
+    assert_eq!(of("100k"), Some("100000".into()));
+    assert_eq!(of("100k"), of("100000"));
+}
+
 /// Thirty seconds of a run that comes up for ten; every latency is `slower` times as long.
 pub(super) fn samples(slower: f64) -> Vec<Sample> {
     let sample = |second: u32| {

@@ -3,14 +3,14 @@
 use super::super::args::{DriverChoice, Role};
 use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::io_uring_access::{Access, Refusal, access};
-use super::super::machine::{Machine, Reading};
+use super::super::machine::{Machine, Reading, Setting};
 use super::super::plan::{
-    Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT,
-    SPARE_FILES_PER_TABLE,
+    Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
+use super::super::settled::counted;
 use super::{Check, Stakes, unless};
 
-pub(super) const CHECKS: [Check; 5] = [
+pub(super) const CHECKS: [Check; 6] = [
     Check {
         name: "open-files",
         stakes: Stakes::Holding,
@@ -18,6 +18,14 @@ pub(super) const CHECKS: [Check; 5] = [
               rings help and cost CPU time, a thread's under epoll; the gateway raises the soft limit \
               to the hard one by itself.",
         judge: open_files,
+    },
+    Check {
+        name: "connections-max",
+        stakes: Stakes::Holding,
+        why: "The gateway stops accepting at limits.connections_max. At its default, 0, a gateway on epoll \
+              holds what one table of descriptors allows; only a larger number has each shard take a table \
+              of its own.",
+        judge: connections_max,
     },
     Check {
         name: "nr-open",
@@ -54,6 +62,12 @@ const SPARE_MAPPINGS: u64 = 2_000;
 /// Files of the machine that others may open meanwhile.
 const SPARE_FILES_MACHINE: u64 = 1_000;
 
+/// Memory that the gateway reckons with for each connection where it is told no number, in bytes.
+const PLACE_BYTES: u64 = 6 * 1_024;
+
+/// Connections that the gateway has numbers for.
+const PLACES_MAX: u64 = 1 << 26;
+
 /// Suggested limits are multiples of this.
 const ROUND: u64 = 1_024;
 
@@ -63,15 +77,13 @@ fn limit(machine: &Machine) -> Reading<Option<u64>> {
 }
 
 /// The limit at which there is nothing to say.
-const fn comfortable(plan: &Plan) -> u64 {
+fn comfortable(plan: &Plan) -> u64 {
     let needed = match (plan.question.role, plan.driver) {
-        (Role::Client, _) => plan.connections + SPARE_FILES_CLIENT,
-        (Role::Gateway, Driver::Epoll) => plan.connections_per_shard() + SPARE_FILES_PER_TABLE,
+        (Role::Client, _) => plan.connections.div_ceil(WORKERS_MAX) + SPARE_FILES_CLIENT,
+        (Role::Gateway, Driver::Epoll) => plan.connections_per_shard() + plan.plain_files(0),
         (Role::Gateway, Driver::Uring) => {
             let table = (plan.connections_per_shard() * 100).div_ceil(RING_FILL_PERCENT);
-            let table = if table < RING_FILES_MAX { table } else { RING_FILES_MAX };
-            let plain = plan.plain_files(plan.shards);
-            if table > plain { table } else { plain }
+            table.min(RING_FILES_MAX).max(plan.plain_files(plan.shards))
         }
     };
     needed.next_multiple_of(ROUND)
@@ -79,45 +91,57 @@ const fn comfortable(plan: &Plan) -> u64 {
 
 /// Whether the connections fit under a limit, and what that takes, in words.
 fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
+    let wanted = comfortable(plan);
     match (plan.question.role, plan.driver) {
-        (Role::Client, _) => {
-            let each = limit.saturating_sub(SPARE_FILES_CLIENT).max(1);
-            let text = match plan.connections.div_ceil(each) {
-                1 => "one `tide bench` holds them".to_owned(),
-                count => format!("or {count} of `tide bench`, each with a --first-user of its own"),
-            };
-            (unless(plan.connections <= each, Verdict::TooSmall), text)
-        }
+        (Role::Client, _) => fits_bench(plan, limit),
         (Role::Gateway, Driver::Epoll) => {
-            let each = limit.saturating_sub(SPARE_FILES_PER_TABLE);
-            let shards = plan.connections.div_ceil(each.max(1));
-            let enough = shards <= plan.shards && each > 0;
-            let text = format!(
-                "each of {} epoll shards has a table of its own{}",
-                plan.shards,
-                if enough { String::new() } else { format!("; or {shards} shards") }
-            );
+            let enough = Plan::table_room(limit, plan.shards) * plan.shards >= plan.connections;
+            let other = plan.fewest_shards(limit).filter(|_| !enough);
+            let other = other.map_or_else(String::new, |shards| format!("; or {shards} shards"));
+            let shards = counted(plan.shards, "epoll shard");
+            let text = format!("{wanted} in each table, as {shards} can have one each{other}");
             (unless(enough, Verdict::TooSmall), text)
         }
         (Role::Gateway, Driver::Uring) => {
-            let rings = plan.rings(Some(limit));
-            let text = format!("{rings} rings for {} io_uring shards", plan.shards);
-            if plan.plain_files(rings) > limit {
+            let (rings, shards) = (plan.rings(Some(limit)), counted(plan.shards, "shard"));
+            let (has, plain) = (counted(rings, "ring"), plan.plain_files(rings));
+            let one_each = format!("{wanted} for one ring in each of {shards}");
+            if plain > limit {
                 let text = format!(
-                    "{text}, but the rings themselves need {} plain descriptors",
-                    plan.plain_files(rings)
+                    "{one_each}; with {limit} there would be {has}, which need {plain} plain descriptors \
+                     themselves"
                 );
                 (Verdict::TooSmall, text)
             } else if rings > plan.shards && limit < RING_FILES_MAX {
                 let text = format!(
-                    "{text}: ten rings a thread cost about 15 % more CPU time than one, fifty 20 %"
+                    "{one_each}; with {limit} it is {has}: ten in a thread cost about 15 % more CPU time \
+                     than one, fifty 20 %"
                 );
                 (Verdict::Note, text)
             } else {
-                (Verdict::Ok, text)
+                (Verdict::Ok, format!("{has} for {shards}, and {plain} plain descriptors"))
             }
         }
     }
+}
+
+/// The same for `tide bench`, whose workers have a table each.
+fn fits_bench(plan: &Plan, limit: u64) -> (Verdict, String) {
+    let workers = plan.workers(Some(limit));
+    if limit > SPARE_FILES_CLIENT && workers <= WORKERS_MAX {
+        let text = format!(
+            "{} of one `tide bench`, each with a table of its own",
+            counted(workers, "worker")
+        );
+        return (Verdict::Ok, text);
+    }
+    let text = format!(
+        "{} in each table of its {WORKERS_MAX} workers; or {} of `tide bench`, each with a --first-user of \
+         its own",
+        comfortable(plan),
+        workers.div_ceil(WORKERS_MAX)
+    );
+    (Verdict::TooSmall, text)
 }
 
 fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -128,18 +152,67 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let (verdict, text) = fits(plan, limit);
     let soft = soft.map_or_else(|| "unlimited".to_owned(), |soft| soft.to_string());
-    let allows = Amount::told(limit, format!("{limit} a table (soft {soft})"));
+    let allows = Amount::told(limit, format!("{limit} in each table (soft limit {soft})"));
     let wanted = comfortable(plan);
-    let needs = Amount::told(wanted, format!("{wanted} a table; here {text}"));
+    let needs = Amount::told(wanted, text);
     let mut judgement = Judgement::new(verdict, allows, needs)
         .mend(Place::Systemd, format!("LimitNOFILE={wanted}"))
         .mend(Place::Limits, format!("tidegate - nofile {wanted}"))
         .mend(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
-    let shards = plan.connections.div_ceil(limit.saturating_sub(SPARE_FILES_PER_TABLE).max(1));
-    if plan.question.role == Role::Gateway && plan.driver == Driver::Epoll && shards <= 256 {
+    if plan.question.role == Role::Gateway
+        && plan.driver == Driver::Epoll
+        && let Some(shards) = plan.fewest_shards(limit)
+    {
         judgement = judgement.mend(Place::Tidegate, format!("shards = {shards}"));
     }
     Ok(Some(judgement))
+}
+
+/// What the gateway takes for 0, and why, in words.
+fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'static str)> {
+    let (most, why) = match plan.driver {
+        Driver::Epoll => {
+            let limit = limit(machine)?.unwrap_or(u64::MAX);
+            let why = "what one table of descriptors leaves, for all shards together";
+            (Plan::table_room(limit, plan.shards), why)
+        }
+        Driver::Uring => (
+            machine.memory_total_bytes.clone()? / PLACE_BYTES,
+            "6 KiB of the machine's memory each",
+        ),
+    };
+    Ok((most.min(PLACES_MAX), why))
+}
+
+/// Whether the gateway's own bound lets them in. Where it isn't known, its default is taken, and what
+/// that leaves out is only noted: whoever reads it can still set another.
+fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
+    if plan.question.role == Role::Client {
+        return Ok(None);
+    }
+    let number = |text: &str| text.replace('_', "").parse::<u64>().ok();
+    let (set, less, whose) = match &plan.connections_max {
+        Some(Setting::Set(text)) => match number(text) {
+            Some(number) => (number, Verdict::TooSmall, "as it was told".to_owned()),
+            None => (0, Verdict::Note, format!("assumed, as it was told {text}")),
+        },
+        Some(Setting::Default) => (0, Verdict::TooSmall, "its default".to_owned()),
+        Some(Setting::File(file)) => {
+            (0, Verdict::Note, format!("assumed: {file}, which it has read, may set another"))
+        }
+        Some(Setting::Unknown(unread)) => (0, Verdict::Note, format!("assumed: {unread}")),
+        None => (0, Verdict::Note, "its default".to_owned()),
+    };
+    let (most, text) = if set > 0 {
+        (set, format!("{set} ({whose})"))
+    } else {
+        let (most, why) = connections_by_default(machine, plan)?;
+        (most, format!("{most} at 0 ({whose}): {why}"))
+    };
+    let wanted = plan.connections;
+    let needs = Amount::told(wanted, format!("{wanted} or more"));
+    let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
+    Ok(Some(judgement.mend(Place::Tidegate, format!("limits.connections_max = {wanted}"))))
 }
 
 fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -260,8 +333,9 @@ mod tests {
 
     #[test]
     fn epoll_holds_a_table_for_each_shard() {
-        assert_eq!(epoll(1_000_000, 8, "125100").verdict, Verdict::Ok);
-        let small = epoll(1_000_000, 8, "125099");
+        // 64 and 4 for each shard are no connections.
+        assert_eq!(epoll(1_000_000, 8, "125096").verdict, Verdict::Ok);
+        let small = epoll(1_000_000, 8, "125095");
         assert_eq!(small.verdict, Verdict::TooSmall);
         assert!(lines(&small).contains(&"shards = 9"), "{small:?}");
         assert!(lines(&small).contains(&"LimitNOFILE=125952"), "{small:?}");
@@ -272,13 +346,63 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_one_table() {
+    fn a_client_has_a_table_for_each_worker() {
         let ask = |ask: &mut super::super::super::args::Question| ask.role = Role::Client;
-        let few = find("open-files", 1_000, |tree| tree.open_files("256", "1032"), ask).unwrap();
-        assert_eq!(few.verdict, Verdict::Ok);
-        let many = find("open-files", 1_001, |tree| tree.open_files("256", "1032"), ask).unwrap();
+        let client = |count, limit: &'static str| {
+            find("open-files", count, move |tree| tree.open_files("256", limit), ask).unwrap()
+        };
+        // 48 of each table are no connections.
+        let one = client(1_000, "1048");
+        assert_eq!(one.verdict, Verdict::Ok);
+        assert!(one.needs.text.contains("1 worker of one `tide bench`"), "{one:?}");
+        let million = client(1_000_000, "20000");
+        assert_eq!(million.verdict, Verdict::Ok);
+        assert!(million.needs.text.contains("51 workers"), "{million:?}");
+        // 512 workers of 1000.
+        assert_eq!(client(512_000, "1048").verdict, Verdict::Ok);
+        let many = client(512_001, "1048");
         assert_eq!(many.verdict, Verdict::TooSmall);
         assert!(many.needs.text.contains("2 of `tide bench`"), "{many:?}");
+        assert!(lines(&many).contains(&"LimitNOFILE=2048"), "{many:?}");
+        assert_eq!(client(1, "48").verdict, Verdict::TooSmall);
+    }
+
+    #[test]
+    fn by_default_a_gateway_on_epoll_holds_one_table() {
+        let found = |count, driver| {
+            let small =
+                |tree: &mut super::super::super::fixture::Tree| tree.open_files("64", "1000");
+            find("connections-max", count, small, |ask| {
+                (ask.driver, ask.shards) = (driver, Some(9));
+            })
+            .unwrap()
+        };
+        // 64 and 4 for each of 9 shards are no connections.
+        assert_eq!(found(900, DriverChoice::Epoll).verdict, Verdict::Ok);
+        let more = found(901, DriverChoice::Epoll);
+        assert_eq!((more.verdict, more.allows.value), (Verdict::Note, Some(900)));
+        assert_eq!(lines(&more), ["limits.connections_max = 901"]);
+        // Connections of io_uring are no descriptors: 64 GiB, 6 KiB each.
+        let uring = found(1_000_000, DriverChoice::Uring);
+        assert_eq!((uring.verdict, uring.allows.value), (Verdict::Ok, Some(11_184_810)));
+    }
+
+    #[test]
+    fn what_a_running_gateway_was_told_bounds_it() {
+        let found = |setting| {
+            let machine = super::super::super::fixture::Tree::good().machine();
+            let mut plan = Plan::new(5_000, super::super::super::fixture::question(), &machine);
+            (plan.driver, plan.connections_max) = (Driver::Epoll, Some(setting));
+            let judged = connections_max(&machine, &plan).unwrap().unwrap();
+            (judged.verdict, judged.allows.value)
+        };
+        let set = |text: &str| Setting::Set(text.to_owned());
+        assert_eq!(found(set("5_000")), (Verdict::Ok, Some(5_000)));
+        assert_eq!(found(set("4999")), (Verdict::TooSmall, Some(4_999)));
+        // 2^20 less 64 and 4 for each of 8 shards.
+        assert_eq!(found(set("0")), (Verdict::Ok, Some(1_048_480)));
+        assert_eq!(found(Setting::Default), (Verdict::Ok, Some(1_048_480)));
+        assert_eq!(found(Setting::File("t.toml".into())), (Verdict::Ok, Some(1_048_480)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::machine::{Machine, Reading};
-use super::super::plan::Plan;
+use super::super::plan::{Plan, WORKERS_MAX};
 use super::{Check, Stakes, unless};
 
 pub(super) const CHECKS: [Check; 5] = [
@@ -24,7 +24,7 @@ pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "threads",
         stakes: Stakes::Holding,
-        why: "Shards and workers are threads, which RLIMIT_NPROC, the control group's pids.max, \
+        why: "Shards and workers, those of tide bench too, are threads, which RLIMIT_NPROC, the control group's pids.max, \
               kernel.threads-max and kernel.pid_max each bound.",
         judge: threads,
     },
@@ -89,8 +89,12 @@ fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 }
 
 fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    // By default there is a worker for each CPU.
-    let wanted = plan.shards + whole(machine.cpus()?).max(1) + SPARE_THREADS;
+    let limit = machine.process.files.clone().map_or(None, |limit| limit.hard);
+    let wanted = match plan.question.role {
+        // By default there is a worker for each CPU.
+        Role::Gateway => plan.shards + whole(machine.cpus()?).max(1) + SPARE_THREADS,
+        Role::Client => plan.workers(limit).min(WORKERS_MAX) + SPARE_THREADS,
+    };
     let is_root = machine.process.status.clone()?.uid == 0;
     let processes = machine.process.processes.clone()?.soft;
     let bounds = [

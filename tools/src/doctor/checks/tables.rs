@@ -72,7 +72,7 @@ fn conntrack(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let most_text = if most == 0 { "no limit".to_owned() } else { most.to_string() };
     let allows = Amount::told(most, format!("{most_text}, {active} ({count} entries)"));
     let needs = Amount::told(wanted, format!("{wanted} if the connections are tracked"));
-    let port = plan.question.port;
+    let port = plan.port;
     let judgement = Judgement::new(unless(enough, less), allows, needs)
         .mend(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))
         .mend(

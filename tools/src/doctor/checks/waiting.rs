@@ -5,6 +5,7 @@ use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
+use crate::bench;
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
@@ -50,7 +51,7 @@ const BACKLOG: u64 = 4_096;
 
 /// Connections from one address to one address and port beyond which connecting gets slow: 25,000 of
 /// 28,232 ports came to 2,000 connects a second, 2,500 to more than 50,000. Measured.
-const FAST_PER_PAIR: u64 = 2_500;
+const FAST_PER_PAIR: u64 = bench::PER_SOURCE as u64;
 
 fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
@@ -96,7 +97,17 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let [first, last] = machine.network.ports.clone()?;
     let ports = free_ports(first, last, &machine.network.reserved_ports.clone()?);
-    let pairs = plan.question.address_pairs;
+    let fast_pairs = plan.connections.div_ceil(FAST_PER_PAIR);
+    // On loopback the first come from where the kernel sees fit, the others from sources of their own.
+    let by_itself = fast_pairs.min(1 + bench::LOOPBACK_SOURCES as u64);
+    let pairs = plan.question.address_pairs.unwrap_or(by_itself);
+    let whose = match plan.question.address_pairs {
+        Some(_) => "",
+        None => {
+            ", which `tide bench` takes by itself to a gateway on 127.0.0.1 (assumed; for one elsewhere it \
+             is --source and here --address-pairs)"
+        }
+    };
     let most = ports.saturating_mul(pairs);
     let wanted_pairs = plan.connections.div_ceil(ports.max(1));
     let verdict = if most < plan.connections {
@@ -108,9 +119,10 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let allows = Amount::told(
         most,
-        format!("{most}: ports {first} to {last}, {ports} free, times {pairs} pairs of addresses"),
+        format!(
+            "{most}: ports {first} to {last}, {ports} free, times {pairs} pairs of addresses{whose}"
+        ),
     );
-    let fast_pairs = plan.connections.div_ceil(FAST_PER_PAIR);
     let needs = Amount::told(
         plan.connections,
         format!(
@@ -125,7 +137,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let more = if verdict == Verdict::TooSmall { wanted_pairs } else { fast_pairs };
     let shell = format!(
-        "tide doctor --role client --connections {} --address-pairs {more}  # and spread the load over as many",
+        "tide doctor --role client --connections {} --address-pairs {more}  # with as many for tide bench --source",
         plan.connections
     );
     Ok(Some(judgement.mend(Place::Shell, shell)))
@@ -137,7 +149,7 @@ fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     }
     let [first, last] = machine.network.ports.clone()?;
     let reserved = machine.network.reserved_ports.clone()?;
-    let port = u64::from(plan.question.port);
+    let port = u64::from(plan.port);
     let within = |&[from, to]: &[u64; 2]| (from..=to).contains(&port);
     let safe = !(first..=last).contains(&port) || reserved.iter().any(within);
     let allows = Amount::text(format!("outgoing connections draw from {first} to {last}"));
@@ -170,7 +182,7 @@ mod tests {
     use super::*;
 
     fn client(count: u64, pairs: u64, change: impl FnOnce(&mut Tree)) -> Finding {
-        let ask = |ask: &mut Question| (ask.role, ask.address_pairs) = (Role::Client, pairs);
+        let ask = |ask: &mut Question| (ask.role, ask.address_pairs) = (Role::Client, Some(pairs));
         find("source-ports", count, change, ask).unwrap()
     }
 
@@ -206,6 +218,20 @@ mod tests {
         };
         assert_eq!(client(1, 1, reserved).allows.value, Some(28_232 - 234));
         assert!(find("source-ports", 1, |_| {}, |_| {}).is_none());
+    }
+
+    #[test]
+    fn tide_bench_takes_the_addresses_that_it_needs_by_itself_on_loopback() {
+        let ask = |ask: &mut Question| ask.role = Role::Client;
+        let million = find("source-ports", 1_000_000, |_| {}, ask).unwrap();
+        assert_eq!(million.verdict, Verdict::Ok);
+        assert!(
+            million.allows.text.contains("400 pairs of addresses, which `tide bench`"),
+            "{million:?}"
+        );
+        // 40,001 sources, 2,500 each.
+        let many = find("source-ports", 100_002_501, |_| {}, ask).unwrap();
+        assert_eq!(many.verdict, Verdict::Note);
     }
 
     #[test]

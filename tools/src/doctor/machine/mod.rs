@@ -7,6 +7,7 @@ mod files;
 mod network;
 mod process;
 mod ring;
+mod running;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ pub(super) use files::{Files, Reading, Unread};
 pub(super) use network::{Network, Owner};
 pub(super) use process::{Process, Seccomp, Status};
 pub(super) use ring::{Probe, answer_probe, probe};
+pub(super) use running::{Running, Setting};
 
 /// Whom the snapshot is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(super) struct Machine {
     pub(super) files_in_use: Reading<u64>,
     /// Memory that can be had without swapping, in bytes.
     pub(super) memory_bytes: Reading<u64>,
+    /// All memory that there is, in bytes.
+    pub(super) memory_total_bytes: Reading<u64>,
     /// Low, pressure, high: pages that all TCP sockets may hold. The machine's, whatever namespace.
     pub(super) tcp_mem: Reading<[u64; 3]>,
     pub(super) orphans_max: Reading<u64>,
@@ -53,6 +57,8 @@ pub(super) struct Machine {
     pub(super) probe: Probe,
     /// Rings that a running process has.
     pub(super) rings: Reading<usize>,
+    /// What a running gateway was told, and its shards; `None` where no process is asked about.
+    pub(super) running: Option<Running>,
 }
 
 impl Machine {
@@ -71,7 +77,8 @@ impl Machine {
             nr_open: files.number("/proc/sys/fs/nr_open"),
             file_max: files.number("/proc/sys/fs/file-max"),
             files_in_use: in_use.map(|[allocated, unused, _]| allocated.saturating_sub(unused)),
-            memory_bytes: read_memory(&files),
+            memory_bytes: read_memory(&files, "MemAvailable:"),
+            memory_total_bytes: read_memory(&files, "MemTotal:"),
             tcp_mem: files.numbers("/proc/sys/net/ipv4/tcp_mem"),
             orphans_max: files.number("/proc/sys/net/ipv4/tcp_max_orphans"),
             default_qdisc: files.text("/proc/sys/net/core/default_qdisc"),
@@ -82,6 +89,10 @@ impl Machine {
             io_uring_group: files.number("/proc/sys/kernel/io_uring_group"),
             probe,
             rings: count_rings(&files, &process),
+            running: match subject {
+                Subject::Here => None,
+                Subject::Running(_) => Some(Running::read(&files, &process)),
+            },
             process: Process::read(&files, &process),
         }
     }
@@ -95,11 +106,11 @@ impl Machine {
     }
 }
 
-fn read_memory(files: &Files) -> Reading<u64> {
+fn read_memory(files: &Files, name: &str) -> Reading<u64> {
     let path = "/proc/meminfo";
     let text = files.text(path)?;
     let kib = text.lines().find_map(|line| {
-        line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     });
     kib.map(|kib| kib * 1024).ok_or_else(|| Unread::malformed(path))
 }

@@ -23,6 +23,8 @@ pub(super) enum Change {
 pub(super) struct Row {
     pub(super) key: String,
     pub(super) label: String,
+    /// The label where no table shows what it belongs to: with that in front.
+    pub(super) name: String,
     pub(super) unit: Unit,
     pub(super) a: Option<f64>,
     pub(super) b: Option<f64>,
@@ -52,7 +54,7 @@ pub(super) struct Comparison<'a> {
     pub(super) differing: Vec<Differing>,
     /// The factor that was asked for.
     pub(super) fail_above: Option<f64>,
-    /// Names of the figures that got worse by more than that.
+    /// Keys of the figures that got worse by more than that.
     pub(super) failed: Vec<String>,
 }
 
@@ -70,9 +72,11 @@ impl Change {
 }
 
 impl Row {
-    fn of(key: &str, a: Option<&Entry>, b: Option<&Entry>) -> Option<Self> {
+    fn of(key: &str, documents: [&Document; 2]) -> Option<Self> {
+        let [a, b] = documents.map(|document| document.figure(key));
         let entry = a.or(b)?;
         let (label, unit) = (entry.label.clone(), entry.unit);
+        let name = documents.into_iter().find_map(|document| whole_name(document, key))?;
         let (a, b) = (a.and_then(Entry::value), b.and_then(Entry::value));
         let direction = Direction::of(key, unit);
         let ratio = match (a, b) {
@@ -80,8 +84,8 @@ impl Row {
             (Some(a), Some(b)) if a > 0.0 && b >= 0.0 => Some(b / a),
             _ => None,
         };
-        let mut row =
-            Self { key: key.into(), label, unit, a, b, ratio, direction, change: Change::Unknown };
+        let (key, change) = (key.into(), Change::Unknown);
+        let mut row = Self { key, label, name, unit, a, b, ratio, direction, change };
         row.change = match (row.worse_by(), direction) {
             (_, None) if ratio.is_some() => Change::Neutral,
             (Some(factor), _) if factor > 1.0 + SAME_WITHIN => Change::Worse,
@@ -90,6 +94,11 @@ impl Row {
             (None, _) => Change::Unknown,
         };
         Some(row)
+    }
+
+    /// Whether this is its name, for people or in the JSON.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        [&self.key[..], &self.name, self.label.trim()].contains(&name)
     }
 
     /// The factor by which it got worse; below 1 it got better. None where that can't be said.
@@ -114,7 +123,7 @@ impl<'a> Comparison<'a> {
         let [a, b] = documents;
         let only_b = b.figures.iter().filter(|entry| a.figure(&entry.key).is_none());
         let keys = a.figures.iter().chain(only_b).map(|entry| &entry.key[..]);
-        let rows = keys.filter_map(|key| Row::of(key, a.figure(key), b.figure(key))).collect();
+        let rows = keys.filter_map(|key| Row::of(key, documents)).collect();
         let differing = differing(a, b);
         Self { names, documents, rows, differing, fail_above: None, failed: Vec::new() }
     }
@@ -126,6 +135,12 @@ impl<'a> Comparison<'a> {
         self.failed = worse.map(|row| row.key.clone()).collect();
     }
 
+    /// What got worse by more than it may, for people.
+    pub(super) fn failed_names(&self) -> Vec<String> {
+        let failed = self.rows.iter().filter(|row| self.failed.contains(&row.key));
+        failed.map(|row| row.name.clone()).collect()
+    }
+
     /// What a reader of the figures has to know before.
     pub(super) fn notes(&self) -> Vec<String> {
         let differs = |it: &Differing| format!("{} differs: {} in A, {} in B", it.what, it.a, it.b);
@@ -135,16 +150,33 @@ impl<'a> Comparison<'a> {
         }
         if self.fail_above.is_some() {
             let unjudged = |row: &&Row| row.direction.is_some() && row.worse_by().is_none();
-            let keys: Vec<_> = self.rows.iter().filter(unjudged).map(|row| &row.key[..]).collect();
-            if !keys.is_empty() {
+            let names: Vec<_> =
+                self.rows.iter().filter(unjudged).map(|row| &row.name[..]).collect();
+            if !names.is_empty() {
                 notes.push(format!(
                     "not judged, as a run has no such figure or one below 0: {}",
-                    keys.join(", ")
+                    names.join(", ")
                 ));
             }
         }
         notes
     }
+}
+
+/// A figure's label and, in front of one that is indented, the label that it belongs to.
+fn whole_name(document: &Document, key: &str) -> Option<String> {
+    let mut above = "";
+    for entry in &document.figures {
+        let indented = entry.label.starts_with(' ');
+        if entry.key == key {
+            let label = entry.label.trim();
+            return Some(if indented { format!("{above}: {label}") } else { label.to_owned() });
+        }
+        if !indented {
+            above = &entry.label;
+        }
+    }
+    None
 }
 
 fn differing(a: &Document, b: &Document) -> Vec<Differing> {
@@ -154,7 +186,6 @@ fn differing(a: &Document, b: &Document) -> Vec<Differing> {
             differing.push(Differing { what: what.into(), a: a.into(), b: b.into() });
         }
     };
-    look("the scenario", &a.scenario, &b.scenario);
     let (options_a, options_b) = (&a.run.options.0, &b.run.options.0);
     let only_b = options_b.iter().filter(|(name, _)| a.run.option(name).is_none());
     for (name, _) in options_a.iter().chain(only_b) {

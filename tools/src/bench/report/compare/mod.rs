@@ -15,20 +15,22 @@ mod tests;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::{bail, ensure};
 
 use super::document::Document;
 use super::{parse_new_file, write_file};
-use difference::Comparison;
+use crate::stdout;
+use difference::{Comparison, Row};
 
 /// A figure got worse by more than was allowed.
 const WORSE: u8 = 1;
 /// There was nothing to compare: so `diff` has it too, and a wrong command line.
 const TROUBLE: u8 = 2;
 
-/// Puts two reports side by side.
+/// Puts two reports of one scenario side by side.
 ///
-/// Exit codes: 0, compared; 1, a figure got worse by more than --fail-above; 2, they can't be compared.
+/// Exit codes: 0, compared; 1, a figure got worse by more than --fail-above; 2, they can't be compared, as
+/// where one is of another scenario.
 #[derive(Debug, clap::Args)]
 pub(in crate::bench) struct CompareArgs {
     /// The report to start from.
@@ -37,8 +39,8 @@ pub(in crate::bench) struct CompareArgs {
     /// The report that is held against it: ratios are B/A.
     #[arg(value_name = "B.json")]
     b: PathBuf,
-    /// Compares only this figure, by its name in the JSON; may be repeated.
-    #[arg(long, value_name = "KEY")]
+    /// Compares only this figure, by its name in the table or in the JSON; may be repeated.
+    #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Ends with exit code 1 when a figure got worse by more than this factor, 1.10 being a tenth.
     /// Latency, CPU time and memory are better when lower, rates when higher; counts are neither.
@@ -58,46 +60,62 @@ pub(in crate::bench) fn run(args: &CompareArgs) -> ExitCode {
         Ok(worse) if worse.is_empty() => ExitCode::SUCCESS,
         Ok(worse) => {
             let factor = args.fail_above.unwrap_or_default();
-            anstream::eprintln!("tide: worse by more than {factor}: {}", worse.join(", "));
+            stdout::remark(&format!("tide: worse by more than {factor}: {}", worse.join(", ")));
             ExitCode::from(WORSE)
         }
         Err(error) => {
-            anstream::eprintln!("tide: {error:#}");
+            stdout::remark(&format!("tide: {error:#}"));
             ExitCode::from(TROUBLE)
         }
     }
 }
 
-/// What got worse by more than it may.
+/// What got worse by more than it may, by its names for people.
 fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
     let (a, b) = (Document::read(&args.a)?, Document::read(&args.b)?);
     let names = [&args.a, &args.b].map(|path| path.display().to_string());
+    ensure!(
+        a.scenario == b.scenario,
+        "{} is a report of `tide bench {}` and {} one of `tide bench {}`: no figure of one says anything about \
+         the other; compare two runs of the same scenario",
+        names[0],
+        command(&a.scenario),
+        names[1],
+        command(&b.scenario)
+    );
     let mut comparison = Comparison::of(names, [&a, &b]);
     if !args.only.is_empty() {
-        for key in &args.only {
-            if comparison.rows.iter().all(|row| row.key != *key) {
-                let keys: Vec<_> = comparison.rows.iter().map(|row| &row.key[..]).collect();
+        for name in &args.only {
+            if !comparison.rows.iter().any(|row| row.is_called(name)) {
+                let known = |row: &Row| format!("{} ({})", row.name, row.key);
+                let known: Vec<_> = comparison.rows.iter().map(known).collect();
                 bail!(
-                    "--only {key}: neither report has that figure; there are {}",
-                    keys.join(", ")
+                    "--only {name}: neither report has that figure; there are {}",
+                    known.join(", ")
                 );
             }
         }
-        comparison.rows.retain(|row| args.only.contains(&row.key));
+        comparison.rows.retain(|row| args.only.iter().any(|name| row.is_called(name)));
     }
     if let Some(factor) = args.fail_above {
         comparison.judge(factor);
     }
-    if args.json {
-        println!("{}", output::json(&comparison));
-    } else {
-        let mut out = anstream::stdout().lock();
-        output::table(&mut out, &comparison).context("cannot print the table")?;
-    }
+    stdout::print(|out| {
+        if args.json {
+            writeln!(out, "{}", output::json(&comparison))
+        } else {
+            output::table(out, &comparison)
+        }
+    })?;
     if let Some(path) = &args.html {
         write_file(path, &page::page(&comparison)?)?;
     }
-    Ok(comparison.failed)
+    Ok(comparison.failed_names())
+}
+
+/// What is typed to run a scenario.
+fn command(scenario: &str) -> &str {
+    if scenario == "cycle" { "connect --cycle" } else { scenario }
 }
 
 fn parse_factor(text: &str) -> Result<f64, String> {

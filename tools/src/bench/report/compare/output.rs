@@ -31,7 +31,7 @@ impl Row {
 }
 
 /// Writes what was run, what differs and a line for each figure.
-pub(super) fn table(out: &mut impl Write, comparison: &Comparison<'_>) -> io::Result<()> {
+pub(super) fn table(out: &mut dyn Write, comparison: &Comparison<'_>) -> io::Result<()> {
     let about = comparison.names.iter().zip(comparison.documents);
     for (name, (file, document)) in ["A", "B"].into_iter().zip(about) {
         let (title, date) = (&document.title, &document.run.date_utc);
