@@ -259,10 +259,14 @@ fn idle() -> Row {
 const ECHOES: [&str; 8] =
     ["request", "--connections", "100", "--rate", "5000", "--warmup", "4s", "--first-user=50000"];
 
-/// Echoes beside 10,000 members that are pushed to at a pace.
-fn echoes_beside(pace: &[&str]) -> Side {
-    let members = ["broadcast", "--connections", MEMBERS];
-    let beside = Some(words(&[&members[..], pace].concat()));
+/// 10,000 members that nobody pushes to.
+const IDLE: [&str; 3] = ["connect", "--connections", MEMBERS];
+/// 10,000 members that are pushed to without pause.
+const PUSHED_TO: [&str; 5] = ["broadcast", "--connections", MEMBERS, "--in-flight", "1"];
+
+/// Echoes beside 10,000 members.
+fn echoes_beside(members: &[&str]) -> Side {
+    let beside = Some(words(members));
     Side { beside, ..gateway(Placement::Worker, &ECHOES) }
 }
 
@@ -277,7 +281,7 @@ fn echo_beside_nothing() -> Row {
     Row {
         name: "p99 of an echo at 5,000 a second, 10,000 idle members",
         floor: floor("floor-echo", &[], &[&ECHOES[..], &["--raw"]].concat()),
-        gateway: echoes_beside(&["--rate", "0"]),
+        gateway: echoes_beside(&IDLE),
         figures: p99(),
     }
 }
@@ -285,8 +289,8 @@ fn echo_beside_nothing() -> Row {
 fn echo_beside_pushes() -> Row {
     Row {
         name: "the same while they are pushed to without pause (floor: not pushed to)",
-        floor: echoes_beside(&["--rate", "0"]),
-        gateway: echoes_beside(&["--in-flight", "1"]),
+        floor: echoes_beside(&IDLE),
+        gateway: echoes_beside(&PUSHED_TO),
         figures: p99(),
     }
 }
