@@ -371,11 +371,18 @@ pub(super) fn for_each_answer(
         let answer = match frames.next() {
             Ok(Some(payload)) => Response::decode(payload),
             Ok(None) => return Ok(()),
-            Err(error) => bail!("connection {slot}: {error}"),
+            Err(error) => bail!(misunderstood(slot, &error)),
         };
         match answer {
             Ok(answer) => take(&answer)?,
-            Err(error) => bail!("connection {slot}: {error}"),
+            Err(error) => bail!(misunderstood(slot, &error)),
         }
     }
+}
+
+fn misunderstood(slot: usize, error: &dyn std::fmt::Display) -> String {
+    format!(
+        "connection {slot}: what came can't be understood ({error}); is it a gateway that listens there, and \
+         for clients?"
+    )
 }

@@ -94,6 +94,9 @@ fn connect(address: &str, patience: Duration) -> io::Result<TcpStream> {
 fn unreachable(address: &str, error: io::Error) -> Error {
     let said = match error.kind() {
         ErrorKind::ConnectionRefused => absent::no_gateway(address, ""),
+        ErrorKind::InvalidInput => {
+            format!("--connect {address} is no place: it has to be HOST:PORT")
+        }
         _ => format!("can't reach a gateway at {address}: is one running? --connect names another"),
     };
     Error::new(error).context(said)

@@ -163,7 +163,11 @@ impl Shell {
         while self.session.is_logging_in() {
             self.turn()?;
         }
-        ensure!(self.session.is_in(), "could not log in; if the token was refused: {way_out}");
+        ensure!(
+            self.session.is_in(),
+            "could not log in; if the token was refused: {way_out}; if nobody answered: the gateway may be full, \
+             and then its log says so (limits.connections_max, ulimit -n)"
+        );
         Ok(())
     }
 
@@ -269,7 +273,10 @@ impl Shell {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.show()?;
-                self.closed(&format!("closed, since the gateway can't be understood: {error}"))
+                self.closed(&format!(
+                    "closed, since what came can't be understood ({error}); is it a gateway that listens there, \
+                     and for clients?"
+                ))
             }
         }
     }

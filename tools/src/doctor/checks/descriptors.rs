@@ -201,13 +201,16 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
             (0, Verdict::Note, format!("assumed: {file}, which it has read, may set another"))
         }
         Some(Setting::Unknown(unread)) => (0, Verdict::Note, format!("assumed: {unread}")),
+        // What it will be told is not known here.
         None => (0, Verdict::Note, "its default".to_owned()),
     };
     let (most, text) = if set > 0 {
         (set, format!("{set} ({whose})"))
     } else {
         let (most, why) = connections_by_default(machine, plan)?;
-        (most, format!("{most} at 0 ({whose}): {why}"))
+        let to_be_set = plan.connections_max.is_none() && most < plan.connections;
+        let end = if to_be_set { "; it has to be set" } else { "" };
+        (most, format!("{most} at 0 ({whose}): {why}{end}"))
     };
     let wanted = plan.connections;
     let needs = Amount::told(wanted, format!("{wanted} or more"));
