@@ -83,9 +83,10 @@ fn a_burst_of_long_messages_leaves_no_memory_behind() {
             assert_eq!(phone.outcome(sequence).unwrap(), body[..]);
         }
     }
-    operator.wait_for_metric("tidegate_memory_give_backs_total", "", |n| n == 1.0);
-    let after = resident_bytes(&gateway);
-    assert!(after < before + MIB, "{before} bytes before, {after} after");
+    operator.wait_for_metric("tidegate_memory_give_backs_total", "", |n| n >= 1.0);
+    until("its memory is what it was, and a MiB at most", || {
+        (resident_bytes(&gateway) < before + MIB).then_some(())
+    });
     phones.iter_mut().for_each(Phone::is_served);
 }
 
