@@ -52,13 +52,13 @@ impl Burst {
     }
 }
 
-/// What became of a wish to give memory back.
+/// Whose turn it is to give memory back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GiveBack {
-    /// It was given back.
-    Done,
+pub enum Turn {
+    /// Who asks.
+    Mine,
     /// Another shard has done it since.
-    Needless,
+    Done,
     /// It is too soon.
     Later,
 }
@@ -71,32 +71,32 @@ pub struct Heap {
 }
 
 impl Heap {
-    /// Gives whole free pages back to the kernel, all shards': some milliseconds for megabytes. A burst
-    /// has been over since `over_since_ms`.
-    pub fn give_back(&self, over_since_ms: u64, now_ms: u64) -> GiveBack {
+    /// Asks for a shard whose burst has been over since `over_since_ms`. One whose turn it is
+    /// [gives back](Self::give_back).
+    pub fn turn(&self, over_since_ms: u64, now_ms: u64) -> Turn {
         let last_ms = self.given_back_at_ms.load(Ordering::Relaxed);
         if last_ms > over_since_ms {
-            return GiveBack::Needless;
+            return Turn::Done;
         }
         if last_ms > 0 && now_ms < last_ms + INTERVAL_MS {
-            return GiveBack::Later;
+            return Turn::Later;
         }
         let (at, relaxed) = (&self.given_back_at_ms, Ordering::Relaxed);
-        if at.compare_exchange(last_ms, now_ms, relaxed, relaxed).is_err() {
-            return GiveBack::Needless;
+        match at.compare_exchange(last_ms, now_ms, relaxed, relaxed) {
+            Ok(_) => Turn::Mine,
+            Err(_) => Turn::Done,
         }
-        trim();
-        GiveBack::Done
     }
-}
 
-/// Without glibc there is nothing to ask.
-fn trim() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[expect(unsafe_code, reason = "the C library has no other door, and keeps megabytes for ever")]
-    // SAFETY: malloc_trim(3) takes the allocator's own locks, and touches nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
+    /// Gives whole free pages back to the kernel, all shards': some milliseconds for megabytes. Without
+    /// glibc there is nobody to ask.
+    pub fn give_back(&self) {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        #[expect(unsafe_code, reason = "the C library has no other door, and keeps megabytes")]
+        // SAFETY: malloc_trim(3) takes the allocator's own locks, and touches nothing that is in use.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 }
 
@@ -138,9 +138,9 @@ mod tests {
     #[test]
     fn one_gives_back_for_all_and_not_too_often() {
         let heap = Heap::default();
-        assert_eq!(heap.give_back(1000, 4000), GiveBack::Done);
-        assert_eq!(heap.give_back(1500, 4000), GiveBack::Needless);
-        assert_eq!(heap.give_back(5000, 8000), GiveBack::Later);
-        assert_eq!(heap.give_back(5000, 4000 + INTERVAL_MS), GiveBack::Done);
+        assert_eq!(heap.turn(1000, 4000), Turn::Mine);
+        assert_eq!(heap.turn(1500, 4000), Turn::Done);
+        assert_eq!(heap.turn(5000, 8000), Turn::Later);
+        assert_eq!(heap.turn(5000, 4000 + INTERVAL_MS), Turn::Mine);
     }
 }

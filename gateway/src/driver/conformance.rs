@@ -255,6 +255,21 @@ impl<W: World> Bench<W> {
         bytes
     }
 
+    /// Reads until the peer's connection is at its end, whichever.
+    #[track_caller]
+    fn peer_reads_to_the_end(&mut self, peer: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.until("no end for the peer", |bench| match bench.world.read(peer) {
+            Read::Bytes(more) => {
+                bytes.extend(more);
+                false
+            }
+            Read::Nothing => false,
+            Read::End | Read::Reset => true,
+        });
+        bytes
+    }
+
     #[track_caller]
     fn peer_reads_end(&mut self, peer: usize) -> Read {
         let mut end = Read::Nothing;

@@ -51,7 +51,7 @@ use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
-use crate::allocator::{Burst, GiveBack, Heap};
+use crate::allocator::{Burst, Heap, Turn};
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::connection::outbox::Outboxes;
@@ -399,14 +399,17 @@ impl Shard {
     /// Once a burst is over, leaves nothing of it behind.
     fn give_back_memory(&mut self) {
         let Some(over_since_ms) = self.burst.over_since_ms(self.now_ms) else { return };
-        self.outboxes.give_back();
-        self.arena = BytesMut::new();
-        match self.shared.heap.give_back(over_since_ms, self.now_ms) {
-            GiveBack::Done => self.stats.memory_give_backs += 1,
-            GiveBack::Needless => {}
-            GiveBack::Later => return,
+        let turn = self.shared.heap.turn(over_since_ms, self.now_ms);
+        if turn == Turn::Later {
+            return;
         }
         self.burst.dealt_with();
+        self.outboxes.give_back();
+        self.arena = BytesMut::new();
+        if turn == Turn::Mine {
+            self.shared.heap.give_back();
+            self.stats.memory_give_backs += 1;
+        }
     }
 
     fn export(&mut self) {

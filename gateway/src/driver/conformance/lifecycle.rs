@@ -114,15 +114,7 @@ pub(super) fn close_cuts_a_send<W: World>() {
     bench.driver().close(conn);
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
     assert_eq!(bench.outcomes(conn), [Fact::Closed(conn, CloseCause::Local)], "nothing was sent");
-    let mut got = Vec::new();
-    bench.until("no end", |bench| match bench.world.read(peer) {
-        Read::Bytes(bytes) => {
-            got.extend(bytes);
-            false
-        }
-        Read::Nothing => false,
-        Read::End | Read::Reset => true,
-    });
+    let got = bench.peer_reads_to_the_end(peer);
     assert!(got.len() < LARGE);
     assert!(pattern(LARGE).starts_with(&got));
 }
@@ -146,15 +138,7 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
             counts.extend(sent.saturating_sub(4)..=sent);
         }
         bench.driver().close(conn);
-        let mut got = Vec::new();
-        bench.until("no end", |bench| match bench.world.read(peer) {
-            Read::Bytes(bytes) => {
-                got.extend(bytes);
-                false
-            }
-            Read::Nothing => false,
-            Read::End | Read::Reset => true,
-        });
+        let got = bench.peer_reads_to_the_end(peer);
         assert!(got.len() >= sent * chunk.len(), "{} bytes of {sent} chunks", got.len());
         assert!(chunk.repeat(sent + 1).starts_with(&got), "bytes out of place");
         bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
