@@ -375,6 +375,7 @@ impl Phone {
     fn receive(&mut self) {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => {
                 let events = &mut self.events;

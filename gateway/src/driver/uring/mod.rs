@@ -15,10 +15,12 @@
 //! | `receive`, `send` | bytes in, bytes out |
 //! | `ending` | what is armed to hear of a connection, and how it ends |
 //! | `probe` | whether this kernel lets us |
+//! | `apart` | a thread that makes rings, since the kernel interrupts who made one |
 //!
 //! See io_uring(7), and the comments at each operation for what the manual doesn't say.
 
 mod accept;
+mod apart;
 mod buffers;
 mod ending;
 mod probe;
@@ -41,6 +43,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tidegate_backend::batch::Wake;
 
 use self::accept::Acceptor;
+use self::apart::apart;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
 use self::socket::{Flags, Rare, Socket};
@@ -128,7 +131,7 @@ impl Uring {
     /// uses it.
     ///
     /// # Errors
-    /// When the kernel gives no ring.
+    /// When the kernel gives no ring, or no thread to make it.
     pub fn new(listener: Option<TcpListener>, capacity: Capacity) -> io::Result<Self> {
         let connections = u32::try_from(capacity.connections).unwrap_or(u32::MAX);
         let files_each = connections.min(capacity.files_each).clamp(1, FILES_MAX);
@@ -136,7 +139,7 @@ impl Uring {
         let buffers_each = if many { BUFFERS_OF_MANY } else { BUFFERS };
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
-            rings: vec![Ring::new(files_each, buffers_each)?],
+            rings: vec![apart(|| Ring::new(files_each, buffers_each))??],
             enabled: false,
             files_each,
             buffers_each,

@@ -6,6 +6,7 @@ use std::io;
 use io_uring::register::Probe;
 use io_uring::{IoUring, opcode};
 
+use super::apart::apart;
 use super::ring::Ring;
 
 /// Why io_uring can't be used, for people.
@@ -36,6 +37,10 @@ pub enum Unavailable {
 /// # Errors
 /// [`Unavailable`]: what is missing.
 pub fn probe() -> Result<(), Unavailable> {
+    apart(try_all).map_err(Unavailable::Other)?
+}
+
+fn try_all() -> Result<(), Unavailable> {
     let uring = IoUring::new(2).map_err(refusal)?;
     let mut supported = Probe::new();
     uring.submitter().register_probe(&mut supported).map_err(refusal)?;

@@ -1,8 +1,11 @@
 //! What only this driver can get wrong. What every driver must get right is in `conformance`.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
 
 use super::*;
 use crate::driver::conformance::{Fact, Recorder};
@@ -166,4 +169,30 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
         peer.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"hello");
     }
+}
+
+/// A thread's reads that wait with a time limit, of 100: how many of them the kernel interrupted.
+fn interrupted_reads(mut before_each: impl FnMut()) -> usize {
+    let (mut here, _there) = UnixStream::pair().unwrap();
+    here.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    let mut interrupted = || {
+        before_each();
+        here.read(&mut [0]).unwrap_err().kind() == ErrorKind::Interrupted
+    };
+    (0..100).filter(|_| interrupted()).count()
+}
+
+#[test]
+fn who_asks_for_it_is_not_interrupted() {
+    assert_eq!(interrupted_reads(|| probe().unwrap()), 0);
+}
+
+#[test]
+fn who_makes_a_driver_is_not_interrupted_when_it_ends() {
+    let end_one = || {
+        let (mut driver, _) = listening(1, 1);
+        let user = move || driver.poll(&mut Recorder::default()).unwrap();
+        thread::spawn(user).join().unwrap();
+    };
+    assert_eq!(interrupted_reads(end_one), 0);
 }

@@ -1,0 +1,19 @@
+//! Who makes a ring hears of its end: the kernel interrupts a system call of that thread, even long after
+//! and in another's hands (`io_ring_exit_work` in the kernel's io_uring.c). A read with a time limit then
+//! fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that links the gateway has never
+//! asked for signals. So rings are made on threads that have nothing else to do.
+
+use std::io;
+use std::panic::resume_unwind;
+use std::thread::{Builder, scope};
+
+/// Does something on a thread of its own, and waits for it.
+///
+/// # Errors
+/// When the system gives no thread.
+pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    scope(|scope| {
+        let thread = Builder::new().name("ring-maker".into()).spawn_scoped(scope, work)?;
+        thread.join().or_else(|panic| resume_unwind(panic))
+    })
+}
