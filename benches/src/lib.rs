@@ -4,6 +4,7 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::Context as _;
@@ -67,15 +68,34 @@ impl Floor {
     /// # Errors
     /// The system has no socket to give.
     pub fn beside(port: u16) -> anyhow::Result<Self> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        sockopt::set_socket_reuseaddr(&listener, true)?;
-        sockopt::set_socket_reuseport(&listener, true)?;
-        bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
-        listen(&listener, BACKLOG)?;
+        let floor = Self::of(listener(port)?)?;
+        floor.attend()?;
+        Ok(floor)
+    }
+
+    /// Has this listening socket, and does not hear of those who come before it [attends](Self::attend).
+    ///
+    /// # Errors
+    /// The system has no epoll to give.
+    pub fn of(listener: OwnedFd) -> anyhow::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        add(&epoll, &listener)?;
         Ok(Self { epoll, listener, events: Vec::with_capacity(EVENTS_MAX) })
+    }
+
+    /// Hears of those who come.
+    ///
+    /// # Errors
+    /// epoll fails.
+    pub fn attend(&self) -> anyhow::Result<()> {
+        Ok(add(&self.epoll, &self.listener)?)
+    }
+
+    /// Hears no more of those who come.
+    ///
+    /// # Errors
+    /// epoll fails.
+    pub fn turn_away(&self) -> anyhow::Result<()> {
+        Ok(epoll::delete(&self.epoll, &self.listener)?)
     }
 
     /// Where it listens.
@@ -132,17 +152,22 @@ impl Floor {
         })
     }
 
-    /// Accepts all that wait, with the options of a good server.
+    /// Accepts those that wait, with the options of a good server, until `accepted` breaks off.
     ///
     /// # Errors
     /// A connection can't be set up; one that is gone already is not an error.
-    pub fn accept(&self, mut accepted: impl FnMut(usize, OwnedFd)) -> anyhow::Result<()> {
+    pub fn accept(
+        &self,
+        mut accepted: impl FnMut(usize, OwnedFd) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
         loop {
             match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     sockopt::set_tcp_nodelay(&socket, true)?;
                     add(&self.epoll, &socket)?;
-                    accepted(index(socket.as_fd()), socket);
+                    if accepted(index(socket.as_fd()), socket).is_break() {
+                        return Ok(());
+                    }
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -152,10 +177,23 @@ impl Floor {
     }
 }
 
-fn add(epoll: &OwnedFd, socket: &OwnedFd) -> anyhow::Result<()> {
+/// A socket that listens on this port of the loopback beside others that do, or on a free one where it is 0.
+///
+/// # Errors
+/// The system has no socket to give.
+pub fn listener(port: u16) -> anyhow::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&listener, true)?;
+    sockopt::set_socket_reuseport(&listener, true)?;
+    bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+fn add(epoll: &OwnedFd, socket: &OwnedFd) -> Result<(), Errno> {
     let data = EventData::new_u64(index(socket.as_fd()) as u64);
-    epoll::add(epoll, socket, data, EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)?;
-    Ok(())
+    epoll::add(epoll, socket, data, EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)
 }
 
 /// A descriptor as an index: it names its connection for as long as that is open.
@@ -179,12 +217,13 @@ impl Connections {
         Ok(Self { epoll: floor.epoll.try_clone()?, slots: Vec::new() })
     }
 
-    /// Takes a connection in.
-    pub fn insert(&mut self, fd: usize, socket: OwnedFd) {
+    /// Takes a connection in, and more after it.
+    pub fn insert(&mut self, fd: usize, socket: OwnedFd) -> ControlFlow<()> {
         if fd >= self.slots.len() {
             self.slots.resize_with(fd + 1, || None);
         }
         self.slots[fd] = Some(Connection { socket, tail: Vec::new() });
+        ControlFlow::Continue(())
     }
 
     /// Does something with a connection. Closes it when that says that it is over; hears when there

@@ -3,11 +3,18 @@
 //! What a socket has no room for is kept and sent when there is, and no round begins before all of
 //! the last one is out: what is counted has been handed to the kernel in full.
 
+use std::mem;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Parser;
+use nix::sched::{CloneFlags, unshare};
 use tidegate_benches::{BUFFER_BYTES, Connections, Floor};
 
 /// Sends a message to each of many connections, again and again.
@@ -22,57 +29,142 @@ struct Args {
     /// Rounds a second; 0: back to back.
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
+    /// Threads, each with an epoll and a table of descriptors of its own: together they hold more connections
+    /// than a process may open files. They take turns: the first lets its share in, then the second; in a round
+    /// the first sends to its share, then the second.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
 }
 
+/// Whose turn it is.
+struct Turns {
+    comes: Receiver<()>,
+    next: Sender<()>,
+}
+
+impl Turns {
+    fn wait(&self) -> anyhow::Result<()> {
+        self.comes.recv().context("a thread has ended")
+    }
+
+    fn pass_on(&self) -> anyhow::Result<()> {
+        self.next.send(()).context("a thread has ended")
+    }
+}
+
+/// What one thread is to do.
+struct Share {
+    connections: usize,
+    message: Arc<[u8]>,
+    /// Of all threads.
+    deliveries: Arc<AtomicU64>,
+}
+
+/// A thread that does it.
 struct Fanout {
+    floor: Floor,
     connections: Connections,
     /// In order of creation.
     order: Vec<usize>,
     /// Connections whose message is not all out.
     unsent: usize,
-    message: Vec<u8>,
-    deliveries: Arc<AtomicU64>,
+    share: Share,
+    buffer: Vec<u8>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let deliveries = Arc::new(AtomicU64::new(0));
-    let said = Arc::clone(&deliveries);
-    let mut floor =
-        Floor::listen_until(move || eprintln!("deliveries {}", said.load(Ordering::Relaxed)))?;
-    let mut fanout = Fanout {
-        connections: Connections::new(&floor)?,
-        order: Vec::with_capacity(args.connections),
-        unsent: 0,
-        message: (0..args.bytes).map(|byte| byte.to_le_bytes()[0]).collect(),
-        deliveries,
+    let interval = match args.rate {
+        0.0 => Duration::ZERO,
+        rate => Duration::try_from_secs_f64(1.0 / rate).context("--rate")?,
     };
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let interval_s = if args.rate > 0.0 { 1.0 / args.rate } else { 0.0 };
-    let (mut rounds, mut started) = (0_u32, None);
-    loop {
-        let wait_ns = if fanout.order.len() < args.connections || fanout.unsent > 0 {
-            None
-        } else {
-            let started: Instant = *started.get_or_insert_with(Instant::now);
-            let due = Duration::try_from_secs_f64(f64::from(rounds) * interval_s)?;
-            Some(u64::try_from(due.saturating_sub(started.elapsed()).as_nanos())?)
-        };
-        if wait_ns == Some(0) {
-            fanout.round();
-            rounds += 1;
+    let deliveries = Arc::new(AtomicU64::new(0));
+    let message: Arc<[u8]> = (0..args.bytes).map(|byte| byte.to_le_bytes()[0]).collect();
+    let listener = tidegate_benches::listener(0)?;
+    let threads = usize::from(args.threads);
+    let fanout = |thread| {
+        let share = args.connections / threads + usize::from(thread < args.connections % threads);
+        Share {
+            connections: share,
+            message: Arc::clone(&message),
+            deliveries: Arc::clone(&deliveries),
         }
-        floor.wait(if fanout.unsent > 0 { None } else { wait_ns })?;
-        fanout.turn(&floor, &mut buffer)?;
+    };
+    let (to_first, comes) = channel();
+    let mut next = to_first.clone();
+    for thread in 1..threads {
+        // From the last to the second, each before the one that was started last.
+        let (to_it, comes) = channel();
+        let turns = Turns { comes, next: mem::replace(&mut next, to_it) };
+        beside(listener.try_clone()?, fanout(threads - thread), turns)?;
     }
+    let first = Fanout::new(listener, fanout(0))?;
+    first.floor.announce(move || eprintln!("deliveries {}", deliveries.load(Ordering::Relaxed)))?;
+    to_first.send(())?;
+    first.run(&Turns { comes, next }, interval)
+}
+
+/// Starts a thread that has a table of descriptors of its own.
+fn beside(listener: OwnedFd, share: Share, turns: Turns) -> anyhow::Result<()> {
+    let (report, reports) = channel();
+    thread::Builder::new().spawn(move || {
+        let run = || {
+            unshare(CloneFlags::CLONE_FILES).context("cannot have a table of descriptors")?;
+            let fanout = Fanout::new(listener, share)?;
+            report.send(())?;
+            // Only the first waits between rounds.
+            fanout.run(&turns, Duration::ZERO)
+        };
+        if let Err(error) = run() {
+            eprintln!("floor-fanout: {error:#}");
+            std::process::exit(1);
+        }
+    })?;
+    reports.recv().context("a thread has ended")
 }
 
 impl Fanout {
+    fn new(listener: OwnedFd, share: Share) -> anyhow::Result<Self> {
+        let floor = Floor::of(listener)?;
+        let connections = Connections::new(&floor)?;
+        let order = Vec::with_capacity(share.connections);
+        Ok(Self { floor, connections, order, unsent: 0, share, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    fn run(mut self, turns: &Turns, interval: Duration) -> anyhow::Result<()> {
+        turns.wait()?;
+        self.floor.attend()?;
+        while self.order.len() < self.share.connections {
+            self.turn(None)?;
+        }
+        self.floor.turn_away()?;
+        turns.pass_on()?;
+
+        turns.wait()?;
+        let mut due = Instant::now();
+        loop {
+            loop {
+                let left = due.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                self.turn(Some(u64::try_from(left.as_nanos())?))?;
+            }
+            due += interval;
+            self.round();
+            while self.unsent > 0 {
+                self.turn(None)?;
+            }
+            turns.pass_on()?;
+            turns.wait()?;
+        }
+    }
+
     fn round(&mut self) {
         let (mut unsent, mut sent) = (0, 0);
         for &fd in &self.order {
             self.connections.with(fd, |connection| {
-                if connection.send(&self.message)? {
+                if connection.send(&self.share.message)? {
                     sent += 1;
                 } else {
                     unsent += 1;
@@ -81,15 +173,21 @@ impl Fanout {
             });
         }
         self.unsent = unsent;
-        self.deliveries.fetch_add(sent, Ordering::Relaxed);
+        self.share.deliveries.fetch_add(sent, Ordering::Relaxed);
     }
 
-    fn turn(&mut self, floor: &Floor, buffer: &mut [u8]) -> anyhow::Result<()> {
-        for ready in floor.ready() {
+    fn turn(&mut self, timeout_ns: Option<u64>) -> anyhow::Result<()> {
+        self.floor.wait(timeout_ns)?;
+        for ready in self.floor.ready() {
             let Some(ready) = ready else {
-                floor.accept(|fd, socket| {
-                    self.connections.insert(fd, socket);
+                self.floor.accept(|fd, socket| {
                     self.order.push(fd);
+                    let more = self.connections.insert(fd, socket);
+                    if self.order.len() < self.share.connections {
+                        more
+                    } else {
+                        ControlFlow::Break(())
+                    }
                 })?;
                 continue;
             };
@@ -101,10 +199,10 @@ impl Fanout {
                 };
                 if had_tail && (result.is_err() || !connection.has_tail()) {
                     self.unsent -= 1;
-                    self.deliveries.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+                    self.share.deliveries.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
                 }
                 result?;
-                if ready.readable { connection.skip_input(buffer) } else { Ok(()) }
+                if ready.readable { connection.skip_input(&mut self.buffer) } else { Ok(()) }
             });
         }
         Ok(())

@@ -33,7 +33,7 @@ struct Args {
     /// Only rows whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Other rows: echoes at 1,000 to 1,000,000 connections. A million takes 9 GiB and some minutes.
+    /// Other rows: echoes and pushes at 1,000 to 1,000,000 connections. A million takes 9 GiB and some minutes.
     #[arg(long)]
     scale: bool,
     /// How the gateway talks to the kernel.
@@ -125,7 +125,8 @@ fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measure
     for row in rows {
         bar.set_message(row.name);
         let run_counted = |side: &Side| {
-            let report = run(args, bench, side);
+            let seconds = args.seconds.max(row.seconds_min);
+            let report = run(bench, side, Duration::from_secs(seconds.into()));
             bar.inc(1);
             report
         };
@@ -146,19 +147,18 @@ fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measure
 
 /// One side of one round: a fresh server, a fresh client.
 fn run(
-    args: &Args,
     bench: &Bench,
     side: &Side,
+    duration: Duration,
 ) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
     let server = bench.serve(&side.server)?;
-    let seconds = Duration::from_secs(args.seconds.into());
-    let time_max = OVERHEAD_MAX + seconds;
+    let time_max = OVERHEAD_MAX + duration;
     let beside = match &side.beside {
         // It is ended when the load has: its own end is only for the case that nobody ends it.
         Some(beside) => Some(bench.start_load(&server, &with_duration(beside, time_max))?),
         None => None,
     };
-    let report = bench.load(&server, &with_duration(&side.load, seconds), time_max)?;
+    let report = bench.load(&server, &with_duration(&side.load, duration), time_max)?;
     if let Some(mut beside) = beside
         && beside.has_ended()?
     {

@@ -11,6 +11,8 @@ const MEMBERS: &str = "10000";
 const PUSH_KIND: i32 = 2;
 /// Connections of one thread of a floor that has many, so that a table of 20,000 descriptors holds them.
 const SCALE_THREAD_CONNECTIONS: u32 = 16_000;
+/// Pushes that are delivered a second as connections grow: half of what the client's core can take at a million.
+const SCALE_DELIVERIES_PER_SECOND: u32 = 25_000;
 /// A room's offset as it is for most of a run: two bytes on the wire.
 const TYPICAL_OFFSET: u64 = 1000;
 
@@ -102,6 +104,8 @@ pub(crate) struct Row {
     pub(crate) gateway: Side,
     /// What is taken from both.
     pub(crate) figures: Vec<Figure>,
+    /// Seconds that it takes at least, however few were asked for.
+    pub(crate) seconds_min: u32,
 }
 
 impl Row {
@@ -149,22 +153,35 @@ pub(crate) fn all() -> Vec<Row> {
     ]
 }
 
-/// Echoes as connections grow by a thousand times: as many are under way, and they move over all.
+/// Echoes and pushes as connections grow by a thousand times. As many echoes are under way, and they move over
+/// all; as many pushes are delivered, and each goes to all.
 pub(crate) fn scale() -> Vec<Row> {
-    let rows = [
-        ("1,000 connections, 1,000 under way", 1000),
-        ("10,000 connections, 1,000 under way", 10_000),
-        ("100,000 connections, 1,000 under way", 100_000),
-        ("500,000 connections, 1,000 under way", 500_000),
-        ("1,000,000 connections, 1,000 under way", 1_000_000),
+    let echoes = [
+        ("echo, 1,000 of 1,000 connections under way", 1000),
+        ("echo, 1,000 of 10,000 under way", 10_000),
+        ("echo, 1,000 of 100,000 under way", 100_000),
+        ("echo, 1,000 of 500,000 under way", 500_000),
+        ("echo, 1,000 of 1,000,000 under way", 1_000_000),
     ];
-    rows.map(|(name, connections)| scaled(name, connections)).into()
+    let pushes = [
+        ("push to each of 1,000", 1000),
+        ("push to each of 10,000", 10_000),
+        ("push to each of 100,000", 100_000),
+        ("push to each of 500,000", 500_000),
+        ("push to each of 1,000,000", 1_000_000),
+    ];
+    let echoes = echoes.map(|(name, connections)| scaled_echo(name, connections));
+    let pushes = pushes.map(|(name, connections)| scaled_push(name, connections));
+    echoes.into_iter().chain(pushes).collect()
 }
 
-fn scaled(name: &'static str, connections: u32) -> Row {
-    // The kernel spreads connections over the threads by chance: each has a quarter to spare.
-    let threads = connections.div_ceil(SCALE_THREAD_CONNECTIONS).to_string();
-    let connections = connections.to_string();
+/// The kernel spreads a floor's connections over the threads by chance: each has a quarter to spare.
+fn scale_threads(connections: u32) -> String {
+    connections.div_ceil(SCALE_THREAD_CONNECTIONS).to_string()
+}
+
+fn scaled_echo(name: &'static str, connections: u32) -> Row {
+    let (threads, connections) = (scale_threads(connections), connections.to_string());
     // Many workers take turns on one core: none can spin.
     let load = ["request", "--connections", &connections, "--under-way", "1000"];
     Row {
@@ -172,6 +189,33 @@ fn scaled(name: &'static str, connections: u32) -> Row {
         floor: floor("floor-echo", &["--threads", &threads], &[&load[..], &["--raw"]].concat()),
         gateway: gateway(Placement::Shard, &load),
         figures: cpu(1.25),
+        seconds_min: 0,
+    }
+}
+
+fn scaled_push(name: &'static str, connections: u32) -> Row {
+    let rate = format!("{:.3}", f64::from(SCALE_DELIVERIES_PER_SECOND) / f64::from(connections));
+    // Two pushes to everybody, at least.
+    let seconds_min = 2 * connections.div_ceil(SCALE_DELIVERIES_PER_SECOND);
+    let (threads, connections) = (scale_threads(connections), connections.to_string());
+    let (floor_bytes, bytes) = (push_frame_bytes().to_string(), PUSH_BYTES.to_string());
+    let load = ["broadcast", "--connections", &connections];
+    let raw = ["--raw", "--bytes", &floor_bytes];
+    let floor_args =
+        ["--connections", &connections, "--threads", &threads, "--bytes", &floor_bytes];
+    Row {
+        name,
+        floor: floor(
+            "floor-fanout",
+            &[&floor_args[..], &["--rate", &rate]].concat(),
+            &[&load[..], &raw].concat(),
+        ),
+        gateway: gateway(
+            Placement::Worker,
+            &[&load[..], &["--bytes", &bytes, "--rate", &rate]].concat(),
+        ),
+        figures: cpu(1.15),
+        seconds_min,
     }
 }
 
@@ -206,6 +250,7 @@ fn echo(
         floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
         gateway: gateway(placement, &load),
         figures: cpu(target),
+        seconds_min: 0,
     }
 }
 
@@ -220,6 +265,7 @@ fn broadcast(name: &'static str, floor_rate: &str, pace: &[&str], target: f64) -
         floor: floor("floor-fanout", &floor_args, &raw),
         gateway: gateway(Placement::Worker, &[&load[..], pace].concat()),
         figures: cpu(target),
+        seconds_min: 0,
     }
 }
 
@@ -230,6 +276,7 @@ fn cycle(name: &'static str, how: &[&str], target: f64) -> Row {
         floor: floor("floor-accept", &[], &[&load[..], &["--raw"]].concat()),
         gateway: gateway(Placement::Worker, &load),
         figures: cpu(target),
+        seconds_min: 0,
     }
 }
 
@@ -251,6 +298,7 @@ fn idle() -> Row {
             figure("", "idle_bytes_each", 256.0),
             figure(", after 60 KiB each", "idle_after_large_bytes_each", 282.0),
         ],
+        seconds_min: 0,
     }
 }
 
@@ -283,6 +331,7 @@ fn echo_beside_nothing() -> Row {
         floor: floor("floor-echo", &[], &[&ECHOES[..], &["--raw"]].concat()),
         gateway: echoes_beside(&IDLE),
         figures: p99(),
+        seconds_min: 0,
     }
 }
 
@@ -292,6 +341,7 @@ fn echo_beside_pushes() -> Row {
         floor: echoes_beside(&IDLE),
         gateway: echoes_beside(&PUSHED_TO),
         figures: p99(),
+        seconds_min: 0,
     }
 }
 
