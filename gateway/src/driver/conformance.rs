@@ -63,6 +63,8 @@ pub(super) enum Fact {
 pub(super) struct Recorder {
     pub(super) facts: Vec<Fact>,
     pub(super) idle_for: Option<Duration>,
+    /// What the connections that are closed have left.
+    pub(super) unsent_bytes: usize,
     /// Connections that are open, and whether they have ended.
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
@@ -80,6 +82,7 @@ impl Default for Recorder {
         Self {
             facts: Vec::new(),
             idle_for,
+            unsent_bytes: 0,
             open: Vec::new(),
             now: None,
             replies: Vec::new(),
@@ -119,7 +122,8 @@ impl Sink for Recorder {
                 self.open(conn);
                 Fact::Sent(conn, bytes)
             }
-            Event::Closed { conn, cause } => {
+            Event::Closed { conn, cause, unsent_bytes } => {
+                self.unsent_bytes += unsent_bytes;
                 self.open(conn);
                 self.open.retain(|(open, _)| *open != conn);
                 Fact::Closed(conn, cause)

@@ -67,7 +67,7 @@ impl Wake for Wakeup {
 #[derive(Debug)]
 struct Socket {
     stream: TcpStream,
-    /// What is left of the send under way.
+    /// What is left of the send under way, or of one that never will be.
     sending: Option<Box<Sending>>,
     flags: Flags,
 }
@@ -154,8 +154,9 @@ impl Epoll {
             match outcome {
                 Outcome::Sent(conn, bytes) => sink.event(Event::Sent { conn, bytes }),
                 Outcome::Closed(conn, cause) => {
-                    self.sockets.remove(conn);
-                    sink.event(Event::Closed { conn, cause });
+                    let sending = self.sockets.remove(conn).and_then(|socket| socket.sending);
+                    let unsent_bytes = sending.map_or(0, |sending| sending.rest.len());
+                    sink.event(Event::Closed { conn, cause, unsent_bytes });
                     // A descriptor is free again.
                     self.acceptor.ready |= self.acceptor.retry_at.take().is_some();
                 }
@@ -397,11 +398,12 @@ impl Driver for Epoll {
     #[inline]
     fn send(&mut self, conn: ConnId, mut bytes: Bytes) -> SendState {
         let Some(socket) = self.sockets.get_mut(conn) else { return SendState::UnderWay };
-        if socket.flags.closed {
-            return SendState::UnderWay;
-        }
         debug_assert!(socket.sending.is_none(), "one send at a time");
         let total = bytes.len();
+        if socket.flags.closed {
+            socket.sending = Some(Box::new(Sending { rest: bytes, total }));
+            return SendState::UnderWay;
+        }
         match send(&socket.stream, &bytes, SendFlags::NOSIGNAL) {
             Ok(written) if written == total => return SendState::Done,
             Ok(written) => {
@@ -409,7 +411,10 @@ impl Driver for Epoll {
                 self.keep_sending(conn, bytes, total);
             }
             Err(Errno::AGAIN | Errno::INTR) => self.keep_sending(conn, bytes, total),
-            Err(error) => self.fail(conn, &error.into()),
+            Err(error) => {
+                socket.sending = Some(Box::new(Sending { rest: bytes, total }));
+                self.fail(conn, &error.into());
+            }
         }
         SendState::UnderWay
     }

@@ -91,6 +91,9 @@ pub enum Event<'a> {
         conn: ConnId,
         /// Why.
         cause: CloseCause,
+        /// Bytes of its sends that the kernel never took, those of a send that was [`SendState::Done`]
+        /// included. What the kernel took and the peer did not is unknown.
+        unsent_bytes: usize,
     },
     /// No connection can be accepted now; the driver tries again by itself.
     AcceptPaused {
@@ -195,7 +198,7 @@ pub trait Driver {
     fn shutdown(&mut self, conn: ConnId);
 
     /// Closes at once: a send under way is cut, bytes that were not received are lost. What was
-    /// [`SendState::Done`] still goes out to a peer that reads.
+    /// [`SendState::Done`] still goes out to a peer that reads. [`Event::Closed`] says how much did not.
     fn close(&mut self, conn: ConnId);
 
     /// Stops accepting, or starts again. The listening socket stays open.

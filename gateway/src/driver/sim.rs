@@ -178,8 +178,9 @@ impl Sim {
             match outcome {
                 Outcome::Sent(conn, bytes) => sink.event(Event::Sent { conn, bytes }),
                 Outcome::Closed(conn, cause) => {
-                    self.sockets.remove(conn);
-                    sink.event(Event::Closed { conn, cause });
+                    let sending = self.sockets.remove(conn).and_then(|socket| socket.sending);
+                    let unsent_bytes = sending.map_or(0, |sending| sending.rest.len());
+                    sink.event(Event::Closed { conn, cause, unsent_bytes });
                     if self.acceptor.retry_at.take().is_some() {
                         sink.event(Event::AcceptResumed);
                     }
@@ -313,7 +314,6 @@ impl Sim {
     fn end(&mut self, conn: ConnId, cause: CloseCause) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !std::mem::replace(&mut socket.closed, true) {
-            socket.sending = None;
             self.network.close(socket.peer, cause);
             self.outcomes.push(Outcome::Closed(conn, cause));
         }
@@ -387,15 +387,12 @@ impl Driver for Sim {
     fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState {
         let late = self.roll(self.faults.late_send);
         let Some(socket) = self.sockets.get_mut(conn) else { return SendState::UnderWay };
-        if socket.closed {
-            return SendState::UnderWay;
-        }
         assert!(socket.sending.is_none(), "one send at a time");
         assert!(!socket.shutdown, "nothing is sent after a shutdown");
         assert!(!bytes.is_empty(), "a send has at least one byte");
         let total = bytes.len();
         socket.sending = Some(Sending { rest: bytes, total });
-        if socket.stalled_polls == 0 {
+        if socket.stalled_polls == 0 && !socket.closed {
             self.continue_send(conn);
         }
         if late || self.outcomes.last() != Some(&Outcome::Sent(conn, total)) {

@@ -148,7 +148,8 @@ impl Shard {
         self.spans.remove(&slot);
         let connection = &mut self.connections[slot as usize];
         self.in_flight_bytes -= connection.in_flight_bytes as usize;
-        drop(self.outboxes.drain(&mut connection.outbox));
+        let unsent = self.outboxes.drain(&mut connection.outbox);
+        self.stats.unsent_bytes += unsent.map_or(0, |unsent| unsent.len() as u64);
         let touched = self.at(slot).flags.touched;
         *self.at(slot) = Connection::vacant();
         // It may still stand in the list: whoever gets the slot must not be listed twice.

@@ -515,7 +515,10 @@ impl Sink for Shard {
             Event::Sent { conn, bytes } => self.on_sent(conn, bytes),
             Event::Accepted { conn, peer } => self.on_accepted(conn, peer),
             Event::Ended { conn } => self.on_ended(conn),
-            Event::Closed { conn, cause } => self.on_closed(conn, cause),
+            Event::Closed { conn, cause, unsent_bytes } => {
+                self.stats.unsent_bytes += unsent_bytes as u64;
+                self.on_closed(conn, cause);
+            }
             Event::AcceptPaused { error } => {
                 self.stats.accept_pauses += 1;
                 if self.may_warn_of_pause() {

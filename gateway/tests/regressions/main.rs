@@ -294,6 +294,30 @@ fn frames_that_are_thrown_away_are_counted() {
 }
 
 #[test]
+fn bytes_that_are_never_sent_are_counted() {
+    let mut world = World::new(|_| ());
+    let mut phone = world.log_in(0);
+    // More than it has room for, and more behind that: a send under way, and what waits for its end.
+    let answers = 40;
+    for sequence in 1..=answers {
+        world.ask(&phone, ECHO, sequence, &[1; 10_000]);
+    }
+    assert_eq!(world.shards[0].stats().answers, answers);
+    world.parts.gateway.kick(7).unwrap();
+    world.turns(5);
+    assert_eq!(world.shards[0].stats().unsent_bytes, 0, "it may still read");
+    world.pass(Duration::from_secs(10));
+    phone.read(&mut world);
+    assert!(phone.end.is_some());
+    let got: usize = phone.got.iter().map(|got| got.bytes).sum();
+    let unsent = usize::try_from(world.shards[0].stats().unsent_bytes).unwrap();
+    // The last one is torn, and frames are a little longer than what they bring.
+    let sum = got + phone.reassembler.kept_bytes() + unsent;
+    assert!((400_001..401_000).contains(&sum), "{sum}");
+    assert!(got > 0 && unsent > 0, "{got} and {unsent}");
+}
+
+#[test]
 fn answers_that_let_others_ask_do_not_pile_up_on_the_stack() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;

@@ -41,6 +41,7 @@ pub(super) fn closed_comes_once_and_last<W: World>() {
     bench.driver().close(conn);
     bench.driver().close(conn);
     bench.until("not closed", |bench| !bench.outcomes(conn).is_empty());
+    assert!((1..=LARGE).contains(&bench.recorder.unsent_bytes), "{}", bench.recorder.unsent_bytes);
     bench.polls(50);
     // The recorder refuses what comes after `Closed`.
     assert!(matches!(bench.outcomes(conn)[..], [Fact::Closed(..)]), "{:?}", bench.outcomes(conn));
@@ -117,6 +118,7 @@ pub(super) fn close_cuts_a_send<W: World>() {
     let got = bench.peer_reads_to_the_end(peer);
     assert!(got.len() < LARGE);
     assert!(pattern(LARGE).starts_with(&got));
+    assert_eq!(bench.recorder.unsent_bytes, LARGE - got.len());
 }
 
 /// What a driver says is sent reaches who reads, also when the connection is closed right behind it.
@@ -127,8 +129,12 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
     while let Some(most) = counts.pop() {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
-        let mut sent = 0;
-        while sent < most && bench.driver().send(conn, chunk.clone()) == SendState::Done {
+        let (mut asked, mut sent) = (0, 0);
+        while sent < most {
+            asked += 1;
+            if bench.driver().send(conn, chunk.clone()) == SendState::UnderWay {
+                break;
+            }
             sent += 1;
             if sent < most {
                 bench.polls(2);
@@ -142,6 +148,7 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
         assert!(got.len() >= sent * chunk.len(), "{} bytes of {sent} chunks", got.len());
         assert!(chunk.repeat(sent + 1).starts_with(&got), "bytes out of place");
         bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+        assert_eq!(bench.recorder.unsent_bytes, asked * chunk.len() - got.len());
     }
 }
 

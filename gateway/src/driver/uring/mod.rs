@@ -195,9 +195,10 @@ impl Uring {
             match outcome {
                 Outcome::Sent(conn, bytes) => sink.event(Event::Sent { conn, bytes }),
                 Outcome::Closed(conn) => {
-                    self.rare.remove(&conn.slot);
+                    let rare = self.rare.remove(&conn.slot);
                     if let Some(Socket { cause, .. }) = self.sockets.remove(conn) {
-                        sink.event(Event::Closed { conn, cause });
+                        let unsent_bytes = rare.map_or(0, |rare| rare.unsent_bytes());
+                        sink.event(Event::Closed { conn, cause, unsent_bytes });
                         // A place, or a file of the system's, is free again.
                         self.acceptor.retry();
                     }

@@ -29,6 +29,7 @@ impl Uring {
     pub(super) fn start_sending(&mut self, conn: ConnId, bytes: Bytes) -> SendState {
         let Some(socket) = self.sockets.get_mut(conn) else { return SendState::UnderWay };
         if socket.has(Flags::CLOSED) {
+            self.rare(conn).cut += bytes.len();
             return SendState::UnderWay;
         }
         if socket.has(Flags::SENDING) {
@@ -52,18 +53,19 @@ impl Uring {
     pub(super) fn on_send_failed(&mut self, ring: usize, number: u64, result: i32) {
         let Some((conn, mut rest)) = self.rings[ring].take_failed_send(number) else { return };
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        if !socket.may_send() {
-            return;
+        let goes_on = socket.may_send();
+        rest.advance(taken(result));
+        if !goes_on {
+            self.rare(conn).cut += rest.len();
+        } else if result < 0 && !may_try_again(result) {
+            self.fail_to_send(conn, rest.len(), -result);
+        } else {
+            self.send_waiting(conn, rest, None);
         }
-        match result {
-            sent @ 0.. => rest.advance(sent.cast_unsigned() as usize),
-            error if may_try_again(error) => {}
-            error => return self.fail_to_send(conn, -error),
-        }
-        self.send_waiting(conn, rest, None);
     }
 
-    fn fail_to_send(&mut self, conn: ConnId, errno: i32) {
+    fn fail_to_send(&mut self, conn: ConnId, unsent_bytes: usize, errno: i32) {
+        self.rare(conn).cut += unsent_bytes;
         self.finish(conn);
         self.fail(conn, errno);
     }
@@ -84,7 +86,7 @@ impl Uring {
     pub(super) fn finish_later(&mut self, conn: ConnId) -> bool {
         let rare = self.rare(conn);
         // These were not said to be sent, and are cut.
-        rare.next = None;
+        rare.cut += rare.next.take().map_or(0, |next| next.len());
         if rare.sending.as_ref().is_some_and(|sending| sending.report.is_some()) {
             return false;
         }
@@ -135,20 +137,20 @@ impl Uring {
         drop(self.rings[ring].take_send(conn));
         let sending = self.rare(conn).sending.take();
         let goes_on = self.sockets.get_mut(conn).is_some_and(|socket| socket.may_send());
-        if let Some(sending) = sending
-            && goes_on
-        {
-            match result {
-                sent @ 0.. => self.sent(conn, sending, sent.cast_unsigned() as usize),
-                error if may_try_again(error) => self.sent(conn, sending, 0),
-                error => self.fail_to_send(conn, -error),
+        if let Some(mut sending) = sending {
+            sending.rest.advance(taken(result));
+            if !goes_on {
+                self.rare(conn).cut += sending.rest.len();
+            } else if result < 0 && !may_try_again(result) {
+                self.fail_to_send(conn, sending.rest.len(), -result);
+            } else {
+                self.sent(conn, sending);
             }
         }
         self.operation_ended(conn);
     }
 
-    fn sent(&mut self, conn: ConnId, mut sending: Sending, bytes: usize) {
-        sending.rest.advance(bytes);
+    fn sent(&mut self, conn: ConnId, sending: Sending) {
         if !sending.rest.is_empty() {
             self.rare(conn).sending = Some(sending);
             self.operation_began(conn);
@@ -174,11 +176,13 @@ impl Uring {
             return;
         }
         let sending = self.rare(conn).sending.take();
-        if let Some(Sending { rest, report }) = sending
-            && goes_on
-        {
-            // A failure of the watch says less than that of a send would.
-            self.send_waiting(conn, rest, report);
+        if let Some(Sending { rest, report }) = sending {
+            if goes_on {
+                // A failure of the watch says less than that of a send would.
+                self.send_waiting(conn, rest, report);
+            } else {
+                self.rare(conn).cut += rest.len();
+            }
         }
         self.operation_ended(conn);
     }
@@ -208,6 +212,11 @@ impl Uring {
             self.ask(ring, |ring| ring.shutdown(file, conn));
         }
     }
+}
+
+/// The bytes that a send's result says the kernel took.
+const fn taken(result: i32) -> usize {
+    if result < 0 { 0 } else { result.cast_unsigned() as usize }
 }
 
 fn may_try_again(result: i32) -> bool {

@@ -76,6 +76,8 @@ pub(super) struct Rare {
     pub(super) sending: Option<Sending>,
     /// The send after it.
     pub(super) next: Option<Bytes>,
+    /// Bytes of sends that were given up.
+    pub(super) cut: usize,
 }
 
 /// A send that goes out in steps.
@@ -88,7 +90,14 @@ pub(super) struct Sending {
 
 impl Rare {
     pub(super) fn is_needed(&self) -> bool {
-        !self.unread.is_empty() || self.end || self.sending.is_some() || self.next.is_some()
+        let sends = self.sending.is_some() || self.next.is_some() || self.cut > 0;
+        sends || !self.unread.is_empty() || self.end
+    }
+
+    /// Bytes of sends that the kernel has not taken.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let rest = self.sending.as_ref().map_or(0, |sending| sending.rest.len());
+        rest + self.next.as_ref().map_or(0, Bytes::len) + self.cut
     }
 }
 

@@ -171,6 +171,33 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
     }
 }
 
+/// What was said to be sent waits for its peer for a while after a close, and is told when it does not go.
+#[test]
+fn what_a_closed_connection_never_sends_is_told() {
+    let (mut driver, address) = listening(1, 1);
+    let mut recorder = Recorder::default();
+    let mut peer = TcpStream::connect(address).unwrap();
+    until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == 1);
+    let conn = accepted(&recorder)[0];
+    let chunk = Bytes::from(vec![7; 15_000]);
+    let mut said = 0;
+    // The peer reads nothing: the last of these finds no room.
+    while driver.rare.is_empty() {
+        assert_eq!(driver.send(conn, chunk.clone()), SendState::Done);
+        said += chunk.len();
+        (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+    }
+    driver.close(conn);
+    recorder.idle_for = None;
+    until(&mut driver, &mut recorder, |recorder| {
+        recorder.facts.contains(&Fact::Closed(conn, CloseCause::Local))
+    });
+    let mut got = Vec::new();
+    peer.read_to_end(&mut got).unwrap();
+    assert!((1..=chunk.len()).contains(&recorder.unsent_bytes), "{}", recorder.unsent_bytes);
+    assert_eq!(got.len() + recorder.unsent_bytes, said);
+}
+
 /// A thread's reads that wait with a time limit, of 100: how many of them the kernel interrupted.
 fn interrupted_reads(mut before_each: impl FnMut()) -> usize {
     let (mut here, _there) = UnixStream::pair().unwrap();
