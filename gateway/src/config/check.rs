@@ -14,7 +14,7 @@ use super::layers::Origins;
 use super::nearest::nearest;
 use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
-use super::{ConfigError, descriptors};
+use super::{ConfigError, descriptors, memory};
 use crate::driver::uring;
 use crate::session_id::SLOT_BITS;
 
@@ -236,7 +236,7 @@ impl Checker<'_> {
         }
         let (by_default, most) = match places.driver {
             DriverKind::Epoll => (one_table, one_table.saturating_mul(shards).min(ceiling)),
-            DriverKind::Uring => ((memory_bytes() / MEMORY_BYTES_EACH).clamp(1, ceiling), ceiling),
+            DriverKind::Uring => ((memory::limit() / MEMORY_BYTES_EACH).clamp(1, ceiling), ceiling),
         };
         if typed_max > most {
             let reason = format!(
@@ -386,9 +386,4 @@ impl Checker<'_> {
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
-}
-
-fn memory_bytes() -> u64 {
-    let system = rustix::system::sysinfo();
-    system.totalram.saturating_mul(u64::from(system.mem_unit))
 }

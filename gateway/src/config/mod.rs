@@ -15,6 +15,7 @@ pub mod descriptors;
 mod error;
 mod flags;
 mod layers;
+mod memory;
 mod nearest;
 mod rooms;
 mod typed;

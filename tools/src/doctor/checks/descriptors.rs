@@ -176,10 +176,16 @@ fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'sta
             let why = "what one table of descriptors leaves, for all shards together";
             (Plan::table_room(limit, plan.shards), why)
         }
-        Driver::Uring => (
-            machine.memory_total_bytes.clone()? / PLACE_BYTES,
-            "6 KiB of the machine's memory each",
-        ),
+        Driver::Uring => {
+            let machines = machine.memory_total_bytes.clone()?;
+            let (bytes, why) = match machine.control_group.memory_max_bytes.clone()? {
+                Some(groups) if groups < machines => {
+                    (groups, "6 KiB of its control group's memory each")
+                }
+                _ => (machines, "6 KiB of the machine's memory each"),
+            };
+            (bytes / PLACE_BYTES, why)
+        }
     };
     Ok((most.min(PLACES_MAX), why))
 }
@@ -388,6 +394,14 @@ mod tests {
         // Connections of io_uring are no descriptors: 64 GiB, 6 KiB each.
         let uring = found(1_000_000, DriverChoice::Uring);
         assert_eq!((uring.verdict, uring.allows.value), (Verdict::Ok, Some(11_184_810)));
+        let grouped = |tree: &mut super::super::super::fixture::Tree| {
+            tree.set("sys/fs/cgroup/system.slice/memory.max", "6144000");
+        };
+        let uring = find("connections-max", 1_001, grouped, |ask| ask.driver = DriverChoice::Uring);
+        assert_eq!(
+            uring.map(|found| (found.verdict, found.allows.value)),
+            Some((Verdict::Note, Some(1_000)))
+        );
     }
 
     #[test]

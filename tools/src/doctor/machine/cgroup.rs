@@ -11,6 +11,8 @@ use super::files::{Files, Reading, Unread};
 pub(in crate::doctor) struct ControlGroup {
     /// Bytes of memory that can still be had: the limit less what is used, inactive file pages apart.
     pub(in crate::doctor) memory_bytes: Reading<Option<u64>>,
+    /// Bytes of memory, whatever is used of them, in version 2: what the gateway goes by.
+    pub(in crate::doctor) memory_max_bytes: Reading<Option<u64>>,
     /// CPUs' worth of time.
     pub(in crate::doctor) cpus: Reading<Option<f64>>,
     /// Threads, those that run included.
@@ -33,6 +35,9 @@ impl ControlGroup {
         Self {
             memory_bytes: find("memory")
                 .and_then(|groups| each(&groups, |group| memory_left(files, group)))
+                .map(least),
+            memory_max_bytes: find("memory")
+                .and_then(|groups| each(&groups, |group| memory_max(files, group)))
                 .map(least),
             cpus: find("cpu")
                 .and_then(|groups| each(&groups, |group| quota(files, group)))
@@ -135,6 +140,13 @@ fn memory_left(files: &Files, group: &Group) -> Reading<Option<u64>> {
     let inactive: u64 =
         field.and_then(|n| n.trim().parse().ok()).ok_or_else(|| Unread::malformed(&stat))?;
     Ok(Some(limit.saturating_sub(used.saturating_sub(inactive))))
+}
+
+fn memory_max(files: &Files, group: &Group) -> Reading<Option<u64>> {
+    match group {
+        Group::V1(_) => Ok(None),
+        Group::V2(folder) => bound(files, &format!("{folder}/memory.max")),
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a scheduling period are small")]
