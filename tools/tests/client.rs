@@ -1,7 +1,7 @@
 //! `tide client` as a script uses it: commands in, lines and an exit code out.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -119,6 +119,23 @@ fn a_watch_outlives_the_input_and_sends_heartbeats() {
     assert_eq!(stdout(&output), ["ok send 53", "push type 53: late"], "{}", stderr(&output));
     assert!(stderr(&output).contains("the gateway closed the connection"));
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_reader_who_has_had_enough_ends_it() {
+    let gateway = Gateway::start();
+    let mut child = tide(&gateway.address.to_string(), &["--demo-token", "--watch", "forever"]);
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    writeln!(input, "echo hello").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "ok echo: hello");
+    drop(lines);
+    writeln!(input, "echo again").unwrap();
+    // The input stays open: it ends by itself.
+    let output = child.wait_with_output().unwrap();
+    assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
+    assert!(output.status.success());
+    drop(input);
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod rooms;
 mod session;
 mod view;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -152,8 +152,15 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
         wakes,
         wake,
     };
-    shell.log_in(way_out)?;
-    shell.run()
+    match shell.log_in(way_out).and_then(|()| shell.run()) {
+        // Who read what it shows has had enough: `tide client | head`.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 impl Shell {
