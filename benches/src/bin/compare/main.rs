@@ -124,6 +124,7 @@ fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measure
     let mut measured = Measured { results: Vec::new(), failed: 0 };
     for row in rows {
         bar.set_message(row.name);
+        let _awake = if row.keeps_awake { Some(bench.keep_awake()?) } else { None };
         let run_counted = |side: &Side| {
             let seconds = args.seconds.max(row.seconds_min);
             let report = run(bench, side, Duration::from_secs(seconds.into()));

@@ -140,6 +140,13 @@ impl Bench {
         command
     }
 
+    /// Keeps the client's core from halting until what is returned is dropped.
+    pub(crate) fn keep_awake(&self) -> anyhow::Result<Owned> {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", "taskset", "-c", &self.client_core.to_string()]);
+        Owned::start(command.arg(self.binaries.join("keep-awake")))
+    }
+
     /// Starts to load a server. The load ends with what is returned.
     pub(crate) fn start_load(&self, running: &Running, load: &[String]) -> anyhow::Result<Owned> {
         let mut command = self.pinned(self.client_core, "tide");

@@ -106,6 +106,8 @@ pub(crate) struct Row {
     pub(crate) figures: Vec<Figure>,
     /// Seconds that it takes at least, however few were asked for.
     pub(crate) seconds_min: u32,
+    /// The client's core is kept from halting: its workers take turns on it, so none can spin.
+    pub(crate) keeps_awake: bool,
 }
 
 impl Row {
@@ -182,7 +184,6 @@ fn scale_threads(connections: u32) -> String {
 
 fn scaled_echo(name: &'static str, connections: u32) -> Row {
     let (threads, connections) = (scale_threads(connections), connections.to_string());
-    // Many workers take turns on one core: none can spin.
     let load = ["request", "--connections", &connections, "--under-way", "1000"];
     Row {
         name,
@@ -190,6 +191,7 @@ fn scaled_echo(name: &'static str, connections: u32) -> Row {
         gateway: gateway(Placement::Shard, &load),
         figures: cpu(1.25),
         seconds_min: 0,
+        keeps_awake: true,
     }
 }
 
@@ -216,6 +218,7 @@ fn scaled_push(name: &'static str, connections: u32) -> Row {
         ),
         figures: cpu(1.15),
         seconds_min,
+        keeps_awake: true,
     }
 }
 
@@ -251,6 +254,7 @@ fn echo(
         gateway: gateway(placement, &load),
         figures: cpu(target),
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
@@ -266,6 +270,7 @@ fn broadcast(name: &'static str, floor_rate: &str, pace: &[&str], target: f64) -
         gateway: gateway(Placement::Worker, &[&load[..], pace].concat()),
         figures: cpu(target),
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
@@ -277,6 +282,7 @@ fn cycle(name: &'static str, how: &[&str], target: f64) -> Row {
         gateway: gateway(Placement::Worker, &load),
         figures: cpu(target),
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
@@ -299,6 +305,7 @@ fn idle() -> Row {
             figure(", after 60 KiB each", "idle_after_large_bytes_each", 282.0),
         ],
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
@@ -332,6 +339,7 @@ fn echo_beside_nothing() -> Row {
         gateway: echoes_beside(&IDLE),
         figures: p99(),
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
@@ -342,6 +350,7 @@ fn echo_beside_pushes() -> Row {
         gateway: echoes_beside(&PUSHED_TO),
         figures: p99(),
         seconds_min: 0,
+        keeps_awake: false,
     }
 }
 
