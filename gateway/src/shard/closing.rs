@@ -72,8 +72,10 @@ pub(super) struct Draining {
     all_told: bool,
     /// Whether nobody else comes in.
     deaf: bool,
-    /// When those that are left are closed, on the shard's clock.
+    /// When answers are waited for no longer, on the shard's clock.
     until_ms: u64,
+    /// It is past that: who is left is told too.
+    is_overdue: bool,
 }
 
 impl Draining {
@@ -98,7 +100,7 @@ impl Shard {
         self.at(slot).phase = Phase::Closing;
         match &self.draining {
             // Its answers may take as long as draining may.
-            Some(draining) if code == Some(Code::Draining) => {
+            Some(draining) if code == Some(Code::Draining) && !draining.is_overdue => {
                 self.timers.set(slot, draining.until_ms);
             }
             _ => self.set_linger(slot),
@@ -206,7 +208,13 @@ impl Shard {
         if self.draining.is_none() {
             let drain_timeout = self.shared.config.shutdown.drain_timeout;
             let until_ms = self.now_ms + millis(drain_timeout);
-            self.draining = Some(Draining { next: 0, all_told: false, deaf: false, until_ms });
+            self.draining = Some(Draining {
+                next: 0,
+                all_told: false,
+                deaf: false,
+                until_ms,
+                is_overdue: false,
+            });
             self.end_windows(u64::MAX);
         }
     }
@@ -223,19 +231,18 @@ impl Shard {
         if draining.next == 0 && !draining.all_told {
             driver.stop_listening();
         }
-        let overdue = self.now_ms >= draining.until_ms;
-        let first = if overdue { 0 } else { draining.next };
+        if !draining.is_overdue && self.now_ms >= draining.until_ms {
+            draining.is_overdue = true;
+            draining.next = 0;
+        }
+        let is_overdue = draining.is_overdue;
+        let first = draining.next;
         let last = (first + GOODBYES_MAX).min(self.connections.len());
-        let last = if overdue { self.connections.len() } else { last };
         draining.next = last;
         draining.all_told = last == self.connections.len();
-        if overdue {
-            // Once is enough: what is told now lingers for a while and is gone.
-            draining.until_ms = self.now_ms + 2 * LINGER_MS;
-        }
         for slot in first..last {
             let slot = u32::try_from(slot).expect("slots are 32 bits");
-            if overdue || self.at(slot).calls == 0 {
+            if is_overdue || self.at(slot).calls == 0 {
                 self.say_goodbye(slot, Cause::Draining, Some(Code::Draining));
             }
         }

@@ -81,6 +81,10 @@ const MESSAGES_MAX: usize = 4096;
 /// cache, and answers that came together mostly leave together.
 const TOUCHED_MAX: usize = 128;
 
+/// Deadlines of connections, and of calls, that one turn looks at: a crowd that falls silent at once is parted
+/// with by and by.
+const DEADLINES_MAX: usize = 1024;
+
 /// How often figures are exported, idle rooms looked for and memory given back, in milliseconds.
 const HOUSEKEEPING_MS: u64 = 250;
 
@@ -160,6 +164,8 @@ pub struct Shard {
     unsent_less: Vec<u32>,
     /// Slots whose deadline has passed; kept for its memory.
     expired: Vec<u32>,
+    /// More deadlines have passed than one turn looks at.
+    deadlines_left: bool,
     /// Whether the driver should accept.
     accepting: Accepting,
     draining: Option<Draining>,
@@ -230,6 +236,7 @@ impl Shard {
             touched: Vec::new(),
             unsent_less: Vec::new(),
             expired: Vec::new(),
+            deadlines_left: false,
             accepting: Accepting::Yes,
             draining: None,
             finished: false,
@@ -379,14 +386,20 @@ impl Shard {
 
     fn expire(&mut self) {
         let mut expired = mem::take(&mut self.expired);
-        self.timers.expire(self.now_ms, |slot| expired.push(slot));
+        self.deadlines_left =
+            self.timers.expire(self.now_ms, DEADLINES_MAX, |slot| expired.push(slot));
         for slot in expired.drain(..) {
             self.on_deadline(slot);
         }
         self.expired = expired;
-        while let Some(pending) = self.router.pending.take_expired(self.now_ms) {
+        let mut left = DEADLINES_MAX;
+        while left > 0
+            && let Some(pending) = self.router.pending.take_expired(self.now_ms)
+        {
             self.on_timeout(pending);
+            left -= 1;
         }
+        self.deadlines_left |= left == 0;
         self.end_windows(self.now_ms);
         if self.now_ms >= self.housekeeping_at_ms {
             self.housekeeping_at_ms = self.now_ms + HOUSEKEEPING_MS;
@@ -554,6 +567,7 @@ impl Sink for Shard {
             || !self.local.is_empty()
             || self.fan_out.is_busy()
             || self.draining.as_ref().is_some_and(Draining::is_busy)
+            || self.deadlines_left
             || self.finished;
         let mailbox = self.shared.addresses[usize::from(self.id)].mailbox();
         if busy || !mailbox.fall_asleep() {

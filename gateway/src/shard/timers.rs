@@ -97,13 +97,15 @@ impl Timers {
         Some(at_ms.saturating_sub(now_ms))
     }
 
-    /// Hands each slot whose deadline has passed to `expired`, and clears it.
-    pub fn expire(&mut self, now_ms: u64, mut expired: impl FnMut(u32)) {
+    /// Hands each slot whose deadline has passed to `expired`, and clears it: so many at most. Says whether
+    /// there may be more.
+    pub fn expire(&mut self, now_ms: u64, most: usize, mut expired: impl FnMut(u32)) -> bool {
         let now = u32::try_from(now_ms >> TICK_BITS).unwrap_or(NONE);
         if self.set == 0 {
             self.tick = self.tick.max(now);
-            return;
+            return false;
         }
+        let mut left = most;
         while self.tick <= now {
             // The levels that have a bucket which ends with this tick.
             let turning = (self.tick.trailing_zeros() / STEP_BITS + 1).min(LEVELS);
@@ -114,12 +116,17 @@ impl Timers {
                     if slot == NONE {
                         break;
                     }
+                    if left == 0 {
+                        return true;
+                    }
+                    left -= 1;
                     self.clear(slot);
                     expired(slot);
                 }
             }
             self.tick += 1;
         }
+        false
     }
 
     /// Puts a slot into the bucket that ends with `tick`, or as soon after it as one does that is within
@@ -199,9 +206,28 @@ mod tests {
 
     fn expired(timers: &mut Timers, now_ms: u64) -> Vec<u32> {
         let mut slots = Vec::new();
-        timers.expire(now_ms, |slot| slots.push(slot));
+        // By twos, as they come when there are many.
+        while timers.expire(now_ms, 2, |slot| slots.push(slot)) {}
         slots.sort_unstable();
         slots
+    }
+
+    #[test]
+    fn no_more_expire_at_once_than_may() {
+        let mut timers = Timers::new();
+        (0..5).for_each(|slot| timers.set(slot, 1_000));
+        let mut counts = Vec::new();
+        loop {
+            let mut count = 0;
+            let more = timers.expire(2_000, 2, |_| count += 1);
+            counts.push(count);
+            if !more {
+                break;
+            }
+            assert_eq!(timers.next_in_ms(2_000), Some(0));
+        }
+        assert_eq!(counts, [2, 2, 1]);
+        assert_eq!(timers.next_in_ms(2_000), None);
     }
 
     /// A deadline set so far ahead fires by then: its tick, and what the wheel rounds it up by.
