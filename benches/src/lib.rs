@@ -1,10 +1,9 @@
 //! What the floors share. A floor is the least that a server can do for a kind of traffic: no
-//! protocol, no state, no backend, one thread and one epoll. What a gateway costs above it is the
-//! gateway's own.
+//! protocol, no state, no backend; one thread and its epoll, or as many as tables of descriptors are needed.
+//! What a gateway costs above it is the gateway's own.
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::Context as _;
@@ -152,20 +151,31 @@ impl Floor {
         })
     }
 
-    /// Accepts those that wait, with the options of a good server, until `accepted` breaks off.
+    /// Accepts all that wait, with the options of a good server.
     ///
     /// # Errors
     /// A connection can't be set up; one that is gone already is not an error.
-    pub fn accept(
+    pub fn accept(&self, mut accepted: impl FnMut(usize, OwnedFd)) -> anyhow::Result<()> {
+        self.accept_while(|fd, socket| {
+            accepted(fd, socket);
+            true
+        })
+    }
+
+    /// The same, for as long as `accepted` says that there may be more.
+    ///
+    /// # Errors
+    /// A connection can't be set up; one that is gone already is not an error.
+    pub fn accept_while(
         &self,
-        mut accepted: impl FnMut(usize, OwnedFd) -> ControlFlow<()>,
+        mut accepted: impl FnMut(usize, OwnedFd) -> bool,
     ) -> anyhow::Result<()> {
         loop {
             match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     sockopt::set_tcp_nodelay(&socket, true)?;
                     add(&self.epoll, &socket)?;
-                    if accepted(index(socket.as_fd()), socket).is_break() {
+                    if !accepted(index(socket.as_fd()), socket) {
                         return Ok(());
                     }
                 }
@@ -217,13 +227,12 @@ impl Connections {
         Ok(Self { epoll: floor.epoll.try_clone()?, slots: Vec::new() })
     }
 
-    /// Takes a connection in, and more after it.
-    pub fn insert(&mut self, fd: usize, socket: OwnedFd) -> ControlFlow<()> {
+    /// Takes a connection in.
+    pub fn insert(&mut self, fd: usize, socket: OwnedFd) {
         if fd >= self.slots.len() {
             self.slots.resize_with(fd + 1, || None);
         }
         self.slots[fd] = Some(Connection { socket, tail: Vec::new() });
-        ControlFlow::Continue(())
     }
 
     /// Does something with a connection. Closes it when that says that it is over; hears when there

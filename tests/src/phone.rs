@@ -375,6 +375,7 @@ impl Phone {
     fn receive(&mut self) {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
+            // A debugger's, or a SIGCONT: a read with a time limit is not started again (signal(7)).
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => {

@@ -21,11 +21,19 @@ pub(crate) fn remark(line: &str) {
 }
 
 /// Takes a reader that has gone for one that has read everything.
-fn unless_gone(written: io::Result<()>) -> io::Result<()> {
+///
+/// # Errors
+/// Any other than that the reader has gone.
+pub(crate) fn unless_gone(written: io::Result<()>) -> io::Result<()> {
     match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if is_unread(&error) => Ok(()),
         written => written,
     }
+}
+
+/// Whether an error says that the reader has gone.
+pub(crate) fn is_unread(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe
 }
 
 #[cfg(test)]

@@ -121,21 +121,29 @@ fn a_watch_outlives_the_input_and_sends_heartbeats() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-#[test]
-fn a_reader_who_has_had_enough_ends_it() {
-    let gateway = Gateway::start();
-    let mut child = tide(&gateway.address.to_string(), &["--demo-token", "--watch", "forever"]);
+/// Reads one line of what a script shows, and no more.
+fn read_one_line(address: &str, script: &str) -> Output {
+    let mut child = tide(address, &["--demo-token", "--watch", "forever"]);
     let mut input = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     writeln!(input, "echo hello").unwrap();
     assert_eq!(lines.next().unwrap().unwrap(), "ok echo: hello");
     drop(lines);
-    writeln!(input, "echo again").unwrap();
-    // The input stays open: it ends by itself.
-    let output = child.wait_with_output().unwrap();
+    input.write_all(script.as_bytes()).unwrap();
+    drop(input);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_script_that_nobody_reads_any_more_runs_to_its_end_and_watches_nothing() {
+    let gateway = Gateway::start();
+    let address = gateway.address.to_string();
+    let output = read_one_line(&address, "echo again\njoin quiz\n");
     assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
     assert!(output.status.success());
-    drop(input);
+    let output = read_one_line(&address, &format!("echo again\nsend {LIMITED} x\necho more\n"));
+    assert!(stderr(&output).contains("one command failed"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

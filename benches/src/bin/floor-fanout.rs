@@ -4,7 +4,6 @@
 //! the last one is out: what is counted has been handed to the kernel in full.
 
 use std::mem;
-use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,10 +81,10 @@ fn main() -> anyhow::Result<()> {
     let message: Arc<[u8]> = (0..args.bytes).map(|byte| byte.to_le_bytes()[0]).collect();
     let listener = tidegate_benches::listener(0)?;
     let threads = usize::from(args.threads);
-    let fanout = |thread| {
-        let share = args.connections / threads + usize::from(thread < args.connections % threads);
+    let share = |thread| {
+        let rest = usize::from(thread < args.connections % threads);
         Share {
-            connections: share,
+            connections: args.connections / threads + rest,
             message: Arc::clone(&message),
             deliveries: Arc::clone(&deliveries),
         }
@@ -93,12 +92,12 @@ fn main() -> anyhow::Result<()> {
     let (to_first, comes) = channel();
     let mut next = to_first.clone();
     for thread in 1..threads {
-        // From the last to the second, each before the one that was started last.
+        // From the last to the second, since each needs the way to the one after it.
         let (to_it, comes) = channel();
         let turns = Turns { comes, next: mem::replace(&mut next, to_it) };
-        beside(listener.try_clone()?, fanout(threads - thread), turns)?;
+        beside(listener.try_clone()?, share(threads - thread), turns)?;
     }
-    let first = Fanout::new(listener, fanout(0))?;
+    let first = Fanout::new(listener, share(0))?;
     first.floor.announce(move || eprintln!("deliveries {}", deliveries.load(Ordering::Relaxed)))?;
     to_first.send(())?;
     first.run(&Turns { comes, next }, interval)
@@ -180,14 +179,10 @@ impl Fanout {
         self.floor.wait(timeout_ns)?;
         for ready in self.floor.ready() {
             let Some(ready) = ready else {
-                self.floor.accept(|fd, socket| {
+                self.floor.accept_while(|fd, socket| {
                     self.order.push(fd);
-                    let more = self.connections.insert(fd, socket);
-                    if self.order.len() < self.share.connections {
-                        more
-                    } else {
-                        ControlFlow::Break(())
-                    }
+                    self.connections.insert(fd, socket);
+                    self.order.len() < self.share.connections
                 })?;
                 continue;
             };

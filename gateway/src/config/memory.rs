@@ -10,17 +10,18 @@ pub(super) fn limit() -> u64 {
     control_group_limit(Path::new("/")).map_or(machine, |limit| limit.min(machine))
 }
 
-/// `memory.max` of the process's group or of one above it, whichever is least, with the file system's
-/// root there: control groups of version 2 (the kernel's cgroup-v2.rst). `None`: they set no bound.
+/// `memory.max` of the process's group or of one above it, whichever is least: control groups of version 2
+/// (the kernel's cgroup-v2.rst). `root` is where the file system begins, another place in tests. `None`: they
+/// set no bound.
 fn control_group_limit(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let group = Path::new(groups.lines().find_map(|line| line.strip_prefix("0::/"))?);
     let mount = root.join("sys/fs/cgroup");
-    let limit = |group: &Path| {
-        let limit = fs::read_to_string(mount.join(group).join("memory.max")).ok()?;
-        limit.trim().parse().ok()
+    let memory_max = |group: &Path| {
+        let text = fs::read_to_string(mount.join(group).join("memory.max")).ok()?;
+        text.trim().parse().ok()
     };
-    group.ancestors().filter_map(limit).min()
+    group.ancestors().filter_map(memory_max).min()
 }
 
 #[cfg(test)]

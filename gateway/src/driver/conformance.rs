@@ -69,7 +69,7 @@ pub(super) struct Recorder {
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
     /// What to reply on a connection, once.
-    replies: Vec<(ConnId, Bytes)>,
+    pub(super) replies: Vec<(ConnId, Bytes)>,
     /// How many more connections may come in.
     room: usize,
     /// Facts that were there when it was last asked how long to wait.
@@ -317,6 +317,8 @@ conformance! {
         a_reset_is_reported_while_paused,
         a_reset_behind_an_end_is_reported,
         close_cuts_a_send,
+        what_is_sent_behind_a_close_is_unsent,
+        what_is_sent_to_who_has_gone_is_unsent,
         a_close_cuts_nothing_that_was_sent,
         nobody_is_let_in_beyond_the_room,
         accepting_stops_and_starts_again,

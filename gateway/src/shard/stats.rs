@@ -57,7 +57,7 @@ counters! {
     memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
     received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
     discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
-    unsent_bytes, "tidegate_unsent_bytes_total", "Bytes never sent: what waited for the kernel to take it when a connection ended.";
+    unsent_bytes, "tidegate_unsent_bytes_total", "Bytes never sent: what the kernel had not taken when a connection ended. With io_uring a short send counts as sent at once, and here too where it is cut.";
     received_frames, "tidegate_received_frames_total", "Frames received from clients.";
     receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
     heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";

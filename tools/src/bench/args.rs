@@ -84,8 +84,8 @@ pub(super) struct CommonArgs {
     pub(super) spin: bool,
     /// The server's process: adds its CPU time and memory to the report.
     ///
-    /// Memory per connection is worth something for a server that has just been started: another has room left
-    /// by connections that are gone.
+    /// Memory per connection means something only for a server that has just been started: an older one still
+    /// holds memory of connections that are gone.
     #[arg(long)]
     pub(super) pid: Option<u32>,
     #[command(flatten)]

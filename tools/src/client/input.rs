@@ -14,6 +14,7 @@ use rustyline::{Config, DefaultEditor, ExternalPrinter};
 
 use super::Wake;
 use super::command::Command;
+use crate::stdout;
 
 /// What the editor shows before what is typed.
 const PROMPT: &str = "tide> ";
@@ -22,6 +23,8 @@ const PROMPT: &str = "tide> ";
 pub(super) struct Screen {
     /// `None`: plain output.
     editor: Option<Box<dyn ExternalPrinter + Send>>,
+    /// Whether somebody still reads it: not so once `tide client | head` has its lines.
+    is_read: bool,
 }
 
 /// The thread that reads commands.
@@ -48,13 +51,13 @@ pub(super) fn start(wakes: &Sender<Wake>) -> Result<(Input, Screen)> {
             thread
                 .spawn(move || read_edited(editor, &my_turns, &wakes))
                 .context("can't start the thread that reads commands")?;
-            Screen { editor: Some(printer) }
+            Screen { editor: Some(printer), is_read: true }
         }
         None => {
             thread
                 .spawn(move || read_plain(&my_turns, &wakes))
                 .context("can't start the thread that reads commands")?;
-            Screen { editor: None }
+            Screen { editor: None, is_read: true }
         }
     };
     Ok((Input { turns, is_interactive, turn_is_out: false }, screen))
@@ -80,28 +83,39 @@ impl Input {
 }
 
 impl Screen {
-    /// Shows a line that answers, or that came from the gateway.
+    /// Shows a line that answers, or that came from the gateway. Nobody may read it: a script goes on to its
+    /// end all the same.
     ///
     /// # Errors
     /// When standard output can't be written to.
     pub(super) fn show(&mut self, line: &str) -> Result<()> {
-        match &mut self.editor {
+        let shown = match &mut self.editor {
             Some(editor) => print_beside(editor.as_mut(), line),
             None => writeln!(anstream::stdout(), "{line}"),
-        }
-        .context("can't write to standard output")
+        };
+        self.is_read &= !shown.as_ref().is_err_and(stdout::is_unread);
+        stdout::unless_gone(shown).context("can't write to standard output")
+    }
+
+    /// Whether somebody still reads what is shown, as far as is known.
+    pub(super) const fn is_read(&self) -> bool {
+        self.is_read
     }
 
     /// Shows a line about the connection. A script's output stays clear of it.
     ///
     /// # Errors
-    /// When standard error can't be written to.
+    /// When the terminal can't be written to.
     pub(super) fn remark(&mut self, line: &str) -> Result<()> {
         match &mut self.editor {
-            Some(editor) => print_beside(editor.as_mut(), line),
-            None => writeln!(anstream::stderr(), "{line}"),
+            Some(editor) => {
+                print_beside(editor.as_mut(), line).context("can't write to the terminal")
+            }
+            None => {
+                stdout::remark(line);
+                Ok(())
+            }
         }
-        .context("can't write to standard error")
     }
 
     /// The editor has gone: from now on output is plain.

@@ -14,7 +14,7 @@ mod rooms;
 mod session;
 mod view;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -152,15 +152,8 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
         wakes,
         wake,
     };
-    match shell.log_in(way_out).and_then(|()| shell.run()) {
-        // Who read what it shows has had enough: `tide client | head`.
-        Err(error) if is_broken_pipe(&error) => Ok(()),
-        ended => ended,
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == ErrorKind::BrokenPipe)
+    shell.log_in(way_out)?;
+    shell.run()
 }
 
 impl Shell {
@@ -334,7 +327,7 @@ impl Shell {
         }
         if let Stay::Watching(until) = self.stay {
             let is_over = until.is_some_and(|until| Instant::now() >= until);
-            if is_over || !self.session.is_in() {
+            if is_over || !self.session.is_in() || !self.screen.is_read() {
                 self.stay = Stay::Over;
             }
         }

@@ -140,11 +140,20 @@ impl Bench {
         command
     }
 
-    /// Keeps the client's core from halting until what is returned is dropped.
-    pub(crate) fn keep_awake(&self) -> anyhow::Result<Owned> {
+    /// Does something while the client's core is kept from halting.
+    pub(crate) fn while_awake<T>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let mut command = Command::new("chrt");
         command.args(["--idle", "0", "taskset", "-c", &self.client_core.to_string()]);
-        Owned::start(command.arg(self.binaries.join("keep-awake")))
+        command.arg(self.binaries.join("keep-awake")).stdin(Stdio::piped());
+        let mut keeper = Owned::start(&mut command)?;
+        let outcome = work()?;
+        if keeper.has_ended()? {
+            bail!("{command:?} ended too early: the client's core may have halted");
+        }
+        Ok(outcome)
     }
 
     /// Starts to load a server. The load ends with what is returned.

@@ -104,7 +104,7 @@ pub(crate) struct Row {
     pub(crate) gateway: Side,
     /// What is taken from both.
     pub(crate) figures: Vec<Figure>,
-    /// Seconds that it takes at least, however few were asked for.
+    /// Seconds that it measures at least, however few were asked for.
     pub(crate) seconds_min: u32,
     /// The client's core is kept from halting: its workers take turns on it, so none can spin.
     pub(crate) keeps_awake: bool,
@@ -166,11 +166,11 @@ pub(crate) fn scale() -> Vec<Row> {
         ("echo, 1,000 of 1,000,000 under way", 1_000_000),
     ];
     let pushes = [
-        ("push to each of 1,000", 1000),
-        ("push to each of 10,000", 10_000),
-        ("push to each of 100,000", 100_000),
-        ("push to each of 500,000", 500_000),
-        ("push to each of 1,000,000", 1_000_000),
+        ("push to each of 1,000 members", 1000),
+        ("push to each of 10,000 members", 10_000),
+        ("push to each of 100,000 members", 100_000),
+        ("push to each of 500,000 members", 500_000),
+        ("push to each of 1,000,000 members", 1_000_000),
     ];
     let echoes = echoes.map(|(name, connections)| scaled_echo(name, connections));
     let pushes = pushes.map(|(name, connections)| scaled_push(name, connections));

@@ -121,6 +121,35 @@ pub(super) fn close_cuts_a_send<W: World>() {
     assert_eq!(bench.recorder.unsent_bytes, LARGE - got.len());
 }
 
+/// What is asked for in the same turn as a close, and behind it.
+pub(super) fn what_is_sent_behind_a_close_is_unsent<W: World>() {
+    let mut bench = Bench::<W>::new();
+    let (_, conn) = bench.connect();
+    bench.driver().close(conn);
+    assert_eq!(bench.driver().send(conn, pattern(1000).into()), SendState::UnderWay);
+    bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
+    assert_eq!(bench.recorder.unsent_bytes, 1000);
+}
+
+/// The kernel knows that the peer has gone, and the driver does not yet.
+pub(super) fn what_is_sent_to_who_has_gone_is_unsent<W: World>() {
+    for pushed in [1000, LARGE] {
+        let mut bench = Bench::<W>::new();
+        let (peer, conn) = bench.connect();
+        bench.world.reset(peer);
+        let mut asked = 0;
+        // A second one, where the first is said to be done, waits behind it.
+        for _ in 0..2 {
+            asked += pushed;
+            if bench.driver().send(conn, pattern(pushed).into()) == SendState::UnderWay {
+                break;
+            }
+        }
+        bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
+        assert_eq!(bench.recorder.unsent_bytes, asked);
+    }
+}
+
 /// What a driver says is sent reaches who reads, also when the connection is closed right behind it.
 pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
     let chunk = Bytes::from(pattern(15_000));

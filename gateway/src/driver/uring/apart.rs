@@ -1,7 +1,8 @@
-//! Who makes a ring hears of its end: the kernel interrupts a system call of that thread, even long after
-//! and in another's hands (`io_ring_exit_work` in the kernel's io_uring.c). A read with a time limit then
-//! fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that links the gateway has never
-//! asked for signals. So rings are made on threads that have nothing else to do.
+//! Who makes a ring hears of its end: the kernel interrupts a system call of that thread, even long
+//! afterwards, and when another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A read
+//! with a time limit then fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that links
+//! the gateway has never asked for signals. So what a thread of that program would make, the first ring of a
+//! driver and those that probe, a thread makes that has nothing else to do.
 
 use std::io;
 use std::panic::resume_unwind;

@@ -100,12 +100,19 @@ impl Uring {
         socket.flags.insert(Flags::CLOSED);
         socket.cause = cause;
         let (ring, file, sending) = (socket.ring, socket.file, socket.has(Flags::SENDING));
+        let in_steps = self.rare.get_mut(&conn.slot).is_some_and(|rare| {
+            // This was not said to be sent.
+            rare.cut += rare.next.take().map_or(0, |next| next.len());
+            rare.sending.is_some()
+        });
         if cause == CloseCause::Local && sending && self.finish_later(conn) {
             return self.settle(conn);
         }
-        if self.rare.get(&conn.slot).is_some_and(|rare| rare.sending.is_some()) {
+        if in_steps {
             // A send itself ends at once: only the watch for room goes on.
             self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
+        } else if sending {
+            self.wait_until_certain(conn);
         }
         self.settle(conn);
         // The operations under way hold the socket: it is released when the last has ended.

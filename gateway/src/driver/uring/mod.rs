@@ -15,7 +15,7 @@
 //! | `receive`, `send` | bytes in, bytes out |
 //! | `ending` | what is armed to hear of a connection, and how it ends |
 //! | `probe` | whether this kernel lets us |
-//! | `apart` | a thread that makes rings, since the kernel interrupts who made one |
+//! | `apart` | a thread that makes the first ring, since the kernel interrupts who made one |
 //!
 //! See io_uring(7), and the comments at each operation for what the manual doesn't say.
 
@@ -46,6 +46,7 @@ use self::accept::Acceptor;
 use self::apart::apart;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
+use self::send::FINISH_WITHIN;
 use self::socket::{Flags, Rare, Socket};
 use self::token::Token;
 use super::slots::Slots;
@@ -102,12 +103,18 @@ pub struct Uring {
     completions: Vec<Completion>,
     /// Who is looked at next: where there is too much for one poll, nobody comes last each time.
     next_ring: usize,
+    /// How long the last bytes of a closed connection may take.
+    finish_within: Duration,
     /// Something waits until it is certain that a send has gone out.
     confirming: bool,
     /// The number of this poll: below [`POLLS`].
     poll: u32,
     /// What kept a command from being submitted: the next poll fails with it.
     failure: Option<io::Error>,
+}
+
+fn no_thread(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("no thread can be started to make a ring: {error}"))
 }
 
 #[derive(Debug)]
@@ -139,7 +146,10 @@ impl Uring {
         let buffers_each = if many { BUFFERS_OF_MANY } else { BUFFERS };
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
-            rings: vec![apart(|| Ring::new(files_each, buffers_each))??],
+            rings: vec![
+                apart(|| Ring::new(files_each, buffers_each))
+                    .map_err(|error| no_thread(&error))??,
+            ],
             enabled: false,
             files_each,
             buffers_each,
@@ -153,6 +163,7 @@ impl Uring {
             completions: Vec::new(),
             next_ring: 0,
             confirming: false,
+            finish_within: FINISH_WITHIN,
             poll: 0,
             failure: None,
         })
@@ -172,7 +183,8 @@ impl Uring {
         Ok(())
     }
 
-    /// One more ring, for more connections than the others have places for.
+    /// One more ring, for more connections than the others have places for. This thread uses the others too, and
+    /// so hears of their end whoever makes them.
     fn add_ring(&mut self) -> io::Result<()> {
         let mut ring = Ring::new(self.files_each, self.buffers_each)?;
         ring.enable()?;
@@ -197,7 +209,7 @@ impl Uring {
                 Outcome::Closed(conn) => {
                     let rare = self.rare.remove(&conn.slot);
                     if let Some(Socket { cause, .. }) = self.sockets.remove(conn) {
-                        let unsent_bytes = rare.map_or(0, |rare| rare.unsent_bytes());
+                        let unsent_bytes = rare.map_or(0, |rare| rare.cut);
                         sink.event(Event::Closed { conn, cause, unsent_bytes });
                         // A place, or a file of the system's, is free again.
                         self.acceptor.retry();

@@ -27,6 +27,9 @@ pub enum Unavailable {
     /// The kernel is older than the driver needs.
     #[error("this kernel's io_uring lacks {0}: it takes Linux 6.1 or newer")]
     TooOld(&'static str),
+    /// There is no thread that could try it.
+    #[error("no thread can be started to try it: {0}")]
+    NoThread(io::Error),
     /// Anything else.
     #[error(transparent)]
     Other(io::Error),
@@ -37,7 +40,7 @@ pub enum Unavailable {
 /// # Errors
 /// [`Unavailable`]: what is missing.
 pub fn probe() -> Result<(), Unavailable> {
-    apart(try_all).map_err(Unavailable::Other)?
+    apart(try_all).map_err(Unavailable::NoThread)?
 }
 
 fn try_all() -> Result<(), Unavailable> {

@@ -22,7 +22,7 @@ use crate::driver::{ConnId, SendState};
 const SEND_NOW_BYTES_MAX: usize = 16 * 1024;
 
 /// How long the last bytes of a closed connection may take: as long as a peer needs that reads at all.
-const FINISH_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 impl Uring {
     #[inline]
@@ -54,9 +54,10 @@ impl Uring {
         let Some((conn, mut rest)) = self.rings[ring].take_failed_send(number) else { return };
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let goes_on = socket.may_send();
-        rest.advance(taken(result));
+        rest.advance(bytes_taken(result));
         if !goes_on {
             self.rare(conn).cut += rest.len();
+            self.is_certain(conn);
         } else if result < 0 && !may_try_again(result) {
             self.fail_to_send(conn, rest.len(), -result);
         } else {
@@ -64,8 +65,29 @@ impl Uring {
         }
     }
 
+    /// The end is not told before it is certain what came of a send that must not wait.
+    pub(super) fn wait_until_certain(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.flags.insert(Flags::UNCERTAIN);
+            self.operation_began(conn);
+            self.confirming = true;
+        }
+    }
+
+    fn is_certain(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn)
+            && socket.has(Flags::UNCERTAIN)
+        {
+            socket.flags.remove(Flags::UNCERTAIN);
+            self.operation_ended(conn);
+        }
+    }
+
     fn fail_to_send(&mut self, conn: ConnId, unsent_bytes: usize, errno: i32) {
         self.rare(conn).cut += unsent_bytes;
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.flags.remove(Flags::SENDING);
+        }
         self.finish(conn);
         self.fail(conn, errno);
     }
@@ -78,23 +100,22 @@ impl Uring {
             socket.flags.remove(Flags::SENDING);
         } else if socket.may_send() && self.rare(conn).sending.is_none() {
             self.send_next(conn);
+        } else {
+            self.is_certain(conn);
         }
     }
 
     /// What was said to be sent goes out though the connection is closed, as the kernel does it for who
     /// closes a socket. `false`: there is none.
     pub(super) fn finish_later(&mut self, conn: ConnId) -> bool {
-        let rare = self.rare(conn);
-        // These were not said to be sent, and are cut.
-        rare.cut += rare.next.take().map_or(0, |next| next.len());
-        if rare.sending.as_ref().is_some_and(|sending| sending.report.is_some()) {
+        if self.rare(conn).sending.as_ref().is_some_and(|sending| sending.report.is_some()) {
             return false;
         }
         let Some(socket) = self.sockets.get_mut(conn) else { return false };
         socket.flags.insert(Flags::FINISHING);
         self.operation_began(conn);
         self.confirming = true;
-        self.finishing.push_back((Instant::now() + FINISH_WITHIN, conn));
+        self.finishing.push_back((Instant::now() + self.finish_within, conn));
         true
     }
 
@@ -138,7 +159,7 @@ impl Uring {
         let sending = self.rare(conn).sending.take();
         let goes_on = self.sockets.get_mut(conn).is_some_and(|socket| socket.may_send());
         if let Some(mut sending) = sending {
-            sending.rest.advance(taken(result));
+            sending.rest.advance(bytes_taken(result));
             if !goes_on {
                 self.rare(conn).cut += sending.rest.len();
             } else if result < 0 && !may_try_again(result) {
@@ -215,7 +236,7 @@ impl Uring {
 }
 
 /// The bytes that a send's result says the kernel took.
-const fn taken(result: i32) -> usize {
+const fn bytes_taken(result: i32) -> usize {
     if result < 0 { 0 } else { result.cast_unsigned() as usize }
 }
 

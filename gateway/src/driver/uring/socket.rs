@@ -62,6 +62,8 @@ bitflags! {
         const RARE = 1 << 8;
         /// It is closed once what was said to be sent is. `CLOSED` too, and one operation, until then.
         const FINISHING = 1 << 9;
+        /// Closed before it was certain that a send had gone out: one operation, until that is.
+        const UNCERTAIN = 1 << 10;
     }
 }
 
@@ -76,7 +78,7 @@ pub(super) struct Rare {
     pub(super) sending: Option<Sending>,
     /// The send after it.
     pub(super) next: Option<Bytes>,
-    /// Bytes of sends that were given up.
+    /// Bytes of sends that were given up, all of them once the connection is closed and nothing is under way.
     pub(super) cut: usize,
 }
 
@@ -92,12 +94,6 @@ impl Rare {
     pub(super) fn is_needed(&self) -> bool {
         let sends = self.sending.is_some() || self.next.is_some() || self.cut > 0;
         sends || !self.unread.is_empty() || self.end
-    }
-
-    /// Bytes of sends that the kernel has not taken.
-    pub(super) fn unsent_bytes(&self) -> usize {
-        let rest = self.sending.as_ref().map_or(0, |sending| sending.rest.len());
-        rest + self.next.as_ref().map_or(0, Bytes::len) + self.cut
     }
 }
 

@@ -168,6 +168,9 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     Ok(Some(judgement))
 }
 
+/// What its control group's memory leaves room for.
+const BY_GROUP: &str = "6 KiB of its control group's memory each";
+
 /// What the gateway takes for 0, and why, in words.
 fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'static str)> {
     let (most, why) = match plan.driver {
@@ -178,13 +181,13 @@ fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'sta
         }
         Driver::Uring => {
             let machines = machine.memory_total_bytes.clone()?;
-            let (bytes, why) = match machine.control_group.memory_max_bytes.clone()? {
-                Some(groups) if groups < machines => {
-                    (groups, "6 KiB of its control group's memory each")
-                }
+            // As the gateway does: what it can't read of its group does not count.
+            let (bytes, why) = match machine.control_group.memory_max_bytes.clone().unwrap_or(None)
+            {
+                Some(groups) if groups < machines => (groups, BY_GROUP),
                 _ => (machines, "6 KiB of the machine's memory each"),
             };
-            (bytes / PLACE_BYTES, why)
+            ((bytes / PLACE_BYTES).max(1), why)
         }
     };
     Ok((most.min(PLACES_MAX), why))
@@ -210,10 +213,12 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
         // What it will be told is not known here.
         None => (0, Verdict::Note, "its default".to_owned()),
     };
+    let mut by_group = false;
     let (most, text) = if set > 0 {
         (set, format!("{set} ({whose})"))
     } else {
         let (most, why) = connections_by_default(machine, plan)?;
+        by_group = why == BY_GROUP;
         let to_be_set = plan.connections_max.is_none() && most < plan.connections;
         let end = if to_be_set { "; it has to be set" } else { "" };
         (most, format!("{most} at 0 ({whose}): {why}{end}"))
@@ -221,7 +226,12 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
     let wanted = plan.connections;
     let needs = Amount::told(wanted, format!("{wanted} or more"));
     let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
-    Ok(Some(judgement.mend(Place::Tidegate, format!("limits.connections_max = {wanted}"))))
+    Ok(Some(if by_group {
+        // To let in more than there is memory for would only end it.
+        judgement.mend(Place::Systemd, format!("MemoryMax={}", wanted * PLACE_BYTES))
+    } else {
+        judgement.mend(Place::Tidegate, format!("limits.connections_max = {wanted}"))
+    }))
 }
 
 fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -398,10 +408,9 @@ mod tests {
             tree.set("sys/fs/cgroup/system.slice/memory.max", "6144000");
         };
         let uring = find("connections-max", 1_001, grouped, |ask| ask.driver = DriverChoice::Uring);
-        assert_eq!(
-            uring.map(|found| (found.verdict, found.allows.value)),
-            Some((Verdict::Note, Some(1_000)))
-        );
+        let uring = uring.unwrap();
+        assert_eq!((uring.verdict, uring.allows.value), (Verdict::Note, Some(1_000)));
+        assert_eq!(lines(&uring), ["MemoryMax=6150144"]);
     }
 
     #[test]
