@@ -4,9 +4,9 @@
 //! answers with intents. Nothing of it is shared. One turn is one round of its loop:
 //!
 //! ```text
-//! facts in      driver.poll          bytes, ends, completions        inbound, outbound
+//! facts in      driver.poll          bytes, ends, completions        facts, inbound, outbound
 //! messages in   drain_mailbox        answers, pushes, registrations  calls, sessions, fan_out
-//! time in       expire               silence, timeouts, windows      closing, calls, windows
+//! time in       expire               silence, timeouts, windows      housekeeping, closing, calls, windows
 //! calls out     router.flush         one batch for each worker; what they answer at once comes in
 //! bytes out     fan_out, flush       one send for each connection    fan_out, outbound
 //! ```
@@ -14,6 +14,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`mailbox`], [`receipt`] | the way in from other threads, and its bound |
+//! | `facts`, `accepting` | what a driver tells; whether it is to let more in |
 //! | `inbound` | bytes -> frames -> what they ask |
 //! | `sessions`, [`users`] | authentication, the user directory, kicks |
 //! | `calls` | requests to backends, and their answers |
@@ -21,11 +22,14 @@
 //! | [`windows`] | what a room holds back, to send it with what comes soon after |
 //! | `outbound` | what is written, and the one send of a turn |
 //! | `closing` | how connections, and the shard, end |
-//! | [`timers`], [`stats`] | deadlines, figures |
+//! | `housekeeping`, [`timers`], [`stats`] | what is due; deadlines, figures |
 
+mod accepting;
 mod calls;
 pub mod closing;
+mod facts;
 mod fan_out;
+mod housekeeping;
 mod inbound;
 pub mod log;
 pub mod mailbox;
@@ -41,28 +45,28 @@ pub mod windows;
 
 use std::collections::VecDeque;
 use std::io;
-use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
 
-use crate::allocator::{Burst, Heap, Turn};
+use crate::allocator::{Burst, Heap};
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::connection::outbox::Outboxes;
 use crate::connection::rate::{Rate, RateLimiters};
 use crate::connection::{Connection, Phase};
 use crate::control::ShardInfo;
-use crate::driver::{ConnId, Driver, Event, Mechanism, Sink};
+use crate::driver::{ConnId, Driver, Mechanism};
 use crate::router::{Backend, Router};
 use crate::session_id::{Place, SessionIds};
+use accepting::Accepting;
 use calls::Port;
-use closing::{Draining, millis};
+use closing::Draining;
 use fan_out::FanOut;
 use mailbox::{Address, Message};
 use membership::Keeping;
@@ -80,24 +84,6 @@ const MESSAGES_MAX: usize = 4096;
 /// Connections that are written to before they are flushed, within a turn: as many buffers stay in the
 /// cache, and answers that came together mostly leave together.
 const TOUCHED_MAX: usize = 128;
-
-/// Deadlines of connections, and of calls, that one turn looks at: a crowd that falls silent at once is parted
-/// with by and by.
-const DEADLINES_MAX: usize = 1024;
-
-/// How often figures are exported, idle rooms looked for and memory given back, in milliseconds.
-const HOUSEKEEPING_MS: u64 = 250;
-
-/// Time that the shard did not look at its sockets, in milliseconds, after which it trusts no
-/// connection's silence: it never waits for longer than [`HOUSEKEEPING_MS`] by itself.
-const AWAY_MS: u64 = 1_000;
-
-/// How soon after workers were given calls the shard looks for their answers unasked, in milliseconds:
-/// a wake-up that waits for a batch's end may wait for a slow call of it.
-const LOOK_FOR_ANSWERS_MS: u64 = 16;
-
-/// How often it is said that accepting is paused, in milliseconds.
-const WARN_AGAIN_MS: u64 = 60_000;
 
 /// What all shards of a gateway share: none of it changes while they run.
 pub struct Shared {
@@ -188,14 +174,6 @@ pub struct Shard {
     stats: Stats,
     durations: Vec<Durations>,
     exporter: Exporter,
-}
-
-/// Whether the driver accepts, and whether it should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Accepting {
-    Yes,
-    /// There are as many connections as there may be.
-    Full,
 }
 
 impl Shard {
@@ -323,6 +301,22 @@ impl Shard {
         }
     }
 
+    fn info(&self, mechanism: Mechanism) -> ShardInfo {
+        let levels = self.levels();
+        ShardInfo {
+            shard: self.id,
+            driver: mechanism.name,
+            rings: mechanism.rings as u64,
+            connections: levels.connections as u64,
+            sessions: levels.sessions as u64,
+            users: levels.users as u64,
+            rooms: levels.rooms as u64,
+            memberships: levels.memberships as u64,
+            calls_in_flight: levels.calls_in_flight as u64,
+            outbox_bytes: levels.outbox_bytes as u64,
+        }
+    }
+
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         for _ in 0..MESSAGES_MAX {
@@ -384,111 +378,6 @@ impl Shard {
         }
     }
 
-    fn expire(&mut self) {
-        let mut expired = mem::take(&mut self.expired);
-        self.deadlines_left =
-            self.timers.expire(self.now_ms, DEADLINES_MAX, |slot| expired.push(slot));
-        for slot in expired.drain(..) {
-            self.on_deadline(slot);
-        }
-        self.expired = expired;
-        let mut left = DEADLINES_MAX;
-        while left > 0
-            && let Some(pending) = self.router.pending.take_expired(self.now_ms)
-        {
-            self.on_timeout(pending);
-            left -= 1;
-        }
-        self.deadlines_left |= left == 0;
-        self.end_windows(self.now_ms);
-        if self.now_ms >= self.housekeeping_at_ms {
-            self.housekeeping_at_ms = self.now_ms + HOUSEKEEPING_MS;
-            self.close_idle_rooms();
-            self.give_back_memory();
-            self.export();
-        }
-    }
-
-    /// Once a burst is over, leaves nothing of it behind.
-    fn give_back_memory(&mut self) {
-        let Some(over_since_ms) = self.burst.over_since_ms(self.now_ms) else { return };
-        let turn = self.shared.heap.turn(over_since_ms, self.now_ms);
-        if turn == Turn::Later {
-            return;
-        }
-        self.burst.dealt_with();
-        self.outboxes.give_back();
-        self.arena = BytesMut::new();
-        if turn == Turn::Mine {
-            self.shared.heap.give_back();
-            self.stats.memory_give_backs += 1;
-        }
-    }
-
-    fn export(&mut self) {
-        let levels = self.levels();
-        self.stats.refused_commands += self.shared.gate.take_refused();
-        let commands = self.shared.gate.commands();
-        self.exporter.export(&self.stats, levels, commands, &mut self.durations);
-    }
-
-    fn info(&self, mechanism: Mechanism) -> ShardInfo {
-        let levels = self.levels();
-        ShardInfo {
-            shard: self.id,
-            driver: mechanism.name,
-            rings: mechanism.rings as u64,
-            connections: levels.connections as u64,
-            sessions: levels.sessions as u64,
-            users: levels.users as u64,
-            rooms: levels.rooms as u64,
-            memberships: levels.memberships as u64,
-            calls_in_flight: levels.calls_in_flight as u64,
-            outbox_bytes: levels.outbox_bytes as u64,
-        }
-    }
-
-    /// Pauses accepting when there are as many connections as there may be, and resumes.
-    fn accept_more(&mut self, driver: &mut impl Driver) {
-        match (self.accepting, self.room() == 0) {
-            (Accepting::Yes, true) => {
-                let limit = self.shared.config.limits.connections_max;
-                if self.may_warn_of_pause() {
-                    tracing::warn!(
-                        limits.connections_max = limit,
-                        "full: accepting is paused until a connection closes"
-                    );
-                }
-                self.stats.accept_pauses += 1;
-                self.accepting = Accepting::Full;
-                driver.set_accepting(false);
-            }
-            (Accepting::Full, false) => {
-                self.tell_of_resumption();
-                self.accepting = Accepting::Yes;
-                driver.set_accepting(true);
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether to say that accepting is paused: a gateway that is full pauses whenever somebody goes and
-    /// somebody comes.
-    fn may_warn_of_pause(&mut self) -> bool {
-        let may = self.now_ms >= self.warn_of_pause_at_ms;
-        if may {
-            self.warn_of_pause_at_ms = self.now_ms + WARN_AGAIN_MS;
-            self.warned_of_pause = true;
-        }
-        may
-    }
-
-    fn tell_of_resumption(&mut self) {
-        if mem::take(&mut self.warned_of_pause) {
-            tracing::info!("accepting again");
-        }
-    }
-
     /// The connection of this name, if it is still here.
     #[inline]
     fn connection(&mut self, conn: ConnId) -> Option<&mut Connection> {
@@ -517,85 +406,6 @@ impl Shard {
     #[inline]
     fn place(&self, slot: u32) -> Place {
         Place::new(self.id, self.conn_id(slot))
-    }
-}
-
-impl Sink for Shard {
-    #[inline]
-    fn event(&mut self, event: Event<'_>) {
-        match event {
-            Event::Received { conn, bytes } => self.on_received(conn, bytes),
-            Event::Sent { conn, bytes } => self.on_sent(conn, bytes),
-            Event::Accepted { conn, peer } => self.on_accepted(conn, peer),
-            Event::Ended { conn } => self.on_ended(conn),
-            Event::Closed { conn, cause, unsent_bytes } => {
-                self.stats.unsent_bytes += unsent_bytes as u64;
-                self.on_closed(conn, cause);
-            }
-            Event::AcceptPaused { error } => {
-                self.stats.accept_pauses += 1;
-                if self.may_warn_of_pause() {
-                    tracing::warn!(
-                        %error,
-                        "accepting is paused until a connection closes; raise the limit on open files"
-                    );
-                }
-            }
-            Event::AcceptResumed => self.tell_of_resumption(),
-            Event::ListeningStopped => self.on_listening_stopped(),
-        }
-    }
-
-    /// A shard's share of the places that are left. All together may let in one each too many.
-    #[inline]
-    fn room(&mut self) -> usize {
-        let config = &self.shared.config;
-        let connections = self.shared.connections.load(Ordering::Relaxed);
-        let connections = usize::try_from(connections).unwrap_or(usize::MAX);
-        let left = config.limits.connections_max.saturating_sub(connections);
-        left.div_ceil(usize::from(config.shards))
-    }
-
-    #[inline]
-    fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
-        self.take_reply(conn.slot)
-    }
-
-    fn idle_for(&mut self) -> Option<Duration> {
-        let busy = !self.touched.is_empty()
-            || !self.unsent_less.is_empty()
-            || !self.local.is_empty()
-            || self.fan_out.is_busy()
-            || self.draining.as_ref().is_some_and(Draining::is_busy)
-            || self.deadlines_left
-            || self.finished;
-        let mailbox = self.shared.addresses[usize::from(self.id)].mailbox();
-        if busy || !mailbox.fall_asleep() {
-            return Some(Duration::ZERO);
-        }
-        let timers = self.timers.next_in_ms(self.now_ms);
-        let calls = self.router.pending.next_deadline_ms();
-        let calls = calls.map(|at_ms| at_ms.saturating_sub(self.now_ms));
-        let housekeeping = self.housekeeping_at_ms.saturating_sub(self.now_ms);
-        let windows = self.windows.next_end_ms().map(|at_ms| at_ms.saturating_sub(self.now_ms));
-        // Twice as long each time, so that a slow backend costs few looks.
-        let look = self.now_ms.saturating_sub(self.handed_over_at_ms).max(LOOK_FOR_ANSWERS_MS);
-        let look = calls.map(|_| look);
-        let deadlines = timers.into_iter().chain(calls).chain(look).chain(windows);
-        let ms = deadlines.fold(housekeeping, u64::min);
-        // One more, since a wait that is cut to whole milliseconds ends too early.
-        Some(Duration::from_millis(ms + 1))
-    }
-
-    #[inline]
-    fn woken(&mut self, now: Instant) {
-        self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
-        let since = now.saturating_duration_since(self.shared.started);
-        let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        if now_ms > self.now_ms + AWAY_MS {
-            self.grace_until_ms = now_ms + millis(self.shared.config.session.heartbeat_interval);
-        }
-        self.now_ms = now_ms;
     }
 }
 
