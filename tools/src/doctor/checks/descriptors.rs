@@ -3,14 +3,14 @@
 use super::super::args::{DriverChoice, Role};
 use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::io_uring_access::{Access, Refusal, access};
-use super::super::machine::{Machine, Reading, Setting};
+use super::super::machine::{Machine, Reading};
 use super::super::plan::{
     Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
 use super::super::settled::counted;
 use super::{Check, Stakes, unless};
 
-pub(super) const CHECKS: [Check; 6] = [
+pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "open-files",
         stakes: Stakes::Holding,
@@ -18,14 +18,6 @@ pub(super) const CHECKS: [Check; 6] = [
               rings help and cost CPU time, a thread's under epoll; the gateway raises the soft limit \
               to the hard one by itself.",
         judge: open_files,
-    },
-    Check {
-        name: "connections-max",
-        stakes: Stakes::Holding,
-        why: "The gateway stops accepting at limits.connections_max. At its default, 0, a gateway on epoll \
-              holds what one table of descriptors allows; only a larger number has each shard take a table \
-              of its own.",
-        judge: connections_max,
     },
     Check {
         name: "nr-open",
@@ -62,17 +54,11 @@ const SPARE_MAPPINGS: u64 = 2_000;
 /// Files of the machine that others may open meanwhile.
 const SPARE_FILES_MACHINE: u64 = 1_000;
 
-/// Memory that the gateway reckons with for each connection where it is told no number, in bytes.
-const PLACE_BYTES: u64 = 6 * 1_024;
-
-/// Connections that the gateway has numbers for.
-const PLACES_MAX: u64 = 1 << 26;
-
 /// Suggested limits are multiples of this.
 const ROUND: u64 = 1_024;
 
 /// The limit that the process gets to: the gateway and `tide bench` raise it to the hard one.
-fn limit(machine: &Machine) -> Reading<Option<u64>> {
+pub(super) fn limit(machine: &Machine) -> Reading<Option<u64>> {
     Ok(machine.process.files.clone()?.hard)
 }
 
@@ -166,72 +152,6 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         judgement = judgement.mend(Place::Tidegate, format!("shards = {shards}"));
     }
     Ok(Some(judgement))
-}
-
-/// What its control group's memory leaves room for.
-const BY_GROUP: &str = "6 KiB of its control group's memory each";
-
-/// What the gateway takes for 0, and why, in words.
-fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'static str)> {
-    let (most, why) = match plan.driver {
-        Driver::Epoll => {
-            let limit = limit(machine)?.unwrap_or(u64::MAX);
-            let why = "what one table of descriptors leaves, for all shards together";
-            (Plan::table_room(limit, plan.shards), why)
-        }
-        Driver::Uring => {
-            let machines = machine.memory_total_bytes.clone()?;
-            // As the gateway does: what it can't read of its group does not count.
-            let (bytes, why) = match machine.control_group.memory_max_bytes.clone().unwrap_or(None)
-            {
-                Some(groups) if groups < machines => (groups, BY_GROUP),
-                _ => (machines, "6 KiB of the machine's memory each"),
-            };
-            ((bytes / PLACE_BYTES).max(1), why)
-        }
-    };
-    Ok((most.min(PLACES_MAX), why))
-}
-
-/// Whether the gateway's own bound lets them in. Where it isn't known, its default is taken, and what
-/// that leaves out is only noted: whoever reads it can still set another.
-fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    if plan.question.role == Role::Client {
-        return Ok(None);
-    }
-    let number = |text: &str| text.replace('_', "").parse::<u64>().ok();
-    let (set, less, whose) = match &plan.connections_max {
-        Some(Setting::Set(text)) => match number(text) {
-            Some(number) => (number, Verdict::TooSmall, "as it was told".to_owned()),
-            None => (0, Verdict::Note, format!("assumed, as it was told {text}")),
-        },
-        Some(Setting::Default) => (0, Verdict::TooSmall, "its default".to_owned()),
-        Some(Setting::File(file)) => {
-            (0, Verdict::Note, format!("assumed: {file}, which it has read, may set another"))
-        }
-        Some(Setting::Unknown(unread)) => (0, Verdict::Note, format!("assumed: {unread}")),
-        // What it will be told is not known here.
-        None => (0, Verdict::Note, "its default".to_owned()),
-    };
-    let mut by_group = false;
-    let (most, text) = if set > 0 {
-        (set, format!("{set} ({whose})"))
-    } else {
-        let (most, why) = connections_by_default(machine, plan)?;
-        by_group = why == BY_GROUP;
-        let to_be_set = plan.connections_max.is_none() && most < plan.connections;
-        let end = if to_be_set { "; it has to be set" } else { "" };
-        (most, format!("{most} at 0 ({whose}): {why}{end}"))
-    };
-    let wanted = plan.connections;
-    let needs = Amount::told(wanted, format!("{wanted} or more"));
-    let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
-    Ok(Some(if by_group {
-        // To let in more than there is memory for would only end it.
-        judgement.mend(Place::Systemd, format!("MemoryMax={}", wanted * PLACE_BYTES))
-    } else {
-        judgement.mend(Place::Tidegate, format!("limits.connections_max = {wanted}"))
-    }))
 }
 
 fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -384,51 +304,6 @@ mod tests {
         assert!(many.needs.text.contains("2 of `tide bench`"), "{many:?}");
         assert!(lines(&many).contains(&"LimitNOFILE=2048"), "{many:?}");
         assert_eq!(client(1, "48").verdict, Verdict::TooSmall);
-    }
-
-    #[test]
-    fn by_default_a_gateway_on_epoll_holds_one_table() {
-        let found = |count, driver| {
-            let small =
-                |tree: &mut super::super::super::fixture::Tree| tree.open_files("64", "1000");
-            find("connections-max", count, small, |ask| {
-                (ask.driver, ask.shards) = (driver, Some(9));
-            })
-            .unwrap()
-        };
-        // 64 and 4 for each of 9 shards are no connections.
-        assert_eq!(found(900, DriverChoice::Epoll).verdict, Verdict::Ok);
-        let more = found(901, DriverChoice::Epoll);
-        assert_eq!((more.verdict, more.allows.value), (Verdict::Note, Some(900)));
-        assert_eq!(lines(&more), ["limits.connections_max = 901"]);
-        // Connections of io_uring are no descriptors: 64 GiB, 6 KiB each.
-        let uring = found(1_000_000, DriverChoice::Uring);
-        assert_eq!((uring.verdict, uring.allows.value), (Verdict::Ok, Some(11_184_810)));
-        let grouped = |tree: &mut super::super::super::fixture::Tree| {
-            tree.set("sys/fs/cgroup/system.slice/memory.max", "6144000");
-        };
-        let uring = find("connections-max", 1_001, grouped, |ask| ask.driver = DriverChoice::Uring);
-        let uring = uring.unwrap();
-        assert_eq!((uring.verdict, uring.allows.value), (Verdict::Note, Some(1_000)));
-        assert_eq!(lines(&uring), ["MemoryMax=6150144"]);
-    }
-
-    #[test]
-    fn what_a_running_gateway_was_told_bounds_it() {
-        let found = |setting| {
-            let machine = super::super::super::fixture::Tree::good().machine();
-            let mut plan = Plan::new(5_000, super::super::super::fixture::question(), &machine);
-            (plan.driver, plan.connections_max) = (Driver::Epoll, Some(setting));
-            let judged = connections_max(&machine, &plan).unwrap().unwrap();
-            (judged.verdict, judged.allows.value)
-        };
-        let set = |text: &str| Setting::Set(text.to_owned());
-        assert_eq!(found(set("5_000")), (Verdict::Ok, Some(5_000)));
-        assert_eq!(found(set("4999")), (Verdict::TooSmall, Some(4_999)));
-        // 2^20 less 64 and 4 for each of 8 shards.
-        assert_eq!(found(set("0")), (Verdict::Ok, Some(1_048_480)));
-        assert_eq!(found(Setting::Default), (Verdict::Ok, Some(1_048_480)));
-        assert_eq!(found(Setting::File("t.toml".into())), (Verdict::Ok, Some(1_048_480)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod memory;
+mod places;
 mod processors;
 mod tables;
 mod waiting;
@@ -40,8 +41,14 @@ pub(super) struct Judged {
     pub(super) stakes: Stakes,
 }
 
-const ALL: [&[Check]; 5] =
-    [&descriptors::CHECKS, &waiting::CHECKS, &tables::CHECKS, &memory::CHECKS, &processors::CHECKS];
+const ALL: [&[Check]; 6] = [
+    &places::CHECKS,
+    &descriptors::CHECKS,
+    &waiting::CHECKS,
+    &tables::CHECKS,
+    &memory::CHECKS,
+    &processors::CHECKS,
+];
 
 /// Judges everything that the question concerns.
 pub(super) fn judge(machine: &Machine, plan: &Plan) -> Vec<Judged> {
