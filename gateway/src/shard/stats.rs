@@ -86,8 +86,12 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_connections", "shard", "Open connections."),
     ("tidegate_sessions", "shard", "Authenticated connections."),
     ("tidegate_users", "shard", "Users in the directory."),
-    ("tidegate_rooms", "shard", "Rooms."),
-    ("tidegate_memberships", "shard", "Memberships of rooms."),
+    (
+        "tidegate_rooms",
+        "shard",
+        "Rooms with members on the shard or with their home there; everybody's is one on each.",
+    ),
+    ("tidegate_memberships", "shard", "Memberships of rooms, everybody's included."),
     ("tidegate_calls_in_flight", "shard", "Calls that wait for their answer."),
     (
         "tidegate_outbox_bytes",

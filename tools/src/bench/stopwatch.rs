@@ -19,6 +19,8 @@ const DRAIN_MAX_NS: Nanos = 10_000_000_000;
 const FINISH_MAX_NS: Nanos = 300_000_000_000;
 /// A client that used more of a core than this may have been the bottleneck.
 const OWN_CORE_MAX: f64 = 0.9;
+/// CPU time of the server below which its ticks, of 10 ms each, say nothing about user mode.
+const TICKED_NS_MIN: u64 = 500_000_000;
 
 /// What a scenario has to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +252,14 @@ impl Stopwatch {
             let ticks_ns = (end.user_ns - begin.user_ns) + (end.system_ns - begin.system_ns);
             let title = format!("server CPU per {thing}");
             report.add("server_cpu_ns_each", &title, each(server_ns), Unit::Nanos);
-            let user = (end.user_ns - begin.user_ns) as f64 / ticks_ns.max(1) as f64;
+            let user = match ticks_ns {
+                // The kernel counts it in ticks of 10 ms: fewer of them say nothing.
+                0..TICKED_NS_MIN => f64::NAN,
+                _ => (end.user_ns - begin.user_ns) as f64 / ticks_ns as f64,
+            };
+            if server_ns == 0 {
+                report.warn("the process of --pid used no CPU time: is it the server?");
+            }
             report.add("server_user_share", "  of it in user mode", user, Unit::Share);
             let core = server_ns as f64 / 1e9 / self.seconds();
             report.add("server_cores", "server cores used", core, Unit::Number);

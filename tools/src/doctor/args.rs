@@ -16,8 +16,8 @@ pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(super) question: Question,
     /// Ask about this running gateway: its limits, its network namespace, its seccomp filter, and what
-    /// it runs with as far as /proc shows: shards, driver, port, connections_max. What it holds already
-    /// counts as used
+    /// it runs with as far as /proc shows: shards, driver, port, heartbeat interval, connections_max. Ask while
+    /// it holds few: what it holds counts as used of the machine's files and memory, and is asked for again
     #[arg(long)]
     pub(super) pid: Option<u32>,
     /// Print one JSON object
@@ -49,9 +49,10 @@ pub(super) struct Question {
     #[arg(long, value_name = "PAIRS")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(super) address_pairs: Option<u64>,
-    /// How often each connection gives a sign of life: a number and ms, s, m, h or d
-    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = interval)]
-    pub(super) heartbeat_interval: Duration,
+    /// How often each connection gives a sign of life: a number and ms, s, m, h or d; without it, what --pid
+    /// asks for, or 30s
+    #[arg(long, value_name = "SPAN", value_parser = interval)]
+    pub(super) heartbeat_interval: Option<Duration>,
     /// Pushes that each connection gets a second, 0.2 for one in five seconds
     #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
     pub(super) pushes_per_second: f64,

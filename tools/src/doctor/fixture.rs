@@ -121,7 +121,7 @@ pub(super) fn question() -> Question {
         driver: DriverChoice::Auto,
         port: None,
         address_pairs: None,
-        heartbeat_interval: Duration::from_secs(30),
+        heartbeat_interval: Some(Duration::from_secs(30)),
         pushes_per_second: 0.0,
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Its constants are what the gateway does and what was measured; each says which.
 
+use std::time::Duration;
+
 use super::args::{Question, Role};
 use super::finding::{Confidence, Estimate};
 use super::machine::{Machine, Setting};
@@ -79,6 +81,8 @@ pub(super) struct Plan {
     pub(super) driver: Driver,
     /// The port that the gateway listens on.
     pub(super) port: u16,
+    /// How often each connection gives a sign of life.
+    pub(super) heartbeat_interval: Duration,
     /// What `limits.connections_max` is, where a process is asked about.
     pub(super) connections_max: Option<Setting>,
     /// What was read or assumed for it, in words.
@@ -97,9 +101,18 @@ pub(super) enum Driver {
 impl Plan {
     /// Settles what was left open.
     pub(super) fn new(connections: u64, question: Question, machine: &Machine) -> Self {
-        let Settled { shards, driver, port, connections_max, basis } =
+        let Settled { shards, driver, port, heartbeat_interval, connections_max, basis } =
             Settled::of(&question, machine);
-        Self { connections, question, shards, driver, port, connections_max, basis }
+        Self {
+            connections,
+            question,
+            shards,
+            driver,
+            port,
+            heartbeat_interval,
+            connections_max,
+            basis,
+        }
     }
 
     /// Connections that each shard's own table of descriptors has room for under a limit.
@@ -153,7 +166,7 @@ impl Plan {
     }
 
     fn heartbeats_per_second(&self) -> f64 {
-        to_f64(self.connections) / self.question.heartbeat_interval.as_secs_f64()
+        to_f64(self.connections) / self.heartbeat_interval.as_secs_f64()
     }
 
     fn deliveries_per_second(&self) -> f64 {

@@ -1,9 +1,14 @@
 //! What a question leaves open: as the running gateway has it, or assumed. Either is said.
 
+use std::time::Duration;
+
 use super::args::{DriverChoice, Question, Role};
 use super::io_uring_access::{Access, access};
 use super::machine::{Machine, Setting, Subject};
 use super::plan::{Driver, whole};
+
+/// The gateway's default `session.heartbeat_interval_ms`.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The gateway's default port.
 const PORT: u16 = 7400;
@@ -15,6 +20,7 @@ pub(super) struct Settled {
     pub(super) shards: u64,
     pub(super) driver: Driver,
     pub(super) port: u16,
+    pub(super) heartbeat_interval: Duration,
     /// What `limits.connections_max` is, where a process is asked about.
     pub(super) connections_max: Option<Setting>,
     /// What was read or assumed, in words.
@@ -27,13 +33,42 @@ impl Settled {
         let (shards, shards_basis) = shards(question, machine);
         let (driver, driver_basis) = driver(question, machine);
         let (port, port_basis) = port(question, machine);
+        let (heartbeat_interval, heartbeat_basis) = heartbeat_interval(question, machine);
         let setting = |key| machine.running.as_ref().map(|running| running.setting(key, None));
         let mut basis = Vec::new();
         if question.role == Role::Gateway {
             basis.extend(stranger(machine));
-            basis.extend([shards_basis, driver_basis, port_basis].into_iter().flatten());
+            basis.extend(
+                [shards_basis, driver_basis, port_basis, heartbeat_basis].into_iter().flatten(),
+            );
         }
-        Self { shards, driver, port, connections_max: setting("limits.connections_max"), basis }
+        let connections_max = setting("limits.connections_max");
+        Self { shards, driver, port, heartbeat_interval, connections_max, basis }
+    }
+}
+
+/// How often each connection gives a sign of life.
+fn heartbeat_interval(question: &Question, machine: &Machine) -> (Duration, Option<String>) {
+    if let Some(interval) = question.heartbeat_interval {
+        return (interval, None);
+    }
+    let assumed = |why: &str| {
+        let text = format!(
+            "a heartbeat every {HEARTBEAT_INTERVAL:?} ({why}: --heartbeat-interval says otherwise)"
+        );
+        (HEARTBEAT_INTERVAL, Some(text))
+    };
+    let Some(running) = &machine.running else { return assumed("assumed") };
+    match running.setting("session.heartbeat_interval_ms", None) {
+        Setting::Set(text) => match text.replace('_', "").parse() {
+            Ok(ms) => {
+                let interval = Duration::from_millis(ms);
+                (interval, Some(format!("a heartbeat every {interval:?}, as it was told")))
+            }
+            Err(_) => assumed("assumed"),
+        },
+        Setting::Default => assumed("its default"),
+        Setting::File(_) | Setting::Unknown(_) => assumed("assumed"),
     }
 }
 
@@ -185,8 +220,28 @@ mod tests {
     fn what_is_asked_for_wins() {
         let mut asked = question();
         (asked.shards, asked.port, asked.driver) = (Some(5), Some(80), DriverChoice::Uring);
+        asked.heartbeat_interval = Some(Duration::from_secs(7));
         let settled = Settled::of(&asked, &running(&["shard-0"], "tidegate"));
         assert_eq!((settled.shards, settled.driver, settled.port), (5, Driver::Uring, 80));
+        assert_eq!(settled.heartbeat_interval, Duration::from_secs(7));
         assert!(settled.basis.is_empty(), "{:?}", settled.basis);
+    }
+
+    #[test]
+    fn heartbeats_come_as_often_as_the_gateway_was_told() {
+        let asked = Question { heartbeat_interval: None, ..question() };
+        let interval = |command| {
+            let settled = Settled::of(&asked, &running(&["shard-0"], command));
+            let said = settled.basis.into_iter().find(|basis| basis.contains("heartbeat"));
+            (settled.heartbeat_interval.as_secs(), said.unwrap())
+        };
+        let told = interval("tidegate --set session.heartbeat_interval_ms=900_000");
+        assert_eq!(told, (900, "a heartbeat every 900s, as it was told".into()));
+        let (seconds, said) = interval("tidegate");
+        assert_eq!(seconds, 30);
+        assert!(said.contains("its default: --heartbeat-interval"), "{said}");
+        let (seconds, said) = interval("tidegate --config t.toml");
+        assert_eq!(seconds, 30);
+        assert!(said.contains("assumed: --heartbeat-interval"), "{said}");
     }
 }

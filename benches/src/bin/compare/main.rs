@@ -8,6 +8,7 @@ mod process;
 mod rows;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -67,7 +68,17 @@ struct Measured {
     failed: usize,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match compare() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare() -> anyhow::Result<()> {
     let args = Args::parse();
     let rows = chosen(&args)?;
     if args.list {

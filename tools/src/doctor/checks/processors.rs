@@ -47,6 +47,9 @@ pub(super) const CHECKS: [Check; 5] = [
 /// Threads beside shards and workers: main, signals, operators' HTTP, and some to spare.
 const SPARE_THREADS: u64 = 16;
 
+/// The longest interval that clients keep to, whatever they are told (PROTOCOL.md).
+const HEARTBEAT_INTERVAL_MS_MAX: u64 = 300_000;
+
 /// Share of the CPUs that the estimate may take before bursts have no room, in percent. An assumption.
 const BUSY_PERCENT_MAX: f64 = 70.0;
 
@@ -54,26 +57,36 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
     }
-    let (cpus, wanted) = (machine.cpus()?, plan.cpus());
+    let (here, wanted) = (machine.cpus()?, plan.cpus());
+    // A shard is one thread, whatever the machine has.
+    let cpus = f64::from(u32::try_from(plan.shards).unwrap_or(u32::MAX)).min(here);
     let verdict = if wanted > cpus {
         Verdict::TooSmall
     } else {
         unless(wanted <= cpus * BUSY_PERCENT_MAX / 100.0, Verdict::Note)
     };
-    let allows = Amount { value: Some(whole(cpus)), text: format!("{cpus:.1} CPUs") };
+    let allows = Amount {
+        value: Some(whole(cpus)),
+        text: format!("{cpus:.1} CPUs{}", if cpus < here { ", one a shard" } else { "" }),
+    };
     let needs = Amount {
         value: Some(whole(wanted.ceil())),
         text: format!(
-            "{wanted:.2} CPUs for heartbeats and pushes, requests not counted (see the estimate)"
+            "at least {wanted:.2} CPUs for heartbeats and pushes, requests not counted (see the estimate)"
         ),
     };
     let judgement = Judgement::new(verdict, allows, needs);
     // Heartbeats that take half of the CPUs leave the other half to requests.
-    let seconds = plan.question.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
-    let line = format!("session.heartbeat_interval_ms = {}", whole((seconds * 1e3).ceil()));
-    if plan.question.pushes_per_second > 0.0 {
+    let seconds = plan.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
+    let interval_ms = whole((seconds * 1e3).ceil());
+    if cpus < here {
+        let shards = whole(wanted.ceil()).clamp(plan.shards + 1, whole(here).max(plan.shards + 1));
+        return Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {shards}"))));
+    }
+    if plan.question.pushes_per_second > 0.0 || interval_ms > HEARTBEAT_INTERVAL_MS_MAX {
         return Ok(Some(judgement));
     }
+    let line = format!("session.heartbeat_interval_ms = {interval_ms}");
     Ok(Some(judgement.mend(Place::Tidegate, line)))
 }
 
@@ -197,7 +210,7 @@ mod tests {
         // 1,000,000 * 8.2 us = 8.2 CPU seconds for all, on 8 CPUs.
         let every = |ms: u64| {
             let ask = |ask: &mut super::super::super::args::Question| {
-                ask.heartbeat_interval = Duration::from_millis(ms);
+                ask.heartbeat_interval = Some(Duration::from_millis(ms));
             };
             find("cpu-time", 1_000_000, |_| {}, ask).unwrap()
         };
@@ -205,8 +218,27 @@ mod tests {
         assert_eq!(every(1_100).verdict, Verdict::Note);
         assert_eq!(every(1_500).verdict, Verdict::Ok);
         assert_eq!(lines(&every(1_000)), ["session.heartbeat_interval_ms = 2050"]);
+        // Clients would not wait for longer than five minutes.
+        let most = find("cpu-time", 4_000_000_000, |_| {}, |_| {}).unwrap();
+        assert_eq!((most.verdict, lines(&most)), (Verdict::TooSmall, vec![]));
         let pushed = find("cpu-time", 1_000_000, |_| {}, |ask| ask.pushes_per_second = 1.1);
         assert_eq!(pushed.unwrap().verdict, Verdict::TooSmall);
+    }
+
+    #[test]
+    fn a_shard_uses_one_cpu() {
+        // 8.2 CPU seconds every three, on one of 8 CPUs.
+        let found = find(
+            "cpu-time",
+            1_000_000,
+            |_| {},
+            |ask| {
+                (ask.heartbeat_interval, ask.shards) = (Some(Duration::from_secs(3)), Some(1));
+            },
+        );
+        let found = found.unwrap();
+        assert_eq!((found.verdict, found.allows.value), (Verdict::TooSmall, Some(1)));
+        assert_eq!(lines(&found), ["shards = 3"]);
     }
 
     #[test]
