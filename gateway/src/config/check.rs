@@ -18,8 +18,8 @@ use super::{ConfigError, descriptors, memory};
 use crate::driver::uring;
 use crate::session_id::SLOT_BITS;
 
-/// What a connection takes of the system's or the control group's memory, in bytes, rounded up: 3.7 kB of socket, 0.9 kB of an
-/// armed receive, what the gateway remembers, and room for bytes on their way.
+/// What a connection takes of the system's or the control group's memory, in bytes, rounded up: 3.7 kB of
+/// socket, 0.9 kB of an armed receive, what the gateway remembers, and room for bytes on their way.
 const MEMORY_BYTES_EACH: u64 = 6 * 1024;
 
 /// A day, and the longest that most timeouts may be.

@@ -177,7 +177,7 @@ pub(crate) fn scale() -> Vec<Row> {
     echoes.into_iter().chain(pushes).collect()
 }
 
-/// The kernel spreads a floor's connections over the threads by chance: each has a quarter to spare.
+/// Where the kernel spreads a floor's connections over its threads, by chance, each has a quarter to spare.
 fn scale_threads(connections: u32) -> String {
     connections.div_ceil(SCALE_THREAD_CONNECTIONS).to_string()
 }

@@ -57,7 +57,7 @@ impl Uring {
         rest.advance(bytes_taken(result));
         if !goes_on {
             self.rare(conn).cut += rest.len();
-            self.is_certain(conn);
+            self.became_certain(conn);
         } else if result < 0 && !may_try_again(result) {
             self.fail_to_send(conn, rest.len(), -result);
         } else {
@@ -74,7 +74,7 @@ impl Uring {
         }
     }
 
-    fn is_certain(&mut self, conn: ConnId) {
+    fn became_certain(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
             && socket.has(Flags::UNCERTAIN)
         {
@@ -101,7 +101,7 @@ impl Uring {
         } else if socket.may_send() && self.rare(conn).sending.is_none() {
             self.send_next(conn);
         } else {
-            self.is_certain(conn);
+            self.became_certain(conn);
         }
     }
 

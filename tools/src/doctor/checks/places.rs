@@ -22,11 +22,12 @@ const PLACE_BYTES: u64 = 6 * 1_024;
 /// Connections that the gateway has numbers for.
 const PLACES_MAX: u64 = 1 << 26;
 
-/// What its control group's memory leaves room for.
-const BY_GROUP: &str = "6 KiB of its control group's memory each";
-
-/// What the gateway takes for 0, and why, in words.
-fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'static str)> {
+/// What the gateway takes for 0, why, in words, and what lets more in.
+fn connections_by_default(
+    machine: &Machine,
+    plan: &Plan,
+) -> Reading<(u64, &'static str, (Place, String))> {
+    let mut mend = more_places(plan);
     let (most, why) = match plan.driver {
         Driver::Epoll => {
             let limit = limit(machine)?.unwrap_or(u64::MAX);
@@ -38,13 +39,22 @@ fn connections_by_default(machine: &Machine, plan: &Plan) -> Reading<(u64, &'sta
             // As the gateway does: what it can't read of its group does not count.
             let (bytes, why) = match machine.control_group.memory_max_bytes.clone().unwrap_or(None)
             {
-                Some(groups) if groups < machines => (groups, BY_GROUP),
+                Some(groups) if groups < machines => {
+                    // To let in more than there is memory for would only end it.
+                    let bytes = plan.connections * PLACE_BYTES;
+                    mend = (Place::Systemd, format!("MemoryMax={bytes}"));
+                    (groups, "6 KiB of its control group's memory each")
+                }
                 _ => (machines, "6 KiB of the machine's memory each"),
             };
             ((bytes / PLACE_BYTES).max(1), why)
         }
     };
-    Ok((most.min(PLACES_MAX), why))
+    Ok((most.min(PLACES_MAX), why, mend))
+}
+
+fn more_places(plan: &Plan) -> (Place, String) {
+    (Place::Tidegate, format!("limits.connections_max = {}", plan.connections))
 }
 
 /// Whether the gateway's own bound lets them in. Where it isn't known, its default is taken, and what
@@ -67,25 +77,18 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
         // What it will be told is not known here.
         None => (0, Verdict::Note, "its default".to_owned()),
     };
-    let mut by_group = false;
-    let (most, text) = if set > 0 {
-        (set, format!("{set} ({whose})"))
+    let (most, text, (place, line)) = if set > 0 {
+        (set, format!("{set} ({whose})"), more_places(plan))
     } else {
-        let (most, why) = connections_by_default(machine, plan)?;
-        by_group = why == BY_GROUP;
+        let (most, why, mend) = connections_by_default(machine, plan)?;
         let to_be_set = plan.connections_max.is_none() && most < plan.connections;
         let end = if to_be_set { "; it has to be set" } else { "" };
-        (most, format!("{most} at 0 ({whose}): {why}{end}"))
+        (most, format!("{most} at 0 ({whose}): {why}{end}"), mend)
     };
     let wanted = plan.connections;
     let needs = Amount::told(wanted, format!("{wanted} or more"));
     let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
-    Ok(Some(if by_group {
-        // To let in more than there is memory for would only end it.
-        judgement.mend(Place::Systemd, format!("MemoryMax={}", wanted * PLACE_BYTES))
-    } else {
-        judgement.mend(Place::Tidegate, format!("limits.connections_max = {wanted}"))
-    }))
+    Ok(Some(judgement.mend(place, line)))
 }
 
 #[cfg(test)]
