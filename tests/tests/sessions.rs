@@ -210,3 +210,17 @@ fn a_session_that_ends_leaves_nothing_behind() {
         }
     }
 }
+
+/// A connection ends while the next one comes in: what the kernel still does for the one must not hit the other.
+#[test]
+fn who_leaves_at_once_takes_nobody_elses_goodbye_along() {
+    let gateway = Setup::demo().shards(2).start();
+    let operator = gateway.operator();
+    for user_id in 1..=1_000 {
+        let mut phone = gateway.login(user_id);
+        phone.is_served();
+        assert_eq!(operator.kick(user_id), 1);
+        // And closes as soon as it has read it.
+        phone.is_told_to_go();
+    }
+}

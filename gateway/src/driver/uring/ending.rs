@@ -99,7 +99,7 @@ impl Uring {
         }
         socket.flags.insert(Flags::CLOSED);
         socket.cause = cause;
-        let (ring, file, sending) = (socket.ring, socket.file, socket.has(Flags::SENDING));
+        let (ring, sending) = (socket.ring, socket.has(Flags::SENDING));
         let in_steps = self.rare.get_mut(&conn.slot).is_some_and(|rare| {
             // This was not said to be sent.
             rare.cut += rare.next.take().map_or(0, |next| next.len());
@@ -115,8 +115,32 @@ impl Uring {
             self.wait_until_certain(conn);
         }
         self.settle(conn);
-        // The operations under way hold the socket: it is released when the last has ended.
+        self.release(conn);
+    }
+
+    /// Gives a connection's place in the ring's table back. Operations under way hold the socket itself, and it
+    /// is closed when the last has ended. All but a shutdown: the kernel has a thread do that, which looks the
+    /// place up only then (io_uring/net.c: `REQ_F_FORCE_ASYNC`), and would shut down whoever has it meanwhile.
+    pub(super) fn release(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if socket.has(Flags::SHUTTING_DOWN) {
+            socket.flags.insert(Flags::RELEASE);
+            return;
+        }
+        let (ring, file) = (socket.ring, socket.file);
         self.ask(ring, |ring| ring.close(file));
+    }
+
+    /// The sending side is shut down.
+    pub(super) fn on_shut_down(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            let release = socket.has(Flags::RELEASE);
+            socket.flags.remove(Flags::SHUTTING_DOWN | Flags::RELEASE);
+            if release {
+                self.release(conn);
+            }
+        }
+        self.operation_ended(conn);
     }
 
     /// It may be said of a connection twice in a poll; it is reported once, since then it is gone.

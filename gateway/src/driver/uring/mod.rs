@@ -308,7 +308,7 @@ impl Uring {
             Token::Accept(place) => self.on_accepted(ring, place, result, sink),
             Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),
-            Token::Shutdown(conn) => self.operation_ended(conn),
+            Token::Shutdown(conn) => self.on_shut_down(conn),
             Token::Wake => {
                 self.rings.iter_mut().for_each(Ring::signalled);
                 if !more {

@@ -261,7 +261,8 @@ impl Ring {
         self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), Token::Nothing)
     }
 
-    /// Takes a descriptor out of the table: its place is free. What is under way goes on.
+    /// Takes a descriptor out of the table: its place is free. What is under way goes on, but for a shutdown,
+    /// which must have completed.
     pub(super) fn close(&mut self, file: u32) -> io::Result<()> {
         self.files -= 1;
         let entry = opcode::Close::new(Fixed(file)).build();

@@ -124,9 +124,9 @@ impl Uring {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if socket.has(Flags::FINISHING) {
             socket.flags.remove(Flags::FINISHING);
-            let (ring, file) = (socket.ring, socket.file);
+            let ring = socket.ring;
             self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
-            self.ask(ring, |ring| ring.close(file));
+            self.release(conn);
             self.operation_ended(conn);
         }
     }
@@ -228,6 +228,7 @@ impl Uring {
     pub(super) fn shut_down(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !socket.has(Flags::CLOSED) {
+            socket.flags.insert(Flags::SHUTTING_DOWN);
             let (ring, file) = (socket.ring, socket.file);
             self.operation_began(conn);
             self.ask(ring, |ring| ring.shutdown(file, conn));

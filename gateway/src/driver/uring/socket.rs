@@ -64,6 +64,10 @@ bitflags! {
         const FINISHING = 1 << 9;
         /// Closed before it was certain that a send had gone out: one operation, until that is.
         const UNCERTAIN = 1 << 10;
+        /// The kernel shuts down the sending side: its place in the ring's table must stay its own.
+        const SHUTTING_DOWN = 1 << 11;
+        /// Its place is to be given back when the kernel has done so.
+        const RELEASE = 1 << 12;
     }
 }
 

@@ -85,6 +85,26 @@ fn who_has_ended_and_does_not_read_costs_no_thread() {
     assert_eq!(kernel_threads(), 0);
 }
 
+/// The kernel looks a shutdown's place up late: whoever had it by then would be shut down instead.
+#[test]
+fn a_place_is_kept_until_its_shutdown_is_done() {
+    let (mut driver, address) = listening(1000, 1000);
+    let mut recorder = Recorder::default();
+    let _peer = TcpStream::connect(address).unwrap();
+    until(&mut driver, &mut recorder, |recorder| !accepted(recorder).is_empty());
+    let conn = accepted(&recorder)[0];
+    // As many accepts as there may be are under way again.
+    driver.poll(&mut recorder).unwrap();
+    let files = driver.rings[0].files;
+    driver.shutdown(conn);
+    driver.close(conn);
+    assert_eq!(driver.rings[0].files, files, "its place is free too early");
+    until(&mut driver, &mut recorder, |recorder| {
+        recorder.facts.iter().any(|fact| matches!(fact, Fact::Closed(..)))
+    });
+    assert_eq!(driver.rings[0].files, files - 1);
+}
+
 /// The failure of a send that must not wait is among completions for which the ring had no room.
 #[test]
 fn a_failed_send_is_heard_of_though_completions_overflow() {
