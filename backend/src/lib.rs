@@ -20,6 +20,7 @@ pub mod batch;
 pub mod demo;
 pub mod handler;
 pub mod harness;
+pub mod log_limit;
 pub mod pool;
 pub mod publisher;
 

@@ -14,7 +14,9 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::queue::ArrayQueue;
 
 use crate::batch::Batch;
+
 use crate::handler::{Call, Handler};
+use crate::log_limit::LogLimit;
 use crate::publisher::Gateway;
 
 /// How large a pool is.
@@ -87,6 +89,7 @@ impl Pool {
                     gateway: gateway.clone(),
                     batch: Batch::default(),
                     batch_calls_max: options.batch_calls_max.max(1),
+                    panics: LogLimit::new(),
                 };
                 (sender, worker)
             })
@@ -173,6 +176,8 @@ pub struct Worker {
     gateway: Gateway,
     batch: Batch,
     batch_calls_max: usize,
+    /// The limit on log lines of panics.
+    panics: LogLimit,
 }
 
 impl Worker {
@@ -205,8 +210,13 @@ impl Worker {
                 while !batch.is_empty() {
                     let before = batch.len();
                     let work = AssertUnwindSafe(|| handler.handle_batch(batch, gateway));
-                    if panic::catch_unwind(work).is_err() {
-                        tracing::error!("a handler panicked; its call is answered with 101");
+                    if panic::catch_unwind(work).is_err()
+                        && let Some(suppressed) = self.panics.allow()
+                    {
+                        tracing::error!(
+                            suppressed,
+                            "a handler panicked; its call is answered with 101"
+                        );
                     }
                     if batch.len() == before {
                         // It took none: what it leaves is dropped, and so answered with 101.

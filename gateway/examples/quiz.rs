@@ -17,15 +17,11 @@
 //!
 //! All keys of `tidegate.toml` hold. Where no `[[routes]]` are configured, `DEFAULTS` below has some.
 
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use crossbeam::{channel, select};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use tidegate::{Server, config, telemetry};
 use tidegate_backend::demo::Demo;
 use tidegate_backend::{Bytes, Call, Code, Failure, Gateway, Handler};
 
@@ -122,34 +118,8 @@ fn think(call: Call) {
     });
 }
 
-fn main() -> anyhow::Result<()> {
-    let loaded = match config::load_over(DEFAULTS, std::env::args_os(), std::env::vars_os()) {
-        Ok(loaded) => loaded,
-        // A wrong key, or --help: it is printed, and the process ends.
-        Err(error) => error.exit(),
-    };
-    let log = loaded.config.log.clone();
-    let builder = Server::builder(loaded.config)
-        .handler("demo", Demo::default())
-        .handler("quiz", Quiz::default());
-    if loaded.check_only {
-        return Ok(builder.check()?);
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
-    let (signal, signalled) = channel::bounded(1);
-    thread::spawn(move || signals.forever().next().map(|number| signal.send(number)));
-    let server = builder.metrics(telemetry::install(&log)?).start()?;
-    println!("listening for clients on {}", server.client_address());
-    println!("listening for operators on http://{}/", server.admin_address());
-    select! {
-        // Everybody gets the answers that are under way, then a goodbye.
-        recv(signalled) -> _ => server.shutdown(),
-        recv(server.ended()) -> ended => {
-            let (shard, outcome) = ended?;
-            server.stop();
-            outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
-        }
-    }
-    server.wait()?;
-    Ok(())
+fn main() -> ExitCode {
+    tidegate::run(DEFAULTS, |builder| {
+        builder.handler("demo", Demo::default()).handler("quiz", Quiz::default())
+    })
 }

@@ -1,6 +1,6 @@
 //! The Tidegate gateway, as a library: link it, bring handlers of your own, and write your own `main`.
 //!
-//! [`Server`] is the way in. The rest is the way of a frame, from the socket to the backend and back:
+//! [`run`](run::run) is a whole `main`, and [`Server`] a gateway within a program of another purpose. The rest is the way of a frame, from the socket to the backend and back:
 //! [`driver`] -> [`transport`] -> [`connection`] -> [`shard`] -> [`router`] -> backend, and the same
 //! back through the shard's [mailbox](shard::mailbox).
 
@@ -14,6 +14,7 @@ pub mod driver;
 pub mod hub;
 pub mod parts;
 pub mod router;
+pub mod run;
 pub mod secret;
 pub mod server;
 pub mod service;
@@ -22,6 +23,7 @@ pub mod shard;
 pub mod telemetry;
 pub mod transport;
 
+pub use run::run;
 pub use server::Server;
 
 /// Where the examples of the backends' page are tested.

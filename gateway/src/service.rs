@@ -8,7 +8,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use crossbeam::channel::{self, RecvTimeoutError};
 use sd_notify::NotifyState;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -17,6 +19,9 @@ use crate::control::{Control, Reply, ShardInfo};
 /// Looks at the shards within one watchdog interval. A question is asked at one and answered before the
 /// next, so signs of life come twice in an interval even where every other answer is late by a look.
 const LOOKS_PER_INTERVAL: u32 = 4;
+
+/// How long the gateway waits for its service manager to take a message.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// The gateway, as its service manager sees it.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ impl Service {
     /// When the system gives no thread.
     pub fn ready(control: Arc<dyn Control>) -> io::Result<Self> {
         let stopping = Arc::new(AtomicBool::new(false));
-        tell(NotifyState::Ready);
+        tell_in_time(NotifyState::Ready);
         if let Some(interval) = sd_notify::watchdog_enabled() {
             let (mut pulse, stopping) = (Pulse::new(control), Arc::clone(&stopping));
             thread::Builder::new().name("watchdog".into()).spawn(move || {
@@ -52,7 +57,7 @@ impl Service {
     /// Says that the gateway is going away.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Release);
-        tell(NotifyState::Stopping);
+        tell_in_time(NotifyState::Stopping);
     }
 }
 
@@ -79,6 +84,24 @@ impl Pulse {
             self.asked = self.control.stats();
         }
         all_answered
+    }
+}
+
+/// Tells the manager from a thread of its own, since a socket that nobody reads blocks once it is full, and
+/// waits for that thread no longer than [`TOLD_WITHIN`].
+fn tell_in_time(state: NotifyState<'static>) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let text = state.to_string();
+    let (done, told) = channel::bounded::<()>(1);
+    let work = move || {
+        let _done = done;
+        tell(state);
+    };
+    let spawned = thread::Builder::new().name("notify".into()).spawn(work);
+    if spawned.is_err() || told.recv_timeout(TOLD_WITHIN) == Err(RecvTimeoutError::Timeout) {
+        tracing::warn!("the service manager does not take {text}: is its NOTIFY_SOCKET read?");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -11,9 +11,9 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::port::Port;
-use crate::process::Process;
+use crate::process::{FILE_BYTES_MAX, Process, Sink};
 use crate::programs::programs;
-use crate::{Operator, Phone};
+use crate::{Operator, Phone, until};
 
 /// What to start, and how.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub struct Setup {
     flags: Vec<String>,
     variables: Vec<(String, OsString)>,
     port: Option<Port>,
+    /// The operators' port, where the standard output can't tell.
+    admin_port: Option<Port>,
+    stdout: Sink,
+    stderr: Sink,
     folder: TempDir,
 }
 
@@ -74,6 +78,9 @@ impl Setup {
             flags: Vec::new(),
             variables: Vec::new(),
             port: None,
+            admin_port: None,
+            stdout: Sink::Kept,
+            stderr: Sink::Kept,
             folder: tempfile::tempdir().unwrap(),
         };
         setup.set("listen", "127.0.0.1:0").set("admin.listen", "127.0.0.1:0")
@@ -142,6 +149,27 @@ impl Setup {
         self.set("listen", address)
     }
 
+    /// Has its standard output lead elsewhere.
+    #[must_use]
+    pub fn stdout(mut self, sink: Sink) -> Self {
+        self.stdout = sink;
+        if sink == Sink::Kept {
+            return self;
+        }
+        // It can't tell where it listens.
+        let admin_port = Port::reserve();
+        let address = format!("127.0.0.1:{}", admin_port.number());
+        self.admin_port = Some(admin_port);
+        self.set("admin.listen", address).on_a_port_of_its_own()
+    }
+
+    /// Has its standard error, and so its log, lead elsewhere.
+    #[must_use]
+    pub fn stderr(mut self, sink: Sink) -> Self {
+        self.stderr = sink;
+        self
+    }
+
     /// The folder that it runs in.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -161,14 +189,27 @@ impl Setup {
         Process::run(&mut self.command(), "")
     }
 
-    fn command(&self) -> Command {
-        let mut command = if self.confines.is_empty() {
-            Command::new(&self.program)
-        } else {
-            let mut command = Command::new(&programs().confine);
-            command.args(&self.confines).arg(&self.program);
-            command
-        };
+    /// The command that starts it.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut line: Vec<OsString> = Vec::new();
+        let sinks = [(self.stdout, "1>&-"), (self.stderr, "2>&-")];
+        let closed = sinks.into_iter().filter(|(sink, _)| *sink == Sink::Closed);
+        let closed: Vec<_> = closed.map(|(_, redirection)| redirection).collect();
+        if !closed.is_empty() {
+            line.extend(["sh".into(), "-c".into()]);
+            line.extend([format!("exec \"$@\" {}", closed.join(" ")).into(), "sh".into()]);
+        }
+        if sinks.iter().any(|(sink, _)| *sink == Sink::FileLimit) {
+            line.extend(["prlimit".into(), format!("--fsize={FILE_BYTES_MAX}").into()]);
+        }
+        if !self.confines.is_empty() {
+            line.push(programs().confine.clone().into());
+            line.extend(self.confines.iter().map(OsString::from));
+        }
+        line.push(self.program.clone().into());
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             // The tests run once with each driver.
@@ -181,7 +222,13 @@ impl Setup {
     }
 
     fn launch(&self) -> (Process, SocketAddr, SocketAddr) {
-        let process = Process::start(&mut self.command(), "");
+        let process = Process::start_with(&mut self.command(), "", self.stdout, self.stderr);
+        if let (Some(port), Some(admin_port)) = (&self.port, &self.admin_port) {
+            let [clients, operators] =
+                [port, admin_port].map(|port| SocketAddr::from(([127, 0, 0, 1], port.number())));
+            until("the gateway listens", || TcpStream::connect(clients).ok());
+            return (process, clients, operators);
+        }
         let announced = |before: &str, after: &str| {
             process.stdout.find(before, |said| {
                 let line = said.lines().find_map(|line| line.strip_prefix(before))?;

@@ -1,6 +1,7 @@
 //! A process that ends with its test, whatever happens, and what it says.
 
-use std::io::{Read, Write as _};
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -14,6 +15,8 @@ use crate::{PATIENCE, until};
 #[derive(Debug)]
 pub struct Process {
     child: Child,
+    /// Readers that do not read.
+    unread: [Option<PipeReader>; 2],
     /// What it says.
     pub stdout: Arc<Said>,
     /// What it logs.
@@ -34,21 +37,88 @@ struct SoFar {
     ended: bool,
 }
 
+/// What becomes of what a process writes to one of its standard streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sink {
+    /// It is kept, to be looked at.
+    #[default]
+    Kept,
+    /// A pipe whose reader is gone.
+    ReaderGone,
+    /// A pipe that is full, with a reader that does not read until [`Process::read_stderr`].
+    PipeFull,
+    /// A file on a disk without room.
+    DiskFull,
+    /// A file that is as long as the process may make one: the command has to set the limit to
+    /// [`FILE_BYTES_MAX`].
+    FileLimit,
+    /// The stream is closed before the program starts.
+    Closed,
+}
+
+impl Sink {
+    /// What the child gets, and the reader that does not read.
+    fn open(self) -> (Stdio, Option<PipeReader>) {
+        match self {
+            Self::Kept => (Stdio::piped(), None),
+            Self::ReaderGone => (io::pipe().unwrap().1.into(), None),
+            Self::PipeFull => {
+                let (reader, writer) = io::pipe().unwrap();
+                fill(&writer);
+                (writer.into(), Some(reader))
+            }
+            Self::DiskFull => (File::options().write(true).open("/dev/full").unwrap().into(), None),
+            Self::FileLimit => {
+                let mut file = tempfile::tempfile().unwrap();
+                file.write_all(&[b'x'; FILE_BYTES_MAX]).unwrap();
+                (file.into(), None)
+            }
+            // What starts the program closes it.
+            Self::Closed => (Stdio::null(), None),
+        }
+    }
+}
+
+/// The longest file that a process with [`Sink::FileLimit`] may make, in bytes.
+pub const FILE_BYTES_MAX: usize = 4096;
+
+/// Fills a pipe with lines.
+fn fill(writer: &io::PipeWriter) {
+    let blocking = rustix::fs::fcntl_getfl(writer).unwrap();
+    rustix::fs::fcntl_setfl(writer, blocking | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(writer, b"x\n").is_ok() {}
+    rustix::fs::fcntl_setfl(writer, blocking).unwrap();
+}
+
 impl Process {
     /// Starts a process; `input` is all that it can read.
     #[must_use]
     pub fn start(command: &mut Command, input: &str) -> Self {
+        Self::start_with(command, input, Sink::Kept, Sink::Kept)
+    }
+
+    /// Starts a process whose standard output and standard error lead elsewhere.
+    #[must_use]
+    pub fn start_with(command: &mut Command, input: &str, stdout: Sink, stderr: Sink) -> Self {
+        let ((stdout, stdout_unread), (stderr, stderr_unread)) = (stdout.open(), stderr.open());
         let mut child = command
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(stdout)
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-        let stdout = Said::listen(child.stdout.take().unwrap());
-        let stderr = Said::listen(child.stderr.take().unwrap());
+        // The command keeps its ends of the pipes otherwise.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let stdout = child.stdout.take().map_or_else(Said::nothing, Said::listen);
+        let stderr = child.stderr.take().map_or_else(Said::nothing, Said::listen);
         // Who ends without reading its input breaks the pipe, and that is no matter.
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
-        Self { child, stdout, stderr }
+        Self { child, unread: [stdout_unread, stderr_unread], stdout, stderr }
+    }
+
+    /// Starts to read the standard error of a process that was started with [`Sink::PipeFull`].
+    pub fn read_stderr(&mut self) {
+        self.stderr = Said::listen(self.unread[1].take().unwrap());
     }
 
     /// Runs a process to its end: how it ended, what it said and what it logged.
@@ -101,6 +171,13 @@ impl Drop for Process {
 }
 
 impl Said {
+    /// Of a stream that nobody listens to.
+    fn nothing() -> Arc<Self> {
+        let said = Self::default();
+        said.so_far.lock().unwrap().ended = true;
+        Arc::new(said)
+    }
+
     fn listen(mut pipe: impl Read + Send + 'static) -> Arc<Self> {
         let said = Arc::new(Self::default());
         let listener = Arc::clone(&said);

@@ -43,7 +43,7 @@ fn after_a_crash_it_starts_on_the_same_port_at_once_and_clients_come_back() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().start();
         // This one neither reads its goodbye nor closes: the gateway would linger for it.
         let mut phone = gateway.login(7);
@@ -58,7 +58,7 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn one_signal_ends_it_in_order() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().shards(3).start();
         let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
         gateway.process.signal(signal);

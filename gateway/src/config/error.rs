@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::telemetry::output;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -75,7 +77,8 @@ impl ConfigError {
         if let Self::Flags(error) = self {
             error.exit();
         }
-        eprintln!("tidegate: {self}");
+        output::stderr().line(format!("tidegate: {self}"));
+        output::flush();
         std::process::exit(2)
     }
 }

@@ -7,9 +7,6 @@ use std::sync::atomic::Ordering;
 use super::Shard;
 use crate::driver::Driver;
 
-/// How often it is said that accepting is paused, in milliseconds.
-const WARN_AGAIN_MS: u64 = 60_000;
-
 /// Whether the driver accepts, and whether it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepting {
@@ -24,9 +21,10 @@ impl Shard {
         match (self.accepting, self.places_left() == 0) {
             (Accepting::Yes, true) => {
                 let limit = self.shared.config.limits.connections_max;
-                if self.may_warn_of_pause() {
+                if let Some(suppressed) = self.may_warn_of_pause() {
                     tracing::warn!(
                         limits.connections_max = limit,
+                        suppressed,
                         "full: accepting is paused until a connection closes"
                     );
                 }
@@ -46,9 +44,10 @@ impl Shard {
     /// The driver can't accept for now.
     pub(super) fn on_accept_paused(&mut self, error: &io::Error) {
         self.stats.accept_pauses += 1;
-        if self.may_warn_of_pause() {
+        if let Some(suppressed) = self.may_warn_of_pause() {
             tracing::warn!(
                 %error,
+                suppressed,
                 "accepting is paused until a connection closes; raise the limit on open files"
             );
         }
@@ -56,13 +55,10 @@ impl Shard {
 
     /// Whether to say that accepting is paused: a gateway that is full pauses whenever somebody goes and
     /// somebody comes.
-    fn may_warn_of_pause(&mut self) -> bool {
-        let may = self.now_ms >= self.warn_of_pause_at_ms;
-        if may {
-            self.warn_of_pause_at_ms = self.now_ms + WARN_AGAIN_MS;
-            self.warned_of_pause = true;
-        }
-        may
+    fn may_warn_of_pause(&mut self) -> Option<u64> {
+        let suppressed = self.log_limits.accept_pause.allow_at(self.now_ms);
+        self.warned_of_pause |= suppressed.is_some();
+        suppressed
     }
 
     pub(super) fn tell_of_resumption(&mut self) {

@@ -119,8 +119,14 @@ impl Shard {
             Some(submitter) => submitter.submit(call),
             None => {
                 let work = AssertUnwindSafe(|| lane.handler.handle(call, &self.gateway));
-                if panic::catch_unwind(work).is_err() {
-                    tracing::error!(kind, "a handler panicked; its call is answered with 101");
+                if panic::catch_unwind(work).is_err()
+                    && let Some(suppressed) = self.log_limits.handler_panic.allow_at(self.now_ms)
+                {
+                    tracing::error!(
+                        kind,
+                        suppressed,
+                        "a handler panicked; its call is answered with 101"
+                    );
                 }
                 self.take_answers();
             }
@@ -193,11 +199,15 @@ impl Shard {
                 };
                 if answer.payload_len() > answer_bytes_max {
                     self.stats.oversize_answers += 1;
-                    tracing::warn!(
-                        kind,
-                        bytes = biz_data.len(),
-                        "an answer is too long for a frame"
-                    );
+                    let limit = &self.log_limits.oversize_answer;
+                    if let Some(suppressed) = limit.allow_at(self.now_ms) {
+                        tracing::warn!(
+                            kind,
+                            bytes = biz_data.len(),
+                            suppressed,
+                            "an answer is too long for a frame; the client gets 101"
+                        );
+                    }
                     self.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
                 } else if self.write(slot, |out| answer.encode_frame(out)) {
                     self.stats.answers += 1;

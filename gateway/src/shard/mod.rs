@@ -53,6 +53,7 @@ use bytes::BytesMut;
 use hashbrown::HashMap;
 use tidegate_backend::Gateway;
 use tidegate_backend::handler::AnswerPort;
+use tidegate_backend::log_limit::LogLimit;
 
 use crate::allocator::{Burst, Heap};
 use crate::auth::Verifier;
@@ -108,6 +109,14 @@ pub struct Shared {
     pub connections: AtomicU64,
     /// Whose free memory is given back.
     pub heap: Heap,
+}
+
+/// The limit on the log lines of each cause that clients have a hand in.
+#[derive(Debug, Default)]
+struct LogLimits {
+    accept_pause: LogLimit,
+    handler_panic: LogLimit,
+    oversize_answer: LogLimit,
 }
 
 /// One shard. See the [module](self).
@@ -167,9 +176,8 @@ pub struct Shard {
     grace_until_ms: u64,
     /// When workers were last given calls.
     handed_over_at_ms: u64,
-    /// When it may be said again that accepting is paused.
-    warn_of_pause_at_ms: u64,
-    /// It was said, and the end of it was not.
+    log_limits: LogLimits,
+    /// It was said that accepting is paused, and the end of it was not.
     warned_of_pause: bool,
     stats: Stats,
     durations: Vec<Durations>,
@@ -223,7 +231,7 @@ impl Shard {
             burst: Burst::default(),
             grace_until_ms: 0,
             handed_over_at_ms: 0,
-            warn_of_pause_at_ms: 0,
+            log_limits: LogLimits::default(),
             warned_of_pause: false,
             stats: Stats::default(),
             durations: vec![Durations::default(); names.len()],

@@ -104,6 +104,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Pushes and other commands under way, all shards together.",
     ),
     ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
+    (
+        "tidegate_log_lines_dropped_total",
+        "stream, reason",
+        "Lines that never reached stderr (the log) or stdout: queue_full, as the reader is too slow, or write_failed, as the reader is gone or the disk is full.",
+    ),
     ("tidegate_failures_total", "code", "Failures sent, by error code."),
     (
         "tidegate_auth_failures_total",

@@ -1,18 +1,25 @@
-//! What the gateway says of itself: the log, and the recorder of metrics.
+//! What the gateway says of itself: the log, the recorder of metrics, and lines on the standard output.
+//!
+//! Nothing here makes the caller wait for a reader: see [`output`].
+
+pub mod output;
+mod panics;
 
 use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;
 
+use metrics::counter;
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
+use output::{Dropped, Lines};
 
-/// How often what histograms have gathered is folded together, so that it takes no more and more memory
-/// where nobody asks for the metrics. The gateway has none of its own; a backend in the process may.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often dropped lines are exported, and what histograms have gathered is folded together, so that it
+/// takes no more and more memory where nobody asks for the metrics.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why nothing can be said: ours, or the caller's who installed another logger.
 #[derive(Debug, thiserror::Error)]
@@ -40,18 +47,25 @@ pub fn install(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
     install_recorder()
 }
 
-/// Installs the log alone: to the standard error, coloured where that is a terminal.
+/// Installs the log alone: to the standard error, coloured where that is a terminal. Panics go there too,
+/// in place of what the process did with them before.
+///
+/// A line never waits: it is dropped and counted where the standard error takes no more. Call
+/// [`output::flush`] before the process ends, or the last lines may be missing.
 ///
 /// # Errors
 /// [`TelemetryError`] when the process logs already.
 pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.filter)?)
-        .with_writer(io::stderr);
+        // An error of its own it would write with `eprintln!`, which may block or panic.
+        .log_internal_errors(false)
+        .with_writer(|| Lines(output::stderr()));
     match config.format {
         LogFormat::Text => log.with_ansi(wants_colours()).finish().try_init()?,
         LogFormat::Json => log.json().flatten_event(true).finish().try_init()?,
     }
+    panics::install();
     Ok(())
 }
 
@@ -64,11 +78,23 @@ pub fn install_recorder() -> Result<PrometheusHandle, TelemetryError> {
     let kept = handle.clone();
     thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
         loop {
+            export_dropped_lines();
             thread::sleep(UPKEEP_INTERVAL);
             kept.run_upkeep();
         }
     })?;
     Ok(handle)
+}
+
+fn export_dropped_lines() {
+    for output in [output::stdout(), output::stderr()] {
+        let Dropped { queue_full, write_failed } = output.dropped();
+        for (reason, lines) in [("queue_full", queue_full), ("write_failed", write_failed)] {
+            let stream = output.label();
+            counter!("tidegate_log_lines_dropped_total", "stream" => stream, "reason" => reason)
+                .absolute(lines);
+        }
+    }
 }
 
 /// On a terminal, unless the user asks for none (no-color.org).

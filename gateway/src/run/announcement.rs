@@ -1,0 +1,54 @@
+//! What the gateway says once it listens: where, and what to type next.
+
+use std::fs;
+use std::path::Path;
+
+use crate::server::Server;
+use crate::telemetry::output;
+
+/// Says where the gateway listens and what to type next.
+pub(super) fn announce(server: &Server, demo_tokens: bool) {
+    let client = server.client_address();
+    let demo = if demo_tokens { " --demo-token" } else { "" };
+    let built_here = std::env::current_exe().is_ok_and(|executable| is_built_here(&executable));
+    let tide = if built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
+    let stdout = output::stdout();
+    stdout.line(format!("listening for clients on {client}"));
+    stdout.line(format!("listening for operators on http://{}/", server.admin_address()));
+    stdout.line("");
+    stdout.line("next, in another terminal:");
+    stdout.line(format!("  {tide} client --connect {client} --user 7{demo}"));
+    stdout.line("Ctrl-C ends the gateway.");
+}
+
+/// Whether an executable lies where cargo put it: cargo marks the folder that holds those of all
+/// profiles, which may have any name (`CARGO_TARGET_DIR`), and is up to two levels further up with `--target`
+/// or for an example.
+fn is_built_here(executable: &Path) -> bool {
+    let is_cargos = |folder: &Path| {
+        let mark = fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();
+        mark.contains("created by cargo")
+    };
+    executable.ancestors().skip(2).take(3).any(is_cargos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executable_is_cargos_where_cargo_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_built_here = |path: &str| is_built_here(&folder.path().join(path));
+        assert!(!is_built_here("out/release/tidegate"));
+        fs::create_dir(folder.path().join("out")).unwrap();
+        let mark = "Signature: 8a477f597d28d172789f06886806bc55\n# ... created by cargo.\n";
+        fs::write(folder.path().join("out/CACHEDIR.TAG"), mark).unwrap();
+        assert!(is_built_here("out/release/tidegate"));
+        assert!(is_built_here("out/release/examples/quiz"));
+        assert!(is_built_here("out/x86_64-unknown-linux-musl/release/examples/quiz"));
+        assert!(!is_built_here("bin/tidegate"));
+        // Deeper it is a test's, which announces nothing.
+        assert!(!is_built_here("out/a/b/c/d/tidegate"));
+    }
+}

@@ -1,0 +1,147 @@
+//! A whole `main`: the configuration, the log, metrics, signals, the service manager, and a drain.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use tidegate_backend::demo::Demo;
+//!
+//! fn main() -> ExitCode {
+//!     tidegate::run("", |builder| builder.handler("demo", Demo::default()))
+//! }
+//! ```
+//!
+//! | signal | what it does |
+//! |---|---|
+//! | SIGTERM, SIGINT, SIGQUIT | drains; a second one ends the process at once, with exit status 130 |
+//! | SIGHUP | drains where the terminal has closed; otherwise it is kept for a reload, and changes nothing |
+//! | SIGUSR1, SIGUSR2 | nothing; a line in the log says so |
+//!
+//! | exit status | meaning |
+//! |---|---|
+//! | 0 | it drained, or the configuration is valid (`--check-config`) |
+//! | 1 | it did not start, or a shard failed; the standard error says why |
+//! | 2 | a flag, a key or a value is wrong |
+//! | 130 | a second signal ended it at once |
+//!
+//! Nothing here writes to a standard stream by itself: see [`output`].
+
+mod announcement;
+mod signals;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use crossbeam::channel::Receiver;
+use crossbeam::select;
+
+use crate::config;
+use crate::server::{Builder, Server};
+use crate::service::Service;
+use crate::telemetry::{self, output};
+use signals::Request;
+
+/// The exit status after a second signal: what a shell reports of a process that SIGINT ended.
+const ENDED_AT_ONCE: i32 = 130;
+
+/// Runs a gateway until it is told to go, and has gone. To be called from `main`, once.
+///
+/// `defaults` is TOML over the gateway's own defaults: the backends that the program brings, and the types
+/// that go to them. Operators overlay it with a file, the environment and flags, like all of
+/// `tidegate.toml`. `build` adds the handlers.
+///
+/// It installs the log, a recorder of metrics, and a panic hook that logs, for the whole process; it ends
+/// the process by itself after `--help`, a wrong flag or a wrong key, and at a second signal.
+pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
+    let _flushed = FlushAtEnd;
+    let (arguments, variables) = (std::env::args_os(), std::env::vars_os());
+    let loaded = match config::load_over(defaults, arguments, variables) {
+        Ok(loaded) => loaded,
+        Err(error) => error.exit(),
+    };
+    let check_only = loaded.check_only;
+    let log = loaded.config.log.clone();
+    let demo_tokens = loaded.config.auth.mode == config::AuthMode::Demo;
+    let builder = build(Server::builder(loaded.config));
+    let done = if check_only {
+        check(&builder)
+    } else {
+        telemetry::install(&log)
+            .map_err(anyhow::Error::from)
+            .and_then(|metrics| serve(builder.metrics(metrics), demo_tokens))
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::stderr().line(format!("tidegate: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for the last lines when it is dropped, also by a panic.
+struct FlushAtEnd;
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        output::flush();
+    }
+}
+
+fn check(builder: &Builder) -> anyhow::Result<()> {
+    builder.check()?;
+    output::stdout().line("the configuration is valid");
+    Ok(())
+}
+
+fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
+    // Before anything starts: from now on a signal drains.
+    let requests = signals::listen().context("can't listen for signals")?;
+    let server = builder.start()?;
+    announcement::announce(&server, demo_tokens);
+    let service = Service::ready(server.control()).context("can't watch the shards")?;
+    loop {
+        select! {
+            recv(requests) -> request => match request.context("the thread for signals has ended")? {
+                Request::Drain => break,
+                Request::Reload => signals::tell_that_nothing_reloads(),
+                Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
+            },
+            recv(server.ended()) -> ended => {
+                let (shard, outcome) = ended?;
+                server.stop();
+                service.stopping();
+                outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
+                return Ok(());
+            }
+        }
+    }
+    // The shards first: nothing that follows may keep them from it.
+    server.shutdown();
+    service.stopping();
+    output::stdout().line("saying goodbye to everybody; once more to end at once");
+    end_at_a_second_signal(requests)?;
+    server.wait()?;
+    output::stdout().line("gone");
+    Ok(())
+}
+
+/// Ends the process at the next request to drain. A terminal that closes is none: closing it after Ctrl-C
+/// is no wish to lose answers.
+fn end_at_a_second_signal(requests: Receiver<Request>) -> anyhow::Result<()> {
+    let watch = move || {
+        while let Ok(request) = requests.recv() {
+            match request {
+                Request::Drain => {
+                    output::flush();
+                    std::process::exit(ENDED_AT_ONCE);
+                }
+                Request::Reload => signals::tell_that_nothing_reloads(),
+                Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(watch)
+        .map(drop)
+        .context("can't watch for a second signal")
+}

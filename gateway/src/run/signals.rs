@@ -1,0 +1,92 @@
+//! Signals, and what each asks for. None ends the process by its default action but those that must: SIGKILL,
+//! and those of a crash.
+
+use std::fs::{self, File};
+use std::io;
+use std::thread;
+
+use crossbeam::channel::{self, Receiver};
+use nix::sys::signal::Signal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Say goodbye to everybody and end.
+    Drain,
+    /// Read the configuration again.
+    Reload,
+    /// Nothing: this signal has no meaning here.
+    Nothing(i32),
+}
+
+/// Requests as they come, from a thread of its own, from now on.
+pub(super) fn listen() -> io::Result<Receiver<Request>> {
+    let mut handled = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2];
+    if !is_ignored(SIGHUP) {
+        handled.push(SIGHUP);
+    }
+    let had_terminal = has_terminal();
+    let mut signals = Signals::new(handled)?;
+    let (sender, requests) = channel::unbounded();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in &mut signals {
+            let request = match signal {
+                SIGHUP if had_terminal && !has_terminal() => Request::Drain,
+                SIGHUP => Request::Reload,
+                SIGUSR1 | SIGUSR2 => Request::Nothing(signal),
+                _ => Request::Drain,
+            };
+            if sender.send(request).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(requests)
+}
+
+/// Answers a request that can't be met yet.
+pub(super) fn tell_that_nothing_reloads() {
+    tracing::warn!(
+        "SIGHUP: this version reads its configuration only when it starts; nothing has changed. \
+         To change a key, restart the gateway"
+    );
+}
+
+/// Answers a signal without a meaning.
+pub(super) fn tell_that_nothing_happens(signal: i32) {
+    let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
+    tracing::info!("{name} has no meaning here; nothing has changed");
+}
+
+/// Whether the process has a controlling terminal (tty(4)). One that has closed is none.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+/// Whether whoever started the process had it ignore a signal, as nohup(1) does with SIGHUP.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored(&status) & (1 << (signal - 1)) != 0
+}
+
+/// The signals that proc(5)'s status says are ignored, a bit each.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "Name:\ttidegate\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n";
+        assert_eq!(ignored(status), 1 << 12 | 1);
+        assert_eq!(ignored("Name:\ttidegate\n"), 0);
+        // Rust has every process ignore SIGPIPE.
+        assert!(is_ignored(nix::libc::SIGPIPE));
+    }
+}

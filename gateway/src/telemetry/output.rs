@@ -1,0 +1,267 @@
+//! Lines for the standard output and the standard error, from any thread, without waiting for a reader.
+//!
+//! A write to a pipe that nobody reads blocks, and a write to a pipe without a reader or to a full disk
+//! fails. Neither may stop a shard, so no thread of the gateway writes by itself: it leaves its line in a
+//! bounded queue, and a thread for each stream writes. A line that finds the queue full, or that the kernel
+//! refuses, is dropped and counted ([`Output::dropped`]). Once the reader is back, the log tells how many
+//! lines are missing.
+//!
+//! `tracing-appender` does nearly this, but its guard reports a slow end with `eprintln!`, which blocks on the
+//! very pipe that is full, and its queue is bounded in lines alone.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam::channel::{self, Receiver, Sender};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::io::Errno;
+
+/// Lines that may wait for one stream.
+const LINES_MAX: usize = 8_192;
+
+/// Bytes that may wait for one stream.
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// How long the end of the process waits for the lines that are still in a queue.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One of the two standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// What the gateway says to who started it.
+    Stdout,
+    /// The log.
+    Stderr,
+}
+
+impl Stream {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Why lines were dropped, and how many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// The queue was full: the reader is slower than the gateway, or reads no longer.
+    pub queue_full: u64,
+    /// The kernel refused the write: the reader is gone, or the disk is full.
+    pub write_failed: u64,
+}
+
+impl Dropped {
+    const fn total(self) -> u64 {
+        self.queue_full + self.write_failed
+    }
+}
+
+/// The queue before one stream. See the [module](self).
+#[derive(Debug)]
+pub struct Output {
+    stream: Stream,
+    queue: Sender<Entry>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queued_bytes: AtomicUsize,
+    queue_full: AtomicU64,
+    write_failed: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Line(Box<[u8]>),
+    /// Everything before this has been written or dropped when the sender is.
+    Flush(#[expect(dead_code, reason = "its drop is the signal")] Sender<()>),
+}
+
+/// The standard output's queue. The first call starts its thread.
+pub fn stdout() -> &'static Output {
+    static STDOUT: OnceLock<Output> = OnceLock::new();
+    STDOUT.get_or_init(|| Output::start(Stream::Stdout))
+}
+
+/// The standard error's queue. The first call starts its thread.
+pub fn stderr() -> &'static Output {
+    static STDERR: OnceLock<Output> = OnceLock::new();
+    STDERR.get_or_init(|| Output::start(Stream::Stderr))
+}
+
+/// Waits for what is queued for both streams, for a second at most. To be called before the process ends.
+pub fn flush() {
+    stdout().flush(FLUSH_PATIENCE);
+    stderr().flush(FLUSH_PATIENCE);
+}
+
+impl Output {
+    fn start(stream: Stream) -> Self {
+        let (queue, lines) = channel::bounded(LINES_MAX);
+        let state = Arc::<State>::default();
+        let writer = Writer { stream, lines, state: Arc::clone(&state), told: 0, is_cut: false };
+        // Without a thread the queue has no receiver, and every line counts as dropped.
+        drop(thread::Builder::new().name(stream.label().into()).spawn(move || writer.run()));
+        Self { stream, queue, state }
+    }
+
+    /// Queues a line, to which this adds the newline.
+    pub fn line(&self, line: impl AsRef<str>) {
+        self.push(format!("{}\n", line.as_ref()).into_bytes().into());
+    }
+
+    /// Lines that were dropped so far.
+    #[must_use]
+    pub fn dropped(&self) -> Dropped {
+        self.state.dropped()
+    }
+
+    /// The stream's name in metrics and in the log.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        self.stream.label()
+    }
+
+    /// Waits until what is queued now has been written or dropped, for `patience` at most.
+    pub fn flush(&self, patience: Duration) {
+        let (done, flushed) = channel::bounded(1);
+        if self.queue.send_timeout(Entry::Flush(done), patience).is_ok() {
+            // The other end is dropped, or the time is up: there is nothing to tell apart.
+            let _ = flushed.recv_timeout(patience);
+        }
+    }
+
+    fn push(&self, line: Box<[u8]>) {
+        let bytes = line.len();
+        let queued = self.state.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // A line that is alone may be longer than the bound.
+        let fits = queued == 0 || queued + bytes <= BYTES_MAX;
+        if !fits || self.queue.try_send(Entry::Line(line)).is_err() {
+            self.state.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.state.queue_full.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl State {
+    fn dropped(&self) -> Dropped {
+        Dropped {
+            queue_full: self.queue_full.load(Ordering::Relaxed),
+            write_failed: self.write_failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What a formatter writes its events to: one call of `write` is one line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lines(pub(super) &'static Output);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes.into());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread that writes one stream.
+struct Writer {
+    stream: Stream,
+    lines: Receiver<Entry>,
+    state: Arc<State>,
+    /// Dropped lines that the log has told of.
+    told: u64,
+    /// The last write ended within a line.
+    is_cut: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        block_signals();
+        while let Ok(entry) = self.lines.recv() {
+            let Entry::Line(line) = entry else { continue };
+            let written = self.write(&line);
+            self.state.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            match written {
+                Ok(()) => self.tell_of_drops(),
+                Err(_) => {
+                    self.state.write_failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Says how many lines are missing, once there is room again: the telling is a line itself.
+    fn tell_of_drops(&mut self) {
+        let dropped = self.state.dropped();
+        let lines = dropped.total() - self.told;
+        if lines > 0 && self.lines.is_empty() {
+            self.told = dropped.total();
+            tracing::error!(
+                lines,
+                stream = self.stream.label(),
+                "lines were dropped: the reader was too slow or gone, or the disk was full"
+            );
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_cut {
+            self.write_all(b"\n")?;
+            self.is_cut = false;
+        }
+        self.write_all(line)
+    }
+
+    fn write_all(&mut self, mut rest: &[u8]) -> io::Result<()> {
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let stream = match self.stream {
+            Stream::Stdout => stdout.as_fd(),
+            Stream::Stderr => stderr.as_fd(),
+        };
+        let whole = rest.len();
+        while !rest.is_empty() {
+            match rustix::io::write(stream, rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                // Another process that has the same pipe made it so.
+                Err(Errno::AGAIN) => wait_for_room(stream)?,
+                Err(error) => {
+                    self.is_cut |= rest.len() < whole;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wait_for_room(stream: BorrowedFd<'_>) -> io::Result<()> {
+    match poll(&mut [PollFd::new(&stream, PollFlags::OUT)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A write may raise a signal that ends or stops the whole process: beyond the limit of a file's size
+/// (SIGXFSZ, setrlimit(2)), and from the background to a terminal with `tostop` (SIGTTOU, termios(3)). Where
+/// the thread blocks them, the first write fails and the second goes through. Rust ignores SIGPIPE.
+fn block_signals() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    signals.add(Signal::SIGTTOU);
+    // It fails only for an argument that does not exist.
+    let _ = signals.thread_block();
+}

@@ -1,0 +1,117 @@
+//! Signals: which ones drain, and that no other ends a gateway.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tidegate_tests::process::Process;
+use tidegate_tests::{Code, Phone, Setup, until};
+
+#[test]
+fn signals_without_a_meaning_change_nothing_and_say_so() {
+    let mut gateway = Setup::demo().start();
+    let mut phone = gateway.login(7);
+    for (signal, text) in [
+        (Signal::USR1, "SIGUSR1 has no meaning here"),
+        (Signal::USR2, "SIGUSR2 has no meaning here"),
+        (Signal::HUP, "SIGHUP: this version reads its configuration only when it starts"),
+    ] {
+        gateway.process.signal(signal);
+        gateway.process.stderr.wait_for(text);
+        phone.is_served();
+    }
+    gateway.terminate();
+    phone.goodbye(Code::Draining);
+    drop(phone);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+#[test]
+fn signals_that_ask_to_reload_or_mean_nothing_do_not_cut_a_drain() {
+    let mut gateway = Setup::demo().start();
+    // This one neither reads its goodbye nor closes: the gateway lingers for it.
+    let mut phone = gateway.login(7);
+    gateway.terminate();
+    gateway.process.stdout.wait_for("once more to end at once");
+    phone.is_told_to_go();
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        gateway.process.signal(signal);
+    }
+    gateway.process.stderr.wait_for("SIGUSR2 has no meaning here");
+    drop(phone);
+    assert_eq!(gateway.process.wait().code(), Some(0));
+}
+
+/// A gateway within a terminal.
+struct InTerminal {
+    /// script(1), which is the terminal.
+    terminal: Process,
+    gateway: Pid,
+    _setup: Setup,
+}
+
+impl Drop for InTerminal {
+    fn drop(&mut self) {
+        // It is a child of the terminal's: nobody else ends it where a test fails.
+        let _ = kill_process(self.gateway, Signal::KILL);
+    }
+}
+
+/// Starts one, with what the shell does before; and a client of it.
+fn in_a_terminal(prefix: &str) -> (InTerminal, Phone) {
+    let setup = Setup::demo();
+    let inner = setup.command();
+    let words = std::iter::once(inner.get_program()).chain(inner.get_args());
+    let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+    // script(1) gives it a terminal of its own, which closes when script is killed.
+    let line = format!("{prefix} echo pid=$$; exec {}", line.join(" "));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    script.current_dir(setup.folder()).env("SHELL", "/bin/sh");
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    let process = Process::start(&mut script, "");
+    let announced = |before: &str| {
+        process.stdout.find(before, |said| {
+            let line = said.lines().find_map(|line| line.trim_end().strip_prefix(before))?;
+            Some(line.to_owned())
+        })
+    };
+    let pid = Pid::from_raw(announced("pid=").parse().unwrap()).unwrap();
+    let mut phone = Phone::connect(announced("listening for clients on ").parse().unwrap());
+    phone.login(7);
+    (InTerminal { terminal: process, gateway: pid, _setup: setup }, phone)
+}
+
+fn wait_for_end(gateway: Pid) {
+    until("the gateway is gone", || test_kill_process(gateway).is_err().then_some(()));
+}
+
+#[test]
+fn a_terminal_that_closes_drains() {
+    let (mut run, mut phone) = in_a_terminal("");
+    // While the terminal is there, SIGHUP is a wish to reload.
+    kill_process(run.gateway, Signal::HUP).unwrap();
+    run.terminal.stdout.wait_for("nothing has changed");
+    phone.is_served();
+    run.terminal.kill();
+    phone.goodbye(Code::Draining);
+    drop(phone);
+    wait_for_end(run.gateway);
+}
+
+#[test]
+fn a_terminal_that_closes_is_nothing_to_a_gateway_that_was_told_so() {
+    // As nohup(1) does.
+    let (mut run, mut phone) = in_a_terminal("trap '' HUP;");
+    run.terminal.kill();
+    phone.is_served();
+    kill_process(run.gateway, Signal::TERM).unwrap();
+    phone.goodbye(Code::Draining);
+    drop(phone);
+    wait_for_end(run.gateway);
+}
