@@ -150,6 +150,16 @@ fn rules() -> BTreeMap<String, String> {
 }
 
 #[test]
+fn the_page_and_the_vectors_readme_name_the_same_faults() {
+    let faults = |file, header, why: usize, what: usize| {
+        let rows = rows(&read(file), header).into_iter();
+        rows.map(|row| (row[why].clone(), row[what].clone())).collect::<BTreeMap<_, _>>()
+    };
+    let page = faults("PROTOCOL.md", "| `why` |", 0, 1);
+    assert_eq!(faults("vectors/README.md", "| why |", 0, 2), page);
+}
+
+#[test]
 fn each_verdict_is_that_of_a_rule_on_the_page() {
     let rules = rules();
     let mut used = BTreeSet::new();
