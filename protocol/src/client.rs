@@ -164,7 +164,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let mut frames = self.reassembler.frames(bytes, self.frame_bytes_max);
         while let Some(payload) = frames.next()? {
-            let happened = read_event(&Response::decode(payload)?)?;
+            let Some(happened) = read_event(&Response::decode(payload)?)? else { continue };
             if let Event::Authenticated { session, .. } = &happened
                 && session.heartbeat_interval_ms > 0
             {
@@ -187,32 +187,34 @@ impl Client {
     }
 }
 
-fn read_event(response: &Response<'_>) -> Result<Event, ClientError> {
+/// What a response is; `None` for one of a later version.
+fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
     let &Response { kind, status, biz_data, sequence, retry_after_ms, offset } = response;
     if status != SUCCESS {
         let retry_after = Duration::from_millis(u64::from(retry_after_ms));
         let failure = Failure { code: response.code(), retry_after };
         let unasked = kind == AUTHENTICATE && sequence == 0;
-        return Ok(if unasked {
+        return Ok(Some(if unasked {
             Event::Goodbye(failure)
         } else {
             Event::Failed { kind, sequence, failure }
-        });
+        }));
     }
     match kind {
+        ..HEARTBEAT => Ok(None),
         HEARTBEAT => v1::Pong::decode(biz_data)
-            .map(|pong| Event::Pong { sequence, server_time_ms: pong.server_time_ms })
+            .map(|pong| Some(Event::Pong { sequence, server_time_ms: pong.server_time_ms }))
             .map_err(|_| ClientError::BadAnswer(kind)),
         AUTHENTICATE => v1::Session::decode(biz_data)
-            .map(|session| Event::Authenticated { sequence, session })
+            .map(|session| Some(Event::Authenticated { sequence, session }))
             .map_err(|_| ClientError::BadAnswer(kind)),
         _ => {
             let biz_data = Bytes::copy_from_slice(biz_data);
-            Ok(if sequence == 0 {
+            Ok(Some(if sequence == 0 {
                 Event::Push { kind, offset, biz_data }
             } else {
                 Event::Answer { kind, sequence, biz_data }
-            })
+            }))
         }
     }
 }

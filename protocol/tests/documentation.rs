@@ -1,10 +1,12 @@
 //! Holds `PROTOCOL.md` to the code: its bytes, its messages, its codes and its numbers.
 
-use std::collections::BTreeMap;
-use std::fs;
+pub mod page;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
+use page::{blocks, read, rows};
 use prost::Message as _;
 use tidegate_protocol::client::Client;
 use tidegate_protocol::proto::{demo, v1};
@@ -12,26 +14,6 @@ use tidegate_protocol::{Code, Request, limits, server};
 
 /// 2026-01-01T00:00:00Z.
 const SERVER_TIME_MS: u64 = 1_767_225_600_000;
-
-fn read(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    fs::read_to_string(path).expect("the file is there")
-}
-
-/// The code blocks of the page with this language: what follows the language, and the text.
-fn blocks(page: &str, language: &str) -> Vec<(String, String)> {
-    let mut blocks = Vec::new();
-    let mut lines = page.lines();
-    while let Some(line) = lines.next() {
-        let Some(info) = line.strip_prefix("```") else { continue };
-        let text: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        let (found, rest) = info.split_once(' ').unwrap_or((info, ""));
-        if found == language {
-            blocks.push((rest.to_owned(), text.join("\n")));
-        }
-    }
-    blocks
-}
 
 /// The bytes of an annotated block: on each line what is before the bar.
 fn annotated_bytes(text: &str) -> Vec<u8> {
@@ -138,6 +120,58 @@ fn every_code_has_a_row_and_an_action() {
     }
 }
 
+/// What may come in a state of the machine in which bytes are read, by the names of the vectors' events.
+fn everything_that_comes() -> BTreeSet<String> {
+    let mut events: BTreeSet<String> = ["session", "answer", "pong", "push", "ignored"]
+        .into_iter()
+        .chain(["failure ?", "goodbye ?", "bad frame", "end", "timer"])
+        .chain(["request", "connect()", "close()"])
+        .map(str::to_owned)
+        .collect();
+    for code in Code::ALL {
+        let number = code.number();
+        if code.ends_session() {
+            events.insert(format!("goodbye {number}"));
+        }
+        // 108 is both.
+        if !code.ends_session() || code == Code::Draining {
+            events.insert(format!("failure {number}"));
+        }
+    }
+    events
+}
+
+#[test]
+fn the_state_machine_has_a_row_for_everything_that_can_come() {
+    let mut handled: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut state = String::new();
+    let mut next = BTreeSet::new();
+    for row in rows(&read("PROTOCOL.md"), "| state | on |") {
+        let [of, on, what, to] = &row[..] else { panic!("{row:?} has four cells") };
+        if !of.is_empty() {
+            state.clone_from(of);
+        }
+        assert!(!what.is_empty() && !to.is_empty(), "{state}: {row:?}");
+        // Without an event it is another case of the row above.
+        let events = on.split('`').skip(1).step_by(2).map(str::to_owned);
+        let known = handled.entry(state.clone()).or_default();
+        for event in events {
+            assert!(known.insert(event.clone()), "{state} has two rows for {event}");
+        }
+        next.extend(to.split(", or ").map(str::to_owned));
+    }
+    assert_eq!(next, handled.keys().cloned().collect(), "every state is reached, and has rows");
+    for state in ["Authenticating", "Open", "Draining", "Closing"] {
+        assert_eq!(handled[state], everything_that_comes(), "{state}");
+    }
+    for (state, events) in &handled {
+        for event in ["request", "close()", "connect()"] {
+            let has = events.contains(event);
+            assert!(has, "{state} has no row for {event}");
+        }
+    }
+}
+
 #[test]
 fn the_numbers_are_those_of_the_code() {
     let page = read("PROTOCOL.md");
@@ -155,24 +189,32 @@ fn the_numbers_are_those_of_the_code() {
     assert_eq!(limits::PREFIX_BYTES_MAX, 5, "the page says: more than five bytes");
 }
 
+/// The headings of a page, as links name them.
+fn headings(page: &str) -> BTreeSet<String> {
+    let slug = |line: &str| {
+        let kept = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
+        line.trim_start_matches('#').trim().chars().filter(kept).collect::<String>()
+    };
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| slug(line).to_lowercase().replace(' ', "-")).collect()
+}
+
 #[test]
-fn every_file_that_the_page_links_to_is_there() {
-    let page = read("PROTOCOL.md");
-    let links = page.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
-    for (link, _) in links {
-        if let Some(heading) = link.strip_prefix('#') {
-            let slug = |line: &str| {
-                let kept = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
-                line.trim_start_matches('#').trim().chars().filter(kept).collect::<String>()
-            };
-            let found = page
-                .lines()
-                .filter(|line| line.starts_with('#'))
-                .any(|line| slug(line).to_lowercase().replace(' ', "-") == heading);
-            assert!(found, "no heading #{heading}");
-        } else {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(link);
-            assert!(path.exists(), "{link} is not there");
+fn every_file_that_the_pages_link_to_is_there() {
+    for page in ["PROTOCOL.md", "vectors/README.md", "interop/README.md"] {
+        let text = read(page);
+        // What is in a code block is no link.
+        let prose: Vec<&str> = text.split("\n```").step_by(2).collect();
+        let prose = prose.join("\n");
+        let links = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        for (link, _) in links {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let folder = Path::new(page).parent().expect("a folder");
+            let file = if file.is_empty() { page.into() } else { folder.join(file) };
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&file);
+            assert!(path.exists(), "{page}: {link} is not there");
+            let named = || headings(&read(file.to_str().expect("UTF-8"))).contains(heading);
+            assert!(heading.is_empty() || named(), "{page}: no heading #{heading}");
         }
     }
 }
