@@ -39,6 +39,7 @@ use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
 use listener::listen;
+pub(crate) use listener::{RELEASED_WITHIN, once_released};
 use threads::start_shards;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
@@ -198,6 +199,7 @@ impl Server {
     /// [`Self::wait`] returns when the last has gone, or `shutdown.drain_timeout_ms` is over.
     pub fn shutdown(&self) {
         self.hub.set_ready(false);
+        self.admin.allow_successor();
         self.hub.tell_all(|| Message::Drain);
     }
 

@@ -28,6 +28,7 @@
 
 mod access;
 mod api;
+mod binding;
 mod error;
 mod listener;
 
@@ -47,8 +48,10 @@ use tokio::sync::oneshot;
 use crate::config::AdminConfig;
 use crate::control::Control;
 use crate::secret::{SecretError, load_or_create_secret};
+use crate::server::RELEASED_WITHIN;
 
 use api::App;
+use binding::HandOver;
 use listener::BoundedListener;
 
 /// How long a request may take, its body's arrival included. Later: 504.
@@ -80,6 +83,7 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct AdminServer {
     local_addr: SocketAddr,
+    hand_over: HandOver,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -89,6 +93,12 @@ impl AdminServer {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Lets a gateway that starts have the address, and new connections with it. To be called when this
+    /// one drains.
+    pub fn allow_successor(&self) {
+        self.hand_over.allow();
     }
 
     /// Stops it and waits until it is gone: at most about a second, for requests under way.
@@ -121,8 +131,8 @@ fn serve_with(
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
-    let listener =
-        TcpListener::bind(address).map_err(|cause| AdminError::Bind { address, cause })?;
+    let (listener, hand_over) = binding::bind(address, RELEASED_WITHIN)
+        .map_err(|cause| AdminError::Bind { address, cause })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -140,7 +150,7 @@ fn serve_with(
         }
     };
     let thread = thread::Builder::new().name("admin".into()).spawn(work)?;
-    Ok(AdminServer { local_addr, stop, thread })
+    Ok(AdminServer { local_addr, hand_over, stop, thread })
 }
 
 fn run(

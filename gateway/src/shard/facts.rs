@@ -30,7 +30,7 @@ impl Sink for Shard {
             }
             Event::AcceptPaused { error } => self.on_accept_paused(&error),
             Event::AcceptResumed => self.tell_of_resumption(),
-            Event::ListeningStopped => self.on_listening_stopped(),
+            Event::ListeningStopped { reset } => self.on_listening_stopped(reset),
         }
     }
 

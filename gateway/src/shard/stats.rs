@@ -54,6 +54,7 @@ macro_rules! counters {
 counters! {
     accepted, "tidegate_connections_accepted_total", "Connections accepted.";
     accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
+    queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
     memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
     received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
     discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
