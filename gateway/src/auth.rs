@@ -5,7 +5,6 @@
 //! RS256 or EdDSA signature some tens of them.
 
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -13,7 +12,7 @@ use serde::Deserialize;
 use tidegate_backend::UserId;
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
-use crate::secret::{SecretError, check_secret, load_or_create_secret};
+use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
 
 /// How far the clock of who made a token may be off, in seconds. It lengthens each token's life.
 const LEEWAY_S: u64 = 5;
@@ -73,7 +72,7 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
         /// Why.
-        cause: io::Error,
+        cause: KeyFileError,
     },
     /// The file holds no key for the algorithm.
     #[error(
@@ -210,8 +209,9 @@ fn public_key(
     algorithm: &'static str,
     parse: fn(&[u8]) -> jsonwebtoken::errors::Result<DecodingKey>,
 ) -> Result<DecodingKey, KeyError> {
-    let pem =
-        fs::read(path).map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?;
+    let pem = KeyFile::read(path)
+        .map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?
+        .bytes;
     let no_key = |cause| KeyError::NoKey { path: path.to_owned(), algorithm, cause };
     // The library takes a private key too, and then verifies nothing with it.
     if !pem.windows(10).any(|window| window == b"PUBLIC KEY") {
@@ -222,6 +222,7 @@ fn public_key(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
