@@ -25,6 +25,9 @@ const MEMORY_BYTES_EACH: u64 = 6 * 1024;
 /// A day, and the longest that most timeouts may be.
 pub(super) const DAY_MS: i64 = 86_400_000;
 
+/// The longest leeway of clocks: more would be a lifetime.
+const LEEWAY_MS_MAX: i64 = 600_000;
+
 const KIB: i64 = 1024;
 const MIB: i64 = 1024 * KIB;
 pub(super) const GIB: i64 = 1024 * MIB;
@@ -138,6 +141,7 @@ impl Checker<'_> {
                 true => AuthMode::Jwt { algorithm, key_file, audience, issuer },
                 false => AuthMode::Demo,
             },
+            leeway: self.millis("auth.leeway_ms", auth.leeway_ms, 0..=LEEWAY_MS_MAX)?,
             timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
             failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
         })
