@@ -33,6 +33,7 @@ use crate::auth::{KeyError, Verifier};
 use crate::config::{BackendConfig, Config};
 use crate::control::Control;
 use crate::hub::Hub;
+use crate::metrics_page::MetricsPage;
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
 use crate::secret::check_secret;
@@ -154,7 +155,10 @@ impl Builder {
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
         })?;
         let Parts { hub, gateway, .. } = parts.clone();
-        let metrics = metrics.unwrap_or_else(detached_metrics);
+        let metrics = match metrics {
+            Some(metrics) => MetricsPage::new(metrics, Arc::clone(&parts.shared.call_durations)),
+            None => detached_metrics().into(),
+        };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve(&admin_config, control, metrics)?;
         let (report, ended) = channel::unbounded();

@@ -41,12 +41,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::config::AdminConfig;
 use crate::control::Control;
+use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
 use crate::server::RELEASED_WITHIN;
 
@@ -118,7 +118,7 @@ impl AdminServer {
 pub fn serve(
     config: &AdminConfig,
     control: Arc<dyn Control>,
-    metrics: PrometheusHandle,
+    metrics: impl Into<MetricsPage>,
 ) -> Result<AdminServer, AdminError> {
     serve_with(config, control, metrics, ANSWER_TIMEOUT)
 }
@@ -126,7 +126,7 @@ pub fn serve(
 fn serve_with(
     config: &AdminConfig,
     control: Arc<dyn Control>,
-    metrics: PrometheusHandle,
+    metrics: impl Into<MetricsPage>,
     answer_timeout: Duration,
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
@@ -138,7 +138,7 @@ fn serve_with(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let app = App {
         control,
-        metrics,
+        metrics: metrics.into(),
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
         answer_timeout,

@@ -183,6 +183,11 @@ pub trait Driver {
     /// What it is.
     fn mechanism(&self) -> Mechanism;
 
+    /// What time it is: one look at the clock.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// Reports what is known, waits if the sink is idle, and reports what came of it.
     ///
     /// # Errors

@@ -377,6 +377,10 @@ impl Driver for Sim {
         Mechanism { name: "simulation", rings: 0 }
     }
 
+    fn now(&self) -> Instant {
+        self.now
+    }
+
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         self.report_outcomes(sink);
         self.wait(sink);
