@@ -4,19 +4,22 @@
 //! own threads: it opens no file, takes no lock and never waits. What HS256 costs is microseconds, an
 //! RS256 or EdDSA signature some tens of them.
 
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+mod claims;
+mod jws;
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, DecodingKey};
 use tidegate_backend::UserId;
 
-use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
-use crate::secret::{SecretError, check_secret, load_or_create_secret};
+use claims::Demands;
 
-/// How far the clock of who made a token may be off, in seconds. It lengthens each token's life.
-const LEEWAY_S: u64 = 5;
+use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
+use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
+
+/// Shortest modulus of an RSA key, in bits: RFC 7518, 3.3.
+const RSA_BITS_MIN: usize = 2048;
 
 /// Longest token that is looked at, in bytes: no honest one comes near, and an attacker's costs no more.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -24,8 +27,8 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Why a token does not let a user in: the peer's fault, answered with 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// It is no token, or lacks `exp` or `sub`.
-    #[error("the token can't be read, or lacks exp or sub")]
+    /// It is no token, or lacks a claim, or has one of another type than RFC 7519 gives it.
+    #[error("the token can't be read, or lacks a claim, or has one of the wrong type")]
     Malformed,
     /// It was not signed with the key, or not with the one algorithm that is accepted.
     #[error("the token was not signed with the gateway's key and algorithm")]
@@ -73,7 +76,19 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
         /// Why.
-        cause: io::Error,
+        cause: KeyFileError,
+    },
+    /// The key can be broken.
+    #[error(
+        "auth.key_file: the RSA key in {path} has {bits} bits, and must have at least {RSA_BITS_MIN}: \
+         `openssl genrsa 3072` makes one",
+        path = path.display()
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Bits of its modulus.
+        bits: usize,
     },
     /// The file holds no key for the algorithm.
     #[error(
@@ -99,13 +114,9 @@ pub struct Verifier {
 
 struct Jwt {
     key: DecodingKey,
-    validation: Validation,
-}
-
-/// What is read of a token beside what the library checks itself.
-#[derive(Deserialize)]
-struct Claims {
-    sub: String,
+    /// The one that is accepted, whatever a token says.
+    algorithm: Algorithm,
+    demands: Demands,
 }
 
 impl Verifier {
@@ -122,27 +133,27 @@ impl Verifier {
                 let secret = load_or_create_secret(key_file).map_err(KeyError::Secret)?;
                 DecodingKey::from_secret(secret.as_bytes())
             }
-            JwtAlgorithm::Rs256 => public_key(key_file, "RS256", DecodingKey::from_rsa_pem)?,
+            JwtAlgorithm::Rs256 => {
+                let key = public_key(key_file, "RS256", DecodingKey::from_rsa_pem)?;
+                let bits = key.try_get_as_bytes().map_or(0, rsa_bits);
+                if bits < RSA_BITS_MIN {
+                    return Err(KeyError::Short { path: key_file.clone(), bits });
+                }
+                key
+            }
             JwtAlgorithm::EdDsa => public_key(key_file, "EdDSA", DecodingKey::from_ed_pem)?,
         };
-        let mut validation = Validation::new(match algorithm {
+        let algorithm = match algorithm {
             JwtAlgorithm::Hs256 => Algorithm::HS256,
             JwtAlgorithm::Rs256 => Algorithm::RS256,
             JwtAlgorithm::EdDsa => Algorithm::EdDSA,
-        });
-        validation.leeway = LEEWAY_S;
-        validation.validate_nbf = true;
-        let mut required = vec!["exp", "sub"];
-        if let Some(audience) = audience {
-            validation.set_audience(&[audience]);
-            required.push("aud");
-        }
-        if let Some(issuer) = issuer {
-            validation.set_issuer(&[issuer]);
-            required.push("iss");
-        }
-        validation.set_required_spec_claims(&required);
-        Ok(Self { jwt: Some(Jwt { key, validation }) })
+        };
+        let demands = Demands {
+            audience: audience.clone(),
+            issuer: issuer.clone(),
+            leeway_s: config.leeway.as_secs_f64(),
+        };
+        Ok(Self { jwt: Some(Jwt { key, algorithm, demands }) })
     }
 
     /// Checks that there is a key to read, and makes none: a missing secret of HS256 is made on first
@@ -180,15 +191,10 @@ impl Verifier {
 
 impl Jwt {
     fn verify(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| match error.kind() {
-                ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm => AuthError::Signature,
-                ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => AuthError::Expired,
-                ErrorKind::InvalidAudience | ErrorKind::InvalidIssuer => AuthError::Audience,
-                _ => AuthError::Malformed,
-            })?
-            .claims;
-        if names(&claims.sub, user_id) { Ok(()) } else { Err(AuthError::WrongUser) }
+        let claims = jws::open(token, &self.key, self.algorithm)?;
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let subject = self.demands.check(&claims, now_s)?;
+        if names(subject, user_id) { Ok(()) } else { Err(AuthError::WrongUser) }
     }
 }
 
@@ -210,8 +216,9 @@ fn public_key(
     algorithm: &'static str,
     parse: fn(&[u8]) -> jsonwebtoken::errors::Result<DecodingKey>,
 ) -> Result<DecodingKey, KeyError> {
-    let pem =
-        fs::read(path).map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?;
+    let pem = KeyFile::read(path)
+        .map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?
+        .bytes;
     let no_key = |cause| KeyError::NoKey { path: path.to_owned(), algorithm, cause };
     // The library takes a private key too, and then verifies nothing with it.
     if !pem.windows(10).any(|window| window == b"PUBLIC KEY") {
@@ -220,8 +227,33 @@ fn public_key(
     parse(&pem).map_err(|error| no_key(error.into()))
 }
 
+/// Bits of the modulus of an RSA key in DER (RFC 8017, A.1.1), whole bytes of them; 0 if it is none.
+fn rsa_bits(der: &[u8]) -> usize {
+    // A tag, a length in one byte or in the bytes that it counts, and the contents.
+    let contents = |der: &'_ [u8], tag: u8| -> Option<(usize, usize)> {
+        let [first, length, rest @ ..] = der else { return None };
+        if *first != tag {
+            return None;
+        }
+        let bytes = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
+        let long = rest.get(..bytes)?.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte));
+        Some((2 + bytes, if bytes == 0 { usize::from(*length) } else { long }))
+    };
+    let modulus = || {
+        let (start, _) = contents(der, 0x30)?;
+        let (header, length) = contents(&der[start..], 0x02)?;
+        der.get(start + header..start + header + length)
+    };
+    let modulus = modulus().unwrap_or_default();
+    8 * modulus.iter().skip_while(|&&byte| byte == 0).count()
+}
+
+#[cfg(test)]
+mod rfcs;
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
@@ -236,7 +268,12 @@ mod tests {
     const ED_PRIVATE: &[u8] = include_bytes!("../testdata/eddsa.private.pem");
 
     fn config(mode: AuthMode) -> AuthConfig {
-        AuthConfig { mode, timeout: Duration::from_secs(10), failures_max: 3 }
+        AuthConfig {
+            mode,
+            leeway: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
+            failures_max: 3,
+        }
     }
 
     fn try_jwt(
@@ -293,6 +330,13 @@ mod tests {
     }
 
     #[test]
+    fn an_rsa_key_that_can_be_broken_is_refused() {
+        let short = include_bytes!("../testdata/rs256.short.public.pem");
+        let error = try_jwt(JwtAlgorithm::Rs256, short, None).unwrap_err().to_string();
+        assert!(error.contains("1024 bits") && error.contains("2048"), "{error}");
+    }
+
+    #[test]
     fn a_public_key_is_no_secret() {
         let claims = json!({ "sub": "7", "exp": in_an_hour() });
         for public in [RSA_PUBLIC, RSA_PUBLIC.trim_ascii()] {
@@ -313,8 +357,8 @@ mod tests {
         let other = hs256(&json!({ "sub": "8", "exp": in_an_hour() }));
         let other_claims = other.split('.').nth(1).unwrap();
         for (forged, error) in [
-            (format!("{none}.{claims}."), AuthError::Malformed),
-            (format!("{none}.{claims}.{signature}"), AuthError::Malformed),
+            (format!("{none}.{claims}."), AuthError::Signature),
+            (format!("{none}.{claims}.{signature}"), AuthError::Signature),
             (format!("{header}.{claims}."), AuthError::Signature),
             (format!("{header}.{other_claims}.{signature}"), AuthError::Signature),
             (format!("{header}.{claims}"), AuthError::Malformed),

@@ -12,6 +12,7 @@ pub mod connection;
 pub mod control;
 pub mod driver;
 pub mod hub;
+pub mod metrics_page;
 pub mod parts;
 pub mod router;
 pub mod run;

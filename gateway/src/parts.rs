@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::hub::Hub;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
+use crate::shard::durations::CallDurations;
 use crate::shard::mailbox::Address;
 use crate::shard::receipt::Gate;
 use crate::shard::{Shard, Shared};
@@ -61,6 +62,8 @@ impl Parts {
         let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
         let backends = backends(&config, &gateway)?;
         let connections = AtomicU64::new(0);
+        let names = backends.iter().map(|backend| Arc::clone(&backend.name));
+        let call_durations = Arc::new(CallDurations::new(names));
         let shared = Arc::new(Shared {
             config,
             verifier,
@@ -71,6 +74,7 @@ impl Parts {
             started,
             backends,
             connections,
+            call_durations,
             heap: Heap::default(),
         });
         Ok(Self { shared, hub, gateway })

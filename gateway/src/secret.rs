@@ -3,10 +3,15 @@
 //! They are made on first start, so that no gateway ever runs with a secret that others know. The text
 //! itself is the key, so that whatever else needs it only reads a line.
 
+mod file;
+
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+pub(crate) use file::KeyFile;
+pub use file::KeyFileError;
 
 /// Shortest secret, in bytes: as many as the hash of HS256 has.
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -23,19 +28,29 @@ pub enum SecretError {
         /// The file.
         path: PathBuf,
         /// Why.
-        cause: io::Error,
+        cause: KeyFileError,
     },
     /// There is no file, and none can be made.
-    #[error("can't make the secret {path}: {cause}", path = path.display())]
+    #[error(
+        "there is no secret {path}, and it can't be made: {cause}; put one there with \
+         `(umask 077; openssl rand -hex 32 > {path})`, or name another file",
+        path = path.display()
+    )]
     NotMade {
         /// The file.
         path: PathBuf,
         /// Why.
         cause: io::Error,
     },
+    /// The file is a link to a file that does not exist.
+    #[error("the secret {path} is a symbolic link to nothing: remove it, or make what it names", path = path.display())]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+    },
     /// The file's mode lets others at it.
     #[error(
-        "others can read or change the secret {path} (mode {mode:03o}): chmod 600 {path}",
+        "others can read or change the secret {path} (mode {mode:03o}): {way_out}",
         path = path.display()
     )]
     Exposed {
@@ -43,6 +58,18 @@ pub enum SecretError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+        /// What to do about it.
+        way_out: String,
+    },
+    /// The file holds bytes that are no text.
+    #[error(
+        "{path} holds no secret: it must be text, one line of at least {SECRET_BYTES_MIN} bytes; \
+         `openssl rand -hex 32` makes one",
+        path = path.display()
+    )]
+    Binary {
+        /// The file.
+        path: PathBuf,
     },
     /// The file holds something else.
     #[error(
@@ -61,6 +88,12 @@ pub enum SecretError {
     },
 }
 
+impl SecretError {
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Unreadable { cause, .. } if cause.is_not_found())
+    }
+}
+
 /// Reads a secret, and makes it first where there is no file: 32 random bytes in hexadecimal, mode
 /// 0600, in a folder that only its owner may enter. Of several processes that start at once all get
 /// the same secret.
@@ -73,35 +106,43 @@ pub enum SecretError {
 /// line of at least [`SECRET_BYTES_MIN`] bytes.
 pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     match read(path) {
-        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.is_not_found() => {
             create(path).map_err(|cause| SecretError::NotMade { path: path.to_owned(), cause })?;
-            read(path)
+            read(path).map_err(|error| match error.is_not_found() {
+                // What is in the way of making it is the link itself.
+                true => SecretError::Dangling { path: path.to_owned() },
+                false => error,
+            })
         }
         other => other,
     }
 }
 
-/// Checks a secret that is there already, and makes none: a missing one is made on first start.
+/// Checks a secret that is there already, and makes none: a missing one is made on first start, if it can
+/// be.
 ///
 /// # Errors
-/// As [`load_or_create_secret`], where there is a file.
+/// As [`load_or_create_secret`].
 pub fn check_secret(path: &Path) -> Result<(), SecretError> {
     match read(path) {
-        Err(SecretError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
-            Ok(())
+        Err(error) if error.is_not_found() && fs::symlink_metadata(path).is_ok() => {
+            Err(SecretError::Dangling { path: path.to_owned() })
         }
+        Err(error) if error.is_not_found() => file::can_be_made(path)
+            .map_err(|cause| SecretError::NotMade { path: path.to_owned(), cause }),
         other => other.map(drop),
     }
 }
 
 fn read(path: &Path) -> Result<String, SecretError> {
-    let unreadable = |cause| SecretError::Unreadable { path: path.to_owned(), cause };
-    let mut file = fs::File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
-    if mode & 0o027 != 0 {
-        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+    let file = KeyFile::read(path)
+        .map_err(|cause| SecretError::Unreadable { path: path.to_owned(), cause })?;
+    if file.mode & 0o027 != 0 {
+        let (mode, way_out) = (file.mode, file.way_to_hide(path));
+        return Err(SecretError::Exposed { path: path.to_owned(), mode, way_out });
     }
-    let text = io::read_to_string(&mut file).map_err(unreadable)?;
+    let text =
+        String::from_utf8(file.bytes).map_err(|_| SecretError::Binary { path: path.to_owned() })?;
     let secret = text.trim();
     let (bytes, lines) = (secret.len(), secret.lines().count());
     if bytes < SECRET_BYTES_MIN || lines != 1 {
@@ -143,8 +184,11 @@ fn random_hex() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
     use std::thread;
+
+    use super::*;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -192,5 +236,98 @@ mod tests {
         assert!(with("", 0o600).unwrap_err().contains("at least 32 bytes"));
         assert!(with(&good[1..], 0o600).unwrap_err().contains("31 bytes"));
         assert!(with(&format!("{good}\n{good}"), 0o600).unwrap_err().contains("2 lines"));
+    }
+
+    const GOOD: &str = "0123456789abcdef0123456789abcdef";
+
+    /// What both say that a start and a check of this secret would fail with.
+    #[track_caller]
+    fn refusal(path: &Path) -> String {
+        let error = load_or_create_secret(path).unwrap_err().to_string();
+        assert_eq!(check_secret(path).unwrap_err().to_string(), error);
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        error
+    }
+
+    fn write_with_mode(path: &Path, text: &[u8], mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A volume as Kubernetes makes it: links to a folder whose name changes with each version.
+    #[test]
+    fn a_secret_that_kubernetes_mounts_for_all_says_which_mode_to_mount_it_with() {
+        let volume = tempfile::tempdir().unwrap();
+        let version = volume.path().join("..2026_01_01");
+        fs::create_dir(&version).unwrap();
+        write_with_mode(&version.join("token"), GOOD.as_bytes(), 0o644);
+        symlink("..2026_01_01", volume.path().join("..data")).unwrap();
+        let path = volume.path().join("token");
+        symlink("..data/token", &path).unwrap();
+        let error = refusal(&path);
+        assert!(error.contains("mode 644"), "the file's mode, not the link's: {error}");
+        assert!(error.contains("defaultMode: 0400") && error.contains("fsGroup"), "{error}");
+        assert!(!error.contains("chmod"), "{error}");
+        for mode in [0o400, 0o440, 0o600, 0o640] {
+            write_with_mode(&version.join("token"), GOOD.as_bytes(), mode);
+            assert_eq!(load_or_create_secret(&path).unwrap(), GOOD, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path("fifo"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        symlink("/dev/zero", path("device")).unwrap();
+        for (name, kind) in [
+            ("fifo", "a FIFO"),
+            ("socket", "a socket"),
+            ("directory", "a directory"),
+            ("device", "a device"),
+        ] {
+            let error = refusal(&path(name));
+            assert!(error.contains(kind) && error.contains("not a file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused_with_what_makes_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        write_with_mode(&path, &[0xff; 32], 0o600);
+        let error = refusal(&path);
+        assert!(error.contains("text") && error.contains("openssl rand -hex 32"), "{error}");
+        write_with_mode(&path, &[b'x'; 70_000], 0o600);
+        assert!(refusal(&path).contains("longer than 64 KiB"));
+        fs::remove_file(&path).unwrap();
+        symlink("nowhere", &path).unwrap();
+        assert!(refusal(&path).contains("symbolic link to nothing"));
+    }
+
+    #[test]
+    fn a_secret_that_cant_be_made_says_how_to_make_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        for path in [file.join("secret"), file.join("more/secret")] {
+            let (loaded, checked) = (load_or_create_secret(&path), check_secret(&path));
+            for error in [loaded.unwrap_err().to_string(), checked.unwrap_err().to_string()] {
+                assert!(error.contains(path.to_str().unwrap()), "{error}");
+            }
+        }
+        // Nobody can make a folder there.
+        let error = load_or_create_secret(Path::new("/proc/nowhere/secret"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("openssl rand -hex 32 >"), "{error}");
     }
 }

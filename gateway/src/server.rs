@@ -33,12 +33,14 @@ use crate::auth::{KeyError, Verifier};
 use crate::config::{BackendConfig, Config};
 use crate::control::Control;
 use crate::hub::Hub;
+use crate::metrics_page::MetricsPage;
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
 use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
 use listener::listen;
+pub(crate) use listener::{RELEASED_WITHIN, once_released};
 use threads::start_shards;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
@@ -153,7 +155,10 @@ impl Builder {
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
         })?;
         let Parts { hub, gateway, .. } = parts.clone();
-        let metrics = metrics.unwrap_or_else(detached_metrics);
+        let metrics = match metrics {
+            Some(metrics) => MetricsPage::new(metrics, Arc::clone(&parts.shared.call_durations)),
+            None => detached_metrics().into(),
+        };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve(&admin_config, control, metrics)?;
         let (report, ended) = channel::unbounded();
@@ -198,6 +203,7 @@ impl Server {
     /// [`Self::wait`] returns when the last has gone, or `shutdown.drain_timeout_ms` is over.
     pub fn shutdown(&self) {
         self.hub.set_ready(false);
+        self.admin.allow_successor();
         self.hub.tell_all(|| Message::Drain);
     }
 

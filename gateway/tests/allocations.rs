@@ -76,7 +76,7 @@ impl Driver for Feed {
     fn shutdown(&mut self, _: ConnId) {}
     fn close(&mut self, _: ConnId) {}
     fn set_accepting(&mut self, _: bool) {}
-    fn stop_listening(&mut self) {}
+    fn stop_listening(&mut self, _: Instant) {}
 }
 
 struct World {

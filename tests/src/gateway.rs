@@ -183,6 +183,12 @@ impl Setup {
         Gateway { setup: self, process, clients, operators }
     }
 
+    /// Starts it, and waits for nothing.
+    #[must_use]
+    pub fn begin(&self) -> Process {
+        Process::start(&mut self.command(), "")
+    }
+
     /// Runs what ends by itself: how it ended, what it said and what it logged.
     #[must_use]
     pub fn run(&self) -> (ExitStatus, String, String) {

@@ -10,13 +10,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use bytes::Bytes;
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tidegate_backend::publisher::{RoomId, Target, UserId};
 
 use super::access;
 use super::error::ApiError;
 use crate::control::{Control, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::metrics_page::MetricsPage;
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
@@ -32,7 +32,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) control: Arc<dyn Control>,
-    pub(super) metrics: PrometheusHandle,
+    pub(super) metrics: MetricsPage,
     pub(super) token: Arc<str>,
     pub(super) body_bytes_max: usize,
     pub(super) answer_timeout: Duration,

@@ -28,6 +28,7 @@
 
 mod access;
 mod api;
+mod binding;
 mod error;
 mod listener;
 
@@ -40,15 +41,17 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::config::AdminConfig;
 use crate::control::Control;
+use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
+use crate::server::RELEASED_WITHIN;
 
 use api::App;
+use binding::HandOver;
 use listener::BoundedListener;
 
 /// How long a request may take, its body's arrival included. Later: 504.
@@ -80,6 +83,7 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct AdminServer {
     local_addr: SocketAddr,
+    hand_over: HandOver,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -89,6 +93,12 @@ impl AdminServer {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Lets a gateway that starts have the address, and new connections with it. To be called when this
+    /// one drains.
+    pub fn allow_successor(&self) {
+        self.hand_over.allow();
     }
 
     /// Stops it and waits until it is gone: at most about a second, for requests under way.
@@ -108,7 +118,7 @@ impl AdminServer {
 pub fn serve(
     config: &AdminConfig,
     control: Arc<dyn Control>,
-    metrics: PrometheusHandle,
+    metrics: impl Into<MetricsPage>,
 ) -> Result<AdminServer, AdminError> {
     serve_with(config, control, metrics, ANSWER_TIMEOUT)
 }
@@ -116,19 +126,19 @@ pub fn serve(
 fn serve_with(
     config: &AdminConfig,
     control: Arc<dyn Control>,
-    metrics: PrometheusHandle,
+    metrics: impl Into<MetricsPage>,
     answer_timeout: Duration,
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
-    let listener =
-        TcpListener::bind(address).map_err(|cause| AdminError::Bind { address, cause })?;
+    let (listener, hand_over) = binding::bind(address, RELEASED_WITHIN)
+        .map_err(|cause| AdminError::Bind { address, cause })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let app = App {
         control,
-        metrics,
+        metrics: metrics.into(),
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
         answer_timeout,
@@ -140,7 +150,7 @@ fn serve_with(
         }
     };
     let thread = thread::Builder::new().name("admin".into()).spawn(work)?;
-    Ok(AdminServer { local_addr, stop, thread })
+    Ok(AdminServer { local_addr, hand_over, stop, thread })
 }
 
 fn run(

@@ -14,7 +14,7 @@ use super::layers::Origins;
 use super::nearest::nearest;
 use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
-use super::{ConfigError, descriptors, memory};
+use super::{ConfigError, addresses, descriptors, memory};
 use crate::driver::uring;
 use crate::session_id::SLOT_BITS;
 
@@ -24,6 +24,9 @@ const MEMORY_BYTES_EACH: u64 = 6 * 1024;
 
 /// A day, and the longest that most timeouts may be.
 pub(super) const DAY_MS: i64 = 86_400_000;
+
+/// The longest leeway of clocks: more would be a lifetime.
+const LEEWAY_MS_MAX: i64 = 600_000;
 
 const KIB: i64 = 1024;
 const MIB: i64 = 1024 * KIB;
@@ -52,7 +55,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         shards,
         driver,
         driver_refusal,
-        admin: checker.admin(&typed.admin, &limits)?,
+        admin: checker.admin(&typed.admin, &limits, listen)?,
         auth: checker.auth(&typed.auth, listen)?,
         session: checker.session(&typed.session)?,
         limits,
@@ -87,9 +90,23 @@ impl Checker<'_> {
         }
     }
 
-    fn admin(&self, admin: &typed::Admin, limits: &LimitsConfig) -> Checked<AdminConfig> {
+    fn admin(
+        &self,
+        admin: &typed::Admin,
+        limits: &LimitsConfig,
+        clients: SocketAddr,
+    ) -> Checked<AdminConfig> {
+        let listen = self.address("admin.listen", &admin.listen)?;
+        if addresses::overlap(listen, clients) {
+            let reason = format!(
+                "clients connect there too (listen = \"{clients}\"): operators need another port, as in \
+                 \"{}\"",
+                SocketAddr::new(listen.ip(), clients.port().checked_add(1).unwrap_or(7401))
+            );
+            return Err(self.refuse("admin.listen", quoted(&admin.listen), reason));
+        }
         Ok(AdminConfig {
-            listen: self.address("admin.listen", &admin.listen)?,
+            listen,
             token_file: self.path("admin.token_file", &admin.token_file)?,
             body_bytes_max: limits.frame_to_client_bytes_max,
         })
@@ -124,6 +141,7 @@ impl Checker<'_> {
                 true => AuthMode::Jwt { algorithm, key_file, audience, issuer },
                 false => AuthMode::Demo,
             },
+            leeway: self.millis("auth.leeway_ms", auth.leeway_ms, 0..=LEEWAY_MS_MAX)?,
             timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
             failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
         })

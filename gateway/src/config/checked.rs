@@ -62,6 +62,8 @@ pub struct AdminConfig {
 pub struct AuthConfig {
     /// How a token proves a user.
     pub mode: AuthMode,
+    /// How far the clock of who made a token may be off: it lengthens each token's life.
+    pub leeway: Duration,
     /// How long a connection may stay unauthenticated.
     pub timeout: Duration,
     /// A connection is closed after this many failed tries: at least 1.

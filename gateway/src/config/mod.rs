@@ -9,6 +9,7 @@
 //! Only a file that is named is read, by `--config` or by `TIDEGATE_CONFIG`: what a server does must
 //! not depend on the folder that it was started in.
 
+mod addresses;
 mod check;
 mod checked;
 pub mod descriptors;

@@ -296,6 +296,43 @@ fn a_program_with_backends_of_its_own_has_defaults_of_its_own() {
 }
 
 #[test]
+fn clients_and_operators_have_ports_of_their_own() {
+    let load = |clients: &str, operators: &str| {
+        load_from(&["--listen", clients, "--admin", operators], &[]).map_err(|e| e.to_string())
+    };
+    for (clients, operators) in [
+        ("127.0.0.1:7400", "127.0.0.1:7400"),
+        ("0.0.0.0:7400", "127.0.0.1:7400"),
+        ("127.0.0.1:7400", "0.0.0.0:7400"),
+        ("[::]:7400", "127.0.0.1:7400"),
+        ("0.0.0.0:7400", "[::]:7400"),
+        ("[::]:7400", "[::1]:7400"),
+        ("[::1]:7400", "[::1]:7400"),
+        ("[::ffff:127.0.0.1]:7400", "127.0.0.1:7400"),
+        ("[::ffff:0.0.0.0]:7400", "127.0.0.1:7400"),
+    ] {
+        let refused = load(clients, operators).unwrap_err();
+        let listen = format!("(listen = \"{clients}\")");
+        assert_says(&refused, &["admin.listen = ", "the flag --admin", &listen, "another port"]);
+    }
+    for (clients, operators) in [
+        ("127.0.0.1:7400", "127.0.0.1:7401"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("0.0.0.0:0", "127.0.0.1:7400"),
+        ("127.0.0.1:7400", "127.0.0.2:7400"),
+        ("127.0.0.1:7400", "[::1]:7400"),
+        ("0.0.0.0:7400", "[::1]:7400"),
+    ] {
+        load(clients, operators).unwrap_or_else(|e| panic!("{clients} {operators}: {e}"));
+    }
+    // One alone may be moved onto the other's default.
+    assert_says(
+        &load_from(&["--listen", "127.0.0.1:7401"], &[]).unwrap_err().to_string(),
+        &["7401"],
+    );
+}
+
+#[test]
 fn demo_tokens_are_for_loopback_alone() {
     let message = load_from(&["--auth", "demo", "--listen", "0.0.0.0:7400"], &[]).unwrap_err();
     assert_says(&message.to_string(), &["the flag --auth", "0.0.0.0:7400", "\"127.0.0.1:7400\""]);

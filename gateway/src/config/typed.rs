@@ -46,6 +46,7 @@ pub(super) struct Auth {
     pub(super) key_file: String,
     pub(super) audience: String,
     pub(super) issuer: String,
+    pub(super) leeway_ms: i64,
     pub(super) timeout_ms: i64,
     pub(super) failures_max: i64,
 }
@@ -191,6 +192,7 @@ impl Default for Auth {
             key_file: ".tidegate/jwt-hs256.key".into(),
             audience: String::new(),
             issuer: String::new(),
+            leeway_ms: 5_000,
             timeout_ms: limits::AUTH_TIMEOUT_MS.cast_signed(),
             failures_max: limits::AUTH_FAILURES_MAX.into(),
         }

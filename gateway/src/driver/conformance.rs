@@ -55,7 +55,8 @@ pub(super) enum Fact {
     Closed(ConnId, CloseCause),
     AcceptPaused,
     AcceptResumed,
-    ListeningStopped,
+    /// With the number of those who still waited.
+    ListeningStopped(u32),
 }
 
 /// A sink that notes what it is told, and holds the driver to what a sink may rely on.
@@ -130,7 +131,7 @@ impl Sink for Recorder {
             }
             Event::AcceptPaused { .. } => Fact::AcceptPaused,
             Event::AcceptResumed => Fact::AcceptResumed,
-            Event::ListeningStopped => Fact::ListeningStopped,
+            Event::ListeningStopped { reset } => Fact::ListeningStopped(reset),
         };
         self.facts.push(fact);
     }
@@ -324,6 +325,8 @@ conformance! {
         accepting_stops_and_starts_again,
         nobody_connects_when_nobody_listens,
         who_waits_is_let_in_before_listening_stops,
+        who_waits_for_room_is_let_in_before_listening_stops,
+        who_has_no_room_until_the_deadline_is_reset_and_counted,
         nothing_known_waits;
     flow:
         a_half_closed_peer_still_gets_what_is_sent,

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tidegate_backend::batch::Wake;
 
-use self::accept::{ACCEPT_RETRY, Acceptor, LAST_POLLS};
+use self::accept::{ACCEPT_RETRY, Acceptor};
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, Mechanism, RECEIVE_BYTES_MAX, SendState, Sink};
 
@@ -132,7 +132,7 @@ impl Epoll {
                 ready: false,
                 paused: false,
                 retry_at: None,
-                last_polls: None,
+                last: None,
             },
             sockets: Slots::new(),
             outcomes: Vec::new(),
@@ -330,12 +330,16 @@ impl Epoll {
 
     /// How long to wait: as the sink says, unless there is something to do here.
     fn wait_for(&self, sink: &mut impl Sink) -> Option<Duration> {
-        let idle_for = sink.idle_for();
-        let accept = self.acceptor.ready
+        let mut idle_for = sink.idle_for();
+        let mut accept = self.acceptor.ready
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
             && self.acceptor.listener.is_some();
-        let accept = accept || self.acceptor.last_polls.is_some();
+        if let Some(last) = &self.acceptor.last {
+            accept = accept && sink.room() > 0;
+            let left = last.until.saturating_duration_since(Instant::now());
+            idle_for = Some(idle_for.map_or(left, |idle_for| idle_for.min(left)));
+        }
         if accept || !self.readable.is_empty() || !self.outcomes.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -391,7 +395,7 @@ impl Driver for Epoll {
         if self.acceptor.ready {
             self.accept(sink);
         }
-        self.stop_if_last(sink);
+        self.stop_if_last(now, sink);
         Ok(())
     }
 
@@ -449,13 +453,8 @@ impl Driver for Epoll {
         self.acceptor.wanted = accepting;
     }
 
-    fn stop_listening(&mut self) {
-        if self.acceptor.last_polls.is_none() && self.acceptor.listener.is_some() {
-            self.acceptor.last_polls = Some(LAST_POLLS);
-            // Who came since the last edge is let in too, where accepting was off.
-            self.acceptor.ready = true;
-            self.acceptor.wanted = true;
-        }
+    fn stop_listening(&mut self, until: Instant) {
+        self.acceptor.stop(until);
     }
 }
 

@@ -36,6 +36,7 @@ pub mod sim;
 #[expect(unsafe_code, reason = "the kernel is met here")]
 pub mod uring;
 
+pub(crate) mod accept_queue;
 #[cfg(test)]
 mod conformance;
 mod slots;
@@ -103,7 +104,10 @@ pub enum Event<'a> {
     /// Connections are accepted again, after one pause and all the tries that it took.
     AcceptResumed,
     /// The listening socket is closed, as [`Driver::stop_listening`] asked: nobody else comes in.
-    ListeningStopped,
+    ListeningStopped {
+        /// Connections that still waited to be accepted: the kernel resets them.
+        reset: u32,
+    },
 }
 
 /// Why a connection is no more.
@@ -179,6 +183,11 @@ pub trait Driver {
     /// What it is.
     fn mechanism(&self) -> Mechanism;
 
+    /// What time it is: one look at the clock.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// Reports what is known, waits if the sink is idle, and reports what came of it.
     ///
     /// # Errors
@@ -204,8 +213,10 @@ pub trait Driver {
     /// Stops accepting, or starts again. The listening socket stays open.
     fn set_accepting(&mut self, accepting: bool);
 
-    /// Closes the listening socket for good: new connections are refused. Who waits to be accepted is
-    /// let in first, as far as there is room, since the kernel would reset it.
+    /// Closes the listening socket for good: new connections are refused. Connections that wait to be
+    /// accepted are accepted first, since the kernel would reset them: as many as the queue may hold, as
+    /// those that come meanwhile queue up behind them. Where the sink has no room, or descriptors have run
+    /// out, the driver goes on as connections close, until `until` at most.
     /// [`Event::ListeningStopped`] says when that is done, once.
-    fn stop_listening(&mut self);
+    fn stop_listening(&mut self, until: Instant);
 }

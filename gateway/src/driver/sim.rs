@@ -73,8 +73,8 @@ pub struct Sim {
 #[derive(Debug)]
 struct Acceptor {
     listening: bool,
-    /// The listening socket is to be closed.
-    last: bool,
+    /// The listening socket is to be closed: until then the driver waits for room.
+    last_until: Option<Instant>,
     wanted: bool,
     /// `Some` while descriptors are said to have run out: when to try again.
     retry_at: Option<Instant>,
@@ -118,7 +118,7 @@ impl Sim {
             now,
             wait_max: Duration::MAX,
             idle_for: None,
-            acceptor: Acceptor { listening: true, last: false, wanted: true, retry_at: None },
+            acceptor: Acceptor { listening: true, last_until: None, wanted: true, retry_at: None },
             sockets: Slots::new(),
             network: Network::default(),
             outcomes: Vec::new(),
@@ -193,10 +193,13 @@ impl Sim {
     /// Lets time pass, as far as the sink and the harness allow and nothing is to be done.
     fn wait(&mut self, sink: &mut impl Sink) {
         let idle_for = sink.idle_for();
-        self.idle_for = if self.is_ready() { Some(Duration::ZERO) } else { idle_for };
+        let has_room = sink.room() > 0;
+        self.idle_for = if self.is_ready(has_room) { Some(Duration::ZERO) } else { idle_for };
         let retry_in = self.acceptor.retry_at.map(|at| at.saturating_duration_since(self.now));
+        let stop_in = self.acceptor.last_until.map(|at| at.saturating_duration_since(self.now));
         // With nothing set, and nobody to move the clock, waiting for ever returns at once.
-        let wait = self.idle_for.into_iter().chain(retry_in).min().unwrap_or_default();
+        let wait =
+            self.idle_for.into_iter().chain(retry_in).chain(stop_in).min().unwrap_or_default();
         self.now += wait.min(self.wait_max);
         if self.roll(self.faults.clock_jump) {
             self.now += self.faults.clock_jump_max.mul_f64(self.rng.f64());
@@ -205,14 +208,15 @@ impl Sim {
     }
 
     /// Whether a poll has something to report, or to move.
-    fn is_ready(&mut self) -> bool {
+    fn is_ready(&mut self, has_room: bool) -> bool {
         self.list();
         let accept = self.acceptor.listening
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
+            && has_room
             && self.network.is_waiting();
         accept
-            || self.acceptor.last
+            || self.acceptor.last_until.is_some() && !self.network.is_waiting()
             || !self.outcomes.is_empty()
             || self.order.iter().any(|&conn| {
                 let socket = self.sockets.get_mut(conn).expect("it was just listed");
@@ -352,22 +356,29 @@ impl Sim {
 }
 
 impl Sim {
-    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
+    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
     fn stop_if_last(&mut self, sink: &mut impl Sink) {
-        let delayed = self.network.is_waiting() && self.acceptor.retry_at.is_none();
-        if self.acceptor.last && !(delayed && sink.room() > 0) {
-            self.acceptor.last = false;
-            self.acceptor.listening = false;
-            self.acceptor.retry_at = None;
-            self.network.refuse_waiting();
-            sink.event(Event::ListeningStopped);
+        let Some(until) = self.acceptor.last_until else { return };
+        let can_accept =
+            self.acceptor.wanted && self.acceptor.retry_at.is_none() && sink.room() > 0;
+        if self.network.is_waiting() && (can_accept || self.now < until) {
+            return;
         }
+        self.acceptor.last_until = None;
+        self.acceptor.listening = false;
+        self.acceptor.retry_at = None;
+        let reset = self.network.refuse_waiting();
+        sink.event(Event::ListeningStopped { reset });
     }
 }
 
 impl Driver for Sim {
     fn mechanism(&self) -> Mechanism {
         Mechanism { name: "simulation", rings: 0 }
+    }
+
+    fn now(&self) -> Instant {
+        self.now
     }
 
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()> {
@@ -430,9 +441,9 @@ impl Driver for Sim {
         self.acceptor.wanted = accepting;
     }
 
-    fn stop_listening(&mut self) {
-        if self.acceptor.listening {
-            self.acceptor.last = true;
+    fn stop_listening(&mut self, until: Instant) {
+        if self.acceptor.listening && self.acceptor.last_until.is_none() {
+            self.acceptor.last_until = Some(until);
             self.acceptor.wanted = true;
         }
     }

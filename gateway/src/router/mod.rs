@@ -187,8 +187,8 @@ mod tests {
         let conn = crate::driver::ConnId { slot: 0, generation: 0 };
         let route = router.admit(20).unwrap();
         let first =
-            router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_ms: 0 });
-        router.pending.open(Pending { conn, sequence: 2, kind: 20, route, started_ms: 0 });
+            router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_us: 0 });
+        router.pending.open(Pending { conn, sequence: 2, kind: 20, route, started_us: 0 });
         assert_eq!(router.admit(20), Err(Refusal::RouteFull));
         assert_eq!(router.admit(5), Ok(RouteIndex(0)));
         assert!(router.pending.close(first).is_some());

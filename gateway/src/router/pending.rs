@@ -22,8 +22,15 @@ pub struct Pending {
     pub kind: i32,
     /// The route it took.
     pub route: RouteIndex,
-    /// When, on the shard's clock.
-    pub started_ms: u64,
+    /// When, in microseconds on the shard's clock.
+    pub started_us: u64,
+}
+
+impl Pending {
+    /// When, in milliseconds: timeouts are no finer.
+    const fn started_ms(&self) -> u64 {
+        self.started_us / 1_000
+    }
 }
 
 const NONE: u32 = u32::MAX;
@@ -142,7 +149,7 @@ impl PendingCalls {
     pub fn take_expired(&mut self, now_ms: u64) -> Option<Pending> {
         let oldest = self.queues.iter().find_map(|queue| {
             let pending = self.entries.get(queue.oldest as usize)?.pending?;
-            (pending.started_ms + queue.timeout_ms <= now_ms).then_some(queue.oldest)
+            (pending.started_ms() + queue.timeout_ms <= now_ms).then_some(queue.oldest)
         })?;
         let generation = self.entries[oldest as usize].generation;
         self.close(CallId(u64::from(generation) << 32 | u64::from(oldest)))
@@ -155,7 +162,7 @@ impl PendingCalls {
             .iter()
             .filter_map(|queue| {
                 let pending = self.entries.get(queue.oldest as usize)?.pending?;
-                Some(pending.started_ms + queue.timeout_ms)
+                Some(pending.started_ms() + queue.timeout_ms)
             })
             .min()
     }
@@ -167,7 +174,8 @@ mod tests {
 
     fn pending(sequence: u64, route: u16, started_ms: u64) -> Pending {
         let conn = ConnId { slot: 1, generation: 1 };
-        Pending { conn, sequence, kind: 1, route: RouteIndex(route), started_ms }
+        let started_us = started_ms * 1_000;
+        Pending { conn, sequence, kind: 1, route: RouteIndex(route), started_us }
     }
 
     #[test]

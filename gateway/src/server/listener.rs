@@ -1,4 +1,10 @@
 //! The listening sockets: one for each shard, on one port.
+//!
+//! SO_REUSEPORT lets the shards' sockets share the port, and would let a second gateway share it too. So
+//! the first socket listens without it. listen(2) then fails if anybody listens on an overlapping address
+//! (the kernel checks under the port's lock, and a socket with SO_REUSEADDR alone has no other right to the
+//! port), and from then on it fails for everybody else who comes without SO_REUSEPORT, as each gateway does
+//! first. Nothing is left behind: the claim is the socket itself.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
@@ -10,55 +16,161 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::StartError;
 use crate::config::Config;
 
-/// How long the address may still be in use: a gateway on io_uring that was killed is gone before the kernel
-/// has ended what it had under way, accepts among it.
-const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+/// How long an address may still be in use: by a gateway that drains, for the two seconds that goodbyes
+/// linger; by one on io_uring that was killed, until the kernel has ended what it had under way; by a
+/// gateway that starts at the same time, until one of the two has lost.
+pub(crate) const RELEASED_WITHIN: Duration = Duration::from_secs(3);
 
-/// Between two tries to have the address.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// Between two tries to have the address, in milliseconds: drawn anew each time, or two gateways that start
+/// together might fail together again and again.
+const TRY_AGAIN_MS: std::ops::Range<u64> = 10..30;
 
 /// One listening socket for each shard, on the same port.
 pub(super) fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let fail = |cause| StartError::Listen { address: config.listen, cause };
-    let mut address = config.listen;
-    let mut listeners = Vec::new();
-    if address.port() != 0 {
-        // SO_REUSEPORT would let two gateways share a port unnoticed: who is there already says no.
-        claim(address, config).map_err(fail)?;
-    }
-    for _ in 0..config.shards {
-        let listener = bind(address, config, true).map_err(fail)?;
-        address = listener.local_addr().map_err(fail)?;
-        listeners.push(listener);
-    }
-    for listener in &listeners {
-        let backlog = i32::try_from(config.socket.backlog).unwrap_or(i32::MAX);
-        SockRef::from(listener).listen(backlog).map_err(fail)?;
+    listen_within(config, RELEASED_WITHIN)
+        .map_err(|cause| StartError::Listen { address: config.listen, cause })
+}
+
+fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListener>> {
+    let first = once_released(config.listen, patience, || open(config.listen, config, Port::Own))?;
+    let address = first.local_addr()?;
+    SockRef::from(&first).set_reuse_port(true)?;
+    let mut listeners = vec![first];
+    while listeners.len() < usize::from(config.shards) {
+        // The port is ours; a gateway that tries to have it is in the way for a moment.
+        let next = once_released(address, patience, || open(address, config, Port::Shared))?;
+        listeners.push(next);
     }
     Ok(listeners)
 }
 
-/// Sees to it that nobody else listens, or is about to stop.
-fn claim(address: SocketAddr, config: &Config) -> io::Result<()> {
-    let until = Instant::now() + RELEASED_WITHIN;
+/// Whether a socket shares its port with others that do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Own,
+    Shared,
+}
+
+/// Tries until the address is not in use, or `patience` is over.
+pub(crate) fn once_released<T>(
+    address: SocketAddr,
+    patience: Duration,
+    mut open: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let until = Instant::now() + patience;
+    let mut told = false;
     loop {
-        match bind(address, config, false) {
+        match open() {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                thread::sleep(TRY_AGAIN);
+                if !std::mem::replace(&mut told, true) {
+                    let seconds = patience.as_secs();
+                    tracing::warn!(%address, "another process has this address: waiting {seconds} s for it");
+                }
+                thread::sleep(Duration::from_millis(fastrand::u64(TRY_AGAIN_MS)));
             }
-            claimed => return claimed.map(drop),
+            opened => return opened,
         }
     }
 }
 
-/// Binds, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
-fn bind(address: SocketAddr, config: &Config, reuse_port: bool) -> io::Result<TcpListener> {
+/// Binds and listens, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
+fn open(address: SocketAddr, config: &Config, port: Port) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(reuse_port)?;
+    socket.set_reuse_port(port == Port::Shared)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(config.socket.user_timeout))?;
     socket.set_send_buffer_size(config.socket.send_buffer_bytes)?;
     socket.bind(&address.into())?;
+    socket.listen(i32::try_from(config.socket.backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn config(listen: SocketAddr, shards: u16) -> Config {
+        Config { listen, shards, ..Config::embedded_default() }
+    }
+
+    fn any_port() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    /// A port of 127.0.0.1 that is free, and below those that the kernel gives to others meanwhile.
+    fn free_port() -> u16 {
+        let candidates = || fastrand::u16(10_000..20_000);
+        let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        std::iter::repeat_with(candidates).find(is_free).unwrap()
+    }
+
+    /// Two start together on overlapping addresses, again and again.
+    fn race(one: &str, other: &str) {
+        let port = free_port();
+        let config = |ip: &str| config(format!("{ip}:{port}").parse().unwrap(), 4);
+        let configs = [config(one), config(other)];
+        for round in 0..50 {
+            let start = Barrier::new(2);
+            let open = |config: &Config| {
+                start.wait();
+                listen_within(config, Duration::from_millis(100))
+            };
+            let opened = thread::scope(|scope| {
+                let threads = configs.each_ref().map(|config| scope.spawn(|| open(config)));
+                threads.map(|thread| thread.join().unwrap())
+            });
+            let winners = opened.iter().filter(|opened| opened.is_ok()).count();
+            assert_eq!(winners, 1, "round {round}: {one} and {other}: {opened:?}");
+            let lost = opened.iter().find_map(|opened| opened.as_ref().err()).unwrap();
+            assert_eq!(lost.kind(), ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn of_two_that_start_together_one_has_the_port() {
+        let pairs = [
+            ("127.0.0.1", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("0.0.0.0", "0.0.0.0"),
+            ("[::]", "0.0.0.0"),
+            ("[::]", "127.0.0.1"),
+            ("[::1]", "[::]"),
+        ];
+        thread::scope(|scope| {
+            for (one, other) in pairs {
+                scope.spawn(move || race(one, other));
+            }
+        });
+    }
+
+    #[test]
+    fn connections_go_to_all_shards() {
+        let listeners = listen_within(&config(any_port(), 4), Duration::ZERO).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+        let streams: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let accepted =
+            |listener: &TcpListener| std::iter::from_fn(|| listener.accept().ok()).count();
+        let counts: Vec<_> = listeners.iter().map(accepted).collect();
+        assert_eq!(counts.iter().sum::<usize>(), streams.len());
+        assert!(counts.iter().all(|&count| count > 10), "{counts:?}");
+    }
+
+    #[test]
+    fn a_port_is_had_once_it_is_released() {
+        let holder = listen_within(&config(any_port(), 2), Duration::ZERO).unwrap();
+        let address = holder[0].local_addr().unwrap();
+        let mut holder = Some(holder);
+        let got = once_released(address, Duration::from_secs(60), || {
+            let opened = open(address, &config(address, 1), Port::Own);
+            // It was in use once.
+            assert_eq!(opened.is_err(), holder.take().is_some());
+            opened
+        });
+        assert_eq!(got.unwrap().local_addr().unwrap(), address);
+    }
 }

@@ -105,8 +105,8 @@ impl Shard {
     ) {
         let conn = self.conn_id(slot);
         let session = self.shared.session_ids.id(self.place(slot));
-        let started_ms = self.now_ms;
-        let id = self.router.pending.open(Pending { conn, sequence, kind, route, started_ms });
+        let started_us = self.received_us;
+        let id = self.router.pending.open(Pending { conn, sequence, kind, route, started_us });
         let biz_data = self.keep(biz_data);
         let connection = self.at(slot);
         connection.calls += 1;
@@ -174,9 +174,9 @@ impl Shard {
 
     /// Passes the outcome of a call on to who asked.
     pub(super) fn finish_call(&mut self, pending: Pending, outcome: Outcome) {
-        let Pending { conn, sequence, kind, route, started_ms } = pending;
+        let Pending { conn, sequence, kind, route, started_us } = pending;
         let backend = self.router.backend_of(route);
-        self.durations[backend].note(self.now_ms.saturating_sub(started_ms));
+        self.durations[backend].note(self.answered_us.saturating_sub(started_us));
         let answer_bytes_max = self.shared.config.limits.frame_to_client_bytes_max;
         let slot = conn.slot;
         let Some(connection) = self.connection(conn) else {

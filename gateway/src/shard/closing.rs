@@ -219,7 +219,14 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_listening_stopped(&mut self) {
+    pub(super) fn on_listening_stopped(&mut self, reset: u32) {
+        self.stats.queue_resets += u64::from(reset);
+        if reset > 0 {
+            tracing::warn!(
+                connections = reset,
+                "reset in the accept queue: there was no room for them before the drain's end"
+            );
+        }
         if let Some(draining) = &mut self.draining {
             draining.deaf = true;
         }
@@ -229,7 +236,8 @@ impl Shard {
     pub(super) fn drain_step(&mut self, driver: &mut impl Driver) {
         let Some(draining) = &mut self.draining else { return };
         if draining.next == 0 && !draining.all_told {
-            driver.stop_listening();
+            let until_ms = Duration::from_millis(draining.until_ms);
+            driver.stop_listening(self.shared.started + until_ms);
         }
         if !draining.is_overdue && self.now_ms >= draining.until_ms {
             draining.is_overdue = true;

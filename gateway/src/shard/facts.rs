@@ -30,7 +30,7 @@ impl Sink for Shard {
             }
             Event::AcceptPaused { error } => self.on_accept_paused(&error),
             Event::AcceptResumed => self.tell_of_resumption(),
-            Event::ListeningStopped => self.on_listening_stopped(),
+            Event::ListeningStopped { reset } => self.on_listening_stopped(reset),
         }
     }
 
@@ -73,11 +73,21 @@ impl Sink for Shard {
     #[inline]
     fn woken(&mut self, now: Instant) {
         self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
-        let since = now.saturating_duration_since(self.shared.started);
-        let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        self.received_us = self.micros(now);
+        self.answered_us = self.received_us;
+        let now_ms = self.received_us / 1_000;
         if now_ms > self.now_ms + AWAY_MS {
             self.grace_until_ms = now_ms + millis(self.shared.config.session.heartbeat_interval);
         }
         self.now_ms = now_ms;
+    }
+}
+
+impl Shard {
+    /// The shard's clock: microseconds since it started.
+    #[inline]
+    pub(super) fn micros(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.shared.started);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 }

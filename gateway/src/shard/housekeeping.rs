@@ -60,6 +60,7 @@ impl Shard {
         let levels = self.levels();
         self.stats.refused_commands += self.shared.gate.take_refused();
         let commands = self.shared.gate.commands();
-        self.exporter.export(&self.stats, levels, commands, &mut self.durations);
+        self.exporter.export(&self.stats, levels, commands);
+        self.shared.call_durations.add(&mut self.durations);
     }
 }

@@ -17,7 +17,7 @@
 //! | `facts`, `accepting` | what a driver tells; whether it is to let more in |
 //! | `inbound` | bytes -> frames -> what they ask |
 //! | `sessions`, [`users`] | authentication, the user directory, kicks |
-//! | `calls` | requests to backends, and their answers |
+//! | `calls`, [`durations`] | requests to backends, and their answers; how long they took |
 //! | `fan_out`, `membership`, [`rooms`], [`log`] | rooms: publish and serve; join, leave, open, close; the books |
 //! | [`windows`] | what a room holds back, to send it with what comes soon after |
 //! | `outbound` | what is written, and the one send of a turn |
@@ -27,6 +27,7 @@
 mod accepting;
 mod calls;
 pub mod closing;
+pub mod durations;
 mod facts;
 mod fan_out;
 mod housekeeping;
@@ -45,6 +46,7 @@ pub mod windows;
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -68,12 +70,13 @@ use crate::session_id::{Place, SessionIds};
 use accepting::Accepting;
 use calls::Port;
 use closing::Draining;
+use durations::{CallDurations, Durations};
 use fan_out::FanOut;
 use mailbox::{Address, Message};
 use membership::Keeping;
 use receipt::Gate;
 use rooms::Rooms;
-use stats::{Durations, Exporter, Levels, Stats};
+use stats::{Exporter, Levels, Stats};
 use timers::Timers;
 use users::Users;
 use windows::Windows;
@@ -107,6 +110,8 @@ pub struct Shared {
     pub backends: Vec<Backend>,
     /// Open connections, all shards together.
     pub connections: AtomicU64,
+    /// How long calls took, all shards together.
+    pub call_durations: Arc<CallDurations>,
     /// Whose free memory is given back.
     pub heap: Heap,
 }
@@ -166,8 +171,12 @@ pub struct Shard {
     draining: Option<Draining>,
     finished: bool,
 
-    /// Milliseconds since `shared.started`.
+    /// Milliseconds since `shared.started`, when the driver last waited.
     now_ms: u64,
+    /// The same in microseconds: when what the driver hands over was received.
+    received_us: u64,
+    /// When answers were last looked for, in microseconds since `shared.started`.
+    answered_us: u64,
     housekeeping_at_ms: u64,
     /// Of long requests, and of long sends.
     burst: Burst,
@@ -195,7 +204,7 @@ impl Shard {
             .requests_per_second
             .map(|per_second| Rate::new(per_second, config.limits.requests_burst));
         let rates = rate.map(RateLimiters::new);
-        let names: Vec<_> = shared.backends.iter().map(|b| Arc::clone(&b.name)).collect();
+        let backends = shared.backends.len();
         let port = Arc::new(Port::new(shared.addresses[usize::from(id)].clone()));
         let mut shard = Self {
             id,
@@ -227,6 +236,8 @@ impl Shard {
             draining: None,
             finished: false,
             now_ms: 0,
+            received_us: 0,
+            answered_us: 0,
             housekeeping_at_ms: 0,
             burst: Burst::default(),
             grace_until_ms: 0,
@@ -234,8 +245,8 @@ impl Shard {
             log_limits: LogLimits::default(),
             warned_of_pause: false,
             stats: Stats::default(),
-            durations: vec![Durations::default(); names.len()],
-            exporter: Exporter::new(id, &names),
+            durations: vec![Durations::default(); backends],
+            exporter: Exporter::new(id),
             shared,
         };
         shard.open_everybody();
@@ -327,8 +338,13 @@ impl Shard {
 
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
+        let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
             let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
+            // Once for all answers of a turn: a look at the clock for each would cost as much as taking it.
+            if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
+                self.answered_us = self.micros(driver.now());
+            }
             self.handle(message, driver.mechanism());
             if self.touched.len() >= TOUCHED_MAX {
                 self.flush(driver);

@@ -7,6 +7,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use tidegate_protocol::Code;
 
 use super::closing::Cause;
+use super::durations;
 use crate::auth::AuthError;
 
 /// Defines [`Stats`], its counters' names, and how they reach the registry.
@@ -54,6 +55,7 @@ macro_rules! counters {
 counters! {
     accepted, "tidegate_connections_accepted_total", "Connections accepted.";
     accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
+    queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
     memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
     received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
     discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
@@ -109,70 +111,14 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "stream, reason",
         "Lines that never reached stderr (the log) or stdout: queue_full, as the reader is too slow, or write_failed, as the reader is gone or the disk is full.",
     ),
-    ("tidegate_failures_total", "code", "Failures sent, by error code."),
+    ("tidegate_failures_total", "code", "Failures and goodbyes sent, by error code."),
     (
         "tidegate_auth_failures_total",
         "reason",
         "Tokens refused: malformed, signature, expired, audience, wrong_user.",
     ),
-    (
-        "tidegate_call_duration_seconds_bucket",
-        "backend, le",
-        "Calls by the time from a request's receipt to its answer: a Prometheus histogram's buckets.",
-    ),
-    ("tidegate_call_duration_seconds_count", "backend", "Calls whose duration is in the buckets."),
+    (durations::NAME, "backend, le", durations::HELP),
 ];
-
-/// Upper bounds of the call durations that are told apart, in milliseconds; above the last is infinity.
-const DURATIONS_MS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000];
-
-/// Durations of one backend's calls. The registry's own histograms keep every sample until somebody
-/// asks, which at a million calls a second is no small thing; these are a few integers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Durations([u64; DURATIONS_MS.len() + 1]);
-
-impl Durations {
-    /// Counts one.
-    #[inline]
-    pub fn note(&mut self, ms: u64) {
-        let bucket = DURATIONS_MS.iter().position(|&bound| ms < bound);
-        self.0[bucket.unwrap_or(DURATIONS_MS.len())] += 1;
-    }
-}
-
-/// One backend's handles: a counter for each bucket, the last of them for all calls.
-#[derive(Debug)]
-struct DurationCounters {
-    buckets: Vec<Counter>,
-    count: Counter,
-}
-
-impl DurationCounters {
-    fn new(backend: &str) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let bounds = DURATIONS_MS.iter().map(|&ms| (ms as f64 / 1000.0).to_string());
-        let bucket = |le: String| {
-            let backend = backend.to_owned();
-            counter!("tidegate_call_duration_seconds_bucket", "backend" => backend, "le" => le)
-        };
-        Self {
-            buckets: bounds.chain(["+Inf".to_owned()]).map(bucket).collect(),
-            count: counter!("tidegate_call_duration_seconds_count", "backend" => backend.to_owned()),
-        }
-    }
-
-    /// Adds calls. A bucket of Prometheus holds those of the smaller ones too.
-    fn add(&self, durations: &Durations) {
-        let mut up_to_here = 0;
-        for (calls, bucket) in durations.0.iter().zip(&self.buckets) {
-            up_to_here += calls;
-            if up_to_here > 0 {
-                bucket.increment(up_to_here);
-            }
-        }
-        self.count.increment(up_to_here);
-    }
-}
 
 /// What stands now, as opposed to what has happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -196,14 +142,13 @@ pub struct Exporter {
     refused_tokens: [Counter; AuthError::COUNT],
     gauges: [Gauge; 7],
     commands_in_flight: Gauge,
-    durations: Vec<DurationCounters>,
     exported: Stats,
 }
 
 impl Exporter {
     /// Registers a shard's metrics.
     #[must_use]
-    pub fn new(shard: u16, backends: &[std::sync::Arc<str>]) -> Self {
+    pub fn new(shard: u16) -> Self {
         let shard = shard.to_string();
         let level = |name: &'static str| gauge!(name, "shard" => shard.clone());
         Self {
@@ -218,19 +163,12 @@ impl Exporter {
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
             gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
             commands_in_flight: gauge!("tidegate_commands_in_flight"),
-            durations: backends.iter().map(|name| DurationCounters::new(name)).collect(),
             exported: Stats::default(),
         }
     }
 
     /// Hands over what has changed.
-    pub fn export(
-        &mut self,
-        stats: &Stats,
-        levels: Levels,
-        commands_in_flight: usize,
-        durations: &mut [Durations],
-    ) {
+    pub fn export(&mut self, stats: &Stats, levels: Levels, commands_in_flight: usize) {
         self.counters.add(stats, &self.exported);
         let closed = stats.closed.iter().zip(&self.exported.closed).zip(&self.closed);
         let failures = stats.failures.iter().zip(&self.exported.failures).zip(&self.failures);
@@ -250,9 +188,6 @@ impl Exporter {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             gauge.set(level as f64);
         }
-        for (durations, counters) in durations.iter_mut().zip(&self.durations) {
-            counters.add(&std::mem::take(durations));
-        }
         self.exported.clone_from(stats);
     }
 }
@@ -263,6 +198,8 @@ pub fn describe() {
     for &(name, labels, help) in OTHERS {
         match labels {
             "shard" | "" => describe_gauge!(name, help),
+            // It says so itself.
+            _ if name == durations::NAME => {}
             _ => describe_counter!(name, help),
         }
     }

@@ -193,6 +193,30 @@ fn a_drain_gives_answers_as_long_as_it_may_last() {
 }
 
 #[test]
+fn a_full_gateway_that_drains_lets_in_who_waits_and_counts_whom_it_resets() {
+    let mut world = World::new(|config| {
+        config.limits.connections_max = 1;
+        config.routes[0].timeout = Duration::from_secs(60);
+    });
+    let mut phone = world.log_in(0);
+    // It keeps its place until the drain's end.
+    world.ask(&phone, KEEP, 9, b"");
+    let mut waiting: Vec<_> = (0..2).map(|_| world.connect(0)).collect();
+    world.turns(5);
+    world.parts.hub.tell_all(|| Message::Drain);
+    world.pass(Duration::from_secs(5));
+    waiting.iter_mut().for_each(|phone| phone.read(&mut world));
+    assert!(waiting.iter().all(|phone| phone.end.is_none()), "they may still be let in");
+    assert_eq!(world.shards[0].stats().queue_resets, 0);
+    world.pass(Duration::from_secs(6));
+    phone.read(&mut world);
+    assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+    waiting.iter_mut().for_each(|phone| phone.read(&mut world));
+    assert!(waiting.iter().all(|phone| phone.end == Some(Arrived::Reset)));
+    assert_eq!(world.shards[0].stats().queue_resets, 2);
+}
+
+#[test]
 fn shards_end_together() {
     let mut world = World::aged(2, Duration::ZERO, |_| {});
     let mut phone = world.log_in(1);

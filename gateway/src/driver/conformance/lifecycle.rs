@@ -1,9 +1,16 @@
 //! How connections come, end and leave nothing behind.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 
 use super::{Bench, Fact, Read, World, pattern};
 use crate::driver::{CloseCause, Driver as _, SendState};
+
+/// A deadline that has passed.
+fn at_once() -> Instant {
+    Instant::now()
+}
 
 /// More than any buffer on the way holds.
 const LARGE: usize = 24 * 1024 * 1024;
@@ -218,7 +225,7 @@ pub(super) fn accepting_stops_and_starts_again<W: World>() {
 pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
-    bench.driver().stop_listening();
+    bench.driver().stop_listening(at_once());
     bench.poll();
     assert!(bench.world.connect().is_none());
     bench.driver().set_accepting(true);
@@ -233,13 +240,13 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
         let mut bench = Bench::<W>::new();
         bench.driver().set_accepting(accepting);
         let peers: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
-        bench.driver().stop_listening();
-        bench.until_fact(&Fact::ListeningStopped);
+        bench.driver().stop_listening(at_once());
+        bench.until_fact(&Fact::ListeningStopped(0));
         assert_eq!(bench.accepted().len(), 3);
-        assert_eq!(bench.facts().last(), Some(&Fact::ListeningStopped), "nobody comes after it");
-        bench.driver().stop_listening();
+        assert_eq!(bench.facts().last(), Some(&Fact::ListeningStopped(0)), "nobody comes after it");
+        bench.driver().stop_listening(at_once());
         bench.polls(5);
-        let stops = bench.facts().iter().filter(|fact| **fact == Fact::ListeningStopped);
+        let stops = bench.facts().iter().filter(|fact| matches!(fact, Fact::ListeningStopped(_)));
         assert_eq!(stops.count(), 1);
         for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
             bench.send(conn, &b"hello"[..]);
@@ -247,6 +254,49 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
             assert_eq!(bench.peer_reads(peer, 5), b"hello");
         }
     }
+}
+
+/// Connections that are let in as others leave make room: none is reset, and none waits for the deadline.
+pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.room = 1;
+    let (_, first) = bench.connect();
+    bench.driver().set_accepting(false);
+    let waiting: Vec<_> = (0..5).map(|_| bench.world.connect().expect("a place")).collect();
+    let until = Instant::now() + Duration::from_secs(3600);
+    bench.driver().stop_listening(until);
+    bench.polls(20);
+    assert_eq!(bench.accepted().len(), 1, "nobody is let in beyond the room");
+    let mut leaving = first;
+    for count in 2..=6 {
+        bench.driver().close(leaving);
+        bench.until_fact(&Fact::Closed(leaving, CloseCause::Local));
+        bench.recorder.room = 1;
+        bench.until("not let in", |bench| bench.accepted().len() == count);
+        leaving = bench.accepted()[count - 1];
+    }
+    bench.until_fact(&Fact::ListeningStopped(0));
+    bench.send(leaving, &b"hello"[..]);
+    assert_eq!(bench.peer_reads(waiting[4], 5), b"hello", "the last to come is the last to go in");
+    assert!(bench.world.connect().is_none());
+}
+
+/// Connections for which there is no room until the deadline are reset, and counted.
+pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.driver().set_accepting(false);
+    bench.polls(5);
+    let waiting: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
+    bench.recorder.room = 1;
+    bench.driver().stop_listening(at_once());
+    bench.until_fact(&Fact::ListeningStopped(2));
+    let accepted = bench.accepted();
+    assert_eq!(accepted.len(), 1);
+    for peer in &waiting[1..] {
+        assert_eq!(bench.peer_reads_end(*peer), Read::Reset);
+    }
+    bench.send(accepted[0], &b"hello"[..]);
+    assert_eq!(bench.peer_reads(waiting[0], 5), b"hello");
 }
 
 /// A sink that would wait for ever still hears at once of what came of its commands.

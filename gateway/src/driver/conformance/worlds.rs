@@ -73,8 +73,8 @@ impl Driver for ManyRings {
         self.0.set_accepting(accepting);
     }
 
-    fn stop_listening(&mut self) {
-        self.0.stop_listening();
+    fn stop_listening(&mut self, until: Instant) {
+        self.0.stop_listening(until);
     }
 }
 

@@ -9,14 +9,11 @@ use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 
 use super::{Epoll, Flags, Socket, token};
+use crate::driver::accept_queue::{self, LastAccepts};
 use crate::driver::{Event, Sink};
 
 /// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
 const ACCEPTS_MAX: usize = 64;
-
-/// Polls that let in who waits, once the listening socket is to be closed: with [`ACCEPTS_MAX`] that is
-/// the default backlog.
-pub(super) const LAST_POLLS: u32 = 64;
 
 /// How long to wait before accepting is tried again when descriptors have run out.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -33,19 +30,42 @@ pub(super) struct Acceptor {
     pub(super) paused: bool,
     /// When to try again; `Some` only while `paused`.
     pub(super) retry_at: Option<Instant>,
-    /// The listening socket is to be closed, after so many polls at most.
-    pub(super) last_polls: Option<u32>,
+    /// The listening socket is to be closed, after these.
+    pub(super) last: Option<LastAccepts>,
+}
+
+impl Acceptor {
+    /// Begins to close the listening socket.
+    pub(super) fn stop(&mut self, until: Instant) {
+        if let Some(listener) = &self.listener
+            && self.last.is_none()
+        {
+            self.last = Some(LastAccepts::new(listener, until));
+            // Connections that came since the last edge are accepted too, where accepting was off.
+            self.ready = true;
+            self.wanted = true;
+        }
+    }
+
+    /// Whether a connection that waits can be accepted now.
+    pub(super) fn can_accept(&self, sink: &mut impl Sink) -> bool {
+        self.wanted && self.retry_at.is_none() && sink.room() > 0
+    }
 }
 
 impl Epoll {
     pub(super) fn accept(&mut self, sink: &mut impl Sink) {
         for _ in 0..ACCEPTS_MAX {
-            if !self.acceptor.wanted || self.acceptor.retry_at.is_some() || sink.room() == 0 {
+            let may_accept = self.acceptor.last.as_ref().is_none_or(LastAccepts::has_left);
+            if !may_accept || !self.acceptor.can_accept(sink) {
                 return;
             }
             let Some(listener) = &self.acceptor.listener else { return };
             match listener.accept() {
                 Ok((stream, peer)) => {
+                    if let Some(last) = &mut self.acceptor.last {
+                        last.count();
+                    }
                     self.end_pause(sink);
                     self.take_in(stream, peer, sink);
                 }
@@ -68,21 +88,25 @@ impl Epoll {
         }
     }
 
-    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
-    pub(super) fn stop_if_last(&mut self, sink: &mut impl Sink) {
-        let Some(polls) = self.acceptor.last_polls else { return };
-        let more = self.acceptor.ready && self.acceptor.retry_at.is_none() && sink.room() > 0;
-        if more && polls > 0 {
-            self.acceptor.last_polls = Some(polls - 1);
+    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
+    pub(super) fn stop_if_last(&mut self, now: Instant, sink: &mut impl Sink) {
+        let Some(last) = &self.acceptor.last else { return };
+        // Where descriptors have run out, accept(2) says so whether or not somebody waits.
+        let listener = self.acceptor.listener.as_ref();
+        let waits = listener.is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
+        if waits && last.go_on(self.acceptor.can_accept(sink), now) {
+            self.acceptor.ready = true;
             return;
         }
-        self.acceptor.last_polls = None;
+        self.acceptor.last = None;
         self.acceptor.retry_at = None;
+        let mut reset = 0;
         if let Some(listener) = self.acceptor.listener.take() {
+            reset = accept_queue::waiting(&listener);
             // Other threads' tables of descriptors may have copies of it, which would keep it open.
             let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
         }
-        sink.event(Event::ListeningStopped);
+        sink.event(Event::ListeningStopped { reset });
     }
 
     /// Somebody came in, or nobody waits any longer.

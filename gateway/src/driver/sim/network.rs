@@ -147,11 +147,14 @@ impl Network {
         self.waiting.pop_front()
     }
 
-    /// Nobody listens any more: who waits is reset.
-    pub(super) fn refuse_waiting(&mut self) {
+    /// Nobody listens any more: who waits is reset. Says how many.
+    pub(super) fn refuse_waiting(&mut self) -> u32 {
+        let mut count = 0;
         while let Some(id) = self.waiting.pop_front() {
             self.close(id, CloseCause::Reset);
+            count += 1;
         }
+        count
     }
 
     pub(super) fn side(&mut self, id: PeerId) -> Side<'_> {

@@ -7,20 +7,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::ring::ACCEPTS_MAX;
 use super::socket::Socket;
 use super::token::{SLOTS_MAX, Token};
 use super::{CloseCause, Uring};
+use crate::driver::accept_queue::{self, LastAccepts};
 use crate::driver::{Event, Sink};
 
 /// How long to wait before accepting is tried again when the kernel has nothing to give.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// Polls that let in who waits, once the listening socket is to be closed: with [`ACCEPTS_MAX`] that is
-/// the default backlog.
-const LAST_POLLS: u32 = 128;
 
 /// How often the kernel is asked to give back what it still accepts into.
 const CANCEL_TRIES: u32 = 1_000;
@@ -44,8 +39,8 @@ pub(super) struct Acceptor {
     paused: bool,
     /// When to try again; `Some` only while `paused`, or when one more ring can't be had.
     retry_at: Option<Instant>,
-    /// The listening socket is to be closed, after so many polls at most.
-    last_polls: Option<u32>,
+    /// The listening socket is to be closed, after these.
+    last: Option<LastAccepts>,
 }
 
 /// A connection that the sink has not heard of.
@@ -67,7 +62,7 @@ impl Acceptor {
             ring: 0,
             paused: false,
             retry_at: None,
-            last_polls: None,
+            last: None,
         }
     }
 
@@ -87,26 +82,34 @@ impl Acceptor {
         self.retry_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
-        self.last_polls.is_some()
+    /// How long the driver may wait while the listening socket is to be closed: not at all where a
+    /// connection can be accepted.
+    pub(super) fn stops_in(&self, sink: &mut impl Sink) -> Option<Duration> {
+        let last = self.last.as_ref()?;
+        if self.can_accept(sink) {
+            return Some(Duration::ZERO);
+        }
+        Some(last.until.saturating_duration_since(Instant::now()))
     }
 
-    pub(super) fn stop(&mut self) {
-        if self.listener.is_some() && self.last_polls.is_none() {
-            self.last_polls = Some(LAST_POLLS);
+    pub(super) fn stop(&mut self, until: Instant) {
+        if let Some(listener) = &self.listener
+            && self.last.is_none()
+        {
+            self.last = Some(LastAccepts::new(listener, until));
             self.wanted = true;
         }
     }
 
+    /// Whether a connection that waits can be accepted now.
+    fn can_accept(&self, sink: &mut impl Sink) -> bool {
+        self.wanted && self.retry_at.is_none() && sink.room() > 0
+    }
+
     /// Whether somebody waits to be let in.
     fn is_waited_for(&self) -> bool {
-        if !self.parked.is_empty() {
-            return true;
-        }
-        let Some(listener) = &self.listener else { return false };
-        let mut listener = [PollFd::new(listener, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut listener, Some(&at_once)).is_ok_and(|count| count > 0)
+        let in_queue = |listener| accept_queue::is_waited_for(listener, Duration::ZERO);
+        !self.parked.is_empty() || self.listener.as_ref().is_some_and(in_queue)
     }
 }
 
@@ -119,7 +122,9 @@ impl Uring {
         {
             self.take_in(ring, file, peer, sink);
         }
-        if !self.acceptor.wanted
+        let may_accept = self.acceptor.last.as_ref().is_none_or(LastAccepts::has_left);
+        if !may_accept
+            || !self.acceptor.wanted
             || self.acceptor.retry_at.is_some()
             || self.acceptor.free.is_empty()
         {
@@ -176,6 +181,9 @@ impl Uring {
         self.acceptor.free.push(place);
         if result >= 0 {
             self.end_pause(sink);
+            if let Some(last) = &mut self.acceptor.last {
+                last.count();
+            }
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
             let file = result.cast_unsigned();
             if self.acceptor.wanted && sink.room() > 0 {
@@ -239,12 +247,14 @@ impl Uring {
         }
     }
 
-    /// Closes the listening socket, if it is to be closed and nobody waits or can be let in.
-    pub(super) fn stop_listening_if_last(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        let Some(polls) = self.acceptor.last_polls else { return Ok(()) };
-        let may_accept = self.acceptor.retry_at.is_none() && sink.room() > 0;
-        if may_accept && polls > 0 && self.acceptor.is_waited_for() {
-            self.acceptor.last_polls = Some(polls - 1);
+    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
+    pub(super) fn stop_listening_if_last(
+        &mut self,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> io::Result<()> {
+        let Some(last) = &self.acceptor.last else { return Ok(()) };
+        if self.acceptor.is_waited_for() && last.go_on(self.acceptor.can_accept(sink), now) {
             return Ok(());
         }
         for _ in 0..CANCEL_TRIES {
@@ -260,14 +270,16 @@ impl Uring {
             self.harvest(sink)?;
         }
         self.acceptor.wanted = false;
+        let mut reset = self.acceptor.listener.as_ref().map_or(0, accept_queue::waiting);
         // There is no room for these, now or later.
         for Parked { ring, file, .. } in mem::take(&mut self.acceptor.parked) {
             self.rings[ring].close(file)?;
+            reset += 1;
         }
-        self.acceptor.last_polls = None;
+        self.acceptor.last = None;
         self.acceptor.retry_at = None;
         self.acceptor.listener = None;
-        sink.event(Event::ListeningStopped);
+        sink.event(Event::ListeningStopped { reset });
         Ok(())
     }
 }

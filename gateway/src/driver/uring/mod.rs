@@ -226,6 +226,9 @@ impl Uring {
         if let Some(retry_in) = self.acceptor.retry_in() {
             idle_for = Some(idle_for.map_or(retry_in, |idle_for| idle_for.min(retry_in)));
         }
+        if let Some(stops_in) = self.acceptor.stops_in(sink) {
+            idle_for = Some(idle_for.map_or(stops_in, |idle_for| idle_for.min(stops_in)));
+        }
         if let Some((until, _)) = self.finishing.front() {
             let left = until.saturating_duration_since(Instant::now());
             idle_for = Some(idle_for.map_or(left, |idle_for| idle_for.min(left)));
@@ -234,8 +237,7 @@ impl Uring {
             || !self.outcomes.is_empty()
             || !self.ready.is_empty()
             || self.confirming
-            || self.failure.is_some()
-            || self.acceptor.is_stopping();
+            || self.failure.is_some();
         for ring in &mut self.rings[1..] {
             if ring.has_submissions() || ring.may_complete() {
                 ring.submit()?;
@@ -359,7 +361,7 @@ impl Driver for Uring {
         self.harvest(sink)?;
         self.report_ready(ready, sink);
         self.acceptor.retry_if_due(now);
-        self.stop_listening_if_last(sink)?;
+        self.stop_listening_if_last(now, sink)?;
         match self.failure.take() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -402,8 +404,8 @@ impl Driver for Uring {
         self.set_wanted(accepting);
     }
 
-    fn stop_listening(&mut self) {
-        self.acceptor.stop();
+    fn stop_listening(&mut self, until: Instant) {
+        self.acceptor.stop(until);
     }
 }
 

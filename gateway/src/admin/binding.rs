@@ -1,0 +1,215 @@
+//! The operators' listening socket: how it is taken, and how a gateway that drains hands it over.
+//!
+//! A gateway that drains serves its operators to the end: an orchestrator asks whether it is ready, and
+//! whoever watches the drain asks for metrics. A gateway that starts meanwhile on the same address is the
+//! one that operators want from then on, and must not wait for the other's drain. So a draining gateway
+//! lets its successor share the port, and the kernel sends new connections to the successor alone.
+//! Connections that the old gateway has stay with it.
+//!
+//! Only a gateway of the same user can be a successor (socket(7), SO_REUSEPORT).
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::driver::accept_queue;
+use crate::server::once_released;
+
+/// Connections that wait to be accepted, at most.
+const BACKLOG: i32 = 128;
+
+/// How long the gateway that has the port may take to say that it drains.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest answer of it that is read, in bytes.
+const ANSWER_BYTES_MAX: u64 = 4 * 1024;
+
+/// A way to let a successor have the port. See the [module](self).
+#[derive(Debug)]
+pub(super) struct HandOver {
+    /// The listening socket; `None`: the kernel can't send connections to the successor alone.
+    socket: Option<TcpListener>,
+}
+
+impl HandOver {
+    /// From now on a successor may listen on the same address.
+    pub(super) fn allow(&self) {
+        if let Some(socket) = &self.socket
+            && let Err(error) = SockRef::from(socket).set_reuse_port(true)
+        {
+            tracing::warn!(%error, "the operators' port can't be handed over to a new gateway");
+        }
+    }
+}
+
+/// Listens on an address that nobody else listens on, or a gateway that drains. Waits up to `patience` for
+/// it.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn bind(address: SocketAddr, patience: Duration) -> io::Result<(TcpListener, HandOver)> {
+    once_released(address, patience, || match listen(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && drains(address) => {
+            tracing::info!(%address, "taking the operators' port over from a gateway that drains");
+            succeed(address)
+        }
+        other => other,
+    })
+}
+
+/// Listens, if nobody else does.
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
+    let socket = bound(address, false)?;
+    // The group has to be there before the socket listens. SO_REUSEPORT is off again by then, so that the
+    // port is shared with nobody until it is handed over.
+    socket.set_reuse_port(true)?;
+    let can_be_steered = prefer_second(&socket).is_ok();
+    socket.set_reuse_port(false)?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    let socket = if can_be_steered { Some(listener.try_clone()?) } else { None };
+    Ok((listener, HandOver { socket }))
+}
+
+/// Listens beside a gateway that drains, if new connections come here from now on: of two gateways that
+/// start meanwhile one has the port.
+fn succeed(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
+    let socket = bound(address, true)?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    let _to_whom = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
+    if !accept_queue::is_waited_for(&listener, ASK_TIMEOUT) {
+        return Err(ErrorKind::AddrInUse.into());
+    }
+    let socket = Some(listener.try_clone()?);
+    Ok((listener, HandOver { socket }))
+}
+
+fn bound(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Has the kernel give new connections to the second socket of the port's group, the successor's. A number
+/// beyond the group's size is ignored: while there is one socket, it gets them. When the first is closed,
+/// the second becomes the first, and the same holds for its own successor.
+fn prefer_second(socket: &Socket) -> io::Result<()> {
+    let code = u16::try_from(libc::BPF_RET | libc::BPF_K).map_err(io::Error::other)?;
+    let mut filter = [libc::sock_filter { code, jt: 0, jf: 0, k: 1 }];
+    let program = libc::sock_fprog { len: 1, filter: filter.as_mut_ptr() };
+    Ok(setsockopt(socket, AttachReusePortCbpf, &program)?)
+}
+
+/// Whether a gateway that drains has this address: as `GET /readyz` tells everybody.
+fn drains(address: SocketAddr) -> bool {
+    let ask = || -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
+        stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+        stream.set_write_timeout(Some(ASK_TIMEOUT))?;
+        let request =
+            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        // What came before an error may be all that is to be known.
+        drop(stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer));
+        Ok(answer)
+    };
+    let answer = ask().unwrap_or_default();
+    let answer = String::from_utf8_lossy(&answer);
+    answer.starts_with("HTTP/1.1 503") && answer.contains("draining")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn any_port() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    /// Answers everybody on this listener with a text, until one says that it is the end.
+    fn answer(listener: TcpListener, text: &'static str) -> thread::JoinHandle<()> {
+        thread::spawn(move || {
+            loop {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 1024];
+                match stream.read(&mut request).unwrap() {
+                    0 => {}
+                    count if request[..count] == *b"end" => return,
+                    _ => stream.write_all(text.as_bytes()).unwrap(),
+                }
+            }
+        })
+    }
+
+    fn asked(address: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn end(address: SocketAddr, thread: thread::JoinHandle<()>) {
+        TcpStream::connect(address).unwrap().write_all(b"end").unwrap();
+        thread.join().unwrap();
+    }
+
+    const DRAINS: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\ndraining";
+
+    #[test]
+    fn new_connections_go_to_the_successor_of_a_gateway_that_drains() {
+        let (first, hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+        let address = first.local_addr().unwrap();
+        assert_eq!(succeed(address).unwrap_err().kind(), ErrorKind::AddrInUse, "it serves");
+        hand_over.allow();
+        let answering = answer(first, DRAINS);
+        (0..20).for_each(|_| assert_eq!(asked(address), DRAINS));
+        let (second, hand_over) = bind(address, Duration::ZERO).unwrap();
+        let _answering = answer(second, "second");
+        (0..50).for_each(|_| assert_eq!(asked(address), "second"));
+        // Who comes later, or came at the same time, gets no connections and does not have the port.
+        for late in [bind(address, Duration::ZERO), succeed(address)] {
+            assert_eq!(late.unwrap_err().kind(), ErrorKind::AddrInUse);
+        }
+        (0..50).for_each(|_| assert_eq!(asked(address), "second"));
+        drop((answering, hand_over));
+    }
+
+    #[test]
+    fn a_successor_has_successors() {
+        let (mut last, mut hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+        let address = last.local_addr().unwrap();
+        for _ in 0..3 {
+            hand_over.allow();
+            let (next, next_hand_over) = succeed(address).unwrap();
+            // The one before is gone.
+            (last, hand_over) = (next, next_hand_over);
+            let _probe = last.accept().unwrap();
+            let stream = TcpStream::connect(address).unwrap();
+            let (_, peer) = last.accept().unwrap();
+            assert_eq!(peer, stream.local_addr().unwrap());
+        }
+    }
+
+    #[test]
+    fn the_port_of_a_gateway_that_serves_is_left_alone() {
+        for says in ["HTTP/1.1 200 OK\r\n\r\nready", "HTTP/1.1 503 No\r\n\r\nfull", ""] {
+            let (listener, hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+            let address = listener.local_addr().unwrap();
+            hand_over.allow();
+            let thread = answer(listener, says);
+            let refused = bind(address, Duration::ZERO).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::AddrInUse, "{says:?}");
+            end(address, thread);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What a token says: RFC 7519's registered claims.
+//!
+//! A claim that is there has the type that the RFC gives it, also where the gateway makes nothing of it: a
+//! token with another was not made by who the operator thinks.
+
+use serde_json::Value;
+
+use super::AuthError;
+use super::jws::Members;
+
+/// What the configuration demands.
+#[derive(Debug)]
+pub(super) struct Demands {
+    /// What `aud` must hold; `None`: it must not be there.
+    pub(super) audience: Option<String>,
+    /// What `iss` must be; `None`: anything.
+    pub(super) issuer: Option<String>,
+    /// How far the clock of who made the token may be off, in seconds.
+    pub(super) leeway_s: f64,
+}
+
+impl Demands {
+    /// Checks all claims but whose the token is, and says that: its `sub`. `now_s` is the time, in seconds
+    /// since the Unix epoch.
+    pub(super) fn check<'a>(&self, claims: &'a Members, now_s: f64) -> Result<&'a str, AuthError> {
+        let subject = text(claims, "sub")?.ok_or(AuthError::Malformed)?;
+        let expires_s = date(claims, "exp")?.ok_or(AuthError::Malformed)?;
+        let begins_s = date(claims, "nbf")?;
+        date(claims, "iat")?;
+        text(claims, "jti")?;
+        let issuer = text(claims, "iss")?;
+        let audience = audience(claims)?;
+        // "On or after" `exp` a token is over: RFC 7519, 4.1.4.
+        let over = now_s >= expires_s + self.leeway_s;
+        let to_come = begins_s.is_some_and(|begins_s| now_s < begins_s - self.leeway_s);
+        if over || to_come {
+            return Err(AuthError::Expired);
+        }
+        let for_us = match (&self.audience, &audience) {
+            // Who does not name itself is no audience: RFC 7519, 4.1.3.
+            (None, audience) => audience.is_none(),
+            (Some(_), None) => return Err(AuthError::Malformed),
+            (Some(ours), Some(audience)) => audience.contains(&ours.as_str()),
+        };
+        let from_theirs = match (&self.issuer, issuer) {
+            (None, _) => true,
+            (Some(_), None) => return Err(AuthError::Malformed),
+            (Some(theirs), Some(issuer)) => theirs == issuer,
+        };
+        if for_us && from_theirs { Ok(subject) } else { Err(AuthError::Audience) }
+    }
+}
+
+/// A StringOrURI.
+fn text<'a>(claims: &'a Members, name: &str) -> Result<Option<&'a str>, AuthError> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(AuthError::Malformed),
+    }
+}
+
+/// A NumericDate: seconds since the Unix epoch, which may have a fraction.
+fn date(claims: &Members, name: &str) -> Result<Option<f64>, AuthError> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(number)) => number.as_f64().ok_or(AuthError::Malformed).map(Some),
+        Some(_) => Err(AuthError::Malformed),
+    }
+}
+
+/// One StringOrURI, or a list of them.
+fn audience(claims: &Members) -> Result<Option<Vec<&str>>, AuthError> {
+    match claims.get("aud") {
+        None => Ok(None),
+        Some(Value::String(one)) => Ok(Some(vec![one])),
+        Some(Value::Array(list)) => {
+            let names: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+            names.ok_or(AuthError::Malformed).map(Some)
+        }
+        Some(_) => Err(AuthError::Malformed),
+    }
+}

@@ -1,0 +1,121 @@
+//! A token's outside: RFC 7515's compact serialization, and its header.
+//!
+//! It is read more strictly than most libraries do, so that a token has one reading, whoever reads it:
+//! canonical base64url, no member twice, no header parameter that changes what the rest means.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey, crypto};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::AuthError;
+
+/// What `typ` may say, in small letters and without `application/`: a JSON Web Token, or an OAuth access
+/// token (RFC 9068). Issuers sign other things with the same key, such as logout tokens (RFC 8725, 3.11).
+const TYPES: [&str; 2] = ["jwt", "at+jwt"];
+
+/// The members of a JSON object.
+pub(super) type Members = Map<String, Value>;
+
+/// Checks a token's form, header and signature, and reads its claims.
+pub(super) fn open(
+    token: &str,
+    key: &DecodingKey,
+    algorithm: Algorithm,
+) -> Result<Members, AuthError> {
+    let (message, signature) = token.rsplit_once('.').ok_or(AuthError::Malformed)?;
+    let (header, claims) = message.split_once('.').ok_or(AuthError::Malformed)?;
+    check_header(&object(header)?, algorithm)?;
+    // The claims are decoded before they are trusted, and read after.
+    let claims = decoded(claims)?;
+    decoded(signature)?;
+    match crypto::verify(signature, message.as_bytes(), key, algorithm) {
+        Ok(true) => members(&claims),
+        Ok(false) | Err(_) => Err(AuthError::Signature),
+    }
+}
+
+fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError> {
+    let text = |name: &str| match header.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err(AuthError::Malformed),
+    };
+    let name = text("alg")?.filter(|name| !name.is_empty()).ok_or(AuthError::Malformed)?;
+    // Case-sensitive: RFC 7515, 4.1.1.
+    if name != name_of(algorithm) {
+        return Err(AuthError::Signature);
+    }
+    // Extensions that must be understood, and none is: 4.1.11.
+    let critical = header.contains_key("crit");
+    // An unencoded payload, which no token may have: RFC 7797, 7.
+    let unencoded = header.get("b64").is_some_and(|b64| *b64 != Value::Bool(true));
+    let kind = text("typ")?.map(media_type);
+    let strange = kind.is_some_and(|kind| !TYPES.contains(&kind.as_str()));
+    // A token within a token: RFC 7519, 5.2.
+    let nested = text("cty")?.map(media_type).is_some_and(|content| content == "jwt");
+    if critical || unencoded || strange || nested { Err(AuthError::Malformed) } else { Ok(()) }
+}
+
+/// As a header names it; `""`: one that no configuration can ask for.
+const fn name_of(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::HS256 => "HS256",
+        Algorithm::RS256 => "RS256",
+        Algorithm::EdDSA => "EdDSA",
+        _ => "",
+    }
+}
+
+/// A media type as it is compared: RFC 7515, 4.1.9.
+fn media_type(text: &str) -> String {
+    let small = text.to_ascii_lowercase();
+    small.strip_prefix("application/").map_or(small.clone(), str::to_owned)
+}
+
+fn object(part: &str) -> Result<Members, AuthError> {
+    members(&decoded(part)?)
+}
+
+/// No padding, no white space, no bits left over: RFC 7515, 2.
+fn decoded(part: &str) -> Result<Vec<u8>, AuthError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| AuthError::Malformed)
+}
+
+fn members(json: &[u8]) -> Result<Members, AuthError> {
+    let unique: Unique = serde_json::from_slice(json).map_err(|_| AuthError::Malformed)?;
+    Ok(unique.0)
+}
+
+/// A JSON object none of whose members comes twice: RFC 7515, 4, and RFC 7519, 4.
+struct Unique(Members);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueVisitor)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Unique;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
+        let mut members = Members::new();
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            if members.insert(name, value).is_some() {
+                return Err(A::Error::custom("a member comes twice"));
+            }
+        }
+        Ok(Unique(members))
+    }
+}

@@ -1,0 +1,153 @@
+//! Key files: read only if they are files, never for ever, and refused with what their owner can do.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{Access, StatVfsMountFlags, access, fstatvfs};
+use rustix::process::{getegid, geteuid};
+
+/// Longest key file that is read, in bytes: a public key of 16,384 bits has 3 KiB.
+const BYTES_MAX: u64 = 64 * 1024;
+
+/// Why a key file can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// The system says no.
+    #[error("{cause}{way_out}")]
+    System {
+        /// What it says.
+        cause: io::Error,
+        /// What to do about it: empty, or behind a colon.
+        way_out: String,
+    },
+    /// It is something else.
+    #[error("it is {kind}, not a file")]
+    NoFile {
+        /// What it is.
+        kind: &'static str,
+    },
+    /// It is too long for a key.
+    #[error("it is longer than {} KiB: that is no key", BYTES_MAX / 1024)]
+    TooLong,
+}
+
+impl KeyFileError {
+    /// Whether there is no file of that name.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::System { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// A key file that was read.
+pub(crate) struct KeyFile {
+    pub(crate) bytes: Vec<u8>,
+    /// Its permission bits: the file's own, where `path` is a link.
+    pub(crate) mode: u32,
+    file: File,
+    metadata: Metadata,
+}
+
+impl KeyFile {
+    /// Reads a file. What is no file is not waited for.
+    pub(crate) fn read(path: &Path) -> Result<Self, KeyFileError> {
+        let system = |cause| KeyFileError::System { way_out: way_in(path, &cause), cause };
+        // A FIFO would wait for a writer. A file knows no such thing as waiting.
+        let nonblocking = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = nonblocking.map_err(|cause| match cause.raw_os_error() {
+            // A socket can't even be opened.
+            Some(libc::ENXIO) => KeyFileError::NoFile { kind: "a socket or a device" },
+            _ => system(cause),
+        })?;
+        let metadata = file.metadata().map_err(system)?;
+        if let Some(kind) = other_kind(&metadata) {
+            return Err(KeyFileError::NoFile { kind });
+        }
+        let mut bytes = Vec::new();
+        (&file).take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(system)?;
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(KeyFileError::TooLong);
+        }
+        Ok(Self { bytes, mode: metadata.mode() & 0o777, file, metadata })
+    }
+
+    /// What keeps others from the file.
+    pub(crate) fn way_to_hide(&self, path: &Path) -> String {
+        let read_only = fstatvfs(&self.file)
+            .is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY));
+        if is_projected(path) || read_only {
+            return "it is mounted read-only, so say there who may read it. Kubernetes: \
+                    `defaultMode: 0400` for the secret's volume, and `fsGroup` in the pod's \
+                    securityContext if the gateway does not run as root. Docker, Podman: mode 0440"
+                .to_owned();
+        }
+        let owner = self.metadata.uid();
+        let user = geteuid().as_raw();
+        if user != 0 && user != owner {
+            let group = getegid().as_raw();
+            return format!(
+                "its owner, user {owner}, may run `chgrp {group} {path} && chmod 440 {path}`; the gateway \
+                 runs as user {user}, in group {group}",
+                path = path.display()
+            );
+        }
+        format!("chmod 600 {}", path.display())
+    }
+}
+
+/// Whether a file is in a volume that Kubernetes fills: a link to `..data/<name>`, which links to the folder
+/// of the version in use.
+fn is_projected(path: &Path) -> bool {
+    path.parent().is_some_and(|folder| fs::symlink_metadata(folder.join("..data")).is_ok())
+}
+
+fn other_kind(metadata: &Metadata) -> Option<&'static str> {
+    let kind = metadata.file_type();
+    let kinds = [
+        (kind.is_dir(), "a directory"),
+        (kind.is_fifo(), "a FIFO"),
+        (kind.is_socket(), "a socket"),
+        (kind.is_char_device() || kind.is_block_device(), "a device"),
+    ];
+    kinds.into_iter().find_map(|(is, name)| is.then_some(name))
+}
+
+/// What to do when a file can't be opened or read.
+fn way_in(path: &Path, cause: &io::Error) -> String {
+    if cause.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let runs_as = format!("the gateway runs as user {user}, in group {group}");
+    match fs::metadata(path) {
+        Ok(file) => format!(
+            ": it belongs to user {} and group {}, mode {:03o}, and {runs_as}; let that group read it: \
+             `chgrp {group} {path} && chmod 440 {path}`, or fsGroup: {group} in Kubernetes",
+            file.uid(),
+            file.gid(),
+            file.mode() & 0o777,
+            path = path.display()
+        ),
+        Err(_) => format!(": {runs_as}, and may not enter its folder"),
+    }
+}
+
+/// Whether a file could be made: what the system would say, else.
+pub(crate) fn can_be_made(path: &Path) -> io::Result<()> {
+    let named = path
+        .ancestors()
+        .skip(1)
+        .map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    for folder in named {
+        match fs::metadata(folder) {
+            Ok(metadata) if metadata.is_dir() => {
+                return Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?);
+            }
+            Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What a drain does for connections that nobody has accepted yet: they are told to go, as all others are.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+
+use rustix::process::{Resource, Rlimit, prlimit};
+use tidegate_tests::phone::{End, quiz};
+use tidegate_tests::{Code, Gateway, Phone, Setup};
+
+/// Descriptors of a gateway whose rings, or whose table, are to be full.
+const DESCRIPTORS: u64 = 256;
+
+/// Phones that connect and log in, and wait in the kernel's queue.
+fn wait_in_the_queue(gateway: &Gateway, count: u64) -> Vec<Phone> {
+    let wait = |user_id: u64| {
+        let mut phone = gateway.connect();
+        phone.send_login(user_id, &format!("token-{user_id}"));
+        phone
+    };
+    let waiting = (1001..1001 + count).map(wait).collect();
+    gateway.process.stderr.wait_for("accepting is paused");
+    waiting
+}
+
+/// Each is told to go, and gives its place to the next.
+fn all_are_told_to_go(mut gateway: Gateway, phones: impl IntoIterator<Item = Phone>) {
+    for mut phone in phones {
+        // One may have got in before it drained.
+        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        assert_eq!(phone.end(), End::Closed);
+    }
+    assert_eq!(gateway.process.wait().code(), Some(0));
+    let log = gateway.process.stderr.all();
+    assert!(!log.contains("reset in the accept queue"), "{log}");
+}
+
+#[test]
+fn who_waits_at_a_full_gateway_is_told_to_go() {
+    for shards in [1, 3] {
+        let setup = Setup::demo().shards(shards).set("limits.connections_max", 6);
+        let gateway = setup.start();
+        let full: Vec<_> = (1..=6).map(|user_id| gateway.login(user_id)).collect();
+        let waiting = wait_in_the_queue(&gateway, 40);
+        gateway.terminate();
+        all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    }
+}
+
+#[test]
+fn who_waits_is_told_to_go_however_many_they_are() {
+    // More than one turn takes in, and more than io_uring has accepts under way.
+    let gateway = Setup::demo().set("limits.connections_max", 2).start();
+    let full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
+    let waiting = wait_in_the_queue(&gateway, 300);
+    gateway.terminate();
+    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+}
+
+#[test]
+fn who_waits_is_told_to_go_once_answers_have_made_room() {
+    let gateway = Setup::quiz().set("limits.connections_max", 4).start();
+    let mut full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
+    let asked: Vec<_> = full.iter_mut().map(|phone| phone.send(quiz::THINK, b"1000")).collect();
+    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 4.0);
+    let waiting = wait_in_the_queue(&gateway, 10);
+    gateway.terminate();
+    for (phone, asked) in full.iter_mut().zip(asked) {
+        assert_eq!(phone.outcome(asked).unwrap(), b"thought about it"[..]);
+    }
+    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+}
+
+#[test]
+fn who_finds_no_room_until_the_drains_end_is_reset_and_the_log_says_so() {
+    let setup = Setup::quiz().set("limits.connections_max", 2);
+    let mut gateway = setup.set("shutdown.drain_timeout_ms", 300).start();
+    let mut full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
+    full.iter_mut().for_each(|phone| {
+        phone.send(quiz::WAIT, b"");
+    });
+    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
+    let waiting = wait_in_the_queue(&gateway, 5);
+    gateway.terminate();
+    for mut phone in waiting {
+        assert_eq!(phone.end(), End::Reset);
+    }
+    for mut phone in full {
+        phone.goodbye(Code::Draining);
+    }
+    assert_eq!(gateway.process.wait().code(), Some(0));
+    let log = gateway.process.stderr.all();
+    assert!(log.contains("reset in the accept queue") && log.contains("connections=5"), "{log}");
+}
+
+/// Lets the gateway open no descriptor more than it has.
+fn take_descriptors(gateway: &Gateway, maximum: u64) {
+    let pid = gateway.process.pid();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count() as u64;
+    let limit = Rlimit { current: Some(open), maximum: Some(maximum) };
+    prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+}
+
+#[test]
+fn who_waits_for_a_descriptor_is_told_to_go() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
+    let gateway = setup.start();
+    let full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
+    take_descriptors(&gateway, DESCRIPTORS);
+    let waiting = wait_in_the_queue(&gateway, 20);
+    gateway.terminate();
+    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+}
+
+#[test]
+fn who_waits_for_a_ring_is_told_to_go() {
+    let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("uring");
+    let gateway = setup.set("limits.connections_max", 1000).start();
+    // A ring is added as soon as none has a place left.
+    let mut full: Vec<_> = (1..=200).map(|user_id| gateway.login(user_id)).collect();
+    take_descriptors(&gateway, DESCRIPTORS);
+    full.extend((201..=DESCRIPTORS).map(|user_id| gateway.login(user_id)));
+    let waiting = wait_in_the_queue(&gateway, 20);
+    gateway.terminate();
+    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+}

@@ -1,0 +1,103 @@
+//! Secrets as an orchestrator gives them, where the gateway may write none: what is said, and that it helps.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use rustix::process::geteuid;
+use tidegate_tests::process::Process;
+use tidegate_tests::programs::programs;
+
+/// Checks a configuration whose secrets are in a file system of 16 KiB that `script` fills; `None` where
+/// mounting is not permitted.
+fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=16k none \"$0\" || exit 77\nset -e\ncd \"$0\"\n{script}\n\
+         exec \"$GATEWAY\" --set admin.token_file=token --set auth.mode=demo \
+         --listen 127.0.0.1:0 --admin 127.0.0.1:0 $FLAGS"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "bash", "-c", &script]).arg(folder.path());
+    command.env("GATEWAY", &programs().tidegate);
+    let (status, said, log) = Process::run(&mut command, "");
+    if status.code() == Some(77) || log.contains("unshare failed") {
+        println!("skipped: mounting is not permitted here: {log}");
+        return None;
+    }
+    Some((status.code().unwrap(), said + &log))
+}
+
+const SECRET: &str = "echo 0123456789abcdef0123456789abcdef >token\n";
+
+#[test]
+fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
+    let mounted = |mode: &str| {
+        let mode =
+            format!("chmod {mode} token; mount -o remount,ro .; cd \"$0\"; FLAGS=--check-config");
+        check_in_a_mount(&(SECRET.to_owned() + &mode))
+    };
+    let Some((code, said)) = mounted("644") else { return };
+    assert_eq!(code, 1, "{said}");
+    for hint in ["mode 644", "read-only", "defaultMode: 0400", "fsGroup", "0440"] {
+        assert!(said.contains(hint), "{hint}: {said}");
+    }
+    assert!(!said.contains("chmod"), "{said}");
+    // What is advised is taken.
+    for mode in ["400", "440"] {
+        let (code, said) = mounted(mode).unwrap();
+        assert_eq!(code, 0, "{mode}: {said}");
+    }
+}
+
+#[test]
+fn where_a_secret_cant_be_made_the_start_and_the_check_say_what_to_do() {
+    let fill = "head -c 16k /dev/zero >full 2>/dev/null || true\n";
+    let Some((code, said)) = check_in_a_mount(&format!("{fill}FLAGS=")) else { return };
+    assert_eq!(code, 1, "{said}");
+    for hint in ["admin.token_file", "No space left", "openssl rand -hex 32 >"] {
+        assert!(said.contains(hint), "{hint}: {said}");
+    }
+    for flags in ["", "--check-config"] {
+        let script = format!("mount -o remount,ro .; cd \"$0\"; FLAGS={flags}");
+        let (code, said) = check_in_a_mount(&script).unwrap();
+        assert_eq!(code, 1, "{said}");
+        for hint in ["admin.token_file", "Read-only file system", "openssl rand -hex 32 >"] {
+            assert!(said.contains(hint), "{hint}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_that_the_gateway_may_not_read_says_whose_it_is_and_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    // Root reads everything: it becomes somebody else. Who is not root takes the file from itself.
+    let mut command = if geteuid().is_root() {
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o400)).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        // The folders above the binary may be root's alone.
+        let copy = folder.path().join("tidegate");
+        fs::copy(&programs().tidegate, &copy).unwrap();
+        command.arg(copy);
+        command
+    } else {
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o000)).unwrap();
+        Command::new(&programs().tidegate)
+    };
+    command.args(["--check-config", "--auth", "demo", "--set"]);
+    command.arg(format!("admin.token_file={}", token.display())).current_dir(folder.path());
+    let (status, _, log) = Process::run(&mut command, "");
+    if log.contains("setpriv:") {
+        return println!("skipped: it can't become another user here: {log}");
+    }
+    assert_eq!(status.code(), Some(1), "{log}");
+    for hint in ["Permission denied", "it belongs to user", "the gateway runs as user", "chmod 440"]
+    {
+        assert!(log.contains(hint), "{hint}: {log}");
+    }
+}
