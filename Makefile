@@ -8,13 +8,16 @@ SHELL := bash
 # How long `make fuzz` explores with each target.
 SECONDS := 60
 
+# What the tests may open: as much as most shells and containers give a process. Where less is to be had, less.
+FILES := 1024
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The tests come last, so that their result is what one sees. Those from outside run twice: with io_uring,
-# where it can be had, and with epoll.
+# where it can be had, and with epoll; once under a small limit of open files, and once under the shell's own.
 test: test-deps fmt lint doc fuzz-short ## Everything that has to pass before a commit
-	cargo test --workspace
+	ulimit -n $(FILES) || true; cargo test --workspace
 	TIDEGATE_DRIVER=epoll cargo test -p tidegate-tests
 
 test-deps: ## Install what the tests need, where it is missing
