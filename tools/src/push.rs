@@ -13,6 +13,8 @@ use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use crate::argument::{self, whole};
+use crate::count::counted;
 use crate::{absent, stdout};
 
 /// How long one request may take, from connecting to the last byte of the answer.
@@ -22,7 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Debug)]
 struct Operator {
     /// Where the gateway's operators' HTTP listens
-    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT")]
+    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT", value_parser = argument::place)]
     admin: String,
     /// The file with the operators' token
     #[arg(long, default_value = ".tidegate/admin.token", value_name = "FILE")]
@@ -41,6 +43,7 @@ enum Target {
     /// To each connection of a user
     User {
         /// Who gets it
+        #[arg(value_parser = argument::user)]
         id: u64,
         #[command(flatten)]
         push: Push,
@@ -48,6 +51,7 @@ enum Target {
     /// To each member of a room
     Room {
         /// Which room
+        #[arg(value_name = "ROOM", value_parser = argument::room)]
         id: String,
         #[command(flatten)]
         push: Push,
@@ -62,7 +66,7 @@ enum Target {
 #[derive(Args, Debug)]
 struct Push {
     /// The push's type, from 1 up
-    #[arg(long = "type", value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long = "type", value_name = "N", value_parser = whole(1..=i32::MAX))]
     kind: i32,
     #[command(flatten)]
     body: Body,
@@ -90,6 +94,7 @@ struct Body {
 #[derive(Args, Debug)]
 pub(crate) struct KickArgs {
     /// Whose connections to close
+    #[arg(value_parser = argument::user)]
     id: u64,
     /// Print the gateway's answer as it is
     #[arg(long)]
@@ -109,6 +114,7 @@ pub(crate) struct StatsArgs {
 #[derive(Args, Debug)]
 pub(crate) struct UserArgs {
     /// Which user
+    #[arg(value_parser = argument::user)]
     id: u64,
     #[command(flatten)]
     operator: Operator,
@@ -118,6 +124,7 @@ pub(crate) struct UserArgs {
 #[derive(Args, Debug)]
 pub(crate) struct RoomArgs {
     /// Which room
+    #[arg(value_name = "ROOM", value_parser = argument::room)]
     id: String,
     #[command(flatten)]
     operator: Operator,
@@ -138,7 +145,7 @@ pub(crate) fn run(args: PushArgs) -> Result<()> {
     if push.json {
         return print(&answer);
     }
-    print(&format!("went to {} connections", connections(&answer)?))
+    print(&format!("went to {}", counted(connections(&answer)?, "connection")))
 }
 
 /// Closes every connection of a user, and prints how many there were.
@@ -150,7 +157,7 @@ pub(crate) fn kick(args: &KickArgs) -> Result<()> {
     if args.json {
         return print(&answer);
     }
-    print(&format!("closed {} connections", connections(&answer)?))
+    print(&format!("closed {}", counted(connections(&answer)?, "connection")))
 }
 
 /// Prints what the gateway counts.

@@ -125,7 +125,7 @@ fn everybody_gets_a_file_and_the_answer_can_stay_json() {
 fn a_kick_and_the_views_ask_their_own_paths() {
     let (asked, output) = ask("kick", &["kick", "7"], b"", "200 OK", r#"{"connections":1}"#);
     assert_eq!(asked.line, "POST /users/7/kick HTTP/1.1");
-    assert_eq!(stdout(&output), "closed 1 connections\n", "{}", stderr(&output));
+    assert_eq!(stdout(&output), "closed 1 connection\n", "{}", stderr(&output));
 
     let views = [
         (vec!["stats"], "GET /stats HTTP/1.1"),
