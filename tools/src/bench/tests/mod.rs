@@ -57,7 +57,7 @@ fn a_push_that_is_lost_or_repeated_is_named() {
     let wrong =
         |fault| bench(fault, &format!("broadcast {SHORT} --in-flight 4")).unwrap_err().to_string();
     let lost = wrong(Fault::LostPush);
-    assert!(lost.starts_with("1 deliveries never came, 0 came again"), "{lost}");
+    assert!(lost.starts_with("1 delivery never came, 0 came again"), "{lost}");
     assert!(lost.contains("push 2 never came"), "{lost}");
     let repeated = wrong(Fault::RepeatedPush);
     assert!(repeated.starts_with("0 deliveries never came, 1 came again"), "{repeated}");
@@ -150,7 +150,7 @@ fn an_error_in_one_worker_ends_all_with_that_error() {
     assert!(wrong(Fault::WrongByte, requests).contains("differ from byte 20 on"));
     assert!(wrong(Fault::Hangup, requests).contains("closed by the server"));
     let lost = wrong(Fault::LostPush, &format!("broadcast {SHORT} --in-flight 4"));
-    assert!(lost.starts_with("1 deliveries never came, 0 came again"), "{lost}");
+    assert!(lost.starts_with("1 delivery never came, 0 came again"), "{lost}");
     let repeated = wrong(Fault::RepeatedPush, &format!("broadcast {SHORT} --in-flight 4"));
     assert!(repeated.starts_with("0 deliveries never came, 1 came again"), "{repeated}");
 }
