@@ -74,7 +74,8 @@ fn where_io_uring_is_forbidden_who_insists_is_refused_with_the_way_out() {
 /// Each is served and gets what everybody gets, and all are let go in order.
 fn holds_many(setup: Setup) -> Vec<(String, u64)> {
     let _crowd = crowd();
-    let mut gateway = setup.set("limits.connections_max", CONNECTIONS).start();
+    let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_port_of_its_own();
+    let mut gateway = setup.start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=CONNECTIONS).map(|user_id| gateway.login(user_id)).collect();
     operator.wait_for_total("connections", CONNECTIONS);

@@ -8,6 +8,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
+use nobody::Nobody;
+
+mod nobody;
+
 /// One request, as it came.
 struct Asked {
     /// Method, path and query.
@@ -153,9 +157,8 @@ fn a_refusal_shows_what_the_gateway_said() {
 
 #[test]
 fn what_is_missing_is_named_with_the_way_out() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let nobody = Nobody::listens();
+    let address = nobody.address;
     let arguments = ["push", "all", "--type", "2", "x"];
     let missing = PathBuf::from("no-such.token");
     let output = tide(&arguments, address, &missing, b"");

@@ -1,8 +1,11 @@
 //! The README's section on measuring, as somebody follows it.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::net::TcpListener;
 use std::process::Command;
+
+use nobody::Nobody;
+
+mod nobody;
 
 const README: &str = include_str!("../../README.md");
 
@@ -33,9 +36,8 @@ fn the_first_gateway_is_stopped_before_the_one_that_is_measured_starts() {
 /// Nobody listens, so that each command that is understood says so.
 #[test]
 fn every_command_is_understood() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let place = free.local_addr().unwrap().to_string();
-    drop(free);
+    let nobody = Nobody::listens();
+    let place = nobody.address.to_string();
     let pid = std::process::id().to_string();
     let mut runs = 0;
     for command in commands().filter(|command| command.starts_with("tide ")) {
