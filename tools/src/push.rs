@@ -41,6 +41,9 @@ pub(crate) struct PushArgs {
 #[derive(Debug, Subcommand)]
 enum Target {
     /// To each connection of a user
+    #[command(
+        override_usage = "tide push user [OPTIONS] --type <N> <ID> <TEXT|--file <FILE>|--stdin>"
+    )]
     User {
         /// Who gets it
         #[arg(value_parser = argument::user)]
@@ -49,6 +52,9 @@ enum Target {
         push: Push,
     },
     /// To each member of a room
+    #[command(
+        override_usage = "tide push room [OPTIONS] --type <N> <ROOM> <TEXT|--file <FILE>|--stdin>"
+    )]
     Room {
         /// Which room
         #[arg(value_name = "ROOM", value_parser = argument::room)]

@@ -125,6 +125,20 @@ fn a_negative_number_is_a_value() {
     }
 }
 
+/// `clap` lists a group of arguments before what is typed in front of it.
+#[test]
+fn the_usage_has_arguments_in_the_order_in_which_they_are_typed() {
+    let mut commands = vec![command_line()];
+    while let Some(mut command) = commands.pop() {
+        let usage = command.render_usage().to_string();
+        let value = |argument: &Arg| argument.get_value_names().unwrap()[0].to_string();
+        let names: Vec<_> = command.get_positionals().map(value).collect();
+        let places: Vec<_> = names.iter().map(|name| usage.find(name.as_str())).collect();
+        assert!(places.is_sorted() && !places.contains(&None), "{names:?}: {usage}");
+        commands.extend(command.get_subcommands().cloned());
+    }
+}
+
 /// Each value has the type that its argument is read as: `clap` finds out when it reads it.
 #[test]
 fn every_command_is_read() {
