@@ -1,10 +1,12 @@
 //! The tool against the real gateway.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpStream;
 
 use serde_json::Value;
 use tidegate_tests::port::Port;
-use tidegate_tests::{Code, Gateway, Setup};
+use tidegate_tests::{Code, Gateway, Setup, until};
 
 /// Runs `tide` and demands that it succeeds: what it said.
 fn tide(gateway: &Gateway, arguments: &[&str], input: &str) -> String {
@@ -233,6 +235,13 @@ fn where_no_gateway_listens_the_place_and_a_way_out_are_named() {
     let clients = gateway.clients().to_string();
     let operators = gateway.operators().to_string();
     gateway.process.kill();
+    // The kernel may keep a ring's listener for a moment after its process.
+    for address in [&clients, &operators] {
+        until("nobody listens", || {
+            let error = TcpStream::connect(address).err()?;
+            (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+        });
+    }
     let tries: [(&[&str], &str); 4] = [
         (&["bench", "connect", "--connect", &clients], &clients),
         (&["bench", "storm", "--connect", &clients], &clients),
@@ -298,7 +307,10 @@ fn bench(scenario: &[&str]) -> Value {
     let how = ["--duration", "1s", "--warmup", "100ms", "--json"];
     let where_to = ["--connect", &address, "--pid", &pid];
     let report = json(&tide(&gateway, &[&["bench"], scenario, &how, &where_to].concat(), ""));
-    assert_eq!(report["warnings"].as_array().map(Vec::len), Some(0), "{report}");
+    // A slow machine's client takes a core, and says so: nothing else is to be said.
+    let warnings = report["warnings"].as_array().unwrap().iter();
+    let unexpected = warnings.filter(|it| !it.as_str().unwrap().contains("% of a core"));
+    assert_eq!(unexpected.count(), 0, "{report}");
     report
 }
 
