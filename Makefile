@@ -8,14 +8,20 @@ SHELL := bash
 # How long `make fuzz` explores with each target.
 SECONDS := 60
 
+# What the tests may open: as much as most shells and containers give a process. Where less is to be had, less.
+FILES := 1024
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# The tests of tidegate-tests, by name: `-p tidegate-tests` would build all dependencies again, with fewer features.
+FROM_OUTSIDE := $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
+
 # The tests come last, so that their result is what one sees. Those from outside run twice: with io_uring,
-# where it can be had, and with epoll.
+# where it can be had, and with epoll; once under a small limit of open files, and once under the shell's own.
 test: test-deps fmt lint doc fuzz-short ## Everything that has to pass before a commit
-	cargo test --workspace
-	TIDEGATE_DRIVER=epoll cargo test -p tidegate-tests
+	ulimit -n $(FILES) || true; cargo test --workspace
+	TIDEGATE_DRIVER=epoll cargo test --workspace $(FROM_OUTSIDE)
 
 test-deps: ## Install what the tests need, where it is missing
 	scripts/install-test-deps

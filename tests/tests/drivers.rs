@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Resource, Rlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, prlimit};
 use tidegate_tests::phone::demo;
 use tidegate_tests::{Code, Gateway, Phone, Setup};
 
@@ -12,7 +13,7 @@ use tidegate_tests::{Code, Gateway, Phone, Setup};
 const DESCRIPTORS: u64 = 256;
 
 /// More connections than those.
-const CONNECTIONS: u64 = 1000;
+const CONNECTIONS: u64 = 400;
 
 /// What each shard says that it uses: driver and rings.
 fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
@@ -24,10 +25,12 @@ fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
     shards.iter().map(driver).collect()
 }
 
-/// This process opens the other end of each connection.
-fn take_descriptors() {
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+/// Held by the one test that has many connections: the other end of each is a descriptor of this process,
+/// which may have no more than 1,024.
+fn crowd() -> MutexGuard<'static, ()> {
+    static CROWD: Mutex<()> = Mutex::new(());
+    // A test that fails takes no other with it.
+    CROWD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
@@ -70,8 +73,9 @@ fn where_io_uring_is_forbidden_who_insists_is_refused_with_the_way_out() {
 
 /// Each is served and gets what everybody gets, and all are let go in order.
 fn holds_many(setup: Setup) -> Vec<(String, u64)> {
-    take_descriptors();
-    let mut gateway = setup.set("limits.connections_max", CONNECTIONS).start();
+    let _crowd = crowd();
+    let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_port_of_its_own();
+    let mut gateway = setup.start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=CONNECTIONS).map(|user_id| gateway.login(user_id)).collect();
     operator.wait_for_total("connections", CONNECTIONS);
@@ -94,7 +98,7 @@ fn rings_hold_more_connections_than_there_are_descriptors() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
     let drivers = holds_many(setup);
     let [(name, rings)] = &drivers[..] else { panic!("{drivers:?}") };
-    assert!(name == "uring" && (4..=6).contains(rings), "{drivers:?}");
+    assert!(name == "uring" && (2..=3).contains(rings), "{drivers:?}");
 }
 
 #[test]
@@ -108,14 +112,8 @@ fn more_connections_than_epoll_has_descriptors_for_are_refused_with_the_numbers(
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "epoll").shards(2);
     let (status, said, log) = setup.set("limits.connections_max", 100_000).run();
     assert_eq!((status.code(), &*said), (Some(2), ""), "{log}");
-    for hint in [
-        "100000",
-        "(256)",
-        "uring",
-        "ulimit -n",
-        "LimitNOFILE",
-        "184 connections a shard, 368 in all",
-    ] {
+    for hint in ["100000", "(256)", "uring", "ulimit -n", "LimitNOFILE", "184 a shard, 368 in all"]
+    {
         assert!(log.contains(hint), "{hint}: {log}");
     }
 }
@@ -124,6 +122,7 @@ fn more_connections_than_epoll_has_descriptors_for_are_refused_with_the_numbers(
 /// more ring.
 #[test]
 fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
+    let _crowd = crowd();
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
     let gateway = setup.set("limits.connections_max", CONNECTIONS).start();
     let operator = gateway.operator();

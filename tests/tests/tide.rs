@@ -1,9 +1,12 @@
 //! The tool against the real gateway.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpStream;
 
 use serde_json::Value;
-use tidegate_tests::{Code, Gateway, Setup};
+use tidegate_tests::port::Port;
+use tidegate_tests::{Code, Gateway, Setup, until};
 
 /// Runs `tide` and demands that it succeeds: what it said.
 fn tide(gateway: &Gateway, arguments: &[&str], input: &str) -> String {
@@ -93,12 +96,12 @@ fn pushes_and_kicks_go_out_from_a_shell() {
     ];
     for push in pushes {
         let said = tide(&gateway, &[push, &["--admin", &admin]].concat(), "");
-        assert_eq!(said, "went to 1 connections\n");
+        assert_eq!(said, "went to 1 connection\n");
         assert_eq!(phone.push().biz_data, push[push.len() - 1]);
     }
     let said =
         tide(&gateway, &["push", "user", "7", "--type", "9", "--stdin", "--admin", &admin], "in");
-    assert_eq!(said, "went to 1 connections\n");
+    assert_eq!(said, "went to 1 connection\n");
     assert_eq!(phone.push().biz_data, "in");
     let stats: Value = json(&tide(&gateway, &["stats", "--admin", &admin], ""));
     assert_eq!(stats["totals"]["sessions"], 1);
@@ -106,7 +109,7 @@ fn pushes_and_kicks_go_out_from_a_shell() {
     assert_eq!(user["user_id"], 7);
     let room: Value = json(&tide(&gateway, &["room", "a/b c", "--admin", &admin], ""));
     assert_eq!(room["members"], 1);
-    assert_eq!(tide(&gateway, &["kick", "7", "--admin", &admin], ""), "closed 1 connections\n");
+    assert_eq!(tide(&gateway, &["kick", "7", "--admin", &admin], ""), "closed 1 connection\n");
     phone.goodbye(Code::Replaced);
     let (status, _, log) = gateway.tide(&["room", "nowhere", "--admin", &admin], "");
     assert!(status.code() == Some(1) && log.contains("404"), "{log}");
@@ -205,7 +208,7 @@ fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
     let (status, said, log) = gateway.tide(&[&slow[..], &how].concat(), "");
     assert!(status.success(), "{said}\n{log}");
     let report = json(&said);
-    assert!(log.contains("waiting until the gateway has sent the 4 silent clients away"), "{log}");
+    assert!(log.contains("waiting until the gateway has sent 4 silent clients away"), "{log}");
     // Four of nine say nothing, and are waited for as long as --slow-deadline says.
     assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
 }
@@ -225,10 +228,20 @@ fn a_bench_does_not_wait_for_ever_for_a_gateway_that_is_full() {
 
 #[test]
 fn where_no_gateway_listens_the_place_and_a_way_out_are_named() {
-    let mut gateway = Setup::demo().start();
+    // Ports of its own, which no other test's gateway takes when this one has gone.
+    let admin = Port::reserve();
+    let setup = Setup::demo().on_a_port_of_its_own();
+    let mut gateway = setup.set("admin.listen", format!("127.0.0.1:{}", admin.number())).start();
     let clients = gateway.clients().to_string();
     let operators = gateway.operators().to_string();
     gateway.process.kill();
+    // The kernel may keep a ring's listener for a moment after its process.
+    for address in [&clients, &operators] {
+        until("nobody listens", || {
+            let error = TcpStream::connect(address).err()?;
+            (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+        });
+    }
     let tries: [(&[&str], &str); 4] = [
         (&["bench", "connect", "--connect", &clients], &clients),
         (&["bench", "storm", "--connect", &clients], &clients),
@@ -294,7 +307,10 @@ fn bench(scenario: &[&str]) -> Value {
     let how = ["--duration", "1s", "--warmup", "100ms", "--json"];
     let where_to = ["--connect", &address, "--pid", &pid];
     let report = json(&tide(&gateway, &[&["bench"], scenario, &how, &where_to].concat(), ""));
-    assert_eq!(report["warnings"].as_array().map(Vec::len), Some(0), "{report}");
+    // A slow machine's client takes a core, and says so: nothing else is to be said.
+    let warnings = report["warnings"].as_array().unwrap().iter();
+    let unexpected = warnings.filter(|it| !it.as_str().unwrap().contains("% of a core"));
+    assert_eq!(unexpected.count(), 0, "{report}");
     report
 }
 

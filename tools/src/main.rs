@@ -5,6 +5,7 @@
 //! arguments and returns an error that names the thing and the way out.
 
 mod absent;
+mod argument;
 mod bench;
 mod client;
 mod count;
@@ -12,11 +13,13 @@ mod doctor;
 mod duration;
 mod push;
 mod stdout;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Tokens, an interactive client, pushes and load for Tidegate.
 #[derive(Debug, Parser)]
@@ -49,7 +52,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = Cli::from_arg_matches(&command_line().get_matches());
+    let done = match cli.unwrap_or_else(|error| error.exit()).command {
         Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),
         // Its exit status says what it found.
@@ -62,6 +66,24 @@ fn main() -> ExitCode {
         Command::Room(args) => push::room(&args),
     };
     exit(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// What can be typed.
+fn command_line() -> clap::Command {
+    taking_negative_numbers(Cli::command())
+}
+
+/// Has a negative number taken for a value: what takes none says so, where `clap` would only say that it
+/// knows no such argument.
+fn taking_negative_numbers(command: clap::Command) -> clap::Command {
+    let names: Vec<_> = command.get_subcommands().map(|it| it.get_name().to_owned()).collect();
+    let command = command.mut_args(|argument| {
+        let takes_values = argument.get_action().takes_values();
+        argument.allow_negative_numbers(takes_values)
+    });
+    names
+        .iter()
+        .fold(command, |command, name| command.mut_subcommand(name, taking_negative_numbers))
 }
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {

@@ -13,6 +13,8 @@ use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use crate::argument::{self, whole};
+use crate::count::counted;
 use crate::{absent, stdout};
 
 /// How long one request may take, from connecting to the last byte of the answer.
@@ -22,7 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Debug)]
 struct Operator {
     /// Where the gateway's operators' HTTP listens
-    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT")]
+    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT", value_parser = argument::place)]
     admin: String,
     /// The file with the operators' token
     #[arg(long, default_value = ".tidegate/admin.token", value_name = "FILE")]
@@ -39,15 +41,23 @@ pub(crate) struct PushArgs {
 #[derive(Debug, Subcommand)]
 enum Target {
     /// To each connection of a user
+    #[command(
+        override_usage = "tide push user [OPTIONS] --type <N> <ID> <TEXT|--file <FILE>|--stdin>"
+    )]
     User {
         /// Who gets it
+        #[arg(value_parser = argument::user)]
         id: u64,
         #[command(flatten)]
         push: Push,
     },
     /// To each member of a room
+    #[command(
+        override_usage = "tide push room [OPTIONS] --type <N> <ROOM> <TEXT|--file <FILE>|--stdin>"
+    )]
     Room {
         /// Which room
+        #[arg(value_name = "ROOM", value_parser = argument::room)]
         id: String,
         #[command(flatten)]
         push: Push,
@@ -62,7 +72,7 @@ enum Target {
 #[derive(Args, Debug)]
 struct Push {
     /// The push's type, from 1 up
-    #[arg(long = "type", value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long = "type", value_name = "N", value_parser = whole(1..=i32::MAX))]
     kind: i32,
     #[command(flatten)]
     body: Body,
@@ -90,6 +100,7 @@ struct Body {
 #[derive(Args, Debug)]
 pub(crate) struct KickArgs {
     /// Whose connections to close
+    #[arg(value_parser = argument::user)]
     id: u64,
     /// Print the gateway's answer as it is
     #[arg(long)]
@@ -109,6 +120,7 @@ pub(crate) struct StatsArgs {
 #[derive(Args, Debug)]
 pub(crate) struct UserArgs {
     /// Which user
+    #[arg(value_parser = argument::user)]
     id: u64,
     #[command(flatten)]
     operator: Operator,
@@ -118,6 +130,7 @@ pub(crate) struct UserArgs {
 #[derive(Args, Debug)]
 pub(crate) struct RoomArgs {
     /// Which room
+    #[arg(value_name = "ROOM", value_parser = argument::room)]
     id: String,
     #[command(flatten)]
     operator: Operator,
@@ -138,7 +151,7 @@ pub(crate) fn run(args: PushArgs) -> Result<()> {
     if push.json {
         return print(&answer);
     }
-    print(&format!("went to {} connections", connections(&answer)?))
+    print(&format!("went to {}", counted(connections(&answer)?, "connection")))
 }
 
 /// Closes every connection of a user, and prints how many there were.
@@ -150,7 +163,7 @@ pub(crate) fn kick(args: &KickArgs) -> Result<()> {
     if args.json {
         return print(&answer);
     }
-    print(&format!("closed {} connections", connections(&answer)?))
+    print(&format!("closed {}", counted(connections(&answer)?, "connection")))
 }
 
 /// Prints what the gateway counts.

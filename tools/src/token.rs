@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
-use crate::{duration, stdout};
+use crate::{argument, duration, stdout};
 
 /// Where a gateway puts the secret that it makes on its first start, seen from its working directory.
 const SECRET_FILE: &str = ".tidegate/jwt-hs256.key";
@@ -20,7 +20,7 @@ const SECRET_FILE: &str = ".tidegate/jwt-hs256.key";
 #[derive(Args, Debug)]
 pub(crate) struct TokenArgs {
     /// The user that the token is for
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = argument::user)]
     user: u64,
     #[command(flatten)]
     signing: Signing,
@@ -29,8 +29,8 @@ pub(crate) struct TokenArgs {
 /// How a token is signed, and for how long.
 #[derive(Args, Debug)]
 pub(crate) struct Signing {
-    /// How long the token is good for: a number and s, m, h or d
-    #[arg(long, default_value = "24h", value_name = "SPAN", value_parser = duration::parse)]
+    /// How long the token is good for: a number and ms, s, m, h or d
+    #[arg(long, default_value = "24h", value_name = "SPAN", value_parser = duration::parse_above_0)]
     ttl: Duration,
     /// How it is signed
     #[arg(long, default_value = "HS256")]

@@ -2,12 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
 use gateway::{Gateway, KICK, LATE, LIMITED, SILENT};
+use nobody::Nobody;
 
 mod gateway;
+mod nobody;
 
 fn tide(address: &str, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tide"))
@@ -142,7 +143,7 @@ fn a_script_that_nobody_reads_any_more_runs_to_its_end_and_watches_nothing() {
     assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
     assert!(output.status.success());
     let output = read_one_line(&address, &format!("echo again\nsend {LIMITED} x\necho more\n"));
-    assert!(stderr(&output).contains("one command failed"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1 command failed"), "{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -159,9 +160,8 @@ fn a_login_that_fails_says_why_and_the_way_out() {
 
 #[test]
 fn without_a_gateway_the_error_names_the_place() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
+    let nobody = Nobody::listens();
+    let address = nobody.address.to_string();
     let output = run(&address, &["--demo-token"], "");
     let said = stderr(&output);
     assert!(said.contains(&format!("no gateway listens on {address}")), "{said}");

@@ -93,7 +93,7 @@ fn people_get_every_finding_in_words() {
     let arguments = ["doctor", "--connections", "100000", "--driver", "epoll"];
     let output = Command::new(TIDE).args(arguments).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("100000 connections, gateway"), "{said}");
+    assert!(said.contains("100,000 connections, gateway"), "{said}");
     assert!(!said.contains('\x1b'), "no colours into a pipe: {said}");
     let doctor = Doctor::ask("--connections 100000 --driver epoll");
     for finding in doctor.report["findings"].as_array().unwrap() {

@@ -8,6 +8,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
+use nobody::Nobody;
+
+mod nobody;
+
 /// One request, as it came.
 struct Asked {
     /// Method, path and query.
@@ -125,7 +129,7 @@ fn everybody_gets_a_file_and_the_answer_can_stay_json() {
 fn a_kick_and_the_views_ask_their_own_paths() {
     let (asked, output) = ask("kick", &["kick", "7"], b"", "200 OK", r#"{"connections":1}"#);
     assert_eq!(asked.line, "POST /users/7/kick HTTP/1.1");
-    assert_eq!(stdout(&output), "closed 1 connections\n", "{}", stderr(&output));
+    assert_eq!(stdout(&output), "closed 1 connection\n", "{}", stderr(&output));
 
     let views = [
         (vec!["stats"], "GET /stats HTTP/1.1"),
@@ -153,9 +157,8 @@ fn a_refusal_shows_what_the_gateway_said() {
 
 #[test]
 fn what_is_missing_is_named_with_the_way_out() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let nobody = Nobody::listens();
+    let address = nobody.address;
     let arguments = ["push", "all", "--type", "2", "x"];
     let missing = PathBuf::from("no-such.token");
     let output = tide(&arguments, address, &missing, b"");

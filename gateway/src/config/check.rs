@@ -258,8 +258,8 @@ impl Checker<'_> {
         };
         if typed_max > most {
             let reason = format!(
-                "with epoll, the limit of open descriptors ({limit}) has room for {one_table} connections a \
-                 shard, {most} in all: raise it with `ulimit -n` or systemd's LimitNOFILE=, use more shards or \
+                "with epoll, the limit of open descriptors ({limit}) has room for {one_table} a shard, {most} in \
+                 all: raise it with `ulimit -n` or systemd's LimitNOFILE=, use more shards or \
                  driver = \"uring\", or use 0 for what one table of descriptors allows"
             );
             return Err(self.refuse(key, typed, reason));
@@ -382,10 +382,15 @@ impl Checker<'_> {
     }
 
     fn log(&self, log: &typed::Log) -> Checked<LogConfig> {
-        EnvFilter::try_new(&log.filter).map_err(|error| {
-            let reason = format!("{error}; write info, or warn,tidegate=debug");
+        let refuse = |reason: &str| {
+            let reason = format!("{reason}; write info, or warn,tidegate=debug");
             self.refuse("log.filter", quoted(&log.filter), reason)
-        })?;
+        };
+        EnvFilter::try_new(&log.filter).map_err(|error| refuse(&error.to_string()))?;
+        if let Some(word) = unknown_level(&log.filter) {
+            let levels = LEVELS.join(", ");
+            return Err(refuse(&format!("\"{word}\" is no level: there are {levels}")));
+        }
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         Ok(LogConfig {
             filter: log.filter.clone(),
@@ -400,6 +405,19 @@ impl Checker<'_> {
             retry_after: self.millis("shutdown.retry_after_ms", retry_ms, 0..=DAY_MS)?,
         })
     }
+}
+
+/// What a filter of the log may be without a target.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The part of a filter that is neither a level nor says for which target it is one. The filter would take it
+/// for a target: a level with a typing error logs nothing at all.
+fn unknown_level(filter: &str) -> Option<&str> {
+    let is_known = |part: &str| {
+        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+        is_level || part.is_empty() || part.contains(['=', '[', '{', '}', ']'])
+    };
+    filter.split(',').map(str::trim).find(|part| !is_known(part))
 }
 
 fn cores() -> usize {

@@ -12,7 +12,10 @@ pub enum ConfigError {
     #[error(transparent)]
     Flags(#[from] clap::Error),
     /// The file can't be read.
-    #[error("can't read the configuration {path:?}: {cause}", path = path.display())]
+    #[error(
+        "can't read the configuration {path:?}, which --config or TIDEGATE_CONFIG names: {cause}",
+        path = path.display()
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,

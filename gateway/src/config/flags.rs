@@ -13,45 +13,46 @@ use clap::error::ErrorKind;
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, max_term_width = 100)]
 pub(super) struct Flags {
+    // A negative number is taken for a value, so that what is said of it names the flag and the range.
     /// The TOML file to read [env: TIDEGATE_CONFIG]. Without one the defaults hold; no file is read
     /// unless it is named.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_negative_numbers = true)]
     pub(super) config: Option<PathBuf>,
 
     /// Where clients connect [default: 127.0.0.1:7400].
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", allow_negative_numbers = true)]
     listen: Option<String>,
 
     /// Where the operators' HTTP server listens [default: 127.0.0.1:7401].
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", allow_negative_numbers = true)]
     admin: Option<String>,
 
     /// Shards, each a thread; 0: one per core [default: 0].
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     shards: Option<String>,
 
     /// How shards talk to the kernel: auto, epoll or uring [default: auto].
-    #[arg(long, value_name = "DRIVER")]
+    #[arg(long, value_name = "DRIVER", allow_negative_numbers = true)]
     driver: Option<String>,
 
     /// How a token proves a user: jwt, or demo, which is for loopback alone [default: jwt].
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", allow_negative_numbers = true)]
     auth: Option<String>,
 
     /// Longest frame that a client may send, in bytes [default: 65536].
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     max_frame_bytes: Option<String>,
 
     /// What to log: info, or warn,tidegate=debug [default: info].
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", allow_negative_numbers = true)]
     log: Option<String>,
 
     /// How a line of the log looks: text or json [default: text].
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", allow_negative_numbers = true)]
     log_format: Option<String>,
 
     /// Sets any key of the configuration, as in --set limits.requests_per_second=50. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", allow_negative_numbers = true)]
     set: Vec<String>,
 
     /// Checks the configuration and the keys that it names, says what is wrong, and ends.

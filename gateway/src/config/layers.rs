@@ -195,6 +195,9 @@ impl Layers {
                 }
                 return Ok(());
             }
+            (Value::Integer(_), Value::String(digits)) if is_whole(digits) => {
+                "this number is larger than any that is taken"
+            }
             (Value::String(_), _) => "it takes a text, in quotes",
             (Value::Integer(_), _) => "it takes a whole number",
             (Value::Array(samples), _) if samples.first().is_some_and(Value::is_table) => {
@@ -280,6 +283,12 @@ fn place(table: &mut Table, path: &[&str], value: Option<Value>) {
     if let Value::Table(below) = below {
         place(below, rest, value);
     }
+}
+
+/// Whether a text that is no number of TOML's is only too long for one.
+fn is_whole(text: &str) -> bool {
+    let digits = text.trim_start_matches(['+', '-']);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn collect_keys(above: &str, table: &Table, keys: &mut Vec<String>) {

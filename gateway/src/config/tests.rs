@@ -256,6 +256,10 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
     assert_says(&refusal("limits = 7"), &["limits = 7", "a table"]);
     assert_says(&refusal("shards ="), &["not valid TOML", "line 1"]);
     assert_says(&refusal("[log]\nfilter = \"a=b=c\""), &["log.filter", "warn,tidegate=debug"]);
+    assert_says(
+        &refusal("[log]\nfilter = \"warn,debgu\""),
+        &["\"debgu\" is no level", "off, error"],
+    );
     assert_says(&refusal("[auth]\nalgorithm = \"EdDSA\""), &["set auth.key_file"]);
     assert_says(&refusal("[session]\nidle_timeout_ms = 30000"), &["heartbeat_interval_ms (30000)"]);
     // Some containers are given a limit beyond any range.
@@ -355,4 +359,38 @@ fn routes_are_refused_that_overlap_or_lead_nowhere() {
     assert_says(&refusal(&routes("[2]", "[61, 61]")), &["types = [1, 99]"]);
     let message = refusal("[[routes]]\ntypes = [1, 1]\nbackend = \"dmeo\"\n[backends.mine]");
     assert_says(&message, &["\"dmeo\"", "mean \"demo\"?", "known are \"demo\", \"mine\""]);
+}
+
+/// Each flag with values that are wrong in different ways, some of which begin like a flag.
+#[test]
+fn a_wrong_value_of_a_flag_is_refused_with_the_flag_the_value_and_what_is_taken() {
+    let address = "as in 127.0.0.1:7400";
+    let cases: [(&str, &str, &[&str]); 16] = [
+        ("--listen", "x", &[address]),
+        ("--listen", "-1", &[address]),
+        ("--admin", "127.0.0.1", &[address]),
+        ("--admin", "-1", &[address]),
+        ("--shards", "x", &["a whole number"]),
+        ("--shards", "-1", &["from 0 to 256"]),
+        ("--shards", "257", &["from 0 to 256"]),
+        ("--shards", "99999999999999999999", &["larger than any"]),
+        ("--driver", "-1", &["\"auto\" or \"epoll\" or \"uring\""]),
+        ("--auth", "-1", &["\"jwt\" or \"demo\""]),
+        ("--max-frame-bytes", "-1", &["from 64 to 16777216"]),
+        ("--max-frame-bytes", "1.5", &["a whole number"]),
+        ("--log", "inof", &["is no level", "info"]),
+        ("--log-format", "-1", &["\"text\" or \"json\""]),
+        ("--set", "-1", &["no `=`", "limits.max_frame_bytes=65536"]),
+        ("--config", "-1", &["No such file", "TIDEGATE_CONFIG"]),
+    ];
+    for (flag, value, taken) in cases {
+        let message = load_from(&[flag, value], &[]).unwrap_err().to_string();
+        assert_says(&message, &[flag, value]);
+        assert_says(&message, taken);
+    }
+    for filter in
+        ["off", "INFO", "warn,tidegate=debug", "tidegate::shard=trace,info", "[span]=debug"]
+    {
+        load_from(&["--log", filter], &[]).unwrap();
+    }
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::epoll::Epoll;
 use super::uring::Uring;
 use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
+use stress::Crowd;
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
@@ -161,11 +162,13 @@ impl Sink for Recorder {
 struct Bench<W> {
     world: W,
     recorder: Recorder,
+    /// Dropped last.
+    crowd: Option<Crowd>,
 }
 
 impl<W: World> Bench<W> {
     fn new() -> Self {
-        Self { world: W::new(), recorder: Recorder::default() }
+        Self { world: W::new(), recorder: Recorder::default(), crowd: None }
     }
 
     fn driver(&mut self) -> &mut W::Driver {

@@ -1,14 +1,15 @@
 //! What `tide bench` can be asked for.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
 use anyhow::ensure;
 
+use super::WORKERS_MAX;
 use super::report::{Asked, CompareArgs, OutputArgs};
 use super::source::{Addresses, SourceRange};
-use crate::count;
+use crate::argument::{self, BYTES_MAX, whole};
+use crate::{count, duration};
 
 /// Loads a gateway and measures it.
 ///
@@ -42,7 +43,7 @@ pub(super) struct CommonArgs {
     #[command(flatten)]
     pub(super) asked: Asked,
     /// Where the gateway listens; repeat it to spread the connections over several.
-    #[arg(long = "connect", value_name = "ADDR", required = true)]
+    #[arg(long = "connect", value_name = "ADDR", required = true, value_parser = argument::address)]
     pub(super) addresses: Vec<SocketAddr>,
     /// Connections to hold: `1500`, `100k`, `1m`.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
@@ -50,33 +51,33 @@ pub(super) struct CommonArgs {
     /// Threads that share the connections, each with open files of its own. Without it, as few as the
     /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
     /// latencies count the wait.
-    #[arg(long, value_name = "COUNT")]
-    pub(super) workers: Option<NonZeroU16>,
+    #[arg(long, value_name = "COUNT", value_parser = whole(1..=WORKERS_MAX))]
+    pub(super) workers: Option<usize>,
     /// Addresses to connect from, in turn: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated. Each has
     /// some 28,000 ports for each address to connect to. Without it, connections to 127.x.y.z come from a
     /// source for every 2,500, and all others from where the kernel sees fit.
     #[arg(long = "source", value_name = "ADDR")]
     pub(super) sources: Vec<SourceRange>,
     /// Connections a second to open; without it, as fast as it goes.
-    #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = parse_rate)]
+    #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = argument::rate)]
     pub(super) connect_rate: Option<f64>,
     /// How long the gateway may let nobody in while somebody waits; then the run ends with an error.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_interval)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse_interval)]
     pub(super) patience: Duration,
     /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
-    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     pub(super) heartbeat_interval: Option<Duration>,
-    /// How long to measure: `4`, `4s`, `500ms`, `2m`.
-    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    /// How long to measure: `4`, `4s`, `500ms`, `2m`, `1h`.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_or_seconds)]
     pub(super) duration: Duration,
     /// How long to run before measuring.
-    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse_or_seconds)]
     pub(super) warmup: Duration,
     /// The token of a user; `{user}` stands for its id. The default fits a gateway with --auth demo.
     #[arg(long, default_value = "token-{user}")]
     pub(super) token_template: String,
     /// The first connection's user id; each one after it has the next.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "ID", default_value_t = 1, value_parser = whole(0..=u64::MAX / 2))]
     pub(super) first_user: u64,
     /// Never sleeps. Where the server runs on this machine, each send to a client that sleeps makes the
     /// server pay for waking it, which no network would.
@@ -86,7 +87,7 @@ pub(super) struct CommonArgs {
     ///
     /// Memory per connection means something only for a server that has just been started: an older one still
     /// holds memory of connections that are gone.
-    #[arg(long)]
+    #[arg(long, value_parser = argument::process)]
     pub(super) pid: Option<u32>,
     #[command(flatten)]
     pub(super) output: OutputArgs,
@@ -113,7 +114,7 @@ pub(super) struct ConnectArgs {
     #[arg(long, conflicts_with_all = ["cycle", "raw"])]
     pub(super) heartbeat_sweep: bool,
     /// Has each connection get one echo of this many bytes, then looks at the memory again.
-    #[arg(long, value_name = "BYTES", conflicts_with = "cycle")]
+    #[arg(long, value_name = "BYTES", conflicts_with = "cycle", value_parser = whole(0..=BYTES_MAX))]
     pub(super) large_answers: Option<usize>,
 }
 
@@ -122,21 +123,21 @@ pub(super) struct RequestArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
     /// Bytes of `biz_data` in each request.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole(0..=BYTES_MAX))]
     pub(super) bytes: usize,
     /// The requests' type; it has to be one that echoes.
-    #[arg(long = "type", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long = "type", default_value_t = 1, value_parser = whole(1..=i32::MAX))]
     pub(super) kind: i32,
     /// Closed loop: requests under way on each connection.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u32>(1..=65_536))]
     pub(super) depth: u32,
     /// Closed loop: requests under way in total. Each next one is sent on the next connection, so that
     /// they move over all connections in turn.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["depth", "rate"])]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_parser = whole::<u32>(1..=1_000_000_000))]
     pub(super) under_way: Option<u32>,
     /// Open loop: requests a second in total; latency counts from the intended time.
-    #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth", value_parser = parse_rate)]
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth", value_parser = argument::rate)]
     pub(super) rate: Option<f64>,
     /// Speaks no protocol: sends as many bytes as the request's frame has and expects them back.
     #[arg(long)]
@@ -148,25 +149,25 @@ pub(super) struct BroadcastArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
     /// Bytes of `biz_data` in each push.
-    #[arg(long, default_value_t = 130)]
+    #[arg(long, default_value_t = 130, value_parser = whole(0..=BYTES_MAX))]
     pub(super) bytes: usize,
     /// The publications' type; it has to be one that pushes to everybody.
-    #[arg(long = "type", default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long = "type", default_value_t = 2, value_parser = whole(1..=i32::MAX))]
     pub(super) kind: i32,
     /// Publications a second; 0 publishes nothing.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0, value_parser = parse_rate_or_0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0, value_parser = argument::rate_or_0)]
     pub(super) rate: f64,
     /// As fast as it goes, with this many publications under way.
-    #[arg(long, conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, conflicts_with = "rate", value_parser = whole::<u32>(1..=4096))]
     pub(super) in_flight: Option<u32>,
     /// Echoes a second on connections of their own, measured at the same time.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0, value_parser = parse_rate_or_0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0, value_parser = argument::rate_or_0)]
     pub(super) echo_rate: f64,
     /// The connections of those echoes.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) echo_connections: u32,
     /// Bytes of `biz_data` in each of those echoes.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole(0..=BYTES_MAX))]
     pub(super) echo_bytes: usize,
     /// Speaks no protocol: publishes nothing and counts what comes, `--bytes` for a delivery.
     #[arg(long, conflicts_with_all = ["echo_rate", "in_flight"])]
@@ -179,10 +180,10 @@ pub(super) struct StormArgs {
     pub(super) common: CommonArgs,
     /// The part of the connections, from 0 to 1, that connect and then say nothing: each has to be sent
     /// away with a goodbye 109, and another comes.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = argument::share)]
     pub(super) slow_share: f64,
     /// The longest that one of these may be left waiting for its goodbye.
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration::parse_or_seconds)]
     pub(super) slow_deadline: Duration,
     /// Closes with a reset rather than in order.
     #[arg(long)]
@@ -194,25 +195,25 @@ pub(super) struct ShowArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
     /// Everybody arrives within this long. The show lasts for `--warmup` and `--duration` after that.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse_or_seconds)]
     pub(super) arrive: Duration,
     /// How often there is a question: a push to everybody.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_interval)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_interval)]
     pub(super) question_every: Duration,
     /// The part of the audience, from 0 to 1, that answers a question: with an echo, within a second.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = argument::share)]
     pub(super) answer_share: f64,
     /// Pushes a second to everybody, beside the questions; 0: none.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0, value_parser = parse_rate_or_0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0, value_parser = argument::rate_or_0)]
     pub(super) barrage: f64,
     /// Everybody leaves within this long, at most 60s.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_or_seconds)]
     pub(super) leave: Duration,
     /// Bytes of `biz_data` in each push.
-    #[arg(long, default_value_t = 130)]
+    #[arg(long, default_value_t = 130, value_parser = whole(0..=BYTES_MAX))]
     pub(super) bytes: usize,
     /// Bytes of `biz_data` in each answer.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole(0..=BYTES_MAX))]
     pub(super) answer_bytes: usize,
 }
 
@@ -232,61 +233,5 @@ impl CommonArgs {
             "--duration 0 measures nothing: name a time, such as 10s"
         );
         Ok(())
-    }
-}
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text)?;
-    if interval < Duration::from_millis(1) {
-        return Err("it is at least 1ms".into());
-    }
-    Ok(interval)
-}
-
-fn parse_rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
-        _ => Err(format!("`{text}` is no rate: a number above 0")),
-    }
-}
-
-fn parse_rate_or_0(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        _ => Err(format!("`{text}` is no rate: a number of 0 or more")),
-    }
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err(format!("`{text}` is no share: a number from 0 to 1")),
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let seconds_per_unit = match &text[digits.len()..] {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" => 60.0,
-        unit => return Err(format!("`{unit}` is no unit of time: ms, s or m")),
-    };
-    let number: f64 = digits.parse().map_err(|_| format!("`{digits}` is no number"))?;
-    Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_with_and_without_a_unit() {
-        assert_eq!(parse_duration("4"), Ok(Duration::from_secs(4)));
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert!(parse_duration("4h").is_err());
-        assert!(parse_duration("-1").is_err());
     }
 }

@@ -15,6 +15,7 @@ use super::latency::{Live, Pulse};
 use super::publication::{Board, HEADER_BYTES, Publications, Topic};
 use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
+use crate::count::counted;
 
 /// The type that echoes.
 const ECHO_KIND: i32 = 1;
@@ -82,8 +83,8 @@ pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
 
 fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
     let (receivers, bytes) = (args.common.connections, args.bytes);
-    let mut report =
-        Report::new("broadcast", format!("pushes of {bytes} bytes to {receivers} receivers"));
+    let (of, to) = (counted(bytes, "byte"), counted(receivers, "receiver"));
+    let mut report = Report::new("broadcast", format!("pushes of {of} to {to}"));
     report.add("connections", "receivers", u64::from(receivers), Unit::Number);
     let raw = load.crowd.raw;
     let deliveries =

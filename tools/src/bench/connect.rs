@@ -12,6 +12,7 @@ use super::latency::{Live, Pulse};
 use super::proc;
 use super::report::{Report, Unit};
 use super::stopwatch::{Edge, Ends, Standing};
+use crate::count::counted;
 
 /// Large answers under way at once, of all workers: they are to be on sockets one after the other,
 /// not all together.
@@ -73,7 +74,8 @@ fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {
     let connections = args.common.connections;
     let rss_before_bytes = load.crowd.stopwatch.seat.course.rss_before_bytes;
     let sessions = &mut load.crowd.sessions;
-    let mut report = Report::new("connect", format!("{connections} connections, held"));
+    let mut report =
+        Report::new("connect", format!("{}, held", counted(connections, "connection")));
     report.add("connections", "connections", u64::from(connections), Unit::Number);
     let per_second = sessions.connects_per_second();
     report.add("connects_per_second", "brought up a second", per_second, Unit::PerSecond);

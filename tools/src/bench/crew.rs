@@ -20,6 +20,7 @@ use super::latency::{Live, Pulse};
 use super::proc;
 use super::series::Sample;
 use super::watch::Watch;
+use crate::count::{counted, grouped};
 
 /// Descriptors that are not connections: standard streams, epolls, the timer, the bell, files under
 /// `/proc`, and what the main thread had open when a worker parted from it.
@@ -221,30 +222,35 @@ fn enlist(task: &Task<'_>) -> anyhow::Result<usize> {
         files.saturating_sub(SPARE_DESCRIPTORS)
     };
     let (room_now, room_max) = (room(limit.current), room(limit.maximum));
+    let asked = counted(connections, "connection");
     let needed = connections.div_ceil(room_max.max(1));
     if needed > WORKERS_MAX || room_max == 0 {
         bail!(
-            "{connections} connections are too many for one process: a worker may open {room_max} \
-             of them, and there are {WORKERS_MAX} workers at most; run several tide bench, each \
-             with a --first-user of its own"
+            "{asked} are too many for one process: a worker may open {} of them, and there are \
+             {WORKERS_MAX} workers at most; run several tide bench, each with a --first-user of its own",
+            grouped(room_max)
         );
     }
-    let workers = task.args.workers.map_or(needed, |workers| workers.get().into());
+    let workers = task.args.workers.unwrap_or(needed);
     if workers < needed {
         bail!(
-            "{connections} connections need {needed} workers, as each may open {room_max} of them: \
-             leave --workers out, or raise the limit of open files"
+            "{asked} need {}, as each may open {} of them: leave --workers out, or raise the limit of open \
+             files",
+            counted(needed, "worker"),
+            grouped(room_max)
         );
     }
     if workers > connections || workers > WORKERS_MAX {
         bail!(
-            "--workers is at most {WORKERS_MAX}, and no more than the connections: {connections}"
+            "--workers is at most {WORKERS_MAX}, and no more than the connections: {}",
+            grouped(connections)
         );
     }
     if task.args.spin && workers > 1 {
         bail!(
-            "--spin is for one worker, and {connections} connections have {workers} here, which \
-             would take each other's time: leave it out"
+            "--spin is for one worker, and {asked} have {} here, which would take each other's time: leave \
+             it out",
+            grouped(workers)
         );
     }
     if connections.div_ceil(workers) > room_now {

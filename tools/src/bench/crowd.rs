@@ -6,6 +6,7 @@ use super::course::{Seat, Share};
 use super::engine::{CloseCause, Link, Nanos, Next, Sockets};
 use super::sessions::Sessions;
 use super::stopwatch::{Edge, Standing, Stopwatch};
+use crate::count::{counted, grouped};
 
 /// A share of the connections.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ impl Crowd {
         }
         if let Some(since) = self.sessions.waits_since()
             && let Some(remark) = course.entrance.look(since, self.patience_ns, now, |up| {
-                format!("{up} of {} connections are up", share.total)
+                format!("{} of {} are up", grouped(up), counted(share.total, "connection"))
             })?
         {
             course.remark(remark);

@@ -13,6 +13,7 @@ use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
 use super::turnover::Turnover;
+use crate::count::grouped;
 
 struct CycleLoad<'a> {
     args: &'a ConnectArgs,
@@ -61,7 +62,8 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         load.latency.merge(other.latency);
     });
     let how = if args.pipelined { "one segment" } else { "one after the other" };
-    let title = format!("connect, authenticate, heartbeat, close: {count} at a time, {how}");
+    let together = grouped(count);
+    let title = format!("connect, authenticate, heartbeat, close: {together} at a time, {how}");
     let mut report = Report::new("cycle", title);
     report.add("connections", "connections at a time", count as u64, Unit::Number);
     report.add("cycles", "whole connections", load.counted, Unit::Number);

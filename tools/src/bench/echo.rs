@@ -9,6 +9,7 @@ use super::engine::{Nanos, Sockets, due_after};
 use super::latency::{Latency, Live};
 use super::pattern::Pattern;
 use super::session::BUSINESS_SEQUENCE;
+use crate::count::{counted, grouped};
 
 /// Open loop: requests under way on one connection. More wait, and their latency counts the wait.
 const UNDER_WAY_MAX: u32 = 1024;
@@ -267,7 +268,8 @@ impl Echo {
         while !bytes.is_empty() {
             let Lane { under_way, partial_bytes, .. } = self.lanes[lane];
             if under_way == 0 {
-                bail!("connection {slot}: {} bytes came that were never sent", bytes.len());
+                let bytes = counted(bytes.len(), "byte");
+                bail!("connection {slot}: {bytes} came, and none was due");
             }
             let sequence = BUSINESS_SEQUENCE + self.lanes[lane].answered();
             let expected = &self.pattern.message(slot, sequence)[partial_bytes as usize..];
@@ -351,10 +353,10 @@ fn check(slot: usize, sequence: u64, came: &[u8], sent: &[u8]) -> anyhow::Result
     }
     let at = came.iter().zip(sent).take_while(|(came, sent)| came == sent).count();
     bail!(
-        "connection {slot}: request {sequence} came back with {} bytes where {} were sent; they \
-         differ from byte {at} on",
-        came.len(),
-        sent.len()
+        "connection {slot}: request {sequence} came back with {}, sent were {}; they differ from byte \
+         {at} on",
+        counted(came.len(), "byte"),
+        grouped(sent.len())
     )
 }
 

@@ -68,7 +68,9 @@ fn stat(pid: u32) -> anyhow::Result<(u64, u64)> {
 
 fn read(pid: u32, file: &str) -> anyhow::Result<String> {
     let path = format!("/proc/{pid}/{file}");
-    fs::read_to_string(&path).with_context(|| format!("cannot read {path}: is process {pid} up?"))
+    fs::read_to_string(&path).with_context(|| {
+        format!("cannot read {path}: --pid takes a process that runs, as $(pidof -s tidegate)")
+    })
 }
 
 #[cfg(test)]

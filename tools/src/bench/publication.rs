@@ -15,6 +15,7 @@ use super::latency::{Latency, Live};
 use super::pattern::Pattern;
 use super::report::{Report, Unit};
 use super::session::{BUSINESS_SEQUENCE, failed};
+use crate::count::{counted, grouped};
 
 /// A publication begins with its number and the time at which it was meant to go out.
 pub(super) const HEADER_BYTES: usize = 16;
@@ -303,7 +304,8 @@ impl Publications {
             return Err(failed(slot, push));
         }
         let Some(header) = biz_data.first_chunk::<8>() else {
-            bail!("connection {slot}: a push of {} bytes was not published here", biz_data.len());
+            let bytes = counted(biz_data.len(), "byte");
+            bail!("connection {slot}: a push of {bytes} was not published here");
         };
         let number = u64::from_le_bytes(*header);
         let member = self.members[slot - self.first];
@@ -390,10 +392,10 @@ impl Publications {
         match &self.first_wrong {
             None => Ok(()),
             Some(first) => bail!(
-                "{} deliveries never came, {} came again, {} were misnumbered; first: {first}",
-                self.lost,
-                self.repeated,
-                self.misnumbered
+                "{} never came, {} came again, {} misnumbered; first: {first}",
+                counted(self.lost, "delivery"),
+                grouped(self.repeated),
+                grouped(self.misnumbered)
             ),
         }
     }

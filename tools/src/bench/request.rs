@@ -11,6 +11,7 @@ use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
 use super::latency::{Live, Pulse};
 use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
+use crate::count::{counted, grouped};
 
 struct RequestLoad {
     crowd: Crowd,
@@ -23,8 +24,9 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
     let count = args.common.connections as usize;
     if let Some(under_way) = args.under_way.filter(|most| *most > args.common.connections) {
         bail!(
-            "--under-way {under_way} is more than one on each of {count} connections: --depth puts \
-             several on each"
+            "--under-way {} is more than one on each of {}: --depth puts several on each",
+            grouped(under_way),
+            counted(count, "connection")
         );
     }
     let finished = crew::run(&Task::new(&args.common, count), |seat| RequestLoad::new(args, seat))?;
@@ -49,8 +51,9 @@ fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {
             let part = share.part_of(under_way as usize) as u64;
             if part == 0 {
                 bail!(
-                    "--under-way {under_way} is less than one for each of {} workers",
-                    share.workers
+                    "--under-way {} is less than one for each of {}",
+                    grouped(under_way),
+                    counted(share.workers, "worker")
                 );
             }
             Pace::Moving { under_way: part.min(share.count as u64) }
@@ -62,11 +65,12 @@ fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {
 fn report(args: &RequestArgs, load: &mut RequestLoad) -> Report {
     let (connections, bytes) = (args.common.connections, args.bytes);
     let pace = match (args.rate, args.under_way) {
-        (Some(rate), _) => format!("{rate} a second"),
-        (None, Some(under_way)) => format!("{under_way} under way"),
-        (None, None) => format!("depth {}", args.depth),
+        (Some(rate), _) => format!("{} a second", grouped(rate)),
+        (None, Some(under_way)) => format!("{} under way", grouped(under_way)),
+        (None, None) => format!("depth {}", grouped(args.depth)),
     };
-    let title = format!("requests of {bytes} bytes on {connections} connections, {pace}");
+    let (of, on) = (counted(bytes, "byte"), counted(connections, "connection"));
+    let title = format!("requests of {of} on {on}, {pace}");
     let mut report = Report::new("request", title);
     let mut counts = load.echo.counted();
     let messages: u64 = counts.iter().sum();

@@ -19,6 +19,7 @@ use super::publication::{Board, Delivery, HEADER_BYTES, Publications, Topic};
 use super::report::{Report, Unit, demand_any};
 use super::stopwatch::Edge;
 use super::timeline::{Answers, MOMENTS, Schedule};
+use crate::count::grouped;
 
 /// The type that echoes.
 const ECHO_KIND: i32 = 1;
@@ -85,7 +86,7 @@ pub(super) fn run(args: &ShowArgs) -> anyhow::Result<()> {
 
 fn report(args: &ShowArgs, load: &mut ShowLoad) -> Report {
     let audience = u64::from(args.common.connections);
-    let mut report = Report::new("show", format!("a show for {audience}"));
+    let mut report = Report::new("show", format!("a show for {}", grouped(audience)));
     report.add("connections", "audience", audience, Unit::Number);
     let sessions = &mut load.crowd.sessions;
     let per_second = sessions.connects_per_second();

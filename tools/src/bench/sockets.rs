@@ -45,7 +45,7 @@ impl std::fmt::Display for CloseCause {
         match self {
             Self::Asked => f.write_str("closed by this end"),
             Self::Peer => f.write_str("closed by the server"),
-            Self::Failed(error) => write!(f, "failed: {error}"),
+            Self::Failed(error) => write!(f, "cut off: {error}"),
         }
     }
 }

@@ -92,7 +92,7 @@ impl FromStr for SourceRange {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let ip = |text: &str| {
-            let wrong = || format!("`{text}` is no IP address: 10.0.0.7, or 10.0.0.7-10.0.0.99");
+            let wrong = || format!("\"{text}\" is no IP address: 10.0.0.7, or 10.0.0.7-10.0.0.99");
             text.trim().parse::<IpAddr>().map_err(|_| wrong())
         };
         let Some((first, last)) = text.split_once('-') else {
@@ -107,7 +107,9 @@ impl FromStr for SourceRange {
             _ => None,
         };
         let count = apart.and_then(|apart| u32::try_from(apart).ok()?.checked_add(1));
-        let count = count.ok_or_else(|| format!("no range leads from {first} to {last}"))?;
+        let count = count.ok_or_else(|| {
+            format!("no range leads from {first} to {last}: 10.0.0.7-10.0.0.99 is one")
+        })?;
         Ok(Self { first, count })
     }
 }

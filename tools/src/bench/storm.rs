@@ -18,6 +18,7 @@ use super::session::{Credentials, SessionAnswer, failed, read_answer};
 use super::source::Addresses;
 use super::stopwatch::Stopwatch;
 use super::turnover::Turnover;
+use crate::count::{counted, grouped};
 
 /// Connections after which sources are used again: by then their ports are no more in TIME_WAIT.
 const SPREAD: usize = 1_000_000;
@@ -81,7 +82,7 @@ pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
         load.latency.merge(other.latency);
         load.patience.merge(other.patience);
     });
-    let title = format!("connect, authenticate, close: {count} at a time");
+    let title = format!("connect, authenticate, close: {} at a time", grouped(count));
     let mut report = Report::new("storm", title);
     report.add("connections", "connections at a time", count as u64, Unit::Number);
     report.add("authenticated", "authenticated, none refused", load.authenticated, Unit::Number);
@@ -185,8 +186,9 @@ impl StormLoad {
         if silent > 0 {
             let seconds = self.silent_max_ns as f64 / 1e9;
             seat.course.remark(format!(
-                "measured; now waiting until the gateway has sent the {silent} silent clients away with 109, each \
-                 within {seconds} s of its connect (--slow-deadline)"
+                "measured; now waiting until the gateway has sent {} away with 109, each within {seconds} s \
+                 of its connect (--slow-deadline)",
+                counted(silent, "silent client")
             ));
         }
     }

@@ -10,6 +10,7 @@ use super::engine::Nanos;
 use super::entrance::FULL;
 use super::latency::Latency;
 use super::stopwatch::{Edge, Standing, Stopwatch};
+use crate::count::{counted, grouped};
 
 /// Slots that are used again and again.
 #[derive(Debug)]
@@ -103,7 +104,9 @@ impl Turnover {
         let standing = Standing { ready: true, finished: false, drained, received };
         let mut edge = stopwatch.tick(standing, now);
         if self.stopping && self.waiting > 0 {
-            edge = edge.with_context(|| format!("{} wait to be let in. {FULL}", self.waiting));
+            edge = edge.with_context(|| {
+                format!("{} not let in. {FULL}", counted(self.waiting, "connection"))
+            });
         }
         match edge? {
             Some(Edge::Measure) => {
@@ -129,8 +132,8 @@ impl Turnover {
         if self.waiting == 0 {
             return Ok(());
         }
-        let standing =
-            |up| format!("{up} have been in all, and {} try at a time", seat.share.total);
+        let total = grouped(seat.share.total);
+        let standing = |up| format!("{} have been in all, and {total} try at a time", grouped(up));
         if let Some(remark) = entrance.look(self.waits_since, self.patience_ns, now, standing)? {
             seat.course.remark(remark);
         }

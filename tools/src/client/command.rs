@@ -3,11 +3,12 @@
 use std::fmt;
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use prost::Message as _;
 use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, MessageUser, SayInRoom};
 
 use super::view::{bytes_of_hex, shown};
+use crate::argument;
 
 /// The demo backend's type that answers with the bytes that came.
 pub(super) const ECHO: i32 = 1;
@@ -126,7 +127,7 @@ impl Command {
             }
             "msg" => {
                 let (user, text) = named(verb, rest)?;
-                let user_id = user.parse().with_context(|| usage(verb))?;
+                let user_id = argument::user(&user).map_err(|said| wrong(verb, &user, &said))?;
                 Self::Message { user_id, text: text.to_owned() }
             }
             _ => bail!("there is no command \"{}\"; \"help\" lists them", shown(verb.as_bytes())),
@@ -196,7 +197,9 @@ pub(super) fn help() -> String {
 
 fn parse_send(rest: &str) -> Result<Command> {
     let (kind, text) = named("send", rest)?;
-    let kind: i32 = kind.parse().with_context(|| usage("send"))?;
+    let kind: i32 = kind.parse().map_err(|_| {
+        wrong("send", &kind, &format!("a type is a whole number from 1 to {}", i32::MAX))
+    })?;
     ensure!(
         kind > 0,
         "an app's types start at 1; a heartbeat (-1) is \"ping\", a login (0) is \"reconnect\""
@@ -212,7 +215,9 @@ fn parse_join(rest: &str) -> Result<Command> {
     let (room, rest) = named("join", rest)?;
     let last_offset = match rest.trim().trim_start_matches('#') {
         "" => None,
-        offset => Some(offset.parse().with_context(|| usage("join"))?),
+        offset => Some(offset.parse().map_err(|_| {
+            wrong("join", offset, &format!("an offset is a whole number from 0 to {}", u64::MAX))
+        })?),
     };
     Ok(Command::Join { room, last_offset })
 }
@@ -234,6 +239,11 @@ fn named<'a>(verb: &str, rest: &'a str) -> Result<(String, &'a str)> {
 fn alone(verb: &str, rest: &str, command: Command) -> Result<Command> {
     ensure!(rest.trim().is_empty(), usage(verb));
     Ok(command)
+}
+
+/// Something that was typed is not what it should be.
+fn wrong(verb: &str, typed: &str, what_is_taken: &str) -> Error {
+    anyhow!("\"{}\": {what_is_taken}; {}", shown(typed.as_bytes()), usage(verb))
 }
 
 fn usage(verb: &str) -> String {
@@ -292,6 +302,14 @@ mod tests {
         assert!(complaint("send 0 hi").contains("start at 1"));
         assert!(complaint("send 9 hex:0").contains("hex"));
         assert!(complaint("quit now").contains("quit"));
+        // What was typed, what would be taken, and nothing that a library says.
+        for (line, typed) in [("msg bob hi", "bob"), ("send x hi", "x"), ("join quiz soon", "soon")]
+        {
+            let error = Command::parse(line).unwrap_err();
+            let said = format!("{error:#}");
+            assert!(said.starts_with(&format!("\"{typed}\": a")), "{said}");
+            assert!(said.contains("whole number from") && !said.contains("invalid"), "{said}");
+        }
     }
 
     #[test]

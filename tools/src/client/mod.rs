@@ -26,8 +26,9 @@ use self::input::{Input, Screen};
 use self::link::{Link, LinkId};
 use self::notice::Notice;
 use self::session::Session;
-use crate::duration;
+use crate::count::counted;
 use crate::token::Signing;
+use crate::{argument, duration};
 
 /// The arguments of `tide client`.
 ///
@@ -36,10 +37,10 @@ use crate::token::Signing;
 #[derive(Args, Debug)]
 pub(crate) struct ClientArgs {
     /// Where the gateway listens
-    #[arg(long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT")]
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT", value_parser = argument::place)]
     connect: String,
     /// Who to log in as
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = argument::user)]
     user: u64,
     /// The token to log in with; without one, it is made from the key file as `tide token` does
     #[arg(long)]
@@ -50,7 +51,7 @@ pub(crate) struct ClientArgs {
     #[command(flatten)]
     signing: Signing,
     /// How long to wait for the connection and for each answer
-    #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = duration::parse)]
+    #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = duration::parse_above_0)]
     timeout: Duration,
     /// Go on showing pushes for so long after the end of the input
     #[arg(long, value_name = "SECONDS|forever", value_parser = parse_watch)]
@@ -186,8 +187,7 @@ impl Shell {
         match self.session.failures() {
             0 if self.session.is_in() => Ok(()),
             0 => bail!("the gateway closed the connection"),
-            1 => bail!("one command failed"),
-            failures => bail!("{failures} commands failed"),
+            failures => bail!("{} failed", counted(failures, "command")),
         }
     }
 
@@ -350,12 +350,11 @@ impl Shell {
     }
 }
 
-fn parse_watch(text: &str) -> Result<Watch> {
+fn parse_watch(text: &str) -> Result<Watch, String> {
     if text == "forever" {
         return Ok(Watch::Forever);
     }
-    let seconds: f64 = text.parse().context("it is a number of seconds, or forever")?;
-    let span = Duration::try_from_secs_f64(seconds).context("no such span of time")?;
+    let span = duration::parse_or_seconds(text).map_err(|said| format!("{said}; or forever"))?;
     Ok(Watch::For(span))
 }
 

@@ -15,6 +15,7 @@ use tidegate_protocol::proto::demo::{RoomMessage, UserMessage};
 use super::command::{Command, MESSAGE, PUSH_ALL, SAY};
 use super::notice::{Notice, Why};
 use super::rooms::Gap;
+use crate::count::grouped;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -77,7 +78,8 @@ pub(super) fn render(notice: &Notice) -> String {
         Notice::Gap(Gap { room, last_offset, offset, missing_max }) => {
             let room = shown(room.as_bytes());
             let text = format!(
-                "{room}: #{last_offset} is followed by #{offset}, up to {missing_max} missed"
+                "{room}: #{last_offset} is followed by #{offset}, up to {} missed",
+                grouped(missing_max)
             );
             line(ODD, "gap", &text)
         }

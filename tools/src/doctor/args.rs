@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::{count, duration};
+use crate::argument::{self, whole};
+use crate::count::{self, grouped};
+use crate::duration;
 
 /// The arguments of `tide doctor`.
 #[derive(Args, Debug)]
@@ -18,7 +20,7 @@ pub(crate) struct DoctorArgs {
     /// Ask about this running gateway: its limits, its network namespace, its seccomp filter, and what
     /// it runs with as far as /proc shows: shards, driver, port, heartbeat interval, connections_max. Ask while
     /// it holds few: what it holds counts as used of the machine's files and memory, and is asked for again
-    #[arg(long)]
+    #[arg(long, value_parser = argument::process)]
     pub(super) pid: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
@@ -36,22 +38,22 @@ pub(super) struct Question {
     #[arg(long, default_value = "gateway")]
     pub(super) role: Role,
     /// Shards of the gateway; without it, those of --pid, or one per CPU
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=256))]
+    #[arg(long, value_parser = whole::<u64>(1..=256))]
     pub(super) shards: Option<u64>,
     /// How the gateway's shards talk to the kernel; auto is what --pid does, or what works here
     #[arg(long, default_value = "auto")]
     pub(super) driver: DriverChoice,
     /// The port that the gateway listens on; without it, that of --pid, or 7400
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = argument::port)]
     pub(super) port: Option<u16>,
     /// Client: pairs of a source address and a gateway's address and port that the connections are
     /// spread over; without it, as many as tide bench takes by itself on loopback
     #[arg(long, value_name = "PAIRS")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(value_parser = whole::<u64>(1..=1_000_000_000))]
     pub(super) address_pairs: Option<u64>,
     /// How often each connection gives a sign of life: a number and ms, s, m, h or d; without it, what --pid
     /// asks for, or 30s
-    #[arg(long, value_name = "SPAN", value_parser = interval)]
+    #[arg(long, value_name = "SPAN", value_parser = duration::parse_above_0)]
     pub(super) heartbeat_interval: Option<Duration>,
     /// Pushes that each connection gets a second, 0.2 for one in five seconds
     #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
@@ -78,22 +80,18 @@ pub(super) enum DriverChoice {
     Uring,
 }
 
+/// The most pushes a second that are reckoned with.
+const PUSHES_MAX: f64 = 1e6;
+
 const EXIT_STATUS: &str = "Exit status:
   0  nothing is too small; there may be notes
   1  something is too small: this machine can't hold so many
   2  wrong usage, or something could not be read that may be too small";
 
-fn interval(text: &str) -> anyhow::Result<Duration> {
-    let interval = duration::parse(text)?;
-    anyhow::ensure!(!interval.is_zero(), "an interval is longer than nothing: 30s");
-    Ok(interval)
-}
-
 fn rate(text: &str) -> Result<f64, String> {
-    let rate: f64 = text.parse().map_err(|_| "a rate is a number: 0.2".to_owned())?;
-    if (0.0..=1e6).contains(&rate) {
-        Ok(rate)
-    } else {
-        Err("a rate is between 0 and 1000000 a second".to_owned())
-    }
+    let rate = text.parse().ok().filter(|rate| (0.0..=PUSHES_MAX).contains(rate));
+    rate.ok_or_else(|| {
+        let most = grouped(PUSHES_MAX);
+        format!("it takes a number from 0 to {most}: 0.2 is one in five seconds")
+    })
 }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::count::grouped;
+
 /// What one limit means for the connections that were asked about.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Finding {
@@ -129,7 +131,7 @@ impl Judgement {
 impl Amount {
     /// A number that says it all.
     pub(super) fn number(value: u64) -> Self {
-        Self { value: Some(value), text: value.to_string() }
+        Self { value: Some(value), text: grouped(value) }
     }
 
     /// A number and what is to be said of it.
@@ -192,6 +194,6 @@ pub(super) fn bytes_text(bytes: u64) -> String {
     let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     units.iter().find(|(size, _)| bytes >= *size).map_or_else(
         || format!("{bytes} B"),
-        |(size, unit)| format!("{:.1} {unit}", bytes as f64 / *size as f64),
+        |(size, unit)| grouped(format_args!("{:.1} {unit}", bytes as f64 / *size as f64)),
     )
 }

@@ -9,6 +9,7 @@ use super::finding::{Confidence, Estimate};
 use super::machine::{Machine, Setting};
 use super::settled::Settled;
 use crate::bench;
+use crate::count::{counted, grouped};
 
 /// Descriptors of a process that are no connections: streams, listeners, pollers, the operators' HTTP,
 /// backends. The gateway's own reserve is 64 and 4 for each shard.
@@ -192,9 +193,9 @@ impl Plan {
             unit: "CPUs",
             confidence: sure,
             basis: format!(
-                "{:.0} a second, {:.1} us each; a bare server over loopback: {HEARTBEAT_FEW_US} us at \
-                 100000 connections, {HEARTBEAT_MANY_US} us at 1000000 in one thread with 60 rings",
-                self.heartbeats_per_second(),
+                "{} a second, {:.1} us each; a bare server over loopback: {HEARTBEAT_FEW_US} us at \
+                 100,000 connections, {HEARTBEAT_MANY_US} us at 1,000,000 in one thread with 60 rings",
+                grouped(format_args!("{:.0}", self.heartbeats_per_second())),
                 self.heartbeat_us(),
             ),
         });
@@ -210,9 +211,9 @@ impl Plan {
                 unit: "CPUs",
                 confidence,
                 basis: format!(
-                    "{:.0} deliveries a second, {DELIVERY_US} us each for 130 bytes at 1000000 \
+                    "{} deliveries a second, {DELIVERY_US} us each for 130 bytes at 1,000,000 \
                      connections; pushes that merge into one send cost less",
-                    self.deliveries_per_second(),
+                    grouped(format_args!("{:.0}", self.deliveries_per_second())),
                 ),
             });
         }
@@ -227,7 +228,7 @@ impl Plan {
             Driver::Epoll => (format!("{EPOLL_BYTES} epoll"), String::new()),
             Driver::Uring => (
                 format!("{URING_BYTES} armed receive"),
-                format!("; {} rings of {RING_BYTES} B", self.rings(limit)),
+                format!("; {} of {} B", counted(self.rings(limit), "ring"), grouped(RING_BYTES)),
             ),
         };
         let user_confidence = match self.question.role {
@@ -241,7 +242,10 @@ impl Plan {
                 value: mib(kernel),
                 unit: "MiB",
                 confidence: Confidence::Measured,
-                basis: format!("{SOCKET_BYTES} B socket + {added} a connection, one end{rings}"),
+                basis: format!(
+                    "{} B socket + {added} a connection, one end{rings}",
+                    grouped(SOCKET_BYTES)
+                ),
             },
             Estimate {
                 what: "user memory, idle",

@@ -6,10 +6,10 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::args::Role;
-use super::checks::{Judged, Stakes};
-use super::finding::{Estimate, Finding, Verdict};
+use super::checks::{CONNECTIONS_MAX, Judged, Stakes};
+use super::finding::{Estimate, Finding, Mend, Verdict};
 use super::plan::{Driver, Plan};
-use super::settled::counted;
+use crate::count::{counted, grouped};
 use crate::stdout;
 
 /// All that there is to say.
@@ -21,6 +21,10 @@ pub(super) struct Report<'a> {
     driver: &'static str,
     pid: Option<u32>,
     basis: &'a [String],
+    /// Whether they fit.
+    fits: Fits,
+    /// The same in words, and what to do.
+    conclusion: String,
     exit_status: u8,
     findings: Vec<&'a Finding>,
     estimates: &'a [Estimate],
@@ -31,6 +35,16 @@ const TOO_SMALL: u8 = 1;
 
 /// The exit status: something that may be too small could not be read.
 pub(super) const UNREADABLE: u8 = 2;
+
+/// Whether the connections fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Fits {
+    Yes,
+    No,
+    /// What may be too small could not be read.
+    Unknown,
+}
 
 const DIM: Style = Style::new().dimmed();
 const MEND: Style = AnsiColor::Cyan.on_default();
@@ -43,6 +57,7 @@ impl<'a> Report<'a> {
         judged: &'a [Judged],
         estimates: &'a [Estimate],
     ) -> Self {
+        let fits = Fits::of(judged);
         Self {
             connections: plan.connections,
             role: match plan.question.role {
@@ -56,7 +71,9 @@ impl<'a> Report<'a> {
             },
             pid,
             basis: &plan.basis,
-            exit_status: exit_status(judged),
+            fits,
+            conclusion: conclusion(fits, judged),
+            exit_status: fits.exit_status(),
             findings: judged.iter().map(|judged| &judged.finding).collect(),
             estimates,
         }
@@ -90,7 +107,7 @@ impl<'a> Report<'a> {
             _ => String::new(),
         };
         let whose = self.pid.map_or(String::new(), |pid| format!(", process {pid}"));
-        writeln!(out, "{} connections, {}{shards}{whose}", self.connections, self.role)?;
+        writeln!(out, "{}, {}{shards}{whose}", counted(self.connections, "connection"), self.role)?;
         for basis in self.basis {
             writeln!(out, "  with {basis}")?;
         }
@@ -112,7 +129,8 @@ impl<'a> Report<'a> {
         }
         writeln!(out, "\nestimate, without requests and without a network card's share")?;
         for Estimate { what, value, unit, confidence, basis } in self.estimates {
-            writeln!(out, "  {value:>10.2} {unit:<5} {what}: {basis} ({})", confidence.words())?;
+            let value = grouped(format_args!("{value:.2}"));
+            writeln!(out, "  {value:>10} {unit:<5} {what}: {basis} ({})", confidence.words())?;
         }
         let count = |verdict| self.findings.iter().filter(|f| f.verdict == verdict).count();
         writeln!(
@@ -123,7 +141,8 @@ impl<'a> Report<'a> {
             count(Verdict::Note),
             count(Verdict::Ok)
         )?;
-        Ok(())
+        let style = self.fits.style().bold();
+        writeln!(out, "{style}{}{style:#}", self.conclusion)
     }
 }
 
@@ -135,30 +154,100 @@ const fn style(verdict: Verdict) -> Style {
     }
 }
 
-/// What is too small counts before what is unknown, and what only costs something counts for nothing.
-fn exit_status(judged: &[Judged]) -> u8 {
-    let too_small = judged.iter().any(|judged| judged.finding.verdict == Verdict::TooSmall);
-    let unknown = judged.iter().any(|Judged { finding, stakes }| {
-        finding.verdict == Verdict::Unknown && *stakes == Stakes::Holding
-    });
-    match (too_small, unknown) {
-        (true, _) => TOO_SMALL,
-        (false, true) => UNREADABLE,
-        (false, false) => 0,
+impl Fits {
+    /// What is too small counts before what is unknown, and what only costs something counts for nothing.
+    fn of(judged: &[Judged]) -> Self {
+        let too_small = judged.iter().any(|judged| judged.finding.verdict == Verdict::TooSmall);
+        match (too_small, judged.iter().any(is_in_the_dark)) {
+            (true, _) => Self::No,
+            (false, true) => Self::Unknown,
+            (false, false) => Self::Yes,
+        }
+    }
+
+    const fn exit_status(self) -> u8 {
+        match self {
+            Self::Yes => 0,
+            Self::No => TOO_SMALL,
+            Self::Unknown => UNREADABLE,
+        }
+    }
+
+    const fn style(self) -> Style {
+        style(match self {
+            Self::Yes => Verdict::Ok,
+            Self::No => Verdict::TooSmall,
+            Self::Unknown => Verdict::Unknown,
+        })
+    }
+}
+
+/// Whether something that may be too small could not be read.
+fn is_in_the_dark(Judged { finding, stakes }: &Judged) -> bool {
+    finding.verdict == Verdict::Unknown && *stakes == Stakes::Holding
+}
+
+/// Whether it fits, in words, with the first thing to do.
+fn conclusion(fits: Fits, judged: &[Judged]) -> String {
+    let of = |verdict| judged.iter().map(|it| &it.finding).filter(move |it| it.verdict == verdict);
+    let line = |mend: &Mend| format!("{} ({})", mend.line, mend.place.words());
+    match fits {
+        Fits::No => {
+            let checks: Vec<_> = of(Verdict::TooSmall).map(|finding| finding.check).collect();
+            let first = of(Verdict::TooSmall).find_map(|it| Some((it.check, it.mend.first()?)));
+            let mend = first.map_or_else(
+                || {
+                    "no setting mends that: ask for fewer connections, or take a larger machine"
+                        .into()
+                },
+                |(check, mend)| format!("mend {check} first: {}", line(mend)),
+            );
+            format!("it does not fit, too small: {}; {mend}", checks.join(", "))
+        }
+        Fits::Unknown => {
+            let unread = judged.iter().filter(|it| is_in_the_dark(it)).map(|it| &it.finding);
+            let unread: Vec<_> = unread
+                .map(|finding| format!("{} ({})", finding.check, finding.allows.text))
+                .collect();
+            format!("it can't be told whether it fits, unread: {}", unread.join(", "))
+        }
+        Fits::Yes => {
+            // The machine has room; the gateway has to be told to use it.
+            let mut notes = of(Verdict::Note);
+            let key = notes.clone().find(|it| it.check == CONNECTIONS_MAX);
+            let key = key.and_then(|finding| finding.mend.first());
+            let once =
+                key.map_or(String::new(), |mend| format!(", once this is set: {}", line(mend)));
+            let costs = notes.any(|it| it.check != CONNECTIONS_MAX);
+            let costs = if costs { "; the notes say what it costs" } else { "" };
+            format!("it fits{once}{costs}")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::args::{DriverChoice, Question};
     use super::super::checks;
     use super::super::fixture::{Tree, question};
     use super::*;
 
-    fn status(change: impl FnOnce(&mut Tree)) -> u8 {
+    /// How it ends on a machine that is good but for a change: the status, and the last line.
+    fn end(driver: DriverChoice, change: impl FnOnce(&mut Tree)) -> (u8, String) {
         let mut tree = Tree::good();
         change(&mut tree);
         let machine = tree.machine();
-        exit_status(&checks::judge(&machine, &Plan::new(1_000_000, question(), &machine)))
+        let plan = Plan::new(1_000_000, Question { driver, ..question() }, &machine);
+        let judged = checks::judge(&machine, &plan);
+        let report = Report::new(&plan, None, &judged, &[]);
+        let mut text = Vec::new();
+        report.write(&mut anstream::StripStream::new(&mut text)).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        (report.exit_status(), text.lines().last().unwrap().to_owned())
+    }
+
+    fn status(change: impl FnOnce(&mut Tree)) -> u8 {
+        end(DriverChoice::Auto, change).0
     }
 
     #[test]
@@ -173,5 +262,33 @@ mod tests {
             tree.remove("proc/meminfo");
         };
         assert_eq!(status(both), TOO_SMALL);
+    }
+
+    #[test]
+    fn the_last_line_says_whether_it_fits_and_what_to_do_first() {
+        let said = |change: fn(&mut Tree)| end(DriverChoice::Auto, change).1;
+        assert_eq!(said(|_| {}), "it fits");
+        let note = said(|tree| tree.set("proc/sys/net/core/somaxconn", "1"));
+        assert_eq!(note, "it fits; the notes say what it costs");
+        let small = said(|tree| tree.set("proc/sys/fs/file-max", "5"));
+        let mend = "mend file-max first: fs.file-max = 1002496 (sysctl.d)";
+        assert_eq!(small, format!("it does not fit, too small: file-max; {mend}"));
+        let two = said(|tree| {
+            tree.set("proc/meminfo", "MemTotal: 1 kB\nMemAvailable: 1 kB");
+            tree.set("proc/sys/fs/file-max", "5");
+        });
+        assert_eq!(two, format!("it does not fit, too small: file-max, memory; {mend}"));
+        let memory = said(|tree| tree.set("proc/meminfo", "MemTotal: 1 kB\nMemAvailable: 1 kB"));
+        assert!(memory.starts_with("it does not fit, too small: memory; no setting"), "{memory}");
+        let unread = said(|tree| tree.remove("proc/sys/fs/file-max"));
+        assert!(
+            unread.starts_with("it can't be told whether it fits, unread: file-max ("),
+            "{unread}"
+        );
+        // 8 shards with a table each have room, which the gateway uses where it is told to.
+        let (status, epoll) = end(DriverChoice::Epoll, |tree| tree.open_files("1024", "130000"));
+        assert_eq!(status, 0);
+        let key = "limits.connections_max = 1000000 (tidegate)";
+        assert_eq!(epoll, format!("it fits, once this is set: {key}"));
     }
 }

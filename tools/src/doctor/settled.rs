@@ -6,6 +6,7 @@ use super::args::{DriverChoice, Question, Role};
 use super::io_uring_access::{Access, access};
 use super::machine::{Machine, Setting, Subject};
 use super::plan::{Driver, whole};
+use crate::count::counted;
 
 /// The gateway's default `session.heartbeat_interval_ms`.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
@@ -158,11 +159,6 @@ fn port(question: &Question, machine: &Machine) -> (u16, Option<String>) {
         Setting::File(file) => assumed(format!("{file}, which it has read, may name another")),
         Setting::Unknown(unread) => assumed(unread.to_string()),
     }
-}
-
-/// A number of things.
-pub(super) fn counted(count: u64, thing: &str) -> String {
-    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
 #[cfg(test)]

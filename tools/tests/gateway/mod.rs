@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use prost::Message as _;
 use tidegate_protocol::proto::demo::{JoinRoom, RoomMessage, SayInRoom};
@@ -24,10 +26,13 @@ pub(crate) const LATE: i32 = 53;
 /// The room's offset before the gateway was started.
 const FIRST_OFFSET: u64 = 30;
 
-/// What tests ask of the gateway.
+/// What tests ask of the gateway. It ends with its test.
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
-    released: Sender<()>,
+    /// `None`: it is ending.
+    released: Option<Sender<()>>,
+    stopping: Arc<AtomicBool>,
+    serving: Option<JoinHandle<()>>,
 }
 
 /// One room, whatever its name, and what every connection shares.
@@ -42,18 +47,35 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (released, receiver) = mpsc::channel();
-        thread::spawn(move || {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let is_stopping = Arc::clone(&stopping);
+        let serving = thread::spawn(move || {
             let mut served = Served { offset: FIRST_OFFSET, released: receiver };
             for stream in listener.incoming() {
+                if is_stopping.load(Ordering::Acquire) {
+                    return;
+                }
                 served.serve(stream.unwrap());
             }
         });
-        Self { address, released }
+        Self { address, released: Some(released), stopping, serving: Some(serving) }
     }
 
     /// Lets a [`LATE`] request go on.
     pub(crate) fn release(&self) {
-        self.released.send(()).unwrap();
+        self.released.as_ref().unwrap().send(()).unwrap();
+    }
+}
+
+/// The clients have ended by now, and with them what is served.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        self.released = None;
+        // Whoever comes wakes it. It is refused where the thread has ended already.
+        drop(TcpStream::connect(self.address));
+        let ended = self.serving.take().unwrap().join();
+        assert!(ended.is_ok() || thread::panicking(), "the test's gateway panicked: see above");
     }
 }
 
@@ -81,8 +103,10 @@ impl Served {
                     }
                     Incoming::Business { kind: LATE, sequence, .. } => {
                         server::put_answer(&mut out, LATE, sequence, b"");
-                        stream.write_all(&std::mem::take(&mut out)).unwrap();
-                        self.released.recv().unwrap();
+                        let gone = stream.write_all(&std::mem::take(&mut out)).is_err();
+                        if gone || self.released.recv().is_err() {
+                            return;
+                        }
                         waits_for_heartbeat = true;
                     }
                     Incoming::Business { kind, biz_data, sequence } => {
@@ -92,8 +116,7 @@ impl Served {
                 }
             }
             drop(frames);
-            stream.write_all(&out).unwrap();
-            if closes {
+            if stream.write_all(&out).is_err() || closes {
                 return;
             }
         }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::count::grouped;
+
 /// Ticks that an axis aims at; there can be one or two more.
 const TICKS: f64 = 5.0;
 /// Latencies over fewer decades than this have ticks at 2 and 5 too.
@@ -94,7 +96,7 @@ impl Axis {
             .take_while(|tick| *tick <= end * (1.0 + 1e-9))
             .map(|tick| {
                 let suffix = if tick > 0.0 { scale.suffix } else { "" };
-                (tick * scale.divisor, format!("{tick:.digits$}{suffix}"))
+                (tick * scale.divisor, grouped(format_args!("{tick:.digits$}{suffix}")))
             })
             .collect();
         let title = format!("{}{}", name(quantity), scale.unit);
@@ -212,6 +214,7 @@ mod tests {
         assert_eq!(labels(Quantity::Time, &[900.0]), "0 | 5 | 10 | 15");
         assert_eq!(labels(Quantity::Connections, &[2.0]), "0 | 1 | 2");
         assert_eq!(labels(Quantity::Connections, &[15_000.0]), "0 | 5k | 10k | 15k");
+        assert_eq!(labels(Quantity::Rate, &[4_900.0]), "0 | 1,000 | 2,000 | 3,000 | 4,000 | 5,000");
         assert_eq!(labels(Quantity::CpuShare, &[0.37]), "0 | 10 % | 20 % | 30 % | 40 %");
         assert_eq!(labels(Quantity::Memory, &[f64::from(150 << 20)]), "0 | 50 | 100 | 150");
         assert_eq!(

@@ -2,6 +2,8 @@
 
 use serde_json::Number;
 
+use crate::count::grouped;
+
 /// How a number is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bench) enum Unit {
@@ -38,7 +40,7 @@ impl Unit {
 
     /// Writes a number for people.
     pub(super) fn show(self, number: f64) -> String {
-        match self {
+        grouped(match self {
             Self::Share => format!("{:.1} %", number * 100.0),
             Self::Number if number.fract() == 0.0 => format!("{number:.0}"),
             Self::Number => format!("{number:.2}"),
@@ -54,7 +56,7 @@ impl Unit {
                 ..1e5 => format!("{number:.0} B"),
                 _ => format!("{:.1} MiB", number / f64::from(1 << 20)),
             },
-        }
+        })
     }
 }
 
@@ -158,5 +160,16 @@ mod tests {
         assert_eq!(shown(999_960_000.0), "1.0 s");
         assert_eq!(shown(12_340_000_000.0), "12.3 s");
         assert_eq!(shown(-5.0), "-5 ns");
+        assert_eq!(shown(4_321e9), "4,321.0 s");
+    }
+
+    #[test]
+    fn every_thousand_has_a_comma() {
+        assert_eq!(Unit::Number.show(8_000_000.0), "8,000,000");
+        assert_eq!(Unit::Number.show(1_234.5), "1,234.50");
+        assert_eq!(Unit::PerSecond.show(114_285.7), "114,286 /s");
+        assert_eq!(Unit::Bytes.show(-54_321.0), "-54,321 B");
+        assert_eq!(Unit::Bytes.show(4e9), "3,814.7 MiB");
+        assert_eq!(Unit::Share.show(12.345), "1,234.5 %");
     }
 }

@@ -32,13 +32,14 @@ thead th { font-weight: 600; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.part th { padding-left: 1.25rem; }
 td { overflow-wrap: anywhere; }
+td.verdict { overflow-wrap: normal; }
 .better { color: var(--better); font-weight: 600; }
 .worse { color: var(--worse); font-weight: 600; }
 .differs td { font-weight: 600; }
 ul.notes { list-style: none; padding: 0; margin: .75rem 0; }
 ul.notes li { background: var(--note); padding: .4rem .75rem; margin: .25rem 0; border-radius: .25rem; }
-.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 2rem; }
-.sides > div { min-width: 0; }
+.sides { display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.sides > div { flex: 1 1 auto; min-width: 0; max-width: 100%; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; break-inside: avoid; max-width: 35rem; }
 figcaption { font-weight: 600; }

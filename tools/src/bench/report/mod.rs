@@ -180,14 +180,16 @@ fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
 fn parse_new_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let folder = match path.parent() {
-        None => return Err("it names no file".into()),
+        None => return Err("it takes the name of a file".into()),
         Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
         Some(folder) => folder,
     };
     match std::fs::metadata(folder) {
         _ if path.is_dir() => Err("it is a folder; name a file in it".into()),
         Ok(found) if found.is_dir() => Ok(path),
-        Ok(_) => Err(format!("{} is no folder", folder.display())),
-        Err(error) => Err(format!("{}: {error}", folder.display())),
+        Ok(_) => Err(format!("{} is no folder; name a file in one that exists", folder.display())),
+        Err(error) => {
+            Err(format!("{}: {error}; name a file in a folder that exists", folder.display()))
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::chart::{self, Source};
 use super::document::Document;
 use super::html::Page;
+use super::run;
 
 /// Writes it.
 ///
@@ -41,8 +42,9 @@ fn what_was_run(page: &mut Page, document: &Document) {
         page.raw("<td>").text(&value).raw("</td></tr>\n");
     }
     for (name, value) in document.run.options.0.iter().filter(|(name, _)| name != "connect") {
-        page.row_head(&format!("--{name}"));
-        page.raw("<td>").text(value).raw("</td></tr>\n");
+        let option = format!("--{name}");
+        page.row_head(&option);
+        page.raw("<td>").text(&run::for_people(&option, value)).raw("</td></tr>\n");
     }
     page.raw("</table></div>\n");
 }

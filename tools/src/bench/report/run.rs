@@ -9,9 +9,13 @@ use time::format_description::well_known::Rfc3339;
 
 use super::document::Pairs;
 use crate::bench::args::BenchArgs;
+use crate::count::grouped;
 
 /// Options that say where a report goes, not what is run.
 const OUTPUTS: [&str; 3] = ["json", "html", "output"];
+
+/// Options whose numbers are names.
+const NAMES: [&str; 3] = ["--first-user", "--pid", "--type"];
 
 /// What was run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,6 +60,14 @@ impl Run {
     pub(super) fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }
+}
+
+/// An option's value, for people: a number that counts something has a comma for every thousand, and is taken
+/// so, too.
+pub(super) fn for_people(option: &str, value: &str) -> String {
+    let is_count = option.starts_with("--") && !NAMES.contains(&option);
+    let is_whole = value.bytes().all(|byte| byte.is_ascii_digit());
+    if is_count && is_whole { grouped(value) } else { value.to_owned() }
 }
 
 fn kernel() -> String {
@@ -120,10 +132,21 @@ fn long_name(bench: &Command, id: &str) -> String {
     long.unwrap_or(id).to_owned()
 }
 
+/// A value of this type, as one spells it without separators.
+fn number<N: ToString + Clone + Send + Sync + 'static>(
+    matches: &ArgMatches,
+    id: &str,
+) -> Option<String> {
+    matches.try_get_one::<N>(id).ok().flatten().map(N::to_string)
+}
+
 fn value(matches: &ArgMatches, id: &str) -> Option<String> {
     // 100k is no other number than 100000, whichever was typed.
-    if let Ok(Some(number)) = matches.try_get_one::<u32>(id) {
-        return Some(number.to_string());
+    if let Some(number) = number::<u32>(matches, id)
+        .or_else(|| number::<u64>(matches, id))
+        .or_else(|| number::<usize>(matches, id))
+    {
+        return Some(number);
     }
     let values: Vec<_> =
         matches.get_raw(id)?.map(std::ffi::OsStr::to_string_lossy).map(String::from).collect();

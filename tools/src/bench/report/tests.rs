@@ -147,7 +147,8 @@ fn a_page_has_every_figure_with_its_label_and_unit() {
         let row = vec![entry.label.trim().to_owned(), entry.shown()];
         assert!(rows.contains(&row), "{row:?} is not in {rows:?}");
     }
-    for row in [["answers a second", "80000 /s"], ["server memory", "86.8 MiB"], ["--spin", "true"]]
+    for row in
+        [["answers a second", "80,000 /s"], ["server memory", "86.8 MiB"], ["--spin", "true"]]
     {
         assert!(rows.contains(&row.map(String::from).to_vec()), "{row:?} is not in {rows:?}");
     }

@@ -7,8 +7,8 @@ use super::super::machine::{Machine, Reading};
 use super::super::plan::{
     Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
-use super::super::settled::counted;
 use super::{Check, Stakes, unless};
+use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
@@ -83,29 +83,32 @@ fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
         (Role::Gateway, Driver::Epoll) => {
             let enough = Plan::table_room(limit, plan.shards) * plan.shards >= plan.connections;
             let other = plan.fewest_shards(limit).filter(|_| !enough);
-            let other = other.map_or_else(String::new, |shards| format!("; or {shards} shards"));
+            let other = other
+                .map_or_else(String::new, |shards| format!("; or {}", counted(shards, "shard")));
             let shards = counted(plan.shards, "epoll shard");
+            let wanted = grouped(wanted);
             let text = format!("{wanted} in each table, as {shards} can have one each{other}");
             (unless(enough, Verdict::TooSmall), text)
         }
         (Role::Gateway, Driver::Uring) => {
             let (rings, shards) = (plan.rings(Some(limit)), counted(plan.shards, "shard"));
             let (has, plain) = (counted(rings, "ring"), plan.plain_files(rings));
+            let (wanted, under) = (grouped(wanted), grouped(limit));
+            let needed = counted(plain, "plain descriptor");
             let one_each = format!("{wanted} for one ring in each of {shards}");
             if plain > limit {
                 let text = format!(
-                    "{one_each}; with {limit} there would be {has}, which need {plain} plain descriptors \
-                     themselves"
+                    "{one_each}; with {under} there would be {has}, which need {needed} themselves"
                 );
                 (Verdict::TooSmall, text)
             } else if rings > plan.shards && limit < RING_FILES_MAX {
                 let text = format!(
-                    "{one_each}; with {limit} it is {has}: ten in a thread cost about 15 % more CPU time \
+                    "{one_each}; with {under} it is {has}: ten in a thread cost about 15 % more CPU time \
                      than one, fifty 20 %"
                 );
                 (Verdict::Note, text)
             } else {
-                (Verdict::Ok, format!("{has} for {shards}, and {plain} plain descriptors"))
+                (Verdict::Ok, format!("{has} for {shards}, and {needed}"))
             }
         }
     }
@@ -124,8 +127,8 @@ fn fits_bench(plan: &Plan, limit: u64) -> (Verdict, String) {
     let text = format!(
         "{} in each table of its {WORKERS_MAX} workers; or {} of `tide bench`, each with a --first-user of \
          its own",
-        comfortable(plan),
-        workers.div_ceil(WORKERS_MAX)
+        grouped(comfortable(plan)),
+        grouped(workers.div_ceil(WORKERS_MAX))
     );
     (Verdict::TooSmall, text)
 }
@@ -137,8 +140,9 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(Some(Judgement::new(Verdict::Ok, Amount::text("unlimited"), needs)));
     };
     let (verdict, text) = fits(plan, limit);
-    let soft = soft.map_or_else(|| "unlimited".to_owned(), |soft| soft.to_string());
-    let allows = Amount::told(limit, format!("{limit} in each table (soft limit {soft})"));
+    let soft = soft.map_or_else(|| "unlimited".to_owned(), grouped);
+    let allows =
+        Amount::told(limit, format!("{} in each table (soft limit {soft})", grouped(limit)));
     let wanted = comfortable(plan);
     let needs = Amount::told(wanted, text);
     let mut judgement = Judgement::new(verdict, allows, needs)
@@ -173,7 +177,7 @@ fn file_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let wanted = in_use + plan.connections + plan.plain_files(rings) + SPARE_FILES_MACHINE;
     let verdict = unless(most >= wanted, Verdict::TooSmall);
-    let needs = Amount::told(wanted, format!("{wanted}, of which {in_use} are open now"));
+    let needs = Amount::told(wanted, format!("{}, open now: {}", grouped(wanted), grouped(in_use)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
         .mend(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
     Ok(Some(judgement))
@@ -222,7 +226,7 @@ fn mappings(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let rings = plan.rings(limit(machine).unwrap_or(None));
     let wanted = rings * RING_MAPPINGS + SPARE_MAPPINGS;
     let verdict = unless(most >= wanted, Verdict::TooSmall);
-    let needs = Amount::told(wanted, format!("{wanted} for {rings} rings"));
+    let needs = Amount::told(wanted, format!("{} for {}", grouped(wanted), counted(rings, "ring")));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
         .mend(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
     Ok(Some(judgement))
@@ -266,7 +270,7 @@ mod tests {
         // 0.85 * 1024 = 870: 1150 rings, which don't fit under 1024 themselves.
         let too_many = uring(1_000_000, 1, "1024");
         assert_eq!(too_many.verdict, Verdict::TooSmall);
-        assert!(too_many.needs.text.contains("1218 plain descriptors"), "{too_many:?}");
+        assert!(too_many.needs.text.contains("1,218 plain descriptors"), "{too_many:?}");
         assert_eq!(uring(100_000, 1, "1024").verdict, Verdict::Note);
     }
 

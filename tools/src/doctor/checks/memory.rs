@@ -5,6 +5,7 @@ use super::super::finding::{Amount, Judgement, Place, Verdict, bytes_text};
 use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
+use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 3] = [
     Check {
@@ -72,12 +73,15 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let [_, pressure, most] = machine.tcp_mem.clone()?;
     let wanted = plan.connections;
     let verdict = unless(pressure >= wanted, Verdict::Note);
-    let allows =
-        Amount::told(pressure, format!("{pressure} pages before pressure, {most} at most"));
+    let allows = Amount::told(
+        pressure,
+        format!("{} before pressure, {} at most", counted(pressure, "page"), grouped(most)),
+    );
     let needs = Amount::told(
         wanted,
         format!(
-            "{wanted} pages when everybody has something unacknowledged, as after a push to all"
+            "{} when everybody has something unacknowledged, as after a push to all",
+            counted(wanted, "page")
         ),
     );
     let judgement = Judgement::new(verdict, allows, needs);

@@ -10,6 +10,8 @@ mod processors;
 mod tables;
 mod waiting;
 
+pub(super) use places::CONNECTIONS_MAX;
+
 use super::finding::{Amount, Finding, Judgement, Verdict};
 use super::machine::{Machine, Reading};
 use super::plan::Plan;

@@ -6,9 +6,13 @@ use super::super::machine::{Machine, Reading, Setting};
 use super::super::plan::{Driver, Plan};
 use super::descriptors::limit;
 use super::{Check, Stakes, unless};
+use crate::count::grouped;
+
+/// The check that finds a key which has to be set, on a machine that has room.
+pub(in crate::doctor) const CONNECTIONS_MAX: &str = "connections-max";
 
 pub(super) const CHECKS: [Check; 1] = [Check {
-    name: "connections-max",
+    name: CONNECTIONS_MAX,
     stakes: Stakes::Holding,
     why: "The gateway stops accepting at limits.connections_max. At its default, 0, a gateway on epoll \
           holds what one table of descriptors allows, and only a larger number has each shard take a \
@@ -78,15 +82,15 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
         None => (0, Verdict::Note, "its default".to_owned()),
     };
     let (most, text, (place, line)) = if set > 0 {
-        (set, format!("{set} ({whose})"), more_places(plan))
+        (set, format!("{} ({whose})", grouped(set)), more_places(plan))
     } else {
         let (most, why, mend) = connections_by_default(machine, plan)?;
         let to_be_set = plan.connections_max.is_none() && most < plan.connections;
         let end = if to_be_set { "; it has to be set" } else { "" };
-        (most, format!("{most} at 0 ({whose}): {why}{end}"), mend)
+        (most, format!("{} at 0 ({whose}): {why}{end}", grouped(most)), mend)
     };
     let wanted = plan.connections;
-    let needs = Amount::told(wanted, format!("{wanted} or more"));
+    let needs = Amount::told(wanted, format!("{} or more", grouped(wanted)));
     let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
     Ok(Some(judgement.mend(place, line)))
 }

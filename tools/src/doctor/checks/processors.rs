@@ -5,6 +5,7 @@ use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::machine::{Machine, Reading};
 use super::super::plan::{Plan, WORKERS_MAX};
 use super::{Check, Stakes, unless};
+use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
@@ -72,7 +73,8 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let needs = Amount {
         value: Some(whole(wanted.ceil())),
         text: format!(
-            "at least {wanted:.2} CPUs for heartbeats and pushes, requests not counted (see the estimate)"
+            "at least {} CPUs for heartbeats and pushes, requests not counted (see the estimate)",
+            grouped(format_args!("{wanted:.2}"))
         ),
     };
     let judgement = Judgement::new(verdict, allows, needs);
@@ -95,8 +97,9 @@ fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let cpus = whole(machine.cpus()?).max(1);
-    let needs = Amount::told(plan.shards, format!("{} shards", plan.shards));
-    let allows = Amount::told(cpus, format!("{cpus} whole CPUs by affinity and quota"));
+    let needs = Amount::told(plan.shards, counted(plan.shards, "shard"));
+    let allows =
+        Amount::told(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
     let judgement = Judgement::new(unless(plan.shards <= cpus, Verdict::Note), allows, needs);
     Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {cpus}"))))
 }
@@ -143,7 +146,8 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let least = known.min_by_key(|(bound, ..)| *bound);
     let (bound, name, place, line) = least.expect("two of the bounds are always there");
     let verdict = unless(bound >= wanted, Verdict::TooSmall);
-    let allows = Amount::told(bound, format!("{bound} ({name}, the least of its bounds)"));
+    let allows =
+        Amount::told(bound, format!("{} ({name}, the least of its bounds)", grouped(bound)));
     let judgement = Judgement::new(verdict, allows, Amount::number(wanted));
     Ok(Some(judgement.mend(place, line)))
 }
@@ -154,7 +158,8 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     }
     let interfaces = machine.network.interfaces.clone()?;
     let cpus = whole(machine.cpus()?).max(1);
-    let wanted = Amount::told(cpus, format!("{cpus} queues, one for each CPU, or RPS"));
+    let wanted =
+        Amount::told(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
     let fewest = interfaces
         .iter()
         .filter(|interface| interface.spread_queues < interface.receive_queues)

@@ -4,6 +4,7 @@ use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::machine::{Machine, Owner, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
+use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 2] = [
     Check {
@@ -33,11 +34,16 @@ fn established_hash(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>
     };
     let chain = plan.connections.div_ceil(table.buckets.max(1));
     let verdict = unless(plan.connections <= table.buckets, Verdict::Note);
-    let allows = Amount::told(table.buckets, format!("{} buckets{shared}", table.buckets));
+    let allows =
+        Amount::told(table.buckets, format!("{}{shared}", counted(table.buckets, "bucket")));
     let wanted = plan.connections.next_power_of_two();
     let needs = Amount::told(
         plan.connections,
-        format!("{} sockets: up to {chain} a bucket on average", plan.connections),
+        format!(
+            "{}: up to {} a bucket on average",
+            counted(plan.connections, "socket"),
+            grouped(chain)
+        ),
     );
     let line = format!("thash_entries={wanted}");
     let judgement = Judgement::new(verdict, allows, needs).mend(Place::Boot, line);
@@ -69,9 +75,9 @@ fn conntrack(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let enough = most == 0 || most >= wanted;
     let active = if count == 0 { "nothing tracked now" } else { "active" };
     let less = if count == 0 { Verdict::Note } else { Verdict::TooSmall };
-    let most_text = if most == 0 { "no limit".to_owned() } else { most.to_string() };
-    let allows = Amount::told(most, format!("{most_text}, {active} ({count} entries)"));
-    let needs = Amount::told(wanted, format!("{wanted} if the connections are tracked"));
+    let most_text = if most == 0 { "no limit".to_owned() } else { grouped(most) };
+    let allows = Amount::told(most, format!("{most_text}, {active} ({})", counted(count, "entry")));
+    let needs = Amount::told(wanted, format!("{} if the connections are tracked", grouped(wanted)));
     let port = plan.port;
     let judgement = Judgement::new(unless(enough, less), allows, needs)
         .mend(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))

@@ -6,6 +6,7 @@ use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
 use crate::bench;
+use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
@@ -61,7 +62,7 @@ fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     // No more can wait than there are.
     let wanted = BACKLOG.min(plan.connections);
     let verdict = unless(most >= wanted, Verdict::Note);
-    let needs = Amount::told(wanted, format!("{wanted} for each shard's listener"));
+    let needs = Amount::told(wanted, format!("{} for each shard's listener", grouped(wanted)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs);
     Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.somaxconn = {BACKLOG}"))))
 }
@@ -73,11 +74,13 @@ fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (cookies, most) =
         (machine.network.syncookies.clone()?, machine.network.syn_backlog_max.clone()?);
     if cookies > 0 {
-        let allows =
-            Amount::told(most, format!("{most}, not consulted: tcp_syncookies is {cookies}"));
+        let allows = Amount::told(
+            most,
+            format!("{}, not consulted: tcp_syncookies is {cookies}", grouped(most)),
+        );
         return Ok(Some(Judgement::new(Verdict::Ok, allows, Amount::text("SYN cookies"))));
     }
-    let allows = Amount::told(most, format!("{most}, and tcp_syncookies is 0"));
+    let allows = Amount::told(most, format!("{}, and tcp_syncookies is 0", grouped(most)));
     let needs = Amount::text("SYN cookies");
     let judgement = Judgement::new(Verdict::Note, allows, needs);
     Ok(Some(judgement.mend(Place::Sysctl, "net.ipv4.tcp_syncookies = 1")))
@@ -120,15 +123,20 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let allows = Amount::told(
         most,
         format!(
-            "{most}: ports {first} to {last}, {ports} free, times {pairs} pairs of addresses{whose}"
+            "{}: ports {first} to {last}, {} free, times {} of addresses{whose}",
+            grouped(most),
+            grouped(ports),
+            counted(pairs, "pair")
         ),
     );
     let needs = Amount::told(
         plan.connections,
         format!(
-            "{} ports: {wanted_pairs} source addresses to one gateway address, {fast_pairs} for fast \
-             connects ({FAST_PER_PAIR} each)",
-            plan.connections
+            "{}: {} to one gateway address, {} for fast connects ({} each)",
+            counted(plan.connections, "port"),
+            counted(wanted_pairs, "source address"),
+            grouped(fast_pairs),
+            grouped(FAST_PER_PAIR)
         ),
     );
     let mut judgement = Judgement::new(verdict, allows, needs);
@@ -166,8 +174,10 @@ fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let most = machine.orphans_max.clone()?;
     let wanted = plan.connections;
-    let needs =
-        Amount::told(wanted, format!("{wanted} if all are closed at once and none answers"));
+    let needs = Amount::told(
+        wanted,
+        format!("{} if all are closed at once and none answers", grouped(wanted)),
+    );
     let judgement =
         Judgement::new(unless(most >= wanted, Verdict::Note), Amount::number(most), needs);
     Ok(Some(judgement.mend(Place::Sysctl, format!("net.ipv4.tcp_max_orphans = {wanted}"))))

@@ -2,6 +2,7 @@
 
 use super::super::document::Document;
 use super::super::figure::{Direction, Entry, Unit};
+use super::super::run;
 
 /// What differs by less is called the same in words and colours; ratios are exact.
 const SAME_WITHIN: f64 = 0.01;
@@ -14,7 +15,7 @@ pub(super) enum Change {
     Same,
     /// It has no direction: a count is neither good nor bad.
     Neutral,
-    /// One run does not know it, or it has no ratio.
+    /// It can't be compared: one run does not know it, or has it at 0 or below.
     Unknown,
 }
 
@@ -28,7 +29,7 @@ pub(super) struct Row {
     pub(super) unit: Unit,
     pub(super) a: Option<f64>,
     pub(super) b: Option<f64>,
-    /// B/A, where A is above 0 and B not below; 1 where both are 0.
+    /// B/A, where both can be compared.
     pub(super) ratio: Option<f64>,
     pub(super) direction: Option<Direction>,
     pub(super) change: Change,
@@ -79,15 +80,11 @@ impl Row {
         let name = documents.into_iter().find_map(|document| whole_name(document, key))?;
         let (a, b) = (a.and_then(Entry::value), b.and_then(Entry::value));
         let direction = Direction::of(key, unit);
-        let ratio = match (a, b) {
-            (Some(0.0), Some(0.0)) => Some(1.0),
-            (Some(a), Some(b)) if a > 0.0 && b >= 0.0 => Some(b / a),
-            _ => None,
-        };
+        let ratio = a.zip(b).and_then(|(a, b)| ratio(a, b, direction));
         let (key, change) = (key.into(), Change::Unknown);
         let mut row = Self { key, label, name, unit, a, b, ratio, direction, change };
         row.change = match (row.worse_by(), direction) {
-            (_, None) if ratio.is_some() => Change::Neutral,
+            (_, None) if a.is_some() && b.is_some() => Change::Neutral,
             (Some(factor), _) if factor > 1.0 + SAME_WITHIN => Change::Worse,
             (Some(factor), _) if factor < 1.0 - SAME_WITHIN => Change::Better,
             (Some(_), _) => Change::Same,
@@ -101,19 +98,19 @@ impl Row {
         [&self.key[..], &self.name, self.label.trim()].contains(&name)
     }
 
+    /// Whether it can be said to have got better or worse.
+    pub(super) fn is_judged(&self) -> bool {
+        self.worse_by().is_some()
+    }
+
     /// The factor by which it got worse; below 1 it got better. None where that can't be said.
     fn worse_by(&self) -> Option<f64> {
-        let (a, b) = (self.a?, self.b?);
-        let (good, bad) = match self.direction? {
-            Direction::LowerIsBetter => (a, b),
-            Direction::HigherIsBetter => (b, a),
-        };
-        match (good, bad) {
-            _ if good < 0.0 || bad < 0.0 => None,
-            (0.0, 0.0) => Some(1.0),
-            // From nothing to something: worse than any factor, and a division by 0 says so.
-            _ => Some(bad / good),
-        }
+        let ratio = self.ratio?;
+        Some(match self.direction? {
+            Direction::LowerIsBetter => ratio,
+            // A rate that came to nothing is worse by any factor, and the division by 0 says so.
+            Direction::HigherIsBetter => 1.0 / ratio,
+        })
     }
 }
 
@@ -143,7 +140,10 @@ impl<'a> Comparison<'a> {
 
     /// What a reader of the figures has to know before.
     pub(super) fn notes(&self) -> Vec<String> {
-        let differs = |it: &Differing| format!("{} differs: {} in A, {} in B", it.what, it.a, it.b);
+        let differs = |it: &Differing| {
+            let [a, b] = [&it.a, &it.b].map(|value| run::for_people(&it.what, value));
+            format!("{} differs: {a} in A, {b} in B", it.what)
+        };
         let mut notes: Vec<_> = self.differing.iter().map(differs).collect();
         for (name, document) in ["A", "B"].into_iter().zip(self.documents) {
             notes.extend(document.warnings.iter().map(|warning| format!("{name}: {warning}")));
@@ -154,12 +154,26 @@ impl<'a> Comparison<'a> {
                 self.rows.iter().filter(unjudged).map(|row| &row.name[..]).collect();
             if !names.is_empty() {
                 notes.push(format!(
-                    "not judged, as a run has no such figure or one below 0: {}",
+                    "not judged, as a run has no such figure, or one of 0 or below: {}",
                     names.join(", ")
                 ));
             }
         }
         notes
+    }
+}
+
+/// B/A, where that says anything. A time or a size of 0 was not measured, so that going there is no gain, and
+/// coming from there no loss. A rate may have come to nothing; one that was nothing has no ratio.
+fn ratio(a: f64, b: f64, direction: Option<Direction>) -> Option<f64> {
+    let can_be = |value: f64, least_is_0: bool| {
+        value.is_finite() && (value > 0.0 || (least_is_0 && value == 0.0))
+    };
+    let b_may_be_0 = direction != Some(Direction::LowerIsBetter);
+    match (a, b) {
+        (0.0, 0.0) if direction.is_none() => Some(1.0),
+        _ if can_be(a, false) && can_be(b, b_may_be_0) => Some(b / a),
+        _ => None,
     }
 }
 

@@ -30,7 +30,7 @@ const TROUBLE: u8 = 2;
 /// Puts two reports of one scenario side by side.
 ///
 /// Exit codes: 0, compared; 1, a figure got worse by more than --fail-above; 2, they can't be compared, as
-/// where one is of another scenario.
+/// where one is of another scenario, or --fail-above could judge nothing, or not what --only names.
 #[derive(Debug, clap::Args)]
 pub(in crate::bench) struct CompareArgs {
     /// The report to start from.
@@ -110,7 +110,25 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
     if let Some(path) = &args.html {
         write_file(path, &page::page(&comparison)?)?;
     }
+    if args.fail_above.is_some() && comparison.failed.is_empty() {
+        demand_judgement(&comparison, &args.only)?;
+    }
     Ok(comparison.failed_names())
+}
+
+/// A gate that judged nothing, or not what it was to judge, has not been passed.
+fn demand_judgement(comparison: &Comparison<'_>, only: &[String]) -> anyhow::Result<()> {
+    let unjudged = comparison.rows.iter().filter(|row| !row.is_judged());
+    let names: Vec<_> = unjudged.map(|row| &row.name[..]).collect();
+    let is_passed =
+        if only.is_empty() { names.len() < comparison.rows.len() } else { names.is_empty() };
+    ensure!(
+        is_passed,
+        "--fail-above can't judge {}: it takes a figure that gets better or worse, as a time or a rate does, and \
+         is above 0 in both reports",
+        names.join(", ")
+    );
+    Ok(())
 }
 
 /// What is typed to run a scenario.
@@ -119,9 +137,6 @@ fn command(scenario: &str) -> &str {
 }
 
 fn parse_factor(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(factor) if factor >= 1.0 && f64::is_finite(factor) => Ok(factor),
-        Ok(_) => Err("a factor is 1 or more; 1.10 allows a tenth".into()),
-        Err(_) => Err("it is no number".into()),
-    }
+    let factor = text.parse().ok().filter(|factor| *factor >= 1.0 && f64::is_finite(*factor));
+    factor.ok_or_else(|| "a factor is a number of 1 or more; 1.10 allows a tenth".into())
 }

@@ -21,10 +21,11 @@ impl Row {
         self.ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"))
     }
 
-    /// What to say of the change: nothing, where nobody can say whether it is good.
+    /// What to say of the change: nothing of a count, which is neither good nor bad.
     pub(super) fn verdict(&self) -> &'static str {
         match self.change {
-            Change::Neutral | Change::Unknown => "",
+            Change::Neutral => "",
+            Change::Unknown => "not comparable",
             change => change.name(),
         }
     }

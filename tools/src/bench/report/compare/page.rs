@@ -2,6 +2,7 @@
 
 use super::super::chart::{self, Source};
 use super::super::html::Page;
+use super::super::run;
 use super::difference::{Change, Comparison};
 
 /// Writes it.
@@ -63,8 +64,12 @@ fn what_was_run(page: &mut Page, comparison: &Comparison<'_>) {
     }
     let only_b = b.run.options.0.iter().filter(|(name, _)| a.run.option(name).is_none());
     for (name, _) in a.run.options.0.iter().chain(only_b) {
-        let [of_a, of_b] = [a, b].map(|run| run.run.option(name).unwrap_or("not given"));
-        line(page, &format!("--{name}"), of_a, of_b);
+        let option = format!("--{name}");
+        let [of_a, of_b] = [a, b].map(|document| {
+            let value = document.run.option(name).unwrap_or("not given");
+            run::for_people(&option, value)
+        });
+        line(page, &option, &of_a, &of_b);
     }
     page.raw("</tbody></table></div>\n");
 }

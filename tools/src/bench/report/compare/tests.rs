@@ -54,13 +54,41 @@ fn a_factor_is_allowed_up_to_itself() {
 }
 
 #[test]
-fn zeros_and_what_is_below_have_no_ratio_and_are_judged_where_they_can_be() {
-    assert_eq!(change("x_ns", Unit::Nanos, 0.0, 0.0), (Some(1.0), Change::Same, false));
-    assert_eq!(change("x_ns", Unit::Nanos, 0.0, 5.0), (None, Change::Worse, true));
-    assert_eq!(change("x_rate", Unit::PerSecond, 5.0, 0.0), (Some(0.0), Change::Worse, true));
-    assert_eq!(change("x_rate", Unit::PerSecond, 0.0, 5.0), (None, Change::Better, false));
-    assert_eq!(change("x_bytes", Unit::Bytes, -5.0, 5.0), (None, Change::Unknown, false));
-    assert_eq!(change("x_ns", Unit::Nanos, f64::NAN, 5.0), (None, Change::Unknown, false));
+fn what_was_not_measured_is_neither_better_nor_worse() {
+    let unknown = (None, Change::Unknown, false);
+    for unit in [Unit::Nanos, Unit::Bytes, Unit::PerSecond] {
+        for nothing in [0.0, -0.0, -5.0, f64::NAN, f64::INFINITY] {
+            let is_rate = unit == Unit::PerSecond;
+            assert_eq!(change("x", unit, nothing, 5.0), unknown, "{unit:?} {nothing} to 5");
+            assert_eq!(change("x", unit, nothing, nothing), unknown, "{unit:?} {nothing} twice");
+            if !(is_rate && nothing == 0.0) {
+                assert_eq!(change("x", unit, 5.0, nothing), unknown, "{unit:?} 5 to {nothing}");
+            }
+        }
+        assert_eq!(change("x", unit, 5.0, 5.0), (Some(1.0), Change::Same, false));
+    }
+    // What comes a second may really have come to nothing.
+    assert_eq!(change("x", Unit::PerSecond, 5.0, 0.0), (Some(0.0), Change::Worse, true));
+    assert_eq!(change("x", Unit::Number, 0.0, 3.0), (None, Change::Neutral, false));
+    assert_eq!(change("x", Unit::Number, 0.0, 0.0), (Some(1.0), Change::Neutral, false));
+}
+
+#[test]
+fn what_can_not_be_compared_says_so_and_is_no_gain_to_the_eye() {
+    let one = |value: f64| {
+        let mut report = report("", 1.0, Vec::new());
+        report.add("x_ns", "a time", value, Unit::Nanos);
+        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).asked)
+    };
+    let (a, b) = (one(5.0), one(0.0));
+    let comparison = Comparison::of(names(), [&a, &b]);
+    let mut table = Vec::new();
+    output::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    let line = table.lines().find(|line| line.contains("a time")).unwrap();
+    assert!(line.ends_with("-  not comparable"), "{table}");
+    let html = page::page(&comparison).unwrap();
+    assert!(html.contains("<td class=\"verdict\">not comparable</td>"), "{html}");
 }
 
 #[test]
@@ -203,4 +231,32 @@ fn what_one_run_does_not_know_is_said() {
     b.series.clear();
     let html = page::page(&Comparison::of(names(), [&a, &b])).unwrap();
     assert!(html.contains("<li>B: Connections: no samples were taken.</li>"), "{html}");
+}
+
+/// A browser lays out as the style sheet says: a word that stands for a judgement is never broken, and the two
+/// tables are beside each other only where both have the width that they want.
+#[test]
+fn no_verdict_is_cut_however_wide_the_page_is() {
+    let (a, b) = (made(1.0, &[]), made(1.3, &[]));
+    let html = page::page(&Comparison::of(names(), [&a, &b])).unwrap();
+    let xml = parse(&html);
+    let style = text(xml.descendants().find(|it| it.tag_name().name() == "style").unwrap());
+    let rule = |selector: &str| {
+        let start =
+            style.find(&format!("\n{selector} {{")).unwrap_or_else(|| panic!("no {selector}"));
+        style[start..].split_once('}').unwrap().0.to_owned()
+    };
+    assert!(rule("td.verdict").contains("overflow-wrap: normal"));
+    assert!(rule("td.number, th.number").contains("white-space: nowrap"));
+    assert!(rule(".sides").contains("display: flex; flex-wrap: wrap"));
+    assert!(rule(".sides > div").contains("flex: 1 1 auto"));
+    let classes =
+        |node: roxmltree::Node<'_, '_>| node.attribute("class").unwrap_or_default().to_owned();
+    let figures = xml.descendants().find(|it| it.tag_name().name() == "table").unwrap();
+    let cells: Vec<_> =
+        figures.descendants().filter(|it| it.tag_name().name() == "td").map(classes).collect();
+    assert!(cells.len() >= 4 * 15);
+    for class in &cells {
+        assert!(class.starts_with("number") || class.starts_with("verdict"), "{cells:?}");
+    }
 }
