@@ -139,3 +139,27 @@ fn wrong_arguments_are_named() {
     assert!(wrong(&["a.json", "b.json", "--html", "no/such.html"]).contains("no/such.html"));
     assert!(wrong(&["a.json"]).contains("B.json"));
 }
+
+/// A gate is not passed where nothing was measured.
+#[test]
+fn a_figure_of_0_is_not_better_and_passes_no_gate() {
+    let folder = reports();
+    let nothing = report(0.0, &json!({ "depth": "8" })).to_string();
+    fs::write(folder.path().join("0.json"), nothing).unwrap();
+    for [a, b] in [["a.json", "0.json"], ["0.json", "a.json"], ["0.json", "0.json"]] {
+        let output = compare(folder.path(), &[a, b]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let said = stdout(&output);
+        let cpu = said.lines().find(|line| line.contains("server CPU")).unwrap();
+        assert!(cpu.ends_with("-  not comparable"), "{said}");
+
+        let gate = ["--only", "server CPU", "--fail-above", "1.1"];
+        let output = compare(folder.path(), &[&[a, b][..], &gate].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+        assert!(stderr(&output).contains("can't judge server CPU"), "{}", stderr(&output));
+    }
+    // The rates can be judged: the table says what was not.
+    let output = compare(folder.path(), &["a.json", "0.json", "--fail-above", "1.1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("note: not judged"), "{}", stdout(&output));
+}

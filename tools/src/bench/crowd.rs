@@ -74,7 +74,7 @@ impl Crowd {
         }
         if let Some(since) = self.sessions.waits_since()
             && let Some(remark) = course.entrance.look(since, self.patience_ns, now, |up| {
-                format!("{} of {} are up", grouped(up), counted(share.total, "connection"))
+                format!("up are {} of {}", grouped(up), counted(share.total, "connection"))
             })?
         {
             course.remark(remark);

@@ -133,7 +133,7 @@ impl Turnover {
             return Ok(());
         }
         let total = grouped(seat.share.total);
-        let standing = |up| format!("{} have been in all, and {total} try at a time", grouped(up));
+        let standing = |up| format!("let in so far: {}, and {total} try at a time", grouped(up));
         if let Some(remark) = entrance.look(self.waits_since, self.patience_ns, now, standing)? {
             seat.course.remark(remark);
         }

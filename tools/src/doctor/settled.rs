@@ -96,7 +96,7 @@ fn shards(question: &Question, machine: &Machine) -> (u64, Option<String>) {
         return (shards, None);
     }
     if let Some(shards) = running_shards(machine) {
-        return (shards, Some(format!("{}, which run", counted(shards, "shard"))));
+        return (shards, Some(format!("{}, running", counted(shards, "shard"))));
     }
     let (cpus, whose) = match machine.cpus() {
         Ok(cpus) => (whole(cpus).max(1), "one for each CPU"),
@@ -208,7 +208,7 @@ mod tests {
         );
         let file = running(&["shard-0"], "tidegate --config t.toml");
         let said = Settled::of(&question(), &file).basis.join("\n");
-        assert!(said.contains("1 shard, which run"), "{said}");
+        assert!(said.contains("1 shard, running"), "{said}");
         assert!(said.contains("t.toml, which it has read, may name another"), "{said}");
     }
 
