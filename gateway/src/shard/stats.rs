@@ -116,6 +116,12 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Calls by the time from a request's receipt to its answer: a Prometheus histogram's buckets.",
     ),
     ("tidegate_call_duration_seconds_count", "backend", "Calls whose duration is in the buckets."),
+    ("tidegate_silent_shards", "", "Shards that have not answered for 5 s: they hang."),
+    (
+        "tidegate_operator_connections_cut_total",
+        "cause",
+        "Operators' connections that the gateway ended, by cause.",
+    ),
 ];
 
 /// Upper bounds of the call durations that are told apart, in milliseconds; above the last is infinity.

@@ -1,0 +1,290 @@
+//! Who is connected: so many connections at once, none for long without a request, and a place for whoever
+//! comes next.
+//!
+//! Descriptors are what a gateway has least of: whoever leaves connections to this server open must not take
+//! them from clients, nor lock the other operators out. So there are [`CONNECTIONS_MAX`] places. When all are
+//! taken, a newcomer gets the place of the connection that came first among those that have not shown the
+//! token; [`PROVEN_MAX`] of those that have keep theirs. A newcomer whose request is there is answered before
+//! the next one comes, so a crowd that does nothing, or connects over and over, makes nobody wait.
+
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use metrics::counter;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::{select, task, time};
+
+use super::stream::Stream;
+
+/// Connections at most, beside one that waits for the place that was taken from another: half of the
+/// descriptors that the gateway keeps for other things than clients. More wait in the kernel's accept queue.
+const CONNECTIONS_MAX: usize = 32;
+
+/// Connections that have shown the token and keep their place. The places that are left go round.
+const PROVEN_MAX: usize = 24;
+
+/// How long a request's head may take to come, from when the connection waits for it. So it is also how
+/// long a connection may be silent, before its first request and between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head. Longer: 431.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Lines of a request's head. More: 431.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes that are read ahead of a connection's requests, and that its answers are cut to.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long accepting waits after the system had no descriptor for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the gateway ended a connection: the label of [`CUT`].
+const CAUSES: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
+
+/// Counts connections that the gateway ended.
+const CUT: &str = "tidegate_operator_connections_cut_total";
+
+fn count(cause: &'static str) {
+    counter!(CUT, "cause" => cause).increment(1);
+}
+
+/// The connections there are.
+#[derive(Default)]
+pub(super) struct Places {
+    open: Mutex<Vec<Open>>,
+    freed: Notify,
+}
+
+/// One connection.
+struct Open {
+    /// Newer ones have higher numbers.
+    number: u64,
+    /// It has shown the token, and keeps its place.
+    proven: bool,
+    /// Requests that are being answered.
+    under_way: usize,
+    /// Ends it. `None`: it was told.
+    cut: Option<oneshot::Sender<()>>,
+}
+
+/// A connection's name. The place is free again when the connection's task has ended: see [`Taken`].
+#[derive(Clone)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    number: u64,
+}
+
+/// A place that is taken until this is dropped.
+struct Taken(Place);
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place, from another connection where none is free.
+    async fn take(self: &Arc<Self>, number: u64) -> (Taken, oneshot::Receiver<()>) {
+        loop {
+            {
+                let mut open = self.lock();
+                if open.len() < CONNECTIONS_MAX {
+                    let (cut, is_cut) = oneshot::channel();
+                    open.push(Open { number, proven: false, under_way: 0, cut: Some(cut) });
+                    let places = Arc::clone(self);
+                    return (Taken(Place { places, number }), is_cut);
+                }
+                evict(&mut open);
+            }
+            self.freed.notified().await;
+        }
+    }
+
+    /// Ends a connection to have its descriptor.
+    fn make_room(&self) {
+        evict(&mut self.lock());
+    }
+
+    /// Waits until nobody is connected.
+    async fn all_gone(&self) {
+        while !self.lock().is_empty() {
+            self.freed.notified().await;
+        }
+    }
+}
+
+/// Ends the connection that came first among those that have not shown the token. Does nothing while one that
+/// was told to go is still there.
+fn evict(open: &mut [Open]) {
+    if open.iter().any(|connection| connection.cut.is_none()) {
+        return;
+    }
+    let unproven = open.iter_mut().filter(|connection| !connection.proven);
+    let oldest = unproven.min_by_key(|connection| connection.number);
+    if let Some(cut) = oldest.and_then(|oldest| oldest.cut.take()) {
+        // Its task has ended by itself when this fails.
+        let _ = cut.send(());
+    }
+}
+
+impl Place {
+    /// The connection has shown the token. It keeps its place, if need be instead of the one among the others
+    /// that came first and does nothing now.
+    pub(super) fn prove(&self) {
+        let mut open = self.places.lock();
+        if open.iter().filter(|connection| connection.proven).count() >= PROVEN_MAX {
+            let idle = open.iter_mut().filter(|other| other.proven && other.under_way == 0);
+            let Some(idle) = idle.min_by_key(|other| other.number) else { return };
+            idle.proven = false;
+        }
+        if let Some(this) = open.iter_mut().find(|connection| connection.number == self.number) {
+            this.proven = true;
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Open)) {
+        let mut open = self.places.lock();
+        if let Some(this) = open.iter_mut().find(|connection| connection.number == self.number) {
+            change(this);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let Place { places, number } = &self.0;
+        places.lock().retain(|connection| connection.number != *number);
+        places.freed.notify_one();
+    }
+}
+
+/// Accepts and serves connections until it is told to stop, and then ends them: who has a request under way
+/// gets its answer, if it comes within `grace`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stopped: oneshot::Receiver<()>,
+    grace: Duration,
+) {
+    CAUSES.iter().for_each(|&cause| counter!(CUT, "cause" => cause).increment(0));
+    let places = Arc::<Places>::default();
+    let (drain, draining) = watch::channel(());
+    let accepting = {
+        let places = Arc::clone(&places);
+        task::spawn(async move { accept(&listener, &places, &router, &draining).await })
+    };
+    // Its sender is dropped, or sends.
+    drop(stopped.await);
+    accepting.abort();
+    // The listener is gone with it: nobody else is let in.
+    drop(accepting.await);
+    drop(drain);
+    drop(time::timeout(grace, places.all_gone()).await);
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Places>,
+    router: &Router,
+    draining: &watch::Receiver<()>,
+) {
+    for number in 0.. {
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
+                // One that was gone before it was accepted is no reason to wait.
+                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, "can't accept an operator's connection");
+                    places.make_room();
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        };
+        let (taken, cut) = places.take(number).await;
+        task::spawn(serve_one(stream, taken, cut, router.clone(), draining.clone()));
+        // It runs, and the kernel is asked for its bytes, before the next one comes and may take its place.
+        task::yield_now().await;
+    }
+}
+
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+async fn serve_one(
+    stream: TcpStream,
+    taken: Taken,
+    cut: oneshot::Receiver<()>,
+    router: Router,
+    mut draining: watch::Receiver<()>,
+) {
+    let place = taken.0.clone();
+    let router = TowerToHyperService::new(router);
+    let (served, is_served) = watch::channel(false);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(place.clone());
+        place.update(|open| open.under_way += 1);
+        let (answer, place, served) = (router.call(request), place.clone(), served.clone());
+        async move {
+            let answer = answer.await;
+            place.update(|open| open.under_way -= 1);
+            served.send_replace(true);
+            answer
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        // Who has nothing more to send may still wait for the answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(Stream::new(stream)), service);
+    let mut connection = pin!(connection);
+    let mut drains = false;
+    let ended = {
+        let mut cut = pin!(cut);
+        loop {
+            select! {
+                ended = connection.as_mut() => break ended,
+                _ = cut.as_mut() => return count("evicted"),
+                // Its sender says nothing: it is dropped.
+                _ = draining.changed(), if !drains => {
+                    drains = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    };
+    if let Err(error) = ended
+        && let Some(cause) = cause_of(&error, *is_served.borrow())
+    {
+        count(cause);
+    }
+}
+
+/// Why a connection was ended. `None`: its peer did, or the network.
+fn cause_of(error: &hyper::Error, served: bool) -> Option<&'static str> {
+    let timed_out = || {
+        let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
+        (source.kind() == io::ErrorKind::TimedOut).then_some("write_timeout")
+    };
+    match error {
+        _ if error.is_timeout() => Some(if served { "idle" } else { "head_timeout" }),
+        _ if error.is_parse() => Some("malformed"),
+        _ => timed_out(),
+    }
+}
