@@ -262,10 +262,7 @@ impl Gateway {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "name the command: gateway.report_to(report).push_user(...)"]
-    pub fn report_to(
-        &self,
-        report: impl FnOnce(CommandOutcome) + Send + 'static,
-    ) -> Reporting<'_> {
+    pub fn report_to(&self, report: impl FnOnce(CommandOutcome) + Send + 'static) -> Reporting<'_> {
         Reporting { gateway: self, report: Box::new(report) }
     }
 

@@ -108,7 +108,10 @@ impl Pulse {
 
     /// Looks who has answered, and asks them again.
     pub fn look(&mut self) {
-        let now = Instant::now();
+        self.look_at(Instant::now());
+    }
+
+    fn look_at(&mut self, now: Instant) {
         let since = now.saturating_duration_since(self.looked_at).min(LOOK_MAX);
         self.looked_at = now;
         for (shard, asked) in (0..).zip(&mut self.shards) {
@@ -136,9 +139,10 @@ impl Pulse {
 
     /// The shards that hang, as of the last look.
     pub fn silent(&self) -> impl Iterator<Item = Silence> {
-        (0..).zip(&self.shards).filter(|(_, asked)| asked.silence > SILENCE_MAX).map(
-            |(shard, asked)| Silence { shard, lasts: asked.silence },
-        )
+        (0..)
+            .zip(&self.shards)
+            .filter(|(_, asked)| asked.silence > SILENCE_MAX)
+            .map(|(shard, asked)| Silence { shard, lasts: asked.silence })
     }
 }
 
@@ -152,5 +156,127 @@ fn tell(state: NotifyState<'_>) {
     let text = state.to_string();
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "can't tell the service manager {text}: is its NOTIFY_SOCKET gone?");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use tidegate_backend::CommandOutcome;
+    use tidegate_backend::publisher::{Command, RoomId, UserId};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::control::{RoomInfo, UserInfo};
+
+    /// Two shards that answer when they are told to.
+    #[derive(Default)]
+    struct Shards(Mutex<Vec<(u16, oneshot::Sender<ShardInfo>)>>);
+
+    impl Shards {
+        fn asked(&self, shard: u16) -> impl Iterator<Item = oneshot::Sender<ShardInfo>> {
+            let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (of_this, others) = asked.drain(..).partition(|(of, _)| *of == shard);
+            *asked = others;
+            Vec::into_iter(of_this).map(|(_, reply)| reply)
+        }
+
+        fn answer(&self, shard: u16) {
+            self.asked(shard).for_each(|reply| drop(reply.send(ShardInfo::default())));
+        }
+    }
+
+    impl Control for Shards {
+        fn is_ready(&self) -> bool {
+            true
+        }
+        fn command(&self, _command: Command) -> Reply<CommandOutcome> {
+            oneshot::channel().1
+        }
+        fn user(&self, _user_id: UserId) -> Reply<UserInfo> {
+            oneshot::channel().1
+        }
+        fn room(&self, _room: RoomId) -> Reply<Option<RoomInfo>> {
+            oneshot::channel().1
+        }
+        fn shards(&self) -> u16 {
+            2
+        }
+        fn shard(&self, shard: u16) -> Reply<ShardInfo> {
+            let (reply, answer) = oneshot::channel();
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((shard, reply));
+            answer
+        }
+    }
+
+    /// Looks for so many seconds, twice in each; one of the shards answers.
+    fn pass(pulse: &mut Pulse, shards: &Shards, answers: &[u16], seconds: u32) {
+        for _ in 0..2 * seconds {
+            answers.iter().for_each(|&shard| shards.answer(shard));
+            let next = pulse.looked_at + Duration::from_millis(500);
+            pulse.look_at(next);
+        }
+    }
+
+    fn silent(pulse: &Pulse) -> Vec<(u16, u64)> {
+        pulse.silent().map(|silence| (silence.shard, silence.lasts.as_secs())).collect()
+    }
+
+    #[test]
+    fn a_shard_that_hangs_is_named_until_it_answers() {
+        let shards = Arc::<Shards>::default();
+        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
+        pass(&mut pulse, &shards, &[0, 1], 60);
+        assert_eq!(silent(&pulse), []);
+        pass(&mut pulse, &shards, &[0], 5);
+        assert_eq!(silent(&pulse), [], "a turn may take a while");
+        pass(&mut pulse, &shards, &[0], 1);
+        assert_eq!(silent(&pulse), [(1, 6)]);
+        pass(&mut pulse, &shards, &[], 10);
+        assert_eq!(silent(&pulse), [(0, 10), (1, 16)], "each is asked by itself");
+        assert_eq!(shards.0.lock().unwrap_or_else(PoisonError::into_inner).len(), 2, "once");
+        pass(&mut pulse, &shards, &[1], 1);
+        assert_eq!(silent(&pulse), [(0, 11)]);
+        pass(&mut pulse, &shards, &[0, 1], 1);
+        assert_eq!(silent(&pulse), []);
+    }
+
+    #[test]
+    fn a_shard_that_has_ended_does_not_hang() {
+        let shards = Arc::<Shards>::default();
+        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
+        shards.asked(1).for_each(drop);
+        pass(&mut pulse, &shards, &[0], 60);
+        assert_eq!(silent(&pulse), []);
+        assert!(pulse.beats());
+        shards.answer(0);
+        assert!(pulse.beats());
+    }
+
+    #[test]
+    fn a_machine_that_was_stopped_says_nothing_of_the_shards() {
+        let shards = Arc::<Shards>::default();
+        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
+        pass(&mut pulse, &shards, &[0, 1], 1);
+        // The whole process was: whoever looks first finds what was asked before.
+        let next = pulse.looked_at + Duration::from_secs(3600);
+        pulse.look_at(next);
+        assert_eq!(silent(&pulse), []);
+        pass(&mut pulse, &shards, &[0, 1], 1);
+        assert_eq!(silent(&pulse), []);
+    }
+
+    #[test]
+    fn it_beats_when_each_has_answered_since() {
+        let shards = Arc::<Shards>::default();
+        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
+        assert!(!pulse.beats());
+        shards.answer(0);
+        assert!(!pulse.beats());
+        shards.answer(0);
+        assert!(!pulse.beats(), "one does not beat for the other");
+        shards.answer(1);
+        assert!(pulse.beats() && !pulse.beats());
     }
 }

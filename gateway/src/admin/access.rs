@@ -1,5 +1,6 @@
 //! What every guarded request passes first: the token, and the way to the thread that answers it.
 
+use axum::body::HttpBody as _;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -24,6 +25,8 @@ pub(super) async fn demand_token(
         return Err(ApiError::Unauthorized);
     }
     place.prove();
+    // Where there is one, the body is still to come.
+    place.set_working(request.body().is_end_stream());
     let working = app.work.spawn(next.run(request));
     let _abort = AbortOnDrop(working.abort_handle());
     working.await.map_err(|_| ApiError::Failed)

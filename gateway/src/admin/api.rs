@@ -1,9 +1,9 @@
 //! The requests and their answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest as _, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,6 +15,7 @@ use tidegate_backend::publisher::{Command, RoomId, Target};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::connections::Place;
 use super::error::ApiError;
 use super::health::{self, Silent};
 use super::{access, ids};
@@ -35,13 +36,43 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) control: Arc<dyn Control>,
-    pub(super) metrics: PrometheusHandle,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) token: Arc<str>,
     pub(super) body_bytes_max: usize,
     pub(super) timeouts: Timeouts,
     /// The thread that answers what needs the token.
     pub(super) work: Handle,
     pub(super) silent: Silent,
+}
+
+/// When a request's head was there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
+
+/// The metrics' text. Those who ask at the same time get the same: it is written once for all of them.
+pub(super) struct Metrics {
+    handle: PrometheusHandle,
+    /// When the last was begun, and what it came to.
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Metrics {
+    pub(super) fn new(handle: PrometheusHandle) -> Self {
+        Self { handle, last: Mutex::new(None) }
+    }
+
+    /// What stands at this time, or later.
+    fn text(&self, at: Instant) -> Bytes {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((begun, text)) = &*last
+            && *begun >= at
+        {
+            return text.clone();
+        }
+        let (begun, text) = (Instant::now(), Bytes::from(self.handle.render()));
+        *last = Some((begun, text.clone()));
+        text
+    }
 }
 
 /// How long a request may wait.
@@ -131,9 +162,13 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
-async fn metrics(State(app): State<App>, uri: Uri) -> Result<Response, ApiError> {
+async fn metrics(
+    State(app): State<App>,
+    Extension(Arrived(at)): Extension<Arrived>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
     ids::no_parameters(&uri)?;
-    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.render()).into_response())
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.text(at)).into_response())
 }
 
 async fn stats(State(app): State<App>, uri: Uri) -> Answer<Stats> {
@@ -239,9 +274,11 @@ impl App {
             let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
             return Err(ApiError::EncodedBody(encoding));
         }
+        let place = request.extensions().get::<Place>().cloned();
         let body = Bytes::from_request(request, &());
         let limit = self.timeouts.body;
         let arrived = timeout(limit, body).await.map_err(|_| ApiError::LateBody(limit))?;
+        place.iter().for_each(|place| place.set_working(true));
         arrived.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: self.body_bytes_max },
             _ => ApiError::BadBody(rejection.body_text()),

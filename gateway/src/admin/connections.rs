@@ -4,11 +4,13 @@
 //! Descriptors are what a gateway has least of: whoever leaves connections to this server open must not take
 //! them from clients, nor lock the other operators out. So there are [`CONNECTIONS_MAX`] places. When all are
 //! taken, a newcomer gets the place of the connection that came first among those that have not shown the
-//! token; [`PROVEN_MAX`] of those that have keep theirs. A newcomer whose request is there is answered before
+//! token; [`PROVEN_MAX`] of those that have keep theirs, and the newest of them at that, but for those that
+//! wait for the gateway and not it for them. A newcomer whose request is there is answered before
 //! the next one comes, so a crowd that does nothing, or connects over and over, makes nobody wait.
 
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +24,10 @@ use hyper_util::service::TowerToHyperService;
 use metrics::counter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 use tokio::{select, task, time};
 
+use super::api::Arrived;
 use super::stream::Stream;
 
 /// Connections at most, beside one that waits for the place that was taken from another: half of the
@@ -46,6 +50,10 @@ const HEADERS_MAX: usize = 64;
 /// Bytes that are read ahead of a connection's requests, and that its answers are cut to.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
+/// How long whose request the gateway works on keeps its place in any case. Most are answered within it, and
+/// whoever wants the place waits.
+const WORK_KEPT: Duration = Duration::from_millis(250);
+
 /// How long accepting waits after the system had no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,7 +71,8 @@ fn count(cause: &'static str) {
 #[derive(Default)]
 pub(super) struct Places {
     open: Mutex<Vec<Open>>,
-    freed: Notify,
+    /// A connection has ended, or has had its answer. One waits for it.
+    changed: Notify,
 }
 
 /// One connection.
@@ -72,8 +81,10 @@ struct Open {
     number: u64,
     /// It has shown the token, and keeps its place.
     proven: bool,
-    /// Requests that are being answered.
-    under_way: usize,
+    /// Since when its request is there and not answered: it waits for the gateway.
+    working: Option<Instant>,
+    /// It has had an answer.
+    served: bool,
     /// Ends it. `None`: it was told.
     cut: Option<oneshot::Sender<()>>,
 }
@@ -96,65 +107,97 @@ impl Places {
     /// Takes a place, from another connection where none is free.
     async fn take(self: &Arc<Self>, number: u64) -> (Taken, oneshot::Receiver<()>) {
         loop {
-            {
+            let next = {
                 let mut open = self.lock();
                 if open.len() < CONNECTIONS_MAX {
                     let (cut, is_cut) = oneshot::channel();
-                    open.push(Open { number, proven: false, under_way: 0, cut: Some(cut) });
+                    open.push(Open {
+                        number,
+                        proven: false,
+                        working: None,
+                        served: false,
+                        cut: Some(cut),
+                    });
                     let places = Arc::clone(self);
                     return (Taken(Place { places, number }), is_cut);
                 }
-                evict(&mut open);
+                evict(&mut open)
+            };
+            match next {
+                None => self.changed.notified().await,
+                Some(next) => drop(time::timeout_at(next, self.changed.notified()).await),
             }
-            self.freed.notified().await;
         }
     }
 
     /// Ends a connection to have its descriptor.
     fn make_room(&self) {
-        evict(&mut self.lock());
+        let _when = evict(&mut self.lock());
     }
 
     /// Waits until nobody is connected.
     async fn all_gone(&self) {
         while !self.lock().is_empty() {
-            self.freed.notified().await;
+            self.changed.notified().await;
         }
     }
 }
 
-/// Ends the connection that came first among those that have not shown the token. Does nothing while one that
-/// was told to go is still there.
-fn evict(open: &mut [Open]) {
+/// Ends the connection that came first among those that have no place to keep; of those that wait for the
+/// gateway only who has done so for long, and where there is no other. Does nothing while one that was told
+/// to go is still there. Returns when to try again, where nobody may be ended now.
+fn evict(open: &mut [Open]) -> Option<Instant> {
     if open.iter().any(|connection| connection.cut.is_none()) {
-        return;
+        return None;
     }
+    let kept_until = |connection: &Open| connection.working.map(|since| since + WORK_KEPT);
     let unproven = open.iter_mut().filter(|connection| !connection.proven);
-    let oldest = unproven.min_by_key(|connection| connection.number);
-    if let Some(cut) = oldest.and_then(|oldest| oldest.cut.take()) {
-        // Its task has ended by itself when this fails.
-        let _ = cut.send(());
+    let first = unproven.min_by_key(|connection| (kept_until(connection), connection.number))?;
+    match kept_until(first) {
+        Some(until) if until > Instant::now() => Some(until),
+        _ => {
+            if let Some(cut) = first.cut.take() {
+                // Its task has ended by itself when this fails.
+                let _ = cut.send(());
+            }
+            None
+        }
     }
 }
 
 impl Place {
-    /// The connection has shown the token. It keeps its place, if need be instead of the one among the others
-    /// that came first and does nothing now.
+    /// The connection has shown the token. It keeps its place, if need be instead of the one that came first
+    /// among those that did and now keep the gateway waiting, or else have had an answer before.
     pub(super) fn prove(&self) {
         let mut open = self.places.lock();
-        if open.iter().filter(|connection| connection.proven).count() >= PROVEN_MAX {
-            let idle = open.iter_mut().filter(|other| other.proven && other.under_way == 0);
-            let Some(idle) = idle.min_by_key(|other| other.number) else { return };
-            idle.proven = false;
+        if open.iter().filter(|other| other.proven && other.number != self.number).count()
+            >= PROVEN_MAX
+        {
+            let may_go =
+                |other: &&mut Open| other.proven && (other.working.is_none() || other.served);
+            let others = open.iter_mut().filter(may_go);
+            let Some(first) = others.min_by_key(|other| (other.working, other.number)) else {
+                return;
+            };
+            first.proven = false;
         }
-        if let Some(this) = open.iter_mut().find(|connection| connection.number == self.number) {
-            this.proven = true;
-        }
+        drop(open);
+        self.update(|this| this.proven = true);
+    }
+
+    /// Says whether the gateway works on the connection's request, all of which is there.
+    pub(super) fn set_working(&self, working: bool) {
+        self.update(|this| this.working = working.then(Instant::now));
+    }
+
+    fn set_served(&self) {
+        self.update(|this| (this.working, this.served) = (None, true));
+        self.places.changed.notify_one();
     }
 
     fn update(&self, change: impl FnOnce(&mut Open)) {
         let mut open = self.places.lock();
-        if let Some(this) = open.iter_mut().find(|connection| connection.number == self.number) {
+        if let Some(this) = open.iter_mut().find(|this| this.number == self.number) {
             change(this);
         }
     }
@@ -164,7 +207,7 @@ impl Drop for Taken {
     fn drop(&mut self) {
         let Place { places, number } = &self.0;
         places.lock().retain(|connection| connection.number != *number);
-        places.freed.notify_one();
+        places.changed.notify_one();
     }
 }
 
@@ -232,15 +275,16 @@ async fn serve_one(
 ) {
     let place = taken.0.clone();
     let router = TowerToHyperService::new(router);
-    let (served, is_served) = watch::channel(false);
+    let served = Arc::new(AtomicBool::new(false));
+    let is_served = Arc::clone(&served);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(place.clone());
-        place.update(|open| open.under_way += 1);
-        let (answer, place, served) = (router.call(request), place.clone(), served.clone());
+        request.extensions_mut().insert(Arrived(Instant::now()));
+        let (answer, place, served) = (router.call(request), place.clone(), Arc::clone(&served));
         async move {
             let answer = answer.await;
-            place.update(|open| open.under_way -= 1);
-            served.send_replace(true);
+            place.set_served();
+            served.store(true, Ordering::Relaxed);
             answer
         }
     });
@@ -270,7 +314,7 @@ async fn serve_one(
         }
     };
     if let Err(error) = ended
-        && let Some(cause) = cause_of(&error, *is_served.borrow())
+        && let Some(cause) = cause_of(&error, is_served.load(Ordering::Relaxed))
     {
         count(cause);
     }

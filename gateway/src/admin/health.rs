@@ -42,7 +42,11 @@ fn log_changes(before: &[Silence], now: &[Silence]) {
     let is_new = |one: &&Silence, others: &[Silence]| others.iter().all(|s| s.shard != one.shard);
     for Silence { shard, lasts } in now.iter().filter(|silence| is_new(silence, before)) {
         let seconds = lasts.as_secs();
-        tracing::error!(shard, seconds, "a shard hangs: does a handler with Placement::Shard block?");
+        tracing::error!(
+            shard,
+            seconds,
+            "a shard hangs: does a handler with Placement::Shard block?"
+        );
     }
     for Silence { shard, .. } in before.iter().filter(|silence| is_new(silence, now)) {
         tracing::info!(shard, "a shard that hung answers again, or has ended");

@@ -53,9 +53,10 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
 
 fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
     let query = uri.query().filter(|query| !query.is_empty());
-    query.into_iter().flat_map(|query| query.split('&')).map(|parameter| {
-        parameter.split_once('=').unwrap_or((parameter, ""))
-    })
+    query
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")))
 }
 
 /// A whole number without a sign, and without zeros before it.
@@ -93,7 +94,8 @@ mod tests {
     fn a_number_is_spelled_in_one_way() {
         assert_eq!(user(&uri("/users/0"), 2).unwrap(), 0);
         assert_eq!(user(&uri("/users/18446744073709551615"), 2).unwrap(), u64::MAX);
-        for wrong in ["007", "+7", "-0", "-7", "7.0", "%37", "7%20", "18446744073709551616", "0x7"] {
+        for wrong in ["007", "+7", "-0", "-7", "7.0", "%37", "7%20", "18446744073709551616", "0x7"]
+        {
             let error = user(&uri(&format!("/users/{wrong}")), 2).unwrap_err().to_string();
             assert!(error.contains(&format!("{wrong:?}")) && error.contains("plain"), "{error}");
             let error = kind(&uri(&format!("/push/all?type={wrong}"))).unwrap_err().to_string();

@@ -56,6 +56,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use socket2::SockRef;
 use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
 
@@ -65,7 +66,7 @@ use crate::secret::{SecretError, load_or_create_secret};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
-use api::{App, Timeouts};
+use api::{App, Metrics, Timeouts};
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +77,9 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
 /// that comes at once finds room, where it would have to knock again after a second.
 const BACKLOG: i32 = 1024;
+
+/// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long requests under way may take when the server is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -148,6 +152,8 @@ fn serve_with(
     let listener =
         TcpListener::bind(address).map_err(|cause| AdminError::Bind { address, cause })?;
     rustix::net::listen(&listener, BACKLOG).map_err(io::Error::from)?;
+    // Those that are accepted inherit it.
+    SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let front = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -155,7 +161,7 @@ fn serve_with(
     let (silence, silent) = watch::channel(Vec::new());
     let app = App {
         control: Arc::clone(&control),
-        metrics,
+        metrics: Arc::new(Metrics::new(metrics)),
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
         timeouts,

@@ -9,8 +9,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidegate_backend::publisher::{Done, Report};
 use tidegate_backend::PushError;
+use tidegate_backend::publisher::{Done, Report};
 use tokio::sync::oneshot;
 
 /// The bound on commands under way, in number and in bytes.
@@ -231,7 +231,7 @@ mod tests {
         let (mut reporting, outcome) = report();
         let _first = gate.enter(0, &mut None).unwrap();
         assert!(gate.enter(0, &mut reporting).is_err());
-        reporting.unwrap()(Err(PushError::Overloaded));
+        reporting.expect("it was not taken")(Err(PushError::Overloaded));
         assert_eq!(outcome.try_recv(), Ok(Err(PushError::Overloaded)));
     }
 }
