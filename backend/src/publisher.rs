@@ -151,8 +151,8 @@ pub enum PushError {
     Stopping,
     /// The push, or the join, would open one room too many.
     #[error(
-        "a shard keeps {rooms_max} rooms at most: raise rooms.rooms_max, or wait until rooms without members \
-         are closed, rooms.idle_ttl_ms after their last push"
+        "there are as many rooms as rooms.rooms_max allows ({rooms_max} on each shard): raise it, or wait until \
+         rooms without members are closed, rooms.idle_ttl_ms after their last push"
     )]
     RoomsFull {
         /// What is allowed.
@@ -160,8 +160,8 @@ pub enum PushError {
     },
     /// The join would put the connection into one room too many.
     #[error(
-        "a connection is in {rooms_max} rooms at most: have it leave one, or raise \
-         rooms.rooms_per_connection_max"
+        "the connection is in as many rooms as rooms.rooms_per_connection_max allows ({rooms_max}): have it \
+         leave one, or raise it"
     )]
     TooManyRooms {
         /// What is allowed.
