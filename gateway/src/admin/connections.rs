@@ -241,14 +241,21 @@ async fn accept(
     router: &Router,
     draining: &watch::Receiver<()>,
 ) {
+    // One line for each time that it begins to fail.
+    let mut fails = false;
     for number in 0.. {
         let stream = loop {
             match listener.accept().await {
-                Ok((stream, _)) => break stream,
+                Ok((stream, _)) => {
+                    fails = false;
+                    break stream;
+                }
                 // One that was gone before it was accepted is no reason to wait.
                 Err(error) if is_of_the_peer(&error) => {}
                 Err(error) => {
-                    tracing::error!(%error, "can't accept an operator's connection");
+                    if !std::mem::replace(&mut fails, true) {
+                        tracing::error!(%error, "can't accept operators' connections; goes on trying");
+                    }
                     places.make_room();
                     time::sleep(ACCEPT_PAUSE).await;
                 }
