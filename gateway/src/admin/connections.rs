@@ -3,10 +3,15 @@
 //!
 //! Descriptors are what a gateway has least of: whoever leaves connections to this server open must not take
 //! them from clients, nor lock the other operators out. So there are [`CONNECTIONS_MAX`] places. When all are
-//! taken, a newcomer gets the place of the connection that came first among those that have not shown the
-//! token; [`PROVEN_MAX`] of those that have keep theirs, and the newest of them at that, but for those that
-//! wait for the gateway and not it for them. A newcomer whose request is there is answered before
-//! the next one comes, so a crowd that does nothing, or connects over and over, makes nobody wait.
+//! taken, a newcomer gets the place of another, which is closed:
+//!
+//! - first of those that have not shown the token, the one that came first. Who came just now
+//!   has [`NEW_KEPT`] to ask, so that a crowd which connects over and over pushes nobody out unheard;
+//! - [`PROVEN_MAX`] of those that have shown it keep their places. One more takes the place of the first
+//!   among them that keeps the gateway waiting: for a body, for its answer to be read, for a next request;
+//! - who waits for the gateway keeps its place for [`WORK_KEPT`], with the token or without.
+//!
+//! So a crowd of any size that does nothing keeps nobody out, and a newcomer waits for those before it alone.
 
 use std::io;
 use std::pin::pin;
@@ -30,9 +35,10 @@ use tokio::{select, task, time};
 use super::api::Arrived;
 use super::stream::Stream;
 
-/// Connections at most, beside one that waits for the place that was taken from another: half of the
-/// descriptors that the gateway keeps for other things than clients. More wait in the kernel's accept queue.
-const CONNECTIONS_MAX: usize = 32;
+/// Connections at most, beside one that waits for the place that was taken from another. The gateway keeps 64
+/// descriptors for other things than clients, and needs a dozen of them elsewhere. More connections wait in
+/// the kernel's accept queue.
+const CONNECTIONS_MAX: usize = 40;
 
 /// Connections that have shown the token and keep their place. The places that are left go round.
 const PROVEN_MAX: usize = 24;
@@ -50,9 +56,14 @@ const HEADERS_MAX: usize = 64;
 /// Bytes that are read ahead of a connection's requests, and that its answers are cut to.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
+/// How long a newcomer keeps its place in any case: its request may come a moment after it. Where many wait, this
+/// is how long each costs those behind it, divided by the places: a thousand are let in within a quarter of a
+/// second.
+const NEW_KEPT: Duration = Duration::from_millis(10);
+
 /// How long whose request the gateway works on keeps its place in any case. Most are answered within it, and
 /// whoever wants the place waits.
-const WORK_KEPT: Duration = Duration::from_millis(250);
+const WORK_KEPT: Duration = Duration::from_millis(100);
 
 /// How long accepting waits after the system had no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -79,6 +90,8 @@ pub(super) struct Places {
 struct Open {
     /// Newer ones have higher numbers.
     number: u64,
+    /// When it was let in.
+    since: Instant,
     /// It has shown the token, and keeps its place.
     proven: bool,
     /// Since when its request is there and not answered: it waits for the gateway.
@@ -113,6 +126,7 @@ impl Places {
                     let (cut, is_cut) = oneshot::channel();
                     open.push(Open {
                         number,
+                        since: Instant::now(),
                         proven: false,
                         working: None,
                         served: false,
@@ -143,25 +157,30 @@ impl Places {
     }
 }
 
-/// Ends the connection that came first among those that have no place to keep; of those that wait for the
-/// gateway only who has done so for long, and where there is no other. Does nothing while one that was told
+/// Ends the connection that came first among those that have no place to keep, unless it came just now; of those
+/// that wait for the gateway only who has done so for long, and where there is no other. Does nothing while one that was told
 /// to go is still there. Returns when to try again, where nobody may be ended now.
 fn evict(open: &mut [Open]) -> Option<Instant> {
     if open.iter().any(|connection| connection.cut.is_none()) {
         return None;
     }
-    let kept_until = |connection: &Open| connection.working.map(|since| since + WORK_KEPT);
     let unproven = open.iter_mut().filter(|connection| !connection.proven);
-    let first = unproven.min_by_key(|connection| (kept_until(connection), connection.number))?;
-    match kept_until(first) {
-        Some(until) if until > Instant::now() => Some(until),
-        _ => {
-            if let Some(cut) = first.cut.take() {
-                // Its task has ended by itself when this fails.
-                let _ = cut.send(());
-            }
-            None
-        }
+    let first = unproven.min_by_key(|other| (other.working.is_some(), other.kept_until()))?;
+    let until = first.kept_until();
+    if until > Instant::now() {
+        return Some(until);
+    }
+    if let Some(cut) = first.cut.take() {
+        // Its task has ended by itself when this fails.
+        let _ = cut.send(());
+    }
+    None
+}
+
+impl Open {
+    fn kept_until(&self) -> Instant {
+        let new = self.since + NEW_KEPT;
+        self.working.map_or(new, |working| new.max(working + WORK_KEPT))
     }
 }
 
