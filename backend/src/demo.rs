@@ -11,6 +11,12 @@
 //!
 //! The messages are those of `tidegate_demo.proto`. What can't be read, and a type not listed,
 //! fails with 101; a push that the gateway has no room for fails with 104.
+//!
+//! Types 10, 11 and 12 are answered when the gateway has done what they ask, or has refused it: whose join is
+//! answered is a member, and what is said in a room goes to its members before it is answered. A join or a
+//! push that would open a room beyond `rooms.rooms_max` fails with 104, as rooms without members are closed in
+//! time; a join beyond `rooms.rooms_per_connection_max` fails with 101, as it stays until the client
+//! leaves a room. Everybody's room is always there, and a user is no room: types 2 and 20 are answered at once.
 
 use bytes::Bytes;
 use prost::Message;
@@ -20,7 +26,7 @@ use tidegate_protocol::proto::demo::{
 };
 
 use crate::handler::{Call, Failure, Handler, Outcome, Placement};
-use crate::publisher::{Gateway, PushError, RoomId, RoomIdError};
+use crate::publisher::{Gateway, PushError, Reporting, RoomId, RoomIdError, UserId};
 
 /// Answers with the bytes that came.
 pub const ECHO: i32 = 1;
@@ -38,6 +44,10 @@ pub const MESSAGE: i32 = 20;
 /// How long a client is told to wait when the gateway has no room for a push, in milliseconds.
 const OVERLOADED_RETRY_MS: u32 = 100;
 
+/// How long a client is told to wait when the gateway keeps no more rooms, in milliseconds: rooms are closed
+/// by the minute.
+const ROOMS_FULL_RETRY_MS: u32 = 1000;
+
 /// The demo backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demo {
@@ -54,8 +64,29 @@ impl Demo {
 
 impl Handler for Demo {
     fn handle(&self, call: Call, gateway: &Gateway) {
-        let outcome = serve(&call, gateway);
-        call.finish(outcome);
+        let asked = match Asked::read(&call) {
+            Ok(asked) => asked,
+            Err(failure) => return call.fail(failure),
+        };
+        let session = call.session();
+        match asked {
+            Asked::Echo => {
+                let same = call.biz_data().clone();
+                call.answer(same);
+            }
+            Asked::PushAll => {
+                let taken = gateway.push_all(PUSH_ALL, call.biz_data().clone());
+                call.finish(answer(taken));
+            }
+            Asked::Join(room, after_offset) => {
+                answering(call, gateway).join(session, &room, after_offset);
+            }
+            Asked::Leave(room) => answering(call, gateway).leave(session, &room),
+            Asked::Say(room, message) => answering(call, gateway).push_room(&room, SAY, message),
+            Asked::Message(user_id, message) => {
+                call.finish(answer(gateway.push_user(user_id, MESSAGE, message)));
+            }
+        }
     }
 
     fn placement(&self) -> Placement {
@@ -63,38 +94,54 @@ impl Handler for Demo {
     }
 }
 
-fn serve(call: &Call, gateway: &Gateway) -> Outcome {
-    let from_user_id = call.user_id();
-    match call.kind() {
-        ECHO => return Ok(call.biz_data().clone()),
-        PUSH_ALL => gateway.push_all(PUSH_ALL, call.biz_data().clone()),
-        JOIN => {
-            let JoinRoom { room, last_offset } = decode(call)?;
-            let after_offset = (last_offset > 0).then_some(last_offset);
-            gateway.join(call.session(), &room_id(&room)?, after_offset)
-        }
-        LEAVE => {
-            let LeaveRoom { room } = decode(call)?;
-            gateway.leave(call.session(), &room_id(&room)?)
-        }
-        SAY => {
-            let SayInRoom { room, text } = decode(call)?;
-            let id = room_id(&room)?;
-            let message = RoomMessage { room, from_user_id, text };
-            gateway.push_room(&id, SAY, message.encode_to_vec())
-        }
-        MESSAGE => {
-            let MessageUser { user_id, text } = decode(call)?;
-            let message = UserMessage { from_user_id, text };
-            gateway.push_user(user_id, MESSAGE, message.encode_to_vec())
-        }
-        _ => return Err(Code::BackendFailed.into()),
+/// What a call asks for.
+enum Asked {
+    Echo,
+    PushAll,
+    Join(RoomId, Option<u64>),
+    Leave(RoomId),
+    Say(RoomId, Vec<u8>),
+    Message(UserId, Vec<u8>),
+}
+
+impl Asked {
+    fn read(call: &Call) -> Result<Self, Failure> {
+        let from_user_id = call.user_id();
+        Ok(match call.kind() {
+            ECHO => Self::Echo,
+            PUSH_ALL => Self::PushAll,
+            JOIN => {
+                let JoinRoom { room, last_offset } = decode(call)?;
+                Self::Join(room_id(&room)?, (last_offset > 0).then_some(last_offset))
+            }
+            LEAVE => {
+                let LeaveRoom { room } = decode(call)?;
+                Self::Leave(room_id(&room)?)
+            }
+            SAY => {
+                let SayInRoom { room, text } = decode(call)?;
+                let id = room_id(&room)?;
+                Self::Say(id, RoomMessage { room, from_user_id, text }.encode_to_vec())
+            }
+            MESSAGE => {
+                let MessageUser { user_id, text } = decode(call)?;
+                Self::Message(user_id, UserMessage { from_user_id, text }.encode_to_vec())
+            }
+            _ => return Err(Code::BackendFailed.into()),
+        })
     }
-    .map(|()| Bytes::new())
-    .map_err(|error| match error {
-        PushError::Overloaded => {
-            Failure { code: Code::Overloaded, retry_after_ms: OVERLOADED_RETRY_MS }
-        }
+}
+
+/// Answers the call when the command that follows has ended.
+fn answering(call: Call, gateway: &Gateway) -> Reporting<'_> {
+    gateway.report_to(move |outcome| call.finish(answer(outcome.map(|_| ()))))
+}
+
+fn answer(outcome: Result<(), PushError>) -> Outcome {
+    let shed = |retry_after_ms| Failure { code: Code::Overloaded, retry_after_ms };
+    outcome.map(|()| Bytes::new()).map_err(|error| match error {
+        PushError::Overloaded => shed(OVERLOADED_RETRY_MS),
+        PushError::RoomsFull { .. } => shed(ROOMS_FULL_RETRY_MS),
         _ => Code::BackendFailed.into(),
     })
 }
@@ -166,5 +213,31 @@ mod tests {
         let overloaded = harness.call(7, PUSH_ALL, "x").unwrap_err();
         assert_eq!(overloaded.code, Code::Overloaded);
         assert!(overloaded.retry_after_ms > 0);
+    }
+
+    #[test]
+    fn what_is_refused_after_it_was_taken_is_no_success() {
+        let harness = Harness::new(Demo::default());
+        let room = || "quiz".to_owned();
+        let requests = [
+            (JOIN, JoinRoom { room: room(), last_offset: 0 }.encode_to_vec()),
+            (LEAVE, LeaveRoom { room: room() }.encode_to_vec()),
+            (SAY, SayInRoom { room: room(), text: "hi".into() }.encode_to_vec()),
+        ];
+        for (refusal, code) in [
+            (PushError::RoomsFull { rooms_max: 1 }, Code::Overloaded),
+            (PushError::TooManyRooms { rooms_max: 1 }, Code::BackendFailed),
+            (PushError::SessionGone, Code::BackendFailed),
+            (PushError::Stopping, Code::BackendFailed),
+        ] {
+            harness.end_commands_with(Err(refusal));
+            for (kind, biz_data) in requests.clone() {
+                let failure = harness.call(7, kind, biz_data).unwrap_err();
+                assert_eq!(failure.code, code, "{refusal}");
+                // Who is told to come back is told when.
+                assert_eq!(failure.retry_after_ms > 0, code == Code::Overloaded);
+            }
+        }
+        assert_eq!(harness.commands().len(), 12, "each was taken");
     }
 }

@@ -26,7 +26,9 @@ use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::handler::{AnswerPort, Call, CallId, Handler, Outcome};
-use crate::publisher::{Command, Gateway, GatewayPort, PushError, SessionId, UserId};
+use crate::publisher::{
+    Command, CommandOutcome, Done, Gateway, GatewayPort, PushError, Report, SessionId, UserId,
+};
 
 /// How long [`Harness::call`] waits for an answer that is given later.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,10 +40,18 @@ pub struct Harness<H> {
     commands: Arc<Commands>,
 }
 
-#[derive(Default)]
 struct Commands {
     taken: Mutex<Vec<Command>>,
     refusal: Mutex<Option<PushError>>,
+    /// How those that were taken end.
+    outcome: Mutex<CommandOutcome>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        let outcome = Mutex::new(Ok(Done::with_connections(1)));
+        Self { taken: Mutex::default(), refusal: Mutex::default(), outcome }
+    }
 }
 
 impl GatewayPort for Commands {
@@ -51,6 +61,12 @@ impl GatewayPort for Commands {
         }
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         Ok(())
+    }
+
+    fn command_reporting(&self, command: Command, report: Report) {
+        let taken = self.command(command);
+        let outcome = *self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        report(taken.and(outcome));
     }
 }
 
@@ -123,7 +139,13 @@ impl<H: Handler> Harness<H> {
         self.commands.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes the gateway refuse whatever the handler asks from now on.
+    /// Says how what the gateway takes ends from now on, for handlers that have it reported: at once, on the
+    /// thread that asked. Until then each command goes to one connection.
+    pub fn end_commands_with(&self, outcome: CommandOutcome) {
+        *self.commands.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+    }
+
+    /// Makes the gateway refuse whatever the handler asks from now on, without taking it.
     pub fn refuse_commands(&self, refusal: Option<PushError>) {
         *self.commands.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }

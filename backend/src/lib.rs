@@ -26,7 +26,7 @@ pub mod publisher;
 
 pub use batch::Batch;
 pub use handler::{Call, Failure, Handler, Outcome, Placement};
-pub use publisher::{Gateway, PushError, RoomId, SessionId, UserId};
+pub use publisher::{CommandOutcome, Done, Gateway, PushError, RoomId, SessionId, UserId};
 
 /// The bytes that requests, answers and pushes carry.
 pub use bytes::Bytes;

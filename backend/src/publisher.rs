@@ -120,11 +120,17 @@ pub enum Command {
     },
 }
 
-/// Why a command was not taken. Nothing of it was done.
+/// Why a command was refused. Nothing of it was done, or with [`PushError::Stopping`] perhaps a part.
+///
+/// The first five are known at once. The others are known only where the room, the user or the connection
+/// lives, after the command was taken: [`Gateway::report_to`] tells of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// Too many commands are under way: try again when some are done.
-    #[error("too many pushes are under way; try again later")]
+    #[error(
+        "too many pushes are under way; try again later, or raise limits.commands_max and \
+         limits.commands_bytes_max"
+    )]
     Overloaded,
     /// The push would be a longer frame than the gateway sends.
     #[error("a push of {bytes} bytes is longer than max_frame_to_client ({bytes_max})")]
@@ -140,10 +146,56 @@ pub enum PushError {
     /// The session id was not given by this gateway.
     #[error("the session is not one of this gateway's")]
     UnknownSession,
-    /// The gateway is stopping.
+    /// The gateway is stopping, or stopped before it was done with the command.
     #[error("the gateway is stopping")]
     Stopping,
+    /// The push, or the join, would open one room too many.
+    #[error(
+        "there are as many rooms as rooms.rooms_max allows ({rooms_max} on each shard): raise it, or wait until \
+         rooms without members are closed, rooms.idle_ttl_ms after their last push"
+    )]
+    RoomsFull {
+        /// What is allowed.
+        rooms_max: usize,
+    },
+    /// The join would put the connection into one room too many.
+    #[error(
+        "the connection is in as many rooms as rooms.rooms_per_connection_max allows ({rooms_max}): have it \
+         leave one, or raise it"
+    )]
+    TooManyRooms {
+        /// What is allowed.
+        rooms_max: usize,
+    },
+    /// The connection that the command names is gone.
+    #[error("the connection of this session is gone")]
+    SessionGone,
 }
+
+/// What came of a command that was carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Done {
+    /// Connections that it went to: for a push each that it was put before, for a kick each that was
+    /// closed, for a join or a leave the one. 0 is no error: the user is not here, the room has no members,
+    /// there was nothing to leave.
+    pub connections: u64,
+}
+
+impl Done {
+    /// A command that went to this many connections.
+    #[must_use]
+    pub const fn with_connections(connections: u64) -> Self {
+        Self { connections }
+    }
+}
+
+/// How a command ended: carried out, or refused.
+pub type CommandOutcome = Result<Done, PushError>;
+
+/// Is told how a command ended, once. It may be called from any of the gateway's threads, which then does
+/// nothing else: it must not block, and should take microseconds.
+pub type Report = Box<dyn FnOnce(CommandOutcome) + Send>;
 
 /// Takes commands: a gateway, or a test.
 pub trait GatewayPort: Send + Sync {
@@ -152,11 +204,17 @@ pub trait GatewayPort: Send + Sync {
     /// # Errors
     /// [`PushError`] when the command is not taken.
     fn command(&self, command: Command) -> Result<(), PushError>;
+
+    /// The same, and tells `report` how it ended: also where it is not taken. Must not block.
+    fn command_reporting(&self, command: Command, report: Report);
 }
 
 /// The gateway, as a backend sees it: cheap to clone, usable from any thread, never blocking.
 ///
 /// Commands from one thread to one room, or to one user, take effect in the order given.
+///
+/// `Ok` means that the gateway has taken the command. It may still be refused where the room or the
+/// connection lives: [`Self::report_to`] tells how it ended.
 #[derive(Clone)]
 pub struct Gateway {
     port: Arc<dyn GatewayPort>,
@@ -169,6 +227,45 @@ impl Gateway {
         Self { port }
     }
 
+    /// Has `report` told how the next command ends, when every connection that it concerns was served, or
+    /// when it is refused. It is told exactly once, and after that the command has taken effect: who answers a
+    /// call from there answers when the connection is a member, or when the push is on its way.
+    ///
+    /// `report` runs on one of the gateway's threads, which then does nothing else: it must not block, and
+    /// should take microseconds. Answering a call, sending into a channel and another command do.
+    ///
+    /// ```
+    /// # use tidegate_backend::{Call, Code, Gateway, RoomId};
+    /// fn join(call: Call, gateway: &Gateway, room: &RoomId) {
+    ///     let session = call.session();
+    ///     let report = move |outcome| match outcome {
+    ///         Ok(_) => call.answer("you are in"),
+    ///         Err(_) => call.fail(Code::BackendFailed),
+    ///     };
+    ///     gateway.report_to(report).join(session, room, None);
+    /// }
+    /// ```
+    ///
+    /// A worker that wants to wait sends itself the outcome:
+    ///
+    /// ```
+    /// # use tidegate_backend::harness::Harness;
+    /// # use tidegate_backend::{Call, Gateway, Handler};
+    /// # struct Nothing;
+    /// # impl Handler for Nothing { fn handle(&self, _: Call, _: &Gateway) {} }
+    /// # let harness = Harness::new(Nothing);
+    /// # let gateway = harness.gateway();
+    /// let (sender, outcome) = std::sync::mpsc::channel();
+    /// gateway.report_to(move |outcome| sender.send(outcome).unwrap()).push_user(7, 5, "hello");
+    /// let connections = outcome.recv()??.connections;
+    /// # assert_eq!(connections, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "name the command: gateway.report_to(report).push_user(...)"]
+    pub fn report_to(&self, report: impl FnOnce(CommandOutcome) + Send + 'static) -> Reporting<'_> {
+        Reporting { gateway: self, report: Box::new(report) }
+    }
+
     /// Pushes to every connection of a user; to nobody when the user is not here.
     ///
     /// # Errors
@@ -179,8 +276,7 @@ impl Gateway {
         kind: i32,
         biz_data: impl Into<Bytes>,
     ) -> Result<(), PushError> {
-        let target = Target::User(user_id);
-        self.port.command(Command::Push { target, kind, biz_data: biz_data.into() })
+        self.port.command(push(Target::User(user_id), kind, biz_data))
     }
 
     /// Pushes to every member of a room.
@@ -193,8 +289,7 @@ impl Gateway {
         kind: i32,
         biz_data: impl Into<Bytes>,
     ) -> Result<(), PushError> {
-        let target = Target::Room(room.clone());
-        self.port.command(Command::Push { target, kind, biz_data: biz_data.into() })
+        self.port.command(push(Target::Room(room.clone()), kind, biz_data))
     }
 
     /// Pushes to every authenticated connection.
@@ -234,6 +329,60 @@ impl Gateway {
     pub fn kick(&self, user_id: UserId) -> Result<(), PushError> {
         self.port.command(Command::Kick { user_id })
     }
+}
+
+/// A command to be given whose end is reported: see [`Gateway::report_to`].
+#[must_use = "name the command: gateway.report_to(report).push_user(...)"]
+pub struct Reporting<'a> {
+    gateway: &'a Gateway,
+    report: Report,
+}
+
+impl Reporting<'_> {
+    fn give(self, command: Command) {
+        self.gateway.port.command_reporting(command, self.report);
+    }
+
+    /// As [`Gateway::push_user`].
+    pub fn push_user(self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) {
+        self.give(push(Target::User(user_id), kind, biz_data));
+    }
+
+    /// As [`Gateway::push_room`]. The outcome comes when each member was offered it, which a merge window
+    /// may delay.
+    pub fn push_room(self, room: &RoomId, kind: i32, biz_data: impl Into<Bytes>) {
+        self.give(push(Target::Room(room.clone()), kind, biz_data));
+    }
+
+    /// As [`Gateway::push_all`].
+    pub fn push_all(self, kind: i32, biz_data: impl Into<Bytes>) {
+        self.push_room(&RoomId::everybody(), kind, biz_data);
+    }
+
+    /// As [`Gateway::join`].
+    pub fn join(self, session: SessionId, room: &RoomId, after_offset: Option<u64>) {
+        self.give(Command::Join { session, room: room.clone(), after_offset });
+    }
+
+    /// As [`Gateway::leave`].
+    pub fn leave(self, session: SessionId, room: &RoomId) {
+        self.give(Command::Leave { session, room: room.clone() });
+    }
+
+    /// As [`Gateway::kick`].
+    pub fn kick(self, user_id: UserId) {
+        self.give(Command::Kick { user_id });
+    }
+}
+
+impl fmt::Debug for Reporting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reporting")
+    }
+}
+
+fn push(target: Target, kind: i32, biz_data: impl Into<Bytes>) -> Command {
+    Command::Push { target, kind, biz_data: biz_data.into() }
 }
 
 impl fmt::Debug for Gateway {

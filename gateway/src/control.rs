@@ -1,10 +1,10 @@
 //! What operators ask of a running gateway, as the admin API sees it.
 //!
 //! A question goes to the shards that know the answer and comes back through a one-shot channel. A
-//! channel that closes without an answer means that the gateway is stopping.
+//! channel that closes without an answer means that the shard which should give it has ended.
 
 use serde::Serialize;
-use tidegate_backend::publisher::{PushError, RoomId, Target, UserId};
+use tidegate_backend::publisher::{Command, CommandOutcome, RoomId, UserId};
 use tokio::sync::oneshot;
 
 /// An answer to come.
@@ -15,22 +15,8 @@ pub trait Control: Send + Sync + 'static {
     /// Whether new connections are welcome: every shard listens and none drains.
     fn is_ready(&self) -> bool;
 
-    /// Pushes; answers with the number of connections that it went to.
-    ///
-    /// # Errors
-    /// [`PushError`] when the push was not taken.
-    fn push(
-        &self,
-        target: Target,
-        kind: i32,
-        biz_data: bytes::Bytes,
-    ) -> Result<Reply<u64>, PushError>;
-
-    /// Closes a user's connections with code 107; answers with how many there were.
-    ///
-    /// # Errors
-    /// [`PushError`] when the command was not taken.
-    fn kick(&self, user_id: UserId) -> Result<Reply<u64>, PushError>;
+    /// Does what a backend may ask for too; answers with how it ended.
+    fn command(&self, command: Command) -> Reply<CommandOutcome>;
 
     /// Asks for a user's connections.
     fn user(&self, user_id: UserId) -> Reply<UserInfo>;
@@ -38,8 +24,11 @@ pub trait Control: Send + Sync + 'static {
     /// Asks for a room; `None` when there is none of that name.
     fn room(&self, room: RoomId) -> Reply<Option<RoomInfo>>;
 
-    /// Asks each shard for its figures, in the order of the shards.
-    fn stats(&self) -> Vec<Reply<ShardInfo>>;
+    /// How many shards there are.
+    fn shards(&self) -> u16;
+
+    /// Asks a shard for its figures.
+    fn shard(&self, shard: u16) -> Reply<ShardInfo>;
 }
 
 /// A user and its connections.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use tidegate_backend::publisher::{Command, GatewayPort, Target};
-use tidegate_backend::{PushError, RoomId, SessionId, UserId};
+use tidegate_backend::publisher::{Command, GatewayPort, Report, Target};
+use tidegate_backend::{CommandOutcome, PushError, RoomId, SessionId, UserId};
 use tidegate_protocol::message::Response;
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
@@ -76,12 +76,35 @@ impl Hub {
         if place.shard() < self.shards() { Ok(place) } else { Err(PushError::UnknownSession) }
     }
 
-    fn send_push(
+    /// Takes a command. Its report, if it has one, is taken with it; it is left where the command is not.
+    fn take(&self, command: Command, report: &mut Option<Report>) -> Result<(), PushError> {
+        match command {
+            Command::Push { target, kind, biz_data } => {
+                return self.push(target, kind, biz_data, report);
+            }
+            Command::Join { session, room, after_offset } => {
+                let (place, receipt) = (self.place(session)?, self.enter(0, report)?);
+                let home = self.home_of_room(&room);
+                home.post(Message::Join { room, place, after_offset, receipt });
+            }
+            Command::Leave { session, room } => {
+                let (place, receipt) = (self.place(session)?, self.enter(0, report)?);
+                self.home_of_room(&room).post(Message::Leave { room, place, receipt });
+            }
+            Command::Kick { user_id } => {
+                let receipt = self.enter(0, report)?;
+                self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
+            }
+        }
+        Ok(())
+    }
+
+    fn push(
         &self,
         target: Target,
         kind: i32,
         biz_data: Bytes,
-        reply: Option<oneshot::Sender<u64>>,
+        report: &mut Option<Report>,
     ) -> Result<(), PushError> {
         if kind <= 0 {
             return Err(PushError::BadType(kind));
@@ -93,7 +116,7 @@ impl Hub {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });
         }
-        let receipt = self.enter(biz_data.len(), reply)?;
+        let receipt = self.enter(biz_data.len(), report)?;
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
@@ -109,39 +132,26 @@ impl Hub {
         Ok(())
     }
 
-    fn enter(
-        &self,
-        bytes: usize,
-        reply: Option<oneshot::Sender<u64>>,
-    ) -> Result<Arc<Receipt>, PushError> {
+    fn enter(&self, bytes: usize, report: &mut Option<Report>) -> Result<Arc<Receipt>, PushError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(PushError::Stopping);
         }
-        self.gate.enter(bytes, reply)
+        self.gate.enter(bytes, report)
     }
 }
 
 impl GatewayPort for Hub {
     fn command(&self, command: Command) -> Result<(), PushError> {
-        match command {
-            Command::Push { target, kind, biz_data } => {
-                self.send_push(target, kind, biz_data, None)?;
-            }
-            Command::Join { session, room, after_offset } => {
-                let (place, receipt) = (self.place(session)?, self.enter(0, None)?);
-                let home = self.home_of_room(&room);
-                home.post(Message::Join { room, place, after_offset, receipt });
-            }
-            Command::Leave { session, room } => {
-                let (place, receipt) = (self.place(session)?, self.enter(0, None)?);
-                self.home_of_room(&room).post(Message::Leave { room, place, receipt });
-            }
-            Command::Kick { user_id } => {
-                let receipt = self.enter(0, None)?;
-                self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
-            }
+        self.take(command, &mut None)
+    }
+
+    fn command_reporting(&self, command: Command, report: Report) {
+        let mut report = Some(report);
+        if let Err(error) = self.take(command, &mut report)
+            && let Some(report) = report
+        {
+            report(Err(error));
         }
-        Ok(())
     }
 }
 
@@ -150,17 +160,14 @@ impl Control for Hub {
         self.ready.load(Ordering::Acquire)
     }
 
-    fn push(&self, target: Target, kind: i32, biz_data: Bytes) -> Result<Reply<u64>, PushError> {
+    fn command(&self, command: Command) -> Reply<CommandOutcome> {
         let (reply, answer) = oneshot::channel();
-        self.send_push(target, kind, biz_data, Some(reply))?;
-        Ok(answer)
-    }
-
-    fn kick(&self, user_id: UserId) -> Result<Reply<u64>, PushError> {
-        let (reply, answer) = oneshot::channel();
-        let receipt = self.enter(0, Some(reply))?;
-        self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
-        Ok(answer)
+        let report = move |outcome| {
+            // Who asked may have stopped waiting.
+            let _ = reply.send(outcome);
+        };
+        self.command_reporting(command, Box::new(report));
+        answer
     }
 
     fn user(&self, user_id: UserId) -> Reply<UserInfo> {
@@ -175,12 +182,13 @@ impl Control for Hub {
         answer
     }
 
-    fn stats(&self) -> Vec<Reply<ShardInfo>> {
-        let ask = |address: &Address| {
-            let (reply, answer) = oneshot::channel();
-            address.post(Message::AskShard { reply });
-            answer
-        };
-        self.addresses.iter().map(ask).collect()
+    fn shards(&self) -> u16 {
+        Self::shards(self)
+    }
+
+    fn shard(&self, shard: u16) -> Reply<ShardInfo> {
+        let (reply, answer) = oneshot::channel();
+        self.addresses[usize::from(shard)].post(Message::AskShard { reply });
+        answer
     }
 }

@@ -8,6 +8,7 @@
 //! | [`gateway`] | a running gateway: started with flags, stopped, killed, started again |
 //! | [`phone`] | a client at the wire: blocking, and it keeps what comes out of turn |
 //! | [`operator`] | the operators' HTTP |
+//! | [`hostile`] | crowds that mean it no good |
 //! | [`port`] | a port that can be had again after a restart |
 //!
 //! Nothing here waits for a time to pass. Everything waits for something to happen, for [`PATIENCE`]
@@ -16,6 +17,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod gateway;
+pub mod hostile;
 pub mod operator;
 pub mod phone;
 pub mod port;

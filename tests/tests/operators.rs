@@ -2,7 +2,7 @@
 
 use tidegate::shard::stats::{COUNTERS, OTHERS};
 use tidegate_tests::phone::quiz;
-use tidegate_tests::{Code, Operator, Setup};
+use tidegate_tests::{Code, Operator, Setup, until};
 
 /// The names of all metrics.
 fn metrics() -> impl Iterator<Item = &'static str> {
@@ -61,12 +61,24 @@ fn a_push_that_makes_no_sense_is_refused_with_the_reason() {
         ("/push/all", "type"),
         ("/push/all?type=0", "1 to 2147483647"),
         ("/push/all?type=x", "1 to 2147483647"),
+        ("/push/all?type=+5", "plain digits"),
+        ("/push/all?type=05", "plain digits"),
+        ("/push/all?type=%35", "plain digits"),
+        ("/push/all?type=5&type=6", "repeated"),
+        ("/push/all?type=5&kind=6", "kind"),
         ("/push/users/seven?type=5", "user id"),
+        ("/push/users/007?type=5", "plain digits"),
+        ("/push/users/+7?type=5", "plain digits"),
+        ("/push/users/%37?type=5", "plain digits"),
+        ("/users/007/kick", "plain digits"),
+        ("/users/7/kick", "no body"),
+        ("/push/rooms/%zz?type=5", "hexadecimal"),
         ("/push/rooms/*?type=5", "everybody"),
     ] {
         let (status, body) = operator.post(path, b"x");
         assert!(status == 400 && body.contains(reason), "{path}: {status} {body}");
     }
+    assert_eq!(operator.get("/users/007").0, 400);
     assert_eq!(operator.get("/nowhere").0, 404);
     assert_eq!(operator.get("/rooms/quiz").0, 404);
     assert_eq!(operator.get("/push/all?type=5").0, 405);
@@ -104,19 +116,24 @@ fn users_rooms_and_figures_are_what_the_clients_made_them() {
 
 #[test]
 fn while_it_drains_a_gateway_lives_and_is_not_ready() {
-    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).shards(2).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::WAIT, b"");
     operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
     gateway.terminate();
-    let drained = tidegate_tests::until("it drains", || {
+    let drained = until("it drains", || {
         let (status, body) = operator.get("/readyz");
         (status == 503).then_some(body)
     });
     assert!(drained.contains("draining"), "{drained}");
     assert_eq!(operator.get("/healthz").0, 200);
-    assert_eq!(operator.json("/stats")["ready"], false);
+    let stats = operator.json("/stats");
+    assert_eq!(stats["ready"], false);
+    // A shard that has nothing left to do does not hang, whether it has ended or waits for the other.
+    let known = |list: &str| stats[list].as_array().unwrap().len();
+    assert_eq!((known("shards") + known("ended_shards"), known("silent_shards")), (2, 0));
+    assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
     phone.fails(asked, Code::Timeout);
     phone.goodbye(Code::Draining);
     assert_eq!(gateway.process.wait().code(), Some(0));
@@ -182,4 +199,21 @@ fn metrics_count_what_happened() {
     drop(phone);
     operator.wait_for_metric("tidegate_connections_closed_total", "\"peer\"", |n| n == 1.0);
     operator.wait_for_metric("tidegate_connections", "", |n| n == 0.0);
+}
+
+#[test]
+fn a_push_that_would_open_a_room_too_many_is_no_success() {
+    let gateway = Setup::demo().set("rooms.rooms_max", 1).start();
+    let operator = gateway.operator();
+    assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room is none");
+    let (status, body) = operator.post("/push/rooms/second?type=5", b"x");
+    assert!(status == 503 && body.contains("rooms.rooms_max"), "{status} {body}");
+    assert!(body.contains("\"code\":\"rooms_full\""), "{body}");
+    let arguments = ["push", "room", "second", "--type", "5", "x", "--admin"];
+    let address = gateway.operators().to_string();
+    let (ended, said, complaint) = gateway.tide(&[&arguments[..], &[&address]].concat(), "");
+    assert!(!ended.success() && said.is_empty(), "{said}");
+    assert!(complaint.contains("rooms.rooms_max"), "{complaint}");
+    assert_eq!(operator.push_room("first", 5, b"x"), 0);
+    assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room is always there");
 }

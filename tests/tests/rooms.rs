@@ -5,7 +5,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_protocol::proto::demo::JoinRoom;
 use tidegate_tests::phone::{demo, said};
-use tidegate_tests::{Gateway, Phone, Push, Setup, until};
+use tidegate_tests::{Code, Gateway, Phone, Push, Setup, until};
 
 /// What each push of these tests carries, beside its number.
 const PADDING: usize = 1000;
@@ -18,6 +18,11 @@ fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
         body.resize(PADDING, b'.');
         operator.push_room(room, 50, &body);
     }
+}
+
+/// What joins a room, and asks for nothing that came before.
+fn joined(room: &str) -> Vec<u8> {
+    JoinRoom { room: room.into(), last_offset: 0 }.encode_to_vec()
 }
 
 /// A push's number.
@@ -306,7 +311,9 @@ fn a_room_that_was_idle_begins_again_above_its_earlier_offsets() {
 fn a_connection_may_be_in_64_rooms_and_no_more() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
-    (0..65).for_each(|n| phone.join(&format!("room-{n}"), 0));
+    (0..64).for_each(|n| phone.join(&format!("room-{n}"), 0));
+    let asked = phone.send(demo::JOIN, &joined("room-64"));
+    phone.fails(asked, Code::BackendFailed);
     let operator = gateway.operator();
     operator.wait_for_total("memberships", 65);
     operator.wait_for_metric("tidegate_rooms_refused_total", "", |n| n == 1.0);
@@ -319,6 +326,36 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
     phone.leave("room-0");
     phone.join("room-64", 0);
     assert_eq!(operator.push_room("room-64", 50, b"x"), 1);
+}
+
+#[test]
+fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
+    for shards in [1, 2] {
+        let setup = Setup::demo().shards(shards).set("rooms.rooms_max", 1);
+        let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
+        let operator = gateway.operator();
+        let mut phone = gateway.login(7);
+        // With a room of its own, each shard has as many as it may.
+        let mut taken = Vec::new();
+        for name in (0..100).map(|n| format!("room-{n}")) {
+            let asked = phone.send(demo::JOIN, &joined(&name));
+            match phone.outcome(asked) {
+                Ok(_) => taken.push(name),
+                Err(failure) => {
+                    assert_eq!(failure.code, Some(Code::Overloaded));
+                    assert!(!failure.retry_after.is_zero());
+                }
+            }
+        }
+        assert_eq!(taken.len(), usize::from(shards));
+        let asked = phone.send(demo::SAY, &said("room-100", "hello"));
+        assert!(!phone.fails(asked, Code::Overloaded).retry_after.is_zero());
+        assert_eq!(operator.members("room-100"), 0);
+        phone.say(&taken[0], "hello");
+        assert_eq!(phone.push().text(), "hello");
+        taken.iter().for_each(|name| phone.leave(name));
+        until("there is room again", || phone.ask(demo::JOIN, &joined("room-100")).ok());
+    }
 }
 
 #[test]

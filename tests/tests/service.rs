@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::Value;
+use tempfile::TempDir;
 use tidegate::Server;
 use tidegate::config::Config;
 use tidegate::service::Pulse;
 use tidegate_backend::{Call, Gateway, Handler, Placement};
-use tidegate_tests::{PATIENCE, Phone, Setup, until};
+use tidegate_tests::{Operator, PATIENCE, Phone, Setup, until};
 
 /// The manager's end.
 struct Manager(UnixDatagram);
@@ -100,36 +102,105 @@ impl Handler for Stuck {
     }
 }
 
+/// A gateway in this process, with two shards and a handler that blocks them.
+struct Hanging {
+    server: Server,
+    has_entered: Receiver<()>,
+    release: Sender<()>,
+    operator: Operator,
+    _folder: TempDir,
+}
+
+impl Hanging {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("admin.token");
+        let toml = format!(
+            "listen = '127.0.0.1:0'\nshards = 2\n[admin]\nlisten = '127.0.0.1:0'\ntoken_file = '{}'\n\
+             [auth]\nmode = 'demo'\n",
+            token.display()
+        );
+        let (entered, has_entered) = channel();
+        let (release, let_go) = channel();
+        let stuck = Stuck { entered, let_go: Mutex::new(let_go) };
+        let config = Config::from_toml(&toml).unwrap();
+        let server = Server::builder(config).handler("demo", stuck).start().unwrap();
+        let token = std::fs::read_to_string(token).unwrap();
+        let operator = Operator::new(server.admin_address(), token.trim());
+        Self { server, has_entered, release, operator, _folder: folder }
+    }
+
+    /// Has one shard hang, until `release` says so.
+    fn hang(&self) -> Phone {
+        let mut phone = Phone::connect(self.server.client_address());
+        phone.login(7);
+        phone.send(1, b"");
+        self.has_entered.recv_timeout(PATIENCE).unwrap();
+        phone
+    }
+
+    fn end(self) {
+        self.server.shutdown();
+        self.server.wait().unwrap();
+    }
+}
+
 #[test]
 fn one_shard_that_hangs_stops_the_signs_of_life() {
-    let folder = tempfile::tempdir().unwrap();
-    let token = folder.path().join("admin.token");
-    let toml = format!(
-        "listen = '127.0.0.1:0'\nshards = 2\n[admin]\nlisten = '127.0.0.1:0'\ntoken_file = '{}'\n\
-         [auth]\nmode = 'demo'\n",
-        token.display()
-    );
-    let (entered, has_entered) = channel();
-    let (release, let_go) = channel();
-    let stuck = Stuck { entered, let_go: Mutex::new(let_go) };
-    let config = Config::from_toml(&toml).unwrap();
-    let server = Server::builder(config).handler("demo", stuck).start().unwrap();
-    let mut pulse = Pulse::new(server.control());
+    let hanging = Hanging::start();
+    let mut pulse = Pulse::new(hanging.server.control());
     let beats = |pulse: &mut Pulse| until("it beats", || pulse.beats().then_some(()));
     beats(&mut pulse);
+    let phone = hanging.hang();
+    // What was asked before it hung may have been answered, and the other's answer of the beat before count
+    // once more; what is asked now can't be. One shard alone has it silent, whatever the other does.
+    let beaten = (0..10_000).filter(|_| pulse.beats()).count();
+    assert!(beaten <= 2, "{beaten} beats while a shard hangs");
 
-    let mut phone = Phone::connect(server.client_address());
-    phone.login(7);
-    phone.send(1, b"");
-    has_entered.recv_timeout(PATIENCE).unwrap();
-    // What was asked before it hung may have been answered; what is asked now can't be.
-    pulse.beats();
-    // One shard alone has it silent, whatever the other does.
-    (0..1_000).for_each(|_| assert!(!pulse.beats()));
-
-    release.send(()).unwrap();
+    hanging.release.send(()).unwrap();
     beats(&mut pulse);
     drop(phone);
-    server.shutdown();
-    server.wait().unwrap();
+    hanging.end();
+}
+
+#[test]
+fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
+    let hanging = Hanging::start();
+    let operator = &hanging.operator;
+    assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
+    let mut phone = hanging.hang();
+    let until_it_says = |path: &str, status: u16| {
+        until(&format!("{path} is {status}"), || {
+            let (said, body) = operator.get(path);
+            (said == status).then_some(body)
+        })
+    };
+    let said = until_it_says("/healthz", 503);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["code"], "shards_hang");
+    let shard = &said["silent_shards"][0]["shard"];
+    assert!(said["silent_shards"][0]["silent_ms"].as_u64().unwrap() > 5_000, "{said}");
+    let text = said["error"].as_str().unwrap();
+    assert!(text.contains(&format!("shard {shard} has not answered for ")), "{text}");
+    assert_eq!(operator.get("/readyz").0, 503);
+    // The others' figures are there at once.
+    let stats = operator.json("/stats");
+    assert_eq!((&stats["silent_shards"][0]["shard"], &stats["ready"]), (shard, &false.into()));
+    let shards = stats["shards"].as_array().unwrap();
+    assert!(shards.len() == 1 && shards[0]["shard"] != *shard, "{stats}");
+    // What only it could do was perhaps not done; that is the gateway's fault, and said so. Everybody's room
+    // has its home on shard 0.
+    let (status, body) = operator.post("/push/all?type=5", b"x");
+    assert!(
+        status == 504 && body.contains("shard_timeout") && body.contains("silent_ms"),
+        "{body}"
+    );
+
+    hanging.release.send(()).unwrap();
+    until_it_says("/healthz", 200);
+    until_it_says("/readyz", 200);
+    assert_eq!(operator.json("/stats")["silent_shards"].as_array().unwrap().len(), 0);
+    phone.heartbeat();
+    drop(phone);
+    hanging.end();
 }

@@ -1,5 +1,4 @@
 //! The tool against the real gateway.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 use std::io::ErrorKind;

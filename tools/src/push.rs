@@ -252,7 +252,7 @@ impl Operator {
             401 | 403 => " (is this the gateway's own --token-file?)",
             _ => "",
         };
-        bail!("the gateway refused, {status}: {said}{way_out}")
+        bail!("the gateway answered {status}: {said}{way_out}")
     }
 
     fn unreachable(&self, error: ureq::Error) -> Error {

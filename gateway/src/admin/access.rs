@@ -1,17 +1,22 @@
-//! What every request passes first: the clock, and for most of them the token.
+//! What every guarded request passes first: the token, and the way to the thread that answers it.
 
-use axum::extract::{Request, State};
+use axum::body::HttpBody as _;
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use subtle::ConstantTimeEq;
+use tokio::task::AbortHandle;
 
 use super::api::App;
+use super::connections::Place;
 use super::error::ApiError;
 
-/// Lets through who sends the token.
+/// Lets through who sends the token, and has its connection keep its place. The rest is done on the thread
+/// that works, so that the one which accepts, reads and tells of health never waits for it.
 pub(super) async fn demand_token(
     State(app): State<App>,
+    Extension(place): Extension<Place>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -19,16 +24,21 @@ pub(super) async fn demand_token(
     if !bool::from(sent.as_bytes().ct_eq(app.token.as_bytes())) {
         return Err(ApiError::Unauthorized);
     }
-    Ok(next.run(request).await)
+    place.prove();
+    // Where there is one, the body is still to come.
+    place.set_working(request.body().is_end_stream());
+    let working = app.work.spawn(next.run(request));
+    let _abort = AbortOnDrop(working.abort_handle());
+    working.await.map_err(|_| ApiError::Failed)
 }
 
-/// Answers 504 where nothing else does in time.
-pub(super) async fn limit_time(
-    State(app): State<App>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    tokio::time::timeout(app.answer_timeout, next.run(request)).await.map_err(|_| ApiError::Timeout)
+/// Whose connection is gone needs no answer.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

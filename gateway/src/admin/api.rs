@@ -1,22 +1,26 @@
 //! The requests and their answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest as _, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use tidegate_backend::publisher::{RoomId, Target, UserId};
+use serde::Serialize;
+use tidegate_backend::publisher::{Command, RoomId, Target};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::access;
+use super::connections::Place;
 use super::error::ApiError;
+use super::health::{self, Silent};
+use super::{access, ids};
 use crate::control::{Control, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::metrics_page::MetricsPage;
+use crate::service::Silence;
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
@@ -32,10 +36,52 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) control: Arc<dyn Control>,
-    pub(super) metrics: MetricsPage,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) token: Arc<str>,
     pub(super) body_bytes_max: usize,
-    pub(super) answer_timeout: Duration,
+    pub(super) timeouts: Timeouts,
+    /// The thread that answers what needs the token.
+    pub(super) work: Handle,
+    pub(super) silent: Silent,
+}
+
+/// When a request's head was there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
+
+/// The metrics' text. Those who ask at the same time get the same: it is written once for all of them.
+pub(super) struct Metrics {
+    page: MetricsPage,
+    /// When the last was begun, and what it came to.
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Metrics {
+    pub(super) fn new(page: MetricsPage) -> Self {
+        Self { page, last: Mutex::new(None) }
+    }
+
+    /// What stands at this time, or later.
+    fn text(&self, at: Instant) -> Bytes {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((begun, text)) = &*last
+            && *begun >= at
+        {
+            return text.clone();
+        }
+        let (begun, text) = (Instant::now(), Bytes::from(self.page.render()));
+        *last = Some((begun, text.clone()));
+        text
+    }
+}
+
+/// How long a request may wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// For the whole of its body. Later: 408.
+    pub(super) body: Duration,
+    /// For the shards, from when all of it is there. Later: 504.
+    pub(super) answer: Duration,
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -54,20 +100,13 @@ pub(super) fn router(app: App) -> Router {
         .route_layer(middleware::from_fn_with_state(app.clone(), access::demand_token));
     Router::new()
         .route("/", get(page))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
         .merge(guarded)
         .fallback(no_path)
         .method_not_allowed_fallback(bad_method)
         .layer(DefaultBodyLimit::max(app.body_bytes_max))
-        .layer(middleware::from_fn_with_state(app.clone(), access::limit_time))
         .with_state(app)
-}
-
-#[derive(Deserialize)]
-struct PushQuery {
-    /// A text, so that one that is no number gets our own message.
-    r#type: Option<String>,
 }
 
 /// How many connections something went to.
@@ -80,10 +119,29 @@ struct Reached {
 struct Stats {
     ready: bool,
     totals: Totals,
+    /// Those that have answered.
     shards: Vec<ShardInfo>,
+    /// Those that have not, and are in no sum: they hang.
+    silent_shards: Vec<SilentShard>,
+    /// Those that are no more: the gateway goes away.
+    ended_shards: Vec<u16>,
 }
 
-/// Sums over the shards. Rooms are left out: one with members on two shards would count twice.
+/// A shard that hangs, as JSON.
+#[derive(Serialize)]
+pub(super) struct SilentShard {
+    shard: u16,
+    silent_ms: u64,
+}
+
+impl From<&Silence> for SilentShard {
+    fn from(silence: &Silence) -> Self {
+        let silent_ms = u64::try_from(silence.lasts.as_millis()).unwrap_or(u64::MAX);
+        Self { shard: silence.shard, silent_ms }
+    }
+}
+
+/// Sums over the shards that have answered. Rooms are left out: one with members on two shards would count twice.
 #[derive(Default, Serialize)]
 struct Totals {
     connections: u64,
@@ -104,91 +162,93 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
-async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
-    if app.control.is_ready() { Ok("ready\n") } else { Err(ApiError::NotReady) }
+async fn metrics(
+    State(app): State<App>,
+    Extension(Arrived(at)): Extension<Arrived>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    ids::no_parameters(&uri)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.text(at)).into_response())
 }
 
-async fn metrics(State(app): State<App>) -> Response {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.render()).into_response()
-}
-
-async fn stats(State(app): State<App>) -> Answer<Stats> {
-    let mut totals = Totals::default();
-    let mut shards = Vec::new();
-    // All shards are asked before the first is waited for.
-    for reply in app.control.stats() {
-        let shard = answer(reply).await?;
-        totals.connections += shard.connections;
-        totals.sessions += shard.sessions;
-        totals.users += shard.users;
-        totals.memberships += shard.memberships;
-        totals.calls_in_flight += shard.calls_in_flight;
-        totals.outbox_bytes += shard.outbox_bytes;
-        shards.push(shard);
+async fn stats(State(app): State<App>, uri: Uri) -> Answer<Stats> {
+    ids::no_parameters(&uri)?;
+    let silent = app.silent.borrow().clone();
+    let mut silent_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
+    // Who is known to hang is not asked again and again.
+    let hangs = |shard: &u16| silent.iter().any(|silence| silence.shard == *shard);
+    let asked: Vec<_> = (0..app.control.shards())
+        .filter(|shard| !hangs(shard))
+        // All shards are asked before the first is waited for.
+        .map(|shard| (shard, app.control.shard(shard)))
+        .collect();
+    let (began, mut totals) = (Instant::now(), Totals::default());
+    let (mut shards, mut ended_shards) = (Vec::new(), Vec::new());
+    for (shard, reply) in asked {
+        match timeout_at(began + app.timeouts.answer, reply).await {
+            Ok(Ok(info)) => {
+                totals.add(&info);
+                shards.push(info);
+            }
+            Ok(Err(_)) => ended_shards.push(shard),
+            Err(_) => {
+                let silence = Silence { shard, lasts: app.timeouts.answer };
+                silent_shards.push(SilentShard::from(&silence));
+            }
+        }
     }
-    Ok(Json(Stats { ready: app.control.is_ready(), totals, shards }))
+    let ready = app.control.is_ready() && silent_shards.is_empty();
+    Ok(Json(Stats { ready, totals, shards, silent_shards, ended_shards }))
 }
 
-async fn user(State(app): State<App>, id: PathId) -> Answer<UserInfo> {
-    Ok(Json(answer(app.control.user(user_id(id)?)).await?))
+impl Totals {
+    fn add(&mut self, shard: &ShardInfo) {
+        self.connections += shard.connections;
+        self.sessions += shard.sessions;
+        self.users += shard.users;
+        self.memberships += shard.memberships;
+        self.calls_in_flight += shard.calls_in_flight;
+        self.outbox_bytes += shard.outbox_bytes;
+    }
 }
 
-async fn room(State(app): State<App>, id: PathId) -> Answer<RoomInfo> {
-    let id = match text(id).map_err(ApiError::BadRoom)? {
-        id if id == "*" => RoomId::everybody(),
-        id => RoomId::new(id)?,
-    };
-    let found = answer(app.control.room(id.clone())).await?;
+async fn user(State(app): State<App>, uri: Uri) -> Answer<UserInfo> {
+    let id = ids::user(&uri, 2)?;
+    ids::no_parameters(&uri)?;
+    Ok(Json(app.answer(app.control.user(id)).await?))
+}
+
+async fn room(State(app): State<App>, uri: Uri) -> Answer<RoomInfo> {
+    let id = ids::any_room(&uri, 2)?;
+    ids::no_parameters(&uri)?;
+    let found = app.answer(app.control.room(id.clone())).await?;
     found.map(Json).ok_or_else(|| ApiError::NoRoom(id.to_string()))
 }
 
-async fn kick(State(app): State<App>, id: PathId) -> Answer<Reached> {
-    let user_id = user_id(id)?;
-    let connections = answer(app.control.kick(user_id)?).await?;
+async fn kick(State(app): State<App>, request: Request) -> Answer<Reached> {
+    let user_id = ids::user(request.uri(), 2)?;
+    ids::no_parameters(request.uri())?;
+    if !app.body(request).await?.is_empty() {
+        return Err(ApiError::UnexpectedBody);
+    }
+    let reached = app.command(Command::Kick { user_id }).await?;
+    let connections = reached.connections;
     tracing::info!(user_id, connections, "an operator kicked a user");
-    Ok(Json(Reached { connections }))
+    Ok(reached)
 }
 
-async fn push_user(
-    State(app): State<App>,
-    id: PathId,
-    query: Query<PushQuery>,
-    body: Body,
-) -> Answer<Reached> {
-    push(&app, Target::User(user_id(id)?), query, body).await
+async fn push_user(State(app): State<App>, request: Request) -> Answer<Reached> {
+    let target = Target::User(ids::user(request.uri(), 3)?);
+    app.push(target, request).await
 }
 
-async fn push_room(
-    State(app): State<App>,
-    id: PathId,
-    query: Query<PushQuery>,
-    body: Body,
-) -> Answer<Reached> {
-    let room = RoomId::new(text(id).map_err(ApiError::BadRoom)?)?;
-    push(&app, Target::Room(room), query, body).await
+async fn push_room(State(app): State<App>, request: Request) -> Answer<Reached> {
+    let target = Target::Room(ids::room(request.uri(), 3)?);
+    app.push(target, request).await
 }
 
-async fn push_all(State(app): State<App>, query: Query<PushQuery>, body: Body) -> Answer<Reached> {
-    push(&app, Target::Room(RoomId::everybody()), query, body).await
-}
-
-async fn push(
-    app: &App,
-    target: Target,
-    Query(query): Query<PushQuery>,
-    body: Body,
-) -> Answer<Reached> {
-    let kind = query.r#type.ok_or(ApiError::NoType)?;
-    let kind = match kind.parse::<i32>() {
-        Ok(kind) if kind > 0 => kind,
-        _ => return Err(ApiError::BadType(kind)),
-    };
-    let biz_data = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: app.body_bytes_max },
-        _ => ApiError::BadBody(rejection.body_text()),
-    })?;
-    let connections = answer(app.control.push(target, kind, biz_data)?).await?;
-    Ok(Json(Reached { connections }))
+async fn push_all(State(app): State<App>, request: Request) -> Answer<Reached> {
+    app.push(Target::Room(RoomId::everybody()), request).await
 }
 
 async fn no_path(method: Method, uri: Uri) -> ApiError {
@@ -199,22 +259,41 @@ async fn bad_method(method: Method, uri: Uri) -> ApiError {
     ApiError::BadMethod { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-/// An id in the path, as it came.
-type PathId = Result<Path<String>, PathRejection>;
+impl App {
+    async fn push(&self, target: Target, request: Request) -> Answer<Reached> {
+        let kind = ids::kind(request.uri())?;
+        let biz_data = self.body(request).await?;
+        self.command(Command::Push { target, kind, biz_data }).await
+    }
 
-/// A request's body, or why it did not come.
-type Body = Result<Bytes, BytesRejection>;
+    /// Takes a request's body, as it came.
+    async fn body(&self, request: Request) -> Result<Bytes, ApiError> {
+        if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            return Err(ApiError::EncodedBody(encoding));
+        }
+        let place = request.extensions().get::<Place>().cloned();
+        let body = Bytes::from_request(request, &());
+        let limit = self.timeouts.body;
+        let arrived = timeout(limit, body).await.map_err(|_| ApiError::LateBody(limit))?;
+        place.iter().for_each(|place| place.set_working(true));
+        arrived.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: self.body_bytes_max },
+            _ => ApiError::BadBody(rejection.body_text()),
+        })
+    }
 
-fn text(id: PathId) -> Result<String, String> {
-    id.map(|Path(id)| id).map_err(|rejection| rejection.body_text())
-}
+    async fn command(&self, command: Command) -> Answer<Reached> {
+        let done = self.answer(self.control.command(command)).await??;
+        Ok(Json(Reached { connections: done.connections }))
+    }
 
-fn user_id(id: PathId) -> Result<UserId, ApiError> {
-    let id = text(id).map_err(ApiError::BadUser)?;
-    id.parse().map_err(|_| ApiError::BadUser(id))
-}
-
-/// Waits for the shards' answer.
-async fn answer<T>(reply: Reply<T>) -> Result<T, ApiError> {
-    reply.await.map_err(|_| ApiError::Stopping)
+    /// Waits for a shard's answer.
+    async fn answer<T>(&self, reply: Reply<T>) -> Result<T, ApiError> {
+        let answered = timeout(self.timeouts.answer, reply).await;
+        let answered = answered.map_err(|_| ApiError::Timeout(self.silent.borrow().clone()))?;
+        answered.map_err(|_| ApiError::Stopping)
+    }
 }

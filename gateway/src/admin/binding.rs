@@ -18,8 +18,12 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::driver::accept_queue;
 use crate::server::once_released;
 
-/// Connections that wait to be accepted, at most.
-const BACKLOG: i32 = 128;
+/// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
+/// that comes at once finds room, where it would have to knock again after a second.
+const BACKLOG: i32 = 1024;
+
+/// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long the gateway that has the port may take to say that it drains.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -92,6 +96,8 @@ fn bound(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
+    // Those that are accepted inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }

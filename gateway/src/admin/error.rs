@@ -1,73 +1,153 @@
 //! What goes wrong with a request, and what the operator is told.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
 use tidegate_backend::publisher::{PushError, RoomIdError};
+
+use super::api::SilentShard;
+use crate::service::Silence;
 
 /// What clients are told to wait after a 503, in seconds: overload passes, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// Why a request gets no answer.
+/// Why a request gets no answer, by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
+    // Who asks.
     #[error(
         "this needs `Authorization: Bearer <token>`, with the token in the gateway's admin.token_file"
     )]
     Unauthorized,
-    #[error("{0:?} is no user id: it is a whole number from 0 to 18446744073709551615")]
+    #[error(
+        "{0:?} is no user id: it is a whole number from 0 to 18446744073709551615, in plain digits: no sign, no \
+         zero before it, not percent-encoded"
+    )]
     BadUser(String),
     #[error("{0}; in a path it is percent-encoded UTF-8")]
     BadRoom(String),
     #[error("a push needs a type: add ?type=N, with N from 1 to 2147483647")]
     NoType,
-    #[error("type = {0:?}: a push's type is a whole number from 1 to 2147483647")]
+    #[error(
+        "type = {0:?}: a push's type is a whole number from 1 to 2147483647, in plain digits: no sign, no zero \
+         before it, not percent-encoded"
+    )]
     BadType(String),
+    #[error("there is no parameter {0:?} here: a push takes `type`, and nothing else takes any")]
+    BadParameter(String),
+    #[error("the parameter {0:?} is repeated: say it once")]
+    RepeatedParameter(String),
+    #[error("a kick takes no body: whom it is for stands in the path")]
+    UnexpectedBody,
+    #[error("the body has Content-Encoding {0:?}: it goes out as it is, so send it plain")]
+    EncodedBody(String),
     #[error("the body did not arrive whole: {0}")]
     BadBody(String),
+    #[error(
+        "the body did not arrive within {} s, so nothing was done: send all that Content-Length announces, or \
+         the last chunk", .0.as_secs_f64()
+    )]
+    LateBody(Duration),
     #[error("the body is longer than limits.max_frame_to_client_bytes ({bytes_max})")]
     TooLong { bytes_max: usize },
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),
     #[error(
-        "there is no {method} {path}: GET / shows a page, the gateway's README.md lists the rest"
+        "there is no {method} {path}: GET / shows a page, the gateway's README.md lists the rest; no path but \
+         that ends in a slash"
     )]
     NoPath { method: String, path: String },
     #[error("{path} does not take {method}; the header Allow says what it takes")]
     BadMethod { method: String, path: String },
+
+    // The gateway.
     #[error("{0}")]
     Refused(#[from] PushError),
     #[error("the gateway is stopping")]
     Stopping,
     #[error("the gateway does not take new connections: it is starting, or draining")]
     NotReady,
-    #[error("the shards did not answer in time; whether it was done is unknown: look at /stats")]
-    Timeout,
+    #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it stays so", names(.0))]
+    Silent(Vec<Silence>),
+    #[error(
+        "the shards did not answer in time{}; whether it was done is unknown: look at /healthz and /stats",
+        also(.0)
+    )]
+    Timeout(Vec<Silence>),
+    #[error("the gateway failed on this request: its log says why")]
+    Failed,
+}
+
+/// An error as JSON.
+#[derive(Serialize)]
+struct Told {
+    /// For people.
+    error: String,
+    /// For programs: it stays the same.
+    code: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    silent_shards: Vec<SilentShard>,
+}
+
+fn names(silent: &[Silence]) -> String {
+    let name = |Silence { shard, lasts }: &Silence| {
+        format!("shard {shard} has not answered for {} s", lasts.as_secs())
+    };
+    silent.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+fn also(silent: &[Silence]) -> String {
+    if silent.is_empty() { String::new() } else { format!(" ({})", names(silent)) }
 }
 
 impl ApiError {
-    fn status(&self) -> StatusCode {
+    fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::BadUser(_)
-            | Self::BadRoom(_)
-            | Self::NoType
-            | Self::BadType(_)
-            | Self::BadBody(_)
-            | Self::Refused(PushError::BadType(_)) => StatusCode::BAD_REQUEST,
-            Self::NoRoom(_) | Self::NoPath { .. } | Self::Refused(PushError::UnknownSession) => {
-                StatusCode::NOT_FOUND
-            }
-            Self::BadMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLong { .. } | Self::Refused(PushError::TooLong { .. }) => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
-            Self::Refused(PushError::Overloaded | PushError::Stopping)
-            | Self::Stopping
-            | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::BadUser(_) => (StatusCode::BAD_REQUEST, "bad_user_id"),
+            Self::BadRoom(_) => (StatusCode::BAD_REQUEST, "bad_room_id"),
+            Self::NoType => (StatusCode::BAD_REQUEST, "no_type"),
+            Self::BadType(_) => (StatusCode::BAD_REQUEST, "bad_type"),
+            Self::BadParameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
+            Self::RepeatedParameter(_) => (StatusCode::BAD_REQUEST, "repeated_parameter"),
+            Self::UnexpectedBody => (StatusCode::BAD_REQUEST, "unexpected_body"),
+            Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+            Self::NoRoom(_) => (StatusCode::NOT_FOUND, "no_room"),
+            Self::NoPath { .. } => (StatusCode::NOT_FOUND, "no_path"),
+            Self::BadMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "bad_method"),
+            Self::LateBody(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
+            Self::EncodedBody(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_body"),
+            Self::Refused(refusal) => refused(*refusal),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+            Self::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_hang"),
+            Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "shard_timeout"),
+            Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         }
+    }
+
+    fn silent_shards(&self) -> Vec<SilentShard> {
+        match self {
+            Self::Silent(silent) | Self::Timeout(silent) => silent.iter().map(Into::into).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn refused(refusal: PushError) -> (StatusCode, &'static str) {
+    match refusal {
+        PushError::BadType(_) => (StatusCode::BAD_REQUEST, "bad_type"),
+        PushError::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
+        PushError::UnknownSession => (StatusCode::NOT_FOUND, "unknown_session"),
+        PushError::SessionGone => (StatusCode::NOT_FOUND, "session_gone"),
+        PushError::TooManyRooms { .. } => (StatusCode::CONFLICT, "too_many_rooms"),
+        PushError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+        PushError::RoomsFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "rooms_full"),
+        PushError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
     }
 }
 
@@ -82,8 +162,10 @@ impl From<RoomIdError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = self.status();
-        let mut response = (status, Json(json!({ "error": self.to_string() }))).into_response();
+        let (status, code) = self.status_and_code();
+        let silent_shards = self.silent_shards();
+        let told = Told { error: self.to_string(), code, silent_shards };
+        let mut response = (status, Json(told)).into_response();
         let headers = response.headers_mut();
         match status {
             StatusCode::UNAUTHORIZED => {
@@ -91,6 +173,9 @@ impl IntoResponse for ApiError {
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
+            }
+            StatusCode::REQUEST_TIMEOUT => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
         }

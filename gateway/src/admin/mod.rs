@@ -1,12 +1,12 @@
-//! HTTP for operators, on a thread of its own: metrics, health, push, kick, and a page to look at.
+//! HTTP for operators, on threads of its own: metrics, health, push, kick, and a page to look at.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /` | the page for operators |
-//! | `GET /healthz` | 200 while the process lives |
-//! | `GET /readyz` | 200, or 503 while new connections are not welcome |
+//! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
+//! | `GET /readyz` | likewise, and 503 while new connections are not welcome |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "totals", "shards"}`: of each shard its driver, rings and figures |
+//! | `GET /stats` | `{"ready", "totals", "shards", "silent_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
@@ -16,21 +16,36 @@
 //!
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its
-//! `scrape_config`. A room's id is percent-encoded. An error is `{"error": "..."}`: 400 what was asked
-//! makes no sense, 401 no token, 404 no such room, 413 the body is too long, 503 with `Retry-After`
-//! overloaded or stopping, 504 no answer within [`ANSWER_TIMEOUT`].
+//! `scrape_config`. A room's id is percent-encoded, and nothing else is: numbers are plain digits. Nothing but a
+//! push takes a parameter, and it takes `type` once; health and the page ignore what they are given.
+//!
+//! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 what was
+//! asked makes no sense, 401 no token, 404 no such room or path, 405 no such method, 408 the body
+//! stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging or
+//! stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there is 404 also without
+//! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
+//! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
 //!
 //! A push opens its room where there is none: who joins it later by naming an offset gets the push. So a
 //! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
-//! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404.
+//! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404. Where the room can't be
+//! opened because there are `rooms.rooms_max`, nothing is pushed: 503.
 //!
-//! What is asked goes through [`Control`]; this module knows no shard and no connection.
+//! One thread accepts, reads requests, and tells of health and of what is not allowed; it never waits and does
+//! nothing that takes long. Another answers what needs the token. So health is answered while the second
+//! renders a million metrics. Who is let in when all places are taken, and for how long, says
+//! [`connections`].
+//!
+//! What is asked goes through [`Control`]; this module knows no shard and none of their connections.
 
 mod access;
 mod api;
 mod binding;
+mod connections;
 mod error;
-mod listener;
+mod health;
+mod ids;
+mod stream;
 
 #[cfg(test)]
 mod tests;
@@ -42,20 +57,24 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::config::AdminConfig;
 use crate::control::Control;
 use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
 use crate::server::RELEASED_WITHIN;
+#[cfg(doc)]
+use crate::service::SILENCE_MAX;
 
-use api::App;
+use api::{App, Metrics, Timeouts};
 use binding::HandOver;
-use listener::BoundedListener;
 
-/// How long a request may take, its body's arrival included. Later: 504.
+/// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a request's body may take to come. Later: 408.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long requests under way may take when the server is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -120,14 +139,15 @@ pub fn serve(
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
 ) -> Result<AdminServer, AdminError> {
-    serve_with(config, control, metrics, ANSWER_TIMEOUT)
+    let timeouts = Timeouts { body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
+    serve_with(config, control, metrics, timeouts)
 }
 
 fn serve_with(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
-    answer_timeout: Duration,
+    timeouts: Timeouts,
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
@@ -135,42 +155,45 @@ fn serve_with(
         .map_err(|cause| AdminError::Bind { address, cause })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let front = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (silence, silent) = watch::channel(Vec::new());
     let app = App {
-        control,
-        metrics: metrics.into(),
+        control: Arc::clone(&control),
+        metrics: Arc::new(Metrics::new(metrics.into())),
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
-        answer_timeout,
+        timeouts,
+        work: work.handle().clone(),
+        silent,
     };
+    let (end_work, work_ended) = oneshot::channel::<()>();
+    thread::Builder::new().name("admin-work".into()).spawn(move || {
+        // Its sender is dropped with the thread below.
+        drop(work.block_on(work_ended));
+    })?;
     let (stop, stopped) = oneshot::channel();
-    let work = move || {
-        if let Err(error) = run(&runtime, listener, app, stopped) {
+    let run_front = move || {
+        front.spawn(health::watch(control, silence));
+        if let Err(error) = run(&front, listener, app, stopped) {
             tracing::error!(%error, "the operators' HTTP server has ended");
         }
+        drop(end_work);
     };
-    let thread = thread::Builder::new().name("admin".into()).spawn(work)?;
+    let thread = thread::Builder::new().name("admin".into()).spawn(run_front)?;
     Ok(AdminServer { local_addr, hand_over, stop, thread })
 }
 
 fn run(
-    runtime: &Runtime,
+    front: &Runtime,
     listener: TcpListener,
     app: App,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
-    runtime.block_on(async {
-        let listener = BoundedListener::new(tokio::net::TcpListener::from_std(listener)?);
-        let (drain, draining) = oneshot::channel::<()>();
-        let server = axum::serve(listener, api::router(app)).with_graceful_shutdown(async {
-            // It never comes: its sender is dropped below.
-            drop(draining.await);
-        });
-        let server = tokio::spawn(server.into_future());
-        drop(stopped.await);
-        drop(drain);
-        // Who has not got its answer by then goes without: the runtime's end closes it.
-        drop(tokio::time::timeout(SHUTDOWN_GRACE, server).await);
+    front.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        // Who has not got its answer by the end of the grace goes without: the runtime's end closes it.
+        connections::serve(listener, api::router(app), stopped, SHUTDOWN_GRACE).await;
         Ok(())
     })
 }

@@ -1,14 +1,15 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tidegate_backend::publisher::{PushError, RoomId, Target, UserId};
+use tidegate_backend::CommandOutcome;
+use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
 
 use super::*;
 use crate::control::{ConnectionInfo, Reply, RoomInfo, ShardInfo, UserInfo};
@@ -21,9 +22,11 @@ struct Fake {
     draining: AtomicBool,
     refusal: Mutex<Option<PushError>>,
     /// Answers that never come.
-    stalled: Mutex<Option<Vec<oneshot::Sender<u64>>>>,
-    pushed: Mutex<Vec<(Target, i32, Bytes)>>,
-    kicked: Mutex<Vec<UserId>>,
+    stalled: Mutex<Option<Vec<oneshot::Sender<CommandOutcome>>>>,
+    commands: Mutex<Vec<Command>>,
+    /// The room "blocks" is asked for: whether it has begun, and whether it may go on.
+    blocked: Mutex<(bool, bool)>,
+    changed: Condvar,
 }
 
 fn reply<T>(value: T) -> Reply<T> {
@@ -33,16 +36,16 @@ fn reply<T>(value: T) -> Reply<T> {
 }
 
 impl Fake {
-    fn command(&self) -> Result<Reply<u64>, PushError> {
-        if let Some(refusal) = *self.refusal.lock().unwrap() {
-            return Err(refusal);
-        }
-        if let Some(stalled) = &mut *self.stalled.lock().unwrap() {
-            let (sender, receiver) = oneshot::channel();
-            stalled.push(sender);
-            return Ok(receiver);
-        }
-        Ok(reply(2))
+    fn taken(&self) -> Vec<Command> {
+        self.commands.lock().unwrap().clone()
+    }
+
+    /// Blocks the thread that asks, as nothing of the gateway does.
+    fn block(&self) {
+        let mut blocked = self.blocked.lock().unwrap();
+        blocked.0 = true;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(blocked, |(_, released)| !*released).unwrap());
     }
 }
 
@@ -51,14 +54,17 @@ impl Control for Fake {
         !self.draining.load(Ordering::Relaxed)
     }
 
-    fn push(&self, target: Target, kind: i32, biz_data: Bytes) -> Result<Reply<u64>, PushError> {
-        self.pushed.lock().unwrap().push((target, kind, biz_data));
-        self.command()
-    }
-
-    fn kick(&self, user_id: UserId) -> Result<Reply<u64>, PushError> {
-        self.kicked.lock().unwrap().push(user_id);
-        self.command()
+    fn command(&self, command: Command) -> Reply<CommandOutcome> {
+        self.commands.lock().unwrap().push(command);
+        if let Some(refusal) = *self.refusal.lock().unwrap() {
+            return reply(Err(refusal));
+        }
+        if let Some(stalled) = &mut *self.stalled.lock().unwrap() {
+            let (sender, receiver) = oneshot::channel();
+            stalled.push(sender);
+            return receiver;
+        }
+        reply(Ok(Done::with_connections(2)))
     }
 
     fn user(&self, user_id: UserId) -> Reply<UserInfo> {
@@ -71,15 +77,21 @@ impl Control for Fake {
         if room.as_str() == "gone" {
             return oneshot::channel().1;
         }
+        if room.as_str() == "blocks" {
+            self.block();
+        }
         let known = ["lobby/eu", "*"].contains(&room.as_str());
         let room = room.to_string();
         let info = RoomInfo { room, members: 3, last_offset: 9, first_offset: 4, log_bytes: 60 };
         reply(known.then_some(info))
     }
 
-    fn stats(&self) -> Vec<Reply<ShardInfo>> {
-        let shard = |shard| ShardInfo { shard, connections: 5, rooms: 1, ..ShardInfo::default() };
-        vec![reply(shard(0)), reply(shard(1))]
+    fn shards(&self) -> u16 {
+        2
+    }
+
+    fn shard(&self, shard: u16) -> Reply<ShardInfo> {
+        reply(ShardInfo { shard, connections: 5, rooms: 1, ..ShardInfo::default() })
     }
 }
 
@@ -101,11 +113,17 @@ impl Answered {
         serde_json::from_str(&self.body).expect(&self.body)
     }
 
-    /// The error's text, of an answer with this status.
+    /// The error's text, of an answer with this status. Each has a code, too.
     #[track_caller]
     fn error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.body);
+        assert!(!self.code().is_empty() && self.head.contains("application/json"));
         self.json()["error"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap().to_owned()
     }
 }
 
@@ -123,8 +141,9 @@ impl Bed {
             metrics::counter!("tidegate_tests").increment(4);
         });
         let control = Arc::clone(&fake) as Arc<dyn Control>;
-        let timeout = Duration::from_millis(300);
-        let server = serve_with(&config, control, recorder.handle(), timeout).unwrap();
+        let timeouts =
+            Timeouts { body: Duration::from_millis(300), answer: Duration::from_millis(300) };
+        let server = serve_with(&config, control, recorder.handle(), timeouts).unwrap();
         let token = std::fs::read_to_string(&config.token_file).unwrap().trim().to_owned();
         Self { server, fake, token, _folder: folder }
     }
@@ -198,8 +217,9 @@ fn everything_else_needs_the_token() {
             assert!(answer.head.contains("www-authenticate: bearer"));
         }
     }
-    assert!(bed.fake.pushed.lock().unwrap().is_empty());
-    assert!(bed.fake.kicked.lock().unwrap().is_empty());
+    assert_eq!(bed.fake.taken(), []);
+    // A path that is not there is nobody's secret.
+    assert!(bed.ask_as(None, "GET", "/nothing", b"").error(404).contains("/nothing"));
     let lower = format!(
         "GET /stats HTTP/1.1\r\nConnection: close\r\nHost: x\r\nauthorization: bearer {}\r\n\r\n",
         bed.token
@@ -217,13 +237,14 @@ fn pushes_and_kicks_reach_the_gateway() {
     assert_eq!(bed.post("/push/all?type=1", b"").json(), reached);
     assert_eq!(bed.post("/users/7/kick", b"").json(), reached);
     let room = |id| Target::Room(RoomId::new(id).unwrap());
+    let push = |target, kind, biz_data| Command::Push { target, kind, biz_data };
     let expected = [
-        (Target::User(u64::MAX), 9, Bytes::copy_from_slice(&binary)),
-        (room("lobby/eu \u{e9}"), i32::MAX, "x".into()),
-        (Target::Room(RoomId::everybody()), 1, Bytes::new()),
+        push(Target::User(u64::MAX), 9, Bytes::copy_from_slice(&binary)),
+        push(room("lobby/eu \u{e9}"), i32::MAX, "x".into()),
+        push(Target::Room(RoomId::everybody()), 1, Bytes::new()),
+        Command::Kick { user_id: 7 },
     ];
-    assert_eq!(*bed.fake.pushed.lock().unwrap(), expected);
-    assert_eq!(*bed.fake.kicked.lock().unwrap(), [7]);
+    assert_eq!(bed.fake.taken(), expected);
 }
 
 #[test]
@@ -260,6 +281,121 @@ fn what_makes_no_sense_is_refused_with_the_way_out() {
     let error = bed.post("/push/all?type=1", &[0; BODY_BYTES_MAX + 1]).error(413);
     assert!(error.contains("max_frame_to_client_bytes (1000)"), "{error}");
     assert_eq!(bed.post("/push/all?type=1", &[0; BODY_BYTES_MAX]).status, 200);
+    for path in [
+        "/push/all?type=1&type=1",
+        "/push/all?type=1&x",
+        "/push/all?type=01",
+        "/push/users/+7?type=1",
+    ] {
+        bed.post(path, b"x").error(400);
+    }
+    for path in ["/stats?x", "/users/7?type=5", "/rooms/*?a=b", "/metrics?x=1", "/users/%37"] {
+        bed.get(path).error(400);
+    }
+    assert!(bed.post("/users/7/kick", b"x").error(400).contains("no body"));
+    assert_eq!(bed.fake.taken().len(), 1, "nothing else was done");
+}
+
+#[test]
+fn methods_and_slashes_are_taken_as_they_should() {
+    let bed = Bed::new();
+    let token = bed.token.clone();
+    let ask = |method, path| bed.ask_as(Some(&token), method, path, b"");
+    for path in ["/healthz", "/readyz", "/", "/metrics", "/stats", "/users/7", "/rooms/*"] {
+        let head = ask("HEAD", path);
+        assert_eq!((head.status, &*head.body), (200, ""), "{path}");
+    }
+    for (method, path, allowed) in [
+        ("HEAD", "/push/all?type=1", "post"),
+        ("OPTIONS", "/push/all?type=1", "post"),
+        ("OPTIONS", "/healthz", "get,head"),
+        ("DELETE", "/users/7", "get,head"),
+        ("PUT", "/users/7/kick", "post"),
+    ] {
+        let answer = ask(method, path);
+        assert_eq!(answer.status, 405, "{method} {path}");
+        assert!(answer.head.contains(&format!("allow: {allowed}")), "{}", answer.head);
+    }
+    for path in
+        ["/stats/", "/healthz/", "/users/", "/rooms/", "//stats", "/users/7/kick/", "/Stats"]
+    {
+        let error = ask("GET", path).error(404);
+        assert!(error.contains(path), "{error}");
+    }
+    // Health takes what load balancers add.
+    assert_eq!(ask("GET", "/healthz?probe=1").status, 200);
+}
+
+#[test]
+fn a_body_that_stalls_is_the_clients_fault() {
+    let bed = Bed::new();
+    let access = format!("Authorization: Bearer {}\r\n", bed.token);
+    let ask = |fields: &str, begun: &str| {
+        let line = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n";
+        bed.raw(format!("{line}{access}{fields}\r\n\r\n{begun}").as_bytes())
+    };
+    for (fields, begun) in [
+        ("Content-Length: 10", ""),
+        ("Content-Length: 10", "half"),
+        ("Transfer-Encoding: chunked", "4\r\nhalf\r\n"),
+        ("Transfer-Encoding: chunked", "4\r\nha"),
+    ] {
+        let answer = ask(fields, begun);
+        assert!(answer.error(408).contains("nothing was done"), "{fields}");
+        assert_eq!(answer.code(), "body_timeout");
+        assert!(answer.head.contains("connection: close"));
+    }
+    let compressed = ask("Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 1", "x");
+    assert!(compressed.error(415).contains("gzip"));
+    assert_eq!(bed.fake.taken(), []);
+    // Who waits for a word before it sends the body gets it.
+    let mut patient = TcpStream::connect(bed.server.local_addr()).unwrap();
+    let head = format!(
+        "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n{access}Expect: 100-continue\r\n\
+         Connection: close\r\nContent-Length: 1\r\n\r\n"
+    );
+    patient.write_all(head.as_bytes()).unwrap();
+    let mut word = [0; 25];
+    patient.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+    patient.write_all(b"x").unwrap();
+    let mut answer = String::new();
+    patient.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn health_is_told_while_the_other_thread_is_busy() {
+    let bed = Bed::new();
+    std::thread::scope(|threads| {
+        let asked = threads.spawn(|| bed.get("/rooms/blocks"));
+        let blocked = bed.fake.blocked.lock().unwrap();
+        drop(bed.fake.changed.wait_while(blocked, |(begun, _)| !*begun).unwrap());
+        for path in ["/healthz", "/readyz", "/"] {
+            assert_eq!(bed.ask_as(None, "GET", path, b"").status, 200);
+        }
+        bed.ask_as(None, "GET", "/stats", b"").error(401);
+        assert!(!asked.is_finished());
+        bed.fake.blocked.lock().unwrap().1 = true;
+        bed.fake.changed.notify_all();
+        assert_eq!(asked.join().unwrap().status, 404);
+    });
+}
+
+#[test]
+fn who_gives_no_time_to_read_gets_the_answer_all_the_same() {
+    let bed = Bed::new();
+    // Much that nobody reads behind a request that is refused: a close would be a reset.
+    let head = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n";
+    let answer = bed.raw(&[head.as_bytes(), &[b'x'; 300_000]].concat());
+    answer.error(401);
+    // Nothing more to send is not nothing more to read.
+    let mut half = TcpStream::connect(bed.server.local_addr()).unwrap();
+    half.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    half.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("ready\n"), "{answer}");
 }
 
 #[test]
@@ -268,11 +404,14 @@ fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
     let refuse = |refusal| *bed.fake.refusal.lock().unwrap() = Some(refusal);
     refuse(PushError::Overloaded);
     let overloaded = bed.post("/push/all?type=1", b"x");
-    assert!(overloaded.error(503).contains("too many pushes"));
+    assert!(overloaded.error(503).contains("limits.commands_max"));
     assert!(overloaded.head.contains("retry-after: 1"));
     assert_eq!(bed.post("/users/7/kick", b"").status, 503);
     refuse(PushError::TooLong { bytes: 9, bytes_max: 8 });
     assert!(bed.post("/push/all?type=1", b"x").error(413).contains("9 bytes"));
+    refuse(PushError::RoomsFull { rooms_max: 3 });
+    let full = bed.post("/push/rooms/x?type=1", b"x");
+    assert!(full.error(503).contains("rooms.rooms_max") && full.code() == "rooms_full");
     refuse(PushError::Stopping);
     assert!(bed.post("/push/all?type=1", b"x").error(503).contains("stopping"));
     assert!(bed.get("/rooms/gone").error(503).contains("stopping"));
@@ -302,19 +441,59 @@ fn shutdown_ends_idle_connections_and_requests_under_way() {
 }
 
 #[test]
-fn who_holds_connections_open_is_bounded() {
+fn who_holds_connections_open_makes_place_for_others() {
     let bed = Bed::new();
-    let held: Vec<_> =
-        (0..40).map(|_| TcpStream::connect(bed.server.local_addr()).unwrap()).collect();
-    let mut late = TcpStream::connect(bed.server.local_addr()).unwrap();
-    late.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    late.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert!(late.read(&mut [0; 1]).is_err(), "it waits");
-    drop(held);
-    late.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let connect = || TcpStream::connect(bed.server.local_addr()).unwrap();
+    let mut operator = connect();
+    let mut ask = |path: &str| {
+        let (line, token) = (format!("GET {path} HTTP/1.1"), &bed.token);
+        let request = format!("{line}\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+        operator.write_all(request.as_bytes()).unwrap();
+        let mut start = [0; 12];
+        operator.read_exact(&mut start).unwrap();
+        assert_eq!(&start, b"HTTP/1.1 404");
+        // The rest of it is in the way.
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"\"no_room\"}") {
+            let mut byte = [0];
+            operator.read_exact(&mut byte).unwrap();
+            rest.push(byte[0]);
+        }
+    };
+    ask("/rooms/nowhere");
+    let mut held: Vec<_> = (0..100).map(|_| connect()).collect();
+    assert_eq!(bed.get("/healthz").status, 200);
+    // Those that came first have made place, but for the one with the token.
+    for early in &mut held[..55] {
+        let ended = early.read(&mut [0; 1]);
+        assert!(!ended.is_ok_and(|count| count > 0), "nothing was asked");
+    }
+    ask("/rooms/nowhere");
+    // The last of them still has its place.
+    let last = held.last_mut().unwrap();
+    last.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
-    late.read_to_string(&mut answer).unwrap();
-    assert!(answer.ends_with("ok\n"));
+    last.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("ok\n"), "{answer}");
+}
+
+#[test]
+fn operators_that_hold_connections_open_leave_places_too() {
+    let bed = Bed::new();
+    let request =
+        format!("GET /stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", bed.token);
+    let held: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = TcpStream::connect(bed.server.local_addr()).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut start = [0; 12];
+            stream.read_exact(&mut start).unwrap();
+            assert_eq!(&start, b"HTTP/1.1 200");
+            assert_eq!(bed.ask_as(None, "GET", "/healthz", b"").status, 200);
+            stream
+        })
+        .collect();
+    drop(held);
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Shard {
         receipt: &Arc<Receipt>,
     ) {
         self.stats.pushes_to_rooms += 1;
-        let Some(index) = self.find_or_open(room) else { return };
+        let Some(index) = self.find_or_open(room, receipt) else { return };
         let room_here = self.rooms.get(index);
         let offset = room_here.log.end();
         let urgency = Urgency::of(kind, &room_here.policy);

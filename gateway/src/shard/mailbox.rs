@@ -5,9 +5,12 @@
 //!
 //! The queue itself has no bound. Everything in it has one at its source: answers by the calls in
 //! flight, commands by the [`Gate`](super::receipt::Gate), registrations by the connections.
+//!
+//! The mailbox of a shard that has ended is closed: what is in it and what is posted later is dropped, and
+//! commands are refused, so that nobody waits for a shard that is no more.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,7 +18,7 @@ use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
 use tidegate_backend::batch::{self, Wake};
 use tidegate_backend::handler::{CallId, Outcome};
-use tidegate_backend::{RoomId, UserId};
+use tidegate_backend::{PushError, RoomId, UserId};
 use tidegate_protocol::Code;
 use tokio::sync::oneshot;
 
@@ -95,19 +98,44 @@ pub enum Message {
     Stop,
 }
 
+impl Message {
+    /// Drops it because the shard that it was for has ended. Whose command it was hears of it.
+    pub(super) fn refuse(self) {
+        match self {
+            // These are for the home of a user or of a room: nothing was done.
+            Self::Kick { receipt, .. }
+            | Self::PushUser { receipt, .. }
+            | Self::Publish { receipt, .. }
+            | Self::Join { receipt, .. }
+            | Self::Leave { receipt, .. } => receipt.refuse(PushError::Stopping),
+            // The shard's connections ended before it.
+            Self::Joined { receipt, .. } => receipt.refuse(PushError::SessionGone),
+            // Nobody is left there whom it could go to.
+            _ => {}
+        }
+    }
+}
+
+/// The shard looks at its mailbox by itself.
+const AWAKE: u8 = 0;
+/// The shard waits, or is about to.
+const ASLEEP: u8 = 1;
+/// The shard has ended.
+const CLOSED: u8 = 2;
+
 /// One shard's mailbox.
 pub struct Mailbox {
     queue: SegQueue<Message>,
-    /// Whether the shard waits, or is about to.
-    asleep: CachePadded<AtomicBool>,
+    /// What the shard does: [`AWAKE`], [`ASLEEP`] or [`CLOSED`], which it stays.
+    state: CachePadded<AtomicU8>,
     /// How to end its wait. Set once, before the shard first sleeps.
     waker: OnceLock<Arc<dyn Wake>>,
 }
 
 impl Mailbox {
     pub(super) fn new() -> Self {
-        let asleep = CachePadded::new(AtomicBool::new(false));
-        Self { queue: SegQueue::new(), asleep, waker: OnceLock::new() }
+        let state = CachePadded::new(AtomicU8::new(AWAKE));
+        Self { queue: SegQueue::new(), state, waker: OnceLock::new() }
     }
 
     /// Says how to end the shard's wait. Only the first one counts.
@@ -123,27 +151,41 @@ impl Mailbox {
 
     /// Says that the shard is about to wait. `false`: don't, there is something here.
     pub(super) fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `post`: either the poster sees `asleep`, or we see the message.
+        self.state.store(ASLEEP, Ordering::Relaxed);
+        // Pairs with the fence in `post`: either the poster sees `ASLEEP`, or we see the message.
         fence(Ordering::SeqCst);
         if self.queue.is_empty() {
             return true;
         }
-        self.asleep.store(false, Ordering::Relaxed);
+        self.state.store(AWAKE, Ordering::Relaxed);
         false
     }
 
     /// Says that the shard looks at its mailbox by itself.
     pub(super) fn stay_awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.state.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Says that the shard has ended, and refuses what is left.
+    pub(super) fn close(&self) {
+        self.state.store(CLOSED, Ordering::Relaxed);
+        // Pairs with the fence in `post`, as above: nobody's message stays behind.
+        fence(Ordering::SeqCst);
+        self.refuse_all();
+    }
+
+    fn refuse_all(&self) {
+        while let Some(message) = self.queue.pop() {
+            message.refuse();
+        }
     }
 }
 
 impl Wake for Mailbox {
     fn wake(&self) {
-        if self.asleep.swap(false, Ordering::SeqCst)
-            && let Some(waker) = self.waker.get()
-        {
+        let was_asleep =
+            self.state.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if was_asleep && let Some(waker) = self.waker.get() {
             waker.wake();
         }
     }
@@ -170,13 +212,15 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message, and sees to it that the shard looks.
+    /// Posts a message, and sees to it that the shard looks. Where it has ended, the message is dropped.
     #[inline]
     pub fn post(&self, message: Message) {
         self.mailbox.queue.push(message);
         fence(Ordering::SeqCst);
-        if self.mailbox.asleep.load(Ordering::Relaxed) {
-            batch::wake(&self.wake);
+        match self.mailbox.state.load(Ordering::Relaxed) {
+            AWAKE => {}
+            ASLEEP => batch::wake(&self.wake),
+            _ => self.mailbox.refuse_all(),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tidegate_backend::RoomId;
+use tidegate_backend::{PushError, RoomId};
 use tokio::sync::oneshot;
 
 use super::Shard;
@@ -63,11 +63,11 @@ impl Shard {
         after_offset: Option<u64>,
         receipt: Arc<Receipt>,
     ) {
-        let Some(index) = self.find_or_open(&room) else { return };
+        let Some(index) = self.find_or_open(&room, &receipt) else { return };
         let shard = place.shard();
         let conn = place.conn();
         if shard == self.id {
-            return self.join_here(index, conn, after_offset);
+            return self.join_here(index, conn, after_offset, &receipt);
         }
         let Room { role, log, .. } = self.rooms.get(index);
         let Role::Home { subscribers } = role else { return };
@@ -94,6 +94,7 @@ impl Shard {
         conn: ConnId,
         after_offset: Option<u64>,
         log: Option<Box<Log>>,
+        receipt: &Receipt,
     ) {
         let index = match (self.rooms.find(&room), log) {
             (Some(index), None) => index,
@@ -110,15 +111,22 @@ impl Shard {
         if let Role::Replica { joins } = &mut self.rooms.get(index).role {
             *joins += 1;
         }
-        self.join_here(index, conn, after_offset);
+        self.join_here(index, conn, after_offset, receipt);
     }
 
-    fn join_here(&mut self, index: RoomIndex, conn: ConnId, after_offset: Option<u64>) {
+    fn join_here(
+        &mut self,
+        index: RoomIndex,
+        conn: ConnId,
+        after_offset: Option<u64>,
+        receipt: &Receipt,
+    ) {
         let slot = conn.slot;
         let rooms_max = self.shared.config.rooms.rooms_per_connection_max;
         let Some(connection) = self.connection(conn).filter(|connection| !connection.is_going())
         else {
             self.stats.stale_commands += 1;
+            receipt.refuse(PushError::SessionGone);
             return self.unsubscribe_if_empty(index);
         };
         let (first, memberships) = (connection.first_membership, connection.memberships);
@@ -131,12 +139,14 @@ impl Shard {
             membership.set_cursor(membership.cursor(end).min(cursor), end);
         } else if usize::from(memberships) > rooms_max {
             self.stats.refused_rooms += 1;
+            receipt.refuse(PushError::TooManyRooms { rooms_max });
             return self.unsubscribe_if_empty(index);
         } else {
             let connection = &mut self.connections[slot as usize];
             connection.memberships += 1;
             self.rooms.join(&mut connection.first_membership, slot, index, cursor);
         }
+        receipt.add(1);
         if cursor < released {
             self.at(slot).flags.owed = true;
             self.touch(slot);
@@ -155,21 +165,22 @@ impl Shard {
     pub(super) fn on_leave(&mut self, room: RoomId, place: Place, receipt: Arc<Receipt>) {
         let conn = place.conn();
         if place.shard() == self.id {
-            self.on_left(&room, conn);
+            self.on_left(&room, conn, &receipt);
         } else {
             self.post(place.shard(), Message::Left { room, conn, receipt });
         }
     }
 
     /// At a connection's shard.
-    pub(super) fn on_left(&mut self, room: &RoomId, conn: ConnId) {
-        let Some(index) = self.rooms.find(room) else { return };
+    pub(super) fn on_left(&mut self, room: &RoomId, conn: ConnId, receipt: &Receipt) {
         let Some(connection) = self.connection(conn) else {
             self.stats.stale_commands += 1;
-            return;
+            return receipt.refuse(PushError::SessionGone);
         };
         let first = connection.first_membership;
+        let Some(index) = self.rooms.find(room) else { return };
         if let Some(member) = self.rooms.find_membership(first, index) {
+            receipt.add(1);
             self.hand_out(conn.slot, member);
             self.leave(conn.slot, member);
         }
@@ -289,13 +300,15 @@ impl Shard {
         }
     }
 
-    /// At a room's home. `None`: there are too many rooms.
-    pub(super) fn find_or_open(&mut self, room: &RoomId) -> Option<RoomIndex> {
+    /// At a room's home. `None`: there are too many rooms, and the command is refused.
+    pub(super) fn find_or_open(&mut self, room: &RoomId, receipt: &Receipt) -> Option<RoomIndex> {
         if let Some(index) = self.rooms.find(room) {
             return Some(index);
         }
-        if self.rooms.homes() >= self.shared.config.rooms.rooms_max {
+        let rooms_max = self.shared.config.rooms.rooms_max;
+        if self.rooms.homes() >= rooms_max {
             self.stats.refused_rooms += 1;
+            receipt.refuse(PushError::RoomsFull { rooms_max });
             return None;
         }
         let policy = self.policy(room);
@@ -305,6 +318,17 @@ impl Shard {
         let log = Log::new(first, policy.log_bytes_max);
         let role = Role::Home { subscribers: Vec::new() };
         Some(self.rooms.open(room.clone(), policy, log, role, self.now_ms))
+    }
+
+    /// The shard ends. Where nobody had it drain, pushes end that were not put before everybody.
+    pub(super) fn refuse_unfinished(&mut self) {
+        if self.draining.is_some() {
+            return;
+        }
+        for place in 0..self.rooms.places() {
+            let Some((_, room)) = self.rooms.at(place) else { continue };
+            room.receipts.iter().for_each(|(_, receipt)| receipt.refuse(PushError::Stopping));
+        }
     }
 
     fn policy(&self, room: &RoomId) -> RoomPolicy {

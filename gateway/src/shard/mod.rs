@@ -288,6 +288,8 @@ impl Shard {
         self.fan_out_slice(driver);
         self.flush(driver);
         self.trim_logs();
+        // What has ended there may have been reported to who answers a call now.
+        self.take_answers();
         self.accept_more(driver);
         self.stats.turns += 1;
         drop(local);
@@ -377,11 +379,11 @@ impl Shard {
             Message::Join { room, place, after_offset, receipt } => {
                 self.on_join(room, place, after_offset, receipt);
             }
-            Message::Joined { room, conn, after_offset, log, receipt: _ } => {
-                self.on_joined(room, conn, after_offset, log);
+            Message::Joined { room, conn, after_offset, log, receipt } => {
+                self.on_joined(room, conn, after_offset, log, &receipt);
             }
             Message::Leave { room, place, receipt } => self.on_leave(room, place, receipt),
-            Message::Left { room, conn, receipt: _ } => self.on_left(&room, conn),
+            Message::Left { room, conn, receipt } => self.on_left(&room, conn, &receipt),
             Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
             Message::Unsubscribed { room } => self.on_unsubscribed(&room),
             Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
@@ -430,6 +432,14 @@ impl Shard {
     #[inline]
     fn place(&self, slot: u32) -> Place {
         Place::new(self.id, self.conn_id(slot))
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.shared.addresses[usize::from(self.id)].mailbox().close();
+        self.local.drain(..).for_each(Message::refuse);
+        self.refuse_unfinished();
     }
 }
 

@@ -1,13 +1,16 @@
 //! Who is still at work on a command: shared by everyone it was passed to, done when the last drops it.
 //!
-//! A [`Receipt`] counts the connections that a push went to and holds the command's place in the
-//! [`Gate`]. So the bound on commands under way covers all shards that a command visits, and "went to
-//! N connections" is exact.
+//! A [`Receipt`] counts the connections that a command went to, keeps why it was refused, and holds its place
+//! in the [`Gate`]. So the bound on commands under way covers all shards that a command visits, and "went to
+//! N connections" is exact. A command whose end nobody asked for has no report, and costs nothing for it.
 
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_backend::PushError;
+use tidegate_backend::publisher::{Done, Report};
 use tokio::sync::oneshot;
 
 /// The bound on commands under way, in number and in bytes.
@@ -33,14 +36,15 @@ impl Gate {
         }
     }
 
-    /// Lets a command of this many bytes in. Where nothing else is under way, any size may.
+    /// Lets a command of this many bytes in, and takes its report, if it has one. Where nothing else is under
+    /// way, any size may.
     ///
     /// # Errors
-    /// [`PushError::Overloaded`].
+    /// [`PushError::Overloaded`]: the report is still there.
     pub fn enter(
         self: &Arc<Self>,
         bytes: usize,
-        reply: Option<oneshot::Sender<u64>>,
+        report: &mut Option<Report>,
     ) -> Result<Arc<Receipt>, PushError> {
         let commands = self.commands.fetch_add(1, Ordering::Relaxed);
         let under_way = self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -50,7 +54,9 @@ impl Gate {
             return Err(PushError::Overloaded);
         }
         let gate = Arc::clone(self);
-        Ok(Arc::new(Receipt { connections: AtomicU64::new(0), bytes, gate, reply: reply.into() }))
+        let watch = report.take().map(|report| Box::new(Watch { refusal: None, report }));
+        let watch = Mutex::new(watch);
+        Ok(Arc::new(Receipt { connections: AtomicU64::new(0), bytes, gate, watch }))
     }
 
     /// Commands under way.
@@ -83,7 +89,20 @@ pub struct Receipt {
     connections: AtomicU64,
     bytes: usize,
     gate: Arc<Gate>,
-    reply: Mutex<Option<oneshot::Sender<u64>>>,
+    watch: Mutex<Option<Box<Watch>>>,
+}
+
+/// What somebody waits for.
+struct Watch {
+    /// The first reason, where the command was refused.
+    refusal: Option<PushError>,
+    report: Report,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("refusal", &self.refusal).finish_non_exhaustive()
+    }
 }
 
 impl Receipt {
@@ -91,15 +110,27 @@ impl Receipt {
     pub fn add(&self, connections: usize) {
         self.connections.fetch_add(connections as u64, Ordering::Relaxed);
     }
+
+    /// Says that the command is not carried out, and why.
+    pub fn refuse(&self, reason: PushError) {
+        if let Some(watch) = &mut *self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
+            watch.refusal.get_or_insert(reason);
+        }
+    }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
         self.gate.leave(self.bytes);
-        let reply = self.reply.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(reply) = reply {
-            // Nobody waits any longer when this fails.
-            let _ = reply.send(*self.connections.get_mut());
+        let watch = self.watch.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(watch) = watch {
+            let Watch { refusal, report } = *watch;
+            let done = Done::with_connections(*self.connections.get_mut());
+            let outcome = refusal.map_or(Ok(done), Err);
+            // It is a backend's code on a shard's thread, like a handler.
+            if panic::catch_unwind(AssertUnwindSafe(|| report(outcome))).is_err() {
+                tracing::error!("who was told how a command ended has panicked");
+            }
         }
     }
 }
@@ -137,32 +168,70 @@ impl<T> Drop for Gather<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{self, Receiver};
+
+    use tidegate_backend::CommandOutcome;
+
     use super::*;
+
+    fn report() -> (Option<Report>, Receiver<CommandOutcome>) {
+        let (sender, outcome) = mpsc::channel();
+        (Some(Box::new(move |outcome| sender.send(outcome).unwrap())), outcome)
+    }
 
     #[test]
     fn a_place_is_held_until_the_last_shard_is_done() {
         let gate = Arc::new(Gate::new(2, 100));
-        let (reply, mut answer) = oneshot::channel();
-        let first = gate.enter(10, Some(reply)).unwrap();
+        let (mut reporting, outcome) = report();
+        let first = gate.enter(10, &mut reporting).unwrap();
+        assert!(reporting.is_none());
         let passed_on = Arc::clone(&first);
         first.add(2);
         drop(first);
-        assert!(answer.try_recv().is_err());
+        assert!(outcome.try_recv().is_err());
         assert!(!gate.is_crowded());
-        let _second = gate.enter(90, None).unwrap();
+        let _second = gate.enter(90, &mut None).unwrap();
         assert!(gate.is_crowded());
-        assert_eq!(gate.enter(0, None).unwrap_err(), PushError::Overloaded);
+        assert_eq!(gate.enter(0, &mut None).unwrap_err(), PushError::Overloaded);
         assert_eq!(gate.take_refused(), 1);
         passed_on.add(1);
         drop(passed_on);
-        assert_eq!(answer.try_recv(), Ok(3));
-        assert_eq!(gate.enter(11, None).unwrap_err(), PushError::Overloaded, "too many bytes");
-        assert!(gate.enter(10, None).is_ok());
+        assert_eq!(outcome.try_recv(), Ok(Ok(Done::with_connections(3))));
+        assert_eq!(gate.enter(11, &mut None).unwrap_err(), PushError::Overloaded, "too many bytes");
+        assert!(gate.enter(10, &mut None).is_ok());
     }
 
     #[test]
     fn a_large_one_goes_alone() {
         let gate = Arc::new(Gate::new(2, 100));
-        assert!(gate.enter(5000, None).is_ok());
+        assert!(gate.enter(5000, &mut None).is_ok());
+    }
+
+    #[test]
+    fn the_first_reason_is_told_and_a_report_that_panics_harms_nobody() {
+        let gate = Arc::new(Gate::new(2, 100));
+        let (mut reporting, outcome) = report();
+        let receipt = gate.enter(0, &mut reporting).unwrap();
+        receipt.add(2);
+        receipt.refuse(PushError::SessionGone);
+        receipt.refuse(PushError::Stopping);
+        drop(receipt);
+        assert_eq!(outcome.try_recv(), Ok(Err(PushError::SessionGone)));
+        let mut panicking: Option<Report> = Some(Box::new(|_| panic!("a bug in a backend")));
+        drop(gate.enter(0, &mut panicking).unwrap());
+        assert_eq!(gate.commands(), 0);
+        // Who asked for no outcome is told none.
+        let receipt = gate.enter(0, &mut None).unwrap();
+        receipt.refuse(PushError::Stopping);
+    }
+
+    #[test]
+    fn a_refused_report_is_still_there() {
+        let gate = Arc::new(Gate::new(1, 100));
+        let (mut reporting, outcome) = report();
+        let _first = gate.enter(0, &mut None).unwrap();
+        assert!(gate.enter(0, &mut reporting).is_err());
+        reporting.expect("it was not taken")(Err(PushError::Overloaded));
+        assert_eq!(outcome.try_recv(), Ok(Err(PushError::Overloaded)));
     }
 }

@@ -118,6 +118,12 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Tokens refused: malformed, signature, expired, audience, wrong_user.",
     ),
     (durations::NAME, "backend, le", durations::HELP),
+    ("tidegate_silent_shards", "", "Shards that have not answered for 5 s: they hang."),
+    (
+        "tidegate_operator_connections_cut_total",
+        "cause",
+        "Operators' connections that the gateway ended, by cause.",
+    ),
 ];
 
 /// What stands now, as opposed to what has happened.

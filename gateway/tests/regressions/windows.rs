@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::control::Control as _;
+use tidegate::control::Control;
 use tidegate::shard::mailbox::Message;
-use tidegate_backend::publisher::Target;
-use tidegate_backend::{Code, RoomId};
+use tidegate_backend::publisher::{Command, Target};
+use tidegate_backend::{Code, Done, RoomId};
 
 use crate::world::{JOIN, KEEP, LEAVE, Phone, RESUME, World, room};
 
@@ -202,13 +202,14 @@ fn who_waits_for_the_count_hears_when_all_were_offered() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..4).map(|n| member(&mut world, n % 2)).collect();
     let room = Target::Room(room());
-    let mut count = world.parts.hub.push(room, BARRAGE, "x".into()).unwrap();
+    let push = Command::Push { target: room, kind: BARRAGE, biz_data: "x".into() };
+    let mut outcome = Control::command(&*world.parts.hub, push);
     world.turns(5);
-    assert!(count.try_recv().is_err(), "it waits with the push");
+    assert!(outcome.try_recv().is_err(), "it waits with the push");
     // Who comes later was not counted, and gets nothing.
     let mut late = member(&mut world, 1);
     pass_ms(&mut world, WINDOW_MS);
-    assert_eq!(count.try_recv(), Ok(4));
+    assert_eq!(outcome.try_recv(), Ok(Ok(Done::with_connections(4))));
     phones.iter_mut().for_each(|phone| assert_eq!(bytes(&mut world, phone), [1]));
     assert_eq!(bytes(&mut world, &mut late), NOTHING);
 }

@@ -27,6 +27,11 @@ pub(crate) const LEAVE: i32 = 5;
 /// Joins it again: the data is the last offset that was seen.
 pub(crate) const RESUME: i32 = 10;
 
+/// Joins the room that the data names, and answers when that has ended: what is refused fails with 101.
+pub(crate) const JOIN_TOLD: i32 = 11;
+/// Says something in the room that the data names, and answers when all were offered it, likewise.
+pub(crate) const SAY_TOLD: i32 = 12;
+
 #[derive(Default)]
 pub(crate) struct Keeper {
     kept: Mutex<Vec<Call>>,
@@ -54,6 +59,19 @@ impl Handler for Keeper {
             LEAVE => {
                 gateway.leave(call.session(), &room()).unwrap();
                 call.answer("");
+            }
+            JOIN_TOLD | SAY_TOLD => {
+                let room = RoomId::new(String::from_utf8_lossy(call.biz_data())).unwrap();
+                let (kind, session) = (call.kind(), call.session());
+                let gateway = gateway.report_to(move |outcome| match outcome {
+                    Ok(done) => call.answer(done.connections.to_string()),
+                    Err(_) => call.fail(Code::BackendFailed),
+                });
+                if kind == JOIN_TOLD {
+                    gateway.join(session, &room, None);
+                } else {
+                    gateway.push_room(&room, 5, "said");
+                }
             }
             RESUME => {
                 let seen = u64::from_be_bytes(call.biz_data()[..].try_into().unwrap());

@@ -1,0 +1,73 @@
+//! Whether the gateway is well: what `/healthz` and `/readyz` say.
+//!
+//! The shards are asked from a tick, not by each request, and a request only reads what the last tick saw. So
+//! health is answered at once whatever the shards do, and costs them the same however often it is asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use metrics::gauge;
+use tokio::sync::watch;
+use tokio::time::{self, MissedTickBehavior};
+
+use super::api::App;
+use super::error::ApiError;
+use crate::control::Control;
+use crate::service::{Pulse, Silence};
+
+/// Between two looks at the shards.
+const TICK: Duration = Duration::from_millis(500);
+
+/// The shards that hang.
+pub(super) type Silent = watch::Receiver<Vec<Silence>>;
+
+/// Looks at the shards until nobody asks any more.
+pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<Silence>>) {
+    let mut pulse = Pulse::new(control);
+    let mut ticks = time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !silent.is_closed() {
+        ticks.tick().await;
+        pulse.look();
+        let now: Vec<_> = pulse.silent().collect();
+        #[expect(clippy::cast_precision_loss, reason = "at most 256 shards")]
+        gauge!("tidegate_silent_shards").set(now.len() as f64);
+        log_changes(&silent.borrow(), &now);
+        silent.send_replace(now);
+    }
+}
+
+fn log_changes(before: &[Silence], now: &[Silence]) {
+    let is_new = |one: &&Silence, others: &[Silence]| others.iter().all(|s| s.shard != one.shard);
+    for Silence { shard, lasts } in now.iter().filter(|silence| is_new(silence, before)) {
+        let seconds = lasts.as_secs();
+        tracing::error!(
+            shard,
+            seconds,
+            "a shard hangs: does a handler with Placement::Shard block?"
+        );
+    }
+    for Silence { shard, .. } in before.iter().filter(|silence| is_new(silence, now)) {
+        tracing::info!(shard, "a shard that hung answers again, or has ended");
+    }
+}
+
+/// 200 while every shard answers.
+pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiError> {
+    app.no_silence()?;
+    Ok("ok\n")
+}
+
+/// 200 while every shard answers, and new connections are welcome.
+pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
+    app.no_silence()?;
+    if app.control.is_ready() { Ok("ready\n") } else { Err(ApiError::NotReady) }
+}
+
+impl App {
+    fn no_silence(&self) -> Result<(), ApiError> {
+        let silent = self.silent.borrow().clone();
+        if silent.is_empty() { Ok(()) } else { Err(ApiError::Silent(silent)) }
+    }
+}

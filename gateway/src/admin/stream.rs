@@ -1,0 +1,104 @@
+//! A connection's bytes: an answer has a deadline, and an end waits for the peer's.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// How long the kernel may take to get rid of an answer, once it has no room for more. It counts from the
+/// first wait until all of the answer is out, so that it holds for who reads a byte now and then too.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long what still comes is thrown away after the last answer: a close with unread bytes would be a
+/// reset, and take the answer with it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A socket with these deadlines.
+pub(super) struct Stream {
+    tcp: TcpStream,
+    /// When the answer that waits must be out.
+    write_by: Option<Pin<Box<Sleep>>>,
+    /// When the peer must have ended.
+    end_by: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        Self { tcp, write_by: None, end_by: None }
+    }
+
+    /// Passes on what a write came to, and fails when it has waited for too long.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            return written;
+        }
+        let write_by = self.write_by.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        ready!(write_by.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write(context, bytes);
+        self.watch(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(context, bytes);
+        self.watch(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    /// Called when all that there was to write is written.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write_by = None;
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.end_by.is_none() {
+            ready!(Pin::new(&mut this.tcp).poll_shutdown(context))?;
+        }
+        let end_by = this.end_by.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut thrown_away = [0; 4096];
+        while end_by.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut thrown_away);
+            let read = ready!(Pin::new(&mut this.tcp).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

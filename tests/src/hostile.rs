@@ -1,0 +1,277 @@
+//! Connections to the operators' HTTP that mean no good: many of them, on one thread, for as long as they are
+//! held. Whoever is cut comes back at once.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::until;
+
+/// Between two bytes of those that drip, and between two looks.
+const DRIP: Duration = Duration::from_millis(100);
+
+/// What a hostile connection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    Silent,
+    DripsItsHead,
+    EndlessHead,
+    ManyHeaders,
+    EndlessLine,
+    StalledBody,
+    DripsItsBody,
+    ChunksWithoutEnd,
+    HalfClosed,
+    /// With the token: asks for more than fits, and reads nothing of it.
+    NeverReads,
+    /// The same for the page, without the token.
+    NeverReadsThePage,
+    StaysAfterItsAnswer,
+    /// With the token.
+    StaysWithTheToken,
+    ConnectsAndCloses,
+    ConnectsAndResets,
+    TlsHello,
+    Http2,
+    Http10,
+    WaitsToContinue,
+}
+
+impl Kind {
+    /// All there are.
+    pub const ALL: [Self; 19] = [
+        Self::Silent,
+        Self::DripsItsHead,
+        Self::EndlessHead,
+        Self::ManyHeaders,
+        Self::EndlessLine,
+        Self::StalledBody,
+        Self::DripsItsBody,
+        Self::ChunksWithoutEnd,
+        Self::HalfClosed,
+        Self::NeverReads,
+        Self::NeverReadsThePage,
+        Self::StaysAfterItsAnswer,
+        Self::StaysWithTheToken,
+        Self::ConnectsAndCloses,
+        Self::ConnectsAndResets,
+        Self::TlsHello,
+        Self::Http2,
+        Self::Http10,
+        Self::WaitsToContinue,
+    ];
+
+    /// What it sends first.
+    fn opening(self, token: &str) -> Vec<u8> {
+        let push = "POST /push/all?type=5 HTTP/1.1\r\nHost: x\r\n";
+        let guarded = format!("Host: x\r\nAuthorization: Bearer {token}\r\n");
+        let text = match self {
+            Self::Silent | Self::ConnectsAndCloses | Self::ConnectsAndResets => String::new(),
+            Self::DripsItsHead => "GET /healthz HTTP/1.1\r\nHost: x\r\n".into(),
+            Self::EndlessHead => "GET /healthz HTTP/1.1\r\nX: ".into(),
+            Self::ManyHeaders => format!("GET / HTTP/1.1\r\n{}", "X: y\r\n".repeat(200)),
+            Self::EndlessLine => "GET /".into(),
+            Self::StalledBody | Self::DripsItsBody => {
+                format!("{push}Authorization: Bearer {token}\r\nContent-Length: 4000\r\n\r\nx")
+            }
+            Self::ChunksWithoutEnd => {
+                format!("{push}Authorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n")
+            }
+            Self::HalfClosed => "GET /healthz HTTP/1.1\r\nHost: x".into(),
+            Self::NeverReads => format!("GET /metrics HTTP/1.1\r\n{guarded}\r\n").repeat(200),
+            Self::NeverReadsThePage => "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000),
+            Self::StaysAfterItsAnswer => "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".into(),
+            Self::StaysWithTheToken => format!("GET /stats HTTP/1.1\r\n{guarded}\r\n"),
+            Self::TlsHello => "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}\u{0}\u{1}\u{fc}\u{3}\u{3}".into(),
+            Self::Http2 => "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+            Self::Http10 => "GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".into(),
+            Self::WaitsToContinue => {
+                format!("{push}{guarded}Expect: 100-continue\r\nContent-Length: 4000\r\n\r\n")
+            }
+        };
+        text.into_bytes()
+    }
+
+    /// What it sends now and then.
+    const fn drip(self) -> &'static [u8] {
+        match self {
+            Self::DripsItsHead => b"X: y\r\n",
+            Self::DripsItsBody => b"x",
+            Self::EndlessLine | Self::EndlessHead => &[b'x'; 1000],
+            Self::ChunksWithoutEnd => b"1\r\nx\r\n",
+            _ => b"",
+        }
+    }
+
+    const fn reads(self) -> bool {
+        !matches!(self, Self::NeverReads | Self::NeverReadsThePage)
+    }
+}
+
+/// So many connections of one kind. They end with it.
+#[derive(Debug)]
+pub struct Herd {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// Connections made, those that came back included.
+    made: AtomicUsize,
+}
+
+impl Herd {
+    /// Lets them loose, and waits until each has connected.
+    #[must_use]
+    pub fn new(kind: Kind, count: usize, address: SocketAddr, token: &str) -> Self {
+        let shared = Arc::<Shared>::default();
+        let (of_thread, opening) = (Arc::clone(&shared), kind.opening(token));
+        let thread = thread::spawn(move || {
+            let mut beasts: Vec<_> = (0..count).map(|_| Beast::new(kind, address)).collect();
+            let mut dripped_at = Instant::now();
+            while !of_thread.stop.load(Ordering::Relaxed) {
+                wait(&beasts);
+                let drips = dripped_at.elapsed() > DRIP;
+                if drips {
+                    dripped_at = Instant::now();
+                }
+                for beast in &mut beasts {
+                    if beast.step(&opening, drips) {
+                        of_thread.made.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let herd = Self { shared, thread: Some(thread) };
+        until("all of them have connected", || (herd.made() >= count).then_some(()));
+        herd
+    }
+
+    /// How often one of them has connected.
+    #[must_use]
+    pub fn made(&self) -> usize {
+        self.shared.made.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Herd {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // What was wrong with it has been said on its own thread.
+            drop(thread.join());
+        }
+    }
+}
+
+/// One of them.
+struct Beast {
+    kind: Kind,
+    address: SocketAddr,
+    stream: TcpStream,
+    connected: bool,
+    sent: usize,
+}
+
+impl Beast {
+    fn new(kind: Kind, address: SocketAddr) -> Self {
+        Self { kind, address, stream: connect(address), connected: false, sent: 0 }
+    }
+
+    fn again(&mut self) {
+        *self = Self::new(self.kind, self.address);
+    }
+
+    /// What it waits for.
+    fn interest(&self) -> PollFlags {
+        let writes = !self.connected || self.sent < usize::MAX;
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::OUT, writes);
+        interest.set(PollFlags::IN, self.kind.reads());
+        interest
+    }
+
+    /// Does what there is to do. Returns whether it has just connected.
+    fn step(&mut self, opening: &[u8], drips: bool) -> bool {
+        let mut connects = false;
+        if !self.connected {
+            if !matches!(self.stream.take_error(), Ok(None)) {
+                self.again();
+                return false;
+            }
+            if self.stream.peer_addr().is_err() {
+                return false;
+            }
+            (self.connected, connects) = (true, true);
+        }
+        match self.kind {
+            Kind::ConnectsAndCloses => self.again(),
+            Kind::ConnectsAndResets => {
+                drop(SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)));
+                self.again();
+            }
+            _ => self.talk(opening, drips),
+        }
+        connects
+    }
+
+    fn talk(&mut self, opening: &[u8], drips: bool) {
+        if self.sent < opening.len() {
+            match self.stream.write(&opening[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return self.again(),
+            }
+        }
+        if (opening.len()..usize::MAX).contains(&self.sent) {
+            self.sent = usize::MAX;
+            if self.kind == Kind::HalfClosed {
+                drop(self.stream.shutdown(Shutdown::Write));
+            }
+        }
+        if drips && self.sent == usize::MAX && !self.kind.drip().is_empty() {
+            match self.stream.write(self.kind.drip()) {
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return self.again(),
+                _ => {}
+            }
+        }
+        if self.kind.reads() {
+            match self.stream.read(&mut [0; 4096]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Ok(count) if count > 0 => {}
+                _ => self.again(),
+            }
+        } else if !matches!(self.stream.take_error(), Ok(None)) {
+            self.again();
+        }
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    // It is under way; how it ends is seen later.
+    drop(socket.connect(&address.into()));
+    socket.into()
+}
+
+/// Waits until there is something to do for one of them.
+fn wait(beasts: &[Beast]) {
+    let mut watched: Vec<_> =
+        beasts.iter().map(|beast| PollFd::new(&beast.stream, beast.interest())).collect();
+    let limit = Timespec::try_from(DRIP).unwrap();
+    match poll(&mut watched, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
