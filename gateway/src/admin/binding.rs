@@ -20,7 +20,7 @@ use crate::server::once_released;
 
 /// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
 /// that comes at once finds room, where it would have to knock again after a second.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
 
 /// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;

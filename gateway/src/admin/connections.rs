@@ -267,7 +267,10 @@ async fn accept(
             match listener.accept().await {
                 Ok((stream, _)) => {
                     fails = false;
-                    break stream;
+                    // A crowd that connects and resets has one gone for each that waits.
+                    if matches!(stream.take_error(), Ok(None)) {
+                        break stream;
+                    }
                 }
                 // One that was gone before it was accepted is no reason to wait.
                 Err(error) if is_of_the_peer(&error) => {}
