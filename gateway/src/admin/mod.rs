@@ -34,7 +34,7 @@
 //! One thread accepts, reads requests, and tells of health and of what is not allowed; it never waits and does
 //! nothing that takes long. Another answers what needs the token. So health is answered while the second
 //! renders a million metrics. Who is let in when all places are taken, and for how long, says
-//! [`connections`].
+//! `connections`.
 //!
 //! What is asked goes through [`Control`]; this module knows no shard and none of their connections.
 
