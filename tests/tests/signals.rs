@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tidegate_tests::phone::quiz;
 use tidegate_tests::process::Process;
 use tidegate_tests::{Code, Phone, Setup, until};
 
@@ -57,14 +58,33 @@ impl Drop for InTerminal {
     }
 }
 
-/// Starts one, with what the shell does before; and a client of it.
-fn in_a_terminal(prefix: &str) -> (InTerminal, Phone) {
-    let setup = Setup::demo();
+/// How the gateway is started in its terminal.
+#[derive(Clone, Copy, Debug)]
+enum Shell {
+    /// The gateway takes the shell's place, after this.
+    Replaced(&'static str),
+    /// An interactive bash, which stays and runs it as its foreground job, as a person does. When the terminal
+    /// closes, bash sends SIGHUP to the job, and so does the kernel.
+    Interactive,
+}
+
+/// Starts one, and a client of it.
+fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
+    let setup = Setup::quiz();
     let inner = setup.command();
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
     let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
     // script(1) gives it a terminal of its own, which closes when script is killed.
-    let line = format!("{prefix} echo pid=$$; exec {}", line.join(" "));
+    let line = match shell {
+        Shell::Replaced(before) => format!("{before} echo pid=$$; exec {}", line.join(" ")),
+        Shell::Interactive => {
+            let job = setup.folder().join("job");
+            std::fs::write(&job, format!("echo pid=$$\nexec {}\n", line.join(" "))).unwrap();
+            // What it reads first it takes for typed: it goes on to be interactive.
+            std::fs::write(setup.folder().join("bashrc"), "sh ./job\n").unwrap();
+            "exec bash --rcfile ./bashrc -i".to_owned()
+        }
+    };
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     script.current_dir(setup.folder()).env("SHELL", "/bin/sh");
@@ -93,7 +113,7 @@ fn wait_for_end(gateway: Pid) {
 
 #[test]
 fn a_terminal_that_closes_drains() {
-    let (mut run, mut phone) = in_a_terminal("");
+    let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
     // While the terminal is there, SIGHUP is a wish to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
     run.terminal.stdout.wait_for("nothing has changed");
@@ -105,9 +125,30 @@ fn a_terminal_that_closes_drains() {
 }
 
 #[test]
+fn a_terminal_that_closes_is_told_twice_and_drains_once() {
+    for ctrl_c in [false, true] {
+        for _ in 0..3 {
+            let (mut run, mut phone) = in_a_terminal(Shell::Interactive);
+            let thinking = phone.send(quiz::THINK, b"500");
+            phone.is_served();
+            if ctrl_c {
+                kill_process(run.gateway, Signal::INT).unwrap();
+                run.terminal.stdout.wait_for("once more to end at once");
+            }
+            run.terminal.kill();
+            // A second request would end the process at once, and this would never be answered.
+            assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
+            phone.goodbye(Code::Draining);
+            drop(phone);
+            wait_for_end(run.gateway);
+        }
+    }
+}
+
+#[test]
 fn a_terminal_that_closes_is_nothing_to_a_gateway_that_was_told_so() {
     // As nohup(1) does.
-    let (mut run, mut phone) = in_a_terminal("trap '' HUP;");
+    let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
     run.terminal.kill();
     phone.is_served();
     kill_process(run.gateway, Signal::TERM).unwrap();

@@ -101,7 +101,7 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     loop {
         select! {
             recv(requests) -> request => match request.context("the thread for signals has ended")? {
-                Request::Drain => break,
+                Request::Drain | Request::Hangup => break,
                 Request::Reload => signals::tell_that_nothing_reloads(),
                 Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
             },
@@ -124,8 +124,8 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the process at the next request to drain. A terminal that closes is none: closing it after Ctrl-C
-/// is no wish to lose answers.
+/// Ends the process at the next request to drain. A terminal that closes is none: whoever closes it after Ctrl-C
+/// does not ask to lose answers.
 fn end_at_a_second_signal(requests: Receiver<Request>) -> anyhow::Result<()> {
     let watch = move || {
         while let Ok(request) = requests.recv() {
@@ -134,6 +134,7 @@ fn end_at_a_second_signal(requests: Receiver<Request>) -> anyhow::Result<()> {
                     output::flush();
                     std::process::exit(ENDED_AT_ONCE);
                 }
+                Request::Hangup => {}
                 Request::Reload => signals::tell_that_nothing_reloads(),
                 Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
             }

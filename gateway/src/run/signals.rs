@@ -13,8 +13,11 @@ use signal_hook::iterator::Signals;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// Say goodbye to everybody and end.
+    /// Say goodbye to everybody and end. A second one: end at once.
     Drain,
+    /// The same, since the terminal has closed. It may be said several times for one closing, by the shell and by
+    /// the kernel, so it is never a second request.
+    Hangup,
     /// Read the configuration again.
     Reload,
     /// Nothing: this signal has no meaning here.
@@ -33,7 +36,7 @@ pub(super) fn listen() -> io::Result<Receiver<Request>> {
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
             let request = match signal {
-                SIGHUP if had_terminal && !has_terminal() => Request::Drain,
+                SIGHUP if had_terminal && !has_terminal() => Request::Hangup,
                 SIGHUP => Request::Reload,
                 SIGUSR1 | SIGUSR2 => Request::Nothing(signal),
                 _ => Request::Drain,
