@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -153,4 +154,31 @@ fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
     more.iter_mut().chain(&mut phones).for_each(Phone::is_served);
     assert_eq!(more[0].ask(demo::ECHO, b"hello").unwrap(), b"hello"[..]);
     assert_eq!(drivers(&gateway), [("uring".to_owned(), 2)]);
+}
+
+/// What older kernels tell of TCP is shorter: `struct tcp_info` had 104 bytes in Linux 2.6 and 232 in 5.4.
+#[test]
+fn a_kernel_that_tells_less_of_tcp_drains_like_any_other() {
+    for bytes in [104, 232] {
+        let setup = Setup::demo();
+        let (source, library) = (setup.folder().join("less.c"), setup.folder().join("less.so"));
+        let code = "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <netinet/in.h>\n#include <netinet/tcp.h>\n#include <sys/socket.h>\n\
+            int getsockopt(int fd, int level, int name, void *value, socklen_t *length) {\n\
+            int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, \"getsockopt\");\n\
+            if (level == IPPROTO_TCP && name == TCP_INFO && *length > BYTES) *length = BYTES;\n\
+            return real(fd, level, name, value, length); }\n";
+        fs::write(&source, code).unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", &format!("-DBYTES={bytes}"), "-o"])
+            .args([&library, &source])
+            .arg("-ldl")
+            .status();
+        assert!(built.unwrap().success());
+        let mut gateway = setup.variable("LD_PRELOAD", &library).start();
+        let mut phone = gateway.login(7);
+        gateway.terminate();
+        phone.goodbye(Code::Draining);
+        drop(phone);
+        assert_eq!(gateway.process.wait().code(), Some(0));
+    }
 }
