@@ -167,8 +167,23 @@ fn what_ends_before_it_runs_keeps_its_exit_status_whoever_reads() {
         };
         ends_with(Setup::demo().stderr(sink).flag("--check-config"), 0);
         ends_with(Setup::demo().stderr(sink).set("shards", -1), 2);
+        ends_with(Setup::demo().stderr(sink).flag("--bogus"), 2);
+        ends_with(Setup::demo().stderr(sink).flag("--help"), 0);
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         ends_with(Setup::demo().stderr(sink).set("listen", taken.local_addr().unwrap()), 1);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_whoever_reads() {
+    for sink in [Sink::ReaderGone, Sink::PipeFull] {
+        let mut gateway = setup("trace", "text").stdout(sink).stderr(sink).start();
+        // This one does not close: the gateway lingers for it.
+        let mut phone = gateway.login(7);
+        gateway.terminate();
+        phone.is_told_to_go();
+        gateway.terminate();
+        assert_eq!(gateway.process.wait().code(), Some(130), "{sink:?}");
     }
 }
 

@@ -45,6 +45,17 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
         Some(Value::String(text)) => Ok(Some(text.as_str())),
         Some(_) => Err(AuthError::Malformed),
     };
+    // What the gateway makes nothing of has the RFC's type all the same: 4.1.2 to 4.1.8.
+    for name in ["jku", "kid", "x5u", "x5t", "x5t#S256"] {
+        text(name)?;
+    }
+    let key_is_object = header.get("jwk").is_none_or(Value::is_object);
+    let chain_is_texts = header.get("x5c").is_none_or(|chain| {
+        chain.as_array().is_some_and(|chain| chain.iter().all(Value::is_string))
+    });
+    if !key_is_object || !chain_is_texts {
+        return Err(AuthError::Malformed);
+    }
     let name = text("alg")?.filter(|name| !name.is_empty()).ok_or(AuthError::Malformed)?;
     // Case-sensitive: RFC 7515, 4.1.1.
     if name != name_of(algorithm) {

@@ -77,11 +77,16 @@ impl ConfigError {
     /// Prints this and ends the process: with code 0 after `--help` and `--version`, with 2
     /// otherwise.
     pub fn exit(&self) -> ! {
-        if let Self::Flags(error) = self {
-            error.exit();
-        }
-        output::stderr().line(format!("tidegate: {self}"));
+        let Self::Flags(error) = self else {
+            output::stderr().line(format!("tidegate: {self}"));
+            output::flush();
+            std::process::exit(2)
+        };
+        let output = if error.use_stderr() { output::stderr() } else { output::stdout() };
+        let text = error.render();
+        let text = if output.takes_colours() { text.ansi().to_string() } else { text.to_string() };
+        output.line(text.trim_end());
         output::flush();
-        std::process::exit(2)
+        std::process::exit(error.exit_code())
     }
 }

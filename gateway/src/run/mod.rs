@@ -28,6 +28,7 @@ mod announcement;
 mod signals;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam::channel::Receiver;
@@ -41,6 +42,9 @@ use signals::Request;
 
 /// The exit status after a second signal: what a shell reports of a process that SIGINT ended.
 const ENDED_AT_ONCE: i32 = 130;
+
+/// How long the last lines may take then.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Runs a gateway until it is told to go, and has gone. To be called from `main`, once.
 ///
@@ -131,7 +135,7 @@ fn end_at_a_second_signal(requests: Receiver<Request>) -> anyhow::Result<()> {
         while let Ok(request) = requests.recv() {
             match request {
                 Request::Drain => {
-                    output::flush();
+                    output::flush_within(AT_ONCE);
                     std::process::exit(ENDED_AT_ONCE);
                 }
                 Request::Hangup => {}

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -16,6 +17,7 @@ use crate::driver::epoll::Epoll;
 use crate::driver::uring::{Capacity, Uring};
 use crate::parts::Parts;
 use crate::shard::mailbox::Message;
+use crate::telemetry::panics::text_of;
 
 /// How a shard ended: its number, and what went wrong.
 pub(super) type Report = (u16, Result<(), String>);
@@ -92,14 +94,18 @@ fn spawn<D: Driver + Send + 'static>(
     for (id, mut driver) in (0_u16..).zip(drivers) {
         let (parts_of_shard, report) = (parts.clone(), report.clone());
         let run = move || {
-            let ended = Ended { shard: id, report, outcome: Err("it panicked".to_owned()) };
-            if tables == Descriptors::Own
-                && let Err(error) = unshare(CloneFlags::CLONE_FILES)
-            {
-                return ended.with(Err(format!("it gets no table of descriptors: {error}")));
-            }
-            let outcome = parts_of_shard.shard(id).run(&mut driver);
-            ended.with(outcome.map_err(|error| error.to_string()));
+            let run = || {
+                if tables == Descriptors::Own {
+                    unshare(CloneFlags::CLONE_FILES)
+                        .map_err(|error| format!("it gets no table of descriptors: {error}"))?;
+                }
+                let outcome = parts_of_shard.shard(id).run(&mut driver);
+                outcome.map_err(|error| error.to_string())
+            };
+            let outcome = panic::catch_unwind(AssertUnwindSafe(run))
+                .unwrap_or_else(|payload| Err(format!("it panicked: {}", text_of(&*payload))));
+            // Nobody listens when the server itself was dropped.
+            drop(report.send((id, outcome)));
         };
         match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
             Ok(thread) => threads.push(thread),
@@ -113,25 +119,4 @@ fn spawn<D: Driver + Send + 'static>(
         }
     }
     Ok(threads)
-}
-
-/// Reports how a shard ended when it is dropped, also by a panic.
-struct Ended {
-    shard: u16,
-    report: Sender<Report>,
-    outcome: Result<(), String>,
-}
-
-impl Ended {
-    fn with(mut self, outcome: Result<(), String>) {
-        self.outcome = outcome;
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
-        // Nobody listens when the server itself was dropped.
-        drop(self.report.send((self.shard, outcome)));
-    }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_backend::PushError;
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::publisher::{Done, Report};
 use tokio::sync::oneshot;
 
@@ -21,6 +22,8 @@ pub struct Gate {
     commands_max: usize,
     bytes_max: usize,
     refused: AtomicU64,
+    /// The limit on log lines of reports that panic.
+    report_panics: LogLimit,
 }
 
 impl Gate {
@@ -33,6 +36,7 @@ impl Gate {
             commands_max,
             bytes_max,
             refused: AtomicU64::new(0),
+            report_panics: LogLimit::new(),
         }
     }
 
@@ -128,8 +132,13 @@ impl Drop for Receipt {
             let done = Done::with_connections(*self.connections.get_mut());
             let outcome = refusal.map_or(Ok(done), Err);
             // It is a backend's code on a shard's thread, like a handler.
-            if panic::catch_unwind(AssertUnwindSafe(|| report(outcome))).is_err() {
-                tracing::error!("who was told how a command ended has panicked");
+            if panic::catch_unwind(AssertUnwindSafe(|| report(outcome))).is_err()
+                && let Some(suppressed) = self.gate.report_panics.allow()
+            {
+                tracing::error!(
+                    suppressed,
+                    "a backend panicked when it was told how a command ended"
+                );
             }
         }
     }
@@ -233,5 +242,38 @@ mod tests {
         assert!(gate.enter(0, &mut reporting).is_err());
         reporting.expect("it was not taken")(Err(PushError::Overloaded));
         assert_eq!(outcome.try_recv(), Ok(Err(PushError::Overloaded)));
+    }
+
+    /// What a subscriber wrote.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn reports_that_panic_are_logged_once_in_a_while() {
+        let gate = Arc::new(Gate::new(2, 100));
+        let written = Written::default();
+        let writer = written.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(log, || {
+            for _ in 0..100 {
+                let mut report: Option<Report> = Some(Box::new(|_| panic!("a report with a bug")));
+                drop(gate.enter(0, &mut report).unwrap());
+            }
+        });
+        assert_eq!(gate.commands(), 0, "each has left");
+        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines = log.lines().filter(|line| line.contains("a backend panicked")).count();
+        assert!((1..10).contains(&lines), "{log}");
     }
 }

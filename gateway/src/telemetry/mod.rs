@@ -3,9 +3,9 @@
 //! Nothing here makes the caller wait for a reader: see [`output`].
 
 pub mod output;
-mod panics;
+pub(crate) mod panics;
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::thread;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
         .log_internal_errors(false)
         .with_writer(|| Lines(output::stderr()));
     match config.format {
-        LogFormat::Text => log.with_ansi(wants_colours()).finish().try_init()?,
+        LogFormat::Text => log.with_ansi(output::stderr().takes_colours()).finish().try_init()?,
         LogFormat::Json => log.json().flatten_event(true).finish().try_init()?,
     }
     panics::install();
@@ -95,10 +95,4 @@ fn export_dropped_lines() {
                 .absolute(lines);
         }
     }
-}
-
-/// On a terminal, unless the user asks for none (no-color.org).
-fn wants_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal() && !refused
 }

@@ -9,11 +9,11 @@
 //! `tracing-appender` does nearly this, but its guard reports a slow end with `eprintln!`, which blocks on the
 //! very pipe that is full, and its queue is bounded in lines alone.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use nix::sys::signal::{SigSet, Signal};
@@ -99,15 +99,26 @@ pub fn stderr() -> &'static Output {
 
 /// Waits for what is queued for both streams, for a second at most. To be called before the process ends.
 pub fn flush() {
-    stdout().flush(FLUSH_PATIENCE);
-    stderr().flush(FLUSH_PATIENCE);
+    flush_within(FLUSH_PATIENCE);
+}
+
+/// As [`flush`], for `patience` at most, both streams together.
+pub fn flush_within(patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let flushed = [stdout(), stderr()].map(|output| output.begin_flush(deadline));
+    for flushed in flushed {
+        // The other end is dropped, or the time is up: there is nothing to tell apart.
+        let _ = flushed.recv_deadline(deadline);
+    }
 }
 
 impl Output {
     fn start(stream: Stream) -> Self {
         let (queue, lines) = channel::bounded(LINES_MAX);
         let state = Arc::<State>::default();
-        let writer = Writer { stream, lines, state: Arc::clone(&state), told: 0, is_cut: false };
+        let state_of_writer = Arc::clone(&state);
+        let writer =
+            Writer { stream, lines, state: state_of_writer, told: 0, confirmed: 0, is_cut: false };
         // Without a thread the queue has no receiver, and every line counts as dropped.
         drop(thread::Builder::new().name(stream.label().into()).spawn(move || writer.run()));
         Self { stream, queue, state }
@@ -130,13 +141,24 @@ impl Output {
         self.stream.label()
     }
 
-    /// Waits until what is queued now has been written or dropped, for `patience` at most.
-    pub fn flush(&self, patience: Duration) {
+    /// Whether a text for this stream may be coloured: on a terminal, unless the user asks for none
+    /// (no-color.org).
+    #[must_use]
+    pub fn takes_colours(&self) -> bool {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_terminal = match self.stream {
+            Stream::Stdout => io::stdout().is_terminal(),
+            Stream::Stderr => io::stderr().is_terminal(),
+        };
+        is_terminal && !refused
+    }
+
+    /// What is closed once everything that is queued now has been written or dropped.
+    fn begin_flush(&self, deadline: Instant) -> Receiver<()> {
         let (done, flushed) = channel::bounded(1);
-        if self.queue.send_timeout(Entry::Flush(done), patience).is_ok() {
-            // The other end is dropped, or the time is up: there is nothing to tell apart.
-            let _ = flushed.recv_timeout(patience);
-        }
+        // Where the queue stays full, what waits is closed at once.
+        let _ = self.queue.send_deadline(Entry::Flush(done), deadline);
+        flushed
     }
 
     fn push(&self, line: Box<[u8]>) {
@@ -180,8 +202,10 @@ struct Writer {
     stream: Stream,
     lines: Receiver<Entry>,
     state: Arc<State>,
-    /// Dropped lines that the log has told of.
+    /// Dropped lines that the log was given a line about.
     told: u64,
+    /// Of these, those whose line has gone out. confirmed <= told
+    confirmed: u64,
     /// The last write ended within a line.
     is_cut: bool,
 }
@@ -197,6 +221,8 @@ impl Writer {
                 Ok(()) => self.tell_of_drops(),
                 Err(_) => {
                     self.state.write_failed.fetch_add(1, Ordering::Relaxed);
+                    // It may have been the line that told of the others.
+                    self.told = self.confirmed;
                 }
             }
         }
@@ -204,15 +230,24 @@ impl Writer {
 
     /// Says how many lines are missing, once there is room again: the telling is a line itself.
     fn tell_of_drops(&mut self) {
+        if !self.lines.is_empty() {
+            return;
+        }
+        // What was told before stood in this queue, and is out.
+        self.confirmed = self.told;
         let dropped = self.state.dropped();
         let lines = dropped.total() - self.told;
-        if lines > 0 && self.lines.is_empty() {
+        if lines > 0 {
             self.told = dropped.total();
             tracing::error!(
                 lines,
                 stream = self.stream.label(),
                 "lines were dropped: the reader was too slow or gone, or the disk was full"
             );
+            if self.state.dropped().queue_full > dropped.queue_full {
+                // Others have filled the queue meanwhile: perhaps this line is among those dropped.
+                self.told = self.confirmed;
+            }
         }
     }
 
