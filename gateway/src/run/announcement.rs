@@ -10,8 +10,9 @@ use crate::telemetry::output;
 pub(super) fn announce(server: &Server, demo_tokens: bool) {
     let client = server.client_address();
     let demo = if demo_tokens { " --demo-token" } else { "" };
+    let in_checkout = std::env::current_dir().is_ok_and(|folder| is_in_checkout(&folder));
     let built_here = std::env::current_exe().is_ok_and(|executable| is_built_here(&executable));
-    let tide = if built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
+    let tide = if in_checkout && built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
     let stdout = output::stdout();
     stdout.line(format!("listening for clients on {client}"));
     stdout.line(format!("listening for operators on http://{}/", server.admin_address()));
@@ -19,6 +20,14 @@ pub(super) fn announce(server: &Server, demo_tokens: bool) {
     stdout.line("next, in another terminal:");
     stdout.line(format!("  {tide} client --connect {client} --user 7{demo}"));
     stdout.line("Ctrl-C ends the gateway.");
+}
+
+/// Whether a folder lies in a checkout of Tidegate, where cargo can build `tide`.
+fn is_in_checkout(folder: &Path) -> bool {
+    folder.ancestors().any(|folder| {
+        let manifest = fs::read_to_string(folder.join("tools/Cargo.toml")).unwrap_or_default();
+        manifest.contains("name = \"tidegate-tools\"")
+    })
 }
 
 /// Whether an executable lies where cargo put it: cargo marks the folder that holds those of all
@@ -35,6 +44,13 @@ fn is_built_here(executable: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cargo_builds_tide_in_a_checkout_alone() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(is_in_checkout(here) && is_in_checkout(&here.join("src")));
+        assert!(!is_in_checkout(tempfile::tempdir().unwrap().path()));
+    }
 
     #[test]
     fn an_executable_is_cargos_where_cargo_says_so() {
