@@ -87,7 +87,7 @@ impl Pair {
     }
 }
 
-/// An old gateway that drains for as long as the phones are there whose calls wait.
+/// An old gateway that drains until it is told to let go of those whose calls wait.
 struct Draining {
     gateway: Gateway,
     /// Its connection stays with this gateway.
@@ -109,9 +109,15 @@ impl Draining {
             look()
         })
     }
+
+    /// Ends the wait of one whose call is not answered.
+    fn let_go(&self, user_id: u64, mut phone: Phone) {
+        assert_eq!(self.operator.kick(user_id), 1);
+        phone.goodbye(Code::Replaced);
+    }
 }
 
-/// Logs in with a call that is not answered.
+/// Logs in with a call that nobody answers.
 fn login_and_wait(gateway: &Gateway, user_id: u64) -> Phone {
     let mut phone = gateway.login(user_id);
     phone.send(quiz::WAIT, b"");
@@ -152,7 +158,7 @@ fn a_gateway_takes_over_from_one_that_drains() {
     });
     new.operator().wait_for_metric("tidegate_connections_accepted_total", "", |n| n == 1.0);
     assert!(old.gateway.process.is_running());
-    drop(holder);
+    old.let_go(11, holder);
     assert_eq!(old.gateway.process.wait().code(), Some(0));
     new.login(8).is_served();
     (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
@@ -190,7 +196,9 @@ fn a_gateway_waits_for_a_full_one_that_drains() {
         assert!(new.is_running(), "{}", new.stderr.all());
         (since.elapsed() > Duration::from_secs(5)).then_some(())
     });
-    drop(full);
+    for (user_id, phone) in (1..).zip(full) {
+        old.let_go(user_id, phone);
+    }
     for phone in &mut waiting {
         assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
         assert_eq!(phone.end(), End::Closed);
