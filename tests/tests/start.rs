@@ -1,12 +1,12 @@
 //! Gateways that want the same ports: two that start together, and one that starts while another drains.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use tidegate_tests::holder::{drain, drip, hold, keep_silent};
 use tidegate_tests::phone::{End, quiz};
 use tidegate_tests::port::Port;
 use tidegate_tests::process::Process;
@@ -219,39 +219,6 @@ fn a_gateway_waits_for_a_full_one_that_drains() {
 
 fn waits_for_a_drain(process: &Process) -> Option<()> {
     process.stderr.so_far().contains("a gateway that drains has this address").then_some(())
-}
-
-/// Holds a port, and answers everybody on it for as long as the test lasts.
-fn hold(answer: impl Fn(TcpStream) + Send + Copy + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            thread::spawn(move || answer(stream.unwrap()));
-        }
-    });
-    address
-}
-
-/// A byte now and then, for more than half an hour.
-fn drip(mut stream: TcpStream) {
-    while stream.write_all(b"H").is_ok() {
-        thread::park_timeout(Duration::from_millis(500));
-    }
-}
-
-/// Nothing, for as long as the test lasts.
-fn keep_silent(mut stream: TcpStream) {
-    drop(stream.read_to_end(&mut Vec::new()));
-}
-
-/// That it drains, and does so for ever.
-fn drain(mut stream: TcpStream) {
-    let body = r#"{"error":"it drains","code":"draining"}"#;
-    let head = format!("HTTP/1.1 503 No\r\nContent-Length: {}\r\n\r\n", body.len());
-    // Who has heard enough is gone.
-    drop(stream.write_all(format!("{head}{body}").as_bytes()));
-    keep_silent(stream);
 }
 
 #[test]
