@@ -12,8 +12,13 @@ pub type Reply<T> = oneshot::Receiver<T>;
 
 /// What operators may ask.
 pub trait Control: Send + Sync + 'static {
-    /// Whether new connections are welcome: every shard listens and none drains.
-    fn is_ready(&self) -> bool;
+    /// Whether new connections are welcome, and if not, why.
+    fn readiness(&self) -> Readiness;
+
+    /// Whether new connections are welcome.
+    fn is_ready(&self) -> bool {
+        self.readiness() == Readiness::Ready
+    }
 
     /// Does what a backend may ask for too; answers with how it ended.
     fn command(&self, command: Command) -> Reply<CommandOutcome>;
@@ -29,6 +34,17 @@ pub trait Control: Send + Sync + 'static {
 
     /// Asks a shard for its figures.
     fn shard(&self, shard: u16) -> Reply<ShardInfo>;
+}
+
+/// Whether new connections are welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not yet.
+    Starting,
+    /// Every shard listens, and none drains.
+    Ready,
+    /// No more: it goes away.
+    Draining,
 }
 
 /// A user and its connections.

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
+use crossbeam::atomic::AtomicCell;
 use tidegate_backend::publisher::{Command, GatewayPort, Report, Target};
 use tidegate_backend::{CommandOutcome, PushError, RoomId, SessionId, UserId};
 use tidegate_protocol::message::Response;
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
-use crate::control::{Control, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{Place, SessionIds};
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::receipt::{Gate, Receipt};
@@ -26,7 +27,7 @@ pub struct Hub {
     gate: Arc<Gate>,
     session_ids: SessionIds,
     frame_bytes_max: usize,
-    ready: AtomicBool,
+    readiness: AtomicCell<Readiness>,
     /// The shards have ended, or are about to: nobody takes commands.
     stopped: AtomicBool,
 }
@@ -40,13 +41,14 @@ impl Hub {
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
-        let (ready, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { addresses, gate, session_ids, frame_bytes_max, ready, stopped }
+        let readiness = AtomicCell::new(Readiness::Starting);
+        let stopped = AtomicBool::new(false);
+        Self { addresses, gate, session_ids, frame_bytes_max, readiness, stopped }
     }
 
     /// Says whether new connections are welcome.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.readiness.store(readiness);
     }
 
     /// Takes no more commands: [`PushError::Stopping`].
@@ -156,8 +158,8 @@ impl GatewayPort for Hub {
 }
 
 impl Control for Hub {
-    fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+    fn readiness(&self) -> Readiness {
+        self.readiness.load()
     }
 
     fn command(&self, command: Command) -> Reply<CommandOutcome> {

@@ -14,6 +14,7 @@
 //! # }
 //! ```
 
+mod holder;
 mod listener;
 mod threads;
 
@@ -31,7 +32,7 @@ use tidegate_backend::{Gateway, Handler, Placement};
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
 use crate::config::{BackendConfig, Config};
-use crate::control::Control;
+use crate::control::{Control, Readiness};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::parts::{Origin, Parts};
@@ -39,8 +40,8 @@ use crate::router::Backend;
 use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
+pub(crate) use holder::{ASK_TIMEOUT, NotHad, PATIENCE, Wait, drains, once_released};
 use listener::listen;
-pub(crate) use listener::{RELEASED_WITHIN, once_released};
 use threads::start_shards;
 
 /// Why a gateway did not start, or did not end well. The operator's to mend.
@@ -61,7 +62,10 @@ pub enum StartError {
     },
     /// The operators' HTTP did not start.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(AdminError),
+    /// It was given up: see [`Builder::start_unless`].
+    #[error("the start was given up while it waited for an address")]
+    Interrupted,
     /// A configured backend has no handler.
     #[error(
         "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}: \
@@ -84,6 +88,15 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+}
+
+impl From<AdminError> for StartError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Interrupted => Self::Interrupted,
+            error => Self::Admin(error),
+        }
+    }
 }
 
 /// A gateway to be.
@@ -134,14 +147,28 @@ impl Builder {
         Ok(())
     }
 
-    /// Starts listening.
+    /// Starts listening. An address that another process has is waited for: 3 seconds, and before as long as
+    /// `GET /readyz` at the operators' address says that a gateway drains there.
     ///
     /// # Errors
     /// [`StartError`]: what can't be had. Nothing runs then.
     pub fn start(self) -> Result<Server, StartError> {
+        self.start_unless(|| false)
+    }
+
+    /// Like [`Self::start`], but while it waits for an address it asks again and again whether it is to give
+    /// up. Once the answer is true, it has to stay true.
+    ///
+    /// # Errors
+    /// [`StartError`]: what can't be had, or [`StartError::Interrupted`]. Nothing runs then.
+    pub fn start_unless(self, given_up: impl Fn() -> bool) -> Result<Server, StartError> {
         let Self { config, handlers, metrics } = self;
+        let wait = Wait { patience: PATIENCE, given_up: &given_up };
         let verifier = Verifier::new(&config.auth)?;
-        let listeners = listen(&config)?;
+        let listeners = listen(&config, &wait).map_err(|error| match error {
+            NotHad::GivenUp => StartError::Interrupted,
+            NotHad::Refused(cause) => StartError::Listen { address: config.listen, cause },
+        })?;
         let client_address = listeners[0].local_addr()?;
         let admin_config = config.admin.clone();
         let origin = Origin {
@@ -160,10 +187,10 @@ impl Builder {
             None => detached_metrics().into(),
         };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
-        let admin = admin::serve(&admin_config, control, metrics)?;
+        let admin = admin::serve_once_released(&admin_config, control, metrics, &wait)?;
         let (report, ended) = channel::unbounded();
         let threads = start_shards(listeners, &parts, &report)?;
-        hub.set_ready(true);
+        hub.set_readiness(Readiness::Ready);
         Ok(Server { client_address, hub, gateway, admin, ended, threads })
     }
 }
@@ -202,14 +229,14 @@ impl Server {
     /// Starts to go away: no new connections; goodbye to everybody as soon as its answers are out.
     /// [`Self::wait`] returns when the last has gone, or `shutdown.drain_timeout_ms` is over.
     pub fn shutdown(&self) {
-        self.hub.set_ready(false);
+        self.hub.set_readiness(Readiness::Draining);
         self.admin.allow_successor();
         self.hub.tell_all(|| Message::Drain);
     }
 
     /// Ends at once, without goodbyes.
     pub fn stop(&self) {
-        self.hub.set_ready(false);
+        self.hub.set_readiness(Readiness::Draining);
         self.hub.set_stopped();
         self.hub.tell_all(|| Message::Stop);
     }

@@ -190,7 +190,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::control::{RoomInfo, UserInfo};
+    use crate::control::{Readiness, RoomInfo, UserInfo};
 
     /// Two shards that answer when they are told to.
     #[derive(Default)]
@@ -210,8 +210,8 @@ mod tests {
     }
 
     impl Control for Shards {
-        fn is_ready(&self) -> bool {
-            true
+        fn readiness(&self) -> Readiness {
+            Readiness::Ready
         }
         fn command(&self, _command: Command) -> Reply<CommandOutcome> {
             oneshot::channel().1

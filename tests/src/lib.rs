@@ -9,6 +9,7 @@
 //! | [`phone`] | a client at the wire: blocking, and it keeps what comes out of turn |
 //! | [`operator`] | the operators' HTTP |
 //! | [`hostile`] | crowds that mean it no good |
+//! | [`holder`] | whoever else has a port that a gateway wants |
 //! | [`port`] | a port that can be had again after a restart |
 //!
 //! Nothing here waits for a time to pass. Everything waits for something to happen, for [`PATIENCE`]
@@ -17,6 +18,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod gateway;
+pub mod holder;
 pub mod hostile;
 pub mod operator;
 pub mod phone;

@@ -61,7 +61,8 @@ fn who_waits_is_told_to_go_once_answers_have_made_room() {
     let gateway = Setup::quiz().set("limits.connections_max", 4).start();
     let mut full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     let asked: Vec<_> = full.iter_mut().map(|phone| phone.send(quiz::THINK, b"1000")).collect();
-    gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 4.0);
+    // On a busy machine some may be answered before it drains; all of them are, in any case.
+    gateway.operator().wait_for_metric("tidegate_calls_total", "", |n| n == 4.0);
     let waiting = wait_in_the_queue(&gateway, 10);
     gateway.terminate();
     for (phone, asked) in full.iter_mut().zip(asked) {

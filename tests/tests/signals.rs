@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tidegate_tests::holder::{drain, hold, keep_silent};
 use tidegate_tests::phone::quiz;
 use tidegate_tests::process::Process;
 use tidegate_tests::{Code, Phone, Setup, until};
@@ -70,7 +71,23 @@ enum Shell {
 
 /// Starts one, and a client of it.
 fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
-    let setup = Setup::quiz();
+    let run = start_in_a_terminal(Setup::quiz(), shell);
+    let clients = announced(&run.terminal, "listening for clients on ");
+    let mut phone = Phone::connect(clients.parse().unwrap());
+    phone.login(7);
+    (run, phone)
+}
+
+/// What a process says after these words.
+fn announced(process: &Process, before: &str) -> String {
+    process.stdout.find(before, |said| {
+        let line = said.lines().find_map(|line| line.trim_end().strip_prefix(before))?;
+        Some(line.to_owned())
+    })
+}
+
+/// Starts one, and waits for nothing.
+fn start_in_a_terminal(setup: Setup, shell: Shell) -> InTerminal {
     let inner = setup.command();
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
     let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
@@ -95,16 +112,8 @@ fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
         };
     }
     let process = Process::start(&mut script, "");
-    let announced = |before: &str| {
-        process.stdout.find(before, |said| {
-            let line = said.lines().find_map(|line| line.trim_end().strip_prefix(before))?;
-            Some(line.to_owned())
-        })
-    };
-    let pid = Pid::from_raw(announced("pid=").parse().unwrap()).unwrap();
-    let mut phone = Phone::connect(announced("listening for clients on ").parse().unwrap());
-    phone.login(7);
-    (InTerminal { terminal: process, gateway: pid, _setup: setup }, phone)
+    let pid = Pid::from_raw(announced(&process, "pid=").parse().unwrap()).unwrap();
+    InTerminal { terminal: process, gateway: pid, _setup: setup }
 }
 
 fn wait_for_end(gateway: Pid) {
@@ -121,6 +130,15 @@ fn a_terminal_that_closes_drains() {
     run.terminal.kill();
     phone.goodbye(Code::Draining);
     drop(phone);
+    wait_for_end(run.gateway);
+}
+
+#[test]
+fn a_terminal_that_closes_ends_a_start_that_waits() {
+    let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
+    let mut run = start_in_a_terminal(setup, Shell::Replaced(""));
+    run.terminal.stdout.wait_for("a gateway that drains has this address");
+    run.terminal.kill();
     wait_for_end(run.gateway);
 }
 

@@ -1,12 +1,16 @@
 //! Gateways that want the same ports: two that start together, and one that starts while another drains.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use tidegate_tests::phone::quiz;
+use rustix::process::Signal;
+use tidegate_tests::holder::{drain, drip, hold, keep_silent};
+use tidegate_tests::phone::{End, quiz};
 use tidegate_tests::port::Port;
 use tidegate_tests::process::Process;
-use tidegate_tests::{Code, Operator, Phone, Setup, until};
+use tidegate_tests::{Code, Gateway, Operator, Phone, Setup, until};
 
 /// Rounds of two gateways that start together; the variable `START_ROUNDS` names another number.
 const ROUNDS: usize = 60;
@@ -65,45 +69,59 @@ fn of_two_gateways_that_start_together_one_runs() {
     }
 }
 
-/// Starts a gateway while another drains, whose answers take so long. Says whether they ran side by side.
-fn takes_over(answers_take_ms: u32) -> bool {
-    let (clients, operators) = (Port::reserve(), Port::reserve());
-    let setup = || {
-        let setup = Setup::quiz().set("listen", format!("127.0.0.1:{}", clients.number()));
-        let setup = setup.set("admin.listen", format!("127.0.0.1:{}", operators.number()));
-        setup.set("shutdown.drain_timeout_ms", 60_000)
-    };
-    let mut old = setup().start();
-    let mut phones: Vec<_> = (1..=10).map(|user_id| old.login(user_id)).collect();
-    let think = |phone: &mut Phone| phone.send(quiz::THINK, answers_take_ms.to_string().as_bytes());
-    let asked: Vec<_> = phones.iter_mut().map(think).collect();
-    let old_operator = old.operator();
-    old_operator.wait_for_metric("tidegate_calls_total", "", |n| n == 10.0);
-    old.terminate();
-    until("it drains", || (old_operator.get("/readyz").0 == 503).then_some(()));
-    // Nobody else wants the port yet: whoever asks hears of the drain.
-    (0..10).for_each(|_| assert_eq!(health(old.operators()), 503));
+/// Two gateways' addresses, and how both are started.
+struct Pair {
+    clients: Port,
+    operators: Port,
+}
 
-    let new = setup().start();
-    if !old.process.is_running() {
-        return false;
+impl Pair {
+    fn new() -> Self {
+        Self { clients: Port::reserve(), operators: Port::reserve() }
     }
-    assert_eq!((new.clients(), new.operators()), (old.clients(), old.operators()));
-    new.login(7).is_served();
-    (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
-    new.operator().wait_for_metric("tidegate_connections_accepted_total", "", |n| n == 1.0);
-    // Who was connected to the old one stays with it.
-    assert_eq!(old_operator.get("/readyz").0, 503);
-    let side_by_side = old.process.is_running();
-    for (phone, asked) in phones.iter_mut().zip(asked) {
-        assert_eq!(phone.outcome(asked).unwrap(), b"thought about it"[..]);
-        phone.goodbye(Code::Draining);
+
+    fn setup(&self) -> Setup {
+        let setup = Setup::quiz().set("listen", format!("127.0.0.1:{}", self.clients.number()));
+        let setup = setup.set("admin.listen", format!("127.0.0.1:{}", self.operators.number()));
+        setup.set("shutdown.drain_timeout_ms", 60_000)
     }
-    drop(phones);
-    assert_eq!(old.process.wait().code(), Some(0));
-    new.login(8).is_served();
-    (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
-    side_by_side
+}
+
+/// An old gateway that drains until it is told to let go of those whose calls wait.
+struct Draining {
+    gateway: Gateway,
+    /// Its connection stays with this gateway.
+    operator: Operator,
+}
+
+impl Draining {
+    fn begin(gateway: Gateway) -> Self {
+        let operator = gateway.operator();
+        gateway.terminate();
+        until("it drains", || (operator.get("/readyz").0 == 503).then_some(()));
+        Self { gateway, operator }
+    }
+
+    /// Waits for something, and keeps the operator's connection meanwhile.
+    fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        until(what, || {
+            assert_eq!(self.operator.get("/readyz").0, 503);
+            look()
+        })
+    }
+
+    /// Ends the wait of one whose call is not answered.
+    fn let_go(&self, user_id: u64, mut phone: Phone) {
+        assert_eq!(self.operator.kick(user_id), 1);
+        phone.goodbye(Code::Replaced);
+    }
+}
+
+/// Logs in with a call that nobody answers.
+fn login_and_wait(gateway: &Gateway, user_id: u64) -> Phone {
+    let mut phone = gateway.login(user_id);
+    phone.send(quiz::WAIT, b"");
+    phone
 }
 
 /// What a connection of its own hears of `GET /readyz`.
@@ -113,13 +131,134 @@ fn health(operators: SocketAddr) -> u16 {
 
 #[test]
 fn a_gateway_takes_over_from_one_that_drains() {
-    // On a busy machine it takes longer to start.
-    assert!([4_000, 50_000].into_iter().any(takes_over));
+    let pair = Pair::new();
+    let old = pair.setup().start();
+    let mut idle: Vec<_> = (1..=10).map(|user_id| old.login(user_id)).collect();
+    let holder = login_and_wait(&old, 11);
+    old.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
+    let mut old = Draining::begin(old);
+    for phone in &mut idle {
+        phone.goodbye(Code::Draining);
+    }
+    // Nobody else wants the port yet: whoever asks hears of the drain.
+    (0..10).for_each(|_| assert_eq!(health(old.gateway.operators()), 503));
+
+    let new = thread::scope(|scope| {
+        let starting = scope.spawn(|| pair.setup().start());
+        old.until("the new one runs", || starting.is_finished().then_some(()));
+        starting.join().unwrap()
+    });
+    assert_eq!(new.clients(), old.gateway.clients());
+    assert_eq!(new.operators(), old.gateway.operators());
+    new.login(7).is_served();
+    (0..20).for_each(|_| {
+        assert_eq!(health(new.operators()), 200);
+        // Who was connected to the old one stays with it.
+        assert_eq!(old.operator.get("/readyz").0, 503);
+    });
+    new.operator().wait_for_metric("tidegate_connections_accepted_total", "", |n| n == 1.0);
+    assert!(old.gateway.process.is_running());
+    old.let_go(11, holder);
+    assert_eq!(old.gateway.process.wait().code(), Some(0));
+    new.login(8).is_served();
+    (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
+}
+
+#[test]
+fn a_gateway_waits_for_a_full_one_that_drains() {
+    let pair = Pair::new();
+    let old = pair.setup().set("limits.connections_max", 2).start();
+    let full = [login_and_wait(&old, 1), login_and_wait(&old, 2)];
+    old.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
+    let wait = |user_id: u64| {
+        let mut phone = old.connect();
+        phone.send_login(user_id, &format!("token-{user_id}"));
+        phone
+    };
+    let mut waiting: Vec<_> = (3..=8).map(wait).collect();
+    old.process.stderr.wait_for("accepting is paused");
+    let mut old = Draining::begin(old);
+
+    // Another one that waits, and is told to go.
+    let setup = pair.setup();
+    let mut given_up = setup.begin();
+    old.until("it waits", || waits_for_a_drain(&given_up));
+    given_up.signal(Signal::TERM);
+    assert_eq!(given_up.wait().code(), Some(0));
+    assert!(given_up.stdout.all().contains("gone before it had started"));
+
+    let setup = pair.setup();
+    let mut new = setup.begin();
+    old.until("it waits", || waits_for_a_drain(&new));
+    let since = Instant::now();
+    // Longer than for an address that is in use otherwise.
+    old.until("it is patient", || {
+        assert!(new.is_running(), "{}", new.stderr.all());
+        (since.elapsed() > Duration::from_secs(5)).then_some(())
+    });
+    for (user_id, phone) in (1..).zip(full) {
+        old.let_go(user_id, phone);
+    }
+    for phone in &mut waiting {
+        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        assert_eq!(phone.end(), End::Closed);
+    }
+    new.stdout.wait_for("listening for operators on");
+    let mut phone = Phone::connect(old.gateway.clients());
+    phone.login(9);
+    phone.is_served();
+    assert_eq!(health(old.gateway.operators()), 200);
+    new.signal(Signal::TERM);
+    phone.goodbye(Code::Draining);
+    drop(phone);
+    assert_eq!(new.wait().code(), Some(0));
+    assert_eq!(old.gateway.process.wait().code(), Some(0));
+    let log = old.gateway.process.stderr.all();
+    assert!(!log.contains("reset in the accept queue"), "{log}");
+}
+
+fn waits_for_a_drain(process: &Process) -> Option<()> {
+    process.stderr.so_far().contains("a gateway that drains has this address").then_some(())
+}
+
+#[test]
+fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() {
+    for answer in [drip, keep_silent] {
+        let operators = hold(answer);
+        let (status, _, log) = Setup::demo().set("admin.listen", operators).run();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains(&format!("can't listen for operators on {operators}")), "{log}");
+        // Nor does it hold up who finds the clients' port in use.
+        let clients = hold(keep_silent);
+        let setup = Setup::demo().set("listen", clients).set("admin.listen", operators);
+        let (status, _, log) = setup.run();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains(&format!("can't listen for clients on {clients}")), "{log}");
+    }
+}
+
+#[test]
+fn signals_that_ask_to_go_end_a_start_that_waits() {
+    let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
+        let mut process = setup.begin();
+        process.stderr.wait_for("a gateway that drains has this address");
+        // These ask for nothing of the kind.
+        for (signal, text) in [(Signal::HUP, "SIGHUP: this version"), (Signal::USR1, "SIGUSR1 has")]
+        {
+            process.signal(signal);
+            process.stderr.wait_for(text);
+        }
+        assert!(process.is_running());
+        process.signal(signal);
+        assert_eq!(process.wait().code(), Some(0));
+        assert!(process.stdout.all().contains("gone before it had started"));
+    }
 }
 
 #[test]
 fn an_operators_port_that_another_program_has_is_left_alone() {
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     // Anybody could join it.
     socket2::SockRef::from(&holder).set_reuse_port(true).unwrap();
     let address = holder.local_addr().unwrap();

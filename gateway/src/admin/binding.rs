@@ -8,15 +8,14 @@
 //!
 //! Only a gateway of the same user can be a successor (socket(7), SO_REUSEPORT).
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::driver::accept_queue;
-use crate::server::once_released;
+use crate::server::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
 
 /// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
 /// that comes at once finds room, where it would have to knock again after a second.
@@ -24,12 +23,6 @@ const BACKLOG: i32 = 4096;
 
 /// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-
-/// How long the gateway that has the port may take to say that it drains.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Longest answer of it that is read, in bytes.
-const ANSWER_BYTES_MAX: u64 = 4 * 1024;
 
 /// A way to let a successor have the port. See the [module](self).
 #[derive(Debug)]
@@ -49,19 +42,24 @@ impl HandOver {
     }
 }
 
-/// Listens on an address that nobody else listens on, or a gateway that drains. Waits up to `patience` for
-/// it.
+/// Listens on an address that nobody else listens on, or a gateway that drains. Waits for it.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn bind(address: SocketAddr, patience: Duration) -> io::Result<(TcpListener, HandOver)> {
-    once_released(address, patience, || match listen(address) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && drains(address) => {
+pub(super) fn bind(
+    address: SocketAddr,
+    wait: &Wait<'_>,
+) -> Result<(TcpListener, HandOver), NotHad> {
+    let open = || match listen(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && drains(address, wait.given_up) => {
             tracing::info!(%address, "taking the operators' port over from a gateway that drains");
             succeed(address)
         }
         other => other,
-    })
+    };
+    // One that drains and can't be joined is another user's: the clients' port is had already, and its clients
+    // are not to wait for the end of that drain.
+    once_released(address, wait, || false, open)
 }
 
 /// Listens, if nobody else does.
@@ -112,30 +110,24 @@ fn prefer_second(socket: &Socket) -> io::Result<()> {
     Ok(setsockopt(socket, AttachReusePortCbpf, &program)?)
 }
 
-/// Whether a gateway that drains has this address: as `GET /readyz` tells everybody.
-fn drains(address: SocketAddr) -> bool {
-    let ask = || -> io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
-        stream.set_read_timeout(Some(ASK_TIMEOUT))?;
-        stream.set_write_timeout(Some(ASK_TIMEOUT))?;
-        let request =
-            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        // What came before an error may be all that is to be known.
-        drop(stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer));
-        Ok(answer)
-    };
-    let answer = ask().unwrap_or_default();
-    let answer = String::from_utf8_lossy(&answer);
-    answer.starts_with("HTTP/1.1 503") && answer.contains("draining")
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::io::{Read as _, Write as _};
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
+
+    /// Waits for nobody.
+    pub(in super::super) const AT_ONCE: Wait<'_> =
+        Wait { patience: Duration::ZERO, given_up: &|| false };
+
+    fn refused(bound: Result<(TcpListener, HandOver), NotHad>) -> ErrorKind {
+        match bound.unwrap_err() {
+            NotHad::Refused(error) => error.kind(),
+            NotHad::GivenUp => unreachable!(),
+        }
+    }
 
     fn any_port() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 0))
@@ -169,22 +161,22 @@ mod tests {
         thread.join().unwrap();
     }
 
-    const DRAINS: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\ndraining";
+    const DRAINS: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"code\":\"draining\"}";
 
     #[test]
     fn new_connections_go_to_the_successor_of_a_gateway_that_drains() {
-        let (first, hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+        let (first, hand_over) = bind(any_port(), &AT_ONCE).unwrap();
         let address = first.local_addr().unwrap();
         assert_eq!(succeed(address).unwrap_err().kind(), ErrorKind::AddrInUse, "it serves");
         hand_over.allow();
         let answering = answer(first, DRAINS);
         (0..20).for_each(|_| assert_eq!(asked(address), DRAINS));
-        let (second, hand_over) = bind(address, Duration::ZERO).unwrap();
+        let (second, hand_over) = bind(address, &AT_ONCE).unwrap();
         let _answering = answer(second, "second");
         (0..50).for_each(|_| assert_eq!(asked(address), "second"));
         // Who comes later, or came at the same time, gets no connections and does not have the port.
-        for late in [bind(address, Duration::ZERO), succeed(address)] {
-            assert_eq!(late.unwrap_err().kind(), ErrorKind::AddrInUse);
+        for late in [bind(address, &AT_ONCE), succeed(address).map_err(NotHad::Refused)] {
+            assert_eq!(refused(late), ErrorKind::AddrInUse);
         }
         (0..50).for_each(|_| assert_eq!(asked(address), "second"));
         drop((answering, hand_over));
@@ -192,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_successor_has_successors() {
-        let (mut last, mut hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+        let (mut last, mut hand_over) = bind(any_port(), &AT_ONCE).unwrap();
         let address = last.local_addr().unwrap();
         for _ in 0..3 {
             hand_over.allow();
@@ -208,13 +200,13 @@ mod tests {
 
     #[test]
     fn the_port_of_a_gateway_that_serves_is_left_alone() {
-        for says in ["HTTP/1.1 200 OK\r\n\r\nready", "HTTP/1.1 503 No\r\n\r\nfull", ""] {
-            let (listener, hand_over) = bind(any_port(), Duration::ZERO).unwrap();
+        let starts = "HTTP/1.1 503 No\r\n\r\n{\"error\":\"draining\",\"code\":\"starting\"}";
+        for says in ["HTTP/1.1 200 OK\r\n\r\nready", "HTTP/1.1 503 No\r\n\r\nfull", starts, ""] {
+            let (listener, hand_over) = bind(any_port(), &AT_ONCE).unwrap();
             let address = listener.local_addr().unwrap();
             hand_over.allow();
             let thread = answer(listener, says);
-            let refused = bind(address, Duration::ZERO).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::AddrInUse, "{says:?}");
+            assert_eq!(refused(bind(address, &AT_ONCE)), ErrorKind::AddrInUse, "{says:?}");
             end(address, thread);
         }
     }

@@ -14,6 +14,9 @@ use crate::service::Silence;
 /// What clients are told to wait after a 503, in seconds: overload passes, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
+/// The code of `GET /readyz` while the gateway drains: a successor looks for it.
+pub(crate) const DRAINING: &str = "draining";
+
 /// Why a request gets no answer, by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
@@ -68,8 +71,10 @@ pub(super) enum ApiError {
     Refused(#[from] PushError),
     #[error("the gateway is stopping")]
     Stopping,
-    #[error("the gateway does not take new connections: it is starting, or draining")]
-    NotReady,
+    #[error("the gateway does not take connections yet: it is starting")]
+    Starting,
+    #[error("the gateway does not take new connections: it is draining")]
+    Draining,
     #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it stays so", names(.0))]
     Silent(Vec<Silence>),
     #[error(
@@ -123,7 +128,8 @@ impl ApiError {
             Self::EncodedBody(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_body"),
             Self::Refused(refusal) => refused(*refusal),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+            Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, DRAINING),
             Self::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_hang"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "shard_timeout"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),

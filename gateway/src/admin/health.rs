@@ -13,7 +13,7 @@ use tokio::time::{self, MissedTickBehavior};
 
 use super::api::App;
 use super::error::ApiError;
-use crate::control::Control;
+use crate::control::{Control, Readiness};
 use crate::service::{Pulse, Silence};
 
 /// Between two looks at the shards.
@@ -61,8 +61,12 @@ pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiErr
 
 /// 200 while every shard answers, and new connections are welcome.
 pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
-    app.no_silence()?;
-    if app.control.is_ready() { Ok("ready\n") } else { Err(ApiError::NotReady) }
+    match app.control.readiness() {
+        // This comes first: a successor waits for it, and need not wait for what hangs.
+        Readiness::Draining => Err(ApiError::Draining),
+        Readiness::Starting => Err(ApiError::Starting),
+        Readiness::Ready => app.no_silence().map(|()| "ready\n"),
+    }
 }
 
 impl App {

@@ -21,8 +21,8 @@
 //!
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 what was
 //! asked makes no sense, 401 no token, 404 no such room or path, 405 no such method, 408 the body
-//! stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging or
-//! stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there is 404 also without
+//! stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging, starting,
+//! draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there is 404 also without
 //! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
 //! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
 //!
@@ -63,12 +63,13 @@ use crate::config::AdminConfig;
 use crate::control::Control;
 use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
-use crate::server::RELEASED_WITHIN;
+use crate::server::{NotHad, PATIENCE, Wait};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
 use api::{App, Metrics, Timeouts};
 use binding::HandOver;
+pub(crate) use error::DRAINING;
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +94,9 @@ pub enum AdminError {
     /// There is no token.
     #[error("admin.token_file: {0}")]
     Token(SecretError),
+    /// The start was given up.
+    #[error("the start was given up while it waited for the operators' address")]
+    Interrupted,
     /// The system gives no thread, or no poller.
     #[error("can't start the operators' HTTP server")]
     Start(#[from] io::Error),
@@ -139,8 +143,18 @@ pub fn serve(
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
 ) -> Result<AdminServer, AdminError> {
+    serve_once_released(config, control, metrics, &Wait { patience: PATIENCE, given_up: &|| false })
+}
+
+/// Likewise, and waits for the address.
+pub(crate) fn serve_once_released(
+    config: &AdminConfig,
+    control: Arc<dyn Control>,
+    metrics: impl Into<MetricsPage>,
+    wait: &Wait<'_>,
+) -> Result<AdminServer, AdminError> {
     let timeouts = Timeouts { body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
-    serve_with(config, control, metrics, timeouts)
+    serve_with(config, control, metrics, timeouts, wait)
 }
 
 fn serve_with(
@@ -148,11 +162,14 @@ fn serve_with(
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
     timeouts: Timeouts,
+    wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
-    let (listener, hand_over) = binding::bind(address, RELEASED_WITHIN)
-        .map_err(|cause| AdminError::Bind { address, cause })?;
+    let (listener, hand_over) = binding::bind(address, wait).map_err(|error| match error {
+        NotHad::GivenUp => AdminError::Interrupted,
+        NotHad::Refused(cause) => AdminError::Bind { address, cause },
+    })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let front = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

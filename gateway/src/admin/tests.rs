@@ -12,7 +12,7 @@ use tidegate_backend::CommandOutcome;
 use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
 
 use super::*;
-use crate::control::{ConnectionInfo, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::control::{ConnectionInfo, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 
 const BODY_BYTES_MAX: usize = 1000;
 
@@ -50,8 +50,8 @@ impl Fake {
 }
 
 impl Control for Fake {
-    fn is_ready(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed)
+    fn readiness(&self) -> Readiness {
+        if self.draining.load(Ordering::Relaxed) { Readiness::Draining } else { Readiness::Ready }
     }
 
     fn command(&self, command: Command) -> Reply<CommandOutcome> {
@@ -143,7 +143,9 @@ impl Bed {
         let control = Arc::clone(&fake) as Arc<dyn Control>;
         let timeouts =
             Timeouts { body: Duration::from_millis(300), answer: Duration::from_millis(300) };
-        let server = serve_with(&config, control, recorder.handle(), timeouts).unwrap();
+        let server =
+            serve_with(&config, control, recorder.handle(), timeouts, &binding::tests::AT_ONCE)
+                .unwrap();
         let token = std::fs::read_to_string(&config.token_file).unwrap().trim().to_owned();
         Self { server, fake, token, _folder: folder }
     }

@@ -11,13 +11,13 @@
 //!
 //! | signal | what it does |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGQUIT | drains; a second one ends the process at once, with exit status 130 |
+//! | SIGTERM, SIGINT, SIGQUIT | drains, or gives up the start while it waits for an address; a second one ends the process at once, with exit status 130 |
 //! | SIGHUP | drains where the terminal has closed; otherwise it is kept for a reload, and changes nothing |
 //! | SIGUSR1, SIGUSR2 | nothing; a line in the log says so |
 //!
 //! | exit status | meaning |
 //! |---|---|
-//! | 0 | it drained, or the configuration is valid (`--check-config`) |
+//! | 0 | it drained, or was told to go before it had started, or the configuration is valid (`--check-config`) |
 //! | 1 | it did not start, or a shard failed; the standard error says why |
 //! | 2 | a flag, a key or a value is wrong |
 //! | 130 | a second signal ended it at once |
@@ -27,6 +27,7 @@
 mod announcement;
 mod signals;
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crossbeam::channel::Receiver;
 use crossbeam::select;
 
 use crate::config;
-use crate::server::{Builder, Server};
+use crate::server::{Builder, Server, StartError};
 use crate::service::Service;
 use crate::telemetry::{self, output};
 use signals::Request;
@@ -99,7 +100,19 @@ fn check(builder: &Builder) -> anyhow::Result<()> {
 fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     // Before anything starts: from now on a signal drains.
     let requests = signals::listen().context("can't listen for signals")?;
-    let server = builder.start()?;
+    let told_to_go = Cell::new(false);
+    let started = builder.start_unless(|| {
+        told_to_go.set(told_to_go.get() || asks_to_go(&requests));
+        told_to_go.get()
+    });
+    let server = match started {
+        Ok(server) => server,
+        Err(StartError::Interrupted) => {
+            output::stdout().line("gone before it had started");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
     announcement::announce(&server, demo_tokens);
     let service = Service::ready(server.control()).context("can't watch the shards")?;
     loop {
@@ -126,6 +139,21 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     server.wait()?;
     output::stdout().line("gone");
     Ok(())
+}
+
+/// Answers what was asked of a gateway that has not started. Says whether it is to go.
+fn asks_to_go(requests: &Receiver<Request>) -> bool {
+    requests.try_iter().any(|request| match request {
+        Request::Drain | Request::Hangup => true,
+        Request::Reload => {
+            signals::tell_that_nothing_reloads();
+            false
+        }
+        Request::Nothing(signal) => {
+            signals::tell_that_nothing_happens(signal);
+            false
+        }
+    })
 }
 
 /// Ends the process at the next request to drain. A terminal that closes is none: whoever closes it after Ctrl-C

@@ -6,40 +6,28 @@
 //! port), and from then on it fails for everybody else who comes without SO_REUSEPORT, as each gateway does
 //! first. Nothing is left behind: the claim is the socket itself.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::StartError;
+use super::holder::{NotHad, Wait, drains, once_released};
 use crate::config::Config;
 
-/// How long an address may still be in use: by a gateway that drains, for the two seconds that goodbyes
-/// linger; by one on io_uring that was killed, until the kernel has ended what it had under way; by a
-/// gateway that starts at the same time, until one of the two has lost.
-pub(crate) const RELEASED_WITHIN: Duration = Duration::from_secs(3);
-
-/// Between two tries to have the address, in milliseconds: drawn anew each time, or two gateways that start
-/// together might fail together again and again.
-const TRY_AGAIN_MS: std::ops::Range<u64> = 10..30;
-
 /// One listening socket for each shard, on the same port.
-pub(super) fn listen(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    listen_within(config, RELEASED_WITHIN)
-        .map_err(|cause| StartError::Listen { address: config.listen, cause })
-}
-
-fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListener>> {
-    let first = once_released(config.listen, patience, || open(config.listen, config, Port::Own))?;
-    let address = first.local_addr()?;
-    SockRef::from(&first).set_reuse_port(true)?;
+///
+/// Its holder, if it is a gateway that drains, is asked where this one is to have its operators' port.
+pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Vec<TcpListener>, NotHad> {
+    let drains = || drains(config.admin.listen, wait.given_up);
+    let own = || open(config.listen, config, Port::Own);
+    let first = once_released(config.listen, wait, drains, own)?;
+    let address = first.local_addr().map_err(NotHad::Refused)?;
+    SockRef::from(&first).set_reuse_port(true).map_err(NotHad::Refused)?;
     let mut listeners = vec![first];
     while listeners.len() < usize::from(config.shards) {
         // The port is ours; a gateway that tries to have it is in the way for a moment.
-        let next = once_released(address, patience, || open(address, config, Port::Shared))?;
-        listeners.push(next);
+        let shared = || open(address, config, Port::Shared);
+        listeners.push(once_released(address, wait, || false, shared)?);
     }
     Ok(listeners)
 }
@@ -49,28 +37,6 @@ fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListe
 enum Port {
     Own,
     Shared,
-}
-
-/// Tries until the address is not in use, or `patience` is over.
-pub(crate) fn once_released<T>(
-    address: SocketAddr,
-    patience: Duration,
-    mut open: impl FnMut() -> io::Result<T>,
-) -> io::Result<T> {
-    let until = Instant::now() + patience;
-    let mut told = false;
-    loop {
-        match open() {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                if !std::mem::replace(&mut told, true) {
-                    let seconds = patience.as_secs();
-                    tracing::warn!(%address, "another process has this address: waiting {seconds} s for it");
-                }
-                thread::sleep(Duration::from_millis(fastrand::u64(TRY_AGAIN_MS)));
-            }
-            opened => return opened,
-        }
-    }
 }
 
 /// Binds and listens, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
@@ -88,13 +54,18 @@ fn open(address: SocketAddr, config: &Config, port: Port) -> io::Result<TcpListe
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
     use std::net::TcpStream;
     use std::sync::Barrier;
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
     fn config(listen: SocketAddr, shards: u16) -> Config {
-        Config { listen, shards, ..Config::embedded_default() }
+        let mut config = Config { listen, shards, ..Config::embedded_default() };
+        config.admin.listen = any_port();
+        config
     }
 
     fn any_port() -> SocketAddr {
@@ -106,6 +77,13 @@ mod tests {
         let candidates = || fastrand::u16(10_000..20_000);
         let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
         std::iter::repeat_with(candidates).find(is_free).unwrap()
+    }
+
+    fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListener>> {
+        listen(config, &Wait { patience, given_up: &|| false }).map_err(|error| match error {
+            NotHad::Refused(error) => error,
+            NotHad::GivenUp => unreachable!(),
+        })
     }
 
     /// Two start together on overlapping addresses, again and again.
@@ -165,12 +143,18 @@ mod tests {
         let holder = listen_within(&config(any_port(), 2), Duration::ZERO).unwrap();
         let address = holder[0].local_addr().unwrap();
         let mut holder = Some(holder);
-        let got = once_released(address, Duration::from_secs(60), || {
-            let opened = open(address, &config(address, 1), Port::Own);
-            // It was in use once.
-            assert_eq!(opened.is_err(), holder.take().is_some());
-            opened
-        });
+        let wait = Wait { patience: Duration::from_secs(60), given_up: &|| false };
+        let got = once_released(
+            address,
+            &wait,
+            || false,
+            || {
+                let opened = open(address, &config(address, 1), Port::Own);
+                // It was in use once.
+                assert_eq!(opened.is_err(), holder.take().is_some());
+                opened
+            },
+        );
         assert_eq!(got.unwrap().local_addr().unwrap(), address);
     }
 }
