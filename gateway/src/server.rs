@@ -31,6 +31,7 @@ use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
+use crate::config::nearest;
 use crate::config::{BackendConfig, Config};
 use crate::control::{Control, Readiness};
 use crate::hub::Hub;
@@ -68,14 +69,16 @@ pub enum StartError {
     Interrupted,
     /// A configured backend has no handler.
     #[error(
-        "the configuration names the backend {name:?}, which this program doesn't have; it has {known:?}: \
-         route types to one of these with [[routes]]"
+        "the configuration has the backend {name:?}, for which this program brings no handler{hint}: it has {known}. \
+         Remove [backends.{name}] and the [[routes]] to it, or give the program a handler of this name"
     )]
     UnknownBackend {
         /// The backend.
         name: String,
+        /// One with a similar name, as a question; empty where there is none.
+        hint: String,
         /// The handlers there are.
-        known: Vec<String>,
+        known: String,
     },
     /// The system gives no thread, no epoll, or no random numbers.
     #[error("the system refused what a gateway needs")]
@@ -275,8 +278,12 @@ fn handler_of<'a>(
 ) -> Result<&'a Arc<dyn Handler>, StartError> {
     let found = handlers.iter().find(|(name, _)| *name == config.name);
     found.map(|(_, handler)| handler).ok_or_else(|| {
-        let known = handlers.iter().map(|(name, _)| name.clone()).collect();
-        StartError::UnknownBackend { name: config.name.clone(), known }
+        let names = || handlers.iter().map(|(name, _)| name.as_str());
+        let hint = nearest(&config.name, names())
+            .map_or_else(String::new, |near| format!(" (did you mean \"{near}\"?)"));
+        let known = names().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        let known = if known.is_empty() { "none".to_owned() } else { known };
+        StartError::UnknownBackend { name: config.name.clone(), hint, known }
     })
 }
 

@@ -363,7 +363,7 @@ impl Checker<'_> {
             let hint = nearest(&route.backend, backends.keys().map(String::as_str))
                 .map_or_else(String::new, |near| format!(" (did you mean \"{near}\"?)"));
             let reason = format!(
-                "there is no such backend{hint}: known are {}; a table [backends.<name>] adds one",
+                "there is no such backend{hint}: known are {}. The program brings a handler for each",
                 names.join(", ")
             );
             return Err(self.refuse(&key("backend"), quoted(&route.backend), reason));

@@ -35,6 +35,7 @@ pub use error::ConfigError;
 
 use flags::Flags;
 use layers::{Layers, Origin};
+pub(crate) use nearest::nearest;
 
 /// Names the file to read, where `--config` does not.
 const CONFIG_VARIABLE: &str = "TIDEGATE_CONFIG";

@@ -4,7 +4,7 @@ use strsim::damerau_levenshtein as distance;
 
 /// The known name nearest to `wrong`, if one is near enough to be meant. A right name in the wrong
 /// table is near.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -12,7 +12,8 @@ pub(super) fn announce(server: &Server, demo_tokens: bool) {
     let demo = if demo_tokens { " --demo-token" } else { "" };
     let in_checkout = std::env::current_dir().is_ok_and(|folder| is_in_checkout(&folder));
     let built_here = std::env::current_exe().is_ok_and(|executable| is_built_here(&executable));
-    let tide = if in_checkout && built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
+    let tide =
+        if in_checkout && built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
     let stdout = output::stdout();
     stdout.line(format!("listening for clients on {client}"));
     stdout.line(format!("listening for operators on http://{}/", server.admin_address()));

@@ -18,8 +18,8 @@
 //! | exit status | meaning |
 //! |---|---|
 //! | 0 | it drained, or was told to go before it had started, or the configuration is valid (`--check-config`) |
-//! | 1 | it did not start, or a shard failed; the standard error says why |
-//! | 2 | a flag, a key or a value is wrong |
+//! | 1 | it did not start, or would not (`--check-config`), or a shard failed; the standard error says why |
+//! | 2 | a flag, a key or a value is wrong, or a backend has no handler |
 //! | 130 | a second signal ended it at once |
 //!
 //! Nothing here writes to a standard stream by itself: see [`output`].
@@ -40,6 +40,9 @@ use crate::server::{Builder, Server, StartError};
 use crate::service::Service;
 use crate::telemetry::{self, output};
 use signals::Request;
+
+/// The exit status where the configuration is wrong, as after a wrong flag.
+const WRONG_CONFIGURATION: u8 = 2;
 
 /// The exit status after a second signal: what a shell reports of a process that SIGINT ended.
 const ENDED_AT_ONCE: i32 = 130;
@@ -77,7 +80,10 @@ pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::stderr().line(format!("tidegate: {error:#}"));
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(StartError::UnknownBackend { .. }) => ExitCode::from(WRONG_CONFIGURATION),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
