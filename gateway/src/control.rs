@@ -7,6 +7,9 @@ use serde::Serialize;
 use tidegate_backend::publisher::{Command, CommandOutcome, RoomId, UserId};
 use tokio::sync::oneshot;
 
+/// The code of `GET /readyz` while the gateway drains: a successor looks for it.
+pub(crate) const DRAINING: &str = "draining";
+
 /// An answer to come.
 pub type Reply<T> = oneshot::Receiver<T>;
 

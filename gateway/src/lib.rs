@@ -11,6 +11,7 @@ pub mod config;
 pub mod connection;
 pub mod control;
 pub mod driver;
+mod holder;
 pub mod hub;
 pub mod metrics_page;
 pub mod parts;

@@ -14,7 +14,6 @@
 //! # }
 //! ```
 
-mod holder;
 mod listener;
 mod threads;
 
@@ -34,6 +33,7 @@ use crate::auth::{KeyError, Verifier};
 use crate::config::nearest;
 use crate::config::{BackendConfig, Config};
 use crate::control::{Control, Readiness};
+use crate::holder::{NotHad, PATIENCE, Wait};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::parts::{Origin, Parts};
@@ -41,7 +41,6 @@ use crate::router::Backend;
 use crate::secret::check_secret;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
-pub(crate) use holder::{ASK_TIMEOUT, NotHad, PATIENCE, Wait, drains, once_released};
 use listener::listen;
 use threads::start_shards;
 

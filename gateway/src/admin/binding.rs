@@ -15,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::driver::accept_queue;
-use crate::server::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
+use crate::holder::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
 
 /// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
 /// that comes at once finds room, where it would have to knock again after a second.

@@ -9,13 +9,11 @@ use serde::Serialize;
 use tidegate_backend::publisher::{PushError, RoomIdError};
 
 use super::api::SilentShard;
+use crate::control::DRAINING;
 use crate::service::Silence;
 
 /// What clients are told to wait after a 503, in seconds: overload passes, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
-
-/// The code of `GET /readyz` while the gateway drains: a successor looks for it.
-pub(crate) const DRAINING: &str = "draining";
 
 /// Why a request gets no answer, by whose fault it is.
 #[derive(Debug, thiserror::Error)]

@@ -61,15 +61,14 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::AdminConfig;
 use crate::control::Control;
+use crate::holder::{NotHad, PATIENCE, Wait};
 use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
-use crate::server::{NotHad, PATIENCE, Wait};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
 use api::{App, Metrics, Timeouts};
 use binding::HandOver;
-pub(crate) use error::DRAINING;
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

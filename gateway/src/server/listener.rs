@@ -11,8 +11,8 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::holder::{NotHad, Wait, drains, once_released};
 use crate::config::Config;
+use crate::holder::{NotHad, Wait, drains, once_released};
 
 /// One listening socket for each shard, on the same port.
 ///

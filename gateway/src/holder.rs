@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::admin::DRAINING;
+use crate::control::DRAINING;
 
 /// How long an address may still be in use: by a gateway whose drain has ended, for the two seconds that
 /// goodbyes linger; by one on io_uring that was killed, until the kernel has ended what it had under way; by
