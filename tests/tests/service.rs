@@ -204,3 +204,23 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     drop(phone);
     hanging.end();
 }
+
+/// It is what a successor waits for, which may be there because a shard hangs.
+#[test]
+fn a_gateway_that_drains_says_so_though_a_shard_hangs() {
+    let hanging = Hanging::start();
+    let phone = hanging.hang();
+    let operator = &hanging.operator;
+    let code = |path: &str| {
+        let (status, body) = operator.get(path);
+        let error = || serde_json::from_str::<Value>(&body).unwrap();
+        (status == 503).then(|| error()["code"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(until("/readyz names it", || code("/readyz")), "shards_hang");
+    hanging.server.shutdown();
+    assert_eq!(code("/readyz").as_deref(), Some("draining"));
+    assert_eq!(code("/healthz").as_deref(), Some("shards_hang"));
+    hanging.release.send(()).unwrap();
+    drop(phone);
+    hanging.end();
+}

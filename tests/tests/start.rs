@@ -223,18 +223,22 @@ fn waits_for_a_drain(process: &Process) -> Option<()> {
 
 #[test]
 fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() {
-    for answer in [drip, keep_silent] {
-        let operators = hold(answer);
-        let (status, _, log) = Setup::demo().set("admin.listen", operators).run();
-        assert_eq!(status.code(), Some(1), "{log}");
-        assert!(log.contains(&format!("can't listen for operators on {operators}")), "{log}");
-        // Nor does it hold up who finds the clients' port in use.
-        let clients = hold(keep_silent);
-        let setup = Setup::demo().set("listen", clients).set("admin.listen", operators);
+    let ends = |setup: Setup, says: String| {
         let (status, _, log) = setup.run();
         assert_eq!(status.code(), Some(1), "{log}");
-        assert!(log.contains(&format!("can't listen for clients on {clients}")), "{log}");
-    }
+        assert!(log.contains(&says), "{log}");
+    };
+    thread::scope(|scope| {
+        for operators in [hold(drip), hold(keep_silent)] {
+            let setup = move || Setup::demo().set("admin.listen", operators);
+            scope
+                .spawn(move || ends(setup(), format!("can't listen for operators on {operators}")));
+            // Nor does it hold up who finds the clients' port in use.
+            let clients = hold(keep_silent);
+            let says = format!("can't listen for clients on {clients}");
+            scope.spawn(move || ends(setup().set("listen", clients), says));
+        }
+    });
 }
 
 #[test]
