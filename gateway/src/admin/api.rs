@@ -14,7 +14,7 @@ use tidegate_backend::publisher::{Command, RoomId, Target};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connections::Place;
+use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use super::health::{self, Silent};
 use super::{access, ids};
@@ -78,6 +78,8 @@ impl Metrics {
 /// How long a request may wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
+    /// For its head, from when the connection waits for it. Later: closed.
+    pub(super) head: Duration,
     /// For the whole of its body. Later: 408.
     pub(super) body: Duration,
     /// For the shards, from when all of it is there. Later: 504.
@@ -274,11 +276,11 @@ impl App {
             let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
             return Err(ApiError::EncodedBody(encoding));
         }
-        let place = request.extensions().get::<Place>().cloned();
+        let connection = request.extensions().get::<ConnectionHandle>().cloned();
         let body = Bytes::from_request(request, &());
         let limit = self.timeouts.body;
         let arrived = timeout(limit, body).await.map_err(|_| ApiError::LateBody(limit))?;
-        place.iter().for_each(|place| place.set_working(true));
+        connection.iter().for_each(|connection| connection.set_working(true));
         arrived.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: self.body_bytes_max },
             _ => ApiError::BadBody(rejection.body_text()),

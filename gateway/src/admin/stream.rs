@@ -9,26 +9,35 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::connection_table::ConnectionHandle;
+
 /// How long the kernel may take to get rid of an answer, once it has no room for more. It counts from the
-/// first wait until all of the answer is out, so that it holds for who reads a byte now and then too.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// first wait until all of the answer is out, so that it also holds for a peer that reads a byte now and then.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long what still comes is thrown away after the last answer: a close with unread bytes would be a
 /// reset, and take the answer with it.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Bytes that are thrown away at most after the last answer, so that a peer which goes on sending costs a bounded
+/// amount of work: a fraction of a millisecond.
+const LINGER_BYTES_MAX: usize = 512 * 1024;
+
 /// A socket with these deadlines.
 pub(super) struct Stream {
     tcp: TcpStream,
+    connection: ConnectionHandle,
     /// When the answer that waits must be out.
     write_by: Option<Pin<Box<Sleep>>>,
     /// When the peer must have ended.
     end_by: Option<Pin<Box<Sleep>>>,
+    /// Bytes thrown away after the last answer.
+    thrown_away: usize,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, write_by: None, end_by: None }
+    pub(super) fn new(tcp: TcpStream, connection: ConnectionHandle) -> Self {
+        Self { tcp, connection, write_by: None, end_by: None, thrown_away: 0 }
     }
 
     /// Passes on what a write came to, and fails when it has waited for too long.
@@ -89,15 +98,17 @@ impl AsyncWrite for Stream {
         let this = &mut *self;
         if this.end_by.is_none() {
             ready!(Pin::new(&mut this.tcp).poll_shutdown(context))?;
+            this.connection.mark_closing();
         }
         let end_by = this.end_by.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut thrown_away = [0; 4096];
-        while end_by.as_mut().poll(context).is_pending() {
-            let mut buffer = ReadBuf::new(&mut thrown_away);
+        let mut bytes = [0; 16 * 1024];
+        while this.thrown_away < LINGER_BYTES_MAX && end_by.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut bytes);
             let read = ready!(Pin::new(&mut this.tcp).poll_read(context, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 break;
             }
+            this.thrown_away += buffer.filled().len();
         }
         Poll::Ready(Ok(()))
     }

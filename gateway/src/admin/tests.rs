@@ -2,7 +2,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Instant;
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -13,8 +12,18 @@ use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, User
 
 use super::*;
 use crate::control::{ConnectionInfo, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::service::SILENCE_MAX;
 
 const BODY_BYTES_MAX: usize = 1000;
+
+/// Nothing runs out in a test, however slow the machine is.
+const UNLIMITED: Timeouts = {
+    let hour = Duration::from_secs(3600);
+    Timeouts { head: hour, body: hour, answer: hour }
+};
+
+/// For tests that wait for a timeout.
+const SHORT: Duration = Duration::from_millis(300);
 
 /// A gateway with one user (7), one room ("lobby/eu") and two shards.
 #[derive(Default)]
@@ -129,6 +138,10 @@ impl Answered {
 
 impl Bed {
     fn new() -> Self {
+        Self::with(UNLIMITED)
+    }
+
+    fn with(timeouts: Timeouts) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = AdminConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -141,8 +154,6 @@ impl Bed {
             metrics::counter!("tidegate_tests").increment(4);
         });
         let control = Arc::clone(&fake) as Arc<dyn Control>;
-        let timeouts =
-            Timeouts { body: Duration::from_millis(300), answer: Duration::from_millis(300) };
         let server = serve_with(&config, control, recorder.handle(), timeouts).unwrap();
         let token = std::fs::read_to_string(&config.token_file).unwrap().trim().to_owned();
         Self { server, fake, token, _folder: folder }
@@ -328,7 +339,7 @@ fn methods_and_slashes_are_taken_as_they_should() {
 
 #[test]
 fn a_body_that_stalls_is_the_clients_fault() {
-    let bed = Bed::new();
+    let bed = Bed::with(Timeouts { body: SHORT, ..UNLIMITED });
     let access = format!("Authorization: Bearer {}\r\n", bed.token);
     let ask = |fields: &str, begun: &str| {
         let line = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n";
@@ -348,24 +359,29 @@ fn a_body_that_stalls_is_the_clients_fault() {
     let compressed = ask("Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 1", "x");
     assert!(compressed.error(415).contains("gzip"));
     assert_eq!(bed.fake.taken(), []);
-    // Who waits for a word before it sends the body gets it.
-    let mut patient = TcpStream::connect(bed.server.local_addr()).unwrap();
+}
+
+#[test]
+fn a_client_that_expects_100_continue_gets_it() {
+    let bed = Bed::new();
+    let mut client = TcpStream::connect(bed.server.local_addr()).unwrap();
     let head = format!(
-        "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n{access}Expect: 100-continue\r\n\
-         Connection: close\r\nContent-Length: 1\r\n\r\n"
+        "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
+         Expect: 100-continue\r\nConnection: close\r\nContent-Length: 1\r\n\r\n",
+        bed.token
     );
-    patient.write_all(head.as_bytes()).unwrap();
-    let mut word = [0; 25];
-    patient.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
-    patient.write_all(b"x").unwrap();
+    client.write_all(head.as_bytes()).unwrap();
+    let mut interim = [0; 25];
+    client.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(b"x").unwrap();
     let mut answer = String::new();
-    patient.read_to_string(&mut answer).unwrap();
+    client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[test]
-fn health_is_told_while_the_other_thread_is_busy() {
+fn health_is_answered_while_the_other_thread_is_busy() {
     let bed = Bed::new();
     std::thread::scope(|threads| {
         let asked = threads.spawn(|| bed.get("/rooms/blocks"));
@@ -383,13 +399,13 @@ fn health_is_told_while_the_other_thread_is_busy() {
 }
 
 #[test]
-fn who_gives_no_time_to_read_gets_the_answer_all_the_same() {
+fn a_client_that_sends_more_or_ends_its_side_still_gets_its_answer() {
     let bed = Bed::new();
-    // Much that nobody reads behind a request that is refused: a close would be a reset.
+    // The body of a refused request is unread: a close would be a reset, and lose the answer.
     let head = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n";
     let answer = bed.raw(&[head.as_bytes(), &[b'x'; 300_000]].concat());
     answer.error(401);
-    // Nothing more to send is not nothing more to read.
+    // A client that has nothing more to send may still read.
     let mut half = TcpStream::connect(bed.server.local_addr()).unwrap();
     half.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     half.shutdown(std::net::Shutdown::Write).unwrap();
@@ -400,7 +416,7 @@ fn who_gives_no_time_to_read_gets_the_answer_all_the_same() {
 
 #[test]
 fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
-    let bed = Bed::new();
+    let bed = Bed::with(Timeouts { answer: SHORT, ..UNLIMITED });
     let refuse = |refusal| *bed.fake.refusal.lock().unwrap() = Some(refusal);
     refuse(PushError::Overloaded);
     let overloaded = bed.post("/push/all?type=1", b"x");
@@ -425,23 +441,24 @@ fn shutdown_ends_idle_connections_and_requests_under_way() {
     let bed = Bed::new();
     let address = bed.server.local_addr();
     let mut idle = TcpStream::connect(address).unwrap();
-    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let access = format!("Authorization: Bearer {}", bed.token);
+    let request = format!("GET /users/8 HTTP/1.1\r\nHost: x\r\n{access}\r\n\r\n");
+    idle.write_all(request.as_bytes()).unwrap();
     let mut half = TcpStream::connect(address).unwrap();
     half.write_all(b"GET /hea").unwrap();
     let mut start = [0; 12];
     idle.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
-    let began = Instant::now();
+    // No timeout of a request runs out here: the shutdown itself ends the connections.
     bed.server.shutdown();
-    assert!(began.elapsed() < Duration::from_secs(3));
     let mut rest = String::new();
     idle.read_to_string(&mut rest).unwrap();
-    assert!(rest.ends_with("ok\n"));
+    assert!(rest.ends_with("\"connections\":[]}"), "{rest}");
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
 }
 
 #[test]
-fn who_holds_connections_open_makes_place_for_others() {
+fn idle_connections_lose_their_slots_to_newcomers() {
     let bed = Bed::new();
     let connect = || TcpStream::connect(bed.server.local_addr()).unwrap();
     let mut operator = connect();
@@ -452,7 +469,7 @@ fn who_holds_connections_open_makes_place_for_others() {
         let mut start = [0; 12];
         operator.read_exact(&mut start).unwrap();
         assert_eq!(&start, b"HTTP/1.1 404");
-        // The rest of it is in the way.
+        // The rest of the answer, so that the next one can be read.
         let mut rest = Vec::new();
         while !rest.ends_with(b"\"no_room\"}") {
             let mut byte = [0];
@@ -463,13 +480,13 @@ fn who_holds_connections_open_makes_place_for_others() {
     ask("/rooms/nowhere");
     let mut held: Vec<_> = (0..100).map(|_| connect()).collect();
     assert_eq!(bed.get("/healthz").status, 200);
-    // Those that came first have made place, but for the one with the token.
+    // The oldest have lost their slots; the operator, who is older but has shown the token, has not.
     for early in &mut held[..55] {
         let ended = early.read(&mut [0; 1]);
-        assert!(!ended.is_ok_and(|count| count > 0), "nothing was asked");
+        assert!(!ended.is_ok_and(|count| count > 0), "no request was sent");
     }
     ask("/rooms/nowhere");
-    // The last of them still has its place.
+    // The newest still has its slot.
     let last = held.last_mut().unwrap();
     last.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -478,7 +495,7 @@ fn who_holds_connections_open_makes_place_for_others() {
 }
 
 #[test]
-fn operators_that_hold_connections_open_leave_places_too() {
+fn idle_authenticated_connections_leave_slots_for_newcomers() {
     let bed = Bed::new();
     let request =
         format!("GET /stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", bed.token);
@@ -494,6 +511,102 @@ fn operators_that_hold_connections_open_leave_places_too() {
         })
         .collect();
     drop(held);
+}
+
+#[test]
+fn without_the_token_a_connection_gets_one_answer() {
+    let bed = Bed::new();
+    for (request, status) in [
+        ("GET /healthz", 200),
+        ("GET /readyz", 200),
+        ("HEAD /healthz", 200),
+        ("GET /", 200),
+        ("GET /stats", 401),
+        ("GET /nothing", 404),
+        ("POST /healthz", 405),
+    ] {
+        let request = format!("{request} HTTP/1.1\r\nConnection: keep-alive\r\nHost: x\r\n\r\n");
+        // All of it fits into what is read at once.
+        let answer = bed.raw(request.repeat(20).as_bytes());
+        assert_eq!(answer.status, status, "{request}");
+        assert!(answer.head.contains("\r\nconnection: close"), "{}", answer.head);
+        assert!(!answer.body.contains("HTTP/1.1 "), "a second answer: {}", answer.body);
+    }
+    let old = bed.raw(b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!((old.status, &*old.body), (200, "ok\n"));
+}
+
+#[test]
+fn with_the_token_a_connection_gets_all_its_answers() {
+    let bed = Bed::new();
+    let request = |path: &str, close: &str| {
+        let access = format!("Authorization: Bearer {}", bed.token);
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\n{access}\r\n{close}\r\n")
+    };
+    // Also for health, once the token was shown where it is needed.
+    let requests = [
+        request("/users/7", "").repeat(3),
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".into(),
+        request("/users/8", "Connection: close\r\n"),
+    ];
+    let answers = bed.raw(requests.concat().as_bytes());
+    assert_eq!(1 + answers.body.matches("HTTP/1.1 200 OK").count(), 5, "{}", answers.body);
+}
+
+#[test]
+fn a_client_that_goes_on_sending_after_its_answer_is_ended() {
+    let bed = Bed::new();
+    let mut client = TcpStream::connect(bed.server.local_addr()).unwrap();
+    client.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (chunk, mut sent) = (vec![b'x'; 64 * 1024], 0);
+    while let Ok(count) = client.write(&chunk) {
+        sent += count;
+        // What the gateway reads, and what the kernel's buffers hold.
+        assert!(sent < 64 << 20, "the gateway reads on");
+    }
+}
+
+/// The documents in a single line each, as their paragraphs are wrapped.
+fn documents() -> [String; 2] {
+    [include_str!("../../../README.md"), include_str!("../../../ARCHITECTURE.md")]
+        .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn documents_name_the_bounds_that_hold() {
+    let [silence, body, answer, head, write] = [
+        SILENCE_MAX,
+        BODY_TIMEOUT,
+        ANSWER_TIMEOUT,
+        connections::HEAD_TIMEOUT,
+        stream::WRITE_TIMEOUT,
+    ]
+    .map(|bound| {
+        assert_eq!(bound.subsec_nanos(), 0);
+        bound.as_secs()
+    });
+    assert_eq!(head, write, "README.md names them together");
+    let (open, queued) = (connection_table::CONNECTIONS_MAX, binding::BACKLOG);
+    let queued = format!("{},{:03}", queued / 1000, queued % 1000);
+    let [readme, architecture] = documents();
+    for text in [
+        format!("503 names those that have not for {silence} s"),
+        format!("408 the body did not come within {body} s"),
+        format!("504 a shard did not answer within {answer} s"),
+        // It is also the metric's help, which another test compares with this row.
+        format!("| Shards that have not answered for {silence} s: they hang. |"),
+        format!("At most {open} operators' connections are open"),
+        format!("the reading of an answer have {head} s each"),
+    ] {
+        assert!(readme.contains(&text), "README.md lacks {text:?}");
+    }
+    for text in [
+        format!("| operators' connections | {open}; {queued} more in the kernel's queue |"),
+        format!("| {head}, {body}, {answer} and {write} s |"),
+        format!("| a shard's silence | {silence} s |"),
+    ] {
+        assert!(architecture.contains(&text), "ARCHITECTURE.md lacks {text:?}");
+    }
 }
 
 #[test]
