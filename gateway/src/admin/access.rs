@@ -1,4 +1,4 @@
-//! What every guarded request passes first: the token, and the way to the thread that answers it.
+//! Checks the token of a request that needs it, and moves the request to the thread `admin-work`.
 
 use axum::body::HttpBody as _;
 use axum::extract::{Extension, Request, State};

@@ -21,7 +21,7 @@ use crate::server::once_released;
 /// Connections that the kernel queues until they are accepted, as far as `net.core.somaxconn` allows. A peer that
 /// finds the queue full tries again after a second; in a longer queue it would wait as long for those before it
 /// (see `connection_table`).
-pub(super) const BACKLOG: u16 = 2000;
+pub(super) const BACKLOG: u16 = 4000;
 
 /// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;

@@ -13,7 +13,8 @@
 //!
 //! So a newcomer waits at most `NEW_PROTECTED / CONNECTIONS_MAX` for each connection before it in the kernel's
 //! queue, as long as that is more than a connection costs to accept, answer and close. [`BACKLOG`] bounds the
-//! queue such that the whole of it takes at most [`QUEUE_WAIT_MAX`].
+//! queue such that the whole of it takes at most [`QUEUE_WAIT_MAX`], or 2.5 times as long while
+//! [`AUTHENTICATED_MAX`] connections keep their slots.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,8 +31,9 @@ pub(super) const CONNECTIONS_MAX: usize = 40;
 /// Most connections that keep their slots because they have shown the token. Newcomers share the others.
 const AUTHENTICATED_MAX: usize = 24;
 
-/// How long a new connection keeps its slot in any case: its request may come a moment after it.
-const NEW_PROTECTED: Duration = Duration::from_millis(10);
+/// How long a new connection keeps its slot in any case: its request may come a moment after it. It is evicted
+/// later than those that came before it, so only if newcomers take all other slots within this time, too.
+const NEW_PROTECTED: Duration = Duration::from_millis(5);
 
 /// How long a connection keeps its slot while the gateway works on its request. Most are answered sooner.
 const WORK_PROTECTED: Duration = Duration::from_millis(100);

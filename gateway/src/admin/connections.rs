@@ -37,13 +37,13 @@ use super::stream::Stream;
 /// long a connection may be silent, before its first request and between two.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of a request's head. Longer: 431.
+/// Most bytes of a request's head. Longer: 431.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Lines of a request's head. More: 431.
+/// Most fields of a request's head. More: 431.
 const HEADERS_MAX: usize = 64;
 
-/// Bytes that are read ahead of a connection's requests, and that its answers are cut to.
+/// Most bytes of a connection that are read ahead, and most that are written at once.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// How long accepting waits after the system had no descriptor for it.

@@ -26,7 +26,7 @@
 //! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
 //! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
 //!
-//! A push opens its room where there is none: who joins it later by naming an offset gets the push. So a
+//! A push opens its room where there is none: a client that joins it later with an offset gets the push. So a
 //! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
 //! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404. Where the room can't be
 //! opened because there are `rooms.rooms_max`, nothing is pushed: 503.
@@ -36,7 +36,7 @@
 //! answered while `admin-work` renders a million metrics. An answer without the token ends its connection.
 //! `connection_table` says how many connections are open at once, and which is closed for a newcomer.
 //!
-//! What is asked goes through [`Control`]; this module knows no shard and none of their connections.
+//! Requests reach the shards through [`Control`]; this module knows no shard and none of their connections.
 
 mod access;
 mod api;

@@ -1,4 +1,4 @@
-//! A connection's bytes: an answer has a deadline, and an end waits for the peer's.
+//! A connection's socket: a write has a deadline, and a close waits for the peer's, so that the answer arrives.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection_table::ConnectionHandle;
 
-/// How long the kernel may take to get rid of an answer, once it has no room for more. It counts from the
+/// How long the peer may take to read an answer, once the kernel has no room for more. It counts from the
 /// first wait until all of the answer is out, so that it also holds for a peer that reads a byte now and then.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,13 +23,13 @@ const LINGER: Duration = Duration::from_secs(1);
 /// amount of work: a fraction of a millisecond.
 const LINGER_BYTES_MAX: usize = 512 * 1024;
 
-/// A socket with these deadlines.
+/// A socket with these deadlines. Tells the connection table when the last answer is out.
 pub(super) struct Stream {
     tcp: TcpStream,
     connection: ConnectionHandle,
-    /// When the answer that waits must be out.
+    /// Deadline of the answer that waits.
     write_by: Option<Pin<Box<Sleep>>>,
-    /// When the peer must have ended.
+    /// Deadline of the peer's close.
     end_by: Option<Pin<Box<Sleep>>>,
     /// Bytes thrown away after the last answer.
     thrown_away: usize,
@@ -40,7 +40,7 @@ impl Stream {
         Self { tcp, connection, write_by: None, end_by: None, thrown_away: 0 }
     }
 
-    /// Passes on what a write came to, and fails when it has waited for too long.
+    /// Returns the result of a write, or an error if it has been pending for too long.
     fn watch<T>(
         &mut self,
         context: &mut Context<'_>,
