@@ -161,6 +161,8 @@ impl TestServer {
 
     fn raw(&self, text: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.server.local_addr()).unwrap();
+        // A connection that is wrongly kept open fails the test instead of blocking it.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(text).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
