@@ -45,7 +45,7 @@ impl Service {
                 loop {
                     // Shards end one by one while the gateway stops, and then there is another bound:
                     // how long the manager lets it take.
-                    if pulse.beats() || stopping.load(Ordering::Acquire) {
+                    if pulse.all_answered() || stopping.load(Ordering::Acquire) {
                         tell(NotifyState::Watchdog);
                     }
                     thread::sleep(interval / LOOKS_PER_INTERVAL);
@@ -84,8 +84,8 @@ struct Asked {
     answer: Option<Reply<ShardInfo>>,
     /// For how long the answer is due, as far as somebody looked.
     silence: Duration,
-    /// It has answered, or ended, since the last beat.
-    beats: bool,
+    /// It has answered, or ended, since `all_answered` last returned true.
+    answered: bool,
 }
 
 /// A shard that hangs.
@@ -104,7 +104,7 @@ impl Pulse {
         let ask = |shard| Asked {
             answer: Some(control.shard(shard)),
             silence: Duration::ZERO,
-            beats: false,
+            answered: false,
         };
         let shards = (0..control.shards()).map(ask).collect();
         Self { control, shards, looked_at: Instant::now() }
@@ -125,20 +125,20 @@ impl Pulse {
                 Err(TryRecvError::Closed) => *asked = Asked::ended(),
                 Ok(_) => {
                     let answer = Some(self.control.shard(shard));
-                    *asked = Asked { answer, silence: Duration::ZERO, beats: true };
+                    *asked = Asked { answer, silence: Duration::ZERO, answered: true };
                 }
             }
         }
     }
 
-    /// Looks, and says whether every shard has answered since this last said so.
-    pub fn beats(&mut self) -> bool {
+    /// Looks, and returns whether every shard has answered since this last returned true.
+    pub fn all_answered(&mut self) -> bool {
         self.look();
-        let all_beat = self.shards.iter().all(|asked| asked.beats);
-        if all_beat {
-            self.shards.iter_mut().for_each(|asked| asked.beats = asked.answer.is_none());
+        let all = self.shards.iter().all(|asked| asked.answered);
+        if all {
+            self.shards.iter_mut().for_each(|asked| asked.answered = asked.answer.is_none());
         }
-        all_beat
+        all
     }
 
     /// The shards that hang, as of the last look.
@@ -152,7 +152,7 @@ impl Pulse {
 
 impl Asked {
     const fn ended() -> Self {
-        Self { answer: None, silence: Duration::ZERO, beats: true }
+        Self { answer: None, silence: Duration::ZERO, answered: true }
     }
 }
 
@@ -271,9 +271,9 @@ mod tests {
         shards.asked(1).for_each(drop);
         pass(&mut pulse, &shards, &[0], 60);
         assert_eq!(silent(&pulse), []);
-        assert!(pulse.beats());
+        assert!(pulse.all_answered());
         shards.answer(0);
-        assert!(pulse.beats());
+        assert!(pulse.all_answered());
     }
 
     #[test]
@@ -290,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn it_beats_when_each_has_answered_since() {
+    fn all_have_answered_once_each_has_since_the_last_time() {
         let shards = Arc::<Shards>::default();
         let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
-        assert!(!pulse.beats());
+        assert!(!pulse.all_answered());
         shards.answer(0);
-        assert!(!pulse.beats());
+        assert!(!pulse.all_answered());
         shards.answer(0);
-        assert!(!pulse.beats(), "one does not beat for the other");
+        assert!(!pulse.all_answered(), "one shard does not answer for the other");
         shards.answer(1);
-        assert!(pulse.beats() && !pulse.beats());
+        assert!(pulse.all_answered() && !pulse.all_answered());
     }
 }

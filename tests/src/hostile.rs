@@ -1,5 +1,5 @@
-//! Connections to the operators' HTTP that mean no good: many of them, on one thread, for as long as they are
-//! held. Whoever is cut comes back at once.
+//! Hostile connections to the operators' HTTP: many at once, on one thread, until they are dropped. A connection
+//! that the gateway ends is made again at once.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -14,8 +14,10 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::until;
 
-/// Between two bytes of those that drip, and between two looks.
+/// Time between two writes of the kinds that drip, and the longest wait for a socket.
 const DRIP: Duration = Duration::from_millis(100);
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// What a hostile connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,12 @@ pub enum Kind {
     StaysAfterItsAnswer,
     /// With the token.
     StaysWithTheToken,
+    /// Asks for health, reads the answer, and asks again.
+    AsksAgain,
+    /// The same, with many requests per write.
+    AsksPipelined,
+    /// Never stops asking for health, and reads the answers.
+    AsksWithoutPause,
     ConnectsAndCloses,
     ConnectsAndResets,
     TlsHello,
@@ -47,7 +55,7 @@ pub enum Kind {
 
 impl Kind {
     /// All there are.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Silent,
         Self::DripsItsHead,
         Self::EndlessHead,
@@ -61,6 +69,9 @@ impl Kind {
         Self::NeverReadsThePage,
         Self::StaysAfterItsAnswer,
         Self::StaysWithTheToken,
+        Self::AsksAgain,
+        Self::AsksPipelined,
+        Self::AsksWithoutPause,
         Self::ConnectsAndCloses,
         Self::ConnectsAndResets,
         Self::TlsHello,
@@ -88,7 +99,8 @@ impl Kind {
             Self::HalfClosed => "GET /healthz HTTP/1.1\r\nHost: x".into(),
             Self::NeverReads => format!("GET /metrics HTTP/1.1\r\n{guarded}\r\n").repeat(200),
             Self::NeverReadsThePage => "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000),
-            Self::StaysAfterItsAnswer => "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".into(),
+            Self::AsksPipelined | Self::AsksWithoutPause => HEALTH.repeat(50),
+            Self::StaysAfterItsAnswer | Self::AsksAgain => HEALTH.into(),
             Self::StaysWithTheToken => format!("GET /stats HTTP/1.1\r\n{guarded}\r\n"),
             Self::TlsHello => "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}\u{0}\u{1}\u{fc}\u{3}\u{3}".into(),
             Self::Http2 => "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
@@ -116,9 +128,9 @@ impl Kind {
     }
 }
 
-/// So many connections of one kind. They end with it.
+/// Hostile connections of one kind. They are closed when this is dropped.
 #[derive(Debug)]
-pub struct Herd {
+pub struct HostileConnections {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -126,56 +138,57 @@ pub struct Herd {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Connections made, those that came back included.
+    /// Connections established, with those made again.
     made: AtomicUsize,
 }
 
-impl Herd {
-    /// Lets them loose, and waits until each has connected.
+impl HostileConnections {
+    /// Makes the connections, and waits until as many have been established.
     #[must_use]
     pub fn new(kind: Kind, count: usize, address: SocketAddr, token: &str) -> Self {
         let shared = Arc::<Shared>::default();
         let (of_thread, opening) = (Arc::clone(&shared), kind.opening(token));
         let thread = thread::spawn(move || {
-            let mut beasts: Vec<_> = (0..count).map(|_| Beast::new(kind, address)).collect();
+            let mut connections: Vec<_> =
+                (0..count).map(|_| HostileConnection::new(kind, address)).collect();
             let mut dripped_at = Instant::now();
             while !of_thread.stop.load(Ordering::Relaxed) {
-                wait(&beasts);
+                wait(&connections);
                 let drips = dripped_at.elapsed() > DRIP;
                 if drips {
                     dripped_at = Instant::now();
                 }
-                for beast in &mut beasts {
-                    if beast.step(&opening, drips) {
+                for connection in &mut connections {
+                    if connection.step(&opening, drips) {
                         of_thread.made.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             }
         });
-        let herd = Self { shared, thread: Some(thread) };
-        until("all of them have connected", || (herd.made() >= count).then_some(()));
-        herd
+        let connections = Self { shared, thread: Some(thread) };
+        until("all of them have connected", || (connections.made() >= count).then_some(()));
+        connections
     }
 
-    /// How often one of them has connected.
+    /// Connections established so far.
     #[must_use]
     pub fn made(&self) -> usize {
         self.shared.made.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Herd {
+impl Drop for HostileConnections {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // What was wrong with it has been said on its own thread.
+            // A panic has been printed by the thread itself.
             drop(thread.join());
         }
     }
 }
 
-/// One of them.
-struct Beast {
+/// A hostile connection.
+struct HostileConnection {
     kind: Kind,
     address: SocketAddr,
     stream: TcpStream,
@@ -183,16 +196,16 @@ struct Beast {
     sent: usize,
 }
 
-impl Beast {
+impl HostileConnection {
     fn new(kind: Kind, address: SocketAddr) -> Self {
         Self { kind, address, stream: connect(address), connected: false, sent: 0 }
     }
 
-    fn again(&mut self) {
+    fn reconnect(&mut self) {
         *self = Self::new(self.kind, self.address);
     }
 
-    /// What it waits for.
+    /// The events it waits for.
     fn interest(&self) -> PollFlags {
         let writes = !self.connected || self.sent < usize::MAX;
         let mut interest = PollFlags::empty();
@@ -201,12 +214,12 @@ impl Beast {
         interest
     }
 
-    /// Does what there is to do. Returns whether it has just connected.
+    /// Connects, writes and reads as far as possible. Returns whether it has just been established.
     fn step(&mut self, opening: &[u8], drips: bool) -> bool {
         let mut connects = false;
         if !self.connected {
             if !matches!(self.stream.take_error(), Ok(None)) {
-                self.again();
+                self.reconnect();
                 return false;
             }
             if self.stream.peer_addr().is_err() {
@@ -215,10 +228,10 @@ impl Beast {
             (self.connected, connects) = (true, true);
         }
         match self.kind {
-            Kind::ConnectsAndCloses => self.again(),
+            Kind::ConnectsAndCloses => self.reconnect(),
             Kind::ConnectsAndResets => {
                 drop(SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)));
-                self.again();
+                self.reconnect();
             }
             _ => self.talk(opening, drips),
         }
@@ -230,29 +243,33 @@ impl Beast {
             match self.stream.write(&opening[self.sent..]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return self.again(),
+                Err(_) => return self.reconnect(),
             }
         }
         if (opening.len()..usize::MAX).contains(&self.sent) {
-            self.sent = usize::MAX;
+            self.sent = if self.kind == Kind::AsksWithoutPause { 0 } else { usize::MAX };
             if self.kind == Kind::HalfClosed {
                 drop(self.stream.shutdown(Shutdown::Write));
             }
         }
         if drips && self.sent == usize::MAX && !self.kind.drip().is_empty() {
             match self.stream.write(self.kind.drip()) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return self.again(),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return self.reconnect(),
                 _ => {}
             }
         }
         if self.kind.reads() {
             match self.stream.read(&mut [0; 4096]) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Ok(count) if count > 0 => {}
-                _ => self.again(),
+                Ok(count) if count > 0 => {
+                    if matches!(self.kind, Kind::AsksAgain | Kind::AsksPipelined) {
+                        self.sent = 0;
+                    }
+                }
+                _ => self.reconnect(),
             }
         } else if !matches!(self.stream.take_error(), Ok(None)) {
-            self.again();
+            self.reconnect();
         }
     }
 }
@@ -260,15 +277,17 @@ impl Beast {
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
-    // It is under way; how it ends is seen later.
+    // It is in progress; `step` sees how it ends.
     drop(socket.connect(&address.into()));
     socket.into()
 }
 
-/// Waits until there is something to do for one of them.
-fn wait(beasts: &[Beast]) {
-    let mut watched: Vec<_> =
-        beasts.iter().map(|beast| PollFd::new(&beast.stream, beast.interest())).collect();
+/// Waits until one of the connections can go on.
+fn wait(connections: &[HostileConnection]) {
+    let mut watched: Vec<_> = connections
+        .iter()
+        .map(|connection| PollFd::new(&connection.stream, connection.interest()))
+        .collect();
     let limit = Timespec::try_from(DRIP).unwrap();
     match poll(&mut watched, Some(&limit)) {
         Ok(_) | Err(Errno::INTR) => {}

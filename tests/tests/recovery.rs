@@ -156,7 +156,8 @@ fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
     let no_handler = || Setup::demo().toml("[backends.quiz]\n");
     let no_file = || key("EdDSA", "nowhere.pem");
     let other_key = || key("EdDSA", public);
-    let wrong: [(&dyn Fn() -> Setup, i32, [&str; 2]); 3] = [
+    type Wrong<'a> = (&'a dyn Fn() -> Setup, i32, [&'a str; 2]);
+    let wrong: [Wrong<'_>; 3] = [
         (&no_handler, 2, ["Remove [backends.quiz]", "it has \"demo\""]),
         (&no_file, 1, ["nowhere.pem", "No such file"]),
         (&other_key, 1, ["rs256.public.pem", "EdDSA"]),

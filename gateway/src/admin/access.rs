@@ -1,4 +1,4 @@
-//! What every guarded request passes first: the token, and the way to the thread that answers it.
+//! Checks the token of a request that needs it, and moves the request to the thread `admin-work`.
 
 use axum::body::HttpBody as _;
 use axum::extract::{Extension, Request, State};
@@ -9,14 +9,14 @@ use subtle::ConstantTimeEq;
 use tokio::task::AbortHandle;
 
 use super::api::App;
-use super::connections::Place;
+use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 
-/// Lets through who sends the token, and has its connection keep its place. The rest is done on the thread
-/// that works, so that the one which accepts, reads and tells of health never waits for it.
+/// Passes on a request with the token, whose connection then keeps its slot. The thread `admin-work` does the
+/// rest, so the thread that accepts, reads and answers health never waits for it.
 pub(super) async fn demand_token(
     State(app): State<App>,
-    Extension(place): Extension<Place>,
+    Extension(connection): Extension<ConnectionHandle>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -24,15 +24,15 @@ pub(super) async fn demand_token(
     if !bool::from(sent.as_bytes().ct_eq(app.token.as_bytes())) {
         return Err(ApiError::Unauthorized);
     }
-    place.prove();
+    connection.mark_authenticated();
     // Where there is one, the body is still to come.
-    place.set_working(request.body().is_end_stream());
+    connection.set_working(request.body().is_end_stream());
     let working = app.work.spawn(next.run(request));
     let _abort = AbortOnDrop(working.abort_handle());
     working.await.map_err(|_| ApiError::Failed)
 }
 
-/// Whose connection is gone needs no answer.
+/// A request whose connection is gone needs no answer.
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {

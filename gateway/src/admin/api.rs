@@ -14,7 +14,7 @@ use tidegate_backend::publisher::{Command, RoomId, Target};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connections::Place;
+use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use super::health::{self, Silent};
 use super::{access, ids};
@@ -29,10 +29,10 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// What Prometheus' text format is called.
+/// The media type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What answers need.
+/// The state that handlers share.
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) control: Arc<dyn Control>,
@@ -49,10 +49,10 @@ pub(super) struct App {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrived(pub(super) Instant);
 
-/// The metrics' text. Those who ask at the same time get the same: it is written once for all of them.
+/// The metrics' text. Requests that arrive at the same time share one: it is rendered once for all of them.
 pub(super) struct Metrics {
     page: MetricsPage,
-    /// When the last was begun, and what it came to.
+    /// When the last rendering began, and its text.
     last: Mutex<Option<(Instant, Bytes)>>,
 }
 
@@ -61,7 +61,7 @@ impl Metrics {
         Self { page, last: Mutex::new(None) }
     }
 
-    /// What stands at this time, or later.
+    /// The metrics at this time, or later.
     fn text(&self, at: Instant) -> Bytes {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((begun, text)) = &*last
@@ -78,6 +78,8 @@ impl Metrics {
 /// How long a request may wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
+    /// For its head, from when the connection waits for it. Later: closed.
+    pub(super) head: Duration,
     /// For the whole of its body. Later: 408.
     pub(super) body: Duration,
     /// For the shards, from when all of it is there. Later: 504.
@@ -121,9 +123,9 @@ struct Stats {
     totals: Totals,
     /// Those that have answered.
     shards: Vec<ShardInfo>,
-    /// Those that have not, and are in no sum: they hang.
+    /// Those that have not, and are in no total: they hang.
     silent_shards: Vec<SilentShard>,
-    /// Those that are no more: the gateway goes away.
+    /// Those that have ended: the gateway stops.
     ended_shards: Vec<u16>,
 }
 
@@ -175,7 +177,7 @@ async fn stats(State(app): State<App>, uri: Uri) -> Answer<Stats> {
     ids::no_parameters(&uri)?;
     let silent = app.silent.borrow().clone();
     let mut silent_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
-    // Who is known to hang is not asked again and again.
+    // A shard that hangs is not asked again: its questions would pile up.
     let hangs = |shard: &u16| silent.iter().any(|silence| silence.shard == *shard);
     let asked: Vec<_> = (0..app.control.shards())
         .filter(|shard| !hangs(shard))
@@ -266,7 +268,7 @@ impl App {
         self.command(Command::Push { target, kind, biz_data }).await
     }
 
-    /// Takes a request's body, as it came.
+    /// Reads a request's body.
     async fn body(&self, request: Request) -> Result<Bytes, ApiError> {
         if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
             && encoding != "identity"
@@ -274,11 +276,11 @@ impl App {
             let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
             return Err(ApiError::EncodedBody(encoding));
         }
-        let place = request.extensions().get::<Place>().cloned();
+        let connection = request.extensions().get::<ConnectionHandle>().cloned();
         let body = Bytes::from_request(request, &());
         let limit = self.timeouts.body;
         let arrived = timeout(limit, body).await.map_err(|_| ApiError::LateBody(limit))?;
-        place.iter().for_each(|place| place.set_working(true));
+        connection.iter().for_each(|connection| connection.set_working(true));
         arrived.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: self.body_bytes_max },
             _ => ApiError::BadBody(rejection.body_text()),

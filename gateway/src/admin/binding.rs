@@ -17,9 +17,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::driver::accept_queue;
 use crate::holder::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
 
-/// Connections that the kernel keeps until they are accepted, as far as `net.core.somaxconn` lets it: a crowd
-/// that comes at once finds room, where it would have to knock again after a second.
-const BACKLOG: i32 = 4096;
+/// Connections that the kernel queues until they are accepted, as far as `net.core.somaxconn` allows. A peer that
+/// finds the queue full tries again after a second; in a longer queue it would wait as long for those before it
+/// (see `connection_table`).
+pub(super) const BACKLOG: u16 = 4000;
 
 /// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
@@ -70,7 +71,7 @@ fn listen(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
     socket.set_reuse_port(true)?;
     let can_be_steered = prefer_second(&socket).is_ok();
     socket.set_reuse_port(false)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG.into())?;
     let listener = TcpListener::from(socket);
     let socket = if can_be_steered { Some(listener.try_clone()?) } else { None };
     Ok((listener, HandOver { socket }))
@@ -80,7 +81,7 @@ fn listen(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
 /// start meanwhile one has the port.
 fn succeed(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
     let socket = bound(address, true)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG.into())?;
     let listener = TcpListener::from(socket);
     let _to_whom = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
     if !accept_queue::is_waited_for(&listener, ASK_TIMEOUT) {

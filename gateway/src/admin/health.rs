@@ -1,7 +1,7 @@
-//! Whether the gateway is well: what `/healthz` and `/readyz` say.
+//! Answers `/healthz` and `/readyz`.
 //!
-//! The shards are asked from a tick, not by each request, and a request only reads what the last tick saw. So
-//! health is answered at once whatever the shards do, and costs them the same however often it is asked.
+//! A tick asks the shards, and a request only reads what the last tick saw. So health is answered at once
+//! whatever the shards do, and costs them the same however often it is requested.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use super::error::ApiError;
 use crate::control::{Control, Readiness};
 use crate::service::{Pulse, Silence};
 
-/// Between two looks at the shards.
+/// Time between two looks at the shards.
 const TICK: Duration = Duration::from_millis(500);
 
 /// The shards that hang.
 pub(super) type Silent = watch::Receiver<Vec<Silence>>;
 
-/// Looks at the shards until nobody asks any more.
+/// Publishes the shards that hang, until nobody subscribes any more.
 pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<Silence>>) {
     let mut pulse = Pulse::new(control);
     let mut ticks = time::interval(TICK);

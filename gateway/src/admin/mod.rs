@@ -26,21 +26,22 @@
 //! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
 //! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
 //!
-//! A push opens its room where there is none: who joins it later by naming an offset gets the push. So a
+//! A push opens its room where there is none: a client that joins it later with an offset gets the push. So a
 //! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
 //! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404. Where the room can't be
 //! opened because there are `rooms.rooms_max`, nothing is pushed: 503.
 //!
-//! One thread accepts, reads requests, and tells of health and of what is not allowed; it never waits and does
-//! nothing that takes long. Another answers what needs the token. So health is answered while the second
-//! renders a million metrics. Who is let in when all places are taken, and for how long, says
-//! `connections`.
+//! The thread `admin` accepts connections, reads requests, answers health and refuses requests without the token.
+//! It never blocks and does no long work. The thread `admin-work` answers requests with the token. So health is
+//! answered while `admin-work` renders a million metrics. An answer without the token ends its connection.
+//! `connection_table` says how many connections are open at once, and which is closed for a newcomer.
 //!
-//! What is asked goes through [`Control`]; this module knows no shard and none of their connections.
+//! Requests reach the shards through [`Control`]; this module knows no shard and none of their connections.
 
 mod access;
 mod api;
 mod binding;
+mod connection_table;
 mod connections;
 mod error;
 mod health;
@@ -69,6 +70,7 @@ use crate::service::SILENCE_MAX;
 
 use api::{App, Metrics, Timeouts};
 use binding::HandOver;
+use connections::{AcceptQueue, HttpService};
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -152,7 +154,8 @@ pub(crate) fn serve_once_released(
     metrics: impl Into<MetricsPage>,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
-    let timeouts = Timeouts { body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
+    let timeouts =
+        Timeouts { head: connections::HEAD_TIMEOUT, body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
     serve_with(config, control, metrics, timeouts, wait)
 }
 
@@ -207,9 +210,11 @@ fn run(
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     front.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        // Who has not got its answer by the end of the grace goes without: the runtime's end closes it.
-        connections::serve(listener, api::router(app), stopped, SHUTDOWN_GRACE).await;
+        let queue = AcceptQueue::new(listener)?;
+        let head_timeout = app.timeouts.head;
+        let service = HttpService { router: api::router(app), head_timeout };
+        // A request that is not answered within the grace is not answered: the runtime's end closes its connection.
+        connections::serve(queue, service, stopped, SHUTDOWN_GRACE).await;
         Ok(())
     })
 }

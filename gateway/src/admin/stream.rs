@@ -1,4 +1,4 @@
-//! A connection's bytes: an answer has a deadline, and an end waits for the peer's.
+//! A connection's socket: a write has a deadline, and a close waits for the peer's, so that the answer arrives.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,29 +9,38 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// How long the kernel may take to get rid of an answer, once it has no room for more. It counts from the
-/// first wait until all of the answer is out, so that it holds for who reads a byte now and then too.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+use super::connection_table::ConnectionHandle;
+
+/// How long the peer may take to read an answer, once the kernel has no room for more. It counts from the
+/// first wait until all of the answer is out, so that it also holds for a peer that reads a byte now and then.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long what still comes is thrown away after the last answer: a close with unread bytes would be a
 /// reset, and take the answer with it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A socket with these deadlines.
+/// Bytes that are thrown away at most after the last answer, so that a peer which goes on sending costs a bounded
+/// amount of work: a fraction of a millisecond.
+const LINGER_BYTES_MAX: usize = 512 * 1024;
+
+/// A socket with these deadlines. Tells the connection table when the last answer is out.
 pub(super) struct Stream {
     tcp: TcpStream,
-    /// When the answer that waits must be out.
+    connection: ConnectionHandle,
+    /// Deadline of the answer that waits.
     write_by: Option<Pin<Box<Sleep>>>,
-    /// When the peer must have ended.
+    /// Deadline of the peer's close.
     end_by: Option<Pin<Box<Sleep>>>,
+    /// Bytes thrown away after the last answer.
+    thrown_away: usize,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, write_by: None, end_by: None }
+    pub(super) fn new(tcp: TcpStream, connection: ConnectionHandle) -> Self {
+        Self { tcp, connection, write_by: None, end_by: None, thrown_away: 0 }
     }
 
-    /// Passes on what a write came to, and fails when it has waited for too long.
+    /// Returns the result of a write, or an error if it has been pending for too long.
     fn watch<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -89,15 +98,17 @@ impl AsyncWrite for Stream {
         let this = &mut *self;
         if this.end_by.is_none() {
             ready!(Pin::new(&mut this.tcp).poll_shutdown(context))?;
+            this.connection.mark_closing();
         }
         let end_by = this.end_by.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut thrown_away = [0; 4096];
-        while end_by.as_mut().poll(context).is_pending() {
-            let mut buffer = ReadBuf::new(&mut thrown_away);
+        let mut bytes = [0; 16 * 1024];
+        while this.thrown_away < LINGER_BYTES_MAX && end_by.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut bytes);
             let read = ready!(Pin::new(&mut this.tcp).poll_read(context, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 break;
             }
+            this.thrown_away += buffer.filled().len();
         }
         Poll::Ready(Ok(()))
     }

@@ -2,7 +2,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Instant;
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -13,8 +12,18 @@ use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, User
 
 use super::*;
 use crate::control::{ConnectionInfo, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::service::SILENCE_MAX;
 
 const BODY_BYTES_MAX: usize = 1000;
+
+/// No timeout expires, however slow the machine is.
+const UNLIMITED: Timeouts = {
+    let hour = Duration::from_secs(3600);
+    Timeouts { head: hour, body: hour, answer: hour }
+};
+
+/// For tests that wait for a timeout.
+const SHORT: Duration = Duration::from_millis(300);
 
 /// A gateway with one user (7), one room ("lobby/eu") and two shards.
 #[derive(Default)]
@@ -24,7 +33,7 @@ struct Fake {
     /// Answers that never come.
     stalled: Mutex<Option<Vec<oneshot::Sender<CommandOutcome>>>>,
     commands: Mutex<Vec<Command>>,
-    /// The room "blocks" is asked for: whether it has begun, and whether it may go on.
+    /// A look-up of the room "blocks": whether it has begun, and whether it may go on.
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
 }
@@ -36,7 +45,7 @@ fn reply<T>(value: T) -> Reply<T> {
 }
 
 impl Fake {
-    fn taken(&self) -> Vec<Command> {
+    fn received(&self) -> Vec<Command> {
         self.commands.lock().unwrap().clone()
     }
 
@@ -95,20 +104,20 @@ impl Control for Fake {
     }
 }
 
-struct Bed {
+struct TestServer {
     server: AdminServer,
     fake: Arc<Fake>,
     token: String,
     _folder: TempDir,
 }
 
-struct Answered {
+struct Answer {
     status: u16,
     head: String,
     body: String,
 }
 
-impl Answered {
+impl Answer {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).expect(&self.body)
     }
@@ -127,8 +136,12 @@ impl Answered {
     }
 }
 
-impl Bed {
+impl TestServer {
     fn new() -> Self {
+        Self::with(UNLIMITED)
+    }
+
+    fn with(timeouts: Timeouts) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = AdminConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -141,8 +154,6 @@ impl Bed {
             metrics::counter!("tidegate_tests").increment(4);
         });
         let control = Arc::clone(&fake) as Arc<dyn Control>;
-        let timeouts =
-            Timeouts { body: Duration::from_millis(300), answer: Duration::from_millis(300) };
         let server =
             serve_with(&config, control, recorder.handle(), timeouts, &binding::tests::AT_ONCE)
                 .unwrap();
@@ -150,17 +161,19 @@ impl Bed {
         Self { server, fake, token, _folder: folder }
     }
 
-    fn raw(&self, text: &[u8]) -> Answered {
+    fn raw(&self, text: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.server.local_addr()).unwrap();
+        // A connection that is wrongly kept open fails the test instead of blocking it.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(text).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").expect(&answer);
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answered { status, head: head.to_lowercase(), body: body.to_owned() }
+        Answer { status, head: head.to_lowercase(), body: body.to_owned() }
     }
 
-    fn ask_as(&self, token: Option<&str>, method: &str, path: &str, body: &[u8]) -> Answered {
+    fn ask_as(&self, token: Option<&str>, method: &str, path: &str, body: &[u8]) -> Answer {
         let access =
             token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
         let head = format!(
@@ -170,19 +183,19 @@ impl Bed {
         self.raw(&[head.as_bytes(), body].concat())
     }
 
-    fn get(&self, path: &str) -> Answered {
+    fn get(&self, path: &str) -> Answer {
         self.ask_as(Some(&self.token), "GET", path, b"")
     }
 
-    fn post(&self, path: &str, body: &[u8]) -> Answered {
+    fn post(&self, path: &str, body: &[u8]) -> Answer {
         self.ask_as(Some(&self.token), "POST", path, body)
     }
 }
 
 #[test]
 fn health_and_the_page_need_no_token() {
-    let bed = Bed::new();
-    let open = |path| bed.ask_as(None, "GET", path, b"");
+    let test = TestServer::new();
+    let open = |path| test.ask_as(None, "GET", path, b"");
     assert_eq!(open("/healthz").status, 200);
     assert_eq!(open("/readyz").status, 200);
     let page = open("/");
@@ -191,7 +204,7 @@ fn health_and_the_page_need_no_token() {
     assert!(page.body.contains("<title>Tidegate</title>"));
     assert!(!page.body.contains("http://") && !page.body.contains("https://"), "self-contained");
 
-    bed.fake.draining.store(true, Ordering::Relaxed);
+    test.fake.draining.store(true, Ordering::Relaxed);
     assert_eq!(open("/healthz").status, 200);
     let draining = open("/readyz");
     assert!(draining.error(503).contains("draining"));
@@ -200,7 +213,7 @@ fn health_and_the_page_need_no_token() {
 
 #[test]
 fn everything_else_needs_the_token() {
-    let bed = Bed::new();
+    let test = TestServer::new();
     let wrong = "0".repeat(64);
     let guarded = [
         ("GET", "/metrics"),
@@ -213,31 +226,31 @@ fn everything_else_needs_the_token() {
         ("POST", "/push/all?type=1"),
     ];
     for (method, path) in guarded {
-        for token in [None, Some(""), Some("x"), Some(&*wrong), Some(&bed.token[1..])] {
-            let answer = bed.ask_as(token, method, path, b"");
+        for token in [None, Some(""), Some("x"), Some(&*wrong), Some(&test.token[1..])] {
+            let answer = test.ask_as(token, method, path, b"");
             assert!(answer.error(401).contains("admin.token_file"), "{method} {path}");
             assert!(answer.head.contains("www-authenticate: bearer"));
         }
     }
-    assert_eq!(bed.fake.taken(), []);
+    assert_eq!(test.fake.received(), []);
     // A path that is not there is nobody's secret.
-    assert!(bed.ask_as(None, "GET", "/nothing", b"").error(404).contains("/nothing"));
+    assert!(test.ask_as(None, "GET", "/nothing", b"").error(404).contains("/nothing"));
     let lower = format!(
         "GET /stats HTTP/1.1\r\nConnection: close\r\nHost: x\r\nauthorization: bearer {}\r\n\r\n",
-        bed.token
+        test.token
     );
-    assert_eq!(bed.raw(lower.as_bytes()).status, 200);
+    assert_eq!(test.raw(lower.as_bytes()).status, 200);
 }
 
 #[test]
 fn pushes_and_kicks_reach_the_gateway() {
-    let bed = Bed::new();
+    let test = TestServer::new();
     let reached = json!({ "connections": 2 });
     let binary = [0, 255, 10, 13];
-    assert_eq!(bed.post("/push/users/18446744073709551615?type=9", &binary).json(), reached);
-    assert_eq!(bed.post("/push/rooms/lobby%2Feu%20%C3%A9?type=2147483647", b"x").json(), reached);
-    assert_eq!(bed.post("/push/all?type=1", b"").json(), reached);
-    assert_eq!(bed.post("/users/7/kick", b"").json(), reached);
+    assert_eq!(test.post("/push/users/18446744073709551615?type=9", &binary).json(), reached);
+    assert_eq!(test.post("/push/rooms/lobby%2Feu%20%C3%A9?type=2147483647", b"x").json(), reached);
+    assert_eq!(test.post("/push/all?type=1", b"").json(), reached);
+    assert_eq!(test.post("/users/7/kick", b"").json(), reached);
     let room = |id| Target::Room(RoomId::new(id).unwrap());
     let push = |target, kind, biz_data| Command::Push { target, kind, biz_data };
     let expected = [
@@ -246,63 +259,63 @@ fn pushes_and_kicks_reach_the_gateway() {
         push(Target::Room(RoomId::everybody()), 1, Bytes::new()),
         Command::Kick { user_id: 7 },
     ];
-    assert_eq!(bed.fake.taken(), expected);
+    assert_eq!(test.fake.received(), expected);
 }
 
 #[test]
 fn lookups_and_figures_are_answered() {
-    let bed = Bed::new();
-    let user = bed.get("/users/7").json();
+    let test = TestServer::new();
+    let user = test.get("/users/7").json();
     assert_eq!(user["connections"][0], json!({ "session_id": "2a", "shard": 1 }));
-    assert_eq!(bed.get("/users/8").json(), json!({ "user_id": 8, "connections": [] }));
-    assert_eq!(bed.get("/rooms/lobby%2Feu").json()["members"], 3);
-    assert_eq!(bed.get("/rooms/*").json()["room"], "*");
-    let stats = bed.get("/stats").json();
+    assert_eq!(test.get("/users/8").json(), json!({ "user_id": 8, "connections": [] }));
+    assert_eq!(test.get("/rooms/lobby%2Feu").json()["members"], 3);
+    assert_eq!(test.get("/rooms/*").json()["room"], "*");
+    let stats = test.get("/stats").json();
     assert_eq!((&stats["ready"], &stats["totals"]["connections"]), (&json!(true), &json!(10)));
     assert_eq!(stats["shards"][1]["shard"], 1);
-    let metrics = bed.get("/metrics");
+    let metrics = test.get("/metrics");
     assert!(metrics.head.contains("text/plain; version=0.0.4"));
     assert!(metrics.body.contains("tidegate_tests 4"));
 }
 
 #[test]
 fn what_makes_no_sense_is_refused_with_the_way_out() {
-    let bed = Bed::new();
-    assert!(bed.get("/users/bob").error(400).contains("\"bob\" is no user id"));
-    assert!(bed.get("/rooms/nowhere").error(404).contains("there is no room \"nowhere\""));
-    assert!(bed.get("/nothing").error(404).contains("/nothing"));
-    assert!(bed.post("/stats", b"").error(405).contains("POST"));
-    assert!(bed.get(&format!("/rooms/{}", "r".repeat(129))).error(400).contains("at most 128"));
-    assert!(bed.get("/rooms/%FF").error(400).contains("UTF-8"));
-    assert!(bed.post("/push/rooms/*?type=1", b"").error(400).contains("/push/all"));
-    assert!(bed.post("/push/all", b"").error(400).contains("?type=N"));
+    let test = TestServer::new();
+    assert!(test.get("/users/bob").error(400).contains("\"bob\" is no user id"));
+    assert!(test.get("/rooms/nowhere").error(404).contains("there is no room \"nowhere\""));
+    assert!(test.get("/nothing").error(404).contains("/nothing"));
+    assert!(test.post("/stats", b"").error(405).contains("POST"));
+    assert!(test.get(&format!("/rooms/{}", "r".repeat(129))).error(400).contains("at most 128"));
+    assert!(test.get("/rooms/%FF").error(400).contains("UTF-8"));
+    assert!(test.post("/push/rooms/*?type=1", b"").error(400).contains("/push/all"));
+    assert!(test.post("/push/all", b"").error(400).contains("?type=N"));
     for kind in ["0", "-1", "x", "2147483648", ""] {
-        let error = bed.post(&format!("/push/all?type={kind}"), b"").error(400);
+        let error = test.post(&format!("/push/all?type={kind}"), b"").error(400);
         assert!(error.contains(&format!("{kind:?}")), "{error}");
     }
-    let error = bed.post("/push/all?type=1", &[0; BODY_BYTES_MAX + 1]).error(413);
+    let error = test.post("/push/all?type=1", &[0; BODY_BYTES_MAX + 1]).error(413);
     assert!(error.contains("max_frame_to_client_bytes (1000)"), "{error}");
-    assert_eq!(bed.post("/push/all?type=1", &[0; BODY_BYTES_MAX]).status, 200);
+    assert_eq!(test.post("/push/all?type=1", &[0; BODY_BYTES_MAX]).status, 200);
     for path in [
         "/push/all?type=1&type=1",
         "/push/all?type=1&x",
         "/push/all?type=01",
         "/push/users/+7?type=1",
     ] {
-        bed.post(path, b"x").error(400);
+        test.post(path, b"x").error(400);
     }
     for path in ["/stats?x", "/users/7?type=5", "/rooms/*?a=b", "/metrics?x=1", "/users/%37"] {
-        bed.get(path).error(400);
+        test.get(path).error(400);
     }
-    assert!(bed.post("/users/7/kick", b"x").error(400).contains("no body"));
-    assert_eq!(bed.fake.taken().len(), 1, "nothing else was done");
+    assert!(test.post("/users/7/kick", b"x").error(400).contains("no body"));
+    assert_eq!(test.fake.received().len(), 1, "nothing else was done");
 }
 
 #[test]
 fn methods_and_slashes_are_taken_as_they_should() {
-    let bed = Bed::new();
-    let token = bed.token.clone();
-    let ask = |method, path| bed.ask_as(Some(&token), method, path, b"");
+    let test = TestServer::new();
+    let token = test.token.clone();
+    let ask = |method, path| test.ask_as(Some(&token), method, path, b"");
     for path in ["/healthz", "/readyz", "/", "/metrics", "/stats", "/users/7", "/rooms/*"] {
         let head = ask("HEAD", path);
         assert_eq!((head.status, &*head.body), (200, ""), "{path}");
@@ -330,11 +343,11 @@ fn methods_and_slashes_are_taken_as_they_should() {
 
 #[test]
 fn a_body_that_stalls_is_the_clients_fault() {
-    let bed = Bed::new();
-    let access = format!("Authorization: Bearer {}\r\n", bed.token);
+    let test = TestServer::with(Timeouts { body: SHORT, ..UNLIMITED });
+    let access = format!("Authorization: Bearer {}\r\n", test.token);
     let ask = |fields: &str, begun: &str| {
         let line = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n";
-        bed.raw(format!("{line}{access}{fields}\r\n\r\n{begun}").as_bytes())
+        test.raw(format!("{line}{access}{fields}\r\n\r\n{begun}").as_bytes())
     };
     for (fields, begun) in [
         ("Content-Length: 10", ""),
@@ -349,50 +362,55 @@ fn a_body_that_stalls_is_the_clients_fault() {
     }
     let compressed = ask("Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 1", "x");
     assert!(compressed.error(415).contains("gzip"));
-    assert_eq!(bed.fake.taken(), []);
-    // Who waits for a word before it sends the body gets it.
-    let mut patient = TcpStream::connect(bed.server.local_addr()).unwrap();
+    assert_eq!(test.fake.received(), []);
+}
+
+#[test]
+fn a_client_that_expects_100_continue_gets_it() {
+    let test = TestServer::new();
+    let mut client = TcpStream::connect(test.server.local_addr()).unwrap();
     let head = format!(
-        "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\n{access}Expect: 100-continue\r\n\
-         Connection: close\r\nContent-Length: 1\r\n\r\n"
+        "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
+         Expect: 100-continue\r\nConnection: close\r\nContent-Length: 1\r\n\r\n",
+        test.token
     );
-    patient.write_all(head.as_bytes()).unwrap();
-    let mut word = [0; 25];
-    patient.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
-    patient.write_all(b"x").unwrap();
+    client.write_all(head.as_bytes()).unwrap();
+    let mut interim = [0; 25];
+    client.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(b"x").unwrap();
     let mut answer = String::new();
-    patient.read_to_string(&mut answer).unwrap();
+    client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[test]
-fn health_is_told_while_the_other_thread_is_busy() {
-    let bed = Bed::new();
+fn health_is_answered_while_the_other_thread_is_busy() {
+    let test = TestServer::new();
     std::thread::scope(|threads| {
-        let asked = threads.spawn(|| bed.get("/rooms/blocks"));
-        let blocked = bed.fake.blocked.lock().unwrap();
-        drop(bed.fake.changed.wait_while(blocked, |(begun, _)| !*begun).unwrap());
+        let asked = threads.spawn(|| test.get("/rooms/blocks"));
+        let blocked = test.fake.blocked.lock().unwrap();
+        drop(test.fake.changed.wait_while(blocked, |(begun, _)| !*begun).unwrap());
         for path in ["/healthz", "/readyz", "/"] {
-            assert_eq!(bed.ask_as(None, "GET", path, b"").status, 200);
+            assert_eq!(test.ask_as(None, "GET", path, b"").status, 200);
         }
-        bed.ask_as(None, "GET", "/stats", b"").error(401);
+        test.ask_as(None, "GET", "/stats", b"").error(401);
         assert!(!asked.is_finished());
-        bed.fake.blocked.lock().unwrap().1 = true;
-        bed.fake.changed.notify_all();
+        test.fake.blocked.lock().unwrap().1 = true;
+        test.fake.changed.notify_all();
         assert_eq!(asked.join().unwrap().status, 404);
     });
 }
 
 #[test]
-fn who_gives_no_time_to_read_gets_the_answer_all_the_same() {
-    let bed = Bed::new();
-    // Much that nobody reads behind a request that is refused: a close would be a reset.
+fn a_client_that_sends_more_or_ends_its_side_still_gets_its_answer() {
+    let test = TestServer::new();
+    // The body of a refused request is unread: a close would be a reset, and lose the answer.
     let head = "POST /push/all?type=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n";
-    let answer = bed.raw(&[head.as_bytes(), &[b'x'; 300_000]].concat());
+    let answer = test.raw(&[head.as_bytes(), &[b'x'; 300_000]].concat());
     answer.error(401);
-    // Nothing more to send is not nothing more to read.
-    let mut half = TcpStream::connect(bed.server.local_addr()).unwrap();
+    // A client that has nothing more to send may still read.
+    let mut half = TcpStream::connect(test.server.local_addr()).unwrap();
     half.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     half.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = String::new();
@@ -402,59 +420,60 @@ fn who_gives_no_time_to_read_gets_the_answer_all_the_same() {
 
 #[test]
 fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
-    let bed = Bed::new();
-    let refuse = |refusal| *bed.fake.refusal.lock().unwrap() = Some(refusal);
+    let test = TestServer::with(Timeouts { answer: SHORT, ..UNLIMITED });
+    let refuse = |refusal| *test.fake.refusal.lock().unwrap() = Some(refusal);
     refuse(PushError::Overloaded);
-    let overloaded = bed.post("/push/all?type=1", b"x");
+    let overloaded = test.post("/push/all?type=1", b"x");
     assert!(overloaded.error(503).contains("limits.commands_max"));
     assert!(overloaded.head.contains("retry-after: 1"));
-    assert_eq!(bed.post("/users/7/kick", b"").status, 503);
+    assert_eq!(test.post("/users/7/kick", b"").status, 503);
     refuse(PushError::TooLong { bytes: 9, bytes_max: 8 });
-    assert!(bed.post("/push/all?type=1", b"x").error(413).contains("9 bytes"));
+    assert!(test.post("/push/all?type=1", b"x").error(413).contains("9 bytes"));
     refuse(PushError::RoomsFull { rooms_max: 3 });
-    let full = bed.post("/push/rooms/x?type=1", b"x");
+    let full = test.post("/push/rooms/x?type=1", b"x");
     assert!(full.error(503).contains("rooms.rooms_max") && full.code() == "rooms_full");
     refuse(PushError::Stopping);
-    assert!(bed.post("/push/all?type=1", b"x").error(503).contains("stopping"));
-    assert!(bed.get("/rooms/gone").error(503).contains("stopping"));
-    *bed.fake.refusal.lock().unwrap() = None;
-    *bed.fake.stalled.lock().unwrap() = Some(Vec::new());
-    assert!(bed.post("/push/all?type=1", b"x").error(504).contains("unknown"));
+    assert!(test.post("/push/all?type=1", b"x").error(503).contains("stopping"));
+    assert!(test.get("/rooms/gone").error(503).contains("stopping"));
+    *test.fake.refusal.lock().unwrap() = None;
+    *test.fake.stalled.lock().unwrap() = Some(Vec::new());
+    assert!(test.post("/push/all?type=1", b"x").error(504).contains("unknown"));
 }
 
 #[test]
 fn shutdown_ends_idle_connections_and_requests_under_way() {
-    let bed = Bed::new();
-    let address = bed.server.local_addr();
+    let test = TestServer::new();
+    let address = test.server.local_addr();
     let mut idle = TcpStream::connect(address).unwrap();
-    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let access = format!("Authorization: Bearer {}", test.token);
+    let request = format!("GET /users/8 HTTP/1.1\r\nHost: x\r\n{access}\r\n\r\n");
+    idle.write_all(request.as_bytes()).unwrap();
     let mut half = TcpStream::connect(address).unwrap();
     half.write_all(b"GET /hea").unwrap();
     let mut start = [0; 12];
     idle.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
-    let began = Instant::now();
-    bed.server.shutdown();
-    assert!(began.elapsed() < Duration::from_secs(3));
+    // No timeout of a request runs out here: the shutdown itself ends the connections.
+    test.server.shutdown();
     let mut rest = String::new();
     idle.read_to_string(&mut rest).unwrap();
-    assert!(rest.ends_with("ok\n"));
+    assert!(rest.ends_with("\"connections\":[]}"), "{rest}");
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
 }
 
 #[test]
-fn who_holds_connections_open_makes_place_for_others() {
-    let bed = Bed::new();
-    let connect = || TcpStream::connect(bed.server.local_addr()).unwrap();
+fn idle_connections_lose_their_slots_to_newcomers() {
+    let test = TestServer::new();
+    let connect = || TcpStream::connect(test.server.local_addr()).unwrap();
     let mut operator = connect();
     let mut ask = |path: &str| {
-        let (line, token) = (format!("GET {path} HTTP/1.1"), &bed.token);
+        let (line, token) = (format!("GET {path} HTTP/1.1"), &test.token);
         let request = format!("{line}\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
         operator.write_all(request.as_bytes()).unwrap();
         let mut start = [0; 12];
         operator.read_exact(&mut start).unwrap();
         assert_eq!(&start, b"HTTP/1.1 404");
-        // The rest of it is in the way.
+        // The rest of the answer, so that the next one can be read.
         let mut rest = Vec::new();
         while !rest.ends_with(b"\"no_room\"}") {
             let mut byte = [0];
@@ -464,14 +483,14 @@ fn who_holds_connections_open_makes_place_for_others() {
     };
     ask("/rooms/nowhere");
     let mut held: Vec<_> = (0..100).map(|_| connect()).collect();
-    assert_eq!(bed.get("/healthz").status, 200);
-    // Those that came first have made place, but for the one with the token.
+    assert_eq!(test.get("/healthz").status, 200);
+    // The oldest have lost their slots; the operator, who is older but has shown the token, has not.
     for early in &mut held[..55] {
         let ended = early.read(&mut [0; 1]);
-        assert!(!ended.is_ok_and(|count| count > 0), "nothing was asked");
+        assert!(!ended.is_ok_and(|count| count > 0), "no request was sent");
     }
     ask("/rooms/nowhere");
-    // The last of them still has its place.
+    // The newest still has its slot.
     let last = held.last_mut().unwrap();
     last.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -480,18 +499,18 @@ fn who_holds_connections_open_makes_place_for_others() {
 }
 
 #[test]
-fn operators_that_hold_connections_open_leave_places_too() {
-    let bed = Bed::new();
+fn idle_authenticated_connections_leave_slots_for_newcomers() {
+    let test = TestServer::new();
     let request =
-        format!("GET /stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", bed.token);
+        format!("GET /stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", test.token);
     let held: Vec<_> = (0..100)
         .map(|_| {
-            let mut stream = TcpStream::connect(bed.server.local_addr()).unwrap();
+            let mut stream = TcpStream::connect(test.server.local_addr()).unwrap();
             stream.write_all(request.as_bytes()).unwrap();
             let mut start = [0; 12];
             stream.read_exact(&mut start).unwrap();
             assert_eq!(&start, b"HTTP/1.1 200");
-            assert_eq!(bed.ask_as(None, "GET", "/healthz", b"").status, 200);
+            assert_eq!(test.ask_as(None, "GET", "/healthz", b"").status, 200);
             stream
         })
         .collect();
@@ -499,11 +518,107 @@ fn operators_that_hold_connections_open_leave_places_too() {
 }
 
 #[test]
+fn without_the_token_a_connection_gets_one_answer() {
+    let test = TestServer::new();
+    for (request, status) in [
+        ("GET /healthz", 200),
+        ("GET /readyz", 200),
+        ("HEAD /healthz", 200),
+        ("GET /", 200),
+        ("GET /stats", 401),
+        ("GET /nothing", 404),
+        ("POST /healthz", 405),
+    ] {
+        let request = format!("{request} HTTP/1.1\r\nConnection: keep-alive\r\nHost: x\r\n\r\n");
+        // All of it fits into what is read at once.
+        let answer = test.raw(request.repeat(20).as_bytes());
+        assert_eq!(answer.status, status, "{request}");
+        assert!(answer.head.contains("\r\nconnection: close"), "{}", answer.head);
+        assert!(!answer.body.contains("HTTP/1.1 "), "a second answer: {}", answer.body);
+    }
+    let old = test.raw(b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!((old.status, &*old.body), (200, "ok\n"));
+}
+
+#[test]
+fn with_the_token_a_connection_gets_all_its_answers() {
+    let test = TestServer::new();
+    let request = |path: &str, close: &str| {
+        let access = format!("Authorization: Bearer {}", test.token);
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\n{access}\r\n{close}\r\n")
+    };
+    // Also for health, once the token was shown where it is needed.
+    let requests = [
+        request("/users/7", "").repeat(3),
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".into(),
+        request("/users/8", "Connection: close\r\n"),
+    ];
+    let answers = test.raw(requests.concat().as_bytes());
+    assert_eq!(1 + answers.body.matches("HTTP/1.1 200 OK").count(), 5, "{}", answers.body);
+}
+
+#[test]
+fn a_client_that_goes_on_sending_after_its_answer_is_ended() {
+    let test = TestServer::new();
+    let mut client = TcpStream::connect(test.server.local_addr()).unwrap();
+    client.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (chunk, mut sent) = (vec![b'x'; 64 * 1024], 0);
+    while let Ok(count) = client.write(&chunk) {
+        sent += count;
+        // What the gateway reads, and what the kernel's buffers hold.
+        assert!(sent < 64 << 20, "the gateway reads on");
+    }
+}
+
+/// The documents in a single line each, as their paragraphs are wrapped.
+fn documents() -> [String; 2] {
+    [include_str!("../../../README.md"), include_str!("../../../ARCHITECTURE.md")]
+        .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn documents_name_the_bounds_that_hold() {
+    let [silence, body, answer, head, write] = [
+        SILENCE_MAX,
+        BODY_TIMEOUT,
+        ANSWER_TIMEOUT,
+        connections::HEAD_TIMEOUT,
+        stream::WRITE_TIMEOUT,
+    ]
+    .map(|bound| {
+        assert_eq!(bound.subsec_nanos(), 0);
+        bound.as_secs()
+    });
+    assert_eq!(head, write, "README.md names them together");
+    let (open, queued) = (connection_table::CONNECTIONS_MAX, binding::BACKLOG);
+    let queued = format!("{},{:03}", queued / 1000, queued % 1000);
+    let [readme, architecture] = documents();
+    for text in [
+        format!("503 names those that have not for {silence} s"),
+        format!("408 the body did not come within {body} s"),
+        format!("504 a shard did not answer within {answer} s"),
+        // It is also the metric's help, which another test compares with this row.
+        format!("| Shards that have not answered for {silence} s: they hang. |"),
+        format!("At most {open} operators' connections are open"),
+        format!("the reading of an answer have {head} s each"),
+    ] {
+        assert!(readme.contains(&text), "README.md lacks {text:?}");
+    }
+    for text in [
+        format!("| operators' connections | {open}; {queued} more in the kernel's queue |"),
+        format!("| {head}, {body}, {answer} and {write} s |"),
+        format!("| a shard's silence | {silence} s |"),
+    ] {
+        assert!(architecture.contains(&text), "ARCHITECTURE.md lacks {text:?}");
+    }
+}
+
+#[test]
 fn an_address_in_use_is_named() {
-    let bed = Bed::new();
+    let test = TestServer::new();
     let folder = tempfile::tempdir().unwrap();
     let config = AdminConfig {
-        listen: bed.server.local_addr(),
+        listen: test.server.local_addr(),
         token_file: folder.path().join("token"),
         body_bytes_max: BODY_BYTES_MAX,
     };
