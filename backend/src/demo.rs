@@ -12,11 +12,12 @@
 //! The messages are those of `tidegate_demo.proto`. What can't be read, and a type not listed,
 //! fails with 101; a push that the gateway has no room for fails with 104.
 //!
-//! Types 10, 11 and 12 are answered when the gateway has done what they ask, or has refused it: whose join is
-//! answered is a member, and what is said in a room goes to its members before it is answered. A join or a
-//! push that would open a room beyond `rooms.rooms_max` fails with 104, as rooms without members are closed in
-//! time; a join beyond `rooms.rooms_per_connection_max` fails with 101, as it stays until the client
-//! leaves a room. Everybody's room is always there, and a user is no room: types 2 and 20 are answered at once.
+//! Types 10, 11 and 12 are answered when the gateway has done what they ask, or has refused it: a connection
+//! is a member when its join is answered, and a room's members have a message before its sender has the
+//! answer. A join or a push that would open a room beyond `rooms.rooms_max` fails with 104, as rooms without
+//! members are closed in time; a join beyond `rooms.rooms_per_connection_max` fails with 101, as it stays until
+//! the client leaves a room. Everybody's room is always there, and a user is no room: types 2 and 20 are
+//! answered at once.
 
 use bytes::Bytes;
 use prost::Message;
@@ -234,7 +235,7 @@ mod tests {
             for (kind, biz_data) in requests.clone() {
                 let failure = harness.call(7, kind, biz_data).unwrap_err();
                 assert_eq!(failure.code, code, "{refusal}");
-                // Who is told to come back is told when.
+                // A code that asks for another try says when.
                 assert_eq!(failure.retry_after_ms > 0, code == Code::Overloaded);
             }
         }

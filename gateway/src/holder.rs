@@ -1,6 +1,6 @@
 //! An address that another process has: how long it is waited for.
 //!
-//! [`PATIENCE`], and as long before as the holder drains. Its operators' port says so, to everybody who asks.
+//! [`PATIENCE`], and as long before as the holder drains. Its operators' port says so to everybody.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -50,7 +50,7 @@ pub(crate) enum NotHad {
     Refused(io::Error),
 }
 
-/// Who has the address: what was told of it, too.
+/// Which kind of process has the address; also what the log has said of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Holder {
     Other,

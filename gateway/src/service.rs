@@ -110,7 +110,7 @@ impl Pulse {
         Self { control, shards, looked_at: Instant::now() }
     }
 
-    /// Looks who has answered, and asks them again.
+    /// Notes which shards have answered, and asks those again.
     pub fn look(&mut self) {
         self.look_at(Instant::now());
     }
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Looks for so many seconds, twice in each; one of the shards answers.
+    /// Looks twice a second for this many seconds; the shards of `answers` answer.
     fn pass(pulse: &mut Pulse, shards: &Shards, answers: &[u16], seconds: u32) {
         for _ in 0..2 * seconds {
             answers.iter().for_each(|&shard| shards.answer(shard));

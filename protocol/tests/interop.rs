@@ -177,7 +177,7 @@ fn the_pages_lines_for_cpp_read_what_the_vectors_say() {
         add(&vector, &hex, (!may_accept).then_some((payloads, whole)));
     }
     for vector in load("malformed.json") {
-        // What is wrong with the answer inside is for who reads that.
+        // What the answer holds is another reader's affair.
         let refused = vector["sdk_may_accept"] == false && vector["refused_as"] != "answer";
         add(&vector, vector["stream"].as_str().expect("hex"), refused.then_some((0, "cut")));
     }

@@ -33,7 +33,7 @@ pub fn keep_silent(mut stream: TcpStream) {
 pub fn drain(mut stream: TcpStream) {
     let body = r#"{"error":"it drains","code":"draining"}"#;
     let head = format!("HTTP/1.1 503 No\r\nContent-Length: {}\r\n\r\n", body.len());
-    // Who has heard enough is gone.
+    // The asker has closed: it has heard enough.
     drop(stream.write_all(format!("{head}{body}").as_bytes()));
     keep_silent(stream);
 }

@@ -1,4 +1,4 @@
-//! Secrets as an orchestrator gives them, where the gateway may write none: what is said, and that it helps.
+//! Secrets as an orchestrator mounts them, where the gateway may write none: the errors, and that their advice helps.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -75,7 +75,7 @@ fn a_secret_that_the_gateway_may_not_read_says_whose_it_is_and_who_asks() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let token = folder.path().join("token");
     fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
-    // Root reads everything: it becomes somebody else. Who is not root takes the file from itself.
+    // Root reads everything, so it becomes another user. Any other user takes the right to read from itself.
     let mut command = if geteuid().is_root() {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o400)).unwrap();
         let mut command = Command::new("setpriv");

@@ -158,7 +158,7 @@ fn a_gateway_takes_over_from_one_that_drains() {
     new.login(7).is_served();
     (0..20).for_each(|_| {
         assert_eq!(health(new.operators()), 200);
-        // Who was connected to the old one stays with it.
+        // A connection to the old one stays with it.
         assert!(drains(&old.operator));
     });
     new.operator().wait_for_metric("tidegate_connections_accepted_total", "", |n| n == 1.0);

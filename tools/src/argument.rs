@@ -98,7 +98,7 @@ pub(crate) fn place(text: &str) -> Result<String, String> {
     if port.is_some() && named { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
-/// Reads a number of so many a second, above 0.
+/// Reads a rate, a number a second, above 0.
 ///
 /// # Errors
 /// It is none.
@@ -109,7 +109,7 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads a number of so many a second, which may be 0.
+/// Reads a rate, a number a second, which may be 0.
 ///
 /// # Errors
 /// It is none.

@@ -74,7 +74,7 @@ fn name(argument: &Arg) -> String {
     argument.get_long().map_or_else(value, |long| format!("--{long}"))
 }
 
-/// What is said of a value, if it is refused as a value.
+/// The error about a value, if the value is refused.
 fn refusal(words: &[String], argument: &Arg, value: &str) -> Option<String> {
     let mut line = words.to_vec();
     match argument.get_long() {

@@ -22,7 +22,8 @@ use crate::holder::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
 /// (see `connection_table`).
 pub(super) const BACKLOG: u16 = 4000;
 
-/// Bytes that the kernel keeps of a connection's answers, about: who reads none of them soon waits for itself.
+/// Bytes of its answers that the kernel keeps for a connection, about. A client that reads none of them soon holds up
+/// nobody but itself.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// A way to let a successor have the port. See the [module](self).
@@ -175,7 +176,7 @@ pub(super) mod tests {
         let (second, hand_over) = bind(address, &AT_ONCE).unwrap();
         let _answering = answer(second, "second");
         (0..50).for_each(|_| assert_eq!(asked(address), "second"));
-        // Who comes later, or came at the same time, gets no connections and does not have the port.
+        // A gateway that comes later, or came at the same time, gets no connections and does not have the port.
         for late in [bind(address, &AT_ONCE), succeed(address).map_err(NotHad::Refused)] {
             assert_eq!(refused(late), ErrorKind::AddrInUse);
         }

@@ -18,7 +18,7 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 /// Why a request gets no answer, by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    // Who asks.
+    // The operator's mistakes.
     #[error(
         "this needs `Authorization: Bearer <token>`, with the token in the gateway's admin.token_file"
     )]

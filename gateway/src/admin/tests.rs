@@ -484,7 +484,7 @@ fn idle_connections_lose_their_slots_to_newcomers() {
     ask("/rooms/nowhere");
     let mut held: Vec<_> = (0..100).map(|_| connect()).collect();
     assert_eq!(test.get("/healthz").status, 200);
-    // The oldest have lost their slots; the operator, who is older but has shown the token, has not.
+    // The oldest have lost their slots. The operator is older and has not, since it has shown the token.
     for early in &mut held[..55] {
         let ended = early.read(&mut [0; 1]);
         assert!(!ended.is_ok_and(|count| count > 0), "no request was sent");

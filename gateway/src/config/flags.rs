@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, max_term_width = 100)]
 pub(super) struct Flags {
-    // A negative number is taken for a value, so that what is said of it names the flag and the range.
+    // A negative number is taken for a value, so that the error names the flag and the range.
     /// The TOML file to read [env: TIDEGATE_CONFIG]. Without one the defaults hold; no file is read
     /// unless it is named.
     #[arg(long, value_name = "FILE", allow_negative_numbers = true)]

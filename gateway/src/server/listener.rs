@@ -3,8 +3,8 @@
 //! SO_REUSEPORT lets the shards' sockets share the port, and would let a second gateway share it too. So
 //! the first socket listens without it. listen(2) then fails if anybody listens on an overlapping address
 //! (the kernel checks under the port's lock, and a socket with SO_REUSEADDR alone has no other right to the
-//! port), and from then on it fails for everybody else who comes without SO_REUSEPORT, as each gateway does
-//! first. Nothing is left behind: the claim is the socket itself.
+//! port), and from then on it fails for every other socket without SO_REUSEPORT, and each gateway's first
+//! socket is one. Nothing is left behind: the claim is the socket itself.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

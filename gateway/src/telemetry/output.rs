@@ -221,7 +221,7 @@ impl Writer {
                 Ok(()) => self.tell_of_drops(),
                 Err(_) => {
                     self.state.write_failed.fetch_add(1, Ordering::Relaxed);
-                    // It may have been the line that told of the others.
+                    // It may have been the line about the others: they are told again.
                     self.told = self.confirmed;
                 }
             }

@@ -82,7 +82,7 @@ fn a_connection_in_too_many_rooms_is_told() {
         let failed = phone.got.iter().filter(|got| got.code == Some(Code::BackendFailed));
         assert_eq!(failed.count(), 7);
     }
-    // Who is a member already joins again.
+    // A member joins again.
     world.ask(&phones[0], JOIN_TOLD, 20, b"room-0");
     world.ask(&phones[0], SAY_TOLD, 21, b"room-0");
     phones[0].read(&mut world);

@@ -1,4 +1,4 @@
-//! The tests' server keeps nothing of who has gone.
+//! The tests' server keeps nothing of a connection that has ended.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
