@@ -1,7 +1,7 @@
 //! A limit on log lines that others cause.
 //!
-//! A client that makes a handler panic, or asks for answers that are too long, can do so many thousand
-//! times a second. The first time is worth a line at once; what follows is worth a number.
+//! A client that makes a handler panic, or asks for answers that are too long, can do so thousands
+//! of times a second. The first time is worth a line at once; what follows is worth a number.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};

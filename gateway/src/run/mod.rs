@@ -108,7 +108,7 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     let requests = signals::listen().context("can't listen for signals")?;
     let told_to_go = Cell::new(false);
     let started = builder.start_unless(|| {
-        told_to_go.set(told_to_go.get() || asks_to_go(&requests));
+        told_to_go.set(told_to_go.get() || requests.try_iter().any(asks_to_go));
         told_to_go.get()
     });
     let server = match started {
@@ -121,13 +121,12 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     };
     announcement::announce(&server, demo_tokens);
     let service = Service::ready(server.control()).context("can't watch the shards")?;
-    loop {
+    // A signal may have come at the very end of the start.
+    while !told_to_go.get() {
         select! {
-            recv(requests) -> request => match request.context("the thread for signals has ended")? {
-                Request::Drain | Request::Hangup => break,
-                Request::Reload => signals::tell_that_nothing_reloads(),
-                Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
-            },
+            recv(requests) -> request => {
+                told_to_go.set(asks_to_go(request.context("the thread for signals has ended")?));
+            }
             recv(server.ended()) -> ended => {
                 let (shard, outcome) = ended?;
                 server.stop();
@@ -141,46 +140,36 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     server.shutdown();
     service.stopping();
     output::stdout().line("saying goodbye to everybody; once more to end at once");
-    end_at_a_second_signal(requests)?;
+    end_at_a_second_signal(requests);
     server.wait()?;
     output::stdout().line("gone");
     Ok(())
 }
 
-/// Answers what was asked of a gateway that has not started. Says whether it is to go.
-fn asks_to_go(requests: &Receiver<Request>) -> bool {
-    requests.try_iter().any(|request| match request {
-        Request::Drain | Request::Hangup => true,
-        Request::Reload => {
-            signals::tell_that_nothing_reloads();
-            false
-        }
-        Request::Nothing(signal) => {
-            signals::tell_that_nothing_happens(signal);
-            false
-        }
-    })
+/// Whether a request asks the gateway to go. Any other is answered in the log.
+fn asks_to_go(request: Request) -> bool {
+    match request {
+        Request::Drain | Request::Hangup => return true,
+        Request::Reload => signals::tell_that_nothing_reloads(),
+        Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
+    }
+    false
 }
 
 /// Ends the process at the next request to drain. A terminal that closes is none: whoever closes it after Ctrl-C
 /// does not ask to lose answers.
-fn end_at_a_second_signal(requests: Receiver<Request>) -> anyhow::Result<()> {
+fn end_at_a_second_signal(requests: Receiver<Request>) {
     let watch = move || {
-        while let Ok(request) = requests.recv() {
-            match request {
-                Request::Drain => {
-                    output::flush_within(AT_ONCE);
-                    std::process::exit(ENDED_AT_ONCE);
-                }
-                Request::Hangup => {}
-                Request::Reload => signals::tell_that_nothing_reloads(),
-                Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
+        for request in requests {
+            if request == Request::Drain {
+                output::flush_within(AT_ONCE);
+                std::process::exit(ENDED_AT_ONCE);
             }
+            asks_to_go(request);
         }
     };
-    std::thread::Builder::new()
-        .name("second-signal".into())
-        .spawn(watch)
-        .map(drop)
-        .context("can't watch for a second signal")
+    if let Err(error) = std::thread::Builder::new().name("second-signal".into()).spawn(watch) {
+        // The drain goes on all the same.
+        tracing::warn!(%error, "a second signal will not end the gateway at once: no thread for it");
+    }
 }
