@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
+use tidegate::clock::WallClock;
 use tidegate::auth::Verifier;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
@@ -131,7 +132,7 @@ impl World {
         config.session.connections_per_user_max = 2;
         config.rooms.default_policy.log_bytes_max = 1 << 20;
         let now = Instant::now();
-        let origin = Origin { started: now, first_offset: 1, session_key: 1 };
+        let origin = Origin { started: now, wall_clock: WallClock::system(), first_offset: 1, session_key: 1 };
         let verifier = Verifier::new(&config.auth).expect("demo tokens need no key");
         let Ok(parts) = Parts::new(config, verifier, origin, |config, _| {
             let name = config.backends[0].name.as_str().into();

@@ -1,43 +1,41 @@
-//! What is free goes back to the kernel once a burst is over.
+//! Free memory goes back to the kernel once a burst is over.
 //!
-//! glibc's allocator gives back what is free at the end of its heap, and one small block that lives there
-//! keeps megabytes. A shard's [`Burst`] tells when it is worth asking for the rest; [`Heap`] asks, for all
+//! glibc's allocator returns free memory at the end of its heap only, so one small block that lives there
+//! keeps megabytes. A shard's [`Burst`] tells when a request for the rest is worth its cost. [`Heap`] makes the request, for all
 //! shards.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Messages of up to so many bytes live in memory that is kept for them: they don't make a burst.
+/// Messages of up to so many bytes live in buffers that are kept. They do not make a burst.
 pub const SHORT_BYTES: usize = 1024;
 
-/// Bytes of longer messages within one look that make a burst.
+/// Bytes of longer messages between two looks that make a burst.
 const BURST_BYTES_MIN: usize = 256 * 1024;
 
-/// Quiet for so long, and it is over. Traffic that comes and goes faster stays warm.
+/// A burst is over when it was quiet for so long. Traffic that pauses for less keeps its memory.
 const QUIET_MS: u64 = 2000;
 
-/// The least time between two times that memory is given back: it takes each free page from all, and the
-/// next burst has to fetch it again.
+/// The least time between two requests: each takes all free pages of the process, and the
+/// next burst has to fault them in again.
 const INTERVAL_MS: u64 = 30_000;
 
-/// Watches how many bytes of long messages there are.
+/// Detects when a burst of long messages is over.
 #[derive(Debug, Default)]
 pub struct Burst {
-    /// Since the last look.
+    /// Bytes of long messages since the last look.
     bytes: usize,
-    /// When one was last seen, until what it left has been given back.
+    /// When a burst was last seen, until its memory has been given back.
     seen_at_ms: Option<u64>,
 }
 
 impl Burst {
-    /// A message was received or sent.
+    /// Adds bytes of messages longer than [`SHORT_BYTES`].
     #[inline]
     pub const fn add(&mut self, bytes: usize) {
-        if bytes > SHORT_BYTES {
-            self.bytes += bytes;
-        }
+        self.bytes += bytes;
     }
 
-    /// When there was a burst that is over, and has not been dealt with. To be asked several times a
+    /// When a burst ended whose memory was not given back yet. Call it several times a
     /// second.
     pub fn over_since_ms(&mut self, now_ms: u64) -> Option<u64> {
         if std::mem::take(&mut self.bytes) >= BURST_BYTES_MIN {
@@ -46,20 +44,20 @@ impl Burst {
         self.seen_at_ms.filter(|&seen_at_ms| now_ms - seen_at_ms >= QUIET_MS)
     }
 
-    /// Nothing is left of it.
-    pub const fn dealt_with(&mut self) {
+    /// The burst's memory has been given back.
+    pub const fn finish(&mut self) {
         self.seen_at_ms = None;
     }
 }
 
-/// Whose turn it is to give memory back.
+/// Whether the caller gives memory back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// Who asks.
-    Mine,
-    /// Another shard has done it since.
+pub enum Trim {
+    /// The caller does.
+    Run,
+    /// Another shard has done it since the burst ended.
     Done,
-    /// It is too soon.
+    /// It is too soon: ask again.
     Later,
 }
 
@@ -71,28 +69,31 @@ pub struct Heap {
 }
 
 impl Heap {
-    /// Asks for a shard whose burst has been over since `over_since_ms`. One whose turn it is
-    /// [gives back](Self::give_back).
-    pub fn turn(&self, over_since_ms: u64, now_ms: u64) -> Turn {
+    /// Decides for a shard whose burst has been over since `over_since_ms`. On [`Trim::Run`] it calls
+    /// [`Self::give_back`].
+    pub fn trim(&self, over_since_ms: u64, now_ms: u64) -> Trim {
         let last_ms = self.given_back_at_ms.load(Ordering::Relaxed);
         if last_ms > over_since_ms {
-            return Turn::Done;
+            return Trim::Done;
         }
         if last_ms > 0 && now_ms < last_ms + INTERVAL_MS {
-            return Turn::Later;
+            return Trim::Later;
         }
         let (at, relaxed) = (&self.given_back_at_ms, Ordering::Relaxed);
         match at.compare_exchange(last_ms, now_ms, relaxed, relaxed) {
-            Ok(_) => Turn::Mine,
-            Err(_) => Turn::Done,
+            Ok(_) => Trim::Run,
+            Err(_) => Trim::Done,
         }
     }
 
-    /// Gives whole free pages back to the kernel, all shards': some milliseconds for megabytes. Without
-    /// glibc there is nobody to ask.
+    /// Gives free whole pages of the process back to the kernel. That takes some milliseconds for megabytes. Without
+    /// glibc it does nothing.
     pub fn give_back(&self) {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        #[expect(unsafe_code, reason = "the C library has no other door, and keeps megabytes")]
+        #[expect(
+            unsafe_code,
+            reason = "the C library has no other interface for it, and keeps megabytes"
+        )]
         // SAFETY: malloc_trim(3) takes the allocator's own locks, and touches nothing that is in use.
         unsafe {
             libc::malloc_trim(0);
@@ -122,25 +123,16 @@ mod tests {
         let seen_at_ms = now_ms - QUIET_MS;
         assert_eq!(burst.over_since_ms(now_ms), Some(seen_at_ms));
         assert_eq!(burst.over_since_ms(now_ms + 1), Some(seen_at_ms));
-        burst.dealt_with();
+        burst.finish();
         assert_eq!(burst.over_since_ms(now_ms + 2), None);
     }
 
     #[test]
-    fn short_messages_are_no_burst() {
-        let mut burst = Burst::default();
-        for _ in 0..BURST_BYTES_MIN {
-            burst.add(SHORT_BYTES);
-        }
-        assert_eq!((burst.over_since_ms(1), burst.over_since_ms(9999)), (None, None));
-    }
-
-    #[test]
-    fn one_gives_back_for_all_and_not_too_often() {
+    fn one_shard_gives_back_for_all_and_not_too_often() {
         let heap = Heap::default();
-        assert_eq!(heap.turn(1000, 4000), Turn::Mine);
-        assert_eq!(heap.turn(1500, 4000), Turn::Done);
-        assert_eq!(heap.turn(5000, 8000), Turn::Later);
-        assert_eq!(heap.turn(5000, 4000 + INTERVAL_MS), Turn::Mine);
+        assert_eq!(heap.trim(1000, 4000), Trim::Run);
+        assert_eq!(heap.trim(1500, 4000), Trim::Done);
+        assert_eq!(heap.trim(5000, 8000), Trim::Later);
+        assert_eq!(heap.trim(5000, 4000 + INTERVAL_MS), Trim::Run);
     }
 }

@@ -15,16 +15,17 @@ use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
 use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
-use crate::session_id::{Place, SessionIds};
+use crate::session_id::{SessionAddr, SessionIds};
+use crate::shard::command::{CommandLimiter, CommandPermit};
 use crate::shard::mailbox::{Address, Message};
-use crate::shard::receipt::{Gate, Receipt};
-use crate::shard::{rooms, users};
+use crate::shard::rooms::{self, message::RoomMessage};
+use crate::shard::users::{self, message::UserMessage};
 
 /// All shards' mailboxes, and who is to be found where.
 #[derive(Debug)]
 pub struct Hub {
     addresses: Vec<Address>,
-    gate: Arc<Gate>,
+    limiter: Arc<CommandLimiter>,
     session_ids: SessionIds,
     frame_bytes_max: usize,
     readiness: AtomicCell<Readiness>,
@@ -37,13 +38,13 @@ impl Hub {
     #[must_use]
     pub fn new(
         addresses: Vec<Address>,
-        gate: Arc<Gate>,
+        limiter: Arc<CommandLimiter>,
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
         let readiness = AtomicCell::new(Readiness::Starting);
         let stopped = AtomicBool::new(false);
-        Self { addresses, gate, session_ids, frame_bytes_max, readiness, stopped }
+        Self { addresses, limiter, session_ids, frame_bytes_max, readiness, stopped }
     }
 
     /// Says whether new connections are welcome.
@@ -73,9 +74,9 @@ impl Hub {
         &self.addresses[usize::from(rooms::home(room, self.shards()))]
     }
 
-    fn place(&self, session: SessionId) -> Result<Place, PushError> {
-        let place = self.session_ids.place(session);
-        if place.shard() < self.shards() { Ok(place) } else { Err(PushError::UnknownSession) }
+    fn addr(&self, session: SessionId) -> Result<SessionAddr, PushError> {
+        let addr = self.session_ids.addr(session);
+        if addr.shard() < self.shards() { Ok(addr) } else { Err(PushError::UnknownSession) }
     }
 
     /// Takes a command. Its report, if it has one, is taken with it; it is left where the command is not.
@@ -85,17 +86,17 @@ impl Hub {
                 return self.push(target, kind, biz_data, report);
             }
             Command::Join { session, room, after_offset } => {
-                let (place, receipt) = (self.place(session)?, self.enter(0, report)?);
+                let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
                 let home = self.home_of_room(&room);
-                home.post(Message::Join { room, place, after_offset, receipt });
+                home.post(RoomMessage::Join { room, addr, after_offset, permit });
             }
             Command::Leave { session, room } => {
-                let (place, receipt) = (self.place(session)?, self.enter(0, report)?);
-                self.home_of_room(&room).post(Message::Leave { room, place, receipt });
+                let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
+                self.home_of_room(&room).post(RoomMessage::Leave { room, addr, permit });
             }
             Command::Kick { user_id } => {
-                let receipt = self.enter(0, report)?;
-                self.home_of_user(user_id).post(Message::Kick { user_id, receipt });
+                let permit = self.admit(0, report)?;
+                self.home_of_user(user_id).post(UserMessage::Kick { user_id, permit });
             }
         }
         Ok(())
@@ -118,27 +119,31 @@ impl Hub {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });
         }
-        let receipt = self.enter(biz_data.len(), report)?;
+        let permit = self.admit(biz_data.len(), report)?;
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
                 server::put_push(&mut frame, kind, &biz_data, 0);
                 let frame = frame.freeze();
-                self.home_of_user(user_id).post(Message::PushUser { user_id, frame, receipt });
+                self.home_of_user(user_id).post(UserMessage::Push { user_id, frame, permit });
             }
             Target::Room(room) => {
                 let home = self.home_of_room(&room);
-                home.post(Message::Publish { room, kind, biz_data, receipt });
+                home.post(RoomMessage::Publish { room, kind, biz_data, permit });
             }
         }
         Ok(())
     }
 
-    fn enter(&self, bytes: usize, report: &mut Option<Report>) -> Result<Arc<Receipt>, PushError> {
+    fn admit(
+        &self,
+        bytes: usize,
+        report: &mut Option<Report>,
+    ) -> Result<Arc<CommandPermit>, PushError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(PushError::Stopping);
         }
-        self.gate.enter(bytes, report)
+        self.limiter.admit(bytes, report)
     }
 }
 
@@ -174,13 +179,13 @@ impl Control for Hub {
 
     fn user(&self, user_id: UserId) -> Reply<UserInfo> {
         let (reply, answer) = oneshot::channel();
-        self.home_of_user(user_id).post(Message::AskUser { user_id, reply });
+        self.home_of_user(user_id).post(UserMessage::Ask { user_id, reply });
         answer
     }
 
     fn room(&self, room: RoomId) -> Reply<Option<RoomInfo>> {
         let (reply, answer) = oneshot::channel();
-        self.home_of_room(&room).post(Message::AskRoom { room, reply });
+        self.home_of_room(&room).post(RoomMessage::Ask { room, reply });
         answer
     }
 

@@ -1,14 +1,14 @@
 //! The Tidegate gateway, as a library: link it, bring handlers of your own, and write your own `main`.
 //!
 //! [`run`](run::run) is a whole `main`, and [`Server`] a gateway within a program of another purpose. The rest is the way of a frame, from the socket to the backend and back:
-//! [`driver`] -> [`transport`] -> [`connection`] -> [`shard`] -> [`router`] -> backend, and the same
+//! [`driver`] -> [`shard`] -> [`router`] -> backend, and the same
 //! back through the shard's [mailbox](shard::mailbox).
 
 pub mod admin;
 pub mod allocator;
 pub mod auth;
+pub mod clock;
 pub mod config;
-pub mod connection;
 pub mod control;
 pub mod driver;
 mod holder;
@@ -23,7 +23,6 @@ pub mod service;
 pub mod session_id;
 pub mod shard;
 pub mod telemetry;
-pub mod transport;
 
 pub use run::run;
 pub use server::Server;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::shard::durations::CallDurations;
+use crate::shard::calls::durations::CallDurations;
 
 /// What `GET /metrics` shows.
 #[derive(Clone, Debug)]

@@ -9,20 +9,23 @@ use tidegate_backend::publisher::GatewayPort;
 
 use crate::allocator::Heap;
 use crate::auth::Verifier;
+use crate::clock::WallClock;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
-use crate::shard::durations::CallDurations;
+use crate::shard::calls::durations::CallDurations;
+use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Address;
-use crate::shard::receipt::Gate;
 use crate::shard::{Shard, Shared};
 
-/// Where a gateway's numbers begin: what differs from run to run.
-#[derive(Clone, Copy, Debug)]
+/// Where a gateway's clocks and numbers begin: what differs from run to run.
+#[derive(Clone, Debug)]
 pub struct Origin {
     /// When the shards' clocks start.
     pub started: Instant,
+    /// The wall clock.
+    pub wall_clock: WallClock,
     /// See [`Shared::first_offset`].
     pub first_offset: u64,
     /// What session ids are scrambled with.
@@ -51,13 +54,13 @@ impl Parts {
         origin: Origin,
         backends: impl FnOnce(&Config, &Gateway) -> Result<Vec<Backend>, E>,
     ) -> Result<Self, E> {
-        let Origin { started, first_offset, session_key } = origin;
+        let Origin { started, wall_clock, first_offset, session_key } = origin;
         let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
         let limits = &config.limits;
-        let gate = Arc::new(Gate::new(limits.commands_max, limits.commands_bytes_max));
+        let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
-        let hub = Hub::new(addresses.clone(), Arc::clone(&gate), session_ids, frame_bytes_max);
+        let hub = Hub::new(addresses.clone(), Arc::clone(&limiter), session_ids, frame_bytes_max);
         let hub = Arc::new(hub);
         let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
         let backends = backends(&config, &gateway)?;
@@ -68,10 +71,11 @@ impl Parts {
             config,
             verifier,
             addresses,
-            gate,
+            limiter,
             session_ids,
             first_offset,
             started,
+            wall_clock,
             backends,
             connections,
             call_durations,

@@ -21,7 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crossbeam::channel::{self, Receiver};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -30,6 +30,7 @@ use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
+use crate::clock::WallClock;
 use crate::config::nearest;
 use crate::config::{BackendConfig, Config};
 use crate::control::{Control, Readiness};
@@ -173,9 +174,11 @@ impl Builder {
         })?;
         let client_address = listeners[0].local_addr()?;
         let admin_config = config.admin.clone();
+        let wall_clock = WallClock::system();
         let origin = Origin {
             started: Instant::now(),
-            first_offset: unix_us(),
+            first_offset: wall_clock.unix_us(),
+            wall_clock,
             session_key: random_number()?,
         };
         stats::describe();
@@ -315,9 +318,4 @@ fn random_number() -> io::Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-fn unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

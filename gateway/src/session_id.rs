@@ -20,10 +20,10 @@ const SHARD_MASK: u64 = (1 << SHARD_BITS) - 1;
 
 /// Where a session lives. Packed: 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place(u64);
+pub struct SessionAddr(u64);
 
-impl Place {
-    /// Packs a place.
+impl SessionAddr {
+    /// Packs an address.
     #[inline]
     #[must_use]
     pub const fn new(shard: u16, conn: ConnId) -> Self {
@@ -62,26 +62,26 @@ impl SessionIds {
         Self { key }
     }
 
-    /// The session id of a place.
+    /// The session id of an address.
     #[inline]
     #[must_use]
-    pub const fn id(self, place: Place) -> SessionId {
-        let mut z = place.0 ^ self.key;
+    pub const fn id(self, addr: SessionAddr) -> SessionId {
+        let mut z = addr.0 ^ self.key;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         SessionId(z ^ (z >> 31))
     }
 
-    /// The place that a session id means. A made-up id means a place at random: its generation, or
+    /// The address that a session id means. A made-up id means a random address: its generation, or
     /// its shard, won't fit anything that is there.
     #[inline]
     #[must_use]
-    pub const fn place(self, id: SessionId) -> Place {
+    pub const fn addr(self, id: SessionId) -> SessionAddr {
         let mut z = id.0;
         z = (z ^ (z >> 31) ^ (z >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
         z = (z ^ (z >> 27) ^ (z >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
         z = z ^ (z >> 30) ^ (z >> 60);
-        Place(z ^ self.key)
+        SessionAddr(z ^ self.key)
     }
 }
 
@@ -96,8 +96,8 @@ mod tests {
             for slot in [0, 1, 5000, (1 << SLOT_BITS) - 1] {
                 for shard in [0, 1, 255] {
                     let conn = ConnId { slot, generation };
-                    let place = ids.place(ids.id(Place::new(shard, conn)));
-                    assert_eq!((place.shard(), place.conn()), (shard, conn));
+                    let addr = ids.addr(ids.id(SessionAddr::new(shard, conn)));
+                    assert_eq!((addr.shard(), addr.conn()), (shard, conn));
                 }
             }
         }

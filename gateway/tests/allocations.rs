@@ -11,6 +11,7 @@ use std::time::Instant;
 use allocation_counter::measure;
 use bytes::Bytes;
 use tidegate::auth::Verifier;
+use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::{ConnId, Driver, Event, Mechanism, SendState, Sink};
 use tidegate::parts::{Origin, Parts};
@@ -96,7 +97,12 @@ impl World {
         config.session.connections_per_user_max = 10_000;
         let handler: Arc<dyn Handler> = Arc::new(Demo::new(placement));
         let now = Instant::now();
-        let origin = Origin { started: now, first_offset: 1, session_key: 7 };
+        let origin = Origin {
+            started: now,
+            wall_clock: WallClock::system(),
+            first_offset: 1,
+            session_key: 7,
+        };
         let verifier = Verifier::new(&config.auth).unwrap();
         let mut workers = Vec::new();
         let Ok(parts) = Parts::new(config, verifier, origin, |_, gateway| {
@@ -191,10 +197,10 @@ fn a_push_is_encoded_once_however_many_get_it() {
     for _ in 0..WARM_UP {
         push(&mut world);
     }
-    let before = world.shard.stats().deliveries;
+    let before = world.shard.stats().room_deliveries;
     let sends = world.driver.sends;
     let count: u64 = (0..ROUNDS).map(|_| push(&mut world)).sum();
-    assert_eq!(world.shard.stats().deliveries - before, ROUNDS * u64::from(MEMBERS));
+    assert_eq!(world.shard.stats().room_deliveries - before, ROUNDS * u64::from(MEMBERS));
     assert_eq!(world.driver.sends - sends, ROUNDS * u64::from(MEMBERS), "one send each");
     assert!(count <= 3 * ROUNDS, "{count} allocations for {ROUNDS} pushes");
 }
@@ -209,8 +215,8 @@ fn a_push_to_a_user_costs_the_shard_no_allocation() {
     for _ in 0..WARM_UP {
         push(&mut world);
     }
-    let before = world.shard.stats().deliveries;
+    let before = world.shard.stats().user_deliveries;
     let count: u64 = (0..ROUNDS).map(|_| push(&mut world)).sum();
-    assert_eq!(world.shard.stats().deliveries - before, ROUNDS);
+    assert_eq!(world.shard.stats().user_deliveries - before, ROUNDS);
     assert!(count <= ROUNDS / 10, "{count} allocations for {ROUNDS} pushes");
 }

@@ -190,20 +190,36 @@ impl<'a> Response<'a> {
             + wire::varint_field_len(self.offset)
     }
 
-    /// Writes the whole frame, length prefix and all.
+    /// Writes the whole frame, length prefix included.
     #[inline]
     pub fn encode_frame(&self, out: &mut impl BufMut) {
+        out.put_slice(self.head().written());
+        out.put_slice(self.biz_data);
+        out.put_slice(self.tail().written());
+    }
+
+    /// Writes what comes before and behind `biz_data` in the frame, for a caller that sends `biz_data` without copying it.
+    pub fn encode_around(&self, before: &mut impl BufMut, behind: &mut impl BufMut) {
+        before.put_slice(self.head().written());
+        behind.put_slice(self.tail().written());
+    }
+
+    #[inline]
+    fn head(&self) -> Small {
         let mut head = Small::new();
         head.varint(self.payload_len() as u64);
         head.varint_field(1, wire::zigzag(self.kind));
         head.varint_field(2, u64::from(self.status));
         head.bytes_key(3, self.biz_data.len());
-        out.put_slice(head.written());
-        out.put_slice(self.biz_data);
+        head
+    }
+
+    #[inline]
+    fn tail(&self) -> Small {
         let mut tail = Small::new();
         tail.varint_field(4, self.sequence);
         tail.varint_field(5, u64::from(self.retry_after_ms));
         tail.varint_field(6, self.offset);
-        out.put_slice(tail.written());
+        tail
     }
 }

@@ -1,35 +1,29 @@
 //! Mailboxes: the only way into a shard from another thread.
 //!
-//! Anybody posts, the shard drains. Posting wakes the shard only if it sleeps, and says so before it
-//! does: a shard that is busy costs its neighbours no system call.
+//! Any thread may post. The shard takes the messages out. A post wakes the shard only if the shard sleeps, so a post to a
+//! busy shard costs no system call.
 //!
-//! The queue itself has no bound. Everything in it has one at its source: answers by the calls in
-//! flight, commands by the [`Gate`](super::receipt::Gate), registrations by the connections.
+//! The queue itself has no bound, since each kind of message is bounded at its source: answers by the calls in
+//! flight, commands by the [`CommandLimiter`](super::command::CommandLimiter), registrations by the connections.
 //!
-//! The mailbox of a shard that has ended is closed: what is in it and what is posted later is dropped, and
-//! commands are refused, so that nobody waits for a shard that is no more.
+//! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and
+//! refuses commands, so that no caller waits for an ended shard.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
 use tidegate_backend::batch::{self, Wake};
 use tidegate_backend::handler::{CallId, Outcome};
-use tidegate_backend::{PushError, RoomId, UserId};
-use tidegate_protocol::Code;
 use tokio::sync::oneshot;
 
-use super::log::Log;
-use super::receipt::{Gather, Receipt};
-use super::windows::Urgency;
-use crate::control::{RoomInfo, ShardInfo, UserInfo};
-use crate::driver::ConnId;
-use crate::session_id::Place;
+use super::rooms::message::RoomMessage;
+use super::users::message::{SessionMessage, UserMessage};
+use crate::control::ShardInfo;
 
-/// The answer of a call, on its way back.
+/// The answer of a call, on its way to the shard.
 #[derive(Debug)]
 pub struct Answer {
     /// Which call.
@@ -38,81 +32,53 @@ pub struct Answer {
     pub outcome: Outcome,
 }
 
-/// What a shard is told from outside.
+/// A message to a shard.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Message {
-    /// A backend has answered.
+    /// A backend has answered a call.
     Answer(Answer),
-
-    /// To a user's home: this connection shows that it is the user's.
-    Register { user_id: UserId, place: Place, sequence: u64 },
-    /// From a user's home: the session may open.
-    Registered { conn: ConnId, sequence: u64 },
-    /// To a user's home: the connection is gone.
-    Deregister { user_id: UserId, place: Place },
-    /// From a user's home: close the connection, with a goodbye.
-    Evict { conn: ConnId, code: Code, receipt: Option<Arc<Receipt>> },
-    /// To a user's home: close all of the user's connections with 107.
-    Kick { user_id: UserId, receipt: Arc<Receipt> },
-    /// To a user's home: a push to each of the user's connections.
-    PushUser { user_id: UserId, frame: Bytes, receipt: Arc<Receipt> },
-    /// From a user's home: a push to this connection.
-    Deliver { conn: ConnId, frame: Bytes, receipt: Arc<Receipt> },
-
-    /// To a room's home: number it, remember it, pass it on.
-    Publish { room: RoomId, kind: i32, biz_data: Bytes, receipt: Arc<Receipt> },
-    /// From a room's home to each shard with members: the next frame of the room's log.
-    Append { room: RoomId, offset: u64, frame: Bytes, urgency: Urgency, receipt: Arc<Receipt> },
-    /// To a room's home.
-    Join { room: RoomId, place: Place, after_offset: Option<u64>, receipt: Arc<Receipt> },
-    /// From a room's home; with the log where the shard has none.
-    Joined {
-        room: RoomId,
-        conn: ConnId,
-        after_offset: Option<u64>,
-        log: Option<Box<Log>>,
-        receipt: Arc<Receipt>,
-    },
-    /// To a room's home.
-    Leave { room: RoomId, place: Place, receipt: Arc<Receipt> },
-    /// From a room's home.
-    Left { room: RoomId, conn: ConnId, receipt: Arc<Receipt> },
-    /// To a room's home: no members left here, after this many [`Message::Joined`].
-    Unsubscribe { room: RoomId, shard: u16, joins: u64 },
-    /// From a room's home: nothing more of this room will come.
-    Unsubscribed { room: RoomId },
-
     /// To a user's home.
-    AskUser { user_id: UserId, reply: oneshot::Sender<UserInfo> },
-    /// To a room's home.
-    AskRoom { room: RoomId, reply: oneshot::Sender<Option<RoomInfo>> },
-    /// From a room's home: add what you have.
-    CountMembers { room: RoomId, gather: Arc<Gather<Option<RoomInfo>>> },
-    /// To any shard.
-    AskShard { reply: oneshot::Sender<ShardInfo> },
-
-    /// Say goodbye to everybody and end.
+    User(UserMessage),
+    /// To the shard of a connection.
+    Session(SessionMessage),
+    /// About a room.
+    Room(RoomMessage),
+    /// An operator asks for the shard's figures.
+    AskShard {
+        /// Takes the answer.
+        reply: oneshot::Sender<ShardInfo>,
+    },
+    /// Close all connections gracefully, and end.
     Drain,
     /// End now.
     Stop,
 }
 
 impl Message {
-    /// Drops it because the shard that it was for has ended. Whose command it was hears of it.
+    /// Drops the message because its shard has ended. Whoever gave the command learns the reason.
     pub(super) fn refuse(self) {
         match self {
-            // These are for the home of a user or of a room: nothing was done.
-            Self::Kick { receipt, .. }
-            | Self::PushUser { receipt, .. }
-            | Self::Publish { receipt, .. }
-            | Self::Join { receipt, .. }
-            | Self::Leave { receipt, .. } => receipt.refuse(PushError::Stopping),
-            // The shard's connections ended before it.
-            Self::Joined { receipt, .. } => receipt.refuse(PushError::SessionGone),
-            // Nobody is left there whom it could go to.
-            _ => {}
+            Self::User(message) => message.refuse(),
+            Self::Room(message) => message.refuse(),
+            // Their shard has no connection left, or nobody needs to know.
+            Self::Session(_)
+            | Self::Answer(_)
+            | Self::AskShard { .. }
+            | Self::Drain
+            | Self::Stop => {}
         }
+    }
+}
+
+impl From<UserMessage> for Message {
+    fn from(message: UserMessage) -> Self {
+        Self::User(message)
+    }
+}
+
+impl From<RoomMessage> for Message {
+    fn from(message: RoomMessage) -> Self {
+        Self::Room(message)
     }
 }
 
@@ -126,9 +92,9 @@ const CLOSED: u8 = 2;
 /// One shard's mailbox.
 pub struct Mailbox {
     queue: SegQueue<Message>,
-    /// What the shard does: [`AWAKE`], [`ASLEEP`] or [`CLOSED`], which it stays.
+    /// [`AWAKE`], [`ASLEEP`] or [`CLOSED`]. A closed mailbox stays closed.
     state: CachePadded<AtomicU8>,
-    /// How to end its wait. Set once, before the shard first sleeps.
+    /// Ends the shard's wait. Set once, before the shard first sleeps.
     waker: OnceLock<Arc<dyn Wake>>,
 }
 
@@ -138,7 +104,7 @@ impl Mailbox {
         Self { queue: SegQueue::new(), state, waker: OnceLock::new() }
     }
 
-    /// Says how to end the shard's wait. Only the first one counts.
+    /// Sets what ends the shard's wait. Only the first call counts.
     pub fn set_waker(&self, waker: Arc<dyn Wake>) {
         drop(self.waker.set(waker));
     }
@@ -149,7 +115,7 @@ impl Mailbox {
         self.queue.pop()
     }
 
-    /// Says that the shard is about to wait. `false`: don't, there is something here.
+    /// The shard is about to wait. `false`: it must not, since there is a message.
     pub(super) fn fall_asleep(&self) -> bool {
         self.state.store(ASLEEP, Ordering::Relaxed);
         // Pairs with the fence in `post`: either the poster sees `ASLEEP`, or we see the message.
@@ -161,15 +127,15 @@ impl Mailbox {
         false
     }
 
-    /// Says that the shard looks at its mailbox by itself.
+    /// The shard is awake and looks at its mailbox by itself.
     pub(super) fn stay_awake(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
     }
 
-    /// Says that the shard has ended, and refuses what is left.
+    /// The shard has ended. Refuses all messages.
     pub(super) fn close(&self) {
         self.state.store(CLOSED, Ordering::Relaxed);
-        // Pairs with the fence in `post`, as above: nobody's message stays behind.
+        // Pairs with the fence in `post`, as above: no message stays in the queue.
         fence(Ordering::SeqCst);
         self.refuse_all();
     }
@@ -212,10 +178,10 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message, and sees to it that the shard looks. Where it has ended, the message is dropped.
+    /// Posts a message and wakes the shard if it sleeps. If the shard has ended, the message is refused.
     #[inline]
-    pub fn post(&self, message: Message) {
-        self.mailbox.queue.push(message);
+    pub fn post(&self, message: impl Into<Message>) {
+        self.mailbox.queue.push(message.into());
         fence(Ordering::SeqCst);
         match self.mailbox.state.load(Ordering::Relaxed) {
             AWAKE => {}

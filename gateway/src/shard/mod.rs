@@ -4,192 +4,116 @@
 //! answers with intents. Nothing of it is shared. One turn is one round of its loop:
 //!
 //! ```text
-//! facts in      driver.poll          bytes, ends, completions        facts, inbound, outbound
-//! messages in   drain_mailbox        answers, pushes, registrations  calls, sessions, fan_out
-//! time in       expire               silence, timeouts, windows      housekeeping, closing, calls, windows
-//! calls out     router.flush         one batch for each worker; what they answer at once comes in
-//! bytes out     fan_out, flush       one send for each connection    fan_out, outbound
+//! facts in      driver.poll          bytes, ends, completions
+//! messages in   drain_mailbox        answers, pushes, registrations
+//! time in       expire               silence, timeouts, merge windows, housekeeping
+//! calls out     calls.flush          one batch for each worker; what workers answer at once comes in
+//! bytes out     fan_out, flush       one send for each connection
 //! ```
 //!
-//! | module | what it owns |
-//! |---|---|
-//! | [`mailbox`], [`receipt`] | the way in from other threads, and its bound |
-//! | `facts`, `accepting` | what a driver tells; whether it is to let more in |
-//! | `inbound` | bytes -> frames -> what they ask |
-//! | `sessions`, [`users`] | authentication, the user directory, kicks |
-//! | `calls`, [`durations`] | requests to backends, and their answers; how long they took |
-//! | `fan_out`, `membership`, [`rooms`], [`log`] | rooms: publish and serve; join, leave, open, close; the books |
-//! | [`windows`] | what a room holds back, to send it with what comes soon after |
-//! | `outbound` | what is written, and the one send of a turn |
-//! | `closing` | how connections, and the shard, end |
-//! | `housekeeping`, [`timers`], [`stats`] | what is due; deadlines, figures |
+//! The state is in parts with private fields. A part takes what it needs as arguments and returns effects as values. No
+//! part knows another. This file alone knows all of them: it holds the turn, dispatches facts and messages, and
+//! applies the effects.
+//!
+//! | part | what it owns | its effects |
+//! |---|---|---|
+//! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to read on from |
+//! | [`users`] | who is logged in where | messages to sessions |
+//! | [`rooms`] | logs, members, merge windows, the fan-out | messages to shards, slots with pushes |
+//! | [`calls`] | routes, calls in flight, their answers | answers |
+//! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
+//! | [`clock`] | both clocks | |
+//! | [`mailbox`], [`command`] | the way in from other threads, and its bound | |
+//! | `sink` | what the driver reports, and asks | |
+//! | [`stats`] | names of the counters, and the way to the registry | |
 
-mod accepting;
-mod calls;
-pub mod closing;
-pub mod durations;
-mod facts;
-mod fan_out;
-mod housekeeping;
-mod inbound;
-pub mod log;
+pub mod admission;
+pub mod calls;
+pub mod clients;
+pub mod clock;
+pub mod command;
+pub mod draining;
 pub mod mailbox;
-mod membership;
-mod outbound;
-pub mod receipt;
 pub mod rooms;
-mod sessions;
+mod shared;
+mod sink;
 pub mod stats;
-pub mod timers;
 pub mod users;
-pub mod windows;
 
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
-use hashbrown::HashMap;
-use tidegate_backend::Gateway;
-use tidegate_backend::handler::AnswerPort;
+use bytes::Bytes;
+use tidegate_backend::handler::Outcome;
 use tidegate_backend::log_limit::LogLimit;
+use tidegate_backend::{Gateway, UserId};
+use tidegate_protocol::server::Incoming;
+use tidegate_protocol::{Code, Reassembler};
 
-use crate::allocator::{Burst, Heap};
-use crate::auth::Verifier;
-use crate::config::Config;
-use crate::connection::outbox::Outboxes;
-use crate::connection::rate::{Rate, RateLimiters};
-use crate::connection::{Connection, Phase};
+use crate::allocator::{Burst, Trim};
+use crate::auth::AuthError;
 use crate::control::ShardInfo;
-use crate::driver::{ConnId, Driver, Mechanism};
-use crate::router::{Backend, Router};
-use crate::session_id::{Place, SessionIds};
-use accepting::Accepting;
-use calls::Port;
-use closing::Draining;
-use durations::{CallDurations, Durations};
-use fan_out::FanOut;
-use mailbox::{Address, Message};
-use membership::Keeping;
-use receipt::Gate;
-use rooms::Rooms;
-use stats::{Exporter, Levels, Stats};
-use timers::Timers;
+use crate::driver::{Driver, Mechanism, SendState};
+use crate::router::{Pending as Call, Refusal};
+use crate::session_id::SessionAddr;
+use admission::Admission;
+use calls::{Calls, Request};
+use clients::cause::Cause;
+use clients::connection::Phase;
+use clients::outbox::SHARED_BYTES_MIN;
+use clients::{Clients, Ended, Login, Verdict};
+use clock::Clock;
+use draining::Draining;
+use mailbox::{Answer, Message};
+use rooms::message::RoomEffect;
+use rooms::reader::Read;
+use rooms::{ConnState, Pending, Rooms};
+pub use shared::Shared;
+use stats::{Exporter, Levels, ShardCounters, Stats};
 use users::Users;
-use windows::Windows;
+use users::message::{SessionMessage, UserEffect, UserMessage};
 
-/// Messages that one turn takes from the mailbox at most, so that a flood of them doesn't keep the
+/// Messages that one turn takes from the mailbox at most, so that a flood of them does not keep the
 /// shard from its sockets.
 const MESSAGES_MAX: usize = 4096;
 
-/// Connections that are written to before they are flushed, within a turn: as many buffers stay in the
-/// cache, and answers that came together mostly leave together.
-const TOUCHED_MAX: usize = 128;
+/// Calls that time out in one turn, at most. It spreads a mass timeout over several turns.
+const TIMEOUTS_MAX: usize = 1024;
 
-/// What all shards of a gateway share: none of it changes while they run.
-pub struct Shared {
-    /// The configuration.
-    pub config: Config,
-    /// Checks tokens.
-    pub verifier: Verifier,
-    /// Every shard's mailbox, by its number.
-    pub addresses: Vec<Address>,
-    /// The bound on commands under way.
-    pub gate: Arc<Gate>,
-    /// Names sessions.
-    pub session_ids: SessionIds,
-    /// The first offset of everybody's room, and the lowest of any other: microseconds since the
-    /// Unix epoch when the gateway started, so that a restart begins above what the last run gave.
-    pub first_offset: u64,
-    /// When the shards' clocks started.
-    pub started: Instant,
-    /// The backends that routes lead to.
-    pub backends: Vec<Backend>,
-    /// Open connections, all shards together.
-    pub connections: AtomicU64,
-    /// How long calls took, all shards together.
-    pub call_durations: Arc<CallDurations>,
-    /// Whose free memory is given back.
-    pub heap: Heap,
-}
+/// Bytes of rooms' pushes that one flush of a connection takes from the logs.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
 
-/// The limit on the log lines of each cause that clients have a hand in.
-#[derive(Debug, Default)]
-struct LogLimits {
-    accept_pause: LogLimit,
-    handler_panic: LogLimit,
-    oversize_answer: LogLimit,
-}
+/// How often figures are exported, idle rooms closed and memory given back, in milliseconds.
+const HOUSEKEEPING_MS: u64 = 250;
+
+/// What a client is told to wait when a backend is overloaded, in milliseconds.
+const OVERLOADED_RETRY_MS: u32 = 500;
 
 /// One shard. See the [module](self).
 pub struct Shard {
     id: u16,
     shared: Arc<Shared>,
-    /// What handlers on this thread see.
-    gateway: Gateway,
-    /// Where answers come to.
-    port: Arc<Port>,
-    answer_port: Arc<dyn AnswerPort>,
-    /// Messages from this shard to itself.
-    local: VecDeque<Message>,
-
-    connections: Vec<Connection>,
-    /// How fast each may ask, where that is limited.
-    rates: Option<RateLimiters>,
-    /// The spans of their log lines by slot, while the log shows them: empty otherwise.
-    spans: HashMap<u32, tracing::Span>,
-    connection_count: usize,
-    session_count: usize,
-    outboxes: Outboxes,
-    /// Bytes of all sends under way.
-    in_flight_bytes: usize,
+    clock: Clock,
+    clients: Clients,
     users: Users,
     rooms: Rooms,
-    keeping: Keeping,
-    fan_out: FanOut,
-    windows: Windows,
-    timers: Timers,
-    router: Router,
-    /// Requests' `biz_data` is copied here: one allocation serves many requests.
-    arena: BytesMut,
-    /// Answers that handlers gave on this thread are being taken.
-    taking_answers: bool,
-
-    /// Slots of connections to flush at the end of the turn.
-    touched: Vec<u32>,
-    /// Slots of held connections that have been sent something: they may be read on from.
-    unsent_less: Vec<u32>,
-    /// Slots whose deadline has passed; kept for its memory.
-    expired: Vec<u32>,
-    /// More deadlines have passed than one turn looks at.
-    deadlines_left: bool,
-    /// Whether the driver should accept.
-    accepting: Accepting,
-    draining: Option<Draining>,
-    finished: bool,
-
-    /// Milliseconds since `shared.started`, when the driver last waited.
-    now_ms: u64,
-    /// The same in microseconds: when what the driver hands over was received.
-    received_us: u64,
-    /// When answers were last looked for, in microseconds since `shared.started`.
-    answered_us: u64,
-    housekeeping_at_ms: u64,
-    /// Of long requests, and of long sends.
+    calls: Calls,
+    admission: Admission,
+    draining: Draining,
+    /// Messages from this shard to itself.
+    local: VecDeque<Message>,
+    /// More calls have timed out than one turn handles.
+    has_timeouts_left: bool,
+    /// Bursts of long requests and long sends.
     burst: Burst,
-    /// Until then nobody is closed for silence: the shard was away, and what came meanwhile may not be
-    /// read yet.
-    grace_until_ms: u64,
-    /// When workers were last given calls.
-    handed_over_at_ms: u64,
-    log_limits: LogLimits,
-    /// It was said that accepting is paused, and the end of it was not.
-    warned_of_pause: bool,
-    stats: Stats,
-    durations: Vec<Durations>,
+    housekeeping_at_ms: u64,
+    is_finished: bool,
+    /// The limit on log lines of answers that are too long.
+    oversize_answers: LogLimit,
+    counters: ShardCounters,
     exporter: Exporter,
 }
 
@@ -198,59 +122,32 @@ impl Shard {
     #[must_use]
     pub fn new(id: u16, shared: Arc<Shared>, gateway: Gateway) -> Self {
         let config = &shared.config;
-        let router = Router::new(&config.routes, &shared.backends, config.shards);
-        let rate = config
-            .limits
-            .requests_per_second
-            .map(|per_second| Rate::new(per_second, config.limits.requests_burst));
-        let rates = rate.map(RateLimiters::new);
-        let backends = shared.backends.len();
-        let port = Arc::new(Port::new(shared.addresses[usize::from(id)].clone()));
-        let mut shard = Self {
+        let address = shared.addresses[usize::from(id)].clone();
+        let room_settings = rooms::Settings {
+            shard: id,
+            shards: config.shards,
+            first_offset: shared.first_offset,
+            rooms: config.rooms.clone(),
+        };
+        Self {
             id,
-            gateway,
-            answer_port: Arc::clone(&port) as Arc<dyn AnswerPort>,
-            port,
+            clock: Clock::new(shared.started, shared.wall_clock.clone()),
+            clients: Clients::new(config),
+            users: Users::new(shared.session_ids, config.session.connections_per_user_max),
+            rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
+            calls: Calls::new(config, &shared.backends, address, gateway),
+            admission: Admission::new(config.limits.connections_max, config.shards),
+            draining: Draining::new(&config.shutdown),
             local: VecDeque::new(),
-            connections: Vec::new(),
-            rates,
-            spans: HashMap::new(),
-            connection_count: 0,
-            session_count: 0,
-            outboxes: Outboxes::default(),
-            in_flight_bytes: 0,
-            users: Users::default(),
-            rooms: Rooms::default(),
-            keeping: Keeping::new(shared.first_offset),
-            fan_out: FanOut::default(),
-            windows: Windows::default(),
-            timers: Timers::new(),
-            router,
-            arena: BytesMut::new(),
-            taking_answers: false,
-            touched: Vec::new(),
-            unsent_less: Vec::new(),
-            expired: Vec::new(),
-            deadlines_left: false,
-            accepting: Accepting::Yes,
-            draining: None,
-            finished: false,
-            now_ms: 0,
-            received_us: 0,
-            answered_us: 0,
-            housekeeping_at_ms: 0,
+            has_timeouts_left: false,
             burst: Burst::default(),
-            grace_until_ms: 0,
-            handed_over_at_ms: 0,
-            log_limits: LogLimits::default(),
-            warned_of_pause: false,
-            stats: Stats::default(),
-            durations: vec![Durations::default(); backends],
+            housekeeping_at_ms: 0,
+            is_finished: false,
+            oversize_answers: LogLimit::new(),
+            counters: ShardCounters::default(),
             exporter: Exporter::new(id),
             shared,
-        };
-        shard.open_everybody();
-        shard
+        }
     }
 
     /// Turns until the shard is told to end, and has.
@@ -258,7 +155,7 @@ impl Shard {
     /// # Errors
     /// When the driver fails.
     pub fn run(&mut self, driver: &mut impl Driver) -> io::Result<()> {
-        while !self.finished {
+        while !self.is_finished {
             self.turn(driver)?;
         }
         self.export();
@@ -270,55 +167,60 @@ impl Shard {
     /// # Errors
     /// When the driver fails.
     pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
-        let local = self.port.enter();
+        let on_thread = self.calls.enter_thread();
         driver.poll(self)?;
-        self.read_on_from_sent();
+        self.settle();
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
-        if self.router.flush() {
-            self.handed_over_at_ms = self.now_ms;
-            // The workers may share this core: who lets them go first gets their answers without being
-            // woken for them.
+        if self.calls.flush(&self.clock) {
+            // The workers may share this core. If they run now, their answers come without a wake-up.
             std::thread::yield_now();
             self.drain_mailbox(driver);
-            // Whoever was held for an answer may have asked more.
-            self.router.flush();
+            // Connections that were held for an answer may have sent further requests.
+            self.calls.flush(&self.clock);
         }
-        self.fan_out_slice(driver);
+        self.fan_out(driver);
         self.flush(driver);
-        self.trim_logs();
-        // What has ended there may have been reported to who answers a call now.
-        self.take_answers();
-        self.accept_more(driver);
-        self.stats.turns += 1;
-        drop(local);
+        self.rooms.trim_logs();
+        // Permits that were dropped there may have answered calls on this thread.
+        self.settle();
+        if let Some(accepting) = self.admission.update(self.connections(), self.clock.now_ms()) {
+            driver.set_accepting(accepting);
+        }
+        self.counters.turns += 1;
+        drop(on_thread);
         Ok(())
     }
 
     /// Whether the shard has ended.
     #[must_use]
     pub const fn is_finished(&self) -> bool {
-        self.finished
+        self.is_finished
     }
 
     /// What has happened.
     #[must_use]
-    pub const fn stats(&self) -> &Stats {
-        &self.stats
+    pub fn stats(&self) -> Stats {
+        let (clients, labelled) = self.clients.counters();
+        let mut shard = self.counters.clone();
+        shard.accept_pauses = self.admission.pauses();
+        let (calls, users, rooms) =
+            (self.calls.counters(), self.users.counters(), self.rooms.counters());
+        stats::Parts { shard: &shard, clients, calls, users, rooms, labelled }.together()
     }
 
     /// What stands now.
     #[must_use]
     pub fn levels(&self) -> Levels {
         Levels {
-            connections: self.connection_count,
-            sessions: self.session_count,
+            connections: self.clients.len(),
+            sessions: self.clients.session_count(),
             users: self.users.len(),
             rooms: self.rooms.len(),
             memberships: self.rooms.membership_count(),
-            calls_in_flight: self.router.pending.len(),
-            outbox_bytes: self.outboxes.bytes() + self.in_flight_bytes,
+            calls_in_flight: self.calls.in_flight(),
+            outbox_bytes: self.clients.unsent_bytes_in_all(),
         }
     }
 
@@ -338,61 +240,55 @@ impl Shard {
         }
     }
 
+    /// Open connections of the gateway.
+    fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
             let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
-            // Once for all answers of a turn: a look at the clock for each would cost as much as taking it.
+            // The clock is read once for all answers of a turn: for each it would cost as much as the answer.
             if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
-                self.answered_us = self.micros(driver.now());
+                self.clock.on_answers(driver.now());
             }
             self.handle(message, driver.mechanism());
-            if self.touched.len() >= TOUCHED_MAX {
+            if self.clients.is_flush_due() {
                 self.flush(driver);
             }
         }
-        // Calls that were dropped on this thread have answered themselves.
-        self.take_answers();
+        self.settle();
     }
 
     fn handle(&mut self, message: Message, mechanism: Mechanism) {
         match message {
             Message::Answer(answer) => self.on_answer(answer),
-            Message::Register { user_id, place, sequence } => {
-                self.on_register(user_id, place, sequence);
+            Message::User(message) => self.users.handle(message),
+            Message::Session(message) => self.on_session_message(message),
+            Message::Room(message) => {
+                let Self { rooms, clients, shared, clock, .. } = self;
+                let outbox_bytes_max = shared.config.limits.outbox_bytes_max;
+                rooms.handle(message, clock.now_ms(), |conn| match clients.get(conn) {
+                    Some(connection) if !connection.is_closing() => {
+                        let unsent_bytes = clients.unsent_bytes(conn.slot);
+                        let is_open = unsent_bytes <= outbox_bytes_max;
+                        if is_open { ConnState::Open } else { ConnState::Backlogged }
+                    }
+                    _ => ConnState::Gone,
+                });
             }
-            Message::Registered { conn, sequence } => self.on_registered(conn, sequence),
-            Message::Deregister { user_id, place } => self.users.deregister(user_id, place),
-            Message::Evict { conn, code, receipt: _ } => self.on_evict(conn, code),
-            Message::Kick { user_id, receipt } => self.on_kick(user_id, &receipt),
-            Message::PushUser { user_id, frame, receipt } => {
-                self.on_push_user(user_id, &frame, &receipt);
-            }
-            Message::Deliver { conn, frame, receipt } => self.on_deliver(conn, &frame, &receipt),
-            Message::Publish { room, kind, biz_data, receipt } => {
-                self.on_publish(&room, kind, &biz_data, &receipt);
-            }
-            Message::Append { room, offset, frame, urgency, receipt } => {
-                self.on_append(&room, offset, frame, urgency, &receipt);
-            }
-            Message::Join { room, place, after_offset, receipt } => {
-                self.on_join(room, place, after_offset, receipt);
-            }
-            Message::Joined { room, conn, after_offset, log, receipt } => {
-                self.on_joined(room, conn, after_offset, log, &receipt);
-            }
-            Message::Leave { room, place, receipt } => self.on_leave(room, place, receipt),
-            Message::Left { room, conn, receipt } => self.on_left(&room, conn, &receipt),
-            Message::Unsubscribe { room, shard, joins } => self.on_unsubscribe(room, shard, joins),
-            Message::Unsubscribed { room } => self.on_unsubscribed(&room),
-            Message::AskUser { user_id, reply } => drop(reply.send(self.user_info(user_id))),
-            Message::AskRoom { room, reply } => self.on_ask_room(&room, reply),
-            Message::CountMembers { room, gather } => self.on_count_members(&room, &gather),
+            // Whoever asked may have stopped waiting.
             Message::AskShard { reply } => drop(reply.send(self.info(mechanism))),
-            Message::Drain => self.start_draining(),
-            Message::Stop => self.finished = true,
+            Message::Drain => {
+                if self.draining.start(self.clock.now_ms()) {
+                    self.rooms.start_draining();
+                }
+            }
+            Message::Stop => self.is_finished = true,
         }
+        self.apply();
     }
 
     /// Posts to a shard, which may be this one.
@@ -404,34 +300,423 @@ impl Shard {
         }
     }
 
-    /// The connection of this name, if it is still here.
+    /// Applies the effects of the parts, until there are none.
     #[inline]
-    fn connection(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        let connection = self.connections.get_mut(conn.slot as usize)?;
-        let here = connection.generation == conn.generation && connection.phase != Phase::Vacant;
-        here.then_some(connection)
+    fn apply(&mut self) {
+        loop {
+            if let Some(Ended { conn, user_id }) = self.clients.next_ended() {
+                let addr = SessionAddr::new(self.id, conn);
+                let home = users::home(user_id, self.shared.config.shards);
+                self.post(home, UserMessage::Deregister { user_id, addr }.into());
+                self.rooms.leave_all(conn.slot, self.clock.now_ms());
+            } else if let Some(UserEffect(shard, message)) = self.users.next_effect() {
+                if shard == self.id {
+                    self.on_session_message(message);
+                } else {
+                    self.post(shard, Message::Session(message));
+                }
+            } else if let Some(effect) = self.rooms.next_effect() {
+                match effect {
+                    RoomEffect::Post(shard, message) => self.post(shard, message.into()),
+                    RoomEffect::PushesPending(slot) => self.clients.set_pushes_pending(slot),
+                    RoomEffect::LastPushes(slot, run) => self.clients.write_shared(slot, run),
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Takes the answers that were given on this thread, and reads on from connections that were held. Each may cause the
+    /// other, so this goes on until there are none. It is a loop and no recursion: the depth would be the clients' choice.
+    fn settle(&mut self) {
+        loop {
+            if let Some(answer) = self.calls.next_answer() {
+                self.on_answer(answer);
+                self.apply();
+            } else if let Some(slot) = self.clients.next_resumed(&self.clock) {
+                let conn = self.clients.conn_id(slot);
+                if let Some(inbox) = self.clients.start_reading(conn, 0) {
+                    self.read(slot, inbox, &[]);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Reads frames until there are none, or the connection is held or closed.
+    #[inline]
+    fn read(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
+        let mut frames = inbox.frames(bytes, self.clients.frame_bytes_max());
+        while self.clients.may_read(slot) {
+            match frames.next() {
+                Ok(Some(payload)) => self.on_frame(slot, payload),
+                Ok(None) => break,
+                Err(error) => self.on_malformed(slot, &error),
+            }
+            if self.clients.at(slot).is_closing() {
+                self.clients.discard(frames.discard_rest());
+                return self.apply();
+            }
+        }
+        frames.keep_rest();
+        self.clients.finish_reading(slot, inbox);
+        self.apply();
     }
 
     #[inline]
-    fn at(&mut self, slot: u32) -> &mut Connection {
-        &mut self.connections[slot as usize]
+    fn on_frame(&mut self, slot: u32, payload: &[u8]) {
+        let early_ms = self.clients.count_frame(slot, payload.len(), &self.clock);
+        let incoming = match Incoming::decode(payload) {
+            Ok(incoming) => incoming,
+            Err(error) => return self.on_malformed(slot, &error),
+        };
+        if let Err(retry_after_ms) = early_ms {
+            let (kind, sequence) = (incoming.kind(), incoming.sequence());
+            let code = Code::RateLimited;
+            return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
+        }
+        match incoming {
+            Incoming::Business { kind, biz_data, sequence } => {
+                self.on_business(slot, kind, biz_data, sequence);
+            }
+            Incoming::Heartbeat { sequence } => {
+                self.clients.write_pong(slot, sequence, &self.clock);
+            }
+            Incoming::Authenticate { user_id, token, sequence } => {
+                self.on_authenticate(slot, user_id, token, sequence);
+            }
+        }
     }
 
-    /// Runs `log` within the connection's span, where the log shows it.
-    fn log(&self, slot: u32, log: impl FnOnce()) {
-        if let Some(span) = self.spans.get(&slot) {
-            span.in_scope(log);
+    fn on_malformed(&mut self, slot: u32, error: &dyn std::error::Error) {
+        self.clients.log(slot, || tracing::debug!(%error, "malformed"));
+        self.close_gracefully(slot, Cause::Malformed, Some(Code::Malformed));
+    }
+
+    #[inline]
+    fn on_business(&mut self, slot: u32, kind: i32, biz_data: &[u8], sequence: u64) {
+        let connection = self.clients.at(slot);
+        if connection.phase != Phase::Open {
+            let verdict = self.clients.refuse_unauthenticated(slot, kind, sequence);
+            return self.on_verdict(slot, verdict);
+        }
+        if self.draining.is_draining() {
+            let retry_after_ms = self.draining.retry_after_ms(slot);
+            let code = Code::Draining;
+            return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
+        }
+        let user_id = connection.user_id;
+        match self.calls.admit(kind) {
+            Ok(route) => {
+                let conn = self.clients.conn_id(slot);
+                let session = self.shared.session_ids.id(SessionAddr::new(self.id, conn));
+                let request = Request { conn, session, user_id, kind, sequence, biz_data };
+                self.clients.start_call(slot);
+                self.calls.start(&request, route, &self.clock);
+                self.take_answers();
+            }
+            Err(Refusal::NoRoute) => {
+                self.clients.write_failure(slot, kind, sequence, Code::NoRoute, 0);
+            }
+            Err(Refusal::RouteFull | Refusal::QueueFull) => {
+                let (code, retry_after_ms) = (Code::Overloaded, OVERLOADED_RETRY_MS);
+                self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
+            }
+        }
+    }
+
+    /// Takes the answers that a handler gave on this thread.
+    #[inline]
+    fn take_answers(&mut self) {
+        while let Some(answer) = self.calls.next_answer() {
+            self.on_answer(answer);
+        }
+    }
+
+    fn on_authenticate(&mut self, slot: u32, user_id: UserId, token: &str, sequence: u64) {
+        if let Err(error) = self.shared.verifier.verify(user_id, token) {
+            let verdict = self.clients.refuse_token(slot, user_id, error, sequence);
+            return self.on_verdict(slot, verdict);
+        }
+        match self.clients.login(slot, user_id) {
+            Login::Register => {
+                let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
+                let home = users::home(user_id, self.shared.config.shards);
+                let register = UserMessage::Register { user_id, addr, sequence };
+                if home == self.id {
+                    self.users.handle(register);
+                    self.apply();
+                } else {
+                    self.post(home, register.into());
+                }
+            }
+            Login::Renewed => self.write_session(slot, sequence),
+            Login::WrongUser => {
+                let error = AuthError::WrongUser;
+                let verdict = self.clients.refuse_token(slot, user_id, error, sequence);
+                self.on_verdict(slot, verdict);
+            }
+        }
+    }
+
+    fn on_verdict(&mut self, slot: u32, verdict: Verdict) {
+        if verdict == Verdict::Close {
+            self.close_gracefully(slot, Cause::AuthFailed, None);
+        }
+    }
+
+    fn write_session(&mut self, slot: u32, sequence: u64) {
+        let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
+        let session_id = self.shared.session_ids.id(addr).0;
+        self.clients.write_session(slot, session_id, sequence, &self.clock);
+    }
+
+    fn on_session_message(&mut self, message: SessionMessage) {
+        match message {
+            SessionMessage::Registered { conn, sequence } => {
+                if self.clients.open_session(conn, &self.clock) {
+                    self.rooms.join_everybody(conn.slot);
+                    self.write_session(conn.slot, sequence);
+                }
+            }
+            SessionMessage::Evict { conn, code, permit: _ } => {
+                if self.clients.get(conn).is_some() {
+                    self.close_gracefully(conn.slot, Cause::Replaced, Some(code));
+                }
+            }
+            SessionMessage::Deliver { conn, frame, permit } => {
+                let phase = self.clients.get(conn).map(|connection| connection.phase);
+                if phase != Some(Phase::Open) {
+                    self.clients.count_stale_push();
+                } else if self.clients.write_push(conn.slot, &frame) {
+                    permit.add(1);
+                }
+            }
         }
     }
 
     #[inline]
-    fn conn_id(&self, slot: u32) -> ConnId {
-        ConnId { slot, generation: self.connections[slot as usize].generation }
+    fn on_answer(&mut self, answer: Answer) {
+        if let Some((call, outcome)) = self.calls.finish(answer, &self.clock) {
+            self.finish_call(call, outcome);
+        }
     }
 
+    /// Passes the outcome of a call on to the client.
     #[inline]
-    fn place(&self, slot: u32) -> Place {
-        Place::new(self.id, self.conn_id(slot))
+    fn finish_call(&mut self, call: Call, outcome: Outcome) {
+        let Call { conn, sequence, kind, .. } = call;
+        let slot = conn.slot;
+        if !self.clients.finish_call(conn) {
+            return;
+        }
+        match outcome {
+            Ok(biz_data) => {
+                if let Err(bytes) = self.clients.write_answer(slot, kind, sequence, biz_data) {
+                    let limit = &self.oversize_answers;
+                    if let Some(suppressed) = limit.allow_at(self.clock.now_ms()) {
+                        tracing::warn!(
+                            kind,
+                            bytes,
+                            suppressed,
+                            "an answer is too long for a frame; the client gets 101"
+                        );
+                    }
+                    self.clients.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
+                }
+            }
+            Err(failure) => {
+                let (code, retry_after_ms) = (failure.code, failure.retry_after_ms);
+                self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
+            }
+        }
+        if self.draining.is_draining() && self.clients.at(slot).calls == 0 {
+            self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
+        }
+    }
+
+    fn expire(&mut self) {
+        self.clients.collect_deadlines(&self.clock);
+        while let Some((slot, cause)) = self.clients.next_overdue(&self.clock) {
+            self.close_gracefully(slot, cause, Some(Code::Idle));
+        }
+        let mut left = TIMEOUTS_MAX;
+        while left > 0
+            && let Some(call) = self.calls.take_expired(&self.clock)
+        {
+            self.finish_call(call, Err(Code::Timeout.into()));
+            left -= 1;
+        }
+        self.has_timeouts_left = left == 0;
+        self.rooms.end_windows(self.clock.now_ms());
+        self.apply();
+        if self.clock.now_ms() >= self.housekeeping_at_ms {
+            self.housekeeping_at_ms = self.clock.now_ms() + HOUSEKEEPING_MS;
+            self.rooms.close_idle_rooms(self.clock.now_ms());
+            self.give_back_memory();
+            self.export();
+        }
+    }
+
+    /// Once a burst is over, frees the memory that it left.
+    fn give_back_memory(&mut self) {
+        let now_ms = self.clock.now_ms();
+        self.burst.add(self.clients.take_long_bytes() + self.rooms.take_closed_bytes());
+        let Some(over_since_ms) = self.burst.over_since_ms(now_ms) else { return };
+        let trim = self.shared.heap.trim(over_since_ms, now_ms);
+        if trim == Trim::Later {
+            return;
+        }
+        self.burst.finish();
+        self.clients.give_back_memory();
+        self.calls.give_back_memory();
+        if trim == Trim::Run {
+            self.shared.heap.give_back();
+            self.counters.memory_give_backs += 1;
+        }
+    }
+
+    fn export(&mut self) {
+        self.counters.refused_commands += self.shared.limiter.take_refused();
+        let (stats, levels) = (self.stats(), self.levels());
+        self.exporter.export(&stats, levels, self.shared.limiter.commands());
+        self.calls.export(&self.shared.call_durations);
+    }
+
+    /// One turn's part of a drain, and the end when no connection is left.
+    fn drain_step(&mut self, driver: &mut impl Driver) {
+        let now_ms = self.clock.now_ms();
+        let Some(step) = self.draining.step(self.clients.slots(), now_ms) else { return };
+        if let Some(until_ms) = step.stop_listening_until_ms {
+            driver.stop_listening(self.clock.instant(until_ms));
+        }
+        for slot in step.slots {
+            let slot = u32::try_from(slot).expect("slots are 32 bits");
+            if step.is_overdue || self.clients.at(slot).calls == 0 {
+                self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
+            }
+        }
+        // All shards end together: each is home to some of the others' users and rooms.
+        self.is_finished |= self.draining.is_done() && self.connections() == 0;
+        if !self.is_finished {
+            self.housekeeping_at_ms = self.housekeeping_at_ms.min(now_ms + draining::LOOK_AGAIN_MS);
+        }
+    }
+
+    /// Closes a connection after what waits for it, the last pushes of its rooms, and a goodbye with `code`.
+    fn close_gracefully(&mut self, slot: u32, cause: Cause, code: Option<Code>) {
+        if self.clients.at(slot).is_closing() {
+            return;
+        }
+        let Self { clients, rooms, shared, draining, clock, .. } = self;
+        if clients.unsent_bytes(slot) <= shared.config.limits.outbox_bytes_max {
+            rooms.read_last(slot, |run| clients.write_shared(slot, run));
+        }
+        let is_drain = code == Some(Code::Draining);
+        let goodbye =
+            code.map(|code| (code, if is_drain { draining.retry_after_ms(slot) } else { 0 }));
+        let until_ms = if is_drain { draining.close_until_ms() } else { None };
+        clients.close_gracefully(slot, cause, goodbye, until_ms, clock);
+        self.apply();
+    }
+
+    /// Serves one turn's slice of members. A member with nothing under way gets everything that the log has released; for
+    /// the others the pushes are pending.
+    fn fan_out(&mut self, driver: &mut impl Driver) {
+        let mut budget = self.shared.config.limits.fan_out_slice;
+        while let Some((member, slot)) = self.rooms.next_to_serve(&mut budget) {
+            if !self.clients.is_writable(slot) {
+                self.clients.note_pending_pushes(slot);
+                continue;
+            }
+            loop {
+                match self.rooms.read(member) {
+                    Read::Nothing => break,
+                    Read::TooSlow => {
+                        self.clients.abort(slot, Cause::SlowMember);
+                        self.apply();
+                        break;
+                    }
+                    Read::Run { bytes, more, .. } => {
+                        let state = self.clients.send(slot, bytes, driver, &self.clock);
+                        if !more {
+                            break;
+                        }
+                        if state == SendState::UnderWay {
+                            self.clients.note_pending_pushes(slot);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Flushes every connection that something happened to.
+    fn flush(&mut self, driver: &mut impl Driver) {
+        // A connection that may be read from again need not be paused first.
+        self.settle();
+        let mut touched = self.clients.take_touched();
+        for slot in touched.drain(..) {
+            if self.clients.start_flush(slot, driver) {
+                self.send_waiting(slot, driver);
+            }
+        }
+        self.clients.put_touched(touched);
+    }
+
+    /// Sends what waits for a connection, as long as the driver takes it.
+    #[inline]
+    fn send_waiting(&mut self, slot: u32, driver: &mut impl Driver) {
+        while self.clients.at(slot).in_flight_bytes == 0 {
+            let piece = self.next_piece(slot);
+            if self.clients.at(slot).has_finished() {
+                // It has the answers to all that it asked. What its rooms publish from now on is not for it.
+                self.rooms.leave_all(slot, self.clock.now_ms());
+                self.apply();
+            }
+            let Some(piece) = piece else {
+                self.clients.finish_flush(slot, driver, &self.clock);
+                return self.apply();
+            };
+            let state = self.clients.send(slot, piece, driver, &self.clock);
+            if state == SendState::UnderWay || !self.clients.has_more(slot) {
+                return;
+            }
+        }
+    }
+
+    /// The next piece to send: of the outbox, and of the logs of the connection's rooms. Short runs are put together in
+    /// the outbox; a single run is sent as it is. While a long outbox is left, no log is read: pushes wait in the log,
+    /// where all members share them and a later read takes what the member still needs.
+    #[inline]
+    fn next_piece(&mut self, slot: u32) -> Option<Bytes> {
+        let outbox_bytes = self.clients.outbox_bytes(slot);
+        if outbox_bytes >= SHARED_BYTES_MIN || !self.clients.take_pending_pushes(slot) {
+            return self.clients.next_piece(slot);
+        }
+        let Self { rooms, clients, .. } = self;
+        let mut alone: Option<Bytes> = None;
+        let mut is_first = outbox_bytes == 0;
+        let pending = rooms.read_pending(slot, PENDING_BYTES_MAX, |run| {
+            if mem::take(&mut is_first) {
+                alone = Some(run);
+            } else {
+                alone.take().into_iter().chain([run]).for_each(|run| clients.write_run(slot, run));
+            }
+        });
+        match pending {
+            Pending::Sent => {}
+            Pending::Left => self.clients.note_pending_pushes(slot),
+            Pending::TooSlow => {
+                self.clients.abort(slot, Cause::SlowMember);
+                self.apply();
+                return None;
+            }
+        }
+        alone.or_else(|| self.clients.next_piece(slot))
     }
 }
 
@@ -439,7 +724,7 @@ impl Drop for Shard {
     fn drop(&mut self) {
         self.shared.addresses[usize::from(self.id)].mailbox().close();
         self.local.drain(..).for_each(Message::refuse);
-        self.refuse_unfinished();
+        self.rooms.refuse_unfinished();
     }
 }
 

@@ -6,19 +6,31 @@
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use tidegate_protocol::Code;
 
-use super::closing::Cause;
-use super::durations;
+use super::calls::durations;
+use super::clients::cause::Cause;
 use crate::auth::AuthError;
 
-/// Defines [`Stats`], its counters' names, and how they reach the registry.
+/// Defines the counters of each part of a shard, all of them together as [`Stats`], their names, and how they reach
+/// the registry.
 macro_rules! counters {
-    ($($field:ident, $name:literal, $help:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $part:ident: $type:ident {
+        $($field:ident, $name:literal, $help:literal;)*
+    })*) => {
+        $(
+            $(#[doc = $doc])*
+            #[derive(Clone, Debug, Default)]
+            #[expect(missing_docs, reason = "each has its help text below")]
+            pub struct $type {
+                $(pub $field: u64,)*
+            }
+        )*
+
         /// What has happened on a shard since it started.
         #[derive(Clone, Debug, Default)]
         #[expect(missing_docs, reason = "each has its help text below")]
         pub struct Stats {
-            $(pub $field: u64,)*
-            /// Connections parted with, by [`Cause`].
+            $($(pub $field: u64,)*)*
+            /// Connections closed, by [`Cause`].
             pub closed: [u64; Cause::COUNT],
             /// Failures sent, by code less 100.
             pub failures: [u64; Code::ALL.len()],
@@ -26,61 +38,106 @@ macro_rules! counters {
             pub refused_tokens: [u64; AuthError::COUNT],
         }
 
+        /// The counters of a shard's parts.
+        #[derive(Clone, Copy, Debug)]
+        #[expect(missing_docs, reason = "each is what its type says")]
+        pub struct Parts<'a> {
+            $(pub $part: &'a $type,)*
+            pub labelled: &'a Labelled,
+        }
+
+        impl Parts<'_> {
+            /// All of them together.
+            #[must_use]
+            pub fn together(&self) -> Stats {
+                let Labelled { closed, failures, refused_tokens } = *self.labelled;
+                Stats { $($($field: self.$part.$field,)*)* closed, failures, refused_tokens }
+            }
+        }
+
         #[derive(Debug)]
         struct Counters {
-            $($field: Counter,)*
+            $($($field: Counter,)*)*
         }
 
         impl Counters {
             fn new() -> Self {
-                Self { $($field: counter!($name),)* }
+                Self { $($($field: counter!($name),)*)* }
             }
 
             fn add(&self, now: &Stats, before: &Stats) {
-                $(if now.$field > before.$field {
+                $($(if now.$field > before.$field {
                     self.$field.increment(now.$field - before.$field);
-                })*
+                })*)*
             }
 
             fn describe() {
-                $(describe_counter!($name, $help);)*
+                $($(describe_counter!($name, $help);)*)*
             }
         }
 
         /// Counters without labels: name and help text. The table in the README is held to it.
-        pub const COUNTERS: &[(&str, &str)] = &[$(($name, $help),)*];
+        pub const COUNTERS: &[(&str, &str)] = &[$($(($name, $help),)*)*];
     };
 }
 
+/// The counters of connections that have a label.
+#[derive(Clone, Debug, Default)]
+pub struct Labelled {
+    /// Connections closed, by [`Cause`].
+    pub closed: [u64; Cause::COUNT],
+    /// Failures sent, by code less 100.
+    pub failures: [u64; Code::ALL.len()],
+    /// Tokens refused, by [`AuthError`].
+    pub refused_tokens: [u64; AuthError::COUNT],
+}
+
 counters! {
-    accepted, "tidegate_connections_accepted_total", "Connections accepted.";
-    accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
-    queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
-    memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
-    received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
-    discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
-    unsent_bytes, "tidegate_unsent_bytes_total", "Bytes never sent: what the kernel had not taken when a connection ended. With io_uring a short send counts as sent at once, and here too where it is cut.";
-    received_frames, "tidegate_received_frames_total", "Frames received from clients.";
-    receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
-    heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";
-    sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
-    calls, "tidegate_calls_total", "Requests handed to a backend.";
-    answers, "tidegate_answers_total", "Calls whose success was written to the client.";
-    late_answers, "tidegate_late_answers_total", "Answers thrown away because the call had timed out.";
-    orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
-    oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
-    pushes_to_users, "tidegate_user_pushes_total", "Pushes to a user.";
-    pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
-    refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
-    deliveries, "tidegate_push_deliveries_total", "Pushes taken for a connection: written to it, or sent.";
-    skipped_pushes, "tidegate_push_skipped_total", "Pushes that a slow member of a room missed.";
-    merged_pushes, "tidegate_push_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
-    short_windows, "tidegate_merge_windows_short_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
-    refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
-    stale_commands, "tidegate_commands_stale_total", "Commands for a connection that was gone.";
-    sends, "tidegate_sends_total", "Sends completed.";
-    sent_bytes, "tidegate_sent_bytes_total", "Bytes handed to the kernel.";
-    turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
+    /// Counted by [`Shard`](super::Shard) itself.
+    shard: ShardCounters {
+        turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
+        accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
+        queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
+        memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
+        refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
+    }
+    /// Counted by [`Clients`](super::clients::Clients).
+    clients: ClientCounters {
+        accepted, "tidegate_connections_accepted_total", "Connections accepted.";
+        received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
+        discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
+        unsent_bytes, "tidegate_unsent_bytes_total", "Bytes never sent: what the kernel had not taken when a connection ended. With io_uring a short send counts as sent at once, and here too where it is cut.";
+        received_frames, "tidegate_received_frames_total", "Frames received from clients.";
+        receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
+        heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";
+        sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
+        answers, "tidegate_answers_total", "Calls whose success was written to the client.";
+        orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
+        oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
+        user_deliveries, "tidegate_user_push_deliveries_total", "Pushes to a user, counted once for each connection that they were written to.";
+        stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
+        sends, "tidegate_sends_total", "Sends completed.";
+        sent_bytes, "tidegate_sent_bytes_total", "Bytes handed to the kernel.";
+    }
+    /// Counted by [`Calls`](super::calls::Calls).
+    calls: CallCounters {
+        calls, "tidegate_calls_total", "Requests handed to a backend.";
+        late_answers, "tidegate_late_answers_total", "Answers thrown away because the call had timed out.";
+    }
+    /// Counted by [`Users`](super::users::Users).
+    users: UserCounters {
+        pushes_to_users, "tidegate_user_pushes_total", "Pushes to a user.";
+    }
+    /// Counted by [`Rooms`](super::rooms::Rooms).
+    rooms: RoomCounters {
+        pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
+        room_deliveries, "tidegate_room_push_deliveries_total", "Pushes to a room, counted once for each member that they were written or sent to.";
+        skipped_pushes, "tidegate_room_pushes_skipped_total", "Pushes that a slow member of a room missed.";
+        merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
+        short_windows, "tidegate_merge_windows_short_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
+        refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
+        stale_commands, "tidegate_room_commands_stale_total", "Joins and leaves for a connection that was gone.";
+    }
 }
 
 /// Metrics with labels, and gauges: name, labels and help text.
@@ -105,7 +162,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "",
         "Pushes and other commands under way, all shards together.",
     ),
-    ("tidegate_connections_closed_total", "cause", "Connections parted with, by cause."),
+    ("tidegate_connections_closed_total", "cause", "Connections closed, by cause."),
     (
         "tidegate_log_lines_dropped_total",
         "stream, reason",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tidegate::auth::Verifier;
+use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::Arrived;
 use tidegate::parts::{Origin, Parts};
@@ -53,13 +54,28 @@ pub(crate) enum Got {
     End(Arrived),
 }
 
+impl Got {
+    /// A push's offset in its room.
+    fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Response { offset, .. } if *offset > 0 => Some(*offset),
+            _ => None,
+        }
+    }
+}
+
 /// A gateway of one shard.
 pub(crate) fn parts() -> Parts {
     let mut config = Config::embedded_default();
     config.shards = 1;
     config.auth.mode = AuthMode::Demo;
     config.limits.frame_bytes_max = FRAME_BYTES_MAX;
-    let origin = Origin { started: Instant::now(), first_offset: FIRST_OFFSET, session_key: 1 };
+    let origin = Origin {
+        started: Instant::now(),
+        wall_clock: WallClock::system(),
+        first_offset: FIRST_OFFSET,
+        session_key: 1,
+    };
     let verifier = Verifier::new(&config.auth).unwrap();
     let Ok(parts) = Parts::new(config, verifier, origin, |config, _| {
         let name = config.backends[0].name.as_str().into();
@@ -107,7 +123,29 @@ pub(crate) fn play(script: &Script, network: &mut impl Network, cuts: u64) -> Ou
         let last = number + 1 == script.phases.len();
         player.phase(number, phase, last);
     }
+    count_offsets_from_zero(&mut player.outcome);
     player.outcome
+}
+
+/// A room's first offset says when the room was opened, which differs from run to run. What the drivers must agree on is
+/// how the offsets go on from it.
+fn count_offsets_from_zero(outcome: &mut Outcome) {
+    let mut firsts = BTreeMap::<Source, u64>::new();
+    for (source, got) in outcome.iter().flatten() {
+        for offset in got.iter().filter_map(Got::offset) {
+            let first = firsts.entry(*source).or_insert(offset);
+            *first = offset.min(*first);
+        }
+    }
+    for (source, got) in outcome.iter_mut().flatten() {
+        for got in got {
+            if let Got::Response { offset, .. } = got
+                && *offset > 0
+            {
+                *offset -= firsts[source];
+            }
+        }
+    }
 }
 
 struct Player<'a, N> {

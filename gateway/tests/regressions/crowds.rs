@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 use tidegate::shard::mailbox::Message;
 use tidegate_backend::Code;
 use tidegate_protocol::Request;

@@ -13,7 +13,7 @@ use tidegate::config::SlowMember;
 use tidegate::control::Control as _;
 use tidegate::driver::sim::Arrived;
 use tidegate::shard::Shard;
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 use tidegate::shard::mailbox::Message;
 use tidegate_backend::{Code, RoomId};
 use tidegate_protocol::Request;
@@ -54,7 +54,7 @@ fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
         assert_eq!(world.shards[0].stats().skipped_pushes, 0);
         let log_bytes = everybodys_log_bytes(&mut world);
         assert!(log_bytes <= 256 * 1024, "the log is as short as it should be: {log_bytes}");
-        assert_eq!(world.parts.shared.gate.commands(), 0);
+        assert_eq!(world.parts.shared.limiter.commands(), 0);
     }
 }
 
@@ -230,7 +230,7 @@ fn shards_end_together() {
     world.turns(10);
     phone.read(&mut world);
     assert_eq!(phone.count(7), 1);
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
     world.pass(Duration::from_secs(20));
     assert!(world.shards.iter().all(Shard::is_finished));
 }
@@ -286,7 +286,7 @@ fn rooms_max_bounds_the_rooms_that_have_their_home_on_a_shard() {
     let refused: u64 = world.shards.iter().map(|shard| shard.stats().refused_rooms).sum();
     assert_eq!(refused, 40 - 6);
     // Who was refused is as it was: no push, no membership.
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]

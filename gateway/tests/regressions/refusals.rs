@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate::control::Control;
 use tidegate::driver::ConnId;
-use tidegate::session_id::Place;
+use tidegate::session_id::SessionAddr;
 use tidegate::shard::mailbox::Message;
 use tidegate_backend::publisher::Reporting;
 use tidegate_backend::{Code, CommandOutcome, Done, PushError, RoomId, SessionId};
@@ -40,7 +40,7 @@ fn room(n: usize) -> RoomId {
 /// A session that this gateway could have given, and that is gone.
 fn gone(world: &World, shard: u16) -> SessionId {
     let conn = ConnId { slot: 5, generation: 1_000 };
-    world.parts.shared.session_ids.id(Place::new(shard, conn))
+    world.parts.shared.session_ids.id(SessionAddr::new(shard, conn))
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_push_and_a_join_that_would_open_a_room_too_many_are_refused() {
     }
     // Everybody's is always there.
     assert_eq!(ended(&mut world, |gateway| gateway.push_all(5, "x")), went_to(2));
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_shard_that_ends_leaves_nobody_waiting() {
     for mut asked in [asked, asked_afterwards] {
         assert!(asked.try_recv().is_err_and(|error| error == TryRecvError::Closed));
     }
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn each_member_gets_one_send_for_each_window() {
     }
     let merged: u64 = world.shards.iter().map(|shard| shard.stats().merged_pushes).sum();
     assert_eq!(merged, 2 * 5 * 4, "on both shards, all but the first of a window");
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]
@@ -189,12 +189,12 @@ fn windows_refuse_no_command_that_would_be_taken_without_them() {
     let mut phone = member(&mut world, 0);
     for n in 1..=100 {
         push(&mut world, BARRAGE, n);
-        assert!(world.parts.shared.gate.commands() <= 6);
+        assert!(world.parts.shared.limiter.commands() <= 6);
     }
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut phone), (1..=100).collect::<Vec<_>>());
     assert!(world.shards[0].stats().short_windows > 0);
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]
@@ -293,10 +293,10 @@ fn a_window_ends_with_its_last_member() {
     for shard in [0, 1, 0, 1] {
         let mut phone = member(&mut world, shard);
         push(&mut world, BARRAGE, 1);
-        assert_eq!(world.parts.shared.gate.commands(), 1);
+        assert_eq!(world.parts.shared.limiter.commands(), 1);
         world.sims[shard].reset(phone.peer);
         world.turns(10);
-        assert_eq!(world.parts.shared.gate.commands(), 0, "nobody is there to wait");
+        assert_eq!(world.parts.shared.limiter.commands(), 0, "nobody is there to wait");
         phone.read(&mut world);
         // The rooms close, and their places are used again.
         pass_ms(&mut world, 2_000);
@@ -323,7 +323,7 @@ fn a_drain_ends_all_windows_and_loses_nothing() {
     assert_eq!(bytes(&mut world, &mut asking), [1, 2], "who waits for an answer stays");
     push(&mut world, BARRAGE, 3);
     assert_eq!(bytes(&mut world, &mut asking), [3], "and there are no windows any more");
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }
 
 #[test]
@@ -352,5 +352,5 @@ fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
     assert_eq!(bytes(&mut world, &mut phone), [3]);
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut phone), [1, 4]);
-    assert_eq!(world.parts.shared.gate.commands(), 0);
+    assert_eq!(world.parts.shared.limiter.commands(), 0);
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate::auth::Verifier;
+use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
 use tidegate::parts::{Origin, Parts};
 use tidegate::router::Backend;
 use tidegate::shard::Shard;
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
 use tidegate_protocol::{Reassembler, Request, Response};
 
@@ -120,7 +121,8 @@ impl World {
         config.auth.mode = AuthMode::Demo;
         configure(&mut config);
         let started = Instant::now();
-        let origin = Origin { started, first_offset: 1, session_key: 1 };
+        let origin =
+            Origin { started, wall_clock: WallClock::system(), first_offset: 1, session_key: 1 };
         let verifier = Verifier::new(&config.auth).unwrap();
         let handler: Arc<dyn Handler> = Arc::new(Keeper::default());
         let Ok(parts) = Parts::new(config, verifier, origin, |config, _| {

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tidegate::auth::Verifier;
+use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
 use tidegate::driver::sim::{Arrived, Faults, Sim};
 use tidegate::parts::{Origin, Parts};
 use tidegate::router;
 use tidegate::shard::Shard;
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 use tidegate_backend::Handler;
 use tidegate_backend::pool::{Pool, PoolOptions, Worker};
 
@@ -141,7 +142,12 @@ impl World {
         let backend = Backend::new(rng.u64(..));
         let handler: Arc<dyn Handler> = Arc::new(backend.clone());
         let mut workers = Vec::new();
-        let origin = Origin { started: now, first_offset: FIRST_OFFSET, session_key: rng.u64(..) };
+        let origin = Origin {
+            started: now,
+            wall_clock: WallClock::system(),
+            first_offset: FIRST_OFFSET,
+            session_key: rng.u64(..),
+        };
         let verifier = Verifier::new(&config.auth).unwrap();
         let parts = Parts::new(config, verifier, origin, |config, gateway| {
             let options = &config.backends[1];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::driver::sim::Faults;
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 
 use super::World;
 use crate::backend::{INLINE, QUEUED, Target, WILD, WILD_INLINE, echo};
@@ -100,7 +100,7 @@ impl World {
                 left == 0 && levels.rooms == 1
             })
         });
-        assert_eq!(self.parts.shared.gate.commands(), 0);
+        assert_eq!(self.parts.shared.limiter.commands(), 0);
         for (shard, _) in &self.shards {
             let stats = shard.stats();
             assert_eq!(

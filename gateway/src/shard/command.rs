@@ -1,8 +1,9 @@
-//! Who is still at work on a command: shared by everyone it was passed to, done when the last drops it.
+//! The bound on commands under way, and the outcome of each.
 //!
-//! A [`Receipt`] counts the connections that a command went to, keeps why it was refused, and holds its place
-//! in the [`Gate`]. So the bound on commands under way covers all shards that a command visits, and "went to
-//! N connections" is exact. A command whose end nobody asked for has no report, and costs nothing for it.
+//! A command (a push, a join, a kick) is admitted by the [`CommandLimiter`] and gets a [`CommandPermit`]. All shards that the
+//! command visits share the permit, and the command ends when the last of them drops it. So the bound covers all
+//! shards, and the count of connections that a command reached is exact. A command without a report allocates
+//! nothing for one.
 
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 
 /// The bound on commands under way, in number and in bytes.
 #[derive(Debug)]
-pub struct Gate {
+pub struct CommandLimiter {
     commands: AtomicUsize,
     bytes: AtomicUsize,
     commands_max: usize,
@@ -26,8 +27,8 @@ pub struct Gate {
     report_panics: LogLimit,
 }
 
-impl Gate {
-    /// An open gate.
+impl CommandLimiter {
+    /// A limiter for so many commands and so many bytes.
     #[must_use]
     pub const fn new(commands_max: usize, bytes_max: usize) -> Self {
         Self {
@@ -40,27 +41,27 @@ impl Gate {
         }
     }
 
-    /// Lets a command of this many bytes in, and takes its report, if it has one. Where nothing else is under
-    /// way, any size may.
+    /// Admits a command of this many bytes and takes its report, if it has one. While no other command is
+    /// under way, a command of any size is admitted.
     ///
     /// # Errors
-    /// [`PushError::Overloaded`]: the report is still there.
-    pub fn enter(
+    /// [`PushError::Overloaded`] when a bound is reached. The report is not taken then.
+    pub fn admit(
         self: &Arc<Self>,
         bytes: usize,
         report: &mut Option<Report>,
-    ) -> Result<Arc<Receipt>, PushError> {
+    ) -> Result<Arc<CommandPermit>, PushError> {
         let commands = self.commands.fetch_add(1, Ordering::Relaxed);
         let under_way = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if commands > 0 && (commands >= self.commands_max || under_way + bytes > self.bytes_max) {
-            self.leave(bytes);
+            self.release(bytes);
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(PushError::Overloaded);
         }
-        let gate = Arc::clone(self);
+        let limiter = Arc::clone(self);
         let watch = report.take().map(|report| Box::new(Watch { refusal: None, report }));
         let watch = Mutex::new(watch);
-        Ok(Arc::new(Receipt { connections: AtomicU64::new(0), bytes, gate, watch }))
+        Ok(Arc::new(CommandPermit { connections: AtomicU64::new(0), bytes, limiter, watch }))
     }
 
     /// Commands under way.
@@ -69,36 +70,36 @@ impl Gate {
         self.commands.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of it is taken: what only waits for company should go.
+    /// Whether more than half of a bound is used. Pushes that wait for a merge window then go out early.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.commands.load(Ordering::Relaxed) > self.commands_max / 2
             || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2
     }
 
-    /// Commands refused since the last time this was asked.
+    /// Commands refused since the last call of this function.
     pub fn take_refused(&self) -> u64 {
         self.refused.swap(0, Ordering::Relaxed)
     }
 
-    fn leave(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.commands.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// One command's place in the gate. See the [module](self).
+/// One command under way. See the [module](self).
 #[derive(Debug)]
-pub struct Receipt {
+pub struct CommandPermit {
     connections: AtomicU64,
     bytes: usize,
-    gate: Arc<Gate>,
+    limiter: Arc<CommandLimiter>,
     watch: Mutex<Option<Box<Watch>>>,
 }
 
-/// What somebody waits for.
+/// The outcome that a caller waits for.
 struct Watch {
-    /// The first reason, where the command was refused.
+    /// Why the command was refused: the first reason.
     refusal: Option<PushError>,
     report: Report,
 }
@@ -109,13 +110,13 @@ impl fmt::Debug for Watch {
     }
 }
 
-impl Receipt {
-    /// Adds connections that the command went to.
+impl CommandPermit {
+    /// Adds connections that the command reached.
     pub fn add(&self, connections: usize) {
         self.connections.fetch_add(connections as u64, Ordering::Relaxed);
     }
 
-    /// Says that the command is not carried out, and why.
+    /// Marks the command as refused. The first reason is reported.
     pub fn refuse(&self, reason: PushError) {
         if let Some(watch) = &mut *self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
             watch.refusal.get_or_insert(reason);
@@ -123,41 +124,41 @@ impl Receipt {
     }
 }
 
-impl Drop for Receipt {
+impl Drop for CommandPermit {
     fn drop(&mut self) {
-        self.gate.leave(self.bytes);
+        self.limiter.release(self.bytes);
         let watch = self.watch.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(watch) = watch {
             let Watch { refusal, report } = *watch;
             let done = Done::with_connections(*self.connections.get_mut());
             let outcome = refusal.map_or(Ok(done), Err);
-            // It is a backend's code on a shard's thread, like a handler.
+            // The report is a backend's code on a shard's thread, as a handler is.
             if panic::catch_unwind(AssertUnwindSafe(|| report(outcome))).is_err()
-                && let Some(suppressed) = self.gate.report_panics.allow()
+                && let Some(suppressed) = self.limiter.report_panics.allow()
             {
                 tracing::error!(
                     suppressed,
-                    "a backend panicked when it was told how a command ended"
+                    "a backend panicked in the report of a command's outcome"
                 );
             }
         }
     }
 }
 
-/// An answer that several shards add to; it is sent when the last of them is done.
+/// An answer that several shards add to. It is sent when the last of them drops it.
 #[derive(Debug)]
-pub struct Gather<T> {
+pub struct Aggregate<T> {
     inner: Mutex<Option<(T, oneshot::Sender<T>)>>,
 }
 
-impl<T> Gather<T> {
-    /// Starts with what is known.
+impl<T> Aggregate<T> {
+    /// Starts with what the first shard knows.
     #[must_use]
     pub fn new(known: T, reply: oneshot::Sender<T>) -> Arc<Self> {
         Arc::new(Self { inner: Mutex::new(Some((known, reply))) })
     }
 
-    /// Adds to it.
+    /// Adds what one more shard knows.
     pub fn add(&self, add: impl FnOnce(&mut T)) {
         if let Some((known, _)) = self.inner.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
         {
@@ -166,7 +167,7 @@ impl<T> Gather<T> {
     }
 }
 
-impl<T> Drop for Gather<T> {
+impl<T> Drop for Aggregate<T> {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((known, reply)) = inner {
@@ -189,62 +190,63 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_held_until_the_last_shard_is_done() {
-        let gate = Arc::new(Gate::new(2, 100));
+    fn a_command_ends_when_the_last_shard_drops_its_permit() {
+        let limiter = Arc::new(CommandLimiter::new(2, 100));
         let (mut reporting, outcome) = report();
-        let first = gate.enter(10, &mut reporting).unwrap();
+        let first = limiter.admit(10, &mut reporting).unwrap();
         assert!(reporting.is_none());
         let passed_on = Arc::clone(&first);
         first.add(2);
         drop(first);
         assert!(outcome.try_recv().is_err());
-        assert!(!gate.is_crowded());
-        let _second = gate.enter(90, &mut None).unwrap();
-        assert!(gate.is_crowded());
-        assert_eq!(gate.enter(0, &mut None).unwrap_err(), PushError::Overloaded);
-        assert_eq!(gate.take_refused(), 1);
+        assert!(!limiter.is_crowded());
+        let _second = limiter.admit(90, &mut None).unwrap();
+        assert!(limiter.is_crowded());
+        assert_eq!(limiter.admit(0, &mut None).unwrap_err(), PushError::Overloaded);
+        assert_eq!(limiter.take_refused(), 1);
         passed_on.add(1);
         drop(passed_on);
         assert_eq!(outcome.try_recv(), Ok(Ok(Done::with_connections(3))));
-        assert_eq!(gate.enter(11, &mut None).unwrap_err(), PushError::Overloaded, "too many bytes");
-        assert!(gate.enter(10, &mut None).is_ok());
+        assert_eq!(
+            limiter.admit(11, &mut None).unwrap_err(),
+            PushError::Overloaded,
+            "too many bytes"
+        );
+        assert!(limiter.admit(10, &mut None).is_ok());
     }
 
     #[test]
-    fn a_large_one_goes_alone() {
-        let gate = Arc::new(Gate::new(2, 100));
-        assert!(gate.enter(5000, &mut None).is_ok());
+    fn a_command_beyond_the_bound_is_admitted_alone() {
+        let limiter = Arc::new(CommandLimiter::new(2, 100));
+        assert!(limiter.admit(5000, &mut None).is_ok());
     }
 
     #[test]
-    fn the_first_reason_is_told_and_a_report_that_panics_harms_nobody() {
-        let gate = Arc::new(Gate::new(2, 100));
+    fn the_first_refusal_is_reported() {
+        let limiter = Arc::new(CommandLimiter::new(2, 100));
         let (mut reporting, outcome) = report();
-        let receipt = gate.enter(0, &mut reporting).unwrap();
-        receipt.add(2);
-        receipt.refuse(PushError::SessionGone);
-        receipt.refuse(PushError::Stopping);
-        drop(receipt);
+        let permit = limiter.admit(0, &mut reporting).unwrap();
+        permit.add(2);
+        permit.refuse(PushError::SessionGone);
+        permit.refuse(PushError::Stopping);
+        drop(permit);
         assert_eq!(outcome.try_recv(), Ok(Err(PushError::SessionGone)));
-        let mut panicking: Option<Report> = Some(Box::new(|_| panic!("a bug in a backend")));
-        drop(gate.enter(0, &mut panicking).unwrap());
-        assert_eq!(gate.commands(), 0);
-        // Who asked for no outcome is told none.
-        let receipt = gate.enter(0, &mut None).unwrap();
-        receipt.refuse(PushError::Stopping);
+        // A command without a report can be refused too.
+        let permit = limiter.admit(0, &mut None).unwrap();
+        permit.refuse(PushError::Stopping);
     }
 
     #[test]
-    fn a_refused_report_is_still_there() {
-        let gate = Arc::new(Gate::new(1, 100));
+    fn a_refused_command_leaves_its_report_with_the_caller() {
+        let limiter = Arc::new(CommandLimiter::new(1, 100));
         let (mut reporting, outcome) = report();
-        let _first = gate.enter(0, &mut None).unwrap();
-        assert!(gate.enter(0, &mut reporting).is_err());
-        reporting.expect("it was not taken")(Err(PushError::Overloaded));
+        let _first = limiter.admit(0, &mut None).unwrap();
+        assert!(limiter.admit(0, &mut reporting).is_err());
+        reporting.expect("the limiter did not take it")(Err(PushError::Overloaded));
         assert_eq!(outcome.try_recv(), Ok(Err(PushError::Overloaded)));
     }
 
-    /// What a subscriber wrote.
+    /// Collects what a subscriber writes.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -259,21 +261,24 @@ mod tests {
         }
     }
 
+    // The only test in which a report panics. The log decides once for all threads whether a line is wanted, so another
+    // thread without a log would race with this one.
     #[test]
-    fn reports_that_panic_are_logged_once_in_a_while() {
-        let gate = Arc::new(Gate::new(2, 100));
+    fn a_panic_in_a_report_is_caught_and_its_log_lines_are_limited() {
+        let limiter = Arc::new(CommandLimiter::new(2, 100));
         let written = Written::default();
         let writer = written.clone();
         let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
         tracing::subscriber::with_default(log, || {
             for _ in 0..100 {
                 let mut report: Option<Report> = Some(Box::new(|_| panic!("a report with a bug")));
-                drop(gate.enter(0, &mut report).unwrap());
+                drop(limiter.admit(0, &mut report).unwrap());
             }
         });
-        assert_eq!(gate.commands(), 0, "each has left");
+        assert_eq!(limiter.commands(), 0, "each command has ended");
         let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-        let lines = log.lines().filter(|line| line.contains("a backend panicked")).count();
+        let lines =
+            log.lines().filter(|line| line.contains("a backend panicked in the report")).count();
         assert!((1..10).contains(&lines), "{log}");
     }
 }

@@ -1,12 +1,11 @@
-//! How fast one connection may ask: the generic cell rate algorithm (ITU-T I.371) in eight bytes.
+//! The rate limit of one connection: the generic cell rate algorithm (ITU-T I.371) in eight bytes.
 //!
-//! It remembers one time: when the connection would be even with its rate. Asking moves that time on
-//! by one interval; asking is too early while it lies more than a burst ahead of now.
+//! A limiter keeps one time: the theoretical arrival time of the next request at the configured rate. Each request
+//! moves it on by one interval. A request is too early while that time is more than a burst ahead of now.
 //!
-//! The limiters stand in a table beside the connections: a gateway that sets no limit doesn't pay for
-//! them.
+//! The limiters are in a table beside the connections, so a gateway without a limit has no table.
 
-/// One rate, and where each of a shard's connections stands to it.
+/// The rate, and a limiter for each of a shard's connections.
 #[derive(Debug)]
 pub struct RateLimiters {
     rate: Rate,
@@ -17,8 +16,8 @@ pub struct RateLimiters {
 /// One connection's state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RateLimiter {
-    /// When it is even, in nanoseconds on the shard's clock.
-    even_at_ns: u64,
+    /// The theoretical arrival time, in nanoseconds on the shard's clock.
+    arrival_ns: u64,
 }
 
 /// A rate, the same for all connections.
@@ -42,13 +41,13 @@ impl Rate {
 }
 
 impl RateLimiters {
-    /// None has asked anything yet.
+    /// No connection has sent a request yet.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
         Self { rate, limiters: Vec::new() }
     }
 
-    /// The slot has a new connection, which has asked nothing yet.
+    /// The slot has a new connection.
     pub fn reset(&mut self, slot: u32) {
         let index = slot as usize;
         if self.limiters.len() <= index {
@@ -57,35 +56,35 @@ impl RateLimiters {
         self.limiters[index] = RateLimiter::new();
     }
 
-    /// Lets a request of the slot's connection through, or says how many milliseconds too early it is.
+    /// Admits a request of the slot's connection, unless it is too early.
     ///
     /// # Errors
     /// The milliseconds to wait, at least 1.
     #[inline]
-    pub fn ask(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
-        self.limiters[slot as usize].ask(self.rate, now_ms)
+    pub fn admit(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
+        self.limiters[slot as usize].admit(self.rate, now_ms)
     }
 }
 
 impl RateLimiter {
-    /// A connection that has asked nothing yet.
+    /// The limiter of a connection that has sent no request yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { even_at_ns: 0 }
+        Self { arrival_ns: 0 }
     }
 
-    /// Lets a request through, or says how many milliseconds too early it is.
+    /// Admits a request, unless it is too early.
     ///
     /// # Errors
     /// The milliseconds to wait, at least 1.
-    pub fn ask(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
+    pub fn admit(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
         let now_ns = now_ms * NS_PER_MS;
-        let even_at_ns = self.even_at_ns.max(now_ns);
-        let early_ns = (even_at_ns - now_ns).saturating_sub(rate.tolerance_ns);
+        let arrival_ns = self.arrival_ns.max(now_ns);
+        let early_ns = (arrival_ns - now_ns).saturating_sub(rate.tolerance_ns);
         if early_ns > 0 {
             return Err(u32::try_from(early_ns.div_ceil(NS_PER_MS)).unwrap_or(u32::MAX));
         }
-        self.even_at_ns = even_at_ns + rate.interval_ns;
+        self.arrival_ns = arrival_ns + rate.interval_ns;
         Ok(())
     }
 }
@@ -96,7 +95,7 @@ mod tests {
 
     /// How many of `asked` requests at one time get through.
     fn at_once(limiter: &mut RateLimiter, rate: Rate, now_ms: u64, asked: usize) -> usize {
-        (0..asked).filter(|_| limiter.ask(rate, now_ms).is_ok()).count()
+        (0..asked).filter(|_| limiter.admit(rate, now_ms).is_ok()).count()
     }
 
     #[test]
@@ -104,10 +103,10 @@ mod tests {
         let rate = Rate::new(10, 5);
         let mut limiter = RateLimiter::new();
         assert_eq!(at_once(&mut limiter, rate, 1_000, 9), 5);
-        assert_eq!(limiter.ask(rate, 1_000), Err(100));
-        assert_eq!(limiter.ask(rate, 1_099), Err(1));
-        assert_eq!(limiter.ask(rate, 1_100), Ok(()));
-        let passed = (1_100..11_100).filter(|&ms| limiter.ask(rate, ms).is_ok()).count();
+        assert_eq!(limiter.admit(rate, 1_000), Err(100));
+        assert_eq!(limiter.admit(rate, 1_099), Err(1));
+        assert_eq!(limiter.admit(rate, 1_100), Ok(()));
+        let passed = (1_100..11_100).filter(|&ms| limiter.admit(rate, ms).is_ok()).count();
         assert!((99..=101).contains(&passed), "{passed}");
     }
 
@@ -116,11 +115,11 @@ mod tests {
         let mut limiters = RateLimiters::new(Rate::new(1, 1));
         limiters.reset(2);
         limiters.reset(0);
-        assert_eq!(limiters.ask(2, 0), Ok(()));
-        assert_eq!(limiters.ask(2, 0), Err(1_000));
-        assert_eq!(limiters.ask(0, 0), Ok(()));
+        assert_eq!(limiters.admit(2, 0), Ok(()));
+        assert_eq!(limiters.admit(2, 0), Err(1_000));
+        assert_eq!(limiters.admit(0, 0), Ok(()));
         limiters.reset(2);
-        assert_eq!(limiters.ask(2, 0), Ok(()), "another connection has the slot");
+        assert_eq!(limiters.admit(2, 0), Ok(()), "the slot has another connection");
     }
 
     #[test]
@@ -128,7 +127,7 @@ mod tests {
         let mut slow = RateLimiter::new();
         let rate = Rate::new(1, 1_000_000);
         assert_eq!(at_once(&mut slow, rate, 0, 1_100_000), 1_000_000);
-        assert_eq!(slow.ask(rate, 0), Err(1_000));
+        assert_eq!(slow.admit(rate, 0), Err(1_000));
         // Two weeks later all of the burst is there again, and no more.
         assert_eq!(at_once(&mut slow, rate, 14 * 86_400_000, 1_100_000), 1_000_000);
 

@@ -1,27 +1,30 @@
-//! Rooms and who is in them: logs, members, cursors.
+//! The tables of rooms and memberships.
 //!
 //! A room lives on its home shard, which numbers its pushes, and on every shard that has members,
 //! which holds a replica of the log: the same encoded frames, shared. A membership is a cursor into
 //! that log, 20 bytes, linked into its connection's list and listed in its room.
 //!
-//! This module keeps the books; `fan_out` acts on them.
+//! This module keeps the tables consistent. [`Rooms`](super::Rooms) decides what happens.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use tidegate_backend::RoomId;
 
 use super::log::Log;
-use super::receipt::Receipt;
 use crate::config::RoomPolicy;
-use crate::connection::MembershipId;
+use crate::shard::command::CommandPermit;
 
-/// A place in the table of rooms.
+/// Names a membership. Never zero, so that an `Option` of it takes 4 bytes.
+pub type MembershipId = NonZeroU32;
+
+/// Names a room of a shard while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RoomIndex(u32);
 
-/// The room that every shard has first.
+/// Everybody's room, which every shard opens first.
 pub const EVERYBODY: RoomIndex = RoomIndex(0);
 
 /// One room, as one shard sees it.
@@ -31,52 +34,50 @@ pub struct Room {
     pub id: RoomId,
     /// How it treats its members.
     pub policy: RoomPolicy,
-    /// What it remembers.
+    /// Its pushes.
     pub log: Log,
-    /// Who of this shard is in it.
+    /// Its members on this shard.
     pub members: Vec<MembershipId>,
-    /// The fan-out that goes round.
+    /// How far the fan-out has come.
     pub sweep: Sweep,
-    /// When the merge window ends that holds the log's end back, on the shard's clock. A room without
-    /// members has none.
+    /// When the open merge window ends, on the shard's clock. A room without members has no window.
     pub window_ends_ms: Option<u64>,
-    /// Pushes that not every member was offered yet, by offset: the bound on commands under way
-    /// bounds what the log holds beyond its own.
-    pub receipts: VecDeque<(u64, Arc<Receipt>)>,
-    /// Where this shard stands.
+    /// Permits of the pushes that were not offered to every member yet, by offset. They hold the pushes under
+    /// way, so the bound on commands bounds what the log holds beyond its own bound.
+    pub permits: VecDeque<(u64, Arc<CommandPermit>)>,
+    /// Whether this shard is the home.
     pub role: Role,
-    /// When something last happened in it, on the shard's clock.
+    /// When a push came or a member left last, on the shard's clock.
     pub active_at_ms: u64,
 }
 
-/// Where a shard stands to a room.
+/// What a shard is to a room.
 #[derive(Debug)]
 pub enum Role {
-    /// It numbers the pushes and passes them on to shards with members, each with the number of
-    /// joins that it was sent.
+    /// It numbers the pushes and passes them on to the shards with members.
     Home {
-        /// Shards with members, and how many joins each was sent.
+        /// The other shards with members, and how many joins each was sent.
         subscribers: Vec<(u16, u64)>,
     },
-    /// It follows the home; it was sent this many joins.
+    /// It follows the home.
     Replica {
-        /// How many joins came.
+        /// How many joins the home has sent.
         joins: u64,
     },
 }
 
-/// A fan-out goes round the members; pushes that come meanwhile make it go one round more.
+/// A fan-out serves all members once. Pushes that are released meanwhile are for the next round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sweep {
-    /// The room stands among those to be served.
+    /// The room is in the queue of the fan-out.
     pub queued: bool,
-    /// The end of what the log had released when this round began: what comes before it, the round offers to all.
+    /// What the log had released when this round began. The round offers all pushes before it.
     pub mark: u64,
-    /// What comes before this offset, every member was offered.
+    /// Every member was offered the pushes before this offset.
     pub offered: u64,
-    /// The next member to look at.
+    /// The next member to serve.
     pub next: usize,
-    /// Members that still have to be looked at. left <= members.len()
+    /// Members that this round still has to serve. left <= members.len()
     pub left: usize,
 }
 
@@ -85,30 +86,30 @@ pub struct Sweep {
 pub struct Membership {
     /// The low half of the offset that the member gets next.
     cursor: u32,
-    /// The room; meaningless while free.
+    /// The room. Unused in a free entry.
     pub room: RoomIndex,
     /// The connection's slot.
     pub slot: u32,
-    /// The connection's next membership; while free, the next free one.
+    /// The connection's next membership. In a free entry: the next free one.
     pub next: Option<MembershipId>,
-    /// Where it stands in its room's `members`.
+    /// Its index in its room's `members`.
     pub position: u32,
 }
 
 impl Membership {
-    /// The offset that the member gets next, in a log that ends at `end`. Who is 2^32 pushes behind is taken
-    /// for one who is less behind, and skips more than is counted: at a million pushes a second that takes 71
-    /// minutes of one send.
+    /// The offset that the member gets next, in a log that ends at `end`. A member that is 2^32 pushes behind
+    /// is taken for one that is less behind, and skips more than is counted. At a million pushes a second that
+    /// takes one send of 71 minutes.
     #[inline]
     #[must_use]
     pub const fn cursor(&self, end: u64) -> u64 {
         end - low_half(end).wrapping_sub(self.cursor) as u64
     }
 
-    /// Sets it, in a log that ends at `end`: at most there.
+    /// Sets the cursor, in a log that ends at `end`. cursor <= end
     #[inline]
     pub const fn set_cursor(&mut self, cursor: u64, end: u64) {
-        debug_assert!(cursor <= end, "nobody is ahead of the log");
+        debug_assert!(cursor <= end, "no member is ahead of the log");
         self.cursor = low_half(cursor);
     }
 }
@@ -121,19 +122,22 @@ const fn low_half(offset: u64) -> u32 {
 
 /// All rooms and memberships of a shard.
 #[derive(Debug, Default)]
-pub struct Rooms {
+pub struct Table {
     by_id: HashMap<RoomId, RoomIndex>,
-    rooms: Vec<Option<Room>>,
+    /// Boxed, so that a closed room leaves 8 bytes behind and not its whole size.
+    rooms: Vec<Option<Box<Room>>>,
     free_rooms: Vec<RoomIndex>,
-    /// Rooms whose home is here, everybody's not counted.
+    /// Rooms whose home is this shard, without everybody's.
     homes: usize,
+    /// The first membership of each connection, by slot.
+    first_memberships: Vec<Option<MembershipId>>,
     memberships: Vec<Membership>,
     free_membership: Option<MembershipId>,
     membership_count: usize,
 }
 
-impl Rooms {
-    /// Rooms that exist here.
+impl Table {
+    /// Open rooms.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
@@ -145,7 +149,7 @@ impl Rooms {
         self.by_id.is_empty()
     }
 
-    /// Rooms whose home is here, everybody's not counted.
+    /// Rooms whose home is this shard, without everybody's.
     #[must_use]
     pub const fn homes(&self) -> usize {
         self.homes
@@ -157,17 +161,17 @@ impl Rooms {
         self.membership_count
     }
 
-    /// Places in the table, for walking it a piece at a time.
+    /// Entries of the table, open or not: what [`Self::at`] may be asked for.
     #[must_use]
-    pub fn places(&self) -> usize {
+    pub fn entries(&self) -> usize {
         self.rooms.len()
     }
 
-    /// What stands at a place.
+    /// The room in an entry of the table, if it is open.
     #[must_use]
-    pub fn at(&mut self, place: usize) -> Option<(RoomIndex, &mut Room)> {
-        let room = self.rooms.get_mut(place)?.as_mut()?;
-        Some((RoomIndex(u32::try_from(place).ok()?), room))
+    pub fn at(&mut self, entry: usize) -> Option<(RoomIndex, &mut Room)> {
+        let room = self.rooms.get_mut(entry)?.as_deref_mut()?;
+        Some((RoomIndex(u32::try_from(entry).ok()?), room))
     }
 
     /// Finds a room by name.
@@ -176,19 +180,19 @@ impl Rooms {
         self.by_id.get(id).copied()
     }
 
-    /// A room that exists.
+    /// An open room.
     #[inline]
     pub fn get(&mut self, index: RoomIndex) -> &mut Room {
-        self.rooms[index.0 as usize].as_mut().expect("an index lives as long as its room")
+        self.rooms[index.0 as usize].as_deref_mut().expect("an index lives as long as its room")
     }
 
-    /// Whether an index that was kept still means a room.
-    #[must_use]
-    pub fn exists(&self, index: RoomIndex) -> bool {
-        self.rooms.get(index.0 as usize).is_some_and(Option::is_some)
+    /// A room that may be closed by now. Another room may have its index.
+    #[inline]
+    pub fn get_open(&mut self, index: RoomIndex) -> Option<&mut Room> {
+        self.rooms.get_mut(index.0 as usize)?.as_deref_mut()
     }
 
-    /// A membership that exists.
+    /// A membership.
     #[inline]
     pub fn membership(&mut self, id: MembershipId) -> &mut Membership {
         &mut self.memberships[id.get() as usize - 1]
@@ -198,11 +202,11 @@ impl Rooms {
     #[inline]
     pub fn room_and_membership(&mut self, id: MembershipId) -> (&mut Room, &mut Membership) {
         let membership = &mut self.memberships[id.get() as usize - 1];
-        let room = self.rooms[membership.room.0 as usize].as_mut();
+        let room = self.rooms[membership.room.0 as usize].as_deref_mut();
         (room.expect("a membership keeps its room"), membership)
     }
 
-    /// Opens a room. There must be none of that name.
+    /// Opens a room. No room of that name may be open.
     pub fn open(
         &mut self,
         id: RoomId,
@@ -218,7 +222,7 @@ impl Rooms {
             members: Vec::new(),
             sweep: Sweep::default(),
             window_ends_ms: None,
-            receipts: VecDeque::new(),
+            permits: VecDeque::new(),
             role,
             active_at_ms: now_ms,
         };
@@ -227,35 +231,36 @@ impl Rooms {
             self.rooms.push(None);
             RoomIndex(u32::try_from(self.rooms.len() - 1).expect("fewer rooms than 2^32"))
         });
-        self.rooms[index.0 as usize] = Some(room);
+        self.rooms[index.0 as usize] = Some(Box::new(room));
         self.by_id.insert(id, index);
         index
     }
 
     /// Closes a room without members.
-    pub fn close(&mut self, index: RoomIndex) -> Option<Room> {
+    pub fn close(&mut self, index: RoomIndex) -> Option<Box<Room>> {
         let room = self.rooms[index.0 as usize].take()?;
         debug_assert!(room.members.is_empty(), "a member keeps its room");
-        debug_assert!(room.window_ends_ms.is_none(), "nobody is there to wait");
+        debug_assert!(room.window_ends_ms.is_none(), "a room without members has no window");
         self.homes -= usize::from(room.counts());
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
+        if has_shrunk(self.by_id.len(), self.by_id.capacity()) {
+            self.by_id.shrink_to(2 * self.by_id.len());
+        }
         Some(room)
     }
 
     /// Adds a membership at the front of a connection's list.
-    pub fn join(
-        &mut self,
-        first: &mut Option<MembershipId>,
-        slot: u32,
-        room: RoomIndex,
-        cursor: u64,
-    ) -> MembershipId {
-        debug_assert!(cursor <= self.get(room).log.end(), "nobody is ahead of the log");
+    pub fn join(&mut self, slot: u32, room: RoomIndex, cursor: u64) -> MembershipId {
+        if self.first_memberships.len() <= slot as usize {
+            self.first_memberships.resize(slot as usize + 1, None);
+        }
+        let first = self.first_memberships[slot as usize];
+        debug_assert!(cursor <= self.get(room).log.end(), "no member is ahead of the log");
         let position = self.get(room).members.len();
         let position = u32::try_from(position).expect("fewer members than 2^32");
         let cursor = low_half(cursor);
-        let membership = Membership { cursor, room, slot, next: *first, position };
+        let membership = Membership { cursor, room, slot, next: first, position };
         let id = if let Some(id) = self.free_membership {
             self.free_membership = self.membership(id).next;
             *self.membership(id) = membership;
@@ -265,7 +270,7 @@ impl Rooms {
             let count = u32::try_from(self.memberships.len()).expect("fewer than 2^32");
             MembershipId::new(count).expect("at least the one just pushed")
         };
-        *first = Some(id);
+        self.first_memberships[slot as usize] = Some(id);
         self.membership_count += 1;
         let room = self.get(room);
         room.members.push(id);
@@ -275,22 +280,22 @@ impl Rooms {
         id
     }
 
-    /// Finds a connection's membership of a room.
+    /// The first of a connection's memberships.
+    #[inline]
     #[must_use]
-    pub fn find_membership(
-        &self,
-        first: Option<MembershipId>,
-        room: RoomIndex,
-    ) -> Option<MembershipId> {
-        self.list(first).find(|(_, membership)| membership.room == room).map(|(id, _)| id)
+    pub fn first_membership(&self, slot: u32) -> Option<MembershipId> {
+        self.first_memberships.get(slot as usize).copied().flatten()
+    }
+
+    /// A connection's membership of a room.
+    #[must_use]
+    pub fn find_membership(&self, slot: u32, room: RoomIndex) -> Option<MembershipId> {
+        self.list(slot).find(|(_, membership)| membership.room == room).map(|(id, _)| id)
     }
 
     /// A connection's memberships.
-    pub fn list(
-        &self,
-        first: Option<MembershipId>,
-    ) -> impl Iterator<Item = (MembershipId, &Membership)> {
-        let mut next = first;
+    pub fn list(&self, slot: u32) -> impl Iterator<Item = (MembershipId, &Membership)> {
+        let mut next = self.first_membership(slot);
         std::iter::from_fn(move || {
             let id = next?;
             let membership = &self.memberships[id.get() as usize - 1];
@@ -299,23 +304,25 @@ impl Rooms {
         })
     }
 
-    /// Makes a connection's list begin behind `last`, which goes to its end: who is served last this
-    /// time comes last the next time.
-    pub fn turn(&mut self, first: &mut Option<MembershipId>, last: MembershipId) {
-        let Some(behind) = self.membership(last).next.take() else { return };
-        let end = self.list(Some(behind)).last().map_or(behind, |(id, _)| id);
-        self.membership(end).next = first.replace(behind);
+    /// Rotates a connection's list so that it ends with `last`. The room that was served last this time
+    /// is served last the next time.
+    pub fn rotate(&mut self, last: MembershipId) {
+        let Membership { next: Some(behind), slot, .. } = *self.membership(last) else { return };
+        let end = self.list(slot).last().map_or(behind, |(id, _)| id);
+        self.membership(last).next = None;
+        let first = self.first_memberships[slot as usize].replace(behind);
+        self.membership(end).next = first;
     }
 
-    /// Takes a membership out of its connection's list and its room. Returns the slot of the member
-    /// that took its place in the room while a fan-out goes round: it may be passed over.
-    pub fn leave(&mut self, first: &mut Option<MembershipId>, id: MembershipId) -> Option<u32> {
-        let Membership { room, next, position, .. } = *self.membership(id);
-        if *first == Some(id) {
-            *first = next;
+    /// Removes a membership from its connection's list and its room. If a fan-out is under way, returns the slot of
+    /// the member that moved to the free position: the fan-out may pass over it.
+    pub fn leave(&mut self, id: MembershipId) -> Option<u32> {
+        let Membership { room, next, position, slot, .. } = *self.membership(id);
+        if self.first_memberships[slot as usize] == Some(id) {
+            self.first_memberships[slot as usize] = next;
         } else {
-            let before = self.list(*first).find(|(_, m)| m.next == Some(id)).map(|(id, _)| id);
-            self.membership(before.expect("it stands in the list")).next = next;
+            let before = self.list(slot).find(|(_, m)| m.next == Some(id)).map(|(id, _)| id);
+            self.membership(before.expect("a membership is in its connection's list")).next = next;
         }
         let free = self.free_membership.replace(id);
         self.membership(id).next = free;
@@ -337,13 +344,13 @@ impl Rooms {
 }
 
 impl Room {
-    /// Begins to go round the members with what the log has released.
+    /// Starts a round: every member is to be offered what the log has released.
     pub fn start_round(&mut self) {
         self.sweep.left = self.members.len();
         self.sweep.mark = self.log.released();
     }
 
-    /// Whether it counts as one of `rooms_max`.
+    /// Whether it counts against `rooms_max`.
     fn counts(&self) -> bool {
         matches!(self.role, Role::Home { .. }) && !self.id.is_everybody()
     }
@@ -356,11 +363,16 @@ pub fn home(room: &RoomId, shards: u16) -> u16 {
     if room.is_everybody() {
         return 0;
     }
-    // FNV-1a: short, the same on every thread, and nobody gains by steering a room to a shard.
+    // FNV-1a: short, and the same on every thread. A client gains nothing by steering a room to a shard.
     let hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (hash % u64::from(shards)) as u16
+}
+
+/// Whether a hash table is so empty that it should give memory back. See the same of the user directory.
+const fn has_shrunk(len: usize, capacity: usize) -> bool {
+    capacity > 1024 && len < capacity / 8
 }
 
 #[cfg(test)]
@@ -368,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_an_offset_tells_the_whole() {
+    fn the_low_half_of_a_cursor_is_enough() {
         for end in [1_u64, 7, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, (5 << 32) + 1, 1 << 53] {
             for behind in [0, 1, 7, 1 << 20, u64::from(u32::MAX)] {
                 let Some(cursor) = end.checked_sub(behind) else { continue };

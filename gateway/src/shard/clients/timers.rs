@@ -1,25 +1,25 @@
 //! A timing wheel with one deadline for each connection.
 //!
-//! Nine levels of 256 buckets: ticks of 64 ms in the first, and eight times as much in each further one.
-//! A deadline goes to the finest level that reaches as far, and stays there: 16 s ahead are kept to the
-//! tick, 131 s to half a second, and any to a thirty-first of how far ahead it was set. So a slot's bucket is
-//! all that there is to know of its deadline, and nothing is ever moved from level to level. Setting and
-//! clearing are O(1); the links live in one array beside the connections, 8 bytes each. After Varghese
-//! and Lauck, "Hashed and hierarchical timing wheels" (1987), scheme 7, whose variant with rounding.
+//! The wheel has nine levels of 256 buckets. A bucket of the first level is one tick of 64 ms, and a bucket of each further
+//! level is eight times as long. A deadline goes to the finest level that reaches it, and stays there. So a deadline up to
+//! 16 s ahead is exact to the tick, one up to 131 s to half a second, and any to 1/31 of how far ahead it was set.
+//! A slot's bucket is its whole deadline, and nothing moves from level to level. Setting and
+//! clearing are O(1). The links are in one array, 8 bytes a slot. After Varghese
+//! and Lauck, "Hashed and hierarchical timing wheels" (1987), scheme 7, the variant with rounding.
 //!
-//! Deadlines are kept lazily: a sign of life only notes the time, and a deadline that fires too early
-//! is set again by whoever looks at it.
+//! Deadlines are lazy: a frame from the client only notes the time. When a deadline fires too early, the caller
+//! sets it again.
 
 /// Milliseconds of a tick, as a power of two: 64 ms.
 const TICK_BITS: u32 = 6;
 /// Ticks of a bucket are a power of two as well: 3 more for each level.
 const STEP_BITS: u32 = 3;
-/// As many as reach over all ticks: 256 * 8^8 = 2^32.
+/// So many levels reach over all ticks: 256 * 8^8 = 2^32.
 const LEVELS: u32 = 9;
 const BUCKETS: u32 = 256;
-/// Words of a level that have a bit for each of its buckets.
+/// Words that have a bit for each bucket of a level.
 const WORDS: u32 = BUCKETS / u64::BITS;
-/// Later ones fire by then: that is eight years.
+/// Later deadlines fire at this tick: after eight years.
 const TICK_MAX: u32 = (BUCKETS - 1) << (STEP_BITS * (LEVELS - 1));
 const NONE: u32 = u32::MAX;
 
@@ -37,20 +37,20 @@ pub struct Timers {
 struct Level {
     /// The first slot of each bucket.
     heads: [u32; BUCKETS as usize],
-    /// A bit for each bucket that has one.
+    /// A bit for each bucket that is not empty.
     occupied: [u64; WORDS as usize],
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Link {
     next: u32,
-    /// The link before; a bucket where [`HEAD`] is set; `NONE`: not in a bucket.
+    /// The link before, or the bucket where [`HEAD`] is set. `NONE`: not in a bucket.
     prev: u32,
 }
 
 const VACANT: Link = Link { next: NONE, prev: NONE };
 
-/// In `prev`: the rest is a bucket, counted through all levels.
+/// Set in `prev`: the other bits are a bucket's number, counted through all levels.
 const HEAD: u32 = 1 << 31;
 
 impl Timers {
@@ -61,8 +61,8 @@ impl Timers {
         Self { links: Vec::new(), levels, tick: 0, set: 0 }
     }
 
-    /// Sets a slot's deadline, instead of the one it had. It fires when it is past, and at most a tick,
-    /// or a thirty-first of the time until then, late.
+    /// Sets a slot's deadline in place of an earlier one. It never fires early, and fires late by at most one tick or
+    /// 1/31 of the time until then.
     pub fn set(&mut self, slot: u32, deadline_ms: u64) {
         self.clear(slot);
         if self.links.len() <= slot as usize {
@@ -82,7 +82,7 @@ impl Timers {
         }
     }
 
-    /// Milliseconds until there is something to do; `None` when nothing is set.
+    /// Milliseconds until a deadline may fire; `None` when none is set.
     #[must_use]
     pub fn next_in_ms(&self, now_ms: u64) -> Option<u64> {
         if self.set == 0 {
@@ -97,7 +97,7 @@ impl Timers {
         Some(at_ms.saturating_sub(now_ms))
     }
 
-    /// Hands each slot whose deadline has passed to `expired`, and clears it: so many at most. Says whether
+    /// Calls `expired` with each slot whose deadline has passed, at most `most` of them, and clears it. Returns whether
     /// there may be more.
     pub fn expire(&mut self, now_ms: u64, most: usize, mut expired: impl FnMut(u32)) -> bool {
         let now = u32::try_from(now_ms >> TICK_BITS).unwrap_or(NONE);
@@ -129,11 +129,10 @@ impl Timers {
         false
     }
 
-    /// Puts a slot into the bucket that ends with `tick`, or as soon after it as one does that is within
-    /// reach.
+    /// Puts a slot into the bucket that ends with `tick`, or into the first within reach that ends after it.
     fn link(&mut self, slot: u32, tick: u32) {
         let reaches = |&number: &u32| turn(tick, number) - turn(self.tick, number) < BUCKETS;
-        let number = (0..LEVELS).find(reaches).expect("the last reaches over all ticks");
+        let number = (0..LEVELS).find(reaches).expect("the last level reaches over all ticks");
         let bucket = turn(tick, number) % BUCKETS;
         let level = &mut self.levels[number as usize];
         let head = std::mem::replace(&mut level.heads[bucket as usize], slot);
@@ -165,7 +164,7 @@ impl Timers {
 impl Level {
     const EMPTY: Self = Self { heads: [NONE; BUCKETS as usize], occupied: [0; WORDS as usize] };
 
-    /// How many buckets after that of turn `first` the first one is that holds something.
+    /// How many buckets after the one of turn `first` the first bucket is that is not empty.
     fn first_occupied(&self, first: u32) -> Option<u32> {
         let first = first % BUCKETS;
         // The word that holds the first bucket comes twice: its end at the start, the rest at the end.
@@ -184,8 +183,8 @@ impl Level {
     }
 }
 
-/// The turn of a level that ends with this tick, or as soon after it as one does. Where `tick` is the next
-/// to look at, that is the first turn yet to be looked at.
+/// The first turn of a level that ends with this tick or after it. For the next tick to look at, this is the
+/// first turn that was not looked at.
 fn turn(tick: u32, level: u32) -> u32 {
     tick.div_ceil(1 << (STEP_BITS * level))
 }
@@ -206,7 +205,7 @@ mod tests {
 
     fn expired(timers: &mut Timers, now_ms: u64) -> Vec<u32> {
         let mut slots = Vec::new();
-        // By twos, as they come when there are many.
+        // Two at a time, as when there are many.
         while timers.expire(now_ms, 2, |slot| slots.push(slot)) {}
         slots.sort_unstable();
         slots

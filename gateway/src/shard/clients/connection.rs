@@ -1,0 +1,152 @@
+//! What the shard keeps of one connection.
+//!
+//! An idle connection is 40 bytes here and owns no heap memory: it borrows an outbox from the shard's pool while there is
+//! something to send, and has an inbox while a frame is incomplete. What few gateways need for every connection stands in
+//! tables beside this one: its rate limit, and the span of its log lines. Its memberships are the rooms' business.
+
+use bitflags::bitflags;
+use tidegate_backend::UserId;
+use tidegate_protocol::Reassembler;
+
+use super::outbox::OutboxId;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The slot holds no connection.
+    Vacant,
+    /// It has not authenticated.
+    Anonymous,
+    /// Its token verified; the user's home shard has not registered it yet. Nothing is read.
+    Registering,
+    /// It has a session.
+    Open,
+    /// Its last frames go out; then its sending side is shut down. Nothing is read.
+    Closing,
+    /// Its sending side is shut down. What still comes is discarded, so that the kernel does not
+    /// reset the connection, which would discard the last frames.
+    Lingering,
+    /// It is to be closed at once, or the driver was told to.
+    Aborted,
+}
+
+bitflags! {
+    /// Facts about a connection that are true or false.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u8 {
+        /// It is in the list of connections to flush at the end of the turn.
+        const TOUCHED = 1;
+        /// Reading stopped: for too many calls, for too many unsent bytes, or until the session opens.
+        const HELD = 1 << 1;
+        /// The driver was told to pause receiving.
+        const PAUSED = 1 << 2;
+        /// A room has pushes for it that could not be sent when the fan-out came to it.
+        const PENDING_PUSHES = 1 << 3;
+        /// The peer has shut down its sending side.
+        const ENDED = 1 << 4;
+    }
+}
+
+/// One connection. Nearly all of it is what a message touches.
+#[derive(Debug)]
+pub struct Connection {
+    /// Which of the slot's connections it is.
+    pub generation: u32,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Failed tries to authenticate.
+    pub auth_failures: u8,
+    /// Yes or no.
+    pub flags: Flags,
+    /// Whose it is, once the phase is `Registering` or later; 0 before.
+    pub user_id: UserId,
+    /// The incomplete frame, and frames that were not read yet because the connection is held.
+    pub inbox: Reassembler,
+    /// What waits to be sent; `None` for most, most of the time.
+    pub outbox: Option<OutboxId>,
+    /// Bytes of the send under way; 0: none.
+    pub in_flight_bytes: u32,
+    /// When the last frame came, on the shard's clock.
+    pub last_seen_ms: u32,
+    /// Calls that wait for their answer.
+    pub calls: u16,
+}
+
+impl Connection {
+    /// A slot without a connection.
+    #[must_use]
+    pub const fn vacant() -> Self {
+        Self {
+            generation: 0,
+            phase: Phase::Vacant,
+            auth_failures: 0,
+            flags: Flags::empty(),
+            user_id: 0,
+            inbox: Reassembler::new(),
+            outbox: None,
+            in_flight_bytes: 0,
+            last_seen_ms: 0,
+            calls: 0,
+        }
+    }
+
+    /// A connection that was just accepted.
+    #[must_use]
+    pub const fn accepted(generation: u32, now_ms: u32) -> Self {
+        let mut connection = Self::vacant();
+        connection.generation = generation;
+        connection.phase = Phase::Anonymous;
+        connection.last_seen_ms = now_ms;
+        connection
+    }
+
+    /// Whether one of these flags is set.
+    #[inline]
+    #[must_use]
+    pub const fn has(&self, flags: Flags) -> bool {
+        self.flags.intersects(flags)
+    }
+
+    /// Whether nothing more is read from it or written for it: it is about to close, or is gone.
+    #[inline]
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Lingering | Phase::Aborted | Phase::Vacant)
+    }
+
+    /// Whether it has the answers to all that it asked, and its peer will ask no more.
+    #[inline]
+    #[must_use]
+    pub const fn has_finished(&self) -> bool {
+        self.has(Flags::ENDED)
+            && !self.has(Flags::HELD)
+            && self.calls == 0
+            && matches!(self.phase, Phase::Anonymous | Phase::Open)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert_eq!(size_of::<Connection>(), 40);
+    }
+
+    #[test]
+    fn a_connection_has_finished_when_nothing_is_to_be_answered() {
+        let mut connection = Connection::accepted(1, 0);
+        assert!(!connection.has_finished(), "its peer may still ask");
+        connection.flags |= Flags::ENDED;
+        assert!(connection.has_finished());
+        connection.calls = 1;
+        assert!(!connection.has_finished());
+        connection.calls = 0;
+        connection.flags |= Flags::HELD;
+        assert!(!connection.has_finished(), "frames are left to read");
+        connection.flags -= Flags::HELD;
+        connection.phase = Phase::Registering;
+        assert!(!connection.has_finished());
+    }
+}

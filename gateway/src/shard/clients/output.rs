@@ -1,0 +1,253 @@
+//! Output: what waits to be sent, what is under way, and which connections are to be flushed.
+//!
+//! Bytes that are written wait in an outbox until the end of the turn, so that one send takes what came together. A long outbox
+//! is flushed earlier. At most one send is under way on a connection.
+
+use std::mem;
+
+use bytes::{Bytes, BytesMut};
+
+use super::connection::{Connection, Flags};
+use super::outbox::Outboxes;
+use crate::allocator::SHORT_BYTES;
+
+/// Connections that are written to before they are flushed within a turn. So few buffers stay in the
+/// cache, and answers that came together mostly leave together.
+const TOUCHED_MAX: usize = 128;
+
+/// Bytes in one outbox, with no send under way, at which it is flushed within the turn. What comes later waits behind the
+/// send, where the bound on the outbox holds.
+const FLUSH_BYTES_MIN: usize = 256 * 1024;
+
+/// What a shard's connections have to send.
+#[derive(Debug, Default)]
+pub struct Output {
+    outboxes: Outboxes,
+    /// Bytes of all sends under way.
+    in_flight_bytes: usize,
+    /// Slots of connections to flush at the end of the turn.
+    touched: Vec<u32>,
+    /// An outbox is so long that it must not wait for the end of the turn.
+    is_flush_due: bool,
+    /// Bytes of long sends since they were last asked for.
+    long_bytes: usize,
+}
+
+impl Output {
+    /// Bytes that wait to be sent, those of sends under way included.
+    #[must_use]
+    pub const fn unsent_bytes_in_all(&self) -> usize {
+        self.outboxes.bytes() + self.in_flight_bytes
+    }
+
+    /// Bytes of a connection that the kernel does not have yet.
+    #[inline]
+    #[must_use]
+    pub fn unsent_bytes(&self, connection: &Connection) -> usize {
+        connection.in_flight_bytes as usize + self.outboxes.len(connection.outbox)
+    }
+
+    /// Bytes in a connection's outbox.
+    #[inline]
+    #[must_use]
+    pub fn outbox_bytes(&self, connection: &Connection) -> usize {
+        self.outboxes.len(connection.outbox)
+    }
+
+    /// Bytes that wait behind a connection's send. None waits behind anything if no send is under way.
+    #[inline]
+    #[must_use]
+    pub fn backlog_bytes(&self, connection: &Connection) -> usize {
+        if connection.in_flight_bytes > 0 { self.outboxes.len(connection.outbox) } else { 0 }
+    }
+
+    /// Whether a connection is in the list of those to flush.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        self.touched.is_empty()
+    }
+
+    /// Whether connections should be flushed before the end of the turn.
+    #[inline]
+    #[must_use]
+    pub const fn is_flush_due(&self) -> bool {
+        self.is_flush_due || self.touched.len() >= TOUCHED_MAX
+    }
+
+    /// Bytes of long sends since the last call of this function.
+    pub const fn take_long_bytes(&mut self) -> usize {
+        mem::replace(&mut self.long_bytes, 0)
+    }
+
+    /// Frees the memory that is kept for reuse.
+    pub fn give_back_memory(&mut self) {
+        self.outboxes.give_back();
+    }
+
+    /// Puts a connection on the list of those to flush.
+    #[inline]
+    pub fn touch(&mut self, slot: u32, connection: &mut Connection) {
+        if !connection.has(Flags::TOUCHED) {
+            connection.flags |= Flags::TOUCHED;
+            self.touched.push(slot);
+        }
+    }
+
+    /// Appends what `write` writes.
+    #[inline]
+    pub fn write(
+        &mut self,
+        slot: u32,
+        connection: &mut Connection,
+        write: impl FnOnce(&mut BytesMut),
+    ) {
+        self.outboxes.write(&mut connection.outbox, write);
+        self.wrote(slot, connection);
+    }
+
+    /// Appends bytes that others share.
+    #[inline]
+    pub fn write_shared(&mut self, slot: u32, connection: &mut Connection, bytes: Bytes) {
+        self.outboxes.write_shared(&mut connection.outbox, bytes);
+        self.wrote(slot, connection);
+    }
+
+    /// Appends bytes for a connection that is being flushed.
+    #[inline]
+    pub fn write_run(&mut self, connection: &mut Connection, run: Bytes) {
+        self.outboxes.write_shared(&mut connection.outbox, run);
+    }
+
+    #[inline]
+    fn wrote(&mut self, slot: u32, connection: &mut Connection) {
+        self.is_flush_due |= connection.in_flight_bytes == 0
+            && self.outboxes.len(connection.outbox) >= FLUSH_BYTES_MIN;
+        self.touch(slot, connection);
+    }
+
+    /// The next piece of what waits.
+    #[inline]
+    pub fn next_piece(&mut self, connection: &mut Connection) -> Option<Bytes> {
+        self.outboxes.next(&mut connection.outbox)
+    }
+
+    /// What to send at once on a connection that was just received from, if that is all there is to do
+    /// for it. It is under way then.
+    #[inline]
+    pub fn take_reply(&mut self, connection: &mut Connection) -> Option<Bytes> {
+        let others = Flags::HELD | Flags::PAUSED | Flags::PENDING_PUSHES | Flags::ENDED;
+        if !connection.has(Flags::TOUCHED)
+            || connection.has(others)
+            || connection.is_closing()
+            || connection.in_flight_bytes > 0
+        {
+            return None;
+        }
+        connection.flags -= Flags::TOUCHED;
+        let bytes = self.next_piece(connection)?;
+        self.start_send(connection, bytes.len());
+        Some(bytes)
+    }
+
+    /// A send is under way.
+    #[inline]
+    pub fn start_send(&mut self, connection: &mut Connection, bytes: usize) {
+        if bytes > SHORT_BYTES {
+            self.long_bytes += bytes;
+        }
+        // A piece may be longer than 4 GiB if frames are configured to be.
+        connection.in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.in_flight_bytes += connection.in_flight_bytes as usize;
+    }
+
+    /// The send under way is done.
+    #[inline]
+    pub fn finish_send(&mut self, connection: &mut Connection) {
+        self.in_flight_bytes -= mem::take(&mut connection.in_flight_bytes) as usize;
+    }
+
+    /// Drops all that waits. Returns how many bytes that was, without those of the send under way.
+    pub fn discard(&mut self, connection: &mut Connection) -> usize {
+        self.finish_send(connection);
+        self.outboxes.discard(&mut connection.outbox)
+    }
+
+    /// The slots to flush. [`Self::put_touched`] takes the list back.
+    #[inline]
+    pub fn take_touched(&mut self) -> Vec<u32> {
+        self.is_flush_due = false;
+        mem::take(&mut self.touched)
+    }
+
+    /// Takes the emptied list back. Others may have been touched meanwhile.
+    #[inline]
+    pub fn put_touched(&mut self, mut emptied: Vec<u32>) {
+        emptied.append(&mut self.touched);
+        self.touched = emptied;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        Connection::accepted(1, 0)
+    }
+
+    #[test]
+    fn a_connection_is_listed_once_however_often_it_is_written_to() {
+        let (mut output, mut connection) = (Output::default(), connection());
+        for _ in 0..3 {
+            output.write(7, &mut connection, |out| out.extend_from_slice(b"ab"));
+        }
+        assert_eq!((output.unsent_bytes(&connection), output.backlog_bytes(&connection)), (6, 0));
+        assert_eq!(output.take_touched(), [7]);
+        assert!(output.is_idle());
+    }
+
+    #[test]
+    fn a_long_outbox_is_flushed_early_unless_a_send_is_under_way() {
+        let (mut output, mut connection) = (Output::default(), connection());
+        let long = Bytes::from(vec![7; FLUSH_BYTES_MIN]);
+        output.write_shared(7, &mut connection, long.clone());
+        assert!(output.is_flush_due());
+        let touched = output.take_touched();
+        assert!(!output.is_flush_due());
+        output.put_touched(touched);
+        let piece = output.next_piece(&mut connection).unwrap();
+        output.start_send(&mut connection, piece.len());
+        output.write_shared(7, &mut connection, long);
+        assert!(!output.is_flush_due(), "it has to wait for the send anyway");
+        assert_eq!(output.backlog_bytes(&connection), FLUSH_BYTES_MIN);
+        assert_eq!(output.unsent_bytes_in_all(), 2 * FLUSH_BYTES_MIN);
+        output.finish_send(&mut connection);
+        assert_eq!(output.discard(&mut connection), FLUSH_BYTES_MIN);
+        assert_eq!(output.unsent_bytes_in_all(), 0);
+    }
+
+    #[test]
+    fn a_reply_leaves_at_once_only_if_it_is_all_there_is_to_do() {
+        let (mut output, mut connection) = (Output::default(), connection());
+        assert_eq!(output.take_reply(&mut connection), None);
+        output.write(7, &mut connection, |out| out.extend_from_slice(b"pong"));
+        connection.flags |= Flags::HELD;
+        assert_eq!(output.take_reply(&mut connection), None, "the driver has to be told to pause");
+        connection.flags -= Flags::HELD;
+        assert_eq!(output.take_reply(&mut connection).unwrap(), "pong");
+        assert_eq!(connection.in_flight_bytes, 4);
+        output.write(7, &mut connection, |out| out.extend_from_slice(b"pong"));
+        assert_eq!(output.take_reply(&mut connection), None, "one send at a time");
+    }
+
+    #[test]
+    fn many_connections_are_flushed_within_the_turn() {
+        let mut output = Output::default();
+        let mut connections: Vec<_> = (0..TOUCHED_MAX).map(|_| connection()).collect();
+        for (slot, connection) in (0..).zip(&mut connections) {
+            assert!(!output.is_flush_due());
+            output.touch(slot, connection);
+        }
+        assert!(output.is_flush_due());
+    }
+}

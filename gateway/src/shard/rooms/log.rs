@@ -1,0 +1,235 @@
+//! A room's log: the pushes that the room keeps, each encoded once, numbered by offset.
+//!
+//! Frames are appended, then released. Members are sent released frames only, so a merge window holds back
+//! the frames that it waits for.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
+const FRAME_OVERHEAD_BYTES: usize = 64;
+
+/// Bytes of one run, at most. It bounds what a slow connection has under way. A longer frame is a run of its own.
+pub const RUN_BYTES_MAX: usize = 64 * 1024;
+
+/// Frames by offset. Offsets have no holes within a log's life.
+#[derive(Clone, Debug)]
+pub struct Log {
+    frames: VecDeque<Bytes>,
+    /// The offset of the oldest frame.
+    first: u64,
+    /// Bytes of the frames, overhead included.
+    bytes: usize,
+    bytes_max: usize,
+    /// Frames before this offset are released. first <= released <= end
+    released: u64,
+    /// Bytes of the frames that are not released, overhead included.
+    unreleased_bytes: usize,
+    /// The run that was merged last. Members at the same place share it.
+    merged: Option<Merged>,
+}
+
+#[derive(Clone, Debug)]
+struct Merged {
+    from: u64,
+    to: u64,
+    bytes: Bytes,
+}
+
+impl Log {
+    /// An empty log whose first push will have the offset `first`: greater than 0.
+    #[must_use]
+    pub const fn new(first: u64, bytes_max: usize) -> Self {
+        let frames = VecDeque::new();
+        Self {
+            frames,
+            first,
+            bytes: 0,
+            bytes_max,
+            released: first,
+            unreleased_bytes: 0,
+            merged: None,
+        }
+    }
+
+    /// The offset of the oldest push that the log holds; [`Self::end`] if it holds none.
+    #[must_use]
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The offset that the next push will have.
+    #[inline]
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.first + self.frames.len() as u64
+    }
+
+    /// Bytes that it holds, overhead included.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The offset behind the last released push.
+    #[inline]
+    #[must_use]
+    pub const fn released(&self) -> u64 {
+        self.released
+    }
+
+    /// Whether the frames that are not released are longer than the bound. A member that misses the
+    /// next release would then miss pushes.
+    #[must_use]
+    pub const fn must_release(&self) -> bool {
+        self.unreleased_bytes > self.bytes_max
+    }
+
+    /// Appends a frame. The log may then exceed its bound until [`Self::trim`].
+    pub fn append(&mut self, frame: Bytes) {
+        self.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        self.unreleased_bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        self.frames.push_back(frame);
+    }
+
+    /// Releases all frames.
+    #[inline]
+    pub fn release(&mut self) {
+        self.released = self.end();
+        self.unreleased_bytes = 0;
+    }
+
+    /// Drops the oldest frames until the log is within its bound. It keeps the frames from the offset `offered`
+    /// on, which some member was not offered yet, and it always keeps the newest.
+    pub fn trim(&mut self, offered: u64) {
+        debug_assert!(offered <= self.released, "only released frames are offered");
+        while self.bytes > self.bytes_max && self.frames.len() > 1 && self.first < offered {
+            if let Some(oldest) = self.frames.pop_front() {
+                self.bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
+                self.first += 1;
+            }
+        }
+    }
+
+    /// The frames from `cursor` to `to` as one run of bytes, and the cursor behind the run; `None` when there are
+    /// none. A run has at most [`RUN_BYTES_MAX`] bytes, or one longer frame. `cursor` must not be before
+    /// [`Self::first`], and `to` must not be behind [`Self::end`].
+    ///
+    /// Members at the same place share the bytes: a single frame as it is, several frames merged once.
+    #[inline]
+    pub fn read(&mut self, cursor: u64, to: u64) -> Option<(Bytes, u64)> {
+        if cursor >= to {
+            return None;
+        }
+        let skip = usize::try_from(cursor.checked_sub(self.first)?).ok()?;
+        let frame = self.frames.get(skip)?;
+        if cursor + 1 == to {
+            return Some((frame.clone(), to));
+        }
+        if let Some(merged) = &self.merged
+            && merged.from == cursor
+            && (merged.to == to || (merged.to < to && merged.bytes.len() >= RUN_BYTES_MAX / 2))
+        {
+            return Some((merged.bytes.clone(), merged.to));
+        }
+        Some(self.merge(cursor, to, skip))
+    }
+
+    /// Frees the merged frames. Call it when no further member is expected to read them soon.
+    pub fn forget_merged(&mut self) {
+        self.merged = None;
+    }
+
+    fn merge(&mut self, cursor: u64, to: u64, skip: usize) -> (Bytes, u64) {
+        let end = usize::try_from(to - self.first).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let count = self
+            .frames
+            .range(skip..end)
+            .take_while(|frame| {
+                bytes += frame.len();
+                bytes <= RUN_BYTES_MAX
+            })
+            .count()
+            .max(1);
+        let to = cursor + count as u64;
+        let taken = self.frames.range(skip..skip + count);
+        if count == 1 {
+            return (taken.last().expect("one frame").clone(), to);
+        }
+        let mut merged = BytesMut::with_capacity(taken.clone().map(Bytes::len).sum());
+        taken.for_each(|frame| merged.extend_from_slice(frame));
+        let bytes = merged.freeze();
+        self.merged = Some(Merged { from: cursor, to, bytes: bytes.clone() });
+        (bytes, to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(frames: &[&'static str], bytes_max: usize) -> Log {
+        let mut log = Log::new(100, bytes_max);
+        frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
+        log.release();
+        log.trim(log.end());
+        log
+    }
+
+    #[test]
+    fn one_read_takes_all_frames_up_to_the_limit() {
+        let mut log = log(&["a", "b", "c"], 10_000);
+        assert_eq!(log.read(100, 103), Some(("abc".into(), 103)));
+        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)));
+        assert_eq!(log.read(102, 103), Some(("c".into(), 103)));
+        assert_eq!(log.read(103, 103), None);
+        log.append("d".into());
+        assert_eq!(log.released(), 103);
+        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)));
+        assert_eq!(log.read(101, 104), Some(("bcd".into(), 104)));
+        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)), "not beyond the limit");
+        log.release();
+        assert_eq!(log.released(), 104);
+    }
+
+    #[test]
+    fn members_at_the_same_place_share_a_merged_run() {
+        let mut log = log(&["a", "b", "c"], 10_000);
+        let (first, _) = log.read(100, 103).unwrap();
+        let (second, _) = log.read(100, 103).unwrap();
+        assert_eq!(first.as_ptr(), second.as_ptr());
+        log.forget_merged();
+        assert!(log.merged.is_none());
+    }
+
+    #[test]
+    fn the_oldest_frames_are_dropped_and_the_newest_is_kept() {
+        let mut log = log(&["a", "b", "c"], 2 * (FRAME_OVERHEAD_BYTES + 1));
+        assert_eq!((log.first(), log.end()), (101, 103));
+        log.append(Bytes::from(vec![0; 5000]));
+        assert!(log.must_release());
+        log.release();
+        assert!(!log.must_release());
+        log.trim(102);
+        assert_eq!((log.first(), log.end()), (102, 104), "what was not offered stays");
+        log.trim(104);
+        assert_eq!((log.first(), log.end()), (103, 104));
+        assert_eq!(log.bytes(), 5000 + FRAME_OVERHEAD_BYTES);
+    }
+
+    #[test]
+    fn a_run_is_bounded_and_a_long_frame_is_a_run_of_its_own() {
+        let mut log = Log::new(1, usize::MAX);
+        for _ in 0..5 {
+            log.append(Bytes::from(vec![1; RUN_BYTES_MAX / 2]));
+        }
+        log.append(Bytes::from(vec![2; 2 * RUN_BYTES_MAX]));
+        log.release();
+        let read = |log: &mut Log, from| log.read(from, 7).map(|(bytes, to)| (bytes.len(), to));
+        assert_eq!(read(&mut log, 1), Some((RUN_BYTES_MAX, 3)));
+        assert_eq!(read(&mut log, 5), Some((RUN_BYTES_MAX / 2, 6)));
+        assert_eq!(read(&mut log, 6), Some((2 * RUN_BYTES_MAX, 7)));
+    }
+}

@@ -1,0 +1,694 @@
+//! Rooms: the part of the shard that owns logs, members, merge windows and the fan-out.
+//!
+//! A room has a home shard, which numbers its pushes and puts joins, leaves and pushes in order. Every shard with members has a
+//! replica of the log. A shard gets the log with its first member, and tells the home when its last member has left; the home
+//! ends the subscription unless another join is on its way.
+//!
+//! This part knows connections by their slot only. It answers with messages for other shards, and with slots whose
+//! connections have pushes to be sent. The shard asks it for the bytes, and writes them.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`log`] | the pushes of one room |
+//! | [`reader`] | the one reader of a log: what a member gets next |
+//! | [`table`] | rooms, memberships, and their links |
+//! | [`fan_out`] | which member is served next |
+//! | [`windows`] | which pushes are held back |
+//! | [`message`] | what shards tell each other about rooms |
+
+pub mod fan_out;
+pub mod log;
+pub mod message;
+pub mod reader;
+pub mod table;
+pub mod windows;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tidegate_backend::{PushError, RoomId};
+use tidegate_protocol::server;
+use tokio::sync::oneshot;
+
+use super::clock::millis;
+use super::command::{Aggregate, CommandLimiter, CommandPermit};
+use super::stats::RoomCounters;
+use crate::config::{RoomPolicy, RoomsConfig};
+use crate::control::RoomInfo;
+use crate::driver::ConnId;
+use crate::session_id::SessionAddr;
+use fan_out::FanOut;
+use log::Log;
+use message::{RoomEffect, RoomMessage, Urgency};
+use reader::{Read, UpTo};
+pub use table::home;
+use table::{EVERYBODY, MembershipId, Role, Room, RoomIndex, Table};
+use windows::{Hold, Windows};
+
+/// Rooms that one round of housekeeping looks at.
+const IDLE_ROOMS_LOOKED_AT: usize = 4096;
+
+/// What the rooms of a shard are configured to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This shard's number.
+    pub shard: u16,
+    /// How many shards there are.
+    pub shards: u16,
+    /// The lowest offset that a room may begin with.
+    pub first_offset: u64,
+    /// Policies and limits.
+    pub rooms: RoomsConfig,
+}
+
+/// What the rooms whose home is this shard need beyond the rooms themselves.
+#[derive(Debug)]
+struct HomeState {
+    /// Above every offset of a room that was closed here.
+    first_offset: u64,
+    /// Where the search for idle rooms continues.
+    idle_next: usize,
+}
+
+/// All rooms of a shard. See the [module](self).
+#[derive(Debug)]
+pub struct Rooms {
+    settings: Settings,
+    limiter: Arc<CommandLimiter>,
+    table: Table,
+    fan_out: FanOut,
+    windows: Windows,
+    home: HomeState,
+    /// No push waits for a window any more.
+    is_draining: bool,
+    effects: VecDeque<RoomEffect>,
+    /// Memory of the rooms that were closed, in bytes, since it was last asked for.
+    closed_bytes: usize,
+    counters: RoomCounters,
+}
+
+/// What this part needs to know of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnState {
+    /// There is none of this name, or it is about to close.
+    Gone,
+    /// It is open.
+    Open,
+    /// It is open, and has too many unsent bytes to get the last pushes of a room that it leaves.
+    Backlogged,
+}
+
+/// How [`Rooms::read_pending`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// The connection has all pushes.
+    Sent,
+    /// The bound on bytes is reached: the rest is for the next send.
+    Left,
+    /// The connection is too slow for a room that closes slow members.
+    TooSlow,
+}
+
+impl Rooms {
+    /// Everybody's room alone, which every shard has from the start.
+    #[must_use]
+    pub fn new(settings: Settings, limiter: Arc<CommandLimiter>) -> Self {
+        let Settings { shard, shards, first_offset, .. } = settings;
+        let mut rooms = Self {
+            settings,
+            limiter,
+            table: Table::default(),
+            fan_out: FanOut::default(),
+            windows: Windows::default(),
+            home: HomeState { first_offset, idle_next: 0 },
+            is_draining: false,
+            effects: VecDeque::new(),
+            closed_bytes: 0,
+            counters: RoomCounters::default(),
+        };
+        let role = if shard == home(&RoomId::everybody(), shards) {
+            let others = (0..shards).filter(|&other| other != shard);
+            Role::Home { subscribers: others.map(|other| (other, 0)).collect() }
+        } else {
+            Role::Replica { joins: 0 }
+        };
+        let policy = rooms.policy(&RoomId::everybody());
+        let log = Log::new(first_offset, policy.log_bytes_max);
+        let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
+        debug_assert_eq!(index, EVERYBODY);
+        rooms
+    }
+
+    /// Open rooms, replicas included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether no room is open. It never is: there is everybody's.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Memberships of this shard's connections.
+    #[must_use]
+    pub const fn membership_count(&self) -> usize {
+        self.table.membership_count()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub const fn counters(&self) -> &RoomCounters {
+        &self.counters
+    }
+
+    /// Whether there is work for the next turn.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.fan_out.is_busy()
+    }
+
+    /// When the next merge window ends, on the shard's clock.
+    #[must_use]
+    pub fn next_window_end_ms(&self) -> Option<u64> {
+        self.windows.next_end_ms()
+    }
+
+    /// The next thing to do for this part.
+    #[inline]
+    pub fn next_effect(&mut self) -> Option<RoomEffect> {
+        self.effects.pop_front()
+    }
+
+    /// Handles a message. `state` tells about a connection of this shard.
+    pub fn handle(
+        &mut self,
+        message: RoomMessage,
+        now_ms: u64,
+        state: impl Fn(ConnId) -> ConnState,
+    ) {
+        match message {
+            RoomMessage::Publish { room, kind, biz_data, permit } => {
+                self.publish(&room, kind, &biz_data, &permit, now_ms);
+            }
+            RoomMessage::Append { room, offset, frame, urgency, permit } => {
+                // The room is gone here if the home does not know yet that the last member has left.
+                if let Some(index) = self.table.find(&room) {
+                    debug_assert_eq!(self.table.get(index).log.end(), offset, "no push is lost");
+                    self.append(index, frame, urgency, &permit, now_ms);
+                }
+            }
+            RoomMessage::Join { room, addr, after_offset, permit } => {
+                self.join(room, addr, after_offset, permit, now_ms, state);
+            }
+            RoomMessage::Joined { room, conn, after_offset, log, permit } => {
+                self.joined(room, conn, after_offset, log, &permit, now_ms, state);
+            }
+            RoomMessage::Leave { room, addr, permit } if addr.shard() == self.settings.shard => {
+                self.left(&room, addr.conn(), &permit, now_ms, state);
+            }
+            RoomMessage::Leave { room, addr, permit } => {
+                self.post(addr.shard(), RoomMessage::Left { room, conn: addr.conn(), permit });
+            }
+            RoomMessage::Left { room, conn, permit } => {
+                self.left(&room, conn, &permit, now_ms, state);
+            }
+            RoomMessage::Unsubscribe { room, shard, joins } => {
+                self.unsubscribe(room, shard, joins);
+            }
+            RoomMessage::Unsubscribed { room } => {
+                if let Some(index) = self.table.find(&room) {
+                    self.close(index);
+                }
+            }
+            RoomMessage::Ask { room, reply } => self.ask(&room, reply),
+            RoomMessage::CountMembers { room, aggregate } => {
+                if let Some(index) = self.table.find(&room) {
+                    let members = self.table.get(index).members.len() as u64;
+                    aggregate.add(|info| info.iter_mut().for_each(|info| info.members += members));
+                }
+            }
+        }
+    }
+
+    fn post(&mut self, shard: u16, message: RoomMessage) {
+        self.effects.push_back(RoomEffect::Post(shard, message));
+    }
+
+    /// At a room's home: numbers a push and passes it on.
+    fn publish(
+        &mut self,
+        room: &RoomId,
+        kind: i32,
+        biz_data: &[u8],
+        permit: &Arc<CommandPermit>,
+        now_ms: u64,
+    ) {
+        self.counters.pushes_to_rooms += 1;
+        let Some(index) = self.find_or_open(room, permit, now_ms) else { return };
+        let Room { log, policy, role, .. } = self.table.get(index);
+        let offset = log.end();
+        let urgency = Urgency::of(kind, policy);
+        let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
+        server::put_push(&mut frame, kind, biz_data, offset);
+        let frame = frame.freeze();
+        if let Role::Home { subscribers } = role {
+            self.effects.extend(subscribers.iter().map(|&(shard, _)| {
+                let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
+                RoomEffect::Post(
+                    shard,
+                    RoomMessage::Append { room, offset, frame, urgency, permit },
+                )
+            }));
+        }
+        self.append(index, frame, urgency, permit, now_ms);
+    }
+
+    fn append(
+        &mut self,
+        index: RoomIndex,
+        frame: Bytes,
+        urgency: Urgency,
+        permit: &Arc<CommandPermit>,
+        now_ms: u64,
+    ) {
+        let room = self.table.get(index);
+        room.active_at_ms = now_ms;
+        let offset = room.log.end();
+        room.log.append(frame);
+        permit.add(room.members.len());
+        if room.members.is_empty() && !room.sweep.queued {
+            room.log.release();
+            room.sweep.offered = offset + 1;
+            return room.log.trim(offset + 1);
+        }
+        room.permits.push_back((offset, Arc::clone(permit)));
+        self.counters.merged_pushes += u64::from(room.window_ends_ms.is_some());
+        if self.is_draining || room.members.is_empty() {
+            return self.release(index);
+        }
+        match self.windows.hold(index, room, urgency, self.limiter.is_crowded(), now_ms) {
+            Hold::Until(_) => {}
+            Hold::No => self.release(index),
+            Hold::Short => {
+                self.counters.short_windows += 1;
+                self.release(index);
+            }
+        }
+    }
+
+    /// Releases all that the log holds, closes the room's window, and has its members served.
+    fn release(&mut self, index: RoomIndex) {
+        let room = self.table.get(index);
+        room.log.release();
+        self.windows.close(index, room);
+        self.fan_out.enqueue(index, &mut self.table);
+    }
+
+    /// Ends the merge windows that are over at this time.
+    pub fn end_windows(&mut self, now_ms: u64) {
+        while let Some(index) = self.windows.next_ended(now_ms) {
+            self.release(index);
+        }
+    }
+
+    /// The shard drains: no push waits for a merge window from now on.
+    pub fn start_draining(&mut self) {
+        self.is_draining = true;
+        self.end_windows(u64::MAX);
+    }
+
+    /// At a room's home: a connection becomes a member.
+    fn join(
+        &mut self,
+        room: RoomId,
+        addr: SessionAddr,
+        after_offset: Option<u64>,
+        permit: Arc<CommandPermit>,
+        now_ms: u64,
+        state: impl Fn(ConnId) -> ConnState,
+    ) {
+        let Some(index) = self.find_or_open(&room, &permit, now_ms) else { return };
+        let (shard, conn) = (addr.shard(), addr.conn());
+        if shard == self.settings.shard {
+            return self.join_here(index, conn, after_offset, &permit, state);
+        }
+        let Room { role, log, .. } = self.table.get(index);
+        let Role::Home { subscribers } = role else { return };
+        let log = match subscribers.iter_mut().find(|(known, _)| *known == shard) {
+            Some((_, joins)) => {
+                *joins += 1;
+                None
+            }
+            None => {
+                subscribers.push((shard, 1));
+                log.forget_merged();
+                let mut copy = log.clone();
+                // The members for whom the log holds more than its bound, or holds pushes back, are on this shard.
+                copy.release();
+                copy.trim(copy.end());
+                Some(Box::new(copy))
+            }
+        };
+        self.post(shard, RoomMessage::Joined { room, conn, after_offset, log, permit });
+    }
+
+    /// At a connection's shard: the home has made it a member.
+    #[expect(clippy::too_many_arguments, reason = "the fields of the message")]
+    fn joined(
+        &mut self,
+        room: RoomId,
+        conn: ConnId,
+        after_offset: Option<u64>,
+        log: Option<Box<Log>>,
+        permit: &CommandPermit,
+        now_ms: u64,
+        state: impl Fn(ConnId) -> ConnState,
+    ) {
+        let index = match (self.table.find(&room), log) {
+            (Some(index), None) => index,
+            (None, Some(log)) => {
+                let policy = self.policy(&room);
+                self.table.open(room, policy, *log, Role::Replica { joins: 0 }, now_ms)
+            }
+            (found, _) => {
+                debug_assert!(false, "a log comes with the first join alone: {found:?}");
+                return;
+            }
+        };
+        if let Role::Replica { joins } = &mut self.table.get(index).role {
+            *joins += 1;
+        }
+        self.join_here(index, conn, after_offset, permit, state);
+    }
+
+    fn join_here(
+        &mut self,
+        index: RoomIndex,
+        conn: ConnId,
+        after_offset: Option<u64>,
+        permit: &CommandPermit,
+        state: impl Fn(ConnId) -> ConnState,
+    ) {
+        if state(conn) == ConnState::Gone {
+            self.counters.stale_commands += 1;
+            permit.refuse(PushError::SessionGone);
+            return self.unsubscribe_if_empty(index);
+        }
+        let log = &self.table.get(index).log;
+        let (oldest, released, end) = (log.first(), log.released(), log.end());
+        // A member that asks for more than the log holds is not slow: it gets what there is.
+        let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
+        let rooms_max = self.settings.rooms.rooms_per_connection_max;
+        if let Some(known) = self.table.find_membership(conn.slot, index) {
+            let membership = self.table.membership(known);
+            membership.set_cursor(membership.cursor(end).min(cursor), end);
+        } else if self.table.list(conn.slot).count() > rooms_max {
+            // Everybody's room does not count.
+            self.counters.refused_rooms += 1;
+            permit.refuse(PushError::TooManyRooms { rooms_max });
+            return self.unsubscribe_if_empty(index);
+        } else {
+            self.table.join(conn.slot, index, cursor);
+        }
+        permit.add(1);
+        if cursor < released {
+            self.effects.push_back(RoomEffect::PushesPending(conn.slot));
+        }
+    }
+
+    /// Makes a new session a member of everybody's room.
+    pub fn join_everybody(&mut self, slot: u32) {
+        let cursor = self.table.get(EVERYBODY).log.end();
+        self.table.join(slot, EVERYBODY, cursor);
+    }
+
+    /// At a connection's shard: it leaves a room, and first gets what was published before.
+    fn left(
+        &mut self,
+        room: &RoomId,
+        conn: ConnId,
+        permit: &CommandPermit,
+        now_ms: u64,
+        state: impl Fn(ConnId) -> ConnState,
+    ) {
+        let connection = state(conn);
+        if connection == ConnState::Gone {
+            self.counters.stale_commands += 1;
+            return permit.refuse(PushError::SessionGone);
+        }
+        let Some(index) = self.table.find(room) else { return };
+        if let Some(member) = self.table.find_membership(conn.slot, index) {
+            permit.add(1);
+            if connection == ConnState::Open {
+                while let Some(run) = self.read_unoffered(member) {
+                    self.effects.push_back(RoomEffect::LastPushes(conn.slot, run));
+                }
+            }
+            self.leave(member, now_ms);
+        }
+    }
+
+    /// Ends all of a connection's memberships.
+    pub fn leave_all(&mut self, slot: u32, now_ms: u64) {
+        while let Some(member) = self.table.first_membership(slot) {
+            self.leave(member, now_ms);
+        }
+    }
+
+    fn leave(&mut self, member: MembershipId, now_ms: u64) {
+        let index = self.table.membership(member).room;
+        if let Some(moved) = self.table.leave(member) {
+            // The fan-out may pass over the member that moved to the free position.
+            self.effects.push_back(RoomEffect::PushesPending(moved));
+        }
+        let room = self.table.get(index);
+        room.active_at_ms = now_ms;
+        if room.members.is_empty() && room.window_ends_ms.is_some() {
+            self.release(index);
+        }
+        self.unsubscribe_if_empty(index);
+    }
+
+    /// Tells a room's home that this shard has no members left.
+    fn unsubscribe_if_empty(&mut self, index: RoomIndex) {
+        let Settings { shard, shards, .. } = self.settings;
+        let room = self.table.get(index);
+        if index == EVERYBODY || !room.members.is_empty() {
+            return;
+        }
+        if let Role::Replica { joins } = room.role {
+            let room = room.id.clone();
+            self.post(home(&room, shards), RoomMessage::Unsubscribe { room, shard, joins });
+        }
+    }
+
+    /// At a room's home: a shard has no members left, unless a join is on its way there.
+    fn unsubscribe(&mut self, room: RoomId, shard: u16, joins: u64) {
+        let Some(index) = self.table.find(&room) else { return };
+        let Role::Home { subscribers } = &mut self.table.get(index).role else { return };
+        let before = subscribers.len();
+        subscribers.retain(|&subscriber| subscriber != (shard, joins));
+        if subscribers.len() < before {
+            self.post(shard, RoomMessage::Unsubscribed { room });
+        }
+    }
+
+    fn ask(&mut self, room: &RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
+        let Some(index) = self.table.find(room) else {
+            // Whoever asked may have stopped waiting.
+            drop(reply.send(None));
+            return;
+        };
+        let Room { log, members, role, .. } = self.table.get(index);
+        let info = RoomInfo {
+            room: room.to_string(),
+            members: members.len() as u64,
+            last_offset: log.end() - 1,
+            first_offset: log.first(),
+            log_bytes: log.bytes() as u64,
+        };
+        let aggregate = Aggregate::new(Some(info), reply);
+        if let Role::Home { subscribers } = role {
+            self.effects.extend(subscribers.iter().map(|&(shard, _)| {
+                let (room, aggregate) = (room.clone(), Arc::clone(&aggregate));
+                RoomEffect::Post(shard, RoomMessage::CountMembers { room, aggregate })
+            }));
+        }
+    }
+
+    /// The next member to serve in this turn, and its connection's slot; `None` when the slice of `budget` members is
+    /// used up, or no member has to be served.
+    #[inline]
+    pub fn next_to_serve(&mut self, budget: &mut usize) -> Option<(MembershipId, u32)> {
+        loop {
+            let member = self.fan_out.next(&mut self.table, budget)?;
+            let (room, membership) = self.table.room_and_membership(member);
+            if membership.cursor(room.log.end()) < room.log.released() {
+                return Some((member, membership.slot));
+            }
+        }
+    }
+
+    /// What a member gets next of the released pushes.
+    #[inline]
+    pub fn read(&mut self, member: MembershipId) -> Read {
+        let (room, membership) = self.table.room_and_membership(member);
+        let read = reader::read(room, membership, UpTo::Released);
+        if let Read::Run { pushes, skipped, .. } = &read {
+            self.counters.room_deliveries += pushes;
+            self.counters.skipped_pushes += skipped;
+        }
+        read
+    }
+
+    /// What a member that is about to leave gets beyond what it was offered. A member that did not take what
+    /// it was offered was too slow, and gets no more.
+    fn read_unoffered(&mut self, member: MembershipId) -> Option<Bytes> {
+        let (room, membership) = self.table.room_and_membership(member);
+        if membership.cursor(room.log.end()) < room.sweep.offered {
+            return None;
+        }
+        let Read::Run { bytes, pushes, .. } = reader::read(room, membership, UpTo::End) else {
+            return None;
+        };
+        self.counters.room_deliveries += pushes;
+        Some(bytes)
+    }
+
+    /// Gives `write` what a connection gets before it is closed gracefully: what its rooms have published and not offered
+    /// to it.
+    pub fn read_last(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
+        let mut next = self.table.first_membership(slot);
+        while let Some(member) = next {
+            while let Some(run) = self.read_unoffered(member) {
+                write(run);
+            }
+            next = self.table.membership(member).next;
+        }
+    }
+
+    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and what the last run has beyond.
+    /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
+    /// that is always busy.
+    pub fn read_pending(
+        &mut self,
+        slot: u32,
+        bytes_max: usize,
+        mut write: impl FnMut(Bytes),
+    ) -> Pending {
+        let mut left = bytes_max;
+        let mut next = self.table.first_membership(slot);
+        while let Some(member) = next {
+            next = self.table.membership(member).next;
+            loop {
+                let (bytes, more) = match self.read(member) {
+                    Read::Nothing => break,
+                    Read::TooSlow => return Pending::TooSlow,
+                    Read::Run { bytes, more, .. } => (bytes, more),
+                };
+                left = left.saturating_sub(bytes.len());
+                write(bytes);
+                if left == 0 {
+                    self.table.rotate(member);
+                    return Pending::Left;
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        Pending::Sent
+    }
+
+    /// Trims logs and ends the pushes that every member was offered. Call it last in a turn.
+    pub fn trim_logs(&mut self) {
+        self.fan_out.trim_logs(&mut self.table);
+    }
+
+    /// Closes rooms whose home is here, that have no members and no recent push. Frees merged runs that no member needs.
+    pub fn close_idle_rooms(&mut self, now_ms: u64) {
+        let idle_ttl_ms = millis(self.settings.rooms.idle_ttl);
+        let entries = self.table.entries();
+        for _ in 0..IDLE_ROOMS_LOOKED_AT.min(entries) {
+            self.home.idle_next = (self.home.idle_next + 1) % entries;
+            let Some((index, room)) = self.table.at(self.home.idle_next) else { continue };
+            if !room.sweep.queued {
+                // A member that resumed may have left a merged run.
+                room.log.forget_merged();
+            }
+            let abandoned = match &room.role {
+                Role::Home { subscribers } => room.members.is_empty() && subscribers.is_empty(),
+                Role::Replica { .. } => false,
+            };
+            let idle = room.active_at_ms + idle_ttl_ms <= now_ms;
+            if abandoned && idle && index != EVERYBODY {
+                let end = room.log.end();
+                self.home.first_offset = self.home.first_offset.max(end);
+                self.close(index);
+            }
+        }
+    }
+
+    fn close(&mut self, index: RoomIndex) {
+        if let Some(room) = self.table.close(index) {
+            self.closed_bytes += size_of::<Room>() + room.log.bytes();
+        }
+    }
+
+    /// Memory of the rooms that were closed, in bytes, since the last call of this function.
+    pub const fn take_closed_bytes(&mut self) -> usize {
+        std::mem::replace(&mut self.closed_bytes, 0)
+    }
+
+    /// The shard ends and did not drain: refuses the pushes that were not offered to every member.
+    pub fn refuse_unfinished(&mut self) {
+        if self.is_draining {
+            return;
+        }
+        for entry in 0..self.table.entries() {
+            let Some((_, room)) = self.table.at(entry) else { continue };
+            room.permits.iter().for_each(|(_, permit)| permit.refuse(PushError::Stopping));
+        }
+    }
+
+    /// At a room's home. `None`: there are too many rooms, and the command is refused.
+    fn find_or_open(
+        &mut self,
+        room: &RoomId,
+        permit: &CommandPermit,
+        now_ms: u64,
+    ) -> Option<RoomIndex> {
+        if let Some(index) = self.table.find(room) {
+            return Some(index);
+        }
+        let rooms_max = self.settings.rooms.rooms_max;
+        if self.table.homes() >= rooms_max {
+            self.counters.refused_rooms += 1;
+            permit.refuse(PushError::RoomsFull { rooms_max });
+            return None;
+        }
+        let policy = self.policy(room);
+        // A room gets less than one push a microsecond, so this is above every offset that it had before.
+        let elapsed_us = now_ms.saturating_mul(1_000);
+        let first = self.home.first_offset.max(self.settings.first_offset + elapsed_us);
+        let log = Log::new(first, policy.log_bytes_max);
+        let role = Role::Home { subscribers: Vec::new() };
+        Some(self.table.open(room.clone(), policy, log, role, now_ms))
+    }
+
+    fn policy(&self, room: &RoomId) -> RoomPolicy {
+        let rooms = &self.settings.rooms;
+        let fits = |prefix: &str| match prefix {
+            "*" => room.is_everybody(),
+            _ => room.as_str().starts_with(prefix),
+        };
+        rooms
+            .policies
+            .iter()
+            .find(|(prefix, _)| fits(prefix))
+            .map_or(rooms.default_policy, |(_, policy)| *policy)
+    }
+}

@@ -1,0 +1,140 @@
+//! The one reader of a room's log.
+//!
+//! All pushes that a member gets go through [`read`]: when the room's fan-out comes to the member, when an earlier send
+//! is done, when the member resumes, and before it leaves. So one place decides what a member gets, and
+//! what happens to a member that is too slow.
+
+use bytes::Bytes;
+
+use super::table::{Membership, Room};
+use crate::config::SlowMember;
+
+/// How far a member is read to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpTo {
+    /// To the end of what the log has released.
+    Released,
+    /// To the log's end: the member is about to leave, so it does not wait for a merge window.
+    End,
+}
+
+/// What there was to read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Read {
+    /// The member has everything.
+    Nothing,
+    /// The next frames; the member's cursor stands behind them.
+    Run {
+        /// The frames.
+        bytes: Bytes,
+        /// How many pushes they are.
+        pushes: u64,
+        /// Pushes before them that the log no longer holds. The member misses them.
+        skipped: u64,
+        /// There is more to read.
+        more: bool,
+    },
+    /// The log no longer holds what the member needs, and the room closes slow members.
+    TooSlow,
+}
+
+/// Reads what a member gets next and moves its cursor.
+///
+/// A member whose cursor is before the log's first frame is too slow. By the room's policy it skips to the first
+/// frame, or is closed.
+#[inline]
+pub fn read(room: &mut Room, membership: &mut Membership, up_to: UpTo) -> Read {
+    let end = room.log.end();
+    let cursor = membership.cursor(end);
+    let skipped = room.log.first().saturating_sub(cursor);
+    if skipped > 0 && room.policy.slow_member == SlowMember::Close {
+        return Read::TooSlow;
+    }
+    let to = match up_to {
+        UpTo::Released => room.log.released(),
+        UpTo::End => end,
+    };
+    let cursor = cursor + skipped;
+    let Some((bytes, next)) = room.log.read(cursor, to) else { return Read::Nothing };
+    membership.set_cursor(next, end);
+    Read::Run { bytes, pushes: next - cursor, skipped, more: next < to }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_backend::RoomId;
+
+    use super::*;
+    use crate::config::RoomPolicy;
+    use crate::shard::rooms::log::Log;
+    use crate::shard::rooms::table::{Role, Table};
+
+    /// A room with one member and a log from offset 10 that holds `frames`, of which it keeps the last.
+    fn room(
+        slow_member: SlowMember,
+        frames: &[&'static str],
+    ) -> (Table, crate::shard::rooms::table::MembershipId) {
+        let policy = RoomPolicy {
+            log_bytes_max: 0,
+            slow_member,
+            merge_window: std::time::Duration::ZERO,
+            urgent_types: None,
+        };
+        let mut table = Table::default();
+        let id = RoomId::new("room").unwrap();
+        let index = table.open(id, policy, Log::new(10, 0), Role::Replica { joins: 0 }, 0);
+        let (member, _) = (table.join(3, index, 10), ());
+        let log = &mut table.get(index).log;
+        frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
+        (table, member)
+    }
+
+    fn run(bytes: &'static str, pushes: u64, skipped: u64) -> Read {
+        Read::Run { bytes: Bytes::from_static(bytes.as_bytes()), pushes, skipped, more: false }
+    }
+
+    #[test]
+    fn a_member_gets_released_frames_and_a_leaving_member_all() {
+        let (mut table, member) = room(SlowMember::Skip, &["a", "b"]);
+        let (room, membership) = table.room_and_membership(member);
+        assert_eq!(read(room, membership, UpTo::Released), Read::Nothing);
+        room.log.release();
+        room.log.append("c".into());
+        assert_eq!(read(room, membership, UpTo::Released), run("ab", 2, 0));
+        assert_eq!(read(room, membership, UpTo::Released), Read::Nothing);
+        assert_eq!(read(room, membership, UpTo::End), run("c", 1, 0));
+        assert_eq!(read(room, membership, UpTo::End), Read::Nothing);
+    }
+
+    #[test]
+    fn a_slow_member_skips_to_the_first_frame_that_is_left() {
+        let (mut table, member) = room(SlowMember::Skip, &["a", "b", "c"]);
+        let (room, membership) = table.room_and_membership(member);
+        room.log.release();
+        room.log.trim(13);
+        assert_eq!(read(room, membership, UpTo::Released), run("c", 1, 2));
+    }
+
+    #[test]
+    fn a_slow_member_is_closed_where_the_policy_says_so() {
+        let (mut table, member) = room(SlowMember::Close, &["a", "b", "c"]);
+        let (room, membership) = table.room_and_membership(member);
+        room.log.release();
+        room.log.trim(13);
+        assert_eq!(read(room, membership, UpTo::Released), Read::TooSlow);
+    }
+
+    #[test]
+    fn a_read_says_whether_there_is_more() {
+        let (mut table, member) = room(SlowMember::Skip, &[]);
+        let (room, membership) = table.room_and_membership(member);
+        for _ in 0..3 {
+            room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::RUN_BYTES_MAX]));
+        }
+        room.log.release();
+        let more = |read| matches!(read, Read::Run { pushes: 1, more: true, .. });
+        assert!(more(read(room, membership, UpTo::Released)));
+        assert!(more(read(room, membership, UpTo::Released)));
+        assert!(matches!(read(room, membership, UpTo::Released), Read::Run { more: false, .. }));
+    }
+}

@@ -1,0 +1,44 @@
+//! What all shards of a gateway have in common. None of it is on the way of a frame but for reading.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use super::calls::durations::CallDurations;
+use super::command::CommandLimiter;
+use super::mailbox::Address;
+use crate::allocator::Heap;
+use crate::auth::Verifier;
+use crate::clock::WallClock;
+use crate::config::Config;
+use crate::router::Backend;
+use crate::session_id::SessionIds;
+
+/// What all shards share. It does not change while they run, but for the counters and the limiter.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Checks tokens.
+    pub verifier: Verifier,
+    /// Every shard's mailbox, by its number.
+    pub addresses: Vec<Address>,
+    /// The bound on commands under way.
+    pub limiter: Arc<CommandLimiter>,
+    /// Names sessions.
+    pub session_ids: SessionIds,
+    /// The first offset of everybody's room, and the lowest of any other: microseconds since the
+    /// Unix epoch when the gateway started, so that a restart begins above what the last run gave.
+    pub first_offset: u64,
+    /// When the shards' clocks started.
+    pub started: Instant,
+    /// The wall clock.
+    pub wall_clock: WallClock,
+    /// The backends that routes lead to.
+    pub backends: Vec<Backend>,
+    /// Open connections, all shards together.
+    pub connections: AtomicU64,
+    /// How long calls took, all shards together.
+    pub call_durations: Arc<CallDurations>,
+    /// The process's heap, whose free memory is given back after a burst.
+    pub heap: Heap,
+}

@@ -1,0 +1,57 @@
+//! What shards tell each other about users and their sessions.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidegate_backend::{PushError, UserId};
+use tidegate_protocol::Code;
+use tokio::sync::oneshot;
+
+use crate::control::UserInfo;
+use crate::driver::ConnId;
+use crate::session_id::SessionAddr;
+use crate::shard::command::CommandPermit;
+
+/// A message to a user's home.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
+pub enum UserMessage {
+    /// The connection has proved that it is the user's.
+    Register { user_id: UserId, addr: SessionAddr, sequence: u64 },
+    /// The user's connection has ended.
+    Deregister { user_id: UserId, addr: SessionAddr },
+    /// Close all of the user's connections with 107.
+    Kick { user_id: UserId, permit: Arc<CommandPermit> },
+    /// Push to each of the user's connections.
+    Push { user_id: UserId, frame: Bytes, permit: Arc<CommandPermit> },
+    /// An operator asks.
+    Ask { user_id: UserId, reply: oneshot::Sender<UserInfo> },
+}
+
+impl UserMessage {
+    /// Drops the message because its shard has ended. Whoever gave the command learns the reason.
+    pub fn refuse(self) {
+        match self {
+            Self::Kick { permit, .. } | Self::Push { permit, .. } => {
+                permit.refuse(PushError::Stopping);
+            }
+            Self::Register { .. } | Self::Deregister { .. } | Self::Ask { .. } => {}
+        }
+    }
+}
+
+/// A message from a user's home to the shard of one of the user's connections.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
+pub enum SessionMessage {
+    /// The session may open.
+    Registered { conn: ConnId, sequence: u64 },
+    /// Close the connection with this code.
+    Evict { conn: ConnId, code: Code, permit: Option<Arc<CommandPermit>> },
+    /// Send a push.
+    Deliver { conn: ConnId, frame: Bytes, permit: Arc<CommandPermit> },
+}
+
+/// What [`Users`](super::Users) asks the shard to do: post a message to a shard, which may be the same.
+#[derive(Debug)]
+pub struct UserEffect(pub u16, pub SessionMessage);

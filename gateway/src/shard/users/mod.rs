@@ -1,0 +1,204 @@
+//! Users: the part of the shard that knows where each user's sessions are.
+//!
+//! A user's home shard keeps the entry, puts two logins in order, and decides which session is closed when there
+//! are too many. Other shards tell the home when sessions open and close. This part knows no connection: it
+//! answers with messages for the shards that own them.
+
+pub mod directory;
+pub mod message;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidegate_backend::UserId;
+use tidegate_protocol::Code;
+
+use crate::control::{ConnectionInfo, UserInfo};
+use crate::session_id::{SessionAddr, SessionIds};
+use crate::shard::command::CommandPermit;
+use crate::shard::stats::UserCounters;
+use directory::Directory;
+pub use directory::home;
+use message::{SessionMessage, UserEffect, UserMessage};
+
+/// The users whose home is this shard.
+#[derive(Debug)]
+pub struct Users {
+    directory: Directory,
+    session_ids: SessionIds,
+    sessions_max: usize,
+    effects: VecDeque<UserEffect>,
+    counters: UserCounters,
+}
+
+impl Users {
+    /// No user yet. A user may have `sessions_max` sessions, at least 1.
+    #[must_use]
+    pub fn new(session_ids: SessionIds, sessions_max: usize) -> Self {
+        Self {
+            directory: Directory::default(),
+            session_ids,
+            sessions_max,
+            effects: VecDeque::new(),
+            counters: UserCounters::default(),
+        }
+    }
+
+    /// Users with at least one session.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.directory.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.directory.is_empty()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub const fn counters(&self) -> &UserCounters {
+        &self.counters
+    }
+
+    /// The next thing to do for this part.
+    #[inline]
+    pub fn next_effect(&mut self) -> Option<UserEffect> {
+        self.effects.pop_front()
+    }
+
+    /// Handles a message to a user's home.
+    pub fn handle(&mut self, message: UserMessage) {
+        match message {
+            UserMessage::Register { user_id, addr, sequence } => {
+                self.register(user_id, addr, sequence);
+            }
+            UserMessage::Deregister { user_id, addr } => self.directory.deregister(user_id, addr),
+            UserMessage::Kick { user_id, permit } => self.kick(user_id, &permit),
+            UserMessage::Push { user_id, frame, permit } => self.push(user_id, &frame, &permit),
+            // Whoever asked may have stopped waiting.
+            UserMessage::Ask { user_id, reply } => drop(reply.send(self.info(user_id))),
+        }
+    }
+
+    fn register(&mut self, user_id: UserId, addr: SessionAddr, sequence: u64) {
+        if let Some(oldest) = self.directory.register(user_id, addr, self.sessions_max) {
+            self.evict(oldest, None);
+        }
+        let registered = SessionMessage::Registered { conn: addr.conn(), sequence };
+        self.effects.push_back(UserEffect(addr.shard(), registered));
+    }
+
+    fn kick(&mut self, user_id: UserId, permit: &Arc<CommandPermit>) {
+        let addrs = self.directory.take(user_id);
+        permit.add(addrs.len());
+        for addr in addrs {
+            self.evict(addr, Some(Arc::clone(permit)));
+        }
+    }
+
+    fn evict(&mut self, addr: SessionAddr, permit: Option<Arc<CommandPermit>>) {
+        let evict = SessionMessage::Evict { conn: addr.conn(), code: Code::Replaced, permit };
+        self.effects.push_back(UserEffect(addr.shard(), evict));
+    }
+
+    fn push(&mut self, user_id: UserId, frame: &Bytes, permit: &Arc<CommandPermit>) {
+        self.counters.pushes_to_users += 1;
+        for addr in self.directory.sessions(user_id) {
+            let (frame, permit) = (frame.clone(), Arc::clone(permit));
+            let deliver = SessionMessage::Deliver { conn: addr.conn(), frame, permit };
+            self.effects.push_back(UserEffect(addr.shard(), deliver));
+        }
+    }
+
+    fn info(&self, user_id: UserId) -> UserInfo {
+        let connections = self.directory.sessions(user_id).iter().map(|&addr| ConnectionInfo {
+            session_id: format!("{:016x}", self.session_ids.id(addr).0),
+            shard: addr.shard(),
+        });
+        UserInfo { user_id, connections: connections.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::ConnId;
+    use crate::shard::command::CommandLimiter;
+
+    fn addr(shard: u16, slot: u32) -> SessionAddr {
+        SessionAddr::new(shard, ConnId { slot, generation: 1 })
+    }
+
+    fn users(sessions_max: usize) -> Users {
+        Users::new(SessionIds::new(7), sessions_max)
+    }
+
+    fn register(users: &mut Users, addr: SessionAddr) {
+        users.handle(UserMessage::Register { user_id: 5, addr, sequence: 9 });
+    }
+
+    #[test]
+    fn a_login_beyond_the_limit_evicts_the_oldest_session_first() {
+        let mut users = users(1);
+        register(&mut users, addr(0, 1));
+        assert!(matches!(
+            users.next_effect(),
+            Some(UserEffect(0, SessionMessage::Registered { conn, sequence: 9 })) if conn.slot == 1
+        ));
+        register(&mut users, addr(3, 2));
+        assert!(matches!(
+            users.next_effect(),
+            Some(UserEffect(0, SessionMessage::Evict { conn, code: Code::Replaced, permit: None }))
+                if conn.slot == 1
+        ));
+        assert!(matches!(
+            users.next_effect(),
+            Some(UserEffect(3, SessionMessage::Registered { conn, .. })) if conn.slot == 2
+        ));
+        assert!(users.next_effect().is_none());
+        assert_eq!(users.len(), 1);
+    }
+
+    #[test]
+    fn a_push_goes_to_each_session_and_a_kick_takes_them_all() {
+        let mut users = users(2);
+        register(&mut users, addr(0, 1));
+        register(&mut users, addr(1, 2));
+        while users.next_effect().is_some() {}
+        let limiter = Arc::new(CommandLimiter::new(10, 1000));
+        let permit = || limiter.admit(0, &mut None).unwrap();
+        let frame = Bytes::from_static(b"frame");
+        users.handle(UserMessage::Push { user_id: 5, frame, permit: permit() });
+        let mut shards = Vec::new();
+        while let Some(UserEffect(shard, SessionMessage::Deliver { frame, .. })) =
+            users.next_effect()
+        {
+            assert_eq!(frame, "frame");
+            shards.push(shard);
+        }
+        assert_eq!(shards, [0, 1]);
+        assert_eq!(users.counters().pushes_to_users, 1);
+        users.handle(UserMessage::Kick { user_id: 5, permit: permit() });
+        let mut evicted = 0;
+        while let Some(UserEffect(_, SessionMessage::Evict { permit, .. })) = users.next_effect() {
+            assert!(permit.is_some(), "a kick is under way until each connection was told");
+            evicted += 1;
+        }
+        assert_eq!(evicted, 2);
+        assert!(users.is_empty());
+        assert_eq!(limiter.commands(), 0);
+    }
+
+    #[test]
+    fn operators_see_a_users_sessions() {
+        let mut users = users(2);
+        register(&mut users, addr(4, 1));
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        users.handle(UserMessage::Ask { user_id: 5, reply });
+        let info = answer.try_recv().unwrap();
+        assert_eq!((info.user_id, info.connections.len(), info.connections[0].shard), (5, 1, 4));
+    }
+}
