@@ -14,6 +14,7 @@ pub mod driver;
 mod holder;
 pub mod hub;
 pub mod metrics_page;
+pub mod offset_file;
 pub mod parts;
 pub mod router;
 pub mod run;

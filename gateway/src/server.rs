@@ -37,6 +37,7 @@ use crate::control::{Control, Readiness};
 use crate::holder::{NotHad, PATIENCE, Wait};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
+use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
 use crate::parts::{Origin, Parts};
 use crate::router::Backend;
 use crate::secret::check_secret;
@@ -53,6 +54,9 @@ pub enum StartError {
     /// The token's key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The offset file can't be used.
+    #[error(transparent)]
+    OffsetFile(#[from] OffsetFileError),
     /// The clients' address can't be listened on.
     #[error("can't listen for clients on {address}: {cause}; choose another with --listen")]
     Listen {
@@ -119,6 +123,8 @@ pub struct Server {
     /// How each shard ended.
     ended: Receiver<(u16, Result<(), String>)>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Keeps the offset file up to date while shards run.
+    offset_keeper: Option<OffsetKeeper>,
 }
 
 impl Builder {
@@ -146,6 +152,7 @@ impl Builder {
             handler_of(backend, &self.handlers)?;
         }
         Verifier::check(&self.config.auth)?;
+        self.config.rooms.offset_file.as_deref().map(offset_file::read).transpose()?;
         check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
         Ok(())
     }
@@ -174,13 +181,10 @@ impl Builder {
         })?;
         let client_address = listeners[0].local_addr()?;
         let admin_config = config.admin.clone();
-        let wall_clock = WallClock::system();
-        let origin = Origin {
-            started: Instant::now(),
-            first_offset: wall_clock.unix_us(),
-            wall_clock,
-            session_key: random_number()?,
-        };
+        let (started, wall_clock) = (Instant::now(), WallClock::system());
+        let offset_file = config.rooms.offset_file.clone();
+        let first_offset = offset_file::first_offset(offset_file.as_deref(), wall_clock.unix_us())?;
+        let origin = Origin { started, first_offset, wall_clock, session_key: random_number()? };
         stats::describe();
         let parts = Parts::new(config, verifier, origin, |config, gateway| {
             let backends = config.backends.iter();
@@ -194,9 +198,11 @@ impl Builder {
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve_once_released(&admin_config, control, metrics, &wait)?;
         let (report, ended) = channel::unbounded();
+        let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
+        let offset_keeper = keeper.transpose()?;
         let threads = start_shards(listeners, &parts, &report)?;
         hub.set_readiness(Readiness::Ready);
-        Ok(Server { client_address, hub, gateway, admin, ended, threads })
+        Ok(Server { client_address, hub, gateway, admin, ended, threads, offset_keeper })
     }
 }
 
@@ -269,6 +275,7 @@ impl Server {
             // It has reported how it ended.
             drop(thread.join());
         }
+        drop(self.offset_keeper);
         self.admin.shutdown();
         outcome
     }

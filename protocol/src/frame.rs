@@ -159,6 +159,12 @@ impl Frames<'_> {
         Ok(Some(&frame[prefix.prefix_bytes..]))
     }
 
+    /// Changes the longest frame that is accepted, from the next one on.
+    #[inline]
+    pub const fn set_payload_bytes_max(&mut self, payload_bytes_max: usize) {
+        self.payload_bytes_max = payload_bytes_max;
+    }
+
     /// Stops reading and keeps the rest for a later [`Reassembler::frames`]. Dropping does the same.
     pub fn keep_rest(self) {}
 

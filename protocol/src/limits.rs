@@ -3,6 +3,10 @@
 /// Longest frame that a client may send by default, in bytes of payload: 64 KiB.
 pub const FRAME_FROM_CLIENT_BYTES_MAX: usize = 64 * 1024;
 
+/// Longest frame that a gateway takes from a client without a session, in bytes of payload: 16 KiB. The longest token
+/// that a gateway looks at has 8 KiB.
+pub const FRAME_BEFORE_SESSION_BYTES_MAX: usize = 16 * 1024;
+
 /// Longest frame that a gateway sends by default, in bytes of payload: 1 MiB.
 pub const FRAME_TO_CLIENT_BYTES_MAX: usize = 1024 * 1024;
 

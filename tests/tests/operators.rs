@@ -192,7 +192,8 @@ fn metrics_count_what_happened() {
         ("tidegate_received_frames_total", 14.0),
         ("tidegate_room_pushes_total", 1.0),
         ("tidegate_user_pushes_total", 1.0),
-        ("tidegate_push_deliveries_total", 2.0),
+        ("tidegate_room_push_deliveries_total", 1.0),
+        ("tidegate_user_push_deliveries_total", 1.0),
         ("tidegate_calls_in_flight", 0.0),
         ("tidegate_outbox_bytes", 0.0),
     ] {

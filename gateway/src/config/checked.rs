@@ -163,6 +163,8 @@ pub struct RoomsConfig {
     pub rooms_max: usize,
     /// Rooms of one connection, beside everybody's. More: the join is refused and counted.
     pub rooms_per_connection_max: usize,
+    /// The file that keeps a restart from giving offsets again; `None`: there is none.
+    pub offset_file: Option<PathBuf>,
 }
 
 /// How one room treats its members.

@@ -43,6 +43,7 @@ impl Checker<'_> {
                 rooms.rooms_per_connection_max,
                 1..=10_000,
             )?,
+            offset_file: (!rooms.offset_file.is_empty()).then(|| (&rooms.offset_file).into()),
         })
     }
 

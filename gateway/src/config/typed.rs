@@ -93,6 +93,7 @@ pub(super) struct Rooms {
     pub(super) idle_ttl_ms: i64,
     pub(super) rooms_max: i64,
     pub(super) rooms_per_connection_max: i64,
+    pub(super) offset_file: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -243,6 +244,7 @@ impl Default for Rooms {
             idle_ttl_ms: 60_000,
             rooms_max: 100_000,
             rooms_per_connection_max: 64,
+            offset_file: ".tidegate/offset".into(),
         }
     }
 }

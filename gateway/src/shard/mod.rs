@@ -348,8 +348,10 @@ impl Shard {
     /// Reads frames until there are none, or the connection is held or closed.
     #[inline]
     fn read(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
-        let mut frames = inbox.frames(bytes, self.clients.frame_bytes_max());
+        let mut frames = inbox.frames(bytes, 0);
         while self.clients.may_read(slot) {
+            // The frame before may have opened the session.
+            frames.set_payload_bytes_max(self.clients.frame_bytes_max(slot));
             match frames.next() {
                 Ok(Some(payload)) => self.on_frame(slot, payload),
                 Ok(None) => break,

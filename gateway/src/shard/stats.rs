@@ -9,6 +9,7 @@ use tidegate_protocol::Code;
 use super::calls::durations;
 use super::clients::cause::Cause;
 use crate::auth::AuthError;
+use crate::offset_file;
 
 /// Defines the counters of each part of a shard, all of them together as [`Stats`], their names, and how they reach
 /// the registry.
@@ -175,6 +176,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Tokens refused: malformed, signature, expired, audience, wrong_user.",
     ),
     (durations::NAME, "backend, le", durations::HELP),
+    (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
     ("tidegate_silent_shards", "", "Shards that have not answered for 5 s: they hang."),
     (
         "tidegate_operator_connections_cut_total",
@@ -260,7 +262,7 @@ pub fn describe() {
     Counters::describe();
     for &(name, labels, help) in OTHERS {
         match labels {
-            "shard" | "" => describe_gauge!(name, help),
+            "shard" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
             // It says so itself.
             _ if name == durations::NAME => {}
             _ => describe_counter!(name, help),

@@ -29,6 +29,7 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::UserId;
+use tidegate_protocol::limits::FRAME_BEFORE_SESSION_BYTES_MAX;
 use tidegate_protocol::message::Response;
 use tidegate_protocol::proto::v1;
 use tidegate_protocol::{Code, Reassembler, server};
@@ -306,11 +307,16 @@ impl Clients {
             || self.unsent_bytes(slot) > unsent_bytes_max
     }
 
-    /// The longest frame that is read from a connection, in bytes of payload.
+    /// The longest frame that is read from a connection, in bytes of payload. Without a session it is what an
+    /// authentication needs.
     #[inline]
     #[must_use]
-    pub const fn frame_bytes_max(&self) -> usize {
-        self.settings.frame_bytes_max
+    pub fn frame_bytes_max(&self, slot: u32) -> usize {
+        let frame_bytes_max = self.settings.frame_bytes_max;
+        match self.at(slot).phase {
+            Phase::Open => frame_bytes_max,
+            _ => frame_bytes_max.min(FRAME_BEFORE_SESSION_BYTES_MAX),
+        }
     }
 
     /// Bytes that were received are not read.
