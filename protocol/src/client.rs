@@ -16,13 +16,13 @@ use crate::message::{AUTHENTICATE, HEARTBEAT, Request, Response, SUCCESS};
 use crate::proto::v1;
 use crate::wire::WireError;
 
-/// Why a client can't go on reading. The gateway's fault: close and report it.
+/// Why a client can't go on reading. It is the gateway's fault: close the connection and report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The stream is broken.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// A frame is no `Response`.
+    /// A frame is not a `Response`.
     #[error(transparent)]
     Message(#[from] WireError),
     /// The answer to a heartbeat or an authentication does not carry what it should.
@@ -35,7 +35,7 @@ pub enum ClientError {
 pub struct Failure {
     /// The code; `None` when this version does not know it.
     pub code: Option<Code>,
-    /// How long to wait before trying again; zero where the gateway didn't say.
+    /// How long to wait before trying again; zero if the gateway did not say.
     pub retry_after: Duration,
 }
 
@@ -46,7 +46,7 @@ pub enum Event {
     Authenticated {
         /// The sequence of the request.
         sequence: u64,
-        /// What the gateway says of the session.
+        /// The session's properties.
         session: v1::Session,
     },
     /// A heartbeat was answered.
@@ -187,7 +187,7 @@ impl Client {
     }
 }
 
-/// What a response is; `None` for one of a later version.
+/// The event that a response is; `None` for a response of a later version.
 fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
     let &Response { kind, status, biz_data, sequence, retry_after_ms, offset } = response;
     if status != SUCCESS {

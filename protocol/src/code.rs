@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Why a request failed, or why the gateway ends a session.
 ///
-/// The numbers are the wire's; they never change their meaning.
+/// The numbers are sent on the wire and never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Code {
@@ -24,11 +24,11 @@ pub enum Code {
     NoRoute = 105,
     /// A frame could not be read, or is too long. The connection is closed.
     Malformed = 106,
-    /// The same user came in elsewhere, or was kicked. The connection is closed.
+    /// The same user logged in elsewhere, or was kicked. The connection is closed.
     Replaced = 107,
-    /// The gateway is going away: reconnect after `retry_after_ms`. The connection is closed.
+    /// The gateway drains: reconnect after `retry_after_ms`. The connection is closed.
     Draining = 108,
-    /// No sign of life. The connection is closed.
+    /// No frame came in time. The connection is closed.
     Idle = 109,
 }
 
@@ -89,7 +89,7 @@ impl Code {
         Self::from_number(u32::from_be_bytes(bytes))
     }
 
-    /// Whether this code may come unasked, as the gateway ending the session.
+    /// Whether a gateway may send this code unasked, to end the session.
     #[must_use]
     pub const fn ends_session(self) -> bool {
         matches!(self, Self::Malformed | Self::Replaced | Self::Draining | Self::Idle)

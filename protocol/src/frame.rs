@@ -1,14 +1,14 @@
 //! Frames: the bytes of a stream <-> the payload of one frame.
 //!
-//! A frame is a payload preceded by its length as a varint of the fewest bytes. TCP cuts the
-//! stream where it likes; [`Reassembler`] keeps what is cut and lends everything else.
+//! A frame is a payload preceded by its length as a varint of the fewest bytes. TCP may split the
+//! stream anywhere. [`Reassembler`] keeps incomplete frames and lends complete ones.
 
 use bytes::BufMut;
 
 use crate::limits::PREFIX_BYTES_MAX;
 use crate::wire;
 
-/// Why a stream can't be read any further. The peer's fault: the connection has to be closed.
+/// Why a stream can't be read any further. It is the peer's fault: close the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The length is padded: it takes more bytes than it needs, or more than five.
@@ -57,7 +57,7 @@ pub fn read_prefix(stream: &[u8], payload_bytes_max: usize) -> Result<Option<Pre
     if stream.len() >= PREFIX_BYTES_MAX { Err(FrameError::Overlong) } else { Ok(None) }
 }
 
-/// A frame's length on the wire, prefix and all, for a payload of this many bytes.
+/// A frame's length on the wire, prefix included, for a payload of this many bytes.
 #[inline]
 #[must_use]
 pub const fn frame_len(payload_bytes: usize) -> usize {
@@ -70,13 +70,13 @@ pub fn put_prefix(out: &mut impl BufMut, payload_bytes: usize) {
     wire::put_varint(out, payload_bytes as u64);
 }
 
-/// Puts a stream's cut frames together again.
+/// Reassembles a stream's frames.
 ///
-/// It owns memory only between a cut and its mend. A frame that comes whole is lent from the
-/// caller's buffer; so is every frame of a hundred in one segment.
+/// It owns memory only while a frame is incomplete. A frame that comes whole is lent from the
+/// caller's buffer, and so is each of a hundred frames in one segment.
 ///
-/// What it holds grows with the bytes that came and never with what a prefix announces, so a peer
-/// can't reserve memory that it hasn't paid for. At most it is one frame, plus what the caller
+/// Its memory grows with the bytes that were received, never with the length that a prefix announces. So a peer
+/// can't reserve memory with a prefix alone. It holds at most one frame and what the caller
 /// [kept back](Frames::keep_rest).
 #[derive(Debug, Default)]
 pub struct Reassembler {
@@ -87,13 +87,13 @@ pub struct Reassembler {
 #[derive(Debug, Default)]
 struct Carry {
     bytes: Vec<u8>,
-    /// Bytes at the front that have been handed out. start <= bytes.len(), and whenever bytes are
+    /// Bytes at the front that have been read. start <= bytes.len(), and whenever bytes are
     /// added start < bytes.len() / 2, or both are 0.
     start: usize,
 }
 
 impl Reassembler {
-    /// One with nothing kept. It owns no heap memory.
+    /// An empty reassembler. It owns no heap memory.
     #[must_use]
     pub const fn new() -> Self {
         Self { carry: None }
@@ -118,8 +118,8 @@ impl Reassembler {
             return;
         }
         let carry = self.carry.get_or_insert_default();
-        // A caller that always keeps something back never empties the carry. Closing up once half
-        // of it is dead bounds it, and moves no more bytes than have been read.
+        // A caller that always keeps something back never empties the carry. Compacting it once half of its bytes have
+        // been read bounds it, and moves no more bytes than were read.
         if carry.start >= carry.bytes.len() - carry.start {
             carry.bytes.drain(..carry.start);
             carry.start = 0;
@@ -168,7 +168,7 @@ impl Frames<'_> {
     /// Stops reading and keeps the rest for a later [`Reassembler::frames`]. Dropping does the same.
     pub fn keep_rest(self) {}
 
-    /// Stops reading and throws the rest away, with all that was kept. Returns how many bytes that was.
+    /// Stops reading and discards the rest and all that was kept. Returns how many bytes that was.
     pub fn discard_rest(mut self) -> usize {
         let discarded = self.bytes.len() + self.reassembler.kept_bytes();
         self.bytes = &[];

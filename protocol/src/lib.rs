@@ -23,7 +23,7 @@ pub mod server;
 mod wire;
 
 /// The messages as `prost` generates them from the `.proto` files: owned, and the oracle for
-/// [`message`]'s borrowed ones.
+/// [`message`]'s borrowed ones in the tests.
 #[expect(missing_docs, reason = "the .proto files document these")]
 pub mod proto {
     /// Frames: `tidegate.v1`.
@@ -34,7 +34,7 @@ pub mod proto {
     pub mod business {
         include!(concat!(env!("OUT_DIR"), "/tidegate.business.v1.rs"));
     }
-    /// What the demo backend takes: `tidegate.demo.v1`.
+    /// Requests to the demo backend: `tidegate.demo.v1`.
     pub mod demo {
         include!(concat!(env!("OUT_DIR"), "/tidegate.demo.v1.rs"));
     }

@@ -1,6 +1,6 @@
 //! The payload of a frame <-> a [`Request`] or a [`Response`], borrowed.
 //!
-//! They say the same as prost's `proto::v1::Request` and `Response` and cost no allocation.
+//! They mean the same as prost's `proto::v1::Request` and `Response`, and reading them allocates nothing.
 
 use bytes::BufMut;
 
@@ -17,7 +17,7 @@ pub const SUCCESS: u32 = 1;
 /// `status` of a failure.
 pub const FAILURE: u32 = 0;
 
-/// Why a payload is no message. The peer's fault: the connection has to be closed.
+/// Why a payload is not a message. It is the peer's fault: close the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The bytes are not protobuf, or a field has the wrong type.
@@ -31,14 +31,14 @@ pub enum MessageError {
     TypeTooSmall(i32),
 }
 
-/// What a client says, borrowed from the frame that carries it.
+/// A message from a client, borrowed from its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request<'a> {
     /// -1 heartbeat, 0 authenticate, > 0 business.
     pub kind: i32,
     /// Who authenticates.
     pub user_id: u64,
-    /// The proof of it.
+    /// The proof that it is that user.
     pub token: &'a str,
     /// Opaque to the gateway.
     pub biz_data: &'a [u8],
@@ -99,7 +99,7 @@ impl<'a> Request<'a> {
             + wire::varint_field_len(self.sequence)
     }
 
-    /// Writes the whole frame, length prefix and all.
+    /// Writes the whole frame, length prefix included.
     #[inline]
     pub fn encode_frame(&self, out: &mut impl BufMut) {
         let mut head = Small::new();
@@ -119,7 +119,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a gateway says, borrowed from the frame that carries it.
+/// A message from a gateway, borrowed from its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Response<'a> {
     /// The type that it answers; the type of a push; 0 for the end of a session.

@@ -1,6 +1,6 @@
 //! The gateway's end of a connection: what its requests mean, and the frames that it answers with.
 //!
-//! It holds no state: what a connection remembers is the gateway's business. A gateway reads with a
+//! It holds no state: the gateway keeps what belongs to a connection. A gateway reads with a
 //! [`Reassembler`](crate::Reassembler) and [`Incoming::decode`], and writes with the `put_*`.
 
 use bytes::BufMut;
@@ -17,20 +17,20 @@ pub enum Incoming<'a> {
         /// Echoed in the answer.
         sequence: u64,
     },
-    /// A user shows who it is.
+    /// A user authenticates.
     Authenticate {
-        /// Who it says it is.
+        /// The user that it claims to be.
         user_id: u64,
         /// The proof.
         token: &'a str,
         /// Echoed in the answer.
         sequence: u64,
     },
-    /// Something for a backend.
+    /// A request for a backend.
     Business {
         /// Greater than 0; picks the route.
         kind: i32,
-        /// For the backend alone.
+        /// Opaque to the gateway.
         biz_data: &'a [u8],
         /// Echoed in the answer.
         sequence: u64,
@@ -52,7 +52,7 @@ impl<'a> Incoming<'a> {
         })
     }
 
-    /// The type: what an answer carries too.
+    /// The type, which the answer repeats.
     #[must_use]
     pub const fn kind(&self) -> i32 {
         match *self {
@@ -62,7 +62,7 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// The sequence: what an answer carries too.
+    /// The sequence, which the answer repeats.
     #[must_use]
     pub const fn sequence(&self) -> u64 {
         match *self {
@@ -118,7 +118,7 @@ pub fn put_session(out: &mut impl BufMut, sequence: u64, session: &v1::Session) 
     put_answer(out, AUTHENTICATE, sequence, &biz_data[..length]);
 }
 
-/// Encodes a message that fits the array; says how many bytes it took.
+/// Encodes a message that fits the array. Returns its length in bytes.
 fn encode_small(message: &impl prost::Message, into: &mut [u8]) -> usize {
     let capacity = into.len();
     let mut rest: &mut [u8] = into;

@@ -1,7 +1,7 @@
 //! Protobuf's wire format, as far as four flat messages need it: varints, keys, fields to skip.
 //!
-//! It exists beside prost because it borrows: a request on the gateway's hot path is read without
-//! an allocation. `message`'s tests hold it to prost's verdict on every input, good or bad.
+//! It exists beside prost because it borrows: the gateway reads a request without
+//! an allocation. The tests of `message` compare its result with prost's on valid and invalid input.
 //!
 //! Source of the format: <https://protobuf.dev/programming-guides/encoding/>.
 
@@ -10,7 +10,7 @@ use bytes::BufMut;
 /// How deeply groups may nest in an unknown field. prost's own limit.
 const GROUP_DEPTH_MAX: u32 = 100;
 
-/// Why bytes are no message.
+/// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The bytes end inside a field.
@@ -92,7 +92,7 @@ pub(crate) fn take_delimited<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireE
     take_bytes(bytes, length)
 }
 
-/// Says that `field` must have the wire type `expected`.
+/// Checks that `field` has the wire type `expected`.
 #[inline]
 pub(crate) fn expect(field: u32, wire_type: u8, expected: u8) -> Result<(), WireError> {
     if wire_type == expected { Ok(()) } else { Err(WireError::WrongWireType { field, wire_type }) }
@@ -144,7 +144,7 @@ pub(crate) fn put_varint(out: &mut impl BufMut, value: u64) {
     out.put_slice(small.written());
 }
 
-/// A few fields, put together before they are written: a buffer that grows checks its room once for
+/// A few fields, encoded before they are written. The output buffer then checks its capacity once for
 /// all of them.
 #[derive(Debug)]
 pub(crate) struct Small {
@@ -182,7 +182,7 @@ impl Small {
         self.push((value & 0x7f) as u8);
     }
 
-    /// A varint field, or nothing where the value is the default.
+    /// A varint field; nothing if the value is the default.
     #[inline]
     pub(crate) fn varint_field(&mut self, field: u8, value: u64) {
         if value != 0 {
@@ -191,7 +191,7 @@ impl Small {
         }
     }
 
-    /// What stands before a length-delimited field's bytes; nothing where there are none.
+    /// The key and the length of a length-delimited field; nothing if the field is empty.
     #[inline]
     pub(crate) fn bytes_key(&mut self, field: u8, len: usize) {
         if len != 0 {
@@ -201,14 +201,14 @@ impl Small {
     }
 }
 
-/// Bytes of a varint field with a key of one byte; nothing where the value is the default.
+/// Length of a varint field with a key of one byte, in bytes; 0 if the value is the default.
 #[inline]
 #[must_use]
 pub(crate) const fn varint_field_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + varint_len(value) }
 }
 
-/// Bytes of a length-delimited field with a key of one byte; nothing where it is empty.
+/// Length of a length-delimited field with a key of one byte, in bytes; 0 if it is empty.
 #[inline]
 #[must_use]
 pub(crate) const fn bytes_field_len(value: &[u8]) -> usize {
