@@ -149,7 +149,7 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
     assert!(said.starts_with("20 connections, held\n"), "{said}");
     let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
-    for part in ["20 connections, held", &address, "brought up a second", "Latency distribution"] {
+    for part in ["20 connections, held", &address, "connections opened per second", "Latency distribution"] {
         assert!(page.contains(part), "{part} is not in:\n{page}");
     }
     let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
@@ -187,7 +187,7 @@ fn several_workers_hold_what_one_holds() {
     assert!(report["cycles"].as_u64() > Some(0), "{report}");
     let report = several(&["request", "--connections", "10", "--depth", "4"]);
     assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
-    let report = several(&["request", "--connections", "10", "--under-way", "4"]);
+    let report = several(&["request", "--connections", "10", "--in-flight", "4"]);
     assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
     let report = several(&["broadcast", "--connections", "20", "--in-flight", "4"]);
     assert!(report["deliveries"].as_u64() >= Some(20), "{report}");
@@ -208,7 +208,7 @@ fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
     let (status, said, log) = gateway.tide(&[&slow[..], &how].concat(), "");
     assert!(status.success(), "{said}\n{log}");
     let report = json(&said);
-    assert!(log.contains("waiting until the gateway has sent 4 silent clients away"), "{log}");
+    assert!(log.contains("waiting until the gateway has closed 4 silent clients with 109"), "{log}");
     // Four of nine say nothing, and are waited for as long as --slow-deadline says.
     assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
 }
@@ -217,12 +217,12 @@ fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
 fn a_bench_does_not_wait_for_ever_for_a_gateway_that_is_full() {
     let gateway = Setup::demo().set("limits.connections_max", 8).start();
     let address = gateway.clients().to_string();
-    let held = ["bench", "connect", "--connections", "20", "--patience", "2s"];
+    let held = ["bench", "connect", "--connections", "20", "--admission-timeout", "2s"];
     let (status, said, log) = gateway.tide(&[&held[..], &["--connect", &address]].concat(), "");
     assert_eq!((status.code(), &said[..]), (Some(1), ""));
-    // Said when half of the patience is over; how much later depends on the machine.
-    assert!(log.contains("s: up are 8 of 20 connections; waiting for"), "{log}");
-    assert!(log.contains("s (--patience): up are 8 of 20 connections. "), "{log}");
+    // Printed after half of the timeout; how much later depends on the machine.
+    assert!(log.contains("s: 8 of 20 connections are up; it may be full; giving up in"), "{log}");
+    assert!(log.contains("s (--admission-timeout): 8 of 20 connections are up. "), "{log}");
     assert!(log.contains("limits.connections_max") && log.contains("ulimit -n"), "{log}");
 }
 

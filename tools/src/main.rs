@@ -4,13 +4,13 @@
 //! This file reads the command line and hands over. Each subcommand is a module that owns its
 //! arguments and returns an error that names the thing and the way out.
 
-mod absent;
 mod argument;
 mod bench;
 mod client;
 mod count;
 mod doctor;
 mod duration;
+mod not_running;
 mod push;
 mod stdout;
 #[cfg(test)]
@@ -88,7 +88,7 @@ fn taking_negative_numbers(command: clap::Command) -> clap::Command {
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
-        stdout::remark(&format!("tide: {error:#}"));
+        stdout::print_stderr(&format!("tide: {error:#}"));
         ExitCode::FAILURE
     })
 }

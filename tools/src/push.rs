@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::argument::{self, whole};
 use crate::count::counted;
-use crate::{absent, stdout};
+use crate::{not_running, stdout};
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -248,18 +248,18 @@ impl Operator {
         }
         let said: Option<Value> = serde_json::from_str(&body).ok();
         let said = said.as_ref().and_then(|value| value["error"].as_str()).unwrap_or(body.trim());
-        let way_out = match status.as_u16() {
+        let hint = match status.as_u16() {
             401 | 403 => " (is this the gateway's own --token-file?)",
             _ => "",
         };
-        bail!("the gateway answered {status}: {said}{way_out}")
+        bail!("the gateway answered {status}: {said}{hint}")
     }
 
     fn unreachable(&self, error: ureq::Error) -> Error {
         let refused =
             matches!(&error, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
         let said = if refused {
-            absent::no_operators(&self.admin)
+            not_running::no_operator_http(&self.admin)
         } else {
             let place = &self.admin;
             format!(

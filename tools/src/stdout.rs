@@ -16,7 +16,7 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> any
 }
 
 /// Tells standard error something. There is nobody to tell where that can't be written.
-pub(crate) fn remark(line: &str) {
+pub(crate) fn print_stderr(line: &str) {
     drop(writeln!(anstream::stderr(), "{line}"));
 }
 

@@ -155,9 +155,9 @@ fn every_command_is_read() {
         "doctor --connections 1m --pid 1 --shards 2 --port 7400 --address-pairs 3 \
          --heartbeat-interval 30s --pushes-per-second 0.2",
         "bench connect --connect 127.0.0.1:7400 --connections 1,000 --workers 2 --pid 1 \
-         --large-answers 5 --source 10.0.0.1 --connect-rate 5 --patience 2s --heartbeat-interval 1s",
+         --large-answers 5 --source 10.0.0.1 --connect-rate 5 --admission-timeout 2s --heartbeat-interval 1s",
         "bench request --connect [::1]:7400 --bytes 5 --type 1 --depth 3 --first-user 5",
-        "bench request --connect [::1]:7400 --under-way 3",
+        "bench request --connect [::1]:7400 --in-flight 3",
         "bench broadcast --connect [::1]:7400 --bytes 64 --type 2 --in-flight 3 --echo-rate 0 \
          --echo-connections 5 --echo-bytes 5",
         "bench storm --connect [::1]:7400 --slow-share 0.5 --slow-deadline 5",

@@ -122,13 +122,13 @@ impl Signing {
 
     fn read_key(&self, path: &Path) -> Result<String> {
         fs::read_to_string(path).with_context(|| {
-            let way_out = if self.key_file.is_none() {
+            let hint = if self.key_file.is_none() {
                 ": a gateway makes it on its first start, in its working directory; run this \
                  there, or name the file with --key-file"
             } else {
                 ""
             };
-            format!("can't read the key file {}{way_out}", path.display())
+            format!("can't read the key file {}{hint}", path.display())
         })
     }
 }

@@ -112,7 +112,7 @@ impl Screen {
                 print_beside(editor.as_mut(), line).context("can't write to the terminal")
             }
             None => {
-                stdout::remark(line);
+                stdout::print_stderr(line);
                 Ok(())
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result};
 
 use super::Wake;
-use crate::absent;
+use crate::not_running;
 
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 16 * 1024;
@@ -93,7 +93,7 @@ fn connect(address: &str, patience: Duration) -> io::Result<TcpStream> {
 
 fn unreachable(address: &str, error: io::Error) -> Error {
     let said = match error.kind() {
-        ErrorKind::ConnectionRefused => absent::no_gateway(address, ""),
+        ErrorKind::ConnectionRefused => not_running::no_gateway(address, ""),
         ErrorKind::InvalidInput => {
             format!("--connect {address} is no place: it has to be HOST:PORT")
         }

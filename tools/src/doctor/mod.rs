@@ -34,7 +34,7 @@ pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
         return machine::answer_probe().into();
     }
     examine(args).unwrap_or_else(|error| {
-        stdout::remark(&format!("tide: {error:#}"));
+        stdout::print_stderr(&format!("tide: {error:#}"));
         UNREADABLE.into()
     })
 }

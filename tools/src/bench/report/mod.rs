@@ -47,7 +47,7 @@ pub(super) use compare::{CompareArgs, run as compare};
 pub(super) use figure::Unit;
 pub(super) use latency::{histogram, record};
 pub(super) use progress::Progress;
-pub(super) use run::Asked;
+pub(super) use run::Invocation;
 
 /// Where a report goes.
 #[derive(Debug, clap::Args)]
@@ -135,13 +135,13 @@ impl Report {
     /// One of them can't be written; what could be printed has been.
     pub(super) fn print(self, common: &CommonArgs) -> anyhow::Result<()> {
         let output = &common.output;
-        let document = self.document(&common.asked);
+        let document = self.document(&common.invocation);
         let json = document.to_json()?;
         stdout::print(|out| {
             if output.json { writeln!(out, "{json}") } else { table::write(out, &document) }
         })?;
         for warning in &document.warnings {
-            stdout::remark(&format!("warning: {warning}"));
+            stdout::print_stderr(&format!("warning: {warning}"));
         }
         if let Some(path) = &output.output {
             write_file(path, &json)?;
@@ -152,18 +152,18 @@ impl Report {
         Ok(())
     }
 
-    fn document(self, asked: &Asked) -> Document {
+    fn document(self, asked: &Invocation) -> Document {
         let Self { scenario, title, figures, series, distributions, warnings } = self;
         let run = Run::on_this_machine(asked);
         Document { scenario, title, run, figures, series, distributions, warnings }
     }
 }
 
-/// Ends a run that found nothing with an error: no figure of it means anything.
+/// WindowEnd a run that found nothing with an error: no figure of it means anything.
 ///
 /// # Errors
 /// Nothing was counted.
-pub(super) fn demand_any(count: u64, what: &str) -> anyhow::Result<()> {
+pub(super) fn ensure_measured(count: u64, what: &str) -> anyhow::Result<()> {
     ensure!(
         count > 0,
         "nothing was measured: no {what} in the measured window; make it longer with --duration, or the load \

@@ -16,7 +16,7 @@ pub(super) fn page(document: &Document) -> anyhow::Result<String> {
     page.notes(&document.warnings).raw("<div class=\"sides\">\n<div>");
     figures(&mut page, document);
     page.raw("</div>\n<div>");
-    what_was_run(&mut page, document);
+    run_table(&mut page, document);
     page.raw("</div>\n</div>\n");
     let sources = [Source { name: "", document }];
     page.heading("Over time").charts(&chart::over_time(&sources))?;
@@ -33,18 +33,18 @@ fn figures(page: &mut Page, document: &Document) {
     page.raw("</table></div>\n");
 }
 
-fn what_was_run(page: &mut Page, document: &Document) {
+fn run_table(page: &mut Page, document: &Document) {
     page.heading("What was run").raw("<div class=\"wide\"><table>\n");
     let server = document.run.option("connect").unwrap_or("unknown");
     let facts = [("Scenario", document.scenario.clone()), ("Server", server.into())];
-    for (name, value) in facts.into_iter().chain(document.run.circumstances()) {
+    for (name, value) in facts.into_iter().chain(document.run.environment()) {
         page.row_head(name);
         page.raw("<td>").text(&value).raw("</td></tr>\n");
     }
     for (name, value) in document.run.options.0.iter().filter(|(name, _)| name != "connect") {
         let option = format!("--{name}");
         page.row_head(&option);
-        page.raw("<td>").text(&run::for_people(&option, value)).raw("</td></tr>\n");
+        page.raw("<td>").text(&run::display_value(&option, value)).raw("</td></tr>\n");
     }
     page.raw("</table></div>\n");
 }

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::bench::engine::Nanos;
+use crate::bench::clock::Nanos;
 
 /// How often a progress bar moves.
 const PROGRESS_INTERVAL_NS: Nanos = 100_000_000;
@@ -27,7 +27,7 @@ impl Progress {
     }
 
     /// Takes the bar away while something else is said.
-    pub(in crate::bench) fn aside(&self, say: impl FnOnce()) {
+    pub(in crate::bench) fn suspend(&self, say: impl FnOnce()) {
         self.bar.suspend(say);
     }
 

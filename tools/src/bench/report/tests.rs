@@ -33,7 +33,7 @@ pub(super) fn asked(line: &[&str]) -> CommonArgs {
 fn counts_of_connections_are_kept_in_one_way() {
     let of = |count: &str| {
         let common = asked(&["request", "--connect", "127.0.0.1:1", "--connections", count]);
-        let document = report("", 1.0, Vec::new()).document(&common.asked);
+        let document = report("", 1.0, Vec::new()).document(&common.invocation);
         document.run.option("connections").map(str::to_owned)
     };
     assert_eq!(of("100k"), Some("100000".into()));
@@ -93,7 +93,7 @@ impl Figure {
 }
 
 pub(super) fn document(line: &[&str], series: Vec<Sample>) -> Document {
-    report("a title", 1.0, series).document(&asked(line).asked)
+    report("a title", 1.0, series).document(&asked(line).invocation)
 }
 
 /// Reads a page as XML, which finds every tag that isn't closed and every sign that isn't escaped.
@@ -248,7 +248,7 @@ fn hostile_texts_are_shown_and_do_nothing() {
         record(&mut latency, 5);
         latency
     });
-    let html = page::page(&report.document(&asked(&line).asked)).unwrap();
+    let html = page::page(&report.document(&asked(&line).invocation)).unwrap();
     let xml = parse(&html);
     assert!(!html.contains("<script") && !html.contains('\u{1b}'), "{html}");
     let shown = HOSTILE.replace('\u{1b}', "\u{fffd}");
@@ -321,7 +321,7 @@ fn a_token_is_not_shown_where_a_template_would_be() {
 fn what_is_no_number_is_unknown_and_valid_json() {
     let mut report = Report::new("request", String::new());
     report.add("nothing", "nothing", f64::NAN, Unit::Nanos);
-    let document = report.document(&asked(&LINE).asked);
+    let document = report.document(&asked(&LINE).invocation);
     assert_eq!(document.figures[0].shown(), "unknown");
     let json: serde_json::Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
     assert!(json["nothing"].is_null());

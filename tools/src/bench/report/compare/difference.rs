@@ -77,7 +77,7 @@ impl Row {
         let [a, b] = documents.map(|document| document.figure(key));
         let entry = a.or(b)?;
         let (label, unit) = (entry.label.clone(), entry.unit);
-        let name = documents.into_iter().find_map(|document| whole_name(document, key))?;
+        let name = documents.into_iter().find_map(|document| full_label(document, key))?;
         let (a, b) = (a.and_then(Entry::value), b.and_then(Entry::value));
         let direction = Direction::of(key, unit);
         let ratio = a.zip(b).and_then(|(a, b)| ratio(a, b, direction));
@@ -94,7 +94,7 @@ impl Row {
     }
 
     /// Whether this is its name, for people or in the JSON.
-    pub(super) fn is_called(&self, name: &str) -> bool {
+    pub(super) fn matches_name(&self, name: &str) -> bool {
         [&self.key[..], &self.name, self.label.trim()].contains(&name)
     }
 
@@ -141,7 +141,7 @@ impl<'a> Comparison<'a> {
     /// What a reader of the figures has to know before.
     pub(super) fn notes(&self) -> Vec<String> {
         let differs = |it: &Differing| {
-            let [a, b] = [&it.a, &it.b].map(|value| run::for_people(&it.what, value));
+            let [a, b] = [&it.a, &it.b].map(|value| run::display_value(&it.what, value));
             format!("{} differs: {a} in A, {b} in B", it.what)
         };
         let mut notes: Vec<_> = self.differing.iter().map(differs).collect();
@@ -178,7 +178,7 @@ fn ratio(a: f64, b: f64, direction: Option<Direction>) -> Option<f64> {
 }
 
 /// A figure's label and, in front of one that is indented, the label that it belongs to.
-fn whole_name(document: &Document, key: &str) -> Option<String> {
+fn full_label(document: &Document, key: &str) -> Option<String> {
     let mut above = "";
     for entry in &document.figures {
         let indented = entry.label.starts_with(' ');

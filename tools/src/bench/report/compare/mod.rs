@@ -25,7 +25,7 @@ use difference::{Comparison, Row};
 /// A figure got worse by more than was allowed.
 const WORSE: u8 = 1;
 /// There was nothing to compare: so `diff` has it too, and a wrong command line.
-const TROUBLE: u8 = 2;
+const NOT_COMPARED: u8 = 2;
 
 /// Puts two reports of one scenario side by side.
 ///
@@ -42,7 +42,7 @@ pub(in crate::bench) struct CompareArgs {
     /// Compares only this figure, by its name in the table or in the JSON; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Ends with exit code 1 when a figure got worse by more than this factor, 1.10 being a tenth.
+    /// WindowEnd with exit code 1 when a figure got worse by more than this factor, 1.10 being a tenth.
     /// Latency, CPU time and memory are better when lower, rates when higher; counts are neither.
     #[arg(long, value_name = "FACTOR", value_parser = parse_factor)]
     fail_above: Option<f64>,
@@ -60,12 +60,15 @@ pub(in crate::bench) fn run(args: &CompareArgs) -> ExitCode {
         Ok(worse) if worse.is_empty() => ExitCode::SUCCESS,
         Ok(worse) => {
             let factor = args.fail_above.unwrap_or_default();
-            stdout::remark(&format!("tide: worse by more than {factor}: {}", worse.join(", ")));
+            stdout::print_stderr(&format!(
+                "tide: worse by more than {factor}: {}",
+                worse.join(", ")
+            ));
             ExitCode::from(WORSE)
         }
         Err(error) => {
-            stdout::remark(&format!("tide: {error:#}"));
-            ExitCode::from(TROUBLE)
+            stdout::print_stderr(&format!("tide: {error:#}"));
+            ExitCode::from(NOT_COMPARED)
         }
     }
 }
@@ -86,7 +89,7 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
     let mut comparison = Comparison::of(names, [&a, &b]);
     if !args.only.is_empty() {
         for name in &args.only {
-            if !comparison.rows.iter().any(|row| row.is_called(name)) {
+            if !comparison.rows.iter().any(|row| row.matches_name(name)) {
                 let known = |row: &Row| format!("{} ({})", row.name, row.key);
                 let known: Vec<_> = comparison.rows.iter().map(known).collect();
                 bail!(
@@ -95,7 +98,7 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
                 );
             }
         }
-        comparison.rows.retain(|row| args.only.iter().any(|name| row.is_called(name)));
+        comparison.rows.retain(|row| args.only.iter().any(|name| row.matches_name(name)));
     }
     if let Some(factor) = args.fail_above {
         comparison.judge(factor);
@@ -111,13 +114,13 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
         write_file(path, &page::page(&comparison)?)?;
     }
     if args.fail_above.is_some() && comparison.failed.is_empty() {
-        demand_judgement(&comparison, &args.only)?;
+        ensure_judged(&comparison, &args.only)?;
     }
     Ok(comparison.failed_names())
 }
 
 /// A gate that judged nothing, or not what it was to judge, has not been passed.
-fn demand_judgement(comparison: &Comparison<'_>, only: &[String]) -> anyhow::Result<()> {
+fn ensure_judged(comparison: &Comparison<'_>, only: &[String]) -> anyhow::Result<()> {
     let unjudged = comparison.rows.iter().filter(|row| !row.is_judged());
     let names: Vec<_> = unjudged.map(|row| &row.name[..]).collect();
     let is_passed =

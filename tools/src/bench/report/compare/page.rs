@@ -20,7 +20,7 @@ pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
     page.raw("<div class=\"sides\">\n<div>");
     figures(&mut page, comparison);
     page.raw("</div>\n<div>");
-    what_was_run(&mut page, comparison);
+    run_table(&mut page, comparison);
     page.raw("</div>\n</div>\n");
     let [a, b] = comparison.documents;
     let sources = [Source { name: "A", document: a }, Source { name: "B", document: b }];
@@ -53,13 +53,13 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
     page.raw("</tbody></table></div>\n");
 }
 
-fn what_was_run(page: &mut Page, comparison: &Comparison<'_>) {
+fn run_table(page: &mut Page, comparison: &Comparison<'_>) {
     let [a, b] = comparison.documents;
     page.heading("What was run").raw("<div class=\"wide\"><table>\n");
     page.raw("<thead><tr><th></th><th scope=\"col\">A</th><th scope=\"col\">B</th></tr></thead>\n<tbody>\n");
     line(page, "Scenario", &a.scenario, &b.scenario);
-    let circumstances = a.run.circumstances().into_iter().zip(b.run.circumstances());
-    for ((name, of_a), (_, of_b)) in circumstances {
+    let environment = a.run.environment().into_iter().zip(b.run.environment());
+    for ((name, of_a), (_, of_b)) in environment {
         line(page, name, &of_a, &of_b);
     }
     let only_b = b.run.options.0.iter().filter(|(name, _)| a.run.option(name).is_none());
@@ -67,7 +67,7 @@ fn what_was_run(page: &mut Page, comparison: &Comparison<'_>) {
         let option = format!("--{name}");
         let [of_a, of_b] = [a, b].map(|document| {
             let value = document.run.option(name).unwrap_or("not given");
-            run::for_people(&option, value)
+            run::display_value(&option, value)
         });
         line(page, &option, &of_a, &of_b);
     }

@@ -16,7 +16,7 @@ fn names() -> [String; 2] {
 
 fn made(slower: f64, more: &[&str]) -> Document {
     let line = [&["request", "--connect", "127.0.0.1:1", "--pid", "1"], more].concat();
-    report("a title", slower, samples(slower)).document(&asked(&line).asked)
+    report("a title", slower, samples(slower)).document(&asked(&line).invocation)
 }
 
 /// The change of a figure from `a` to `b`, and whether it fails at a tenth.
@@ -24,7 +24,7 @@ fn change(key: &str, unit: Unit, a: f64, b: f64) -> (Option<f64>, Change, bool) 
     let one = |value: f64| {
         let mut report = report("", 1.0, Vec::new());
         report.add(key, key, value, unit);
-        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).asked)
+        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).invocation)
     };
     let (a, b) = (one(a), one(b));
     let mut comparison = Comparison::of(names(), [&a, &b]);
@@ -78,7 +78,7 @@ fn what_can_not_be_compared_says_so_and_is_no_gain_to_the_eye() {
     let one = |value: f64| {
         let mut report = report("", 1.0, Vec::new());
         report.add("x_ns", "a time", value, Unit::Nanos);
-        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).asked)
+        report.document(&asked(&["request", "--connect", "127.0.0.1:1"]).invocation)
     };
     let (a, b) = (one(5.0), one(0.0));
     let comparison = Comparison::of(names(), [&a, &b]);

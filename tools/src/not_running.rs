@@ -3,23 +3,23 @@
 use std::net::SocketAddr;
 
 /// Where a gateway listens for clients and for operators unless it is told otherwise.
-const USUAL: [&str; 2] = ["127.0.0.1:7400", "127.0.0.1:7401"];
+const DEFAULT_ADDRESSES: [&str; 2] = ["127.0.0.1:7400", "127.0.0.1:7401"];
 
 /// Of clients, who name the place with `--connect`. `more` is what the gateway needs beside.
 pub(crate) fn no_gateway(place: &str, more: &str) -> String {
-    format!("no gateway listens on {place}: {}", way_out(place, "--listen", more, "--connect"))
+    format!("no gateway listens on {place}: {}", start_hint(place, "--listen", more, "--connect"))
 }
 
 /// Of operators, who name the place with `--admin`.
-pub(crate) fn no_operators(place: &str) -> String {
-    let way_out = way_out(place, "--admin", "", "--admin");
-    format!("no gateway listens on {place} for operators: {way_out}")
+pub(crate) fn no_operator_http(place: &str) -> String {
+    let start_hint = start_hint(place, "--admin", "", "--admin");
+    format!("no gateway listens on {place} for operators: {start_hint}")
 }
 
-fn way_out(place: &str, listen: &str, more: &str, option: &str) -> String {
+fn start_hint(place: &str, listen: &str, more: &str, option: &str) -> String {
     let mut flags = String::new();
     // A gateway listens on an address, not on a name.
-    if !USUAL.contains(&place) && place.parse::<SocketAddr>().is_ok() {
+    if !DEFAULT_ADDRESSES.contains(&place) && place.parse::<SocketAddr>().is_ok() {
         flags = format!(" {listen} {place}");
     }
     flags.push_str(more);
@@ -47,6 +47,6 @@ mod tests {
             "{other}"
         );
         assert!(no_gateway("localhost:1", "").contains("`tidegate` "));
-        assert!(no_operators("127.0.0.1:9").contains("`tidegate --admin 127.0.0.1:9`"));
+        assert!(no_operator_http("127.0.0.1:9").contains("`tidegate --admin 127.0.0.1:9`"));
     }
 }
