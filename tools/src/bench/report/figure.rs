@@ -39,7 +39,7 @@ impl Unit {
     }
 
     /// Writes a number for people.
-    pub(super) fn show(self, number: f64) -> String {
+    pub(super) fn format(self, number: f64) -> String {
         grouped(match self {
             Self::Share => format!("{:.1} %", number * 100.0),
             Self::Number if number.fract() == 0.0 => format!("{number:.0}"),
@@ -107,8 +107,8 @@ impl Entry {
     }
 
     /// The number for people.
-    pub(super) fn shown(&self) -> String {
-        self.value().map_or_else(|| "unknown".into(), |number| self.unit.show(number))
+    pub(super) fn formatted(&self) -> String {
+        self.value().map_or_else(|| "unknown".into(), |number| self.unit.format(number))
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_time_is_shown_in_the_unit_of_its_size() {
-        let shown = |nanos| Unit::Nanos.show(nanos);
+        let shown = |nanos| Unit::Nanos.format(nanos);
         assert_eq!(shown(0.0), "0 ns");
         assert_eq!(shown(999.0), "999 ns");
         assert_eq!(shown(999.6), "1.0 us");
@@ -165,11 +165,11 @@ mod tests {
 
     #[test]
     fn every_thousand_has_a_comma() {
-        assert_eq!(Unit::Number.show(8_000_000.0), "8,000,000");
-        assert_eq!(Unit::Number.show(1_234.5), "1,234.50");
-        assert_eq!(Unit::PerSecond.show(114_285.7), "114,286 /s");
-        assert_eq!(Unit::Bytes.show(-54_321.0), "-54,321 B");
-        assert_eq!(Unit::Bytes.show(4e9), "3,814.7 MiB");
-        assert_eq!(Unit::Share.show(12.345), "1,234.5 %");
+        assert_eq!(Unit::Number.format(8_000_000.0), "8,000,000");
+        assert_eq!(Unit::Number.format(1_234.5), "1,234.50");
+        assert_eq!(Unit::PerSecond.format(114_285.7), "114,286 /s");
+        assert_eq!(Unit::Bytes.format(-54_321.0), "-54,321 B");
+        assert_eq!(Unit::Bytes.format(4e9), "3,814.7 MiB");
+        assert_eq!(Unit::Share.format(12.345), "1,234.5 %");
     }
 }

@@ -15,15 +15,17 @@
 //! | `compare` | `tide bench compare` |
 //! | `progress` | how far a run is |
 
-mod axis;
+#[cfg(test)]
+mod browser;
 mod chart;
 mod compare;
 mod document;
+#[cfg(test)]
+mod drawing_tests;
 mod figure;
 mod html;
 mod latency;
 mod page;
-mod plot;
 mod progress;
 mod run;
 mod table;
@@ -147,7 +149,7 @@ impl Report {
             write_file(path, &json)?;
         }
         if let Some(path) = &output.html {
-            write_file(path, &page::page(&document)?)?;
+            write_file(path, &page::page(&document))?;
         }
         Ok(())
     }

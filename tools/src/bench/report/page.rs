@@ -5,11 +5,8 @@ use super::document::Document;
 use super::html::Page;
 use super::run;
 
-/// Writes it.
-///
-/// # Errors
-/// A plot can't be drawn.
-pub(super) fn page(document: &Document) -> anyhow::Result<String> {
+/// Writes the page.
+pub(super) fn page(document: &Document) -> String {
     let mut page = Page::new(&format!("{}: {}", document.scenario, document.title));
     let server = document.run.option("connect").unwrap_or("unknown");
     page.raw("<p>Server ").text(server).raw(", ").text(&document.run.date_utc).raw("</p>\n");
@@ -19,16 +16,16 @@ pub(super) fn page(document: &Document) -> anyhow::Result<String> {
     run_table(&mut page, document);
     page.raw("</div>\n</div>\n");
     let sources = [Source { name: "", document }];
-    page.heading("Over time").charts(&chart::over_time(&sources))?;
-    page.heading("Latency of the whole run").charts(&[chart::distribution(&sources)])?;
-    Ok(page.finish())
+    page.heading("Over time").charts(&chart::over_time(&sources));
+    page.heading("Latency of the whole run").charts(&[chart::distribution(&sources)]);
+    page.finish()
 }
 
 fn figures(page: &mut Page, document: &Document) {
     page.heading("Figures").raw("<div class=\"wide\"><table>\n");
     for entry in &document.figures {
         page.row_head(&entry.label);
-        page.raw("<td class=\"number\">").text(&entry.shown()).raw("</td></tr>\n");
+        page.raw("<td class=\"number\">").text(&entry.formatted()).raw("</td></tr>\n");
     }
     page.raw("</table></div>\n");
 }

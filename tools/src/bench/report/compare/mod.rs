@@ -12,6 +12,9 @@ mod page;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(super) use tests::test_page;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -111,7 +114,7 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
         }
     })?;
     if let Some(path) = &args.html {
-        write_file(path, &page::page(&comparison)?)?;
+        write_file(path, &page::page(&comparison))?;
     }
     if args.fail_above.is_some() && comparison.failed.is_empty() {
         ensure_judged(&comparison, &args.only)?;

@@ -11,13 +11,13 @@ use super::difference::{Change, Comparison, Row};
 
 impl Row {
     /// A and B for people.
-    pub(super) fn shown(&self) -> [String; 2] {
-        let show = |value: Option<f64>| value.map_or("-".into(), |value| self.unit.show(value));
+    pub(super) fn formatted(&self) -> [String; 2] {
+        let show = |value: Option<f64>| value.map_or("-".into(), |value| self.unit.format(value));
         [show(self.a), show(self.b)]
     }
 
     /// B/A for people.
-    pub(super) fn shown_ratio(&self) -> String {
+    pub(super) fn formatted_ratio(&self) -> String {
         self.ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"))
     }
 
@@ -44,7 +44,7 @@ pub(super) fn table(out: &mut dyn Write, comparison: &Comparison<'_>) -> io::Res
     let width = comparison.rows.iter().map(|row| row.label.len()).max().unwrap_or_default();
     writeln!(out, "  {:width$}  {:>12}  {:>12}  {:>8}", "", "A", "B", "B/A")?;
     for row in &comparison.rows {
-        let ([a, b], ratio) = (row.shown(), row.shown_ratio());
+        let ([a, b], ratio) = (row.formatted(), row.formatted_ratio());
         let style = match row.change {
             Change::Better => Style::new().fg_color(Some(AnsiColor::Green.into())),
             Change::Worse => Style::new().fg_color(Some(AnsiColor::Red.into())).bold(),

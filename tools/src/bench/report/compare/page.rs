@@ -5,11 +5,8 @@ use super::super::html::Page;
 use super::super::run;
 use super::difference::{Change, Comparison};
 
-/// Writes it.
-///
-/// # Errors
-/// A plot can't be drawn.
-pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
+/// Writes the page.
+pub(super) fn page(comparison: &Comparison<'_>) -> String {
     let [a, b] = &comparison.names;
     let mut page = Page::new(&format!("A: {a} beside B: {b}"));
     for (name, document) in ["A", "B"].into_iter().zip(comparison.documents) {
@@ -24,9 +21,9 @@ pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
     page.raw("</div>\n</div>\n");
     let [a, b] = comparison.documents;
     let sources = [Source { name: "A", document: a }, Source { name: "B", document: b }];
-    page.heading("Over time").charts(&chart::over_time(&sources))?;
-    page.heading("Latency of the whole runs").charts(&[chart::distribution(&sources)])?;
-    Ok(page.finish())
+    page.heading("Over time").charts(&chart::over_time(&sources));
+    page.heading("Latency of the whole runs").charts(&[chart::distribution(&sources)]);
+    page.finish()
 }
 
 fn figures(page: &mut Page, comparison: &Comparison<'_>) {
@@ -37,7 +34,7 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
     page.raw("<th></th></tr></thead>\n<tbody>\n");
     for row in &comparison.rows {
         page.row_head(&row.label);
-        for shown in row.shown() {
+        for shown in row.formatted() {
             page.raw("<td class=\"number\">").text(&shown).raw("</td>");
         }
         let failed = if comparison.failed.contains(&row.key) { ", more than allowed" } else { "" };
@@ -46,7 +43,7 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
             Change::Worse => " worse",
             _ => "",
         };
-        page.raw("<td class=\"number").raw(class).raw("\">").text(&row.shown_ratio());
+        page.raw("<td class=\"number").raw(class).raw("\">").text(&row.formatted_ratio());
         page.raw("</td><td class=\"verdict").raw(class).raw("\">");
         page.raw(row.verdict()).raw(failed).raw("</td></tr>\n");
     }
