@@ -62,7 +62,7 @@ fn two_reports_are_put_side_by_side() {
     assert!(cpu.contains("1.0 us") && cpu.contains("1.2 us"), "{said}");
     assert!(cpu.ends_with("1.200  worse"), "colours go to a terminal alone: {said:?}");
     let html = fs::read_to_string(folder.path().join("diff.html")).unwrap();
-    assert!(html.contains("A: a.json beside B: b.json") && html.contains("1.200"), "{html}");
+    assert!(html.contains("A: a.json compared with B: b.json") && html.contains("1.200"), "{html}");
 }
 
 #[test]

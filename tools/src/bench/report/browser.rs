@@ -1,4 +1,4 @@
-//! A real Chromium for the tests of the pages, driven over its debugging pipe. It is killed after two minutes.
+//! A real Chromium for the tests of the pages, driven over its debugging pipe. It is killed after five minutes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 /// File descriptors 3 and 4 are where Chromium has its debugging pipe. It needs its own profile, since it would
 /// hand the page to another Chromium of the same user otherwise; and no sandbox, which containers forbid.
-const START: &str = "exec timeout --kill-after=5 120 \"$(command -v chromium || command -v chromium-browser || \
+const START: &str = "exec timeout --kill-after=5 300 \"$(command -v chromium || command -v chromium-browser || \
     command -v google-chrome || echo chromium)\" --headless --no-sandbox --disable-gpu --no-first-run \
     --disable-dev-shm-usage --user-data-dir=\"$1\" --remote-debugging-pipe 3<&0 4>&1 </dev/null >/dev/null";
 

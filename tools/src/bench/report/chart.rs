@@ -113,7 +113,7 @@ struct OverTime {
 const OVER_TIME: [OverTime; 6] = [
     OverTime {
         title: "Connections",
-        y_label: "open connections",
+        y_label: "number",
         y: Unit::Number,
         lines: &[Line { name: "connections", value: |at| Some(at.connections as f64) }],
         missing: |_| "the connections were not counted",
@@ -152,7 +152,7 @@ const OVER_TIME: [OverTime; 6] = [
     },
     OverTime {
         title: "Server memory (RSS)",
-        y_label: "memory",
+        y_label: "size",
         y: Unit::Bytes,
         lines: &[Line { name: "server RSS", value: |at| at.server_rss_bytes }],
         missing: |document| match document.run.option("pid") {
@@ -162,7 +162,7 @@ const OVER_TIME: [OverTime; 6] = [
     },
     OverTime {
         title: "Growth of kernel memory (slab)",
-        y_label: "memory",
+        y_label: "size",
         y: Unit::Bytes,
         lines: &[Line { name: "kernel slab", value: |at| at.kernel_slab_bytes }],
         missing: |document| match document.run.option("pid") {

@@ -9,7 +9,7 @@ const HEAD: &str = concat!(
     "<meta charset=\"utf-8\"/>\n",
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n",
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; ",
-    "script-src 'sha256-ldbslHRbn5d5foaFOWZI51Oir2Fv5Pmj4UHipV02ebM='\"/>\n<style>\n",
+    "script-src 'sha256-MXdq0zFP7bheH/OQ+0DQ/oNTubsb/bQAvt8qWgJguOs='\"/>\n<style>\n",
     include_str!("page.css"),
     "</style>\n"
 );

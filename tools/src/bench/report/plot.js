@@ -41,19 +41,21 @@ function roundStep(min) {
 }
 
 function linearScale(kind, values) {
-  const max = largest(values);
-  const unit = tickUnit(kind, max);
-  const top = max > 0 ? max / unit.size : 1;
-  let step = roundStep(top / TICKS);
+  const max = Math.max(0, largest(values)), min = Math.min(0, smallest(values));
+  const unit = tickUnit(kind, Math.max(max, -min));
+  const top = max > min ? max / unit.size : 1, bottom = min / unit.size;
+  let step = roundStep((top - bottom) / TICKS);
   if (kind === "number" && unit.size === 1) step = Math.max(step, 1);
+  const first = Math.floor(bottom / step + ROUNDING), start = first * step;
   // The time axis ends with the last sample, other axes end at a tick.
   const end = kind === "time" ? top : Math.ceil(top / step - ROUNDING) * step;
+  const place = (value) => (value / unit.size - start) / (end - start);
   const ticks = [];
-  for (let i = 0; i * step <= end * (1 + ROUNDING); i++) {
+  for (let i = first; i * step <= end + step * ROUNDING; i++) {
     const text = (i * step).toLocaleString("en", { maximumFractionDigits: 3 });
-    ticks.push({ at: (i * step) / end, text: text + (i > 0 && unit.suffix ? unit.suffix : "") });
+    ticks.push({ at: place(i * step * unit.size), text: text + (i !== 0 && unit.suffix ? unit.suffix : "") });
   }
-  return { place: (value) => value / unit.size / end, ticks, title: unit.title ?? "" };
+  return { place, ticks, title: unit.title ?? "" };
 }
 
 function nanosText(nanos) {
@@ -249,7 +251,7 @@ function drawFigure(figure) {
   const plot = svg(figure, "svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
   const caption = figure.querySelector("figcaption");
   plot.setAttribute("aria-label", caption.textContent);
-  caption.append(figure.dataset.yLabel === caption.textContent ? "" : `, ${figure.dataset.yLabel}`, y.title, " ");
+  caption.append(`, ${figure.dataset.yLabel}${y.title} `);
   figure.insertBefore(plot, figure.querySelector("details"));
   drawAxes(plot, x, y, figure);
   for (const curve of curves) drawCurve(plot, curve, x, y);

@@ -8,7 +8,7 @@ use super::difference::{Change, Comparison};
 /// Writes the page.
 pub(super) fn page(comparison: &Comparison<'_>) -> String {
     let [a, b] = &comparison.names;
-    let mut page = Page::new(&format!("A: {a} beside B: {b}"));
+    let mut page = Page::new(&format!("A: {a} compared with B: {b}"));
     for (name, document) in ["A", "B"].into_iter().zip(comparison.documents) {
         page.raw("<p>").raw(name).raw(": ").text(&document.scenario).raw(", ");
         page.text(&document.title).raw(", ").text(&document.run.date_utc).raw("</p>\n");

@@ -222,7 +222,7 @@ fn the_page_lays_both_runs_over_each_other() {
             assert!(cells.contains(&shown), "{shown} is not in {cells:?}");
         }
     }
-    assert!(html.contains("A: &lt;a&gt;.json beside B: b&amp;.json"), "{html}");
+    assert!(html.contains("A: &lt;a&gt;.json compared with B: b&amp;.json"), "{html}");
     assert!(html.contains("--depth differs: 1 in A, 8 in B"), "{html}");
 }
 
