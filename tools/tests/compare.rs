@@ -112,12 +112,12 @@ fn what_can_not_be_compared_is_named_with_the_reason() {
     assert!(refused("[1, 2]").contains("no report of tide bench"));
     assert!(refused("{\"a\": 1}").contains("no report of tide bench"));
     assert!(refused("{\"scenario\": \"request\"}").contains("no `schema`"));
-    assert!(refused("{\"schema\": 1, \"scenario\": \"request\"}").contains("no whole report"));
+    assert!(refused("{\"schema\": 1, \"scenario\": \"request\"}").contains("no complete report"));
     let mut other = report(1.0, &json!({}));
     other["scenario"] = json!("cycle");
     let said = refused(&other.to_string());
     assert!(said.contains("`tide bench request`"), "{said}");
-    assert!(said.contains("`tide bench connect --cycle`: no figure of one"), "{said}");
+    assert!(said.contains("`tide bench connect --cycle`: their figures"), "{said}");
     let mut later = report(1.0, &json!({}));
     later["schema"] = json!(2);
     assert!(refused(&later.to_string()).contains("it has schema 2, and this tide reads up to 1"));

@@ -69,7 +69,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         finished.merged(|load, other: ConnectLoad| load.steady.merge(other.steady));
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(common)
+    report.print(&common.invocation, &common.output)
 }
 
 fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {

@@ -40,7 +40,7 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
     });
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common)?;
+    report.print(&args.common.invocation, &args.common.output)?;
     ensure_measured(load.echo.counted().iter().sum(), "answer came")
 }
 

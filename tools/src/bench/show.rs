@@ -82,7 +82,7 @@ pub(super) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let (mut load, series) = finished.merged(ShowLoad::merge);
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common)?;
+    report.print(&args.common.invocation, &args.common.output)?;
     load.publications.check_deliveries()?;
     ensure_measured(load.publications.deliveries(), "push was delivered")
 }

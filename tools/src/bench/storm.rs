@@ -104,7 +104,7 @@ pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
         report.add_latency("silent", "silence until 109", load.silence_latency.window());
     }
     report.set_series(series);
-    report.print(&args.common)?;
+    report.print(&args.common.invocation, &args.common.output)?;
     ensure_measured(load.authenticated + load.silent_closed, "connection was completed")
 }
 

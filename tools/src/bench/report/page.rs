@@ -31,7 +31,7 @@ fn figures(page: &mut Page, document: &Document) {
 }
 
 fn run_table(page: &mut Page, document: &Document) {
-    page.heading("What was run").raw("<div class=\"wide\"><table>\n");
+    page.heading("Run").raw("<div class=\"wide\"><table>\n");
     let server = document.run.option("connect").unwrap_or("unknown");
     let facts = [("Scenario", document.scenario.clone()), ("Server", server.into())];
     for (name, value) in facts.into_iter().chain(document.run.environment()) {
@@ -47,7 +47,7 @@ fn run_table(page: &mut Page, document: &Document) {
 }
 
 impl Page {
-    /// Opens a row of a table with its name. Two blanks at the front: it belongs to the one above.
+    /// Opens a table row with its label. Two spaces at the front: it is a detail of the row above.
     pub(super) fn row_head(&mut self, label: &str) {
         match label.strip_prefix("  ") {
             Some(part) => self.raw("<tr class=\"part\"><th scope=\"row\">").text(part),

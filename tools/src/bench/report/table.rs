@@ -1,4 +1,4 @@
-//! The report for who stands at the terminal.
+//! The report as text, for a terminal.
 
 use std::io::{self, Write};
 

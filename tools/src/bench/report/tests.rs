@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use clap::Parser as _;
 use roxmltree::{Document as Xml, Node, ParsingOptions};
 
+use super::output::parse_new_file;
 use super::*;
 use crate::bench::BenchArgs;
 use crate::bench::args::{CommonArgs, Scenario};
@@ -32,7 +33,7 @@ pub(super) fn asked(line: &[&str]) -> CommonArgs {
 }
 
 #[test]
-fn counts_of_connections_are_kept_in_one_way() {
+fn equal_numbers_of_connections_are_recorded_equally() {
     let of = |count: &str| {
         let common = asked(&["request", "--connect", "127.0.0.1:1", "--connections", count]);
         let document = report("", 1.0, Vec::new()).document(&common.invocation);
@@ -42,11 +43,11 @@ fn counts_of_connections_are_kept_in_one_way() {
     assert_eq!(of("100k"), of("100000"));
 }
 
-/// Thirty seconds of a run that comes up for ten; every latency is `slower` times as long.
+/// Thirty seconds of a run whose ramp takes ten; every latency is multiplied by `slower`.
 pub(super) fn samples(slower: f64) -> Vec<Sample> {
     let sample = |second: u32| {
         let wave = slower * (1.2 + f64::from(second).sin());
-        // While connections come up, nothing is asked.
+        // No requests in the first seconds of the ramp.
         let answered = (second >= 5).then_some(wave);
         Sample {
             at_ms: u64::from(second) * 1000,
@@ -226,7 +227,7 @@ fn a_value_that_is_no_number_is_a_gap() {
 }
 
 #[test]
-fn hostile_texts_are_shown_and_do_nothing() {
+fn a_hostile_text_is_escaped() {
     let line = [&LINE[..], &["--token-template", HOSTILE]].concat();
     let mut report = report(HOSTILE, 1.0, samples(1.0));
     report.warn(HOSTILE);
@@ -248,7 +249,7 @@ fn hostile_texts_are_shown_and_do_nothing() {
 }
 
 #[test]
-fn the_json_has_flat_figures_as_ever_and_what_was_run() {
+fn the_json_has_flat_figures_and_the_run() {
     let line = [&LINE[..], &["--connect", "[::1]:7400", "--depth", "8"]].concat();
     let json = document(&line, samples(1.0)).to_json().unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -297,7 +298,7 @@ fn every_option_of_every_scenario_is_recorded() {
 }
 
 #[test]
-fn a_token_is_not_shown_where_a_template_would_be() {
+fn a_template_that_is_a_token_is_not_recorded() {
     let with = |template| {
         let line = [&LINE[..], &["--token-template", template]].concat();
         document(&line, Vec::new()).to_json().unwrap()
@@ -307,7 +308,7 @@ fn a_token_is_not_shown_where_a_template_would_be() {
 }
 
 #[test]
-fn what_is_no_number_is_unknown_and_valid_json() {
+fn a_figure_that_is_no_number_is_unknown_and_null_in_the_json() {
     let mut report = Report::new("request", String::new());
     report.add("nothing", "nothing", f64::NAN, Unit::Nanos);
     let document = report.document(&asked(&LINE).invocation);
@@ -317,7 +318,7 @@ fn what_is_no_number_is_unknown_and_valid_json() {
 }
 
 #[test]
-fn where_a_file_can_not_be_is_found_out_before_the_run() {
+fn an_output_file_that_can_not_be_created_is_refused_before_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let of = |name: &str| parse_new_file(folder.path().join(name).to_str().unwrap());
     assert!(of("run.html").is_ok());

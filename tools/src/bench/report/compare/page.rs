@@ -1,4 +1,4 @@
-//! The comparison as a page: both runs' curves lie over each other.
+//! The comparison as a page, with the curves of both runs in the same plots.
 
 use super::super::chart::{self, Source};
 use super::super::html::Page;
@@ -52,7 +52,7 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
 
 fn run_table(page: &mut Page, comparison: &Comparison<'_>) {
     let [a, b] = comparison.documents;
-    page.heading("What was run").raw("<div class=\"wide\"><table>\n");
+    page.heading("Runs").raw("<div class=\"wide\"><table>\n");
     page.raw("<thead><tr><th></th><th scope=\"col\">A</th><th scope=\"col\">B</th></tr></thead>\n<tbody>\n");
     line(page, "Scenario", &a.scenario, &b.scenario);
     let environment = a.run.environment().into_iter().zip(b.run.environment());

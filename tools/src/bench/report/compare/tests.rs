@@ -1,4 +1,4 @@
-//! Comparisons of reports that the tests make, in the process; `tools/tests/compare.rs` has the binary.
+//! Comparisons of reports, within the process. `tools/tests/compare.rs` tests the binary.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::super::Unit;
 use super::super::document::Document;
 use super::super::tests::{asked, plot, report, samples, text, without_script, xml};
 use super::difference::{Change, Comparison};
-use super::{output, page};
+use super::{page, text as as_text};
 
 const NAMES: [&str; 2] = ["a.json", "b.json"];
 
@@ -27,7 +27,7 @@ pub(in super::super) fn test_page() -> String {
     page::page(&comparison)
 }
 
-/// The change of a figure from `a` to `b`, and whether it fails at a tenth.
+/// The ratio and change of a figure from `a` to `b`, and whether it fails with a factor of 1.1.
 fn change(key: &str, unit: Unit, a: f64, b: f64) -> (Option<f64>, Change, bool) {
     let one = |value: f64| {
         let mut report = report("", 1.0, Vec::new());
@@ -42,7 +42,7 @@ fn change(key: &str, unit: Unit, a: f64, b: f64) -> (Option<f64>, Change, bool) 
 }
 
 #[test]
-fn what_is_better_depends_on_the_figure() {
+fn the_better_direction_depends_on_the_figure() {
     let ratio = Some(1.5);
     assert_eq!(change("x_ns", Unit::Nanos, 10.0, 15.0), (ratio, Change::Worse, true));
     assert_eq!(change("x_bytes", Unit::Bytes, 10.0, 15.0), (ratio, Change::Worse, true));
@@ -54,7 +54,7 @@ fn what_is_better_depends_on_the_figure() {
 }
 
 #[test]
-fn a_factor_is_allowed_up_to_itself() {
+fn a_figure_may_get_worse_by_exactly_the_factor() {
     assert_eq!(change("x_ns", Unit::Nanos, 10.0, 11.0), (Some(1.1), Change::Worse, false));
     assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1101.0), (Some(1.101), Change::Worse, true));
     assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1009.0), (Some(1.009), Change::Same, false));
@@ -62,7 +62,7 @@ fn a_factor_is_allowed_up_to_itself() {
 }
 
 #[test]
-fn what_was_not_measured_is_neither_better_nor_worse() {
+fn a_figure_that_was_not_measured_is_neither_better_nor_worse() {
     let unknown = (None, Change::Unknown, false);
     for unit in [Unit::Nanos, Unit::Bytes, Unit::PerSecond] {
         for nothing in [0.0, -0.0, -5.0, f64::NAN, f64::INFINITY] {
@@ -75,14 +75,14 @@ fn what_was_not_measured_is_neither_better_nor_worse() {
         }
         assert_eq!(change("x", unit, 5.0, 5.0), (Some(1.0), Change::Same, false));
     }
-    // What comes a second may really have come to nothing.
+    // A rate of 0 is a real result.
     assert_eq!(change("x", Unit::PerSecond, 5.0, 0.0), (Some(0.0), Change::Worse, true));
     assert_eq!(change("x", Unit::Number, 0.0, 3.0), (None, Change::Neutral, false));
     assert_eq!(change("x", Unit::Number, 0.0, 0.0), (Some(1.0), Change::Neutral, false));
 }
 
 #[test]
-fn what_can_not_be_compared_says_so_and_is_no_gain_to_the_eye() {
+fn a_figure_that_can_not_be_compared_is_marked_and_has_no_colour() {
     let one = |value: f64| {
         let mut report = report("", 1.0, Vec::new());
         report.add("x_ns", "a time", value, Unit::Nanos);
@@ -91,7 +91,7 @@ fn what_can_not_be_compared_says_so_and_is_no_gain_to_the_eye() {
     let (a, b) = (one(5.0), one(0.0));
     let comparison = Comparison::of(names(), [&a, &b]);
     let mut table = Vec::new();
-    output::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
+    as_text::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
     let table = String::from_utf8(table).unwrap();
     let line = table.lines().find(|line| line.contains("a time")).unwrap();
     assert!(line.ends_with("-  not comparable"), "{table}");
@@ -100,7 +100,7 @@ fn what_can_not_be_compared_says_so_and_is_no_gain_to_the_eye() {
 }
 
 #[test]
-fn figures_of_either_run_are_there_and_what_is_not_judged_is_named() {
+fn figures_of_one_run_only_are_listed_and_named_as_not_judged() {
     let (mut a, mut b) = (made(1.0, &[]), made(1.0, &[]));
     a.figures.retain(|entry| entry.key != "latency_p99_ns");
     b.figures.retain(|entry| entry.key != "rss_bytes" && entry.key != "fairness");
@@ -123,7 +123,7 @@ fn figures_of_either_run_are_there_and_what_is_not_judged_is_named() {
 }
 
 #[test]
-fn options_that_differ_are_named_and_processes_are_not() {
+fn options_that_differ_are_named_but_not_the_process() {
     let a = made(1.0, &["--depth", "1", "--spin"]);
     let mut b = made(1.0, &["--depth", "8"]);
     b.run.options.0.iter_mut().find(|(name, _)| name == "pid").unwrap().1 = "77".into();
@@ -143,7 +143,7 @@ fn options_that_differ_are_named_and_processes_are_not() {
 }
 
 #[test]
-fn a_report_that_was_written_is_read_as_it_was() {
+fn a_written_report_is_read_unchanged() {
     let document = made(1.0, &["--depth", "8"]);
     let read = Document::from_json(&document.to_json().unwrap()).unwrap();
     let figures = |document: &Document| -> Vec<_> {
@@ -159,7 +159,7 @@ fn a_report_that_was_written_is_read_as_it_was() {
 }
 
 #[test]
-fn what_a_later_tide_adds_is_read_over() {
+fn members_of_a_later_tide_are_ignored() {
     let mut json: Value = serde_json::from_str(&made(1.0, &[]).to_json().unwrap()).unwrap();
     json["later"] = json!({ "x": [1] });
     json["run"]["later"] = json!(7);
@@ -170,19 +170,19 @@ fn what_a_later_tide_adds_is_read_over() {
 }
 
 #[test]
-fn the_table_and_the_json_say_the_same() {
+fn the_table_and_the_json_have_the_same_figures() {
     let (a, b) = (made(1.0, &[]), made(1.3, &[]));
     let mut comparison = Comparison::of(names(), [&a, &b]);
     comparison.judge(1.25);
     let mut table = Vec::new();
-    output::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
+    as_text::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
     let table = String::from_utf8(table).unwrap();
     let line = |label: &str| table.lines().find(|line| line.contains(label)).unwrap();
     let words: Vec<_> = line("server CPU per message").split_whitespace().collect();
     assert_eq!(words[4..], ["2.3", "us", "3.0", "us", "1.300", "worse"]);
     assert!(line("own CPU per message").ends_with("1.300"), "{table}");
 
-    let json = output::json(&comparison);
+    let json = as_text::json(&comparison);
     let figures = json["figures"].as_array().unwrap();
     let figure = figures.iter().find(|it| it["key"] == "server_cpu_ns_each").unwrap();
     let expected = json!({
@@ -195,7 +195,7 @@ fn the_table_and_the_json_say_the_same() {
 }
 
 #[test]
-fn the_page_lays_both_runs_over_each_other() {
+fn the_page_has_both_runs_in_the_same_plots() {
     let (a, b) = (made(1.0, &[]), made(1.3, &["--depth", "8"]));
     let comparison = Comparison::of(["<a>.json".into(), "b&.json".into()], [&a, &b]);
     let html = without_script(&page::page(&comparison));
@@ -227,7 +227,7 @@ fn the_page_lays_both_runs_over_each_other() {
 }
 
 #[test]
-fn what_one_run_does_not_know_is_said() {
+fn a_plot_that_one_run_has_no_values_for_has_a_note() {
     let (a, mut b) = (made(1.0, &[]), made(1.0, &[]));
     b.series.iter_mut().for_each(|sample| sample.server_cpu_share = None);
     let html = without_script(&page::page(&Comparison::of(names(), [&a, &b])));

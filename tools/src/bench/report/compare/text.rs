@@ -21,7 +21,7 @@ impl Row {
         self.ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"))
     }
 
-    /// What to say of the change: nothing of a count, which is neither good nor bad.
+    /// The change in a word; empty for a figure that has no better direction.
     pub(super) fn verdict(&self) -> &'static str {
         match self.change {
             Change::Neutral => "",
@@ -31,7 +31,7 @@ impl Row {
     }
 }
 
-/// Writes what was run, what differs and a line for each figure.
+/// Writes the two runs, the notes and a line for each figure.
 pub(super) fn table(out: &mut dyn Write, comparison: &Comparison<'_>) -> io::Result<()> {
     let about = comparison.names.iter().zip(comparison.documents);
     for (name, (file, document)) in ["A", "B"].into_iter().zip(about) {
@@ -58,7 +58,7 @@ pub(super) fn table(out: &mut dyn Write, comparison: &Comparison<'_>) -> io::Res
     Ok(())
 }
 
-/// One object for programs.
+/// The comparison as one JSON object.
 pub(super) fn json(comparison: &Comparison<'_>) -> Value {
     let run = |number: usize| {
         let document = comparison.documents[number];
