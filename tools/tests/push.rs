@@ -1,4 +1,4 @@
-//! `tide push`, `kick`, `stats`, `user` and `room` against a listener that keeps what it was asked.
+//! `tide push`, `kick`, `stats`, `user` and `room` against a server that records the request.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -12,7 +12,7 @@ use nobody::Nobody;
 
 mod nobody;
 
-/// One request, as it came.
+/// A recorded request.
 struct Asked {
     /// Method, path and query.
     line: String,
@@ -75,7 +75,7 @@ fn tide(arguments: &[&str], address: SocketAddr, token_file: &PathBuf, input: &[
     child.wait_with_output().unwrap()
 }
 
-/// Runs `tide` against one answer: what it was asked, and what it printed.
+/// Runs `tide` against a server with this answer. Returns the recorded request, and what `tide` printed.
 fn ask(name: &str, arguments: &[&str], input: &[u8], status: &str, body: &str) -> (Asked, Output) {
     let (address, serving) = serve_one(status, body);
     let token_file = token_file(name);
@@ -156,7 +156,7 @@ fn a_refusal_shows_what_the_gateway_said() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_way_out() {
+fn an_error_names_what_is_missing_and_what_to_do() {
     let nobody = Nobody::listens();
     let address = nobody.address;
     let arguments = ["push", "all", "--type", "2", "x"];
