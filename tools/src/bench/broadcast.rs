@@ -7,7 +7,7 @@ use anyhow::bail;
 
 use super::args::BroadcastArgs;
 use super::clock::{Nanos, due_after};
-use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
+use super::echo::{ECHO_KIND, Echo, EchoPlan, Pace, for_each_answer};
 use super::engine::{Load, Next};
 use super::latency::{Counters, LiveStats};
 use super::phases::Transition;
@@ -18,9 +18,6 @@ use super::sockets::{CloseCause, ConnectionEvents, Link, Sockets};
 use super::steady_load::SteadyLoad;
 use super::workers::{self, RunPlan};
 use crate::count::counted;
-
-/// The demo backend's type that echoes.
-const ECHO_KIND: i32 = 1;
 
 struct BroadcastLoad {
     steady: SteadyLoad,
@@ -152,7 +149,7 @@ impl BroadcastLoad {
         Ok(Self {
             steady: SteadyLoad::new(&args.common, context, args.raw)?,
             publisher,
-            publishes: (share.first..share.end()).contains(&publisher),
+            publishes: share.contains(publisher),
             publications: Publications::new(args.kind, args.bytes, share, shared_log, run_state),
             echo,
             pace,

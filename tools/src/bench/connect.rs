@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use super::args::ConnectArgs;
 use super::clock::Nanos;
-use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
+use super::echo::{ECHO_KIND, Echo, EchoPlan, Pace, for_each_answer};
 use super::engine::{Load, Next};
 use super::latency::{Counters, LiveStats};
 use super::phases::{Transition, WindowEnd, WorkerStatus};
@@ -19,8 +19,6 @@ use crate::count::counted;
 /// Large answers of all workers in flight at the same time. Few, since the connections are to have them one
 /// after the other and not all together.
 const LARGE_IN_FLIGHT_MAX: usize = 64;
-/// The demo backend's type that echoes.
-const ECHO_KIND: i32 = 1;
 /// How often the server's memory is read while it settles.
 const CHECK_INTERVAL_NS: Nanos = 100_000_000;
 /// Memory has settled after this many equal readings, 3 s: the gateway gives the memory of a burst back after

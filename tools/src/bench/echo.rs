@@ -12,6 +12,8 @@ use super::session::BUSINESS_SEQUENCE;
 use super::sockets::Sockets;
 use crate::count::{counted, grouped};
 
+/// The demo backend's type that echoes.
+pub(super) const ECHO_KIND: i32 = 1;
 /// Open loop: requests in flight on one connection. Further ones wait, and their latency includes the wait.
 const IN_FLIGHT_MAX: u32 = 1024;
 /// A raw message is as long as a request with this sequence: it takes two bytes, as most of a run's do.

@@ -192,6 +192,11 @@ impl Share {
         self.first + self.count
     }
 
+    /// Whether the worker has this slot.
+    pub(super) fn contains(&self, slot: usize) -> bool {
+        (self.first..self.end()).contains(&slot)
+    }
+
     /// The worker's slots that are not below `first`: the first of them, and their number.
     pub(super) fn from(&self, first: usize) -> (usize, usize) {
         let first = first.clamp(self.first, self.end());

@@ -8,7 +8,7 @@ use anyhow::bail;
 
 use super::args::ShowArgs;
 use super::clock::{Nanos, due_after};
-use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
+use super::echo::{ECHO_KIND, Echo, EchoPlan, Pace, for_each_answer};
 use super::engine::{Load, Next};
 use super::latency::{Counters, LiveStats};
 use super::pattern::mix;
@@ -23,8 +23,6 @@ use super::timeline::{AnswerQueue, BUCKETS, Schedule};
 use super::workers::{self, RunPlan};
 use crate::count::grouped;
 
-/// The demo backend's type that echoes.
-const ECHO_KIND: i32 = 1;
 /// The demo backend's type that pushes to all clients.
 const PUSH_ALL_KIND: i32 = 2;
 /// The longest `--leave`. No heartbeats are sent in that time, and a gateway closes an idle connection after 75 s.
@@ -128,7 +126,7 @@ impl ShowLoad {
         Ok(Self {
             steady,
             publisher,
-            publishes: (share.first..share.end()).contains(&publisher),
+            publishes: share.contains(publisher),
             publications: Publications::new(
                 PUSH_ALL_KIND,
                 args.bytes,

@@ -153,7 +153,7 @@ fn run_worker<L: Load>(
     if plan.urgent_from < share.end() {
         engine = engine.with_urgent_from(plan.urgent_from)?;
     }
-    if share.workers > 1 && (share.first..share.end()).contains(&plan.wakeup_slot) {
+    if share.workers > 1 && share.contains(plan.wakeup_slot) {
         engine = engine.with_wakeup(context.run_state.wakeup())?;
     }
     let load = make(context)?;

@@ -1,16 +1,14 @@
 //! A report as its JSON has it, written and read.
 
-use std::fmt;
-use std::marker::PhantomData;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::figure::{Entry, Unit};
 use super::latency::Distribution;
+use super::pairs::Pairs;
 use super::run::Run;
 use crate::bench::series::Sample;
 
@@ -32,17 +30,6 @@ pub(super) struct Document {
     pub(super) distributions: Vec<Distribution>,
     /// What the reader of the figures has to know.
     pub(super) warnings: Vec<String>,
-}
-
-/// A JSON object that keeps the order of its members. The order has no meaning, but a table should show its rows
-/// in the order in which they were written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pairs<V>(pub(super) Vec<(String, V)>);
-
-impl<V> Pairs<V> {
-    pub(super) fn get(&self, key: &str) -> Option<&V> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-    }
 }
 
 /// The JSON, member by member.
@@ -139,35 +126,5 @@ impl From<Wire> for Document {
         };
         let figures = wire.labels.0.iter().map(entry).collect();
         Self { scenario, title, run, figures, series, distributions, warnings }
-    }
-}
-
-impl<V: Serialize> Serialize for Pairs<V> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
-    }
-}
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder<V>(PhantomData<V>);
-
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
-            type Value = Pairs<V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(InOrder(PhantomData))
     }
 }

@@ -6,6 +6,7 @@
 //! | `figure` | one number: its unit, how it is written, which direction is better |
 //! | `latency` | histograms, and what a report keeps of one |
 //! | `run` | what was run, when and where |
+//! | `pairs` | a JSON object that keeps its order |
 //! | `document` | the whole report, as in its JSON |
 //! | `table` | the report as text |
 //! | `html`, `page.css` | the parts of a page; nothing gets into one unescaped |
@@ -28,6 +29,7 @@ mod html;
 mod latency;
 mod output;
 mod page;
+mod pairs;
 mod progress;
 mod run;
 mod table;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::document::Pairs;
+use super::pairs::Pairs;
 use crate::count::grouped;
 
 /// Options that tell where a report goes and not what is run.
