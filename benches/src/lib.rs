@@ -1,4 +1,5 @@
-//! The parts that the floors share. A floor is the least work that a server can do for a kind of traffic: no protocol, no
+//! The parts that the floors share. A floor is the least work that a server can do for a kind of traffic: no
+//! protocol, no
 //! state, no backend. It has one thread with an epoll, or several where the connections need several descriptor tables.
 //! What a gateway costs above its floor is the gateway's own cost.
 
@@ -43,7 +44,8 @@ pub struct Ready {
 }
 
 impl Floor {
-    /// Listens on a free loopback port and prints it as the first line. The process ends when its standard input is closed.
+    /// Listens on a free loopback port and prints it as the first line. The process ends when its standard input is
+    /// closed.
     ///
     /// # Errors
     /// A system call failed.
@@ -233,7 +235,8 @@ impl Connections {
         self.slots[fd] = Some(Connection { socket, tail: Vec::new() });
     }
 
-    /// Calls `act` with a connection. Closes it on [`Gone`]. Where bytes remain unsent, asks the epoll to report when the socket
+    /// Calls `act` with a connection. Closes it on [`Gone`]. Where bytes remain unsent, asks the epoll to report when
+    /// the socket
     /// takes more.
     #[inline]
     pub fn with(&mut self, fd: usize, act: impl FnOnce(&mut Connection) -> Result<(), Gone>) {

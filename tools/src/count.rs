@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_in_words() {
+    fn a_text_that_is_no_count_is_refused() {
         for wrong in
             ["", "k", "m", "1.5m", "-1", "+1", "1 k", "1kk", "1g", "1e6", "many", "1\u{e9}"]
         {

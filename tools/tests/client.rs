@@ -5,10 +5,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 
 use gateway::{Gateway, KICK, LATE, LIMITED, SILENT};
-use nobody::Nobody;
+use refusing_port::RefusingPort;
 
 mod gateway;
-mod nobody;
+mod refusing_port;
 
 fn tide(address: &str, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tide"))
@@ -160,8 +160,8 @@ fn a_failed_login_shows_the_reason_and_a_hint() {
 
 #[test]
 fn without_a_gateway_the_error_names_the_address() {
-    let nobody = Nobody::listens();
-    let address = nobody.address.to_string();
+    let port = RefusingPort::reserve();
+    let address = port.address.to_string();
     let output = run(&address, &["--demo-token"], "");
     let said = stderr(&output);
     assert!(said.contains(&format!("no gateway listens on {address}")), "{said}");

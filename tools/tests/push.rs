@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
-use nobody::Nobody;
+use refusing_port::RefusingPort;
 
-mod nobody;
+mod refusing_port;
 
 /// A recorded request.
 struct Asked {
@@ -114,7 +114,7 @@ fn a_room_is_encoded_and_bytes_come_from_standard_input() {
 }
 
 #[test]
-fn everybody_gets_a_file_and_the_answer_can_stay_json() {
+fn a_push_to_all_takes_a_file_and_can_print_json() {
     let file = token_file("body");
     let file_name = file.to_str().unwrap();
     let arguments = ["push", "all", "--type", "2", "--file", file_name, "--json"];
@@ -157,8 +157,8 @@ fn a_refusal_shows_what_the_gateway_said() {
 
 #[test]
 fn an_error_names_what_is_missing_and_what_to_do() {
-    let nobody = Nobody::listens();
-    let address = nobody.address;
+    let port = RefusingPort::reserve();
+    let address = port.address;
     let arguments = ["push", "all", "--type", "2", "x"];
     let missing = PathBuf::from("no-such.token");
     let output = tide(&arguments, address, &missing, b"");

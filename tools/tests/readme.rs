@@ -3,9 +3,9 @@
 
 use std::process::Command;
 
-use nobody::Nobody;
+use refusing_port::RefusingPort;
 
-mod nobody;
+mod refusing_port;
 
 const README: &str = include_str!("../../README.md");
 
@@ -36,8 +36,8 @@ fn the_first_gateway_is_stopped_before_the_one_that_is_measured_starts() {
 /// No gateway listens, and each command that is parsed without an error says so.
 #[test]
 fn every_command_is_understood() {
-    let nobody = Nobody::listens();
-    let place = nobody.address.to_string();
+    let port = RefusingPort::reserve();
+    let place = port.address.to_string();
     let pid = std::process::id().to_string();
     let mut runs = 0;
     for command in commands().filter(|command| command.starts_with("tide ")) {

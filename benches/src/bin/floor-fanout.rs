@@ -1,6 +1,7 @@
 //! The floor of a fan-out: sends one message to each connection in order of creation, in a plain loop.
 //!
-//! Bytes that a socket does not take are kept and sent later. No round begins before the last one is sent completely, so
+//! Bytes that a socket does not take are kept and sent later. No round begins before the last one is sent completely,
+//! so
 //! each counted message has been handed to the kernel in full.
 
 use std::mem;
@@ -29,7 +30,8 @@ struct Args {
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
     /// Threads, each with its own epoll and descriptor table: together they hold more connections than one table may
-    /// have. They take turns, so that the order is kept: the first accepts its share, then the second; in each round the first
+    /// have. They take turns, so that the order is kept: the first accepts its share, then the second; in each round
+    /// the first
     /// sends to its share, then the second.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,

@@ -28,7 +28,7 @@ const COMMANDS: [(&str, &str); 11] = [
     ("help", "this list"),
     ("echo TEXT", "send TEXT as type 1; the demo backend answers with it"),
     ("send TYPE TEXT", "send TEXT as it is; hex:0aff for bytes"),
-    ("all TEXT", "push TEXT to everybody"),
+    ("all TEXT", "push TEXT to all users"),
     ("join ROOM [LAST_OFFSET]", "join a room, from where it was left or after LAST_OFFSET"),
     ("leave ROOM", "leave a room"),
     ("say ROOM TEXT", "say something in a room"),

@@ -61,7 +61,8 @@ impl Link {
         let _permit = self.waiting.try_recv();
     }
 
-    /// Writes all bytes. A failed write shuts the connection down: the thread still reads what the gateway sent before, and
+    /// Writes all bytes. A failed write shuts the connection down: the thread still reads what the gateway sent
+    /// before, and
     /// then reports the end.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         if self.stream.write_all(bytes).is_err() {

@@ -129,7 +129,7 @@ fn push_text(kind: i32, offset: u64, biz_data: &[u8]) -> String {
             format!("from user {from_user_id}: {}", printable(&text))
         }
         Pushed::Other if kind == PUSH_ALL && offset > 0 => {
-            format!("everybody{place}: {}", printable(biz_data))
+            format!("to all{place}: {}", printable(biz_data))
         }
         Pushed::Other => format!("type {kind}{place}: {}", printable(biz_data)),
     }
@@ -174,9 +174,9 @@ mod tests {
     fn pushes_are_read_by_their_type() {
         let said = RoomMessage { room: "quiz".into(), from_user_id: 9, text: "hi".into() };
         assert_eq!(push(12, 33, said.encode_to_vec()), "push quiz #33 user 9: hi");
-        let told = UserMessage { from_user_id: 9, text: "psst".into() };
-        assert_eq!(push(20, 0, told.encode_to_vec()), "push from user 9: psst");
-        assert_eq!(push(2, 4, "news"), "push everybody #4: news");
+        let message = UserMessage { from_user_id: 9, text: "psst".into() };
+        assert_eq!(push(20, 0, message.encode_to_vec()), "push from user 9: psst");
+        assert_eq!(push(2, 4, "news"), "push to all #4: news");
         assert_eq!(push(99, 0, vec![0xff, 0]), "push type 99: hex:ff00");
     }
 

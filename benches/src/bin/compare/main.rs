@@ -34,7 +34,8 @@ struct Args {
     /// Only rows whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Other rows: echoes and pushes at 1,000 to 1,000,000 connections. A million needs 9 GiB of memory, and one round of
+    /// Other rows: echoes and pushes at 1,000 to 1,000,000 connections. A million needs 9 GiB of memory, and one
+    /// round of
     /// all rows takes a quarter of an hour.
     #[arg(long)]
     scale: bool,
