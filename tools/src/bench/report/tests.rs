@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use clap::Parser as _;
+use clap::{Args as _, Parser as _};
 use roxmltree::{Document as Xml, Node, ParsingOptions};
 
 use super::output::parse_new_file;
@@ -295,6 +295,20 @@ fn every_option_of_every_scenario_is_recorded() {
         }
         assert!(options.get("warmup").is_some() && options.get("first-user").is_some());
     }
+}
+
+/// A report takes an option's name from its id.
+#[test]
+fn every_option_has_its_long_name_as_id() {
+    let bench = BenchArgs::augment_args(clap::Command::new("bench"));
+    let mut count = 0;
+    for option in bench.get_subcommands().flat_map(clap::Command::get_arguments) {
+        if let Some(long) = option.get_long() {
+            assert_eq!(option.get_id().as_str().replace('_', "-"), long);
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count}");
 }
 
 #[test]
