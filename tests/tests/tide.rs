@@ -149,7 +149,9 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
     assert!(said.starts_with("20 connections, held\n"), "{said}");
     let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
-    for part in ["20 connections, held", &address, "connections opened per second", "Latency distribution"] {
+    for part in
+        ["20 connections, held", &address, "connections opened per second", "Latency distribution"]
+    {
         assert!(page.contains(part), "{part} is not in:\n{page}");
     }
     let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
@@ -208,7 +210,10 @@ fn a_bench_of_a_storm_counts_sessions_and_closed_silent_clients() {
     let (status, said, log) = gateway.tide(&[&slow[..], &how].concat(), "");
     assert!(status.success(), "{said}\n{log}");
     let report = json(&said);
-    assert!(log.contains("waiting until the gateway has closed 4 silent clients with 109"), "{log}");
+    assert!(
+        log.contains("waiting until the gateway has closed 4 silent clients with 109"),
+        "{log}"
+    );
     // Four of nine clients are silent. The run waits for them for --slow-deadline at most.
     assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
 }
