@@ -73,7 +73,7 @@ pub(super) struct Recorder {
     /// What to reply on a connection, once.
     pub(super) replies: Vec<(ConnId, Bytes)>,
     /// How many more connections may come in.
-    room: usize,
+    accept_budget: usize,
     /// Facts that were there when it was last asked how long to wait.
     known: usize,
 }
@@ -88,7 +88,7 @@ impl Default for Recorder {
             open: Vec::new(),
             now: None,
             replies: Vec::new(),
-            room: usize::MAX,
+            accept_budget: usize::MAX,
             known: 0,
         }
     }
@@ -107,7 +107,7 @@ impl Sink for Recorder {
             Event::Accepted { conn, peer } => {
                 assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a place in use");
                 assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
-                self.room = self.room.checked_sub(1).expect("there is room");
+                self.accept_budget = self.accept_budget.checked_sub(1).expect("there is room");
                 self.open.push((conn, false));
                 Fact::Accepted(conn)
             }
@@ -137,8 +137,8 @@ impl Sink for Recorder {
         self.facts.push(fact);
     }
 
-    fn room(&mut self) -> usize {
-        self.room
+    fn accept_budget(&mut self) -> usize {
+        self.accept_budget
     }
 
     fn reply(&mut self, conn: ConnId) -> Option<Bytes> {

@@ -186,8 +186,8 @@ impl Epoll {
             return self.receive_alone(conn, sink);
         }
         let start = self.gathered.last().map_or(0, |(_, range)| range.end);
-        let room = &mut self.buffer[start..start + RECEIVE_BYTES_MAX];
-        match recv(&socket.stream, room, RecvFlags::empty()) {
+        let free = &mut self.buffer[start..start + RECEIVE_BYTES_MAX];
+        match recv(&socket.stream, free, RecvFlags::empty()) {
             Ok((_, bytes)) if bytes > 0 => {
                 self.gathered.push((conn, start..start + bytes));
                 if bytes == RECEIVE_BYTES_MAX {
@@ -336,7 +336,7 @@ impl Epoll {
             && self.acceptor.retry_at.is_none()
             && self.acceptor.listener.is_some();
         if let Some(last) = &self.acceptor.last {
-            accept = accept && sink.room() > 0;
+            accept = accept && sink.accept_budget() > 0;
             let left = last.until.saturating_duration_since(Instant::now());
             idle_for = Some(idle_for.map_or(left, |idle_for| idle_for.min(left)));
         }

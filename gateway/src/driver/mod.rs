@@ -150,7 +150,7 @@ pub trait Sink {
     fn event(&mut self, event: Event<'_>);
 
     /// How many more connections may come in. A driver has at most as many accepts under way.
-    fn room(&mut self) -> usize {
+    fn accept_budget(&mut self) -> usize {
         usize::MAX
     }
 

@@ -193,7 +193,7 @@ impl Sim {
     /// Lets time pass, as far as the sink and the harness allow and nothing is to be done.
     fn wait(&mut self, sink: &mut impl Sink) {
         let idle_for = sink.idle_for();
-        let has_room = sink.room() > 0;
+        let has_room = sink.accept_budget() > 0;
         self.idle_for = if self.is_ready(has_room) { Some(Duration::ZERO) } else { idle_for };
         let retry_in = self.acceptor.retry_at.map(|at| at.saturating_duration_since(self.now));
         let stop_in = self.acceptor.last_until.map(|at| at.saturating_duration_since(self.now));
@@ -223,7 +223,8 @@ impl Sim {
                 let side = self.network.side(socket.peer);
                 let receive = !socket.paused
                     && (side.unreceived_bytes() > 0 || side.has_ended() && !socket.ended);
-                let send = socket.sending.is_some() && (side.room() > 0 || side.is_gone());
+                let send =
+                    socket.sending.is_some() && (side.writable_bytes() > 0 || side.is_gone());
                 receive || send || side.is_reset()
             })
     }
@@ -299,7 +300,7 @@ impl Sim {
         if side.is_gone() {
             return self.end(conn, CloseCause::Reset);
         }
-        let mut count = sending.rest.len().min(side.room());
+        let mut count = sending.rest.len().min(side.writable_bytes());
         if short {
             count = self.rng.usize(0..=count);
         }
@@ -332,7 +333,7 @@ impl Sim {
             && self.acceptor.wanted
             && self.acceptor.retry_at.is_none()
             && self.network.is_waiting()
-            && sink.room() > 0
+            && sink.accept_budget() > 0
             && !self.roll(self.faults.accept_delay)
         {
             if self.roll(self.faults.accept_pause) {
@@ -360,7 +361,7 @@ impl Sim {
     fn stop_if_last(&mut self, sink: &mut impl Sink) {
         let Some(until) = self.acceptor.last_until else { return };
         let can_accept =
-            self.acceptor.wanted && self.acceptor.retry_at.is_none() && sink.room() > 0;
+            self.acceptor.wanted && self.acceptor.retry_at.is_none() && sink.accept_budget() > 0;
         if self.network.is_waiting() && (can_accept || self.now < until) {
             return;
         }

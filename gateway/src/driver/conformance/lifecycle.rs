@@ -191,15 +191,15 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
 /// Places that were free when it was asked for accepts may have gone to others since.
 pub(super) fn nobody_is_let_in_beyond_the_room<W: World>() {
     let mut bench = Bench::<W>::new();
-    bench.recorder.room = 3;
+    bench.recorder.accept_budget = 3;
     bench.polls(3);
-    bench.recorder.room = 1;
+    bench.recorder.accept_budget = 1;
     let peers: Vec<_> =
         (0..3).map(|_| bench.world.connect().expect("the queue takes it")).collect();
     bench.until("nobody accepted", |bench| !bench.accepted().is_empty());
     bench.polls(20);
     assert_eq!(bench.accepted().len(), 1);
-    bench.recorder.room = 2;
+    bench.recorder.accept_budget = 2;
     bench.until("not all accepted", |bench| bench.accepted().len() == 3);
     for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
         bench.send(conn, &b"hello"[..]);
@@ -259,7 +259,7 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
 /// Connections that are let in as others leave make room: none is reset, and none waits for the deadline.
 pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
     let mut bench = Bench::<W>::new();
-    bench.recorder.room = 1;
+    bench.recorder.accept_budget = 1;
     let (_, first) = bench.connect();
     bench.driver().set_accepting(false);
     let waiting: Vec<_> = (0..5).map(|_| bench.world.connect().expect("a place")).collect();
@@ -271,7 +271,7 @@ pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
     for count in 2..=6 {
         bench.driver().close(leaving);
         bench.until_fact(&Fact::Closed(leaving, CloseCause::Local));
-        bench.recorder.room = 1;
+        bench.recorder.accept_budget = 1;
         bench.until("not let in", |bench| bench.accepted().len() == count);
         leaving = bench.accepted()[count - 1];
     }
@@ -287,7 +287,7 @@ pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>(
     bench.driver().set_accepting(false);
     bench.polls(5);
     let waiting: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
-    bench.recorder.room = 1;
+    bench.recorder.accept_budget = 1;
     bench.driver().stop_listening(at_once());
     bench.until_fact(&Fact::ListeningStopped(2));
     let accepted = bench.accepted();

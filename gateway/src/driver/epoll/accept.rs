@@ -49,7 +49,7 @@ impl Acceptor {
 
     /// Whether a connection that waits can be accepted now.
     pub(super) fn can_accept(&self, sink: &mut impl Sink) -> bool {
-        self.wanted && self.retry_at.is_none() && sink.room() > 0
+        self.wanted && self.retry_at.is_none() && sink.accept_budget() > 0
     }
 }
 

@@ -91,7 +91,7 @@ impl Side<'_> {
     }
 
     /// How many bytes may arrive.
-    pub(super) fn room(&self) -> usize {
+    pub(super) fn writable_bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |peer| peer.window.saturating_sub(peer.to_peer.len()))
     }
 

@@ -103,7 +103,7 @@ impl Acceptor {
 
     /// Whether a connection that waits can be accepted now.
     fn can_accept(&self, sink: &mut impl Sink) -> bool {
-        self.wanted && self.retry_at.is_none() && sink.room() > 0
+        self.wanted && self.retry_at.is_none() && sink.accept_budget() > 0
     }
 
     /// Whether somebody waits to be let in.
@@ -117,7 +117,7 @@ impl Uring {
     /// Has as many accepts under way as there is room for.
     pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
         while self.acceptor.wanted
-            && sink.room() > 0
+            && sink.accept_budget() > 0
             && let Some(Parked { ring, file, peer }) = self.acceptor.parked.pop_front()
         {
             self.take_in(ring, file, peer, sink);
@@ -131,7 +131,7 @@ impl Uring {
             return;
         }
         let Some(listener) = self.acceptor.listener.take() else { return };
-        let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
+        let wanted = sink.accept_budget().min(usize::from(ACCEPTS_MAX));
         while self.acceptor.under_way.len() + self.acceptor.parked.len() < wanted {
             let ring = match self.ring_with_a_place() {
                 Ok(ring) => ring,
@@ -186,7 +186,7 @@ impl Uring {
             }
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
             let file = result.cast_unsigned();
-            if self.acceptor.wanted && sink.room() > 0 {
+            if self.acceptor.wanted && sink.accept_budget() > 0 {
                 return self.take_in(ring, file, peer, sink);
             }
             // It was accepted before the sink's room went to others.

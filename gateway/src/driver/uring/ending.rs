@@ -110,7 +110,7 @@ impl Uring {
         }
         if in_steps {
             // A send itself ends at once: only the watch for room goes on.
-            self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
+            self.ask(ring, |ring| ring.cancel(Token::Writable(conn)));
         } else if sending {
             self.wait_until_certain(conn);
         }

@@ -15,14 +15,14 @@
 //! | `receive`, `send` | bytes in, bytes out |
 //! | `ending` | what is armed to hear of a connection, and how it ends |
 //! | `probe` | whether this kernel lets us |
-//! | `apart` | a thread that makes the first ring, since the kernel interrupts who made one |
+//! | `helper_thread` | a thread that makes the first ring, since the kernel interrupts who made one |
 //!
 //! See io_uring(7), and the comments at each operation for what the manual doesn't say.
 
 mod accept;
-mod apart;
 mod buffers;
 mod ending;
+mod helper_thread;
 mod probe;
 mod receive;
 mod ring;
@@ -43,7 +43,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tidegate_backend::batch::Wake;
 
 use self::accept::Acceptor;
-use self::apart::apart;
+use self::helper_thread::on_helper_thread;
 pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
 use self::send::FINISH_WITHIN;
@@ -147,7 +147,7 @@ impl Uring {
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             rings: vec![
-                apart(|| Ring::new(files_each, buffers_each))
+                on_helper_thread(|| Ring::new(files_each, buffers_each))
                     .map_err(|error| no_thread(&error))??,
             ],
             enabled: false,
@@ -306,7 +306,7 @@ impl Uring {
             Token::Receive(conn) => self.on_received(ring, conn, completion, sink),
             Token::SendNow(number) => self.on_send_failed(ring, number, result),
             Token::Send(conn) => self.on_sent(ring, conn, result),
-            Token::Room(conn) => self.on_room(conn, result, more),
+            Token::Writable(conn) => self.on_writable(conn, result, more),
             Token::Accept(place) => self.on_accepted(ring, place, result, sink),
             Token::Watch(conn) => self.on_watched(conn, result, more),
             Token::Error(conn) => self.on_error_told(conn, result),

@@ -6,7 +6,7 @@ use std::io;
 use io_uring::register::Probe;
 use io_uring::{IoUring, opcode};
 
-use super::apart::apart;
+use super::helper_thread::on_helper_thread;
 use super::ring::Ring;
 
 /// Why io_uring can't be used, for people.
@@ -40,7 +40,7 @@ pub enum Unavailable {
 /// # Errors
 /// [`Unavailable`]: what is missing.
 pub fn probe() -> Result<(), Unavailable> {
-    apart(try_all).map_err(Unavailable::NoThread)?
+    on_helper_thread(try_all).map_err(Unavailable::NoThread)?
 }
 
 fn try_all() -> Result<(), Unavailable> {

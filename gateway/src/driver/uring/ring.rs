@@ -239,9 +239,9 @@ impl Ring {
 
     /// Completes whenever there is room to send, or a connection is dead, until it is cancelled. The peer's
     /// end completes it too, once: see [`Self::watch`].
-    pub(super) fn watch_for_room(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
+    pub(super) fn watch_writable(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
         let watch = opcode::PollAdd::new(Fixed(file), libc::POLLOUT as u32).multi(true);
-        self.push(watch.build(), Token::Room(conn))
+        self.push(watch.build(), Token::Writable(conn))
     }
 
     /// The bytes of a send that has completed.

@@ -125,7 +125,7 @@ impl Uring {
         if socket.has(Flags::FINISHING) {
             socket.flags.remove(Flags::FINISHING);
             let ring = socket.ring;
-            self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
+            self.ask(ring, |ring| ring.cancel(Token::Writable(conn)));
             self.release(conn);
             self.operation_ended(conn);
         }
@@ -177,7 +177,7 @@ impl Uring {
             self.operation_began(conn);
             let Some(socket) = self.sockets.get_mut(conn) else { return };
             let (ring, file) = (socket.ring, socket.file);
-            return self.ask(ring, |ring| ring.watch_for_room(file, conn));
+            return self.ask(ring, |ring| ring.watch_writable(file, conn));
         }
         if let Some(bytes) = sending.report {
             self.outcomes.push(Outcome::Sent(conn, bytes));
@@ -186,13 +186,13 @@ impl Uring {
     }
 
     /// There is room, or the connection is dead, or the watch for either has ended.
-    pub(super) fn on_room(&mut self, conn: ConnId, result: i32, more: bool) {
+    pub(super) fn on_writable(&mut self, conn: ConnId, result: i32, more: bool) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let (ring, goes_on) = (socket.ring, socket.may_send());
         if more {
             let telling = libc::POLLOUT | libc::POLLERR | libc::POLLHUP;
             if result & i32::from(telling) != 0 {
-                self.ask(ring, |ring| ring.cancel(Token::Room(conn)));
+                self.ask(ring, |ring| ring.cancel(Token::Writable(conn)));
             }
             return;
         }

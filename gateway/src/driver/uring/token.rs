@@ -30,7 +30,7 @@ pub(super) enum Token {
     /// The kernel is asked what a connection died of.
     Error(ConnId),
     /// What is left to send waits for room.
-    Room(ConnId),
+    Writable(ConnId),
 }
 
 impl Token {
@@ -46,7 +46,7 @@ impl Token {
             Self::Send(conn) => (6, pack(conn)),
             Self::Shutdown(conn) => (7, pack(conn)),
             Self::Error(conn) => (8, pack(conn)),
-            Self::Room(conn) => (9, pack(conn)),
+            Self::Writable(conn) => (9, pack(conn)),
         };
         debug_assert!(payload >> KIND_SHIFT == 0, "{self:?} needs more than 56 bits");
         kind << KIND_SHIFT | payload
@@ -65,7 +65,7 @@ impl Token {
             6 => Self::Send(unpack(payload)),
             7 => Self::Shutdown(unpack(payload)),
             8 => Self::Error(unpack(payload)),
-            9 => Self::Room(unpack(payload)),
+            9 => Self::Writable(unpack(payload)),
             _ => Self::Nothing,
         }
     }
@@ -95,7 +95,7 @@ mod tests {
                 Token::Send,
                 Token::Shutdown,
                 Token::Error,
-                Token::Room,
+                Token::Writable,
             ];
             for token in of_conn.map(|kind| kind(conn)) {
                 assert_eq!(Token::from_bits(token.to_bits()), token);

@@ -12,7 +12,7 @@ use std::thread::{Builder, scope};
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub(super) fn on_helper_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     scope(|scope| {
         let thread = Builder::new().name("ring-maker".into()).spawn_scoped(scope, work)?;
         thread.join().or_else(|panic| resume_unwind(panic))
