@@ -37,6 +37,7 @@ pub mod sim;
 pub mod uring;
 
 pub(crate) mod accept_queue;
+mod accept_state;
 #[cfg(test)]
 mod conformance;
 mod slots;

@@ -1,8 +1,10 @@
-//! Who makes a ring hears of its end: the kernel interrupts a system call of that thread, even long
-//! afterwards, and when another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A read
+//! A thread that makes a ring for another thread.
+//!
+//! The kernel interrupts a system call of the thread that made a ring when the ring ends, even long
+//! afterwards, and even if another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A read
 //! with a time limit then fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that links
-//! the gateway has never asked for signals. So what a thread of that program would make, the first ring of a
-//! driver and those that probe, a thread makes that has nothing else to do.
+//! the gateway has not asked for signals. So the rings that a thread of that program would make are made by a thread
+//! that does nothing else: the first ring of a driver, and those that probe.
 
 use std::io;
 use std::panic::resume_unwind;

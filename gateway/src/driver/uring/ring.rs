@@ -78,9 +78,9 @@ pub(super) struct Ring {
     /// say so when this one has done it already, and it goes on saying so. After [`FRUITLESS_MAX`] times it is
     /// believed again only when it signals.
     fruitless: u8,
-    /// Places in the table of direct descriptors.
-    pub(super) files_max: u32,
-    /// Places that are taken, or will be by who is being accepted.
+    /// Direct descriptors that the table holds.
+    files_max: u32,
+    /// Direct descriptors in use, or reserved by an accept in flight: at most `files_max`.
     pub(super) files: u32,
 }
 
@@ -142,7 +142,13 @@ impl Ring {
         self.push(poll.build(), Token::Wake)
     }
 
-    /// Takes one connection in, into a free place of the table: there must be one.
+    /// How many more direct descriptors the table holds.
+    pub(super) fn free_files(&self) -> u32 {
+        self.files_max - self.files
+    }
+
+    /// Accepts one connection into a free direct descriptor: there must be one. It stays reserved until the
+    /// connection is [closed](Self::close), or the [accept has failed](Self::accept_failed).
     pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, place: u16) -> io::Result<()> {
         debug_assert!(self.files < self.files_max, "a connection would be lost");
         self.files += 1;
@@ -154,7 +160,12 @@ impl Ring {
         self.push(accept.build(), Token::Accept(place))
     }
 
-    /// Who was accepted into a place, once.
+    /// An accept has failed: the descriptor that it reserved is free.
+    pub(super) fn accept_failed(&mut self) {
+        self.files -= 1;
+    }
+
+    /// Where the connection comes from whose accept used an address, once.
     pub(super) fn take_peer(&mut self, place: u16) -> Option<SocketAddr> {
         let Address { storage, bytes } = &mut self.addresses[usize::from(place)];
         let storage = mem::replace(storage, SockAddrStorage::zeroed());

@@ -20,7 +20,7 @@ pub(super) struct Socket {
     /// Which ring it belongs to.
     pub(super) ring: u16,
     pub(super) flags: Flags,
-    pub(super) reading: Reading,
+    pub(super) armed: Armed,
     /// Operations under way, apart from `reading` and sends that must not wait.
     pub(super) operations: u8,
     /// Why it ends, once it does.
@@ -29,9 +29,9 @@ pub(super) struct Socket {
 
 /// What is armed to hear of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum Armed {
     /// Nothing.
-    Off,
+    Nothing,
     /// Bytes are received as they come.
     Receive,
     /// Only its end is told.
@@ -58,12 +58,12 @@ bitflags! {
         const CLOSED = 1 << 6;
         /// It is dead, or both sides are shut down: nothing is left to watch for.
         const HUNG_UP = 1 << 7;
-        /// There is a [`Rare`].
-        const RARE = 1 << 8;
+        /// There is a [`Cold`].
+        const COLD = 1 << 8;
         /// It is closed once what was said to be sent is. `CLOSED` too, and one operation, until then.
-        const FINISHING = 1 << 9;
+        const LINGERING = 1 << 9;
         /// Closed before it was certain that a send had gone out: one operation, until that is.
-        const UNCERTAIN = 1 << 10;
+        const AWAITS_RESULT = 1 << 10;
         /// The kernel shuts down the sending side: its place in the ring's table must stay its own.
         const SHUTTING_DOWN = 1 << 11;
         /// Its place is to be given back when the kernel has done so.
@@ -73,7 +73,7 @@ bitflags! {
 
 /// What few connections have, and those not for long.
 #[derive(Debug, Default)]
-pub(super) struct Rare {
+pub(super) struct Cold {
     /// Bytes that came while the shard wanted none, or had its fill.
     pub(super) unread: Vec<u8>,
     /// The end came behind them.
@@ -83,7 +83,7 @@ pub(super) struct Rare {
     /// The send after it.
     pub(super) next: Option<Bytes>,
     /// Bytes of sends that were given up, all of them once the connection is closed and nothing is under way.
-    pub(super) cut: usize,
+    pub(super) unsent_bytes: usize,
 }
 
 /// A send that goes out in steps.
@@ -94,9 +94,9 @@ pub(super) struct Sending {
     pub(super) report: Option<usize>,
 }
 
-impl Rare {
+impl Cold {
     pub(super) fn is_needed(&self) -> bool {
-        let sends = self.sending.is_some() || self.next.is_some() || self.cut > 0;
+        let sends = self.sending.is_some() || self.next.is_some() || self.unsent_bytes > 0;
         sends || !self.unread.is_empty() || self.end
     }
 }
@@ -108,7 +108,7 @@ impl Socket {
             taken: 0,
             ring,
             flags: Flags::empty(),
-            reading: Reading::Off,
+            armed: Armed::Nothing,
             operations: 0,
             cause: CloseCause::Local,
         }
@@ -121,7 +121,7 @@ impl Socket {
     /// Counts bytes towards the connection's share of a poll. `false`: they are beyond it.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "a share is below 2^17")]
-    pub(super) fn takes(&mut self, poll: u32, bytes: usize) -> bool {
+    pub(super) fn within_share(&mut self, poll: u32, bytes: usize) -> bool {
         let poll = poll << TAKEN_BITS;
         let taken = if self.taken >> TAKEN_BITS == poll >> TAKEN_BITS {
             self.taken & ((1 << TAKEN_BITS) - 1)
@@ -138,19 +138,19 @@ impl Socket {
 
     /// Whether what is to be sent still goes out.
     pub(super) const fn may_send(&self) -> bool {
-        !self.has(Flags::CLOSED) || self.has(Flags::FINISHING)
+        !self.has(Flags::CLOSED) || self.has(Flags::LINGERING)
     }
 
     /// What should be armed now.
-    pub(super) const fn wanted(&self, unread: bool) -> Reading {
+    pub(super) const fn to_arm(&self, unread: bool) -> Armed {
         if self.has(Flags::CLOSED) {
-            return Reading::Off;
+            return Armed::Nothing;
         }
         if !self.has(Flags::ENDED) && !unread {
             // Who is paused is received from until something comes: mostly nothing does.
-            return Reading::Receive;
+            return Armed::Receive;
         }
-        if self.has(Flags::HUNG_UP) { Reading::Off } else { Reading::Watch }
+        if self.has(Flags::HUNG_UP) { Armed::Nothing } else { Armed::Watch }
     }
 }
 
@@ -161,12 +161,12 @@ mod tests {
     #[test]
     fn a_share_is_of_one_poll() {
         let mut socket = Socket::new(0, 0);
-        assert!(socket.takes(7, RECEIVE_BYTES_MAX));
-        assert!(!socket.takes(7, 1));
-        assert!(socket.takes(8, RECEIVE_BYTES_MAX - 1));
-        assert!(socket.takes(8, 1));
-        assert!(!socket.takes(8, 1));
-        assert!(socket.takes(9 + (1 << 15), 1), "numbers of polls wrap");
+        assert!(socket.within_share(7, RECEIVE_BYTES_MAX));
+        assert!(!socket.within_share(7, 1));
+        assert!(socket.within_share(8, RECEIVE_BYTES_MAX - 1));
+        assert!(socket.within_share(8, 1));
+        assert!(!socket.within_share(8, 1));
+        assert!(socket.within_share(9 + (1 << 15), 1), "numbers of polls wrap");
     }
 
     #[test]

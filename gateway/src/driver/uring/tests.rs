@@ -95,14 +95,14 @@ fn a_place_is_kept_until_its_shutdown_is_done() {
     let conn = accepted(&recorder)[0];
     // As many accepts as there may be are under way again.
     driver.poll(&mut recorder).unwrap();
-    let files = driver.rings[0].files;
+    let files = driver.connections.rings[0].files;
     driver.shutdown(conn);
     driver.close(conn);
-    assert_eq!(driver.rings[0].files, files, "its place is free too early");
+    assert_eq!(driver.connections.rings[0].files, files, "its place is free too early");
     until(&mut driver, &mut recorder, |recorder| {
         recorder.facts.iter().any(|fact| matches!(fact, Fact::Closed(..)))
     });
-    assert_eq!(driver.rings[0].files, files - 1);
+    assert_eq!(driver.connections.rings[0].files, files - 1);
 }
 
 /// The failure of a send that must not wait is among completions for which the ring had no room.
@@ -116,7 +116,7 @@ fn a_failed_send_is_heard_of_though_completions_overflow() {
     // Until the socket is full.
     let mut count = 0;
     let bytes = Bytes::from(vec![1; 16 * 1024]);
-    while !driver.rare.contains_key(&conn.slot) {
+    while !driver.connections.cold.contains_key(&conn.slot) {
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
         count += bytes.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
@@ -128,16 +128,16 @@ fn a_failed_send_is_heard_of_though_completions_overflow() {
     assert_eq!(got, count);
     let mut count = 0;
     loop {
-        let before = driver.rare.contains_key(&conn.slot);
+        let before = driver.connections.cold.contains_key(&conn.slot);
         assert!(!before, "the send is certain");
         // Each of these completes with a failure, and is of nobody.
         for _ in 0..5000 {
-            driver.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
+            driver.connections.rings.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
         }
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
         count += bytes.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
-        if driver.rare.contains_key(&conn.slot) {
+        if driver.connections.cold.contains_key(&conn.slot) {
             break;
         }
     }
@@ -160,7 +160,7 @@ fn drain(
             got += more;
         }
         driver.poll(recorder).unwrap();
-        if got >= count && driver.rare.is_empty() {
+        if got >= count && driver.connections.cold.is_empty() {
             break;
         }
     }
@@ -181,7 +181,7 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
     let bytes = Bytes::from_static(b"hello");
     for (sent, conn) in (1..).zip(accepted(&recorder)) {
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
-        let ring = &mut driver.rings[0];
+        let ring = &mut driver.connections.rings[0];
         let waiting = ring.submissions() as u64;
         assert!(ring.submitted_sends() <= sent - waiting, "{sent} sent, {waiting} of them wait");
     }
@@ -197,7 +197,7 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
 #[test]
 fn what_a_closed_connection_never_sends_is_told() {
     let (mut driver, address) = listening(1, 1);
-    driver.finish_within = Duration::from_millis(50);
+    driver.connections.linger_max = Duration::from_millis(50);
     let mut recorder = Recorder::default();
     let mut peer = TcpStream::connect(address).unwrap();
     until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == 1);
@@ -205,7 +205,7 @@ fn what_a_closed_connection_never_sends_is_told() {
     let chunk = Bytes::from(vec![7; 15_000]);
     let mut said = 0;
     // The peer reads nothing: the last of these finds no room.
-    while driver.rare.is_empty() {
+    while driver.connections.cold.is_empty() {
         assert_eq!(driver.send(conn, chunk.clone()), SendState::Done);
         said += chunk.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
@@ -233,11 +233,11 @@ fn a_reply_that_goes_nowhere_is_told_before_the_end() {
     recorder.replies.push((conn, Bytes::from(vec![7; 1000])));
     // Its bytes and its reset are seen in one look.
     peer.write_all(b"ask").unwrap();
-    driver.rings[0].submit().unwrap();
-    assert!(driver.rings[0].has_completions());
+    driver.connections.rings[0].submit().unwrap();
+    assert!(driver.connections.rings[0].has_completions());
     SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
     drop(peer);
-    driver.rings[0].submit().unwrap();
+    driver.connections.rings[0].submit().unwrap();
     let closed = Fact::Closed(conn, CloseCause::Reset);
     until(&mut driver, &mut recorder, |recorder| recorder.facts.contains(&closed));
     assert!(recorder.replies.is_empty(), "it was asked for a reply");
