@@ -126,9 +126,14 @@ impl AcceptState {
         matches!(self.listening, Listening::Stopping { .. })
     }
 
+    /// The kernel has refused, and the next try may be made now, or is in flight.
+    pub(super) fn is_trying_again(&self) -> bool {
+        self.kernel == Kernel::Refuses { retry_at: None }
+    }
+
     /// How many connections may be taken from the kernel's queue now, or be asked for, within the core's budget.
     pub(super) fn accepts_allowed(&self, budget: usize) -> usize {
-        let may_try = matches!(self.kernel, Kernel::Accepts | Kernel::Refuses { retry_at: None });
+        let may_try = self.kernel == Kernel::Accepts || self.is_trying_again();
         let accepts_left = match self.listening {
             Listening::Open => usize::MAX,
             Listening::Stopping { accepts_left, .. } => accepts_left as usize,
@@ -153,10 +158,7 @@ impl AcceptState {
 
     /// An accept found the kernel's queue empty. So the kernel has what an accept takes.
     pub(super) fn on_queue_empty(&mut self) -> Option<Event<'static>> {
-        match self.kernel {
-            Kernel::Refuses { retry_at: None } => self.end_pause(),
-            _ => None,
-        }
+        if self.is_trying_again() { self.end_pause() } else { None }
     }
 
     /// An accept failed, for a reason that lies not with the connection: see [`is_of_one_connection`].

@@ -22,11 +22,15 @@ use worlds::{ManyRings, RealWorld, SimWorld};
 /// Polls after which a test gives up.
 const POLLS_MAX: usize = 20_000;
 
+/// Enough for the peers that a test connects between two polls.
+const BACKLOG: u16 = 128;
+
 /// A driver, and its peers by number.
 trait World {
     type Driver: Driver;
 
-    fn new() -> Self;
+    /// `backlog`: one connection fewer than the accept queue holds.
+    fn with_backlog(backlog: u16) -> Self;
     fn driver(&mut self) -> &mut Self::Driver;
     /// `None`: refused.
     fn connect(&mut self) -> Option<usize>;
@@ -168,7 +172,11 @@ struct Bench<W> {
 
 impl<W: World> Bench<W> {
     fn new() -> Self {
-        Self { world: W::new(), recorder: Recorder::default(), crowd: None }
+        Self::with_backlog(BACKLOG)
+    }
+
+    fn with_backlog(backlog: u16) -> Self {
+        Self { world: W::with_backlog(backlog), recorder: Recorder::default(), crowd: None }
     }
 
     fn driver(&mut self) -> &mut W::Driver {
@@ -330,6 +338,10 @@ conformance! {
         who_waits_is_let_in_before_listening_stops,
         who_waits_for_room_is_let_in_before_listening_stops,
         who_has_no_room_until_the_deadline_is_reset_and_counted,
+        a_listener_that_nobody_waits_at_closes_without_a_wait,
+        the_deadline_ends_a_wait_for_ever,
+        the_last_accepts_are_as_many_as_the_queue_holds,
+        connections_accepted_beyond_the_budget_keep_until_the_deadline,
         nothing_known_waits;
     flow:
         a_half_closed_peer_still_gets_what_is_sent,

@@ -299,6 +299,75 @@ pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>(
     assert_eq!(bench.peer_reads(waiting[0], 5), b"hello");
 }
 
+/// A core that is full, and would wait for ever, still hears at once that listening has ended.
+pub(super) fn a_listener_that_nobody_waits_at_closes_without_a_wait<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.accept_budget = 0;
+    bench.recorder.idle_for = None;
+    let until = Instant::now() + Duration::from_secs(60);
+    bench.driver().stop_listening(until);
+    bench.until_fact(&Fact::ListeningStopped(0));
+    assert!(bench.recorder.now < Some(until), "it waited for the deadline");
+}
+
+pub(super) fn the_deadline_ends_a_wait_for_ever<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.accept_budget = 0;
+    bench.recorder.idle_for = None;
+    let peer = bench.world.connect().expect("a place in the queue");
+    bench.driver().stop_listening(Instant::now() + Duration::from_millis(50));
+    bench.until_fact(&Fact::ListeningStopped(1));
+    assert_eq!(bench.peer_reads_end(peer), Read::Reset);
+}
+
+/// Connections keep coming, so that one waits at all times: those that came before the stop are let in.
+pub(super) fn the_last_accepts_are_as_many_as_the_queue_holds<W: World>() {
+    const BACKLOG: u16 = 2;
+    let queue_max = usize::from(BACKLOG) + 1;
+    let mut bench = Bench::<W>::with_backlog(BACKLOG);
+    bench.recorder.accept_budget = 0;
+    bench.polls(3);
+    let connect = |bench: &mut Bench<W>| bench.world.connect().expect("a place in the queue");
+    let first: Vec<_> = (0..queue_max).map(|_| connect(&mut bench)).collect();
+    bench.driver().stop_listening(Instant::now() + Duration::from_secs(3600));
+    let mut later = Vec::new();
+    for count in 1..=queue_max {
+        bench.recorder.accept_budget = 1;
+        bench.until("not let in", |bench| bench.accepted().len() == count);
+        if count < queue_max {
+            later.push(connect(&mut bench));
+        }
+    }
+    bench.until_fact(&Fact::ListeningStopped(2));
+    for (peer, conn) in first.into_iter().zip(bench.accepted()) {
+        bench.send(conn, &b"hello"[..]);
+        assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    }
+    for peer in later {
+        assert_eq!(bench.peer_reads_end(peer), Read::Reset);
+    }
+}
+
+/// The accepts were in flight when the budget went to others, and have used up the last accepts.
+pub(super) fn connections_accepted_beyond_the_budget_keep_until_the_deadline<W: World>() {
+    let mut bench = Bench::<W>::with_backlog(1);
+    bench.recorder.accept_budget = 2;
+    bench.polls(3);
+    let peers = [(); 2].map(|()| bench.world.connect().expect("a place in the queue"));
+    bench.driver().stop_listening(Instant::now() + Duration::from_secs(3600));
+    bench.recorder.accept_budget = 0;
+    bench.polls(20);
+    assert_eq!(bench.facts(), [], "beyond the budget, and before the deadline");
+    bench.recorder.accept_budget = 2;
+    bench.until_fact(&Fact::ListeningStopped(0));
+    let accepted = bench.accepted();
+    assert_eq!(accepted.len(), 2);
+    for (peer, conn) in peers.into_iter().zip(accepted) {
+        bench.send(conn, &b"hello"[..]);
+        assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    }
+}
+
 /// A sink that would wait for ever still hears at once of what came of its commands.
 pub(super) fn nothing_known_waits<W: World>() {
     let mut bench = Bench::<W>::new();

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Read, World};
 use crate::driver::epoll::Epoll;
@@ -81,6 +81,8 @@ impl Driver for ManyRings {
 /// Real sockets over loopback.
 pub(super) struct RealWorld<D> {
     driver: D,
+    /// As in the table of descriptors of another thread: the driver's end of listening holds for it too.
+    _copy_of_listener: TcpListener,
     address: SocketAddr,
     peers: Vec<Option<TcpStream>>,
 }
@@ -88,10 +90,14 @@ pub(super) struct RealWorld<D> {
 impl<D: Real> World for RealWorld<D> {
     type Driver = D;
 
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn with_backlog(backlog: u16) -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(backlog.into()).unwrap();
+        let listener = TcpListener::from(listener);
         let address = listener.local_addr().unwrap();
-        Self { driver: D::new(listener), address, peers: Vec::new() }
+        let _copy_of_listener = listener.try_clone().unwrap();
+        Self { driver: D::new(listener), _copy_of_listener, address, peers: Vec::new() }
     }
 
     fn driver(&mut self) -> &mut D {
@@ -147,7 +153,7 @@ pub(super) struct SimWorld {
 impl World for SimWorld {
     type Driver = Sim;
 
-    fn new() -> Self {
+    fn with_backlog(backlog: u16) -> Self {
         let faults = Faults {
             cut: 0.3,
             short_send: 0.3,
@@ -155,7 +161,9 @@ impl World for SimWorld {
             late_reply: 0.3,
             ..Faults::default()
         };
-        Self { driver: Sim::new(7, Instant::now(), faults), peers: Vec::new() }
+        let mut driver = Sim::new(7, Instant::now(), faults);
+        driver.set_accept_queue_max(u32::from(backlog) + 1);
+        Self { driver, peers: Vec::new() }
     }
 
     fn driver(&mut self) -> &mut Sim {

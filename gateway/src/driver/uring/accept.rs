@@ -173,6 +173,10 @@ impl Acceptor {
 
     /// How long the driver may wait, as far as accepting is concerned.
     pub(super) fn wait(&self, sink: &mut impl Sink) -> Wait {
+        if self.state.is_trying_again() && self.has_in_flight() {
+            // What the try comes to is known once it is submitted: see `on_poll`.
+            return Wait::No;
+        }
         let waiting = self.waiting();
         let needs_budget = waiting.in_queue || waiting.parked;
         let budget = if needs_budget { sink.accept_budget() } else { 0 };
