@@ -1,6 +1,7 @@
 //! How the drivers of real sockets pause accepting when descriptors run out, and go on.
 //!
-//! The limit on open files is the process's, so these tests have a process of their own and run one at a time.
+//! The limit on open files is the process's, so these tests have a process of their own and run one at a
+//! time.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -101,8 +102,8 @@ fn until(driver: &mut impl Driver, recorder: &mut Recorder, count: usize) {
     }
 }
 
-/// A driver that can take in one connection and lacks a descriptor for more. Nobody waits behind that one, so the
-/// next connection that is accepted shows nothing: the driver has to find out that it can accept again.
+/// A driver that can take in one connection and lacks a descriptor for more. Nobody waits behind that one, so
+/// the next connection that is accepted shows nothing: the driver has to find out that it can accept again.
 fn pauses_and_goes_on(driver: &mut impl Driver, address: SocketAddr, limit: &Limit, left: u64) {
     let mut recorder = Recorder::default();
     let _first = TcpStream::connect(address).unwrap();

@@ -1,7 +1,8 @@
-//! The kernel's accept queue of a listening socket: who waits in it, how many it holds, and its end.
+//! The kernel's accept queue of a listening socket: its length, its capacity, and its end.
 //!
-//! The drivers of real sockets and the operators' listener call it. It is system calls alone: it owns no socket and
-//! decides nothing. [`accept_state`](super::accept_state) decides when a driver's listening socket closes.
+//! The drivers of real sockets and the operators' listener call it. It is system calls alone: it owns no
+//! socket and decides nothing. [`accept_state`](super::accept_state) decides when a driver's listening socket
+//! closes.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use rustix::net::{Shutdown, shutdown};
 /// Taken for the queue's size where the kernel does not say it: the default of `socket.backlog`.
 const CAPACITY_UNKNOWN: u32 = 4096;
 
-/// The beginning of the kernel's `struct tcp_info` (linux/tcp.h). The struct grows from version to version: the
-/// kernel fills as many bytes as it is asked for, up to its own size, and every version has these. The binding panics if the kernel
-/// fills fewer bytes than it is asked for, so no later field may be asked for.
+/// The beginning of the kernel's `struct tcp_info` (linux/tcp.h). The struct grows from version to version:
+/// the kernel fills as many bytes as it is asked for, up to its own size, and every version has these. The
+/// binding panics if the kernel fills fewer bytes than it is asked for, so no later field may be asked for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[expect(unreachable_pub, reason = "the macro makes TcpInfo public")]
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_who_waits_and_how_many_may() {
+    fn length_and_capacity_come_from_the_kernel() {
         let (listener, address) = listening(5);
         assert_eq!((capacity(&listener), waiting(&listener)), (6, 0));
         assert!(!is_waited_for(&listener, Duration::ZERO));

@@ -1,18 +1,18 @@
 //! Whether a driver accepts connections: one state machine for all drivers.
 //!
 //! [`AcceptState`] owns three facts. Does the core want connections? Has the kernel refused one, and when is
-//! it tried again? Is the listening socket to be closed, after how many accepts, and by when? From them follow how
-//! many connections may be accepted, how long a driver may wait, and the events about accepting.
+//! it tried again? Is the listening socket to be closed, after how many accepts, and by when? From them
+//! follow how many connections may be accepted, how long a driver may wait, and the events about accepting.
 //!
-//! Each driver has one. It reports what its accepts come to and asks what it may do. The state machine makes no system
-//! call, reads no clock and holds no socket. It knows no connection by name. What only one mechanism
-//! has stays in its driver: epoll's edges, and io_uring's accepts in flight and parked connections.
+//! Each driver has one. It reports what its accepts come to and asks what it may do. The state machine makes
+//! no system call, reads no clock and holds no socket. It knows no connection by name. What only one
+//! mechanism has stays in its driver: epoll's edges, and io_uring's accepts in flight and parked connections.
 //!
 //! | state | what ends it | event |
 //! |---|---|---|
 //! | the kernel accepts | an accept is refused: descriptors or memory have run out | [`Event::AcceptPaused`] |
 //! | the kernel refuses | a later accept succeeds, or finds the queue empty | [`Event::AcceptResumed`] |
-//! | listening, last accepts | nobody waits who may be let in, or the deadline passes | [`Event::ListeningStopped`] |
+//! | listening, last accepts | no connection waits that may be accepted, or the deadline passes | [`Event::ListeningStopped`] |
 //!
 //! Each event is reported once for each such change, and none after [`Event::ListeningStopped`].
 
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use super::{Event, Sink};
 
-/// How long a driver waits before it tries again when the kernel has refused to accept. A connection that closes
-/// ends this wait, since it frees what the kernel lacks.
+/// How long a driver waits before it tries again when the kernel has refused to accept. A connection that
+/// closes ends this wait, since it frees what the kernel lacks.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Which connections the kernel has established and the driver has not reported as [`Event::Accepted`].
@@ -83,8 +83,8 @@ enum Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listening {
     Open,
-    /// The socket is to be closed. The queue is first in, first out: after as many accepts as it holds, all
-    /// are in that waited when this began, however many have come since.
+    /// The socket is to be closed. The queue is first in, first out: after as many accepts as it holds, each
+    /// connection is accepted that waited when this began, however many have come since.
     Stopping {
         accepts_left: u32,
         until: Instant,
@@ -131,7 +131,8 @@ impl AcceptState {
         self.kernel == Kernel::Refuses { retry_at: None }
     }
 
-    /// How many connections may be taken from the kernel's queue now, or be asked for, within the core's budget.
+    /// How many connections may be taken from the kernel's queue now, or be asked for, within the core's
+    /// budget.
     pub(super) fn accepts_allowed(&self, budget: usize) -> usize {
         let may_try = self.kernel == Kernel::Accepts || self.is_trying_again();
         let accepts_left = match self.listening {
@@ -142,8 +143,8 @@ impl AcceptState {
         if self.wanted && may_try { budget.min(accepts_left) } else { 0 }
     }
 
-    /// Whether a connection that was taken from the queue may be reported as accepted. The kernel has given all that
-    /// it takes, so only the core's word counts.
+    /// Whether a connection that was taken from the queue may be reported as accepted. The kernel has given
+    /// all that it needs, so only the core decides.
     pub(super) fn may_report(&self, budget: usize) -> bool {
         self.wanted && budget > 0 && self.listens()
     }
@@ -156,13 +157,13 @@ impl AcceptState {
         self.end_pause()
     }
 
-    /// An accept found the kernel's queue empty. So the kernel has what an accept takes.
+    /// An accept found the kernel's queue empty. So the kernel has the descriptor and the memory for one.
     pub(super) fn on_queue_empty(&mut self) -> Option<Event<'static>> {
         if self.is_trying_again() { self.end_pause() } else { None }
     }
 
-    /// An accept failed, for a reason that lies not with the connection: see [`is_of_one_connection`].
-    /// Descriptors or memory have run out.
+    /// An accept failed, and not because of the connection: see [`is_of_one_connection`]. Descriptors or
+    /// memory have run out.
     pub(super) fn on_refused(&mut self, error: io::Error, now: Instant) -> Option<Event<'static>> {
         let was_paused = self.kernel != Kernel::Accepts;
         self.kernel = Kernel::Refuses { retry_at: Some(now + RETRY_AFTER) };
@@ -201,22 +202,22 @@ impl AcceptState {
         retry_at.into_iter().chain(until).min().map_or(Wait::Forever, Wait::Until)
     }
 
-    /// Whether the listening socket is to be closed now: it is stopping, and nobody waits who may still be let
-    /// in. The driver then closes it and calls [`Self::on_closed`].
+    /// Whether the listening socket is to be closed now: it is stopping, and no connection waits that may
+    /// still be accepted. The driver then closes it and calls [`Self::on_closed`].
     pub(super) fn may_close(&self, waiting: Waiting, budget: usize, now: Instant) -> bool {
         let Listening::Stopping { until, .. } = self.listening else { return false };
         !self.has_last(waiting) || now >= until && !self.makes_progress(waiting, budget)
     }
 
-    /// The listening socket is closed. `reset` connections still waited. This is the last event about accepting:
-    /// a pause that lasts is over without another.
+    /// The listening socket is closed. `reset` connections still waited. This is the last event about
+    /// accepting: a pause that lasts is over without another.
     pub(super) fn on_closed(&mut self, reset: u32) -> Event<'static> {
         debug_assert!(self.is_stopping(), "it closes only after a stop, and once");
         *self = Self { wanted: false, kernel: Kernel::Accepts, listening: Listening::Closed };
         Event::ListeningStopped { reset }
     }
 
-    /// Whether somebody waits who is to be let in before the listening socket closes.
+    /// Whether a connection waits that is to be accepted before the listening socket closes.
     const fn has_last(&self, waiting: Waiting) -> bool {
         let has_accepts = !matches!(self.listening, Listening::Stopping { accepts_left: 0, .. });
         waiting.parked || waiting.in_queue && has_accepts

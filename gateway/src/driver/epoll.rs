@@ -1,9 +1,9 @@
 //! The epoll driver, through mio: edge-triggered, one system call per read and per write.
 //!
-//! [`Epoll`] owns the poll loop. A shard's thread calls it through [`Driver`], and nobody else does, but for the
-//! waker. It saves system calls in three ways. A read that comes short has emptied the socket, so it
-//! is not tried again (epoll(7) promises a new edge). Interest in writability is registered only once a
-//! write has come short. Accepted sockets inherit their options from the listener.
+//! [`Epoll`] owns the poll loop. A shard's thread calls it through [`Driver`], and nobody else does, but for
+//! the waker. It saves system calls in three ways. A read that comes short has emptied the socket, so it is
+//! not tried again (epoll(7) promises a new edge). Interest in writability is registered only once a write
+//! has come short. Accepted sockets inherit their options from the listener.
 //!
 //! | module | what it owns |
 //! |---|---|

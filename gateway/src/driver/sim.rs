@@ -1,9 +1,9 @@
 //! The simulated driver: a network without a kernel, repeatable from its seed.
 //!
-//! [`Sim`] takes the place of epoll, so that whole shards run in a test, in one thread and in simulated
-//! time. A shard calls it as its [`Driver`]. A test calls the same [`Sim`] as the peers: it connects, writes, reads,
-//! stalls and resets. [`Faults`] says how likely each thing is that a network may do to a connection. The same
-//! seed and the same calls give the same events: no clock and no random number comes from outside.
+//! [`Sim`] takes the place of epoll, so that whole shards run in a test, in one thread and in simulated time.
+//! A shard calls it as its [`Driver`]. A test calls the same [`Sim`] as the peers: it connects, writes,
+//! reads, stalls and resets. [`Faults`] says how likely each thing is that a network may do to a connection.
+//! The same seed and the same calls give the same events: no clock and no random number comes from outside.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -48,7 +48,7 @@ pub struct Sim {
     sockets: Slots<Socket>,
     network: Network,
     outcomes: Vec<Outcome>,
-    /// The order in which a poll looks at connections; kept for its memory.
+    /// The order in which a poll takes the connections. Kept for its memory.
     order: Vec<ConnId>,
 }
 
@@ -61,9 +61,9 @@ struct Socket {
     ended: bool,
     /// Shut down once the send under way is done.
     shutdown: bool,
-    /// `Closed` is on its way.
+    /// `Closed` is in `outcomes`.
     closed: bool,
-    /// Polls for which nothing moves.
+    /// For so many polls the connection carries no bytes.
     stalled_polls: u32,
 }
 
@@ -80,8 +80,8 @@ enum Outcome {
 }
 
 impl Sim {
-    /// A driver that nobody has connected to. Its clock stands at `now` and goes on only while the
-    /// sink lets it wait, or when it is [told to](Self::set_now).
+    /// A driver without connections. Its clock starts at `now` and moves only while the sink lets it wait,
+    /// or when it is [set](Self::set_now).
     #[must_use]
     pub fn new(seed: u64, now: Instant, faults: Faults) -> Self {
         Self {
@@ -128,13 +128,13 @@ impl Sim {
         self.outcomes = outcomes;
     }
 
-    /// Lets time pass, as far as the sink and the harness allow and nothing is to be done.
+    /// Moves the clock on, as far as the sink and the test allow, where there is nothing to do.
     fn wait(&mut self, sink: &mut impl Sink) {
         let idle_for = sink.idle_for();
         let accept = self.accept_state.wait(self.waiting(), sink.accept_budget());
         let has_work = self.has_work() || accept == Wait::No;
         self.idle_for = if has_work { Some(Duration::ZERO) } else { idle_for };
-        // Where nothing ends the wait, and nobody moves the clock, waiting for ever returns at once.
+        // A wait without an end returns at once: only the test moves the clock then.
         let wait = accept.or_shorter(self.idle_for, || self.now).unwrap_or_default();
         self.now += wait.min(self.wait_max);
         if self.roll(self.faults.clock_jump) {
@@ -147,7 +147,7 @@ impl Sim {
         Waiting { in_queue: self.network.is_waiting(), parked: false }
     }
 
-    /// Lists the connections. Says whether a poll has something to report, or to move, on one.
+    /// Lists the connections. Says whether a poll has something to report or to carry on one.
     fn has_work(&mut self) -> bool {
         self.list();
         !self.outcomes.is_empty()
@@ -162,7 +162,7 @@ impl Sim {
             })
     }
 
-    /// Moves what can be moved on one connection.
+    /// Carries what one connection can carry now, in both directions.
     fn progress(&mut self, conn: ConnId, sink: &mut impl Sink) {
         if self.roll(self.faults.reset) {
             return self.end(conn, CloseCause::Reset);
@@ -187,7 +187,7 @@ impl Sim {
         self.receive(conn, sink);
     }
 
-    /// Hands over what came, within the budget, and the end behind it.
+    /// Reports the bytes that came, within the budget, and the end after them.
     fn receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
         let mut budget = RECEIVE_BYTES_MAX;
         while budget > 0 {
@@ -224,7 +224,7 @@ impl Sim {
         }
     }
 
-    /// Gives the peer's side what it takes of the send under way.
+    /// Passes on what the peer's window takes of the send under way.
     fn continue_send(&mut self, conn: ConnId) {
         let short = self.roll(self.faults.short_send);
         let Some(socket) = self.sockets.get_mut(conn) else { return };
@@ -285,7 +285,7 @@ impl Sim {
         }
     }
 
-    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
+    /// Closes the listening socket, if it is to be closed and no connection waits that may still be accepted.
     fn close_listener_if_due(&mut self, sink: &mut impl Sink) {
         if self.accept_state.may_close(self.waiting(), sink.accept_budget(), self.now) {
             let reset = self.network.refuse_waiting();

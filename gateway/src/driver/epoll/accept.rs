@@ -1,8 +1,9 @@
 //! Accepting with epoll.
 //!
 //! Owns the listening socket and the one fact that only epoll has: whether an edge has announced connections
-//! that no accept has looked for. [`AcceptState`] decides whether connections are accepted. The poll loop calls this once
-//! in each poll, with the connections to add to. It accepts a bounded number each time and never blocks.
+//! that no accept has looked for. [`AcceptState`] decides whether connections are accepted. The poll loop
+//! calls this once in each poll, with the connections to add to. It accepts a bounded number each time and
+//! never blocks.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -66,8 +67,8 @@ impl Acceptor {
         self.state.wait(waiting, budget)
     }
 
-    /// Accepts those who wait, as many as this poll may; then closes the listening socket, if it is to be closed and
-    /// nobody waits who may still be let in.
+    /// Accepts the connections that wait, as many as this poll may. Then closes the listening socket, if it
+    /// is to be closed and no connection waits that may still be accepted.
     pub(super) fn on_poll(
         &mut self,
         connections: &mut Connections,
@@ -111,8 +112,8 @@ impl Acceptor {
 
     fn waiting(&mut self) -> Waiting {
         if self.state.is_stopping() {
-            // Not by accept(2), which fails for want of descriptors whether or not somebody waits. The last edge
-            // says too little: connections may have come while accepting was off, or have gone.
+            // accept(2) can't say it: without a descriptor it fails whether or not a connection waits. The
+            // last edge can't either: accepts since then may have emptied the queue.
             let listener = self.listener.as_ref();
             self.ready =
                 listener.is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));

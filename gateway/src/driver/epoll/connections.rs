@@ -2,8 +2,8 @@
 //!
 //! [`Connections`] owns the epoll instance and each socket that is registered with it. The poll loop and the
 //! driver's commands call it. It never accepts and never reads: see [`accept`](super::accept) and
-//! [`receive`](super::receive). What it has to report of sends and ends waits in `outcomes` for the next poll,
-//! since commands never report inline.
+//! [`receive`](super::receive). What it has to report of sends and ends waits in `outcomes` for the next
+//! poll, since commands never report inline.
 
 use std::io;
 use std::mem;

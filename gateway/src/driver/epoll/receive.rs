@@ -1,9 +1,9 @@
 //! Receiving with epoll: one read for each edge, and what is read is handed over in groups.
 //!
-//! The poll loop calls this with what epoll has announced. It decides how often a socket is read in a
-//! poll, and never more than [`RECEIVE_BYTES_MAX`]. The core decides whether a connection is read from at all:
-//! see [`Driver::pause_receive`](crate::driver::Driver::pause_receive). A paused socket is left alone, so its bytes
-//! fill the kernel's buffer and then the peer's window.
+//! The poll loop calls this with what epoll has announced. It decides how often a socket is read in a poll,
+//! and never more than [`RECEIVE_BYTES_MAX`]. The core decides whether a connection is read from at all: see
+//! [`Driver::pause_receive`](crate::driver::Driver::pause_receive). A paused socket is left alone, so its
+//! bytes fill the kernel's buffer and then the peer's window.
 
 use std::mem;
 
@@ -122,7 +122,7 @@ impl Connections {
         self.queue_readable(conn);
     }
 
-    /// Goes on reading from those that had more than the last poll took. `readable` is what they were
+    /// Goes on reading from the connections that had more than the last poll took: `readable`, as it was
     /// before this poll's events.
     pub(super) fn report_readable(&mut self, mut readable: Vec<ConnId>, sink: &mut impl Sink) {
         for conn in readable.drain(..) {

@@ -1,4 +1,5 @@
-//! What a test does with the simulation: as the peers, with the clock and with the faults. The driver never calls it.
+//! What a test does with the simulation: as the peers, with the clock and with the faults. The driver never
+//! calls it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ impl Sim {
         self.now
     }
 
-    /// Moves the clock on; never back.
+    /// Moves the clock on, never back.
     pub fn set_now(&mut self, now: Instant) {
         self.now = self.now.max(now);
     }
@@ -28,13 +29,13 @@ impl Sim {
         self.accept_queue_max = connections;
     }
 
-    /// How long the last poll could have waited: zero when there was something to do, `None` for ever.
+    /// How long the last poll could have waited: zero when there was something to do, `None` without an end.
     #[must_use]
     pub const fn idle_for(&self) -> Option<Duration> {
         self.idle_for
     }
 
-    /// What the network does from now on. Stalls that have begun end.
+    /// Sets what may go wrong from now on. Stalls that have begun end.
     pub fn set_faults(&mut self, faults: Faults) {
         self.faults = faults;
         self.list();
@@ -45,22 +46,22 @@ impl Sim {
         }
     }
 
-    /// Connects; `None` when nobody listens.
+    /// Connects. `None`: the listening socket is closed.
     pub fn connect(&mut self) -> Option<PeerId> {
         self.accept_state.listens().then(|| self.network.connect())
     }
 
-    /// Writes bytes, as many as there is room for; says how many.
+    /// Writes bytes, as many as the connection holds. Says how many.
     pub fn write(&mut self, peer: PeerId, bytes: &[u8]) -> usize {
         self.network.write(peer, bytes)
     }
 
-    /// Takes all that has arrived, or says why no more will.
+    /// Takes all bytes that have arrived, or says why no more will.
     pub fn read(&mut self, peer: PeerId) -> Arrived {
         self.network.read(peer, usize::MAX)
     }
 
-    /// Takes at most `bytes_max` of what has arrived: at least 1.
+    /// Takes at most `bytes_max` of the bytes that have arrived. `bytes_max` is at least 1.
     pub fn read_at_most(&mut self, peer: PeerId, bytes_max: usize) -> Arrived {
         self.network.read(peer, bytes_max)
     }
@@ -75,17 +76,17 @@ impl Sim {
         self.network.half_close(peer);
     }
 
-    /// Closes the peer's socket for good, as an app that ends: reset, where it leaves bytes unread.
+    /// Closes the peer's socket, as an app that ends does. It is a reset if bytes are unread.
     pub fn hang_up(&mut self, peer: PeerId) {
         self.network.hang_up(peer);
     }
 
-    /// Resets the connection; what was on its way, either way, is lost.
+    /// Resets the connection. The bytes on their way in both directions are lost.
     pub fn reset(&mut self, peer: PeerId) {
         self.network.reset(peer);
     }
 
-    /// Where a peer connects from.
+    /// The address that a peer connects from.
     #[must_use]
     pub const fn address(peer: PeerId) -> SocketAddr {
         peer.address()

@@ -1,17 +1,18 @@
 //! Accepting with io_uring: a number of accepts is always in flight, each for a direct descriptor of a ring.
 //!
-//! [`Acceptor`] owns the listening socket, the accepts in flight and the parked connections. The poll loop calls
-//! it: [`Acceptor::accept_more`] before it submits, [`Acceptor::on_completed`] for each accept that completes, and
-//! [`Acceptor::on_poll`] at the end. [`AcceptState`] decides whether connections are accepted. The driver never
-//! has more accepts in flight than the core's budget when it asks for them.
+//! [`Acceptor`] owns the listening socket, the accepts in flight and the parked connections. The poll loop
+//! calls it: [`Acceptor::accept_more`] before it submits, [`Acceptor::on_completed`] for each accept that
+//! completes, and [`Acceptor::on_poll`] at the end. [`AcceptState`] decides whether connections are accepted.
+//! The driver never has more accepts in flight than the core's budget when it asks for them.
 //!
-//! **An accept may complete beyond the budget.** It was in flight when the last place went to another shard, or when the
-//! core stopped accepting. The kernel has established that connection and taken it from its queue, so it can't be put back.
-//! The driver *parks* it: the core does not hear of it, nothing is received on it, and its peer can't tell it
-//! from one that waits in the kernel's queue. As soon as the core has a budget and wants connections, the next
-//! [`Acceptor::accept_more`] reports the parked ones first, in the order in which they came. Each parked connection counts as an accept in
-//! flight, so there are never more than [`ACCEPTS_MAX`]. Those that are still parked when the listening socket
-//! closes are reset and counted.
+//! **An accept may complete beyond the budget.** It was in flight when another shard took the last of
+//! `limits.connections_max`, or when the core stopped accepting. The kernel has established that connection
+//! and taken it from its queue, so it can't be put back. The driver *parks* it: the core does not hear of it,
+//! nothing is received on it, and its peer can't tell it from one that waits in the kernel's queue. As soon
+//! as the core has a budget and wants connections, the next [`Acceptor::accept_more`] reports the parked ones
+//! first, in the order in which they came. Each parked connection counts as an accept in flight, so there are
+//! never more than [`ACCEPTS_MAX`]. Those that are still parked when the listening socket closes are reset
+//! and counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -74,7 +75,8 @@ impl Acceptor {
         }
     }
 
-    /// Reports the parked connections that the core has a budget for, then asks for as many accepts as it still allows.
+    /// Reports the parked connections that the core has a budget for, then asks for as many accepts as it
+    /// still allows.
     pub(super) fn accept_more(&mut self, connections: &mut Connections, sink: &mut impl Sink) {
         while !self.parked.is_empty()
             && self.state.may_report(sink.accept_budget())
@@ -99,7 +101,7 @@ impl Acceptor {
     }
 
     /// A ring with a free descriptor. Where no ring has one and none can be added, the accepts in flight may
-    /// still be all that come, so accepting pauses only when none is in flight.
+    /// still be enough, so accepting pauses only when none is in flight.
     fn ring_for_one(&mut self, rings: &mut Rings, sink: &mut impl Sink) -> Option<u16> {
         if let Some(ring) = rings.with_free_file() {
             return Some(ring);
@@ -135,7 +137,7 @@ impl Acceptor {
         self.free.push(address);
         if let Ok(file) = u32::try_from(result) {
             if !self.state.listens() {
-                // It could not be cancelled in time. Nobody is reported after the end of listening.
+                // It could not be cancelled in time. No connection is reported after the end of listening.
                 let number = u16::try_from(ring).expect("rings are numbered with 16 bits");
                 return connections.rings.ask(number, |ring| ring.close(file));
             }
@@ -148,7 +150,7 @@ impl Acceptor {
         }
         connections.rings[ring].accept_failed();
         match -result {
-            // It was cancelled, or found nobody after all.
+            // It was cancelled, or found no connection after all.
             libc::ECANCELED | libc::EAGAIN => {}
             errno if is_of_one_connection(errno) => {}
             errno => {
@@ -226,7 +228,7 @@ impl Acceptor {
     }
 
     fn waiting(&self) -> Waiting {
-        // While it listens, the accepts in flight say who comes.
+        // Before a stop, the accepts in flight complete when a connection comes.
         let in_queue = self.state.is_stopping()
             && self
                 .listener

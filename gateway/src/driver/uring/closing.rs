@@ -1,12 +1,12 @@
 //! How a connection ends.
 //!
-//! The core closes it, its peer resets it, or the kernel fails. [`Connections::end`] is the one way to the end, and the first
-//! cause counts. The end is reported when the last operation in flight has completed, so it is a connection's last
-//! event.
+//! The core closes it, its peer resets it, or the kernel fails. [`Connections::end`] is the one way to the
+//! end, and the first cause counts. The end is reported when the last operation in flight has completed, so
+//! it is a connection's last event.
 //!
-//! A connection that the core closes may have a send that was reported as done, and that the kernel has not taken. It
-//! *lingers* until these bytes are out, for [`linger_max`](Connections) at most, as the kernel does for a
-//! socket that is closed.
+//! A connection that the core closes may have a send that was reported as done, and that the kernel has not
+//! taken. It *lingers* until these bytes are out, for [`linger_max`](Connections) at most, as the kernel does
+//! for a socket that is closed.
 
 use std::io;
 use std::time::Instant;

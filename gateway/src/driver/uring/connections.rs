@@ -1,10 +1,11 @@
 //! The connections of the io_uring driver: what is known of each, and what the kernel is asked to watch for.
 //!
-//! [`Connections`] owns the rings and a [`Socket`] for each connection. The poll loop, [`accept`](super::accept)
-//! and the driver's commands call it. This module has what the others share: which operation is armed for a connection, how many
-//! operations are in flight on it, and the report of its end when the last has completed. The rest
-//! stands beside it: [`receive`](super::receive), [`send`](super::send) and [`closing`](super::closing). What is to be reported of sends and ends waits
-//! in `outcomes` for the next poll, since commands never report inline.
+//! [`Connections`] owns the rings and a [`Socket`] for each connection. The poll loop,
+//! [`accept`](super::accept) and the driver's commands call it. This module has what the others share: which
+//! operation is armed for a connection, how many operations are in flight on it, and the report of its end
+//! when the last has completed. The rest stands beside it: [`receive`](super::receive), [`send`](super::send)
+//! and [`closing`](super::closing). What is to be reported of sends and ends waits in `outcomes` for the next
+//! poll, since commands never report inline.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -126,8 +127,8 @@ impl Connections {
         }
     }
 
-    /// Arms the operation that is wanted now. One that is armed and not wanted is cancelled first: this is called again when
-    /// it has ended.
+    /// Arms the operation that is wanted now. One that is armed and not wanted is cancelled first: this is
+    /// called again when it has ended.
     pub(super) fn arm(&mut self, conn: ConnId) {
         let cold = self.cold.get(&conn.slot);
         let Some(socket) = self.sockets.get_mut(conn) else { return };
@@ -164,9 +165,10 @@ impl Connections {
         }
     }
 
-    /// Frees a connection's direct descriptor. Operations in flight hold the socket itself, and it
-    /// is closed when the last has ended. Not so a shutdown: a kernel thread does it, which looks the descriptor
-    /// up only then (io_uring/net.c: `REQ_F_FORCE_ASYNC`), and would shut down the connection that has it by then.
+    /// Frees a connection's direct descriptor. Operations in flight hold the socket itself, and it is closed
+    /// when the last has ended. Not so a shutdown: a kernel thread does it, which looks the descriptor up
+    /// only then (io_uring/net.c: `REQ_F_FORCE_ASYNC`), and would shut down the connection that has it by
+    /// then.
     pub(super) fn release(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if socket.has(Flags::SHUTTING_DOWN) {
@@ -177,8 +179,8 @@ impl Connections {
         self.rings.ask(ring, |ring| ring.close(file));
     }
 
-    /// Has the next poll report the end of a closed connection once nothing is in flight on it. This may come twice in a poll. The
-    /// end is reported once, since the connection is gone then.
+    /// Has the next poll report the end of a closed connection once nothing is in flight on it. This may come
+    /// twice in a poll. The end is reported once, since the connection is gone then.
     pub(super) fn close_if_idle(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
             && socket.has(Flags::CLOSED)

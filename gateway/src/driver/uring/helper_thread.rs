@@ -1,10 +1,10 @@
 //! A thread that makes a ring for another thread.
 //!
 //! The kernel interrupts a system call of the thread that made a ring when the ring ends, even long
-//! afterwards, and even if another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A read
-//! with a time limit then fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that links
-//! the gateway has not asked for signals. So the rings that a thread of that program would make are made by a thread
-//! that does nothing else: the first ring of a driver, and those that probe.
+//! afterwards, and even if another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A
+//! read with a time limit then fails with EINTR, whatever SA_RESTART says (signal(7)), and a program that
+//! links the gateway has not asked for signals. So the rings that a thread of that program would make are
+//! made by a thread that does nothing else: the first ring of a driver, and those that probe.
 
 use std::io;
 use std::panic::resume_unwind;

@@ -1,8 +1,9 @@
 //! The io_uring driver: operations are asked for in batches, and complete in batches.
 //!
-//! [`Uring`] owns the poll loop: it submits what was asked for, waits, and passes each completion to the module that asked
-//! for the operation. A shard's thread calls it through [`Driver`], and nobody else does, but for the waker. A
-//! connection is a *direct descriptor*: an entry in a ring's own table, not in the process's.
+//! [`Uring`] owns the poll loop: it submits what was asked for, waits, and passes each completion to the
+//! module that asked for the operation. A shard's thread calls it through [`Driver`], and nobody else does,
+//! but for the waker. A connection is a *direct descriptor*: an entry in a ring's own table, not in the
+//! process's.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -15,10 +16,11 @@
 //! | `rings` | all rings, and the wait on them |
 //! | `ring`, `buffers` | one ring as safe functions: all unsafe code |
 //! | `token` | which operation a completion is of |
-//! | `probe` | whether this kernel lets us |
+//! | `probe` | whether this process may use io_uring |
 //! | `helper_thread` | a thread that makes a ring for another |
 //!
-//! Each module uses those below it. See io_uring(7), and the comments at each operation for what the manual does not say.
+//! Each module uses those below it. See io_uring(7), and the comments at each operation for what the manual
+//! does not say.
 
 mod accept;
 mod buffers;
@@ -105,8 +107,8 @@ impl Uring {
         self.connections.rings.submit_and_wait(busy, timeout)
     }
 
-    /// Sees what has completed, and what completes meanwhile, for as long as there is some and it is not
-    /// too much.
+    /// Takes the completions, and those that come meanwhile, until there are none or [`EVENTS_MAX`] were
+    /// taken.
     fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         let mut seen = 0;
         // Rings in a row that have nothing.
@@ -120,7 +122,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Sees what has completed in one ring. Says how many completions that were.
+    /// Takes the completions of one ring. Says how many they were.
     fn harvest_ring(&mut self, index: usize, sink: &mut impl Sink) -> io::Result<usize> {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.connections.rings[index];
@@ -129,7 +131,7 @@ impl Uring {
             ring.submit()?;
         }
         ring.take_completions(&mut completions);
-        // Only what has been seen by now is certain: more is submitted below.
+        // Only sends submitted by now can be confirmed by these completions: more are submitted below.
         let submitted = ring.submitted_sends();
         let count = completions.len();
         for completion in completions.drain(..) {
@@ -163,8 +165,8 @@ impl Uring {
         }
     }
 
-    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in. No accept may
-    /// be in flight then: it would keep the socket open.
+    /// Closes the listening socket, if it is to be closed and no connection waits that may still be accepted.
+    /// No accept may be in flight then: it would keep the socket open.
     fn close_listener_if_due(&mut self, now: Instant, sink: &mut impl Sink) -> io::Result<()> {
         if !self.acceptor.may_close(now, sink) {
             return Ok(());

@@ -1,4 +1,8 @@
-//! Whether this kernel, and whoever guards this process, lets it use io_uring as the driver does.
+//! Whether this process may use io_uring as the driver does: the kernel may be too old, or something may
+//! forbid it.
+//!
+//! The gateway asks at its start, and `tide doctor`. It tries each thing that the driver needs and leaves
+//! nothing behind.
 
 use std::fs;
 use std::io;
@@ -9,13 +13,13 @@ use io_uring::{IoUring, opcode};
 use super::helper_thread::on_helper_thread;
 use super::ring::Ring;
 
-/// Why io_uring can't be used, for people.
+/// Why io_uring can't be used. The messages are for operators.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
-    /// The system call is not there.
+    /// The kernel has no such system call.
     #[error("this kernel has no io_uring")]
     NoSystemCall,
-    /// The kernel's own setting.
+    /// The kernel's own setting forbids it.
     #[error("kernel.io_uring_disabled is {0}: set it to 0 to allow it")]
     Disabled(u8),
     /// Something else forbids the call.
@@ -27,10 +31,10 @@ pub enum Unavailable {
     /// The kernel is older than the driver needs.
     #[error("this kernel's io_uring lacks {0}: it takes Linux 6.1 or newer")]
     TooOld(&'static str),
-    /// There is no thread that could try it.
+    /// No thread can be started to try it.
     #[error("no thread can be started to try it: {0}")]
     NoThread(io::Error),
-    /// Anything else.
+    /// The kernel gave another error.
     #[error(transparent)]
     Other(io::Error),
 }
@@ -47,7 +51,7 @@ fn try_all() -> Result<(), Unavailable> {
     let uring = IoUring::new(2).map_err(refusal)?;
     let mut supported = Probe::new();
     uring.submitter().register_probe(&mut supported).map_err(refusal)?;
-    // Multishot receives came with the same version as zero-copy sends, and can't be asked for.
+    // The kernel can't be asked for multishot receives. They came with the same version as zero-copy sends.
     let needed = [
         (opcode::Accept::CODE, "accept"),
         (opcode::Shutdown::CODE, "shutdown"),

@@ -3,12 +3,13 @@
 //! A receive is armed once and goes on by itself, into the ring's buffers. The poll loop calls
 //! [`Connections::on_received`] for each completion.
 //!
-//! The core decides whether a connection is read from: see [`Driver::pause_receive`](crate::driver::Driver::pause_receive).
-//! This module carries that out. A receive can't be held back, only cancelled, and it is cancelled only when
-//! bytes come: most paused connections get none. What comes until the cancellation is done is kept as `unread`, and reported
-//! once the core wants it. A poll sees [`EVENTS_MAX`](super::EVENTS_MAX) completions, and what its last look
-//! brings, of one buffer each; the cancellation is done with the next poll. So all connections of a driver together
-//! have at most some 3 MiB unread.
+//! The core decides whether a connection is read from: see
+//! [`Driver::pause_receive`](crate::driver::Driver::pause_receive). This module carries that out. A receive
+//! can't be held back, only cancelled, and it is cancelled only when bytes come: most paused connections get
+//! none. What comes until the cancellation is done is kept as `unread`, and reported once the core wants it.
+//! A poll sees [`EVENTS_MAX`](super::EVENTS_MAX) completions, and what its last look brings, of one buffer
+//! each; the cancellation is done with the next poll. So all connections of a driver together have at most
+//! some 3 MiB unread.
 
 use super::connections::Connections;
 use super::ring::Completion;

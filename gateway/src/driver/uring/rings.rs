@@ -1,12 +1,12 @@
 //! All rings of a driver, and the wait on them.
 //!
-//! A ring's table of direct descriptors has at most as many entries as the process may open files, but a driver may have several
-//! rings: that is how a million connections fit under a small limit. Each ring costs memory and time, so one is
-//! added only when the others have no free entry. The driver waits on the first ring. The others signal an eventfd
-//! that the first one watches.
+//! A ring's table of direct descriptors has at most as many entries as the process may open files, but a
+//! driver may have several rings: that is how a million connections fit under a small limit. Each ring costs
+//! memory and time, so one is added only when the others have no free entry. The driver waits on the first
+//! ring. The others signal an eventfd that the first one watches.
 //!
-//! [`Rings`] knows nothing of connections. The other modules of the driver ask it for operations, by the number of a
-//! ring.
+//! [`Rings`] knows nothing of connections. The other modules of the driver ask it for operations, by the
+//! number of a ring.
 
 use std::io;
 use std::mem;
@@ -21,8 +21,8 @@ use tidegate_backend::batch::Wake;
 use super::helper_thread::on_helper_thread;
 use super::ring::Ring;
 
-/// Buffers of a ring. With more of them nothing was faster; with too few, receives end for want of one and have to
-/// be armed again.
+/// Buffers of a ring. With more of them nothing was faster; with too few, receives end for want of one and
+/// have to be armed again.
 const BUFFERS: u16 = 512;
 
 /// Buffers of a ring that is one of many.
@@ -34,8 +34,8 @@ const FILES_MAX: u32 = 1 << 20;
 /// How large a driver may grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Connections, of this driver alone: at most 2^26. It sets the size of the rings. The sink decides how many
-    /// connections are accepted.
+    /// Connections, of this driver alone: at most 2^26. It sets the size of the rings. The sink decides how
+    /// many connections are accepted.
     pub connections: usize,
     /// Direct descriptors of one ring: at most RLIMIT_NOFILE.
     pub files_each: u32,
@@ -108,8 +108,8 @@ impl Rings {
         Ok(())
     }
 
-    /// Adds a ring, for more connections than the others have free descriptors for. Says its number. This thread makes it
-    /// itself: the kernel tells it of the end of the rings that it uses in any case.
+    /// Adds a ring, for more connections than the others have free descriptors for. Says its number. This
+    /// thread makes it itself: the kernel tells it of the end of the rings that it uses in any case.
     pub(super) fn add(&mut self) -> io::Result<u16> {
         let number = u16::try_from(self.rings.len()).map_err(io::Error::other)?;
         let mut ring = Ring::new(self.files_each, self.buffers_each)?;
@@ -120,7 +120,8 @@ impl Rings {
         Ok(number)
     }
 
-    /// A ring that can take a connection in: the one that did so last for as long as it can, then the emptiest.
+    /// A ring that can take a connection in: the one that did so last for as long as it can, then the
+    /// emptiest.
     pub(super) fn with_free_file(&mut self) -> Option<u16> {
         if self.rings[self.last_used].free_files() == 0 {
             let free = self.rings.iter().map(Ring::free_files).enumerate();
@@ -143,8 +144,8 @@ impl Rings {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    /// Submits what was asked for. Waits at most so long, if there is nothing to do: neither here nor for the caller,
-    /// who says whether it is `busy`.
+    /// Submits what was asked for. Waits at most so long, if there is nothing to do: neither here nor for the
+    /// caller, who says whether it is `busy`.
     pub(super) fn submit_and_wait(
         &mut self,
         mut busy: bool,
@@ -184,7 +185,8 @@ impl Rings {
         self.rings[0].submit_and_wait(Some(wait))
     }
 
-    /// Somebody has written to the eventfd: a ring, or another thread. `watched`: the first ring still watches it.
+    /// Somebody has written to the eventfd: a ring, or another thread. `watched`: the first ring still
+    /// watches it.
     pub(super) fn on_wakeup(&mut self, watched: bool) {
         self.rings.iter_mut().for_each(Ring::signalled);
         if !watched {

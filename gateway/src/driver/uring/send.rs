@@ -1,12 +1,14 @@
 //! Sending with io_uring.
 //!
-//! The core and the replies call [`Connections::start_sending`]. A send of up to [`SEND_NOW_BYTES_MAX`] is *sent now*: the
-//! kernel sends what the socket takes without a wait, in the system call that submits it, and the send is
-//! reported as done. Only a failure completes, a short send among them. So the driver doesn't know that such a send
-//! has succeeded before it has seen all completions up to then: until that, the send is *unconfirmed*.
+//! The core and the replies call [`Connections::start_sending`]. A send of up to [`SEND_NOW_BYTES_MAX`] is
+//! *sent now*: the kernel sends what the socket takes without a wait, in the system call that submits it, and
+//! the send is reported as done. Only a failure completes, a short send among them. So the driver doesn't
+//! know that such a send has succeeded before it has seen all completions up to then: until that, the send is
+//! *unconfirmed*.
 //!
-//! Everything else is sent *in steps*, each when the socket is writable: longer sends, what a failed send has left, and a send
-//! that follows an unconfirmed one. So at most one send of a connection can fail unseen, and none overtakes it.
+//! Everything else is sent *in steps*, each when the socket is writable: longer sends, what a failed send has
+//! left, and a send that follows an unconfirmed one. So at most one send of a connection can fail unseen, and
+//! none overtakes it.
 //!
 //! No send waits in the kernel. It would wait for the peer's end, too. Where that has come already,
 //! the kernel tries again at once, gives up soon, and blocks a kernel thread, which no cancellation finds for

@@ -1,4 +1,5 @@
-//! What a completion is of: 64 bits that go to the kernel with each operation and come back.
+//! Which operation a completion is of: 64 bits that go to the kernel with each operation and come back with
+//! its completion.
 
 use crate::driver::ConnId;
 
@@ -11,25 +12,25 @@ const KIND_SHIFT: u32 = 56;
 /// What an operation was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// Nobody asks: a cancellation, a close.
+    /// No module waits for it: a cancellation, a close.
     Nothing,
     /// Another thread wakes the driver.
     Wake,
-    /// One connection is taken in; the number names the place for its address.
+    /// A connection is accepted. The number says which of the ring's addresses it uses.
     Accept(u16),
-    /// Bytes come, shot after shot.
+    /// Bytes are received, in a completion each time.
     Receive(ConnId),
-    /// A connection that is not read from is watched for its death.
+    /// A connection that is not received on is watched for its end.
     Watch(ConnId),
-    /// A send that must not wait, by its number. Only its failure completes.
+    /// A send that was reported as done, by its number. Only its failure completes.
     SendNow(u64),
-    /// A send that tells how far it came.
+    /// A step of a send, which completes in any case.
     Send(ConnId),
     /// The sending side is shut down.
     Shutdown(ConnId),
-    /// The kernel is asked what a connection died of.
+    /// The kernel is asked for the error of a dead connection.
     Error(ConnId),
-    /// What is left to send waits for room.
+    /// The next step of a send waits until the socket is writable.
     Writable(ConnId),
 }
 
@@ -39,7 +40,7 @@ impl Token {
         let (kind, payload) = match self {
             Self::Nothing => (0, 0),
             Self::Wake => (1, 0),
-            Self::Accept(place) => (2, u64::from(place)),
+            Self::Accept(address) => (2, u64::from(address)),
             Self::Receive(conn) => (3, pack(conn)),
             Self::Watch(conn) => (4, pack(conn)),
             Self::SendNow(number) => (5, number),
@@ -52,8 +53,8 @@ impl Token {
         kind << KIND_SHIFT | payload
     }
 
-    /// What came back.
-    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
+    /// From what came back.
+    #[expect(clippy::cast_possible_truncation, reason = "it was made from 16 bits")]
     pub(super) fn from_bits(bits: u64) -> Self {
         let payload = bits & ((1 << KIND_SHIFT) - 1);
         match bits >> KIND_SHIFT {
