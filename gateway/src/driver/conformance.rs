@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::epoll::Epoll;
 use super::uring::Uring;
 use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
-use stress::Crowd;
+use stress::ManyConnections;
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
@@ -167,7 +167,7 @@ struct Bench<W> {
     world: W,
     recorder: Recorder,
     /// Dropped last.
-    crowd: Option<Crowd>,
+    many_connections: Option<ManyConnections>,
 }
 
 impl<W: World> Bench<W> {
@@ -176,7 +176,11 @@ impl<W: World> Bench<W> {
     }
 
     fn with_backlog(backlog: u16) -> Self {
-        Self { world: W::with_backlog(backlog), recorder: Recorder::default(), crowd: None }
+        Self {
+            world: W::with_backlog(backlog),
+            recorder: Recorder::default(),
+            many_connections: None,
+        }
     }
 
     fn driver(&mut self) -> &mut W::Driver {
@@ -322,44 +326,44 @@ macro_rules! conformance {
 conformance! {
     lifecycle:
         bytes_and_ends_are_reported,
-        a_close_right_behind_a_send_is_reported,
-        closed_comes_once_and_last,
-        a_late_name_hits_nobody,
+        a_close_right_after_a_send_is_reported,
+        closed_is_reported_once_and_last,
+        a_command_with_an_old_id_has_no_effect,
         a_reset_is_reported,
         a_reset_is_reported_while_paused,
-        a_reset_behind_an_end_is_reported,
+        a_reset_after_an_end_is_reported,
         close_cuts_a_send,
-        what_is_sent_behind_a_close_is_unsent,
-        what_is_sent_to_who_has_gone_is_unsent,
-        a_close_cuts_nothing_that_was_sent,
-        nobody_is_let_in_beyond_the_room,
+        bytes_sent_after_a_close_count_as_unsent,
+        bytes_sent_after_a_reset_count_as_unsent,
+        a_close_loses_no_byte_of_a_send_that_was_done,
+        nothing_is_accepted_beyond_the_budget,
         accepting_stops_and_starts_again,
-        nobody_connects_when_nobody_listens,
-        who_waits_is_let_in_before_listening_stops,
-        who_waits_for_room_is_let_in_before_listening_stops,
-        who_has_no_room_until_the_deadline_is_reset_and_counted,
-        a_listener_that_nobody_waits_at_closes_without_a_wait,
+        connections_are_refused_once_listening_has_stopped,
+        waiting_connections_are_accepted_before_listening_stops,
+        waiting_connections_are_accepted_as_others_close,
+        connections_beyond_the_budget_at_the_deadline_are_reset_and_counted,
+        an_idle_listener_closes_without_a_wait,
         the_deadline_ends_a_wait_for_ever,
         the_last_accepts_are_as_many_as_the_queue_holds,
         connections_accepted_beyond_the_budget_keep_until_the_deadline,
-        nothing_known_waits;
+        known_events_are_reported_without_a_wait;
     flow:
-        a_half_closed_peer_still_gets_what_is_sent,
-        a_slow_reader_gets_a_large_send_and_it_is_sent_once,
-        shutdown_lets_the_send_under_way_out,
+        a_half_closed_peer_still_receives,
+        a_large_send_to_a_slow_reader_is_reported_once,
+        shutdown_waits_for_the_send_under_way,
         receiving_goes_on_after_a_shutdown,
         pausing_stops_bytes_and_loses_none,
         an_end_while_paused_comes_after_the_bytes,
-        a_flood_starves_nobody,
-        what_comes_on_many_at_once_is_not_mixed,
-        a_reply_goes_out_and_is_reported_once;
+        one_flooding_peer_does_not_starve_others,
+        bytes_of_many_connections_are_not_mixed,
+        a_reply_is_sent_and_reported_once;
     stress:
-        bursts_of_connections_come_and_go,
-        a_turn_sends_on_very_many,
+        bursts_of_connections_open_and_close,
+        one_turn_sends_on_very_many_connections,
         many_are_reset_while_large_sends_wait,
-        storms_of_pauses_lose_nothing,
+        frequent_pauses_lose_nothing,
         more_bytes_than_buffers_arrive_whole,
-        closing_amid_everything_is_told_once;
+        closes_among_other_operations_are_reported_once;
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn an_empty_queue_ends_a_pause_only_if_a_try_has_shown_it() {
 }
 
 #[test]
-fn a_parked_connection_needs_the_cores_word_alone() {
+fn only_the_core_holds_a_parked_connection_back() {
     let now = Instant::now();
     let state = paused(now);
     assert!(state.may_report(1));
@@ -151,7 +151,7 @@ fn stopping_asks_for_connections_again_and_the_core_may_change_its_mind() {
 }
 
 #[test]
-fn a_socket_that_nobody_waits_at_closes_without_a_wait() {
+fn a_socket_with_an_empty_queue_closes_without_a_wait() {
     let now = Instant::now();
     let state = stopping(3, now + SECOND);
     assert!(state.may_close(NOBODY, 0, now));
@@ -160,7 +160,7 @@ fn a_socket_that_nobody_waits_at_closes_without_a_wait() {
 }
 
 #[test]
-fn who_waits_without_a_budget_is_waited_for_until_the_deadline() {
+fn waiting_connections_without_a_budget_delay_the_close_to_the_deadline() {
     let now = Instant::now();
     let state = stopping(3, now + SECOND);
     for waiting in [QUEUED, PARKED] {
@@ -172,7 +172,7 @@ fn who_waits_without_a_budget_is_waited_for_until_the_deadline() {
 }
 
 #[test]
-fn a_parked_connection_is_waited_for_though_the_accepts_are_used_up() {
+fn a_parked_connection_delays_the_close_though_no_accept_is_left() {
     let now = Instant::now();
     let mut state = stopping(1, now + SECOND);
     assert!(state.on_accepted().is_none());
@@ -220,7 +220,7 @@ fn a_second_stop_changes_neither_the_count_nor_the_deadline() {
 }
 
 #[test]
-fn what_befalls_one_connection_is_no_pause() {
+fn an_error_of_one_connection_is_no_pause() {
     for errno in [libc::ECONNABORTED, libc::EINTR, libc::EPROTO, libc::ENETUNREACH] {
         assert!(is_of_one_connection(errno), "{errno}");
     }

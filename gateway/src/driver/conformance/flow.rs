@@ -3,7 +3,7 @@
 use super::{Bench, Fact, Read, World, pattern};
 use crate::driver::{CloseCause, Driver as _, RECEIVE_BYTES_MAX};
 
-pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
+pub(super) fn a_half_closed_peer_still_receives<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.world.write(peer, b"ask");
@@ -21,7 +21,7 @@ pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
 }
 
-pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
+pub(super) fn a_large_send_to_a_slow_reader_is_reported_once<W: World>() {
     const BYTES: usize = 8 * 1024 * 1024;
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
@@ -41,7 +41,7 @@ pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
     assert_eq!(bench.outcomes(conn), [Fact::Sent(conn, BYTES), Fact::Sent(conn, 4)]);
 }
 
-pub(super) fn shutdown_lets_the_send_under_way_out<W: World>() {
+pub(super) fn shutdown_waits_for_the_send_under_way<W: World>() {
     for count in [10, 8 * 1024 * 1024] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
@@ -118,7 +118,7 @@ pub(super) fn an_end_while_paused_comes_after_the_bytes<W: World>() {
 }
 
 /// However much one peer sends, a poll takes a bounded part of it and looks at the others.
-pub(super) fn a_flood_starves_nobody<W: World>() {
+pub(super) fn one_flooding_peer_does_not_starve_others<W: World>() {
     let mut bench = Bench::<W>::new();
     let (flooder, flooded) = bench.connect();
     let (other, quiet) = bench.connect();
@@ -152,7 +152,7 @@ impl<W: World> Bench<W> {
     }
 }
 
-pub(super) fn what_comes_on_many_at_once_is_not_mixed<W: World>() {
+pub(super) fn bytes_of_many_connections_are_not_mixed<W: World>() {
     let mut bench = Bench::<W>::new();
     let peers: Vec<_> = (0..40).map(|_| bench.connect()).collect();
     let said = |round: usize, peer: usize| format!("{round}: {}", "x".repeat(peer)).into_bytes();
@@ -186,7 +186,7 @@ pub(super) fn what_comes_on_many_at_once_is_not_mixed<W: World>() {
     }
 }
 
-pub(super) fn a_reply_goes_out_and_is_reported_once<W: World>() {
+pub(super) fn a_reply_is_sent_and_reported_once<W: World>() {
     let mut bench = Bench::<W>::new();
     let peers: Vec<_> = (0..20).map(|_| bench.connect()).collect();
     for length in [1, 1000] {

@@ -30,7 +30,7 @@ pub(super) fn bytes_and_ends_are_reported<W: World>() {
     assert_eq!(bench.peer_reads_end(peer), Read::End);
 }
 
-pub(super) fn a_close_right_behind_a_send_is_reported<W: World>() {
+pub(super) fn a_close_right_after_a_send_is_reported<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, conn) = bench.connect();
     let _ = bench.driver().send(conn, Bytes::from_static(b"hello"));
@@ -39,7 +39,7 @@ pub(super) fn a_close_right_behind_a_send_is_reported<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
 }
 
-pub(super) fn closed_comes_once_and_last<W: World>() {
+pub(super) fn closed_is_reported_once_and_last<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.send(conn, pattern(LARGE));
@@ -54,7 +54,7 @@ pub(super) fn closed_comes_once_and_last<W: World>() {
     assert!(matches!(bench.outcomes(conn)[..], [Fact::Closed(..)]), "{:?}", bench.outcomes(conn));
 }
 
-pub(super) fn a_late_name_hits_nobody<W: World>() {
+pub(super) fn a_command_with_an_old_id_has_no_effect<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, old) = bench.connect();
     bench.driver().close(old);
@@ -95,7 +95,7 @@ pub(super) fn a_reset_is_reported_while_paused<W: World>() {
 }
 
 /// A peer that has said its last may still go away before it was answered.
-pub(super) fn a_reset_behind_an_end_is_reported<W: World>() {
+pub(super) fn a_reset_after_an_end_is_reported<W: World>() {
     for paused in [false, true] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
@@ -129,7 +129,7 @@ pub(super) fn close_cuts_a_send<W: World>() {
 }
 
 /// What is asked for in the same turn as a close, and behind it.
-pub(super) fn what_is_sent_behind_a_close_is_unsent<W: World>() {
+pub(super) fn bytes_sent_after_a_close_count_as_unsent<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, conn) = bench.connect();
     bench.driver().close(conn);
@@ -139,7 +139,7 @@ pub(super) fn what_is_sent_behind_a_close_is_unsent<W: World>() {
 }
 
 /// The kernel knows that the peer has gone, and the driver does not yet.
-pub(super) fn what_is_sent_to_who_has_gone_is_unsent<W: World>() {
+pub(super) fn bytes_sent_after_a_reset_count_as_unsent<W: World>() {
     for pushed in [1000, LARGE] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
@@ -158,7 +158,7 @@ pub(super) fn what_is_sent_to_who_has_gone_is_unsent<W: World>() {
 }
 
 /// What a driver says is sent reaches who reads, also when the connection is closed right behind it.
-pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
+pub(super) fn a_close_loses_no_byte_of_a_send_that_was_done<W: World>() {
     let chunk = Bytes::from(pattern(15_000));
     // How many chunks are sent before the close; none are polled for behind the last.
     let mut counts = vec![usize::MAX];
@@ -189,7 +189,7 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
 }
 
 /// Places that were free when it was asked for accepts may have gone to others since.
-pub(super) fn nobody_is_let_in_beyond_the_room<W: World>() {
+pub(super) fn nothing_is_accepted_beyond_the_budget<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.recorder.accept_budget = 3;
     bench.polls(3);
@@ -222,7 +222,7 @@ pub(super) fn accepting_stops_and_starts_again<W: World>() {
     bench.until("not accepted", |bench| bench.accepted().len() == 2);
 }
 
-pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
+pub(super) fn connections_are_refused_once_listening_has_stopped<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.driver().stop_listening(at_once());
@@ -235,7 +235,7 @@ pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
     bench.until("no bytes", |bench| bench.received(conn) == b"hello");
 }
 
-pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
+pub(super) fn waiting_connections_are_accepted_before_listening_stops<W: World>() {
     for accepting in [true, false] {
         let mut bench = Bench::<W>::new();
         bench.driver().set_accepting(accepting);
@@ -257,7 +257,7 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
 }
 
 /// Connections that are let in as others leave make room: none is reset, and none waits for the deadline.
-pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
+pub(super) fn waiting_connections_are_accepted_as_others_close<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.recorder.accept_budget = 1;
     let (_, first) = bench.connect();
@@ -282,7 +282,7 @@ pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
 }
 
 /// Connections for which there is no room until the deadline are reset, and counted.
-pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>() {
+pub(super) fn connections_beyond_the_budget_at_the_deadline_are_reset_and_counted<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.driver().set_accepting(false);
     bench.polls(5);
@@ -300,7 +300,7 @@ pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>(
 }
 
 /// A core that is full, and would wait for ever, still hears at once that listening has ended.
-pub(super) fn a_listener_that_nobody_waits_at_closes_without_a_wait<W: World>() {
+pub(super) fn an_idle_listener_closes_without_a_wait<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.recorder.accept_budget = 0;
     bench.recorder.idle_for = None;
@@ -369,7 +369,7 @@ pub(super) fn connections_accepted_beyond_the_budget_keep_until_the_deadline<W: 
 }
 
 /// A sink that would wait for ever still hears at once of what came of its commands.
-pub(super) fn nothing_known_waits<W: World>() {
+pub(super) fn known_events_are_reported_without_a_wait<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.recorder.idle_for = None;

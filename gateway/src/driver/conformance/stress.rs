@@ -12,18 +12,19 @@ use crate::driver::{CloseCause, ConnId, Driver as _, RECEIVE_BYTES_MAX};
 const LARGE: usize = 8 * 1024 * 1024;
 
 /// Held by the one test that has many connections. All tests of a process share its limit of open files.
-static CROWD: Mutex<()> = Mutex::new(());
+static MANY_CONNECTIONS: Mutex<()> = Mutex::new(());
 
-/// See [`CROWD`].
-pub(super) type Crowd = MutexGuard<'static, ()>;
+/// See [`MANY_CONNECTIONS`].
+pub(super) type ManyConnections = MutexGuard<'static, ()>;
 
 impl<W: World> Bench<W> {
     /// So many peers and their connections, all of which come between two polls. While the bench lasts, no
     /// other has as many.
     #[track_caller]
-    fn connect_together(&mut self, count: usize) -> Vec<(usize, ConnId)> {
+    fn connect_many(&mut self, count: usize) -> Vec<(usize, ConnId)> {
         // A test that fails takes no other with it.
-        self.crowd.get_or_insert_with(|| CROWD.lock().unwrap_or_else(PoisonError::into_inner));
+        self.many_connections
+            .get_or_insert_with(|| MANY_CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner));
         let before = self.accepted().len();
         let mut peers = Vec::new();
         // Who accepts is slower than who connects; a queue has room for so many.
@@ -59,10 +60,10 @@ fn greeting(round: usize, peer: usize) -> Vec<u8> {
 }
 
 /// Rings, queues and places fill and empty, and are used again.
-pub(super) fn bursts_of_connections_come_and_go<W: World>() {
+pub(super) fn bursts_of_connections_open_and_close<W: World>() {
     let mut bench = Bench::<W>::new();
     for round in 0..4 {
-        let together = bench.connect_together(110);
+        let together = bench.connect_many(110);
         // They may be accepted in another order than they came in: who is who shows by what comes.
         for &(peer, _) in &together {
             bench.world.write(peer, &greeting(round, peer));
@@ -85,11 +86,11 @@ pub(super) fn bursts_of_connections_come_and_go<W: World>() {
 }
 
 /// More sends in one turn than any queue on the way holds.
-pub(super) fn a_turn_sends_on_very_many<W: World>() {
+pub(super) fn one_turn_sends_on_very_many_connections<W: World>() {
     // A ring takes 256 at once.
     const COUNT: usize = 300;
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(COUNT);
+    let together = bench.connect_many(COUNT);
     for round in 0..3 {
         for &(_, conn) in &together {
             bench.send(conn, vec![round; 100]);
@@ -106,7 +107,7 @@ pub(super) fn a_turn_sends_on_very_many<W: World>() {
 
 pub(super) fn many_are_reset_while_large_sends_wait<W: World>() {
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(24);
+    let together = bench.connect_many(24);
     let bytes = Bytes::from(pattern(LARGE));
     for &(_, conn) in &together {
         bench.send(conn, bytes.clone());
@@ -131,11 +132,11 @@ pub(super) fn many_are_reset_while_large_sends_wait<W: World>() {
     assert_eq!(together.iter().filter(|&&(_, conn)| reset(conn)).count(), 12);
 }
 
-pub(super) fn storms_of_pauses_lose_nothing<W: World>() {
+pub(super) fn frequent_pauses_lose_nothing<W: World>() {
     const BYTES: usize = 200_000;
     let mut rng = Rng::with_seed(7);
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(8);
+    let together = bench.connect_many(8);
     let sent: Vec<_> = (0..together.len()).map(|_| pattern(BYTES)).collect();
     let mut written = vec![0; together.len()];
     let mut received = vec![Vec::new(); together.len()];
@@ -176,7 +177,7 @@ pub(super) fn storms_of_pauses_lose_nothing<W: World>() {
 /// All peers write at once what is, together, far more than the driver has buffers for.
 pub(super) fn more_bytes_than_buffers_arrive_whole<W: World>() {
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(40);
+    let together = bench.connect_many(40);
     for _ in 0..3 {
         let mut seen = bench.facts().len();
         let sent = pattern(RECEIVE_BYTES_MAX);
@@ -199,11 +200,11 @@ pub(super) fn more_bytes_than_buffers_arrive_whole<W: World>() {
     }
 }
 
-pub(super) fn closing_amid_everything_is_told_once<W: World>() {
+pub(super) fn closes_among_other_operations_are_reported_once<W: World>() {
     let mut bench = Bench::<W>::new();
     let bytes = Bytes::from(pattern(LARGE));
     for round in 0..3 {
-        let together = bench.connect_together(60);
+        let together = bench.connect_many(60);
         for (index, &(peer, conn)) in together.iter().enumerate() {
             if index % 2 == 0 {
                 bench.send(conn, bytes.clone());

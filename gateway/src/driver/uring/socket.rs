@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_of_one_poll() {
+    fn a_share_is_per_poll() {
         let mut socket = Socket::new(0, 0);
         assert!(socket.within_share(7, RECEIVE_BYTES_MAX));
         assert!(!socket.within_share(7, 1));

@@ -53,7 +53,7 @@ fn kernel_threads() -> usize {
 }
 
 #[test]
-fn who_has_ended_and_does_not_read_costs_no_thread() {
+fn a_half_closed_peer_that_does_not_read_costs_no_kernel_thread() {
     let (mut driver, address) = listening(100, 100);
     let mut recorder = Recorder::default();
     let mut peers: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -87,7 +87,7 @@ fn who_has_ended_and_does_not_read_costs_no_thread() {
 
 /// The kernel looks a shutdown's place up late: whoever had it by then would be shut down instead.
 #[test]
-fn a_place_is_kept_until_its_shutdown_is_done() {
+fn a_direct_descriptor_is_kept_until_its_shutdown_is_done() {
     let (mut driver, address) = listening(1000, 1000);
     let mut recorder = Recorder::default();
     let _peer = TcpStream::connect(address).unwrap();
@@ -107,7 +107,7 @@ fn a_place_is_kept_until_its_shutdown_is_done() {
 
 /// The failure of a send that must not wait is among completions for which the ring had no room.
 #[test]
-fn a_failed_send_is_heard_of_though_completions_overflow() {
+fn a_failed_send_is_seen_when_completions_overflow() {
     let (mut driver, address) = listening(10, 10);
     let mut recorder = Recorder::default();
     let peer = TcpStream::connect(address).unwrap();
@@ -195,7 +195,7 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
 
 /// What was said to be sent waits for its peer for a while after a close, and is told when it does not go.
 #[test]
-fn what_a_closed_connection_never_sends_is_told() {
+fn bytes_that_a_closed_connection_never_sends_are_counted() {
     let (mut driver, address) = listening(1, 1);
     driver.connections.linger_max = Duration::from_millis(50);
     let mut recorder = Recorder::default();
@@ -223,7 +223,7 @@ fn what_a_closed_connection_never_sends_is_told() {
 
 /// The kernel had said that the peer was gone before it was asked to send, and only then was told so.
 #[test]
-fn a_reply_that_goes_nowhere_is_told_before_the_end() {
+fn a_reply_after_a_reset_counts_as_unsent() {
     let (mut driver, address) = listening(1, 1);
     let mut recorder = Recorder::default();
     let mut peer = TcpStream::connect(address).unwrap();
@@ -256,12 +256,12 @@ fn interrupted_reads(mut before_each: impl FnMut()) -> usize {
 }
 
 #[test]
-fn who_asks_for_it_is_not_interrupted() {
+fn a_probe_interrupts_no_read_of_its_caller() {
     assert_eq!(interrupted_reads(|| probe().unwrap()), 0);
 }
 
 #[test]
-fn who_makes_a_driver_is_not_interrupted_when_it_ends() {
+fn the_end_of_a_driver_interrupts_no_read_of_its_maker() {
     let end_one = || {
         let (mut driver, _) = listening(1, 1);
         let user = move || driver.poll(&mut Recorder::default()).unwrap();
