@@ -1,7 +1,7 @@
-//! One suite over every driver: what the [contract](super) says, seen from both ends.
+//! One suite for all drivers: the [contract](super), checked at both ends of a connection.
 //!
-//! A [`World`] is a driver and a way to act as the peers. Nothing here waits for a time: each test
-//! polls until what it waits for has come. [`POLLS_MAX`] only ends a test that would never.
+//! A [`World`] is a driver with peers that a test controls. A test never sleeps: it
+//! polls until what it waits for has happened. [`POLLS_MAX`] only ends a test that would never end.
 
 mod flow;
 mod lifecycle;
@@ -32,16 +32,16 @@ trait World {
     /// `backlog`: one connection fewer than the accept queue holds.
     fn with_backlog(backlog: u16) -> Self;
     fn driver(&mut self) -> &mut Self::Driver;
-    /// `None`: refused.
+    /// `None`: the connection is refused.
     fn connect(&mut self) -> Option<usize>;
-    /// Writes what there is room for.
+    /// Writes what the connection takes. Says how many bytes.
     fn write(&mut self, peer: usize, bytes: &[u8]) -> usize;
     fn read(&mut self, peer: usize) -> Read;
     fn half_close(&mut self, peer: usize);
     fn reset(&mut self, peer: usize);
 }
 
-/// What a peer's read comes to.
+/// The result of a peer's read.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
     Bytes(Vec<u8>),
@@ -60,25 +60,25 @@ pub(super) enum Fact {
     Closed(ConnId, CloseCause),
     AcceptPaused,
     AcceptResumed,
-    /// With the number of those who still waited.
+    /// With the number of connections that were reset.
     ListeningStopped(u32),
 }
 
-/// A sink that notes what it is told, and holds the driver to what a sink may rely on.
+/// A sink that records the events, and checks that the driver keeps the contract.
 #[derive(Debug)]
 pub(super) struct Recorder {
     pub(super) facts: Vec<Fact>,
     pub(super) idle_for: Option<Duration>,
-    /// What the connections that are closed have left.
+    /// The unsent bytes of all closed connections.
     pub(super) unsent_bytes: usize,
     /// Connections that are open, and whether they have ended.
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
     /// What to reply on a connection, once.
     pub(super) replies: Vec<(ConnId, Bytes)>,
-    /// How many more connections may come in.
+    /// How many more connections may be accepted.
     accept_budget: usize,
-    /// Facts that were there when it was last asked how long to wait.
+    /// How many facts there were when the driver last asked how long to wait.
     known: usize,
 }
 
@@ -101,7 +101,7 @@ impl Default for Recorder {
 impl Recorder {
     fn open(&mut self, conn: ConnId) -> &mut bool {
         let open = self.open.iter_mut().find(|(open, _)| *open == conn);
-        &mut open.expect("an event comes between `Accepted` and `Closed`").1
+        &mut open.expect("events come between `Accepted` and `Closed` only").1
     }
 }
 
@@ -109,9 +109,10 @@ impl Sink for Recorder {
     fn event(&mut self, event: Event<'_>) {
         let fact = match event {
             Event::Accepted { conn, peer } => {
-                assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a place in use");
+                assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a slot in use");
                 assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
-                self.accept_budget = self.accept_budget.checked_sub(1).expect("there is room");
+                self.accept_budget =
+                    self.accept_budget.checked_sub(1).expect("the budget allows it");
                 self.open.push((conn, false));
                 Fact::Accepted(conn)
             }
@@ -151,9 +152,9 @@ impl Sink for Recorder {
     }
 
     fn idle_for(&mut self) -> Option<Duration> {
-        // Who was told something has something to do.
-        let told = std::mem::replace(&mut self.known, self.facts.len()) < self.facts.len();
-        if told { Some(Duration::ZERO) } else { self.idle_for }
+        // After an event the core has something to do.
+        let is_busy = std::mem::replace(&mut self.known, self.facts.len()) < self.facts.len();
+        if is_busy { Some(Duration::ZERO) } else { self.idle_for }
     }
 
     fn woken(&mut self, now: Instant) {
@@ -187,7 +188,7 @@ impl<W: World> Bench<W> {
         self.world.driver()
     }
 
-    /// Sends. What it comes to is noted as if it had been reported.
+    /// Sends. A send that is done at once is recorded as if it had been reported.
     fn send(&mut self, conn: ConnId, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         let count = bytes.len();
@@ -230,8 +231,8 @@ impl<W: World> Bench<W> {
     #[track_caller]
     fn connect(&mut self) -> (usize, ConnId) {
         let before = self.accepted().len();
-        let peer = self.world.connect().expect("someone listens");
-        self.until("nobody accepted", |bench| bench.accepted().len() > before);
+        let peer = self.world.connect().expect("the listener is open");
+        self.until("nothing is accepted", |bench| bench.accepted().len() > before);
         (peer, *self.accepted().last().unwrap())
     }
 
@@ -275,7 +276,7 @@ impl<W: World> Bench<W> {
         bytes
     }
 
-    /// Reads until the peer's connection is at its end, whichever.
+    /// Reads until the peer's connection has ended, or was reset.
     #[track_caller]
     fn peer_reads_to_the_end(&mut self, peer: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -302,7 +303,7 @@ impl<W: World> Bench<W> {
     }
 }
 
-/// Bytes that show when one is lost, doubled or out of place.
+/// Bytes in which a lost, doubled or misplaced one shows.
 fn pattern(count: usize) -> Vec<u8> {
     (0..count).map(|index| u8::try_from(index % 251).unwrap()).collect()
 }

@@ -1,4 +1,4 @@
-//! How bytes flow, and how they are held back.
+//! Receiving, sending and flow control.
 
 use super::{Bench, Fact, Read, World, pattern};
 use crate::driver::{CloseCause, Driver as _, RECEIVE_BYTES_MAX};
@@ -29,7 +29,7 @@ pub(super) fn a_large_send_to_a_slow_reader_is_reported_once<W: World>() {
     bench.send(conn, pattern(BYTES));
     bench.polls(20);
     assert_eq!(bench.outcomes(conn), [], "more than the buffers hold");
-    // Meanwhile others are served.
+    // Meanwhile other connections are served.
     bench.send(other_conn, &b"hello"[..]);
     assert_eq!(bench.peer_reads(other, 5), b"hello");
     assert_eq!(bench.peer_reads(peer, BYTES), pattern(BYTES));
@@ -50,11 +50,7 @@ pub(super) fn shutdown_waits_for_the_send_under_way<W: World>() {
         assert_eq!(bench.peer_reads(peer, count), pattern(count));
         assert_eq!(bench.peer_reads_end(peer), Read::End);
         bench.until_fact(&Fact::Sent(conn, count));
-        assert_eq!(
-            bench.outcomes(conn),
-            [Fact::Sent(conn, count)],
-            "it is open until it is closed"
-        );
+        assert_eq!(bench.outcomes(conn), [Fact::Sent(conn, count)], "a shutdown does not close it");
     }
 }
 
@@ -117,7 +113,7 @@ pub(super) fn an_end_while_paused_comes_after_the_bytes<W: World>() {
     }
 }
 
-/// However much one peer sends, a poll takes a bounded part of it and looks at the others.
+/// However much one peer sends, a poll takes a bounded part of it and serves the other connections.
 pub(super) fn one_flooding_peer_does_not_starve_others<W: World>() {
     let mut bench = Bench::<W>::new();
     let (flooder, flooded) = bench.connect();
@@ -138,8 +134,8 @@ pub(super) fn one_flooding_peer_does_not_starve_others<W: World>() {
         }
         received == flood.len()
     });
-    let at_hello = at_hello.expect("the other is heard");
-    assert!(at_hello <= 8 * RECEIVE_BYTES_MAX, "heard after {at_hello} bytes of the flood");
+    let at_hello = at_hello.expect("the quiet peer is received from");
+    assert!(at_hello <= 8 * RECEIVE_BYTES_MAX, "received after {at_hello} bytes of the flood");
 }
 
 impl<W: World> Bench<W> {
@@ -194,7 +190,7 @@ pub(super) fn a_reply_is_sent_and_reported_once<W: World>() {
             bench.recorder.replies.push((conn, pattern(length + peer).into()));
             bench.world.write(peer, b"ask");
         }
-        bench.until("somebody was not asked for a reply", |bench| {
+        bench.until("the driver did not ask for all replies", |bench| {
             let lacks: Vec<_> = bench.recorder.replies.iter().map(|(conn, _)| *conn).collect();
             for &(peer, _) in peers.iter().filter(|(_, conn)| lacks.contains(conn)) {
                 bench.world.write(peer, b"again");

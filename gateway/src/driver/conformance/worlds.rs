@@ -30,7 +30,7 @@ impl Real for Uring {
     }
 }
 
-/// io_uring where a ring has places for few: most tests need several.
+/// io_uring with few direct descriptors for each ring, so that most tests need several rings.
 pub(super) struct ManyRings(Uring);
 
 impl Real for ManyRings {
@@ -81,7 +81,7 @@ impl Driver for ManyRings {
 /// Real sockets over loopback.
 pub(super) struct RealWorld<D> {
     driver: D,
-    /// As in the table of descriptors of another thread: the driver's end of listening holds for it too.
+    /// As another thread's table of descriptors may have one. The driver has to end listening for it, too.
     _copy_of_listener: TcpListener,
     address: SocketAddr,
     peers: Vec<Option<TcpStream>>,
@@ -144,7 +144,7 @@ impl<D: Real> World for RealWorld<D> {
     }
 }
 
-/// The simulation, with nothing going wrong but what every network does: cuts and short sends.
+/// The simulation, with the faults that every network has: cuts and short sends.
 pub(super) struct SimWorld {
     driver: Sim,
     peers: Vec<PeerId>,
