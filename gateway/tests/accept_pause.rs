@@ -102,7 +102,7 @@ fn until(driver: &mut impl Driver, recorder: &mut Recorder, count: usize) {
     }
 }
 
-/// A driver that can take in one connection and lacks a descriptor for more. Nobody waits behind that one, so
+/// A driver that can take in one connection and lacks a descriptor for more. No further connection waits, so
 /// the next connection that is accepted shows nothing: the driver has to find out that it can accept again.
 fn pauses_and_goes_on(driver: &mut impl Driver, address: SocketAddr, limit: &Limit, left: u64) {
     let mut recorder = Recorder::default();

@@ -56,7 +56,7 @@ impl Wake for Wakeup {
 }
 
 impl Epoll {
-    /// A driver that accepts from `listener`, or from nobody.
+    /// A driver that accepts from `listener`, if there is one.
     ///
     /// # Errors
     /// When the kernel gives no epoll instance.

@@ -19,6 +19,9 @@
 //! | Is a connection read from? | [`Driver::pause_receive`], [`Driver::resume_receive`] | how much in one poll |
 //! | Is a connection closed? | [`Driver::close`] | only where it is dead |
 //!
+//! With io_uring an accept may complete when the core has no budget any more: `uring/accept.rs` says what
+//! then becomes of the connection.
+//!
 //! # The contract
 //!
 //! 1. Inbound bytes are lent: those of [`Event::Received`] are valid until [`Sink::event`] returns.

@@ -4,9 +4,9 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Somebody is in the kernel's queue.
+/// A connection is in the kernel's queue.
 const QUEUED: Waiting = Waiting { in_queue: true, parked: false };
-/// Somebody is parked, and the queue is empty.
+/// A connection is parked, and the queue is empty.
 const PARKED: Waiting = Waiting { in_queue: false, parked: true };
 const NOBODY: Waiting = Waiting { in_queue: false, parked: false };
 

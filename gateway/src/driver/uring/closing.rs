@@ -37,7 +37,7 @@ impl Connections {
         self.arm(conn);
     }
 
-    /// The kernel has said what a connection died of.
+    /// The kernel has reported the error of a dead connection.
     pub(super) fn on_error(&mut self, conn: ConnId, result: i32) {
         let cause = if result < 0 {
             CloseCause::of(&io::Error::from_raw_os_error(-result))

@@ -3,7 +3,7 @@
 //! [`Connections`] owns the rings and a [`Socket`] for each connection. The poll loop,
 //! [`accept`](super::accept) and the driver's commands call it. This module has what the others share: which
 //! operation is armed for a connection, how many operations are in flight on it, and the report of its end
-//! when the last has completed. The rest stands beside it: [`receive`](super::receive), [`send`](super::send)
+//! when the last has completed. The rest is in [`receive`](super::receive), [`send`](super::send)
 //! and [`closing`](super::closing). What is to be reported of sends and ends waits in `outcomes` for the next
 //! poll, since commands never report inline.
 

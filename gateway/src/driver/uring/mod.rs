@@ -76,7 +76,7 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// A driver that accepts from `listener`, or from nobody. The thread that polls it first is the one that
+    /// A driver that accepts from `listener`, if there is one. The thread that polls it first is the one that
     /// uses it.
     ///
     /// # Errors

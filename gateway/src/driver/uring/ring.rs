@@ -327,7 +327,6 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether there is something to submit.
     #[inline]
     pub(super) fn has_submissions(&mut self) -> bool {
         !self.uring.submission().is_empty()

@@ -109,7 +109,7 @@ impl Rings {
     }
 
     /// Adds a ring, for more connections than the others have free descriptors for. Says its number. This
-    /// thread makes it itself: the kernel tells it of the end of the rings that it uses in any case.
+    /// thread makes it itself: the kernel interrupts it at the end of the rings that it uses in any case.
     pub(super) fn add(&mut self) -> io::Result<u16> {
         let number = u16::try_from(self.rings.len()).map_err(io::Error::other)?;
         let mut ring = Ring::new(self.files_each, self.buffers_each)?;
@@ -185,7 +185,7 @@ impl Rings {
         self.rings[0].submit_and_wait(Some(wait))
     }
 
-    /// Somebody has written to the eventfd: a ring, or another thread. `watched`: the first ring still
+    /// A ring or another thread has written to the eventfd. `watched`: the first ring still
     /// watches it.
     pub(super) fn on_wakeup(&mut self, watched: bool) {
         self.rings.iter_mut().for_each(Ring::signalled);
