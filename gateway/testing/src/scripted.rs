@@ -94,7 +94,9 @@ impl Handler for Scripted {
         match call.kind() {
             KEEP => return self.keep(call),
             RELEASE => self.release(),
-            JOIN => gateway.join(call.session(), &named(&data), None).expect("the join is accepted"),
+            JOIN => {
+                gateway.join(call.session(), &named(&data), None).expect("the join is accepted")
+            }
             LEAVE => gateway.leave(call.session(), &named(&data)).expect("the leave is accepted"),
             RESUME => {
                 let seen = u64::from_be_bytes(data[..].try_into().expect("8 bytes"));

@@ -95,10 +95,7 @@ impl Setup {
 
     /// The world, with the driver that `driver` makes for each shard.
     #[must_use]
-    pub fn world_on<D: SteppedDriver>(
-        self,
-        mut driver: impl FnMut(u16, Instant) -> D,
-    ) -> World<D> {
+    pub fn world_on<D: SteppedDriver>(self, mut driver: impl FnMut(u16, Instant) -> D) -> World<D> {
         let started = Instant::now();
         let (age, shards) = (self.age, 0..self.config.shards);
         let (parts, workers) = self.assemble(started);

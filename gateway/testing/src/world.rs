@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use tidegate::config::Config;
 use tidegate::control::{Control as _, RoomInfo};
-use tidegate::driver::Driver;
 use tidegate::driver::sim::Sim;
+use tidegate::driver::{ConnId, Driver};
+use tidegate::hub::Hub;
 use tidegate::parts::Parts;
+use tidegate::session_id::Place;
 use tidegate::shard::Shard;
 use tidegate::shard::closing::Cause;
 use tidegate::shard::mailbox::Message;
 use tidegate::shard::stats::{Levels, Stats};
 use tidegate_backend::pool::Worker;
-use tidegate_backend::{Gateway, RoomId, UserId};
+use tidegate_backend::{Gateway, RoomId, SessionId, UserId};
 
 /// [`World::pass`] moves the clock by so much at a time: less than what makes a shard believe that it was
 /// stopped.
@@ -33,8 +35,7 @@ impl SteppedDriver for Sim {
 
 /// Whole shards, their drivers, idle workers and one clock.
 pub struct World<D = Sim> {
-    /// The gateway, as the server has it.
-    pub parts: Parts,
+    parts: Parts,
     /// The shards. A test that ends one drops it.
     pub shards: Vec<Shard>,
     /// Each shard's driver.
@@ -79,6 +80,19 @@ impl<D> World<D> {
     #[must_use]
     pub const fn gateway(&self) -> &Gateway {
         &self.parts.gateway
+    }
+
+    /// What operators use.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.parts.hub
+    }
+
+    /// A session of this gateway whose connection is gone.
+    #[must_use]
+    pub fn gone_session(&self, shard: u16) -> SessionId {
+        let conn = ConnId { slot: 5, generation: 1_000 };
+        self.parts.shared.session_ids.id(Place::new(shard, conn))
     }
 
     /// Does the work that waits for workers, on this thread.

@@ -4,19 +4,16 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use tidegate::control::Control;
-use tidegate::driver::ConnId;
-use tidegate::session_id::SessionAddr;
-use tidegate::shard::mailbox::Message;
 use tidegate_backend::publisher::Reporting;
 use tidegate_backend::{Code, CommandOutcome, Done, PushError, RoomId, SessionId};
+use tidegate_testing::World;
+use tidegate_testing::scripted::{JOIN_REPORTED, PUSH_REPORTED};
 use tokio::sync::oneshot::error::TryRecvError;
-
-use crate::world::{JOIN_TOLD, SAY_TOLD, World};
 
 /// Gives a command, and has its outcome told.
 fn told(world: &World, give: impl FnOnce(Reporting<'_>)) -> Receiver<CommandOutcome> {
     let (sender, outcome) = channel();
-    give(world.parts.gateway.report_to(move |outcome| sender.send(outcome).unwrap()));
+    give(world.gateway().report_to(move |outcome| sender.send(outcome).unwrap()));
     outcome
 }
 
@@ -37,15 +34,12 @@ fn room(n: usize) -> RoomId {
     RoomId::new(format!("room-{n}")).unwrap()
 }
 
-/// A session that this gateway could have given, and that is gone.
-fn gone(world: &World, shard: u16) -> SessionId {
-    let conn = ConnId { slot: 5, generation: 1_000 };
-    world.parts.shared.session_ids.id(SessionAddr::new(shard, conn))
-}
-
 #[test]
 fn a_push_and_a_join_that_would_open_a_room_too_many_are_refused() {
-    let mut world = World::aged(2, Duration::ZERO, |config| config.rooms.rooms_max = 3);
+    let mut world = World::new(|config| {
+        config.shards = 2;
+        config.rooms.rooms_max = 3;
+    });
     let mut phones = [world.log_in(0), world.log_in(1)];
     let outcomes: Vec<_> =
         (0..40).map(|n| ended(&mut world, |gateway| gateway.push_room(&room(n), 5, "x"))).collect();
@@ -57,45 +51,52 @@ fn a_push_and_a_join_that_would_open_a_room_too_many_are_refused() {
         let known = sequence == 1;
         let n = outcomes.iter().position(|outcome| outcome.is_ok() == known).unwrap();
         let name = room(n).to_string();
-        world.ask(&phones[phone], JOIN_TOLD, sequence, name.as_bytes());
+        world.ask(&phones[phone], JOIN_REPORTED, sequence, name.as_bytes());
         phones[phone].read(&mut world);
-        let got = phones[phone].got.last().unwrap();
+        let got = phones[phone].received.last().unwrap();
         assert_eq!((got.sequence, got.code.is_none()), (sequence, known), "{name}");
     }
     // Everybody's is always there.
     assert_eq!(ended(&mut world, |gateway| gateway.push_all(5, "x")), went_to(2));
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
 fn a_connection_in_too_many_rooms_is_told() {
-    let mut world =
-        World::aged(2, Duration::ZERO, |config| config.rooms.rooms_per_connection_max = 3);
+    let mut world = World::new(|config| {
+        config.shards = 2;
+        config.rooms.rooms_per_connection_max = 3;
+    });
     let mut phones = [world.log_in(0), world.log_in(1)];
     for phone in &mut phones {
         for n in 0..10 {
-            world.ask(phone, JOIN_TOLD, n, room(usize::try_from(n).unwrap()).as_str().as_bytes());
+            world.ask(
+                phone,
+                JOIN_REPORTED,
+                n,
+                room(usize::try_from(n).unwrap()).as_str().as_bytes(),
+            );
         }
         phone.read(&mut world);
-        let joined: Vec<_> = phone.got.iter().filter(|got| got.code.is_none()).collect();
+        let joined: Vec<_> = phone.received.iter().filter(|got| got.code.is_none()).collect();
         assert_eq!(joined.iter().map(|got| got.sequence).collect::<Vec<_>>(), [0, 1, 2]);
-        let failed = phone.got.iter().filter(|got| got.code == Some(Code::BackendFailed));
+        let failed = phone.received.iter().filter(|got| got.code == Some(Code::BackendFailed));
         assert_eq!(failed.count(), 7);
     }
     // A member joins again.
-    world.ask(&phones[0], JOIN_TOLD, 20, b"room-0");
-    world.ask(&phones[0], SAY_TOLD, 21, b"room-0");
+    world.ask(&phones[0], JOIN_REPORTED, 20, b"room-0");
+    world.ask(&phones[0], PUSH_REPORTED, 21, b"room-0");
     phones[0].read(&mut world);
-    let last: Vec<_> = phones[0].got.iter().rev().take(3).rev().collect();
+    let last: Vec<_> = phones[0].received.iter().rev().take(3).rev().collect();
     assert_eq!(last.iter().map(|got| got.sequence).collect::<Vec<_>>(), [20, 0, 21]);
     assert!(last.iter().all(|got| got.code.is_none()), "{last:?}");
 }
 
 #[test]
 fn a_session_that_is_gone_or_was_never_given_is_named() {
-    let mut world = World::aged(2, Duration::ZERO, |_| {});
+    let mut world = World::new(|config| config.shards = 2);
     for shard in 0..2 {
-        let session = gone(&world, shard);
+        let session = world.gone_session(shard);
         for n in 0..8 {
             let joined = ended(&mut world, |gateway| gateway.join(session, &room(n), None));
             assert_eq!(joined, Err(PushError::SessionGone));
@@ -103,10 +104,10 @@ fn a_session_that_is_gone_or_was_never_given_is_named() {
             assert_eq!(left, Err(PushError::SessionGone));
         }
     }
-    let foreign = gone(&world, 7);
+    let foreign = world.gone_session(7);
     let told = |give: fn(Reporting<'_>, SessionId)| {
         let (sender, outcome) = channel();
-        give(world.parts.gateway.report_to(move |o| sender.send(o).unwrap()), foreign);
+        give(world.gateway().report_to(move |o| sender.send(o).unwrap()), foreign);
         outcome.try_recv().unwrap()
     };
     assert_eq!(told(|gateway, s| gateway.join(s, &room(1), None)), Err(PushError::UnknownSession));
@@ -137,14 +138,14 @@ fn what_is_refused_at_once_is_told_at_once() {
     }
     world.turns(6);
     assert_eq!(first.try_recv(), Ok(went_to(0)));
-    world.parts.hub.set_stopped();
+    world.hub().set_stopped();
     assert_eq!(at_once(&world, &|gateway| gateway.kick(7)), Err(PushError::Stopping));
 }
 
 #[test]
 fn a_shard_that_ends_leaves_nobody_waiting() {
-    let mut world = World::aged(2, Duration::ZERO, |_| {});
-    let session = gone(&world, 1);
+    let mut world = World::new(|config| config.shards = 2);
+    let session = world.gone_session(1);
     let give = |world: &World| {
         let mut outcomes = Vec::new();
         for n in 0..16 {
@@ -157,10 +158,10 @@ fn a_shard_that_ends_leaves_nobody_waiting() {
         outcomes
     };
     let in_the_mailbox = give(&world);
-    let asked = world.parts.hub.shard(1);
+    let asked = world.hub().shard(1);
     world.shards.truncate(1);
     let afterwards = give(&world);
-    let asked_afterwards = world.parts.hub.shard(1);
+    let asked_afterwards = world.hub().shard(1);
     world.turns(6);
     let (mut done, mut stopping, mut gone) = (0, 0, 0);
     for outcome in in_the_mailbox.iter().chain(&afterwards) {
@@ -176,20 +177,20 @@ fn a_shard_that_ends_leaves_nobody_waiting() {
     for mut asked in [asked, asked_afterwards] {
         assert!(asked.try_recv().is_err_and(|error| error == TryRecvError::Closed));
     }
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
 fn a_push_under_way_when_a_shard_is_stopped_was_not_done() {
-    let mut world = World::aged(1, Duration::ZERO, |config| {
+    let mut world = World::new(|config| {
         config.rooms.default_policy.merge_window = Duration::from_secs(3600);
     });
     let phone = world.log_in(0);
-    world.ask(&phone, JOIN_TOLD, 2, b"room-0");
+    world.ask(&phone, JOIN_REPORTED, 2, b"room-0");
     let outcome = told(&world, |gateway| gateway.push_room(&room(0), 5, "x"));
     world.turns(3);
     assert!(outcome.try_recv().is_err(), "it waits for the window's end");
-    world.parts.hub.tell_all(|| Message::Stop);
+    world.stop();
     world.turns(1);
     world.shards.clear();
     assert_eq!(outcome.try_recv(), Ok(Err(PushError::Stopping)));

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::control::Control;
-use tidegate::shard::mailbox::Message;
 use tidegate_backend::publisher::{Command, Target};
 use tidegate_backend::{Code, Done, RoomId};
-
-use crate::world::{JOIN, KEEP, LEAVE, Phone, RESUME, World, room};
+use tidegate_testing::scripted::{JOIN, KEEP, LEAVE, RESUME, room};
+use tidegate_testing::{Phone, World};
 
 /// The type of most pushes here.
 const BARRAGE: i32 = 6;
@@ -22,7 +21,8 @@ const NOTHING: [usize; 0] = [];
 
 /// A world whose rooms all have a window of 100 ms; everybody's has none.
 fn world(shards: u16) -> World {
-    World::aged(shards, Duration::ZERO, |config| {
+    World::new(|config| {
+        config.shards = shards;
         config.rooms.policies = vec![("*".into(), config.rooms.default_policy)];
         config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
         config.rooms.default_policy.urgent_types = Some((QUESTION, QUESTION));
@@ -34,21 +34,21 @@ fn member(world: &mut World, shard: usize) -> Phone {
     let mut phone = world.log_in(shard);
     world.ask(&phone, JOIN, 1, b"");
     phone.read(world);
-    phone.got.clear();
+    phone.received.clear();
     phone
 }
 
 /// Pushes to the room; the bytes tell the pushes apart.
 fn push(world: &mut World, kind: i32, bytes: usize) {
-    world.parts.gateway.push_room(&room(), kind, vec![7; bytes]).unwrap();
+    world.push_room(&room(), kind, bytes);
     world.turns(3);
 }
 
 /// What pushes a phone got since it was asked last: their bytes.
 fn bytes(world: &mut World, phone: &mut Phone) -> Vec<usize> {
     phone.read(world);
-    let pushes = phone.got.drain(..).filter(|got| got.kind == BARRAGE || got.kind == QUESTION);
-    pushes.map(|got| got.bytes).collect()
+    let pushes = phone.received.drain(..).filter(|got| got.kind == BARRAGE || got.kind == QUESTION);
+    pushes.map(|got| got.biz_data.len()).collect()
 }
 
 fn pass_ms(world: &mut World, ms: u64) {
@@ -56,7 +56,7 @@ fn pass_ms(world: &mut World, ms: u64) {
 }
 
 fn sends(world: &World) -> u64 {
-    world.shards.iter().map(|shard| shard.stats().sends).sum()
+    world.count(|stats| stats.sends)
 }
 
 #[test]
@@ -80,9 +80,9 @@ fn each_member_gets_one_send_for_each_window() {
         }
         assert_eq!(sends(&world) - before, 6 * window as u64, "one for each");
     }
-    let merged: u64 = world.shards.iter().map(|shard| shard.stats().merged_pushes).sum();
+    let merged = world.count(|stats| stats.merged_pushes);
     assert_eq!(merged, 2 * 5 * 4, "on both shards, all but the first of a window");
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
@@ -119,12 +119,12 @@ fn a_shard_that_has_nothing_else_to_do_wakes_when_a_window_ends() {
     let mut world = world(1);
     let mut phone = member(&mut world, 0);
     push(&mut world, BARRAGE, 1);
-    let pushed = world.sims[0].now();
+    let pushed = world.now();
     // From here on, time passes only as long as the shard says that it may wait.
-    world.sims[0].set_wait_max(Duration::MAX);
+    world.drivers[0].set_wait_max(Duration::MAX);
     while bytes(&mut world, &mut phone).is_empty() {
         world.turns(1);
-        let waited = world.sims[0].now() - pushed;
+        let waited = world.now() - pushed;
         assert!(waited <= Duration::from_millis(WINDOW_MS + 2), "{waited:?}");
     }
 }
@@ -139,7 +139,7 @@ fn without_a_window_every_push_goes_out_at_once() {
         assert_eq!(bytes(&mut world, &mut phone), [n]);
     }
     assert_eq!(sends(&world) - before, 20);
-    assert_eq!(world.shards[0].stats().merged_pushes, 0);
+    assert_eq!(world.count(|stats| stats.merged_pushes), 0);
 }
 
 #[test]
@@ -174,10 +174,10 @@ fn a_log_that_is_full_ends_the_window_and_nobody_skips() {
     }
     // Nine fit, with what each costs; the tenth takes them along.
     assert_eq!(bytes(&mut world, &mut phone), (1000..1020).collect::<Vec<_>>());
-    assert_eq!(world.shards[0].stats().short_windows, 2);
+    assert_eq!(world.count(|stats| stats.short_windows), 2);
     push(&mut world, BARRAGE, 20_000);
     assert_eq!(bytes(&mut world, &mut phone), [20_000], "it alone is too long to wait");
-    assert_eq!(world.shards[0].stats().skipped_pushes, 0);
+    assert_eq!(world.count(|stats| stats.skipped_pushes), 0);
 }
 
 #[test]
@@ -189,12 +189,12 @@ fn windows_refuse_no_command_that_would_be_taken_without_them() {
     let mut phone = member(&mut world, 0);
     for n in 1..=100 {
         push(&mut world, BARRAGE, n);
-        assert!(world.parts.shared.limiter.commands() <= 6);
+        assert!(world.commands_in_flight() <= 6);
     }
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut phone), (1..=100).collect::<Vec<_>>());
-    assert!(world.shards[0].stats().short_windows > 0);
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert!(world.count(|stats| stats.short_windows) > 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn who_waits_for_the_count_hears_when_all_were_offered() {
     let mut phones: Vec<_> = (0..4).map(|n| member(&mut world, n % 2)).collect();
     let room = Target::Room(room());
     let push = Command::Push { target: room, kind: BARRAGE, biz_data: "x".into() };
-    let mut outcome = Control::command(&*world.parts.hub, push);
+    let mut outcome = Control::command(world.hub(), push);
     world.turns(5);
     assert!(outcome.try_recv().is_err(), "it waits with the push");
     // Who comes later was not counted, and gets nothing.
@@ -222,7 +222,7 @@ fn who_joins_or_resumes_in_a_window_gets_nothing_twice() {
     push(&mut world, BARRAGE, 1);
     pass_ms(&mut world, WINDOW_MS);
     phone.read(&mut world);
-    let seen = phone.got[0].offset;
+    let seen = phone.received[0].offset;
     push(&mut world, BARRAGE, 2);
     pass_ms(&mut world, WINDOW_MS);
     push(&mut world, BARRAGE, 3);
@@ -248,7 +248,7 @@ fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
         push(&mut world, BARRAGE, 1);
         pass_ms(&mut world, WINDOW_MS);
         there.read(&mut world);
-        let seen = there.got.drain(..).next_back().unwrap().offset;
+        let seen = there.received.drain(..).next_back().unwrap().offset;
         push(&mut world, BARRAGE, 2);
         let mut here = world.log_in(second);
         world.ask(&here, RESUME, 1, &seen.to_be_bytes());
@@ -267,17 +267,17 @@ fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
 fn who_leaves_or_is_kicked_in_a_window_gets_what_came_before() {
     let mut world = world(2);
     let mut leaver = member(&mut world, 0);
-    let kicked_id = world.user_id;
+    let kicked_id = world.next_user_id;
     let mut kicked = member(&mut world, 1);
     let mut stayer = member(&mut world, 0);
     push(&mut world, BARRAGE, 1);
     push(&mut world, BARRAGE, 2);
     world.ask(&leaver, LEAVE, 2, b"");
-    world.parts.gateway.kick(kicked_id).unwrap();
+    world.kick(kicked_id);
     world.turns(6);
     push(&mut world, BARRAGE, 3);
     kicked.read(&mut world);
-    assert_eq!(kicked.got.last().unwrap().code, Some(Code::Replaced));
+    assert_eq!(kicked.last_code(), Some(Code::Replaced));
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut leaver), [1, 2]);
     assert_eq!(bytes(&mut world, &mut kicked), [1, 2]);
@@ -286,17 +286,18 @@ fn who_leaves_or_is_kicked_in_a_window_gets_what_came_before() {
 
 #[test]
 fn a_window_ends_with_its_last_member() {
-    let mut world = World::aged(2, Duration::ZERO, |config| {
+    let mut world = World::new(|config| {
+        config.shards = 2;
         config.rooms.default_policy.merge_window = Duration::from_secs(10);
         config.rooms.idle_ttl = Duration::ZERO;
     });
     for shard in [0, 1, 0, 1] {
         let mut phone = member(&mut world, shard);
         push(&mut world, BARRAGE, 1);
-        assert_eq!(world.parts.shared.limiter.commands(), 1);
-        world.sims[shard].reset(phone.peer);
+        assert_eq!(world.commands_in_flight(), 1);
+        world.reset(phone.peer);
         world.turns(10);
-        assert_eq!(world.parts.shared.limiter.commands(), 0, "nobody is there to wait");
+        assert_eq!(world.commands_in_flight(), 0, "nobody is there to wait");
         phone.read(&mut world);
         // The rooms close, and their places are used again.
         pass_ms(&mut world, 2_000);
@@ -312,18 +313,18 @@ fn a_drain_ends_all_windows_and_loses_nothing() {
     world.ask(&asking, KEEP, 2, b"");
     push(&mut world, BARRAGE, 1);
     push(&mut world, BARRAGE, 2);
-    world.parts.hub.tell_all(|| Message::Drain);
+    world.drain();
     // Time stands still.
     world.turns(10);
     for phone in &mut phones {
         phone.read(&mut world);
-        assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+        assert_eq!(phone.last_code(), Some(Code::Draining));
         assert_eq!(bytes(&mut world, phone), [1, 2]);
     }
     assert_eq!(bytes(&mut world, &mut asking), [1, 2], "who waits for an answer stays");
     push(&mut world, BARRAGE, 3);
     assert_eq!(bytes(&mut world, &mut asking), [3], "and there are no windows any more");
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
@@ -340,7 +341,7 @@ fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
     world.push_all(BARRAGE, 1);
     push(&mut world, BARRAGE, 2);
     world.ask(&phone, JOIN, 2, starry.as_str().as_bytes());
-    world.parts.gateway.push_room(&starry, BARRAGE, "starry").unwrap();
+    world.gateway().push_room(&starry, BARRAGE, "starry").unwrap();
     world.turns(3);
     pass_ms(&mut world, WINDOW_MS);
     let mut got = bytes(&mut world, &mut phone);
@@ -352,5 +353,5 @@ fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
     assert_eq!(bytes(&mut world, &mut phone), [3]);
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut phone), [1, 4]);
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
 }
