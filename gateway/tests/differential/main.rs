@@ -10,19 +10,18 @@ mod networks;
 mod play;
 mod script;
 
-use std::panic::{self, AssertUnwindSafe};
-
 use tidegate::driver::epoll::Epoll;
 use tidegate::driver::uring::{self, Capacity, Uring};
+use tidegate_testing::for_each_seed;
 
 use networks::{Simulated, Sockets};
-use play::{Outcome, parts, play};
+use play::{Outcome, play};
 use script::Script;
 
 fn compare(seed: u64) {
     let script = Script::new(seed);
     // Each run cuts the bytes elsewhere.
-    let expected = play(&script, &mut Simulated::new(&parts(), seed), seed);
+    let expected = play(&script, &mut Simulated::new(seed), seed);
     let differs = |driver: &str, outcome: Outcome| {
         for (client, (ours, expected)) in outcome.iter().zip(&expected).enumerate() {
             for (source, expected) in expected {
@@ -38,7 +37,7 @@ fn compare(seed: u64) {
             assert_eq!(ours.len(), expected.len(), "{driver}: client {client} hears from others");
         }
     };
-    let again = play(&script, &mut Simulated::new(&parts(), seed + 1), seed + 1);
+    let again = play(&script, &mut Simulated::new(seed + 1), seed + 1);
     differs("simulated, cut elsewhere", again);
     let mut epoll = Sockets::new(|listener| Epoll::new(Some(listener)), Epoll::waker);
     differs("epoll", play(&script, &mut epoll, seed + 2));
@@ -56,15 +55,5 @@ fn compare(seed: u64) {
 
 #[test]
 fn every_driver_gives_every_client_the_same() {
-    let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(8),
-    };
-    for seed in seeds {
-        if let Err(failure) = panic::catch_unwind(AssertUnwindSafe(|| compare(seed))) {
-            eprintln!("again: SEED={seed} cargo test -p tidegate --test differential");
-            panic::resume_unwind(failure);
-        }
-    }
+    for_each_seed("differential", 8, compare);
 }
