@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tidegate::driver::sim::PeerId;
 use tidegate_backend::Code;
 use tidegate_protocol::client::{Client as Wire, Event};
+use tidegate_testing::Peer;
 
 use crate::backend::{
     Book, INLINE, Membership, NOWHERE, PUSH, QUEUED, ROUTE_TYPES, Target, read_push,
@@ -53,8 +53,7 @@ impl Cursor {
 }
 
 pub(crate) struct Client {
-    pub(crate) peer: PeerId,
-    pub(crate) shard: usize,
+    pub(crate) peer: Peer,
     pub(crate) user_id: u64,
     pub(crate) wire: Wire,
     pub(crate) session: Option<u64>,
@@ -88,16 +87,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(
-        peer: PeerId,
-        shard: usize,
-        user_id: u64,
-        now: Instant,
-        rules: Rules,
-    ) -> Self {
+    pub(crate) fn new(peer: Peer, user_id: u64, now: Instant, rules: Rules) -> Self {
         Self {
             peer,
-            shard,
             user_id,
             wire: Wire::new(now),
             session: None,
@@ -318,7 +310,7 @@ impl std::fmt::Debug for Client {
         let asked: Vec<_> =
             self.outstanding.iter().map(|(asked, (kind, _))| (asked, kind)).collect();
         f.debug_struct("Client")
-            .field("peer", &(self.peer, self.shard))
+            .field("peer", &self.peer)
             .field("user_id", &self.user_id)
             .field("session", &self.session)
             .field("asked", &asked)

@@ -11,36 +11,23 @@ mod backend;
 mod cases;
 mod client;
 mod drain;
-mod world;
+mod run;
 
-use std::panic::{self, AssertUnwindSafe};
-
-use world::World;
+use run::Run;
 
 /// Steps of a run before the healing.
 const STEPS: usize = 1_500;
 
-/// Runs with each seed that the environment asks for; says which one failed.
 fn for_each_seed(run: impl Fn(u64)) {
-    let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(60),
-    };
-    for seed in seeds {
-        if let Err(failure) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("again: SEED={seed} cargo test -p tidegate --test simulation");
-            panic::resume_unwind(failure);
-        }
-    }
+    tidegate_testing::for_each_seed("simulation", 60, run);
 }
 
 #[test]
 fn clients_get_what_is_theirs_and_nothing_is_left_behind() {
     for_each_seed(|seed| {
-        let mut world = World::new(seed);
-        (0..STEPS).for_each(|_| world.step());
-        world.heal();
-        world.end();
+        let mut run = Run::new(seed);
+        (0..STEPS).for_each(|_| run.step());
+        run.heal();
+        run.end();
     });
 }

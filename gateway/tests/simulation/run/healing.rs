@@ -6,18 +6,18 @@ use bytes::Bytes;
 use tidegate::driver::sim::Faults;
 use tidegate::shard::clients::cause::Cause;
 
-use super::World;
+use super::Run;
 use crate::backend::{INLINE, QUEUED, Target, WILD, WILD_INLINE, echo};
 
-impl World {
+impl Run {
     /// The network heals, and so does the backend; clients read.
     pub(crate) fn calm(&mut self) {
-        for (_, sim) in &mut self.shards {
+        for sim in &mut self.world.drivers {
             sim.set_faults(Faults::default());
         }
         for client in &mut self.clients {
             client.stalled = false;
-            self.shards[client.shard].1.set_window(client.peer, 1 << 20);
+            self.world.set_window(client.peer, 1 << 20);
         }
         let deferred = {
             let mut book = self.backend.book();
@@ -30,8 +30,8 @@ impl World {
     /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
     pub(crate) fn heal(&mut self) {
         self.calm();
-        self.until("all are answered, or gone", Duration::from_secs(60), |world| {
-            world.clients.iter().all(|client| {
+        self.until("all are answered, or gone", Duration::from_secs(60), |run| {
+            run.clients.iter().all(|client| {
                 let answered = client.is_live() && client.outstanding.is_empty();
                 answered || client.over.is_some() || client.tainted
             })
@@ -46,30 +46,30 @@ impl World {
                 let client = self.connect(self.next_user);
                 let old = std::mem::replace(&mut self.clients[index], client);
                 self.skipped += old.skipped;
-                self.shards[old.shard].1.hang_up(old.peer);
-                self.clients[index].authenticate(self.now, true);
+                self.world.hang_up(old.peer);
+                self.clients[index].authenticate(self.world.now(), true);
             }
         }
-        self.until("all can come in", Duration::from_secs(5), |world| {
-            world.clients.iter().all(|client| client.session.is_some())
+        self.until("all can come in", Duration::from_secs(5), |run| {
+            run.clients.iter().all(|client| client.session.is_some())
         });
         for client in &mut self.clients {
             client.pushes.clear();
             for kind in [INLINE, QUEUED, WILD, WILD_INLINE] {
-                client.request(self.now, kind, &Bytes::from_static(b"are you well?"));
+                client.request(self.world.now(), kind, &Bytes::from_static(b"are you well?"));
             }
         }
-        assert!(self.backend.push(Target::Everybody, &self.parts.gateway), "a push is taken");
-        self.until("all are answered and hear", Duration::from_secs(5), |world| {
-            world.clients.iter().all(|client| {
+        assert!(self.backend.push(Target::Everybody, self.world.gateway()), "a push is taken");
+        self.until("all are answered and hear", Duration::from_secs(5), |run| {
+            run.clients.iter().all(|client| {
                 assert!(client.is_live(), "{client:?}");
                 client.outstanding.is_empty()
                     && client.pushes.get(&Target::Everybody) == Some(&1)
-                    && client.is_up_to_date(&world.backend.book())
+                    && client.is_up_to_date(&run.backend.book())
             })
         });
         let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
-        let skipped: u64 = self.shards.iter().map(|(shard, _)| shard.stats().skipped_pushes).sum();
+        let skipped = self.world.count(|stats| stats.skipped_pushes);
         assert!(self.rules.rooms_end || missed <= skipped, "{missed} missed, {skipped} skipped");
     }
 
@@ -78,20 +78,18 @@ impl World {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
             client.excused = true;
-            let sim = &mut self.shards[client.shard].1;
             match self.rng.u32(0..3) {
-                0 => sim.reset(client.peer),
-                1 => sim.hang_up(client.peer),
+                0 => self.world.reset(client.peer),
+                1 => self.world.hang_up(client.peer),
                 _ => client.half_closed = true,
             }
         }
-        self.until("the connections are gone", Duration::from_secs(10), |world| {
-            world.shards.iter().all(|(shard, _)| shard.levels().connections == 0)
+        self.until("the connections are gone", Duration::from_secs(10), |run| {
+            run.world.level(|levels| levels.connections) == 0
         });
-        self.now += self.parts.shared.config.rooms.idle_ttl;
-        self.until("nothing is left", Duration::from_secs(10), |world| {
-            world.shards.iter().all(|(shard, _)| {
-                let levels = shard.levels();
+        self.world.advance(self.world.config().rooms.idle_ttl);
+        self.until("nothing is left", Duration::from_secs(10), |run| {
+            run.world.levels().iter().all(|levels| {
                 let left = levels.sessions
                     + levels.users
                     + levels.memberships
@@ -100,8 +98,8 @@ impl World {
                 left == 0 && levels.rooms == 1
             })
         });
-        assert_eq!(self.parts.shared.limiter.commands(), 0);
-        for (shard, _) in &self.shards {
+        assert_eq!(self.world.commands_in_flight(), 0);
+        for shard in &self.world.shards {
             let stats = shard.stats();
             assert_eq!(
                 stats.accepted,

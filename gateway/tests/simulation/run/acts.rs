@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 
-use super::{ROOMS, World};
+use super::{ROOMS, Run};
 use crate::backend::{
     COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
 };
 
-impl World {
+impl Run {
     /// Something that an app, or what is wrong with it, may do.
     pub(super) fn act(&mut self, index: usize) {
-        let now = self.now;
+        let now = self.world.now();
         if self.clients[index].over.is_some() {
             if self.rng.u32(0..4) == 0 {
                 self.reconnect(index);
@@ -18,11 +18,10 @@ impl World {
             return;
         }
         let peer = self.clients[index].peer;
-        let sim = &mut self.shards[self.clients[index].shard].1;
         match self.rng.u32(0..1000) {
             action @ 0..2 => {
                 self.clients[index].excused = true;
-                return if action == 0 { sim.reset(peer) } else { sim.hang_up(peer) };
+                return if action == 0 { self.world.reset(peer) } else { self.world.hang_up(peer) };
             }
             2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
             4..30 => {
@@ -30,7 +29,7 @@ impl World {
                 client.stalled = !client.stalled;
                 client.excused = true;
                 let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
-                return sim.set_window(peer, window);
+                return self.world.set_window(peer, window);
             }
             30..33 if self.clients[index].is_live() => {
                 self.clients[index].tainted = true;
@@ -54,7 +53,7 @@ impl World {
     }
 
     fn ask(&mut self, index: usize) {
-        let now = self.now;
+        let now = self.world.now();
         match self.rng.u32(0..40) {
             0 => self.clients[index].heartbeat(now),
             1 => self.clients[index].authenticate(now, true),
@@ -107,7 +106,7 @@ impl World {
         let mut client = self.connect(user_id);
         let old = &mut self.clients[index];
         self.skipped += old.skipped;
-        self.shards[old.shard].1.hang_up(old.peer);
+        self.world.hang_up(old.peer);
         // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
         client.seen = std::mem::take(&mut old.seen);
         self.clients[index] = client;

@@ -3,21 +3,14 @@
 mod acts;
 mod healing;
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::auth::Verifier;
-use tidegate::clock::WallClock;
-use tidegate::config::{AuthMode, BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
-use tidegate::driver::sim::{Arrived, Faults, Sim};
-use tidegate::parts::{Origin, Parts};
-use tidegate::router;
-use tidegate::shard::Shard;
-use tidegate::shard::clients::cause::Cause;
-use tidegate_backend::Handler;
-use tidegate_backend::pool::{Pool, PoolOptions, Worker};
+use tidegate::config::{BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
+use tidegate::driver::sim::{Arrived, Faults};
+use tidegate::shard::closing::Cause;
+use tidegate_backend::Placement;
+use tidegate_testing::{Setup, World, sim};
 
 use crate::backend::{
     Backend, COMMAND, COMMAND_QUEUED, INLINE, PUSH, QUEUED, ROUTE_TYPES, Target, WILD, WILD_INLINE,
@@ -28,15 +21,10 @@ use crate::client::{Client, Over, Rules};
 const ROOMS: u64 = 6;
 const CLIENTS: usize = 8;
 
-/// Above any offset that a log would begin with by the wall clock, so that the clock doesn't matter.
-const FIRST_OFFSET: u64 = (1 << 53) - 5;
-
-pub(crate) struct World {
+/// One run from one seed.
+pub(crate) struct Run {
     pub(crate) rng: Rng,
-    pub(crate) now: Instant,
-    pub(crate) parts: Parts,
-    pub(crate) shards: Vec<(Shard, Sim)>,
-    pub(crate) workers: Vec<Worker>,
+    pub(crate) world: World,
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
@@ -49,10 +37,8 @@ pub(crate) struct World {
     next_user: u64,
 }
 
-fn config(rng: &mut Rng) -> (Config, Rules) {
-    let mut config = Config::embedded_default();
+fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
     config.shards = rng.u16(1..=3);
-    config.auth.mode = AuthMode::Demo;
     config.auth.timeout = Duration::from_secs(4);
     config.session.heartbeat_interval = Duration::from_secs(3);
     config.session.idle_timeout = Duration::from_secs(8);
@@ -86,14 +72,15 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
     config.rooms.rooms_per_connection_max = 100;
     let rules = Rules { rooms_end: rng.u8(..) < 60 };
     config.rooms.idle_ttl = Duration::from_millis(if rules.rooms_end { 300 } else { 3_600_000 });
-    let backend = |name: &str| BackendConfig {
+    let backend = |name: &str, placement| BackendConfig {
         name: name.into(),
-        placement: None,
+        placement: Some(placement),
         workers: 2,
         queue_calls_max: 64,
         batch_calls_max: 4,
     };
-    config.backends = vec![backend("inline"), backend("workers")];
+    config.backends =
+        vec![backend("inline", Placement::Shard), backend("workers", Placement::Worker)];
     config.routes = [
         (INLINE, "inline"),
         (QUEUED, "workers"),
@@ -110,7 +97,7 @@ fn config(rng: &mut Rng) -> (Config, Rules) {
         in_flight_max: 30,
     })
     .to_vec();
-    (config, rules)
+    rules
 }
 
 fn faults(rng: &mut Rng) -> Faults {
@@ -134,53 +121,20 @@ fn faults(rng: &mut Rng) -> Faults {
     }
 }
 
-impl World {
+impl Run {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let (config, rules) = config(&mut rng);
-        let now = Instant::now();
         let backend = Backend::new(rng.u64(..));
-        let handler: Arc<dyn Handler> = Arc::new(backend.clone());
-        let mut workers = Vec::new();
-        let origin = Origin {
-            started: now,
-            wall_clock: WallClock::system(),
-            first_offset: FIRST_OFFSET,
-            session_key: rng.u64(..),
-        };
-        let verifier = Verifier::new(&config.auth).unwrap();
-        let parts = Parts::new(config, verifier, origin, |config, gateway| {
-            let options = &config.backends[1];
-            let options = PoolOptions {
-                workers: options.workers,
-                queue_calls_max: options.queue_calls_max,
-                batch_calls_max: options.batch_calls_max,
-            };
-            let (pool, idle) = Pool::idle(&handler, gateway, options);
-            workers = idle;
-            let backend = |name: &str, pool| router::Backend {
-                name: name.into(),
-                handler: Arc::clone(&handler),
-                pool,
-            };
-            Ok::<_, Infallible>(vec![backend("inline", None), backend("workers", Some(pool))])
-        });
-        let Ok(parts) = parts;
+        let mut rules = Rules::default();
+        let setup = Setup::new(backend.clone(), |config| rules = configure(config, &mut rng));
+        let session_key = rng.u64(..);
         let faults = faults(&mut rng);
-        let shards = (0..parts.shared.config.shards)
-            .map(|id| {
-                let mut sim = Sim::new(rng.u64(..), now, faults.clone());
-                sim.set_wait_max(Duration::ZERO);
-                (parts.shard(id), sim)
-            })
-            .collect();
+        let world =
+            Setup { session_key, ..setup }.world_on(|_, now| sim(rng.u64(..), now, faults.clone()));
         let users = *rng.choice(&[4, 30]).unwrap();
-        let mut world = Self {
+        let mut run = Self {
             rng,
-            now,
-            parts,
-            shards,
-            workers,
+            world,
             backend,
             clients: Vec::new(),
             rules,
@@ -190,17 +144,17 @@ impl World {
             next_user: 1000,
         };
         for _ in 0..CLIENTS {
-            let user_id = world.rng.u64(1..=world.users);
-            let client = world.connect(user_id);
-            world.clients.push(client);
+            let user_id = run.rng.u64(1..=run.users);
+            let client = run.connect(user_id);
+            run.clients.push(client);
         }
-        world
+        run
     }
 
     fn connect(&mut self, user_id: u64) -> Client {
-        let shard = self.rng.usize(0..self.shards.len());
-        let peer = self.shards[shard].1.connect().expect("it listens");
-        let mut client = Client::new(peer, shard, user_id, self.now, self.rules);
+        let shard = self.rng.usize(0..self.world.shards.len());
+        let peer = self.world.connect(shard);
+        let mut client = Client::new(peer, user_id, self.world.now(), self.rules);
         client.excused = self.rough;
         client
     }
@@ -209,22 +163,22 @@ impl World {
     pub(crate) fn step(&mut self) {
         match self.rng.u32(0..100) {
             0..40 => {
-                let shard = self.rng.usize(0..self.shards.len());
-                self.turn(shard);
+                let shard = self.rng.usize(0..self.world.shards.len());
+                self.world.turn(shard);
             }
             40..50 => {
-                let worker = self.rng.usize(0..self.workers.len());
-                self.workers[worker].run_pending();
+                let worker = self.rng.usize(0..self.world.workers.len());
+                self.world.workers[worker].run_pending();
             }
             50..55 => self.answer_deferred(),
             55..60 => {
                 let most = if self.rough && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
-                self.now += Duration::from_millis(self.rng.u64(0..most));
+                self.world.advance(Duration::from_millis(self.rng.u64(0..most)));
             }
             60..63 => {
                 let target = self.target();
                 for _ in 0..self.rng.u32(1..8) {
-                    self.backend.push(target, &self.parts.gateway);
+                    self.backend.push(target, self.world.gateway());
                 }
             }
             _ => {
@@ -234,16 +188,6 @@ impl World {
             }
         }
         self.check();
-    }
-
-    pub(crate) fn turn(&mut self, shard: usize) {
-        let (shard, sim) = &mut self.shards[shard];
-        if shard.is_finished() {
-            return;
-        }
-        sim.set_now(self.now);
-        shard.turn(sim).unwrap();
-        self.now = sim.now();
     }
 
     pub(crate) fn answer_deferred(&mut self) {
@@ -276,20 +220,19 @@ impl World {
         if client.over.is_some() {
             return;
         }
-        let sim = &mut self.shards[client.shard].1;
         let outgoing = client.wire.outgoing();
         let count = if everything { outgoing.len() } else { self.rng.usize(0..=outgoing.len()) };
-        let written = sim.write(client.peer, &outgoing[..count]);
+        let written = self.world.write(client.peer, &outgoing[..count]);
         let _ = outgoing.split_to(written);
         if client.half_closed && outgoing.is_empty() {
-            sim.half_close(client.peer);
+            self.world.half_close(client.peer);
         }
         if client.stalled && !everything {
             return;
         }
         loop {
             let bytes_max = if everything { usize::MAX } else { self.rng.usize(1..2000) };
-            match sim.read_at_most(client.peer, bytes_max) {
+            match self.world.read_at_most(client.peer, bytes_max) {
                 Arrived::Bytes(bytes) => client.receive(&bytes, &self.backend.book()),
                 Arrived::Nothing => return,
                 Arrived::End => return client.on_over(Over::End, cut_off),
@@ -303,42 +246,33 @@ impl World {
 
     /// Whether anybody was closed in the middle of a frame, for being slow.
     fn cut_off(&self) -> bool {
-        let cut_off = |shard: &Shard| {
-            let closed = &shard.stats().closed;
-            closed[Cause::OutboxFull as usize] + closed[Cause::SlowMember as usize] > 0
-        };
-        self.shards.iter().any(|(shard, _)| cut_off(shard))
+        self.world.closed(Cause::OutboxFull) + self.world.closed(Cause::SlowMember) > 0
     }
 
     /// What holds after every step.
     fn check(&self) {
-        let mut connections = 0;
-        for (shard, _) in &self.shards {
-            let levels = shard.levels();
-            connections += levels.connections as u64;
+        for levels in self.world.levels() {
             assert!(levels.sessions <= levels.connections);
             assert!(levels.rooms >= 1);
         }
-        let shared = self.parts.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(connections, shared);
+        let connections = self.world.level(|levels| levels.connections) as u64;
+        assert_eq!(connections, self.world.counted_connections());
     }
 
     /// A round in which everybody does what there is to do, and time passes.
     pub(crate) fn round(&mut self, passes: Duration) {
         for index in 0..self.clients.len() {
-            let now = self.now;
+            let now = self.world.now();
             if self.clients[index].session.is_some() && self.clients[index].is_live() {
                 self.clients[index].handle_timeout(now);
             }
             self.pump(index, true);
         }
         for _ in 0..2 {
-            (0..self.shards.len()).for_each(|shard| self.turn(shard));
-            for worker in &mut self.workers {
-                worker.run_pending();
-            }
+            self.world.turns(1);
+            self.world.run_workers();
         }
-        self.now += passes;
+        self.world.advance(passes);
         self.check();
     }
 
@@ -350,15 +284,11 @@ impl World {
         within: Duration,
         mut holds: impl FnMut(&Self) -> bool,
     ) {
-        let until = self.now + within;
+        let until = self.world.now() + within;
         while !holds(self) {
-            let states = || self.shards.iter().map(|(shard, _)| shard.levels()).collect::<Vec<_>>();
-            assert!(
-                self.now < until,
-                "not within {within:?}: {what}; {:?} {:?}",
-                states(),
-                self.clients
-            );
+            let in_time = self.world.now() < until;
+            let levels = || self.world.levels();
+            assert!(in_time, "not within {within:?}: {what}; {:?} {:?}", levels(), self.clients);
             self.round(Duration::from_millis(20));
         }
     }
