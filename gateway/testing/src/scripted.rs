@@ -95,7 +95,7 @@ impl Handler for Scripted {
             KEEP => return self.keep(call),
             RELEASE => self.release(),
             JOIN => {
-                gateway.join(call.session(), &named(&data), None).expect("the join is accepted")
+                gateway.join(call.session(), &named(&data), None).expect("the join is accepted");
             }
             LEAVE => gateway.leave(call.session(), &named(&data)).expect("the leave is accepted"),
             RESUME => {
