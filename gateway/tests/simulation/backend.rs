@@ -21,10 +21,14 @@ pub(crate) const WILD_INLINE: i32 = 40;
 pub(crate) const COMMAND: i32 = 50;
 /// The same, on workers.
 pub(crate) const COMMAND_QUEUED: i32 = 60;
+/// An answer as long as the request's data says, on workers.
+pub(crate) const LARGE: i32 = 70;
 /// No route.
 pub(crate) const NOWHERE: i32 = 90;
 /// The type of every push.
 pub(crate) const PUSH: i32 = 7;
+/// The longest push.
+pub(crate) const PUSH_BYTES_MAX: usize = 20_000;
 
 /// Who a push went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,13 +87,31 @@ pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
         Target::Room(room) => (1, room),
         Target::User(user_id) => (2, user_id),
     };
-    let length = if number % 17 == 16 { 2500 } else { number as usize * 31 % 200 };
+    let length = match number {
+        _ if number % 50 == 49 => PUSH_BYTES_MAX - 17,
+        _ if number % 17 == 16 => 2500,
+        _ => number as usize * 31 % 200,
+    };
     let mut data = BytesMut::with_capacity(17 + length);
     data.put_u8(tag);
     data.put_u64(id);
     data.put_u64(number);
     data.extend((0..length).map(|index| (number as usize + index) as u8));
     data.freeze()
+}
+
+/// The data of a request of type [`LARGE`].
+pub(crate) fn large_order(bytes: usize) -> Bytes {
+    Bytes::copy_from_slice(&(bytes as u64).to_be_bytes())
+}
+
+/// What a successful answer carries.
+pub(crate) fn answer_data(kind: i32, asked: &Bytes) -> Bytes {
+    if kind / ROUTE_TYPES * ROUTE_TYPES != LARGE {
+        return asked.clone();
+    }
+    let bytes = u64::from_be_bytes(asked[..].try_into().unwrap());
+    vec![b'l'; bytes as usize].into()
 }
 
 /// Reads what [`push_data`] wrote.
@@ -230,8 +252,8 @@ impl Backend {
 }
 
 pub(crate) fn echo(call: Call) {
-    let same = call.biz_data().clone();
-    call.answer(same);
+    let data = answer_data(call.kind(), call.biz_data());
+    call.answer(data);
 }
 
 impl Handler for Backend {

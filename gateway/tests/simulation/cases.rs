@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::backend::{COMMAND, INLINE, Order, Target};
+use tidegate::shard::closing::Cause;
+
+use crate::backend::{COMMAND, INLINE, Order, PUSH_BYTES_MAX, Target};
 use crate::for_each_seed;
 use crate::run::Run;
 
@@ -77,5 +79,24 @@ fn who_reads_again_is_read_from_again() {
             run.clients[0].outstanding.is_empty()
         });
         assert!(run.clients[0].is_live(), "{:?}", run.clients[0]);
+    });
+}
+
+#[test]
+fn a_client_that_never_reads_is_closed_when_its_outbox_is_full() {
+    for_each_seed(|seed| {
+        let mut run = healed(seed);
+        let (peer, user_id) = (run.clients[0].peer, run.clients[0].user_id);
+        let closed = run.world.closed(Cause::OutboxFull);
+        let unsent_bytes_max = run.world.config().limits.outbox_bytes_max + 2 * PUSH_BYTES_MAX;
+        run.world.set_window(peer, 0);
+        let mut unsent_bytes = 0;
+        while run.world.closed(Cause::OutboxFull) == closed {
+            assert!(unsent_bytes <= unsent_bytes_max, "{unsent_bytes} of {unsent_bytes_max}");
+            assert!(run.backend.push(Target::User(user_id), run.world.gateway()));
+            run.world.turns(2);
+            unsent_bytes = run.world.level(|levels| levels.outbox_bytes);
+        }
+        assert_eq!(run.world.closed(Cause::OutboxFull), closed + 1);
     });
 }

@@ -13,13 +13,22 @@ use tidegate_backend::Placement;
 use tidegate_testing::{Setup, World, sim};
 
 use crate::backend::{
-    Backend, COMMAND, COMMAND_QUEUED, INLINE, PUSH, QUEUED, ROUTE_TYPES, Target, WILD, WILD_INLINE,
-    echo,
+    Backend, COMMAND, COMMAND_QUEUED, INLINE, LARGE, PUSH, PUSH_BYTES_MAX, QUEUED, ROUTE_TYPES,
+    Target, WILD, WILD_INLINE, echo,
 };
 use crate::client::{Client, Over, Rules};
 
 const ROOMS: u64 = 6;
 const CLIENTS: usize = 8;
+
+/// What a backend has for an answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A frame is longer than its data by this much at most.
+const FRAME_EXTRA_BYTES: usize = 40;
+
+/// What one send takes of rooms' pushes, and the push that crosses that bound.
+const ROOMS_SEND_BYTES: usize = 64 * 1024 + PUSH_BYTES_MAX + FRAME_EXTRA_BYTES;
 
 /// One run from one seed.
 pub(crate) struct Run {
@@ -28,6 +37,10 @@ pub(crate) struct Run {
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
+    /// Workers that take no calls.
+    hung_workers: Vec<bool>,
+    /// Backends answer with as much as an outbox may hold.
+    large_answers: bool,
     /// The clock jumps, or the network resets.
     rough: bool,
     /// Pushes that clients missed on connections that are gone.
@@ -55,6 +68,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
     if rng.u8(..) < 60 {
         limits.commands_max = 3;
     }
+    limits.commands_bytes_max = 256 * 1024;
     // Windows of their own draw, so that a seed's run is otherwise what it was.
     let mut windows = Rng::with_seed(rng.clone().u64(..));
     let mut policy = |log_bytes_max, slow_member| RoomPolicy {
@@ -88,12 +102,13 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         (WILD_INLINE, "inline"),
         (COMMAND, "inline"),
         (COMMAND_QUEUED, "workers"),
+        (LARGE, "workers"),
     ]
     .map(|(first_type, backend)| RouteConfig {
         first_type,
         last_type: first_type + ROUTE_TYPES - 1,
         backend: backend.into(),
-        timeout: Duration::from_secs(3),
+        timeout: CALL_TIMEOUT,
         in_flight_max: 30,
     })
     .to_vec();
@@ -133,6 +148,8 @@ impl Run {
             Setup { session_key, ..setup }.world_on(|_, now| sim(rng.u64(..), now, faults.clone()));
         let users = *rng.choice(&[4, 30]).unwrap();
         let mut run = Self {
+            large_answers: rng.bool(),
+            hung_workers: vec![false; world.workers.len()],
             rng,
             world,
             backend,
@@ -156,26 +173,32 @@ impl Run {
         let peer = self.world.connect(shard);
         let mut client = Client::new(peer, user_id, self.world.now(), self.rules);
         client.excused = self.rough;
+        client.never_reads = self.rng.u8(..) < 25;
         client
     }
 
     /// One random step.
     pub(crate) fn step(&mut self) {
-        match self.rng.u32(0..100) {
-            0..40 => {
+        match self.rng.u32(0..1000) {
+            0..400 => {
                 let shard = self.rng.usize(0..self.world.shards.len());
                 self.world.turn(shard);
             }
-            40..50 => {
+            400..500 => {
                 let worker = self.rng.usize(0..self.world.workers.len());
-                self.world.workers[worker].run_pending();
+                self.run_worker(worker);
             }
-            50..55 => self.answer_deferred(),
-            55..60 => {
+            500..550 => self.answer_deferred(),
+            550..553 => {
+                let worker = self.rng.usize(0..self.world.workers.len());
+                self.hung_workers[worker] = !self.hung_workers[worker];
+            }
+            553 => self.wait(CALL_TIMEOUT + Duration::from_secs(1)),
+            554..600 => {
                 let most = if self.rough && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
                 self.world.advance(Duration::from_millis(self.rng.u64(0..most)));
             }
-            60..63 => {
+            600..630 => {
                 let target = self.target();
                 for _ in 0..self.rng.u32(1..8) {
                     self.backend.push(target, self.world.gateway());
@@ -188,6 +211,34 @@ impl Run {
             }
         }
         self.check();
+    }
+
+    fn run_worker(&mut self, worker: usize) {
+        if !self.hung_workers[worker] {
+            self.world.workers[worker].run_pending();
+        }
+    }
+
+    /// Time passes, in which clients do no more than stay connected: calls of workers that hang time out.
+    fn wait(&mut self, time: Duration) {
+        let until = self.world.now() + time;
+        while self.world.now() < until {
+            for index in 0..self.clients.len() {
+                self.send_heartbeat_if_due(index);
+                self.pump(index, false);
+            }
+            self.world.turns(2);
+            (0..self.world.workers.len()).for_each(|worker| self.run_worker(worker));
+            self.world.advance(Duration::from_millis(250));
+            self.check();
+        }
+    }
+
+    fn send_heartbeat_if_due(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if client.session.is_some() && client.is_live() {
+            client.handle_timeout(self.world.now());
+        }
     }
 
     pub(crate) fn answer_deferred(&mut self) {
@@ -249,23 +300,41 @@ impl Run {
         self.world.closed(Cause::OutboxFull) + self.world.closed(Cause::SlowMember) > 0
     }
 
-    /// What holds after every step.
+    /// What holds after every step: the figures agree, and the bounds of ARCHITECTURE.md hold.
     fn check(&self) {
+        let config = self.world.config();
+        let limits = &config.limits;
         for levels in self.world.levels() {
             assert!(levels.sessions <= levels.connections);
-            assert!(levels.rooms >= 1);
+            assert!((1..=1 + ROOMS as usize).contains(&levels.rooms));
+            let unsent_bytes_max = levels.connections * self.unsent_bytes_max();
+            assert!(levels.outbox_bytes <= unsent_bytes_max, "{levels:?}, {unsent_bytes_max}");
         }
-        let connections = self.world.level(|levels| levels.connections) as u64;
-        assert_eq!(connections, self.world.counted_connections());
+        let connections = self.world.level(|levels| levels.connections);
+        assert_eq!(connections as u64, self.world.counted_connections());
+        assert!(connections <= limits.connections_max);
+        let calls_max: usize = config.routes.iter().map(|route| route.in_flight_max).sum();
+        assert!(self.world.level(|levels| levels.calls_in_flight) <= calls_max);
+        assert!(self.world.commands_in_flight() <= limits.commands_max);
+    }
+
+    /// What one connection may have unsent: one send under way, and what waits behind it.
+    fn unsent_bytes_max(&self) -> usize {
+        let limits = &self.world.config().limits;
+        let frame_bytes_max = FRAME_EXTRA_BYTES
+            + PUSH_BYTES_MAX.max(if self.large_answers { limits.outbox_bytes_max } else { 0 });
+        // A connection is read from until half of its bound is unsent. What becomes ready in one turn leaves in
+        // one send: the answers to all of its calls, and the pushes under way to its user.
+        let answers = usize::from(limits.calls_per_connection_max) * frame_bytes_max;
+        let pushes = limits.commands_bytes_max.min(limits.commands_max * frame_bytes_max) * 2;
+        let send = limits.outbox_bytes_max / 2 + answers + pushes.max(ROOMS_SEND_BYTES);
+        send + limits.outbox_bytes_max + frame_bytes_max
     }
 
     /// A round in which everybody does what there is to do, and time passes.
     pub(crate) fn round(&mut self, passes: Duration) {
         for index in 0..self.clients.len() {
-            let now = self.world.now();
-            if self.clients[index].session.is_some() && self.clients[index].is_live() {
-                self.clients[index].handle_timeout(now);
-            }
+            self.send_heartbeat_if_due(index);
             self.pump(index, true);
         }
         for _ in 0..2 {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::{ROOMS, Run};
 use crate::backend::{
-    COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
+    COMMAND, COMMAND_QUEUED, INLINE, LARGE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
+    large_order,
 };
 
 impl Run {
@@ -24,7 +25,7 @@ impl Run {
                 return if action == 0 { self.world.reset(peer) } else { self.world.hang_up(peer) };
             }
             2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
-            4..30 => {
+            4..30 if !self.clients[index].never_reads => {
                 let client = &mut self.clients[index];
                 client.stalled = !client.stalled;
                 client.excused = true;
@@ -49,6 +50,11 @@ impl Run {
                 _ => {}
             };
         }
+        if self.clients[index].never_reads && !self.clients[index].stalled {
+            (self.clients[index].stalled, self.clients[index].excused) = (true, true);
+            let window = self.rng.usize(0..600);
+            self.world.set_window(peer, window);
+        }
         self.ask(index);
     }
 
@@ -60,6 +66,11 @@ impl Run {
             2 => {
                 let bytes = self.data();
                 self.clients[index].request(now, NOWHERE, &bytes);
+            }
+            3 if self.large_answers => {
+                let outbox_bytes_max = self.world.config().limits.outbox_bytes_max;
+                let bytes = outbox_bytes_max / self.rng.usize(1..=4);
+                self.clients[index].request(now, LARGE, &large_order(bytes));
             }
             3..20 => {
                 for _ in 0..self.rng.u32(1..6) {

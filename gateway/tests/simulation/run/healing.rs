@@ -15,8 +15,9 @@ impl Run {
         for sim in &mut self.world.drivers {
             sim.set_faults(Faults::default());
         }
+        self.hung_workers.fill(false);
         for client in &mut self.clients {
-            client.stalled = false;
+            (client.stalled, client.never_reads) = (false, false);
             self.world.set_window(client.peer, 1 << 20);
         }
         let deferred = {
@@ -43,7 +44,8 @@ impl Run {
             if !self.clients[index].is_live() || self.clients[index].session.is_none() {
                 // Nobody else is this user.
                 self.next_user += 1;
-                let client = self.connect(self.next_user);
+                let mut client = self.connect(self.next_user);
+                client.never_reads = false;
                 let old = std::mem::replace(&mut self.clients[index], client);
                 self.skipped += old.skipped;
                 self.world.hang_up(old.peer);
