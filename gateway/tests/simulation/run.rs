@@ -219,15 +219,16 @@ impl Run {
         }
     }
 
-    /// Time passes, in which clients do no more than stay connected: calls of workers that hang time out.
+    /// Time passes, in which clients only read and send heartbeats: calls of workers that hang time out.
     fn wait(&mut self, time: Duration) {
         let until = self.world.now() + time;
         while self.world.now() < until {
             for index in 0..self.clients.len() {
                 self.send_heartbeat_if_due(index);
-                self.pump(index, false);
+                self.pump(index, true);
             }
-            self.world.turns(2);
+            // The network may stall for 40 turns: that must be shorter than a connection lingers.
+            self.world.turns(20);
             (0..self.world.workers.len()).for_each(|worker| self.run_worker(worker));
             self.world.advance(Duration::from_millis(250));
             self.check();
@@ -278,7 +279,7 @@ impl Run {
         if client.half_closed && outgoing.is_empty() {
             self.world.half_close(client.peer);
         }
-        if client.stalled && !everything {
+        if client.stalled {
             return;
         }
         loop {
