@@ -142,7 +142,7 @@ impl Sessions {
 }
 
 #[test]
-fn a_request_on_the_shard_costs_no_allocation() {
+fn a_request_handled_on_the_shard_costs_no_allocation() {
     let percent = Sessions::new(Placement::Shard, 1).percent_per_request(1, 1);
     assert!(percent <= 10, "{percent} % of an allocation for a request alone");
     let percent = Sessions::new(Placement::Shard, 10).percent_per_request(10, 1);
@@ -163,7 +163,7 @@ fn a_request_to_a_worker_costs_the_shard_no_allocation() {
 }
 
 #[test]
-fn a_push_is_encoded_once_however_many_get_it() {
+fn a_push_is_encoded_once_for_all_members() {
     const MEMBERS: u32 = 500;
     let mut sessions = Sessions::new(Placement::Shard, MEMBERS);
     let everybody = RoomId::everybody();

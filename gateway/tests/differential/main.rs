@@ -54,6 +54,6 @@ fn compare(seed: u64) {
 }
 
 #[test]
-fn every_driver_gives_every_client_the_same() {
+fn every_driver_delivers_the_same_to_each_client() {
     for_each_seed("differential", 8, compare);
 }

@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod crowds;
-mod refusals;
-mod windows;
+mod command_outcomes;
+mod mass_events;
+mod merge_windows;
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tidegate_testing::scripted::{ECHO, JOIN, KEEP, RELEASE, room};
 use tidegate_testing::{Phone, Setup, World, frame, login};
 
 #[test]
-fn the_clock_of_silence_goes_on_after_49_days() {
+fn silence_is_measured_beyond_the_49_days_after_which_the_clock_wraps() {
     for days in [1, 49, 50, 120] {
         let age = Duration::from_secs(days * 86_400);
         let mut world = Setup { age, ..Setup::scripted(|_| {}) }.world();
@@ -35,7 +35,7 @@ fn the_clock_of_silence_goes_on_after_49_days() {
 }
 
 #[test]
-fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
+fn a_member_that_reads_gets_every_push_of_a_burst_longer_than_the_log() {
     for slow_member in [SlowMember::Skip, SlowMember::Close] {
         let mut world = World::new(|config| config.rooms.default_policy.slow_member = slow_member);
         let mut phone = world.log_in(0);
@@ -61,7 +61,7 @@ fn everybodys_log_bytes(world: &mut World) -> u64 {
 }
 
 #[test]
-fn answers_that_come_at_once_close_nobody_who_reads() {
+fn many_answers_at_once_do_not_close_a_client_that_reads() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
@@ -74,7 +74,7 @@ fn answers_that_come_at_once_close_nobody_who_reads() {
 }
 
 #[test]
-fn a_push_under_way_is_not_held_against_an_answer() {
+fn a_push_in_flight_does_not_count_against_the_outbox_bound() {
     let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
@@ -89,7 +89,7 @@ fn a_push_under_way_is_not_held_against_an_answer() {
 }
 
 #[test]
-fn who_does_not_read_answers_is_closed() {
+fn a_client_that_does_not_read_its_answers_is_closed() {
     let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
     let phone = world.log_in(0);
     let other = world.log_in(0);
@@ -106,7 +106,7 @@ fn who_does_not_read_answers_is_closed() {
 }
 
 #[test]
-fn a_room_that_never_rests_starves_no_other() {
+fn a_busy_room_does_not_starve_other_rooms() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.ask(&phone, JOIN, 1, b"");
@@ -129,7 +129,7 @@ fn a_room_that_never_rests_starves_no_other() {
 }
 
 #[test]
-fn silence_that_nobody_listened_to_is_none() {
+fn silence_does_not_count_while_a_connection_is_not_read_from() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
         config.routes[0].timeout = Duration::from_secs(600);
@@ -151,7 +151,7 @@ fn silence_that_nobody_listened_to_is_none() {
 }
 
 #[test]
-fn a_shard_that_was_away_reads_before_it_judges() {
+fn a_shard_that_was_stopped_reads_before_it_closes_idle_connections() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.advance(Duration::from_secs(600));
@@ -167,7 +167,7 @@ fn a_shard_that_was_away_reads_before_it_judges() {
 }
 
 #[test]
-fn a_drain_gives_answers_as_long_as_it_may_last() {
+fn a_drain_delivers_answers_until_its_timeout() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.set_window(phone.peer, 10_000);
@@ -186,7 +186,7 @@ fn a_drain_gives_answers_as_long_as_it_may_last() {
 }
 
 #[test]
-fn a_full_gateway_that_drains_lets_in_who_waits_and_counts_whom_it_resets() {
+fn a_full_gateway_that_drains_keeps_its_queue_and_counts_the_connections_it_resets() {
     let mut world = World::new(|config| {
         config.limits.connections_max = 1;
         config.routes[0].timeout = Duration::from_secs(60);
@@ -210,7 +210,7 @@ fn a_full_gateway_that_drains_lets_in_who_waits_and_counts_whom_it_resets() {
 }
 
 #[test]
-fn shards_end_together() {
+fn a_drained_shard_runs_until_all_shards_are_drained() {
     let mut world = World::new(|config| config.shards = 2);
     let mut phone = world.log_in(1);
     world.ask(&phone, KEEP, 9, b"");
@@ -228,7 +228,7 @@ fn shards_end_together() {
 }
 
 #[test]
-fn who_has_shown_no_token_takes_little_memory() {
+fn a_client_without_a_session_takes_little_memory() {
     let mut world = World::new(|_| {});
     let phones: Vec<_> = (0..50).map(|_| world.phone(0)).collect();
     let beats = frame(&Request { kind: -1, ..Request::default() }).repeat(60_000);
@@ -242,7 +242,7 @@ fn who_has_shown_no_token_takes_little_memory() {
 }
 
 #[test]
-fn a_half_closed_client_of_a_busy_room_is_closed() {
+fn a_half_closed_member_of_a_busy_room_is_closed_after_its_last_answer() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.ask(&phone, JOIN, 1, b"");
@@ -263,7 +263,7 @@ fn a_half_closed_client_of_a_busy_room_is_closed() {
 }
 
 #[test]
-fn rooms_max_bounds_the_rooms_that_have_their_home_on_a_shard() {
+fn rooms_max_bounds_the_rooms_of_each_home_shard() {
     let mut world = World::new(|config| {
         config.shards = 2;
         config.rooms.rooms_max = 3;
@@ -283,7 +283,7 @@ fn rooms_max_bounds_the_rooms_that_have_their_home_on_a_shard() {
 }
 
 #[test]
-fn an_answer_too_long_for_a_frame_fails_and_the_next_is_served() {
+fn an_answer_too_long_for_a_frame_fails_and_the_next_one_succeeds() {
     let mut world = World::new(|config| config.limits.frame_to_client_bytes_max = 1_000);
     let mut phone = world.log_in(0);
     world.ask(&phone, ECHO, 1, &[1; 2_000]);
@@ -295,7 +295,7 @@ fn an_answer_too_long_for_a_frame_fails_and_the_next_is_served() {
 }
 
 #[test]
-fn frames_that_are_thrown_away_are_counted() {
+fn discarded_bytes_are_counted() {
     let mut world = World::new(|config| config.limits.calls_per_connection_max = 1);
     let phone = world.log_in(0);
     world.ask(&phone, KEEP, 1, b"");
@@ -313,7 +313,7 @@ fn frames_that_are_thrown_away_are_counted() {
 }
 
 #[test]
-fn bytes_that_are_never_sent_are_counted() {
+fn unsent_bytes_are_counted() {
     let mut world = World::new(|_| ());
     let mut phone = world.log_in(0);
     // More than it has room for, and more behind that: a send under way, and what waits for its end.
@@ -337,7 +337,7 @@ fn bytes_that_are_never_sent_are_counted() {
 }
 
 #[test]
-fn answers_that_let_others_ask_do_not_pile_up_on_the_stack() {
+fn answers_that_resume_held_requests_do_not_grow_the_stack() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
         // They are all one user's.
@@ -363,7 +363,7 @@ fn answers_that_let_others_ask_do_not_pile_up_on_the_stack() {
 }
 
 #[test]
-fn a_phone_that_reads_slowly_and_sends_heartbeats_stays() {
+fn a_slow_client_that_sends_heartbeats_stays_connected() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     let other = world.log_in(0);

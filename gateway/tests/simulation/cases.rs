@@ -29,7 +29,7 @@ fn ask(run: &mut Run, kind: i32, data: &Bytes) {
 }
 
 #[test]
-fn who_resumes_too_late_is_not_slow() {
+fn a_member_that_resumes_too_late_is_not_closed_as_slow() {
     for_each_seed(|seed| {
         let mut run = healed(seed);
         ask(&mut run, COMMAND, &Order::Join(STRICT).encode());
@@ -56,7 +56,7 @@ fn who_resumes_too_late_is_not_slow() {
 }
 
 #[test]
-fn who_reads_again_is_read_from_again() {
+fn a_client_that_reads_again_is_read_from_again() {
     for_each_seed(|seed| {
         let mut run = healed(seed);
         if run.world.config().limits.requests_per_second.is_some() {

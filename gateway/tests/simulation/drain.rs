@@ -10,7 +10,7 @@ use crate::for_each_seed;
 use crate::run::Run;
 
 #[test]
-fn a_draining_gateway_answers_says_goodbye_and_ends() {
+fn a_draining_gateway_answers_closes_gracefully_and_ends() {
     for_each_seed(|seed| {
         let mut run = Run::new(seed);
         (0..300).for_each(|_| run.step());

@@ -23,7 +23,7 @@ fn for_each_seed(run: impl Fn(u64)) {
 }
 
 #[test]
-fn clients_get_what_is_theirs_and_nothing_is_left_behind() {
+fn clients_get_their_answers_and_pushes_and_nothing_is_left_behind() {
     for_each_seed(|seed| {
         let mut run = Run::new(seed);
         (0..STEPS).for_each(|_| run.step());

@@ -10,31 +10,31 @@ use tidegate_testing::scripted::KEEP;
 use tidegate_testing::{Phone, World, frame, login};
 
 /// More than one turn looks at.
-const CROWD: u64 = 2_500;
+const CONNECTIONS: u64 = 2_500;
 
 /// The most that one turn may do something to: 1,024, and some to spare.
-const IN_A_TURN: u64 = 1_100;
+const PER_TURN_MAX: u64 = 1_100;
 
-fn gathered(world: &mut World) -> Vec<Phone> {
-    let peers: Vec<_> = (0..CROWD).map(|_| world.connect(0)).collect();
+fn connected_phones(world: &mut World) -> Vec<Phone> {
+    let peers: Vec<_> = (0..CONNECTIONS).map(|_| world.connect(0)).collect();
     world.turns(2);
     peers.into_iter().map(Phone::on).collect()
 }
 
 /// A crowd that waits for an answer which never comes.
 fn waiting(world: &mut World) -> Vec<Phone> {
-    let phones = gathered(world);
+    let phones = connected_phones(world);
     for (user_id, phone) in (1..).zip(&phones) {
         let kept = Request { kind: KEEP, sequence: 2, ..Request::default() };
         world.write_all(phone.peer, &[login(user_id, 1), frame(&kept)].concat());
     }
     world.turns(10);
-    assert_eq!(world.count(|stats| stats.calls), CROWD);
+    assert_eq!(world.count(|stats| stats.calls), CONNECTIONS);
     phones
 }
 
 /// Has time pass until `count` says that it has happened to the crowd, and sees that it happens by and by.
-fn by_and_by(world: &mut World, count: impl Fn(&World) -> u64) {
+fn spread_over_turns(world: &mut World, count: impl Fn(&World) -> u64) {
     let mut happened = count(world);
     assert_eq!(happened, 0, "before its time");
     for _ in 0..1_000 {
@@ -42,30 +42,30 @@ fn by_and_by(world: &mut World, count: impl Fn(&World) -> u64) {
         for _ in 0..3 {
             world.turns(1);
             let more = count(world) - happened;
-            assert!(more <= IN_A_TURN, "{more} in one turn");
+            assert!(more <= PER_TURN_MAX, "{more} in one turn");
             happened += more;
         }
-        if happened == CROWD {
+        if happened == CONNECTIONS {
             return;
         }
     }
-    panic!("{happened} of {CROWD}");
+    panic!("{happened} of {CONNECTIONS}");
 }
 
 #[test]
-fn who_is_silent_in_a_crowd_is_parted_with_by_and_by() {
+fn silent_connections_are_closed_over_several_turns() {
     let mut world = World::new(|_| {});
-    let _phones = gathered(&mut world);
-    by_and_by(&mut world, |world| world.closed(Cause::AuthTimeout));
+    let _phones = connected_phones(&mut world);
+    spread_over_turns(&mut world, |world| world.closed(Cause::AuthTimeout));
 }
 
 #[test]
-fn a_drain_that_is_over_parts_with_a_crowd_by_and_by() {
+fn the_end_of_a_drain_closes_connections_over_several_turns() {
     let mut world = World::new(|config| config.routes[0].timeout = Duration::from_secs(600));
     let mut phones = waiting(&mut world);
     world.drain();
     world.turns(10);
-    by_and_by(&mut world, |world| world.closed(Cause::Draining));
+    spread_over_turns(&mut world, |world| world.closed(Cause::Draining));
     world.pass(Duration::from_secs(5));
     for phone in &mut phones {
         phone.read(&mut world);
@@ -76,11 +76,11 @@ fn a_drain_that_is_over_parts_with_a_crowd_by_and_by() {
 }
 
 #[test]
-fn calls_of_a_crowd_time_out_by_and_by() {
+fn calls_time_out_over_several_turns() {
     let mut world = World::new(|config| config.routes[0].timeout = Duration::from_secs(5));
     let mut phones = waiting(&mut world);
     let timeouts = Code::Timeout.number() as usize - 100;
-    by_and_by(&mut world, |world| world.count(|stats| stats.failures[timeouts]));
+    spread_over_turns(&mut world, |world| world.count(|stats| stats.failures[timeouts]));
     for phone in &mut phones {
         phone.read(&mut world);
         assert_eq!(phone.last_code(), Some(Code::Timeout));

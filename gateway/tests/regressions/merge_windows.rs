@@ -60,7 +60,7 @@ fn sends(world: &World) -> u64 {
 }
 
 #[test]
-fn each_member_gets_one_send_for_each_window() {
+fn each_member_gets_one_send_per_window() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..6).map(|n| member(&mut world, n % 2)).collect();
     let before = sends(&world);
@@ -115,7 +115,7 @@ fn a_steady_stream_merges_and_no_push_waits_longer_than_a_window() {
 }
 
 #[test]
-fn a_shard_that_has_nothing_else_to_do_wakes_when_a_window_ends() {
+fn an_idle_shard_wakes_when_a_window_ends() {
     let mut world = world(1);
     let mut phone = member(&mut world, 0);
     push(&mut world, BARRAGE, 1);
@@ -130,7 +130,7 @@ fn a_shard_that_has_nothing_else_to_do_wakes_when_a_window_ends() {
 }
 
 #[test]
-fn without_a_window_every_push_goes_out_at_once() {
+fn without_a_window_each_push_is_sent_at_once() {
     let mut world = World::new(|_| {});
     let mut phone = member(&mut world, 0);
     let before = sends(&world);
@@ -143,7 +143,7 @@ fn without_a_window_every_push_goes_out_at_once() {
 }
 
 #[test]
-fn an_urgent_push_takes_along_what_waits_before_it() {
+fn an_urgent_push_releases_the_pushes_that_wait_before_it() {
     let mut world = world(1);
     let mut phone = member(&mut world, 0);
     let before = sends(&world);
@@ -163,7 +163,7 @@ fn an_urgent_push_takes_along_what_waits_before_it() {
 }
 
 #[test]
-fn a_log_that_is_full_ends_the_window_and_nobody_skips() {
+fn a_full_log_ends_the_window_and_no_member_skips() {
     let mut world = World::new(|config| {
         config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
         config.rooms.default_policy.log_bytes_max = 10_000;
@@ -181,7 +181,7 @@ fn a_log_that_is_full_ends_the_window_and_nobody_skips() {
 }
 
 #[test]
-fn windows_refuse_no_command_that_would_be_taken_without_them() {
+fn a_window_never_causes_a_command_to_be_refused() {
     let mut world = World::new(|config| {
         config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
         config.limits.commands_max = 10;
@@ -198,7 +198,7 @@ fn windows_refuse_no_command_that_would_be_taken_without_them() {
 }
 
 #[test]
-fn who_waits_for_the_count_hears_when_all_were_offered() {
+fn a_push_reports_its_count_when_its_window_ends() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..4).map(|n| member(&mut world, n % 2)).collect();
     let room = Target::Room(room());
@@ -215,7 +215,7 @@ fn who_waits_for_the_count_hears_when_all_were_offered() {
 }
 
 #[test]
-fn who_joins_or_resumes_in_a_window_gets_nothing_twice() {
+fn a_member_that_joins_or_resumes_in_a_window_gets_each_push_once() {
     let mut world = world(2);
     let _elsewhere = member(&mut world, 0);
     let mut phone = member(&mut world, 1);
@@ -240,7 +240,7 @@ fn who_joins_or_resumes_in_a_window_gets_nothing_twice() {
 }
 
 #[test]
-fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
+fn a_shard_that_gets_its_first_member_in_a_window_has_the_log_of_the_room() {
     let mut world = world(2);
     // One of the two shards is the room's home.
     for (first, second) in [(0, 1), (1, 0)] {
@@ -264,7 +264,7 @@ fn a_shard_that_gets_its_first_member_in_a_window_has_the_log() {
 }
 
 #[test]
-fn who_leaves_or_is_kicked_in_a_window_gets_what_came_before() {
+fn a_member_that_leaves_or_is_kicked_in_a_window_gets_the_pushes_before() {
     let mut world = world(2);
     let mut leaver = member(&mut world, 0);
     let kicked_id = world.next_user_id;
@@ -285,7 +285,7 @@ fn who_leaves_or_is_kicked_in_a_window_gets_what_came_before() {
 }
 
 #[test]
-fn a_window_ends_with_its_last_member() {
+fn a_window_ends_when_its_last_member_is_gone() {
     let mut world = World::new(|config| {
         config.shards = 2;
         config.rooms.default_policy.merge_window = Duration::from_secs(10);
@@ -306,7 +306,7 @@ fn a_window_ends_with_its_last_member() {
 }
 
 #[test]
-fn a_drain_ends_all_windows_and_loses_nothing() {
+fn a_drain_ends_all_windows_and_loses_no_push() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..6).map(|n| member(&mut world, n % 2)).collect();
     let mut asking = member(&mut world, 1);
@@ -328,7 +328,7 @@ fn a_drain_ends_all_windows_and_loses_nothing() {
 }
 
 #[test]
-fn rooms_have_windows_of_their_own_and_everybodys_has_one_too() {
+fn each_room_has_its_own_window_and_so_has_everybodys_room() {
     let mut world = World::new(|config| {
         let mut policy = config.rooms.default_policy;
         policy.merge_window = Duration::from_millis(300);

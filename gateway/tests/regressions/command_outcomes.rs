@@ -35,7 +35,7 @@ fn room(n: usize) -> RoomId {
 }
 
 #[test]
-fn a_push_and_a_join_that_would_open_a_room_too_many_are_refused() {
+fn a_push_or_a_join_beyond_rooms_max_is_refused() {
     let mut world = World::new(|config| {
         config.shards = 2;
         config.rooms.rooms_max = 3;
@@ -62,7 +62,7 @@ fn a_push_and_a_join_that_would_open_a_room_too_many_are_refused() {
 }
 
 #[test]
-fn a_connection_in_too_many_rooms_is_told() {
+fn a_join_beyond_rooms_per_connection_max_is_refused() {
     let mut world = World::new(|config| {
         config.shards = 2;
         config.rooms.rooms_per_connection_max = 3;
@@ -93,7 +93,7 @@ fn a_connection_in_too_many_rooms_is_told() {
 }
 
 #[test]
-fn a_session_that_is_gone_or_was_never_given_is_named() {
+fn a_command_for_a_session_that_is_gone_or_unknown_is_refused() {
     let mut world = World::new(|config| config.shards = 2);
     for shard in 0..2 {
         let session = world.gone_session(shard);
@@ -115,7 +115,7 @@ fn a_session_that_is_gone_or_was_never_given_is_named() {
 }
 
 #[test]
-fn what_is_refused_at_once_is_told_at_once() {
+fn a_command_that_is_refused_at_once_reports_at_once() {
     let mut world = World::new(|config| {
         config.limits.commands_max = 1;
         config.limits.frame_to_client_bytes_max = 1_000;
@@ -143,7 +143,7 @@ fn what_is_refused_at_once_is_told_at_once() {
 }
 
 #[test]
-fn a_shard_that_ends_leaves_nobody_waiting() {
+fn every_command_reports_an_outcome_when_a_shard_ends() {
     let mut world = World::new(|config| config.shards = 2);
     let session = world.gone_session(1);
     let give = |world: &World| {
@@ -181,7 +181,7 @@ fn a_shard_that_ends_leaves_nobody_waiting() {
 }
 
 #[test]
-fn a_push_under_way_when_a_shard_is_stopped_was_not_done() {
+fn a_push_in_flight_when_a_shard_stops_reports_that_it_was_not_done() {
     let mut world = World::new(|config| {
         config.rooms.default_policy.merge_window = Duration::from_secs(3600);
     });
