@@ -11,22 +11,22 @@ use tidegate_testing::scripted::{JOIN_REPORTED, PUSH_REPORTED};
 use tokio::sync::oneshot::error::TryRecvError;
 
 /// Gives a command, and has its outcome told.
-fn told(world: &World, give: impl FnOnce(Reporting<'_>)) -> Receiver<CommandOutcome> {
+fn outcome_of(world: &World, give: impl FnOnce(Reporting<'_>)) -> Receiver<CommandOutcome> {
     let (sender, outcome) = channel();
     give(world.gateway().report_to(move |outcome| sender.send(outcome).unwrap()));
     outcome
 }
 
 /// The same, when the gateway had the time to end it. It is told once.
-fn ended(world: &mut World, give: impl FnOnce(Reporting<'_>)) -> CommandOutcome {
-    let outcome = told(world, give);
+fn final_outcome(world: &mut World, give: impl FnOnce(Reporting<'_>)) -> CommandOutcome {
+    let outcome = outcome_of(world, give);
     world.turns(6);
-    let ended = outcome.try_recv().expect("it is told");
+    let ended = outcome.try_recv().expect("the command reports");
     assert!(outcome.try_recv().is_err());
     ended
 }
 
-fn went_to(connections: u64) -> CommandOutcome {
+fn delivered_to(connections: u64) -> CommandOutcome {
     Ok(Done::with_connections(connections))
 }
 
@@ -41,10 +41,11 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
         config.rooms.rooms_max = 3;
     });
     let mut phones = [world.log_in(0), world.log_in(1)];
-    let outcomes: Vec<_> =
-        (0..40).map(|n| ended(&mut world, |gateway| gateway.push_room(&room(n), 5, "x"))).collect();
+    let outcomes: Vec<_> = (0..40)
+        .map(|n| final_outcome(&mut world, |gateway| gateway.push_room(&room(n), 5, "x")))
+        .collect();
     let refused = Err(PushError::RoomsFull { rooms_max: 3 });
-    assert_eq!(outcomes.iter().filter(|&&outcome| outcome == went_to(0)).count(), 6);
+    assert_eq!(outcomes.iter().filter(|&&outcome| outcome == delivered_to(0)).count(), 6);
     assert_eq!(outcomes.iter().filter(|&&outcome| outcome == refused).count(), 34);
     // A join of either shard's is told the same, whichever is the room's home.
     for (phone, sequence) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
@@ -57,7 +58,7 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
         assert_eq!((got.sequence, got.code.is_none()), (sequence, known), "{name}");
     }
     // Everybody's is always there.
-    assert_eq!(ended(&mut world, |gateway| gateway.push_all(5, "x")), went_to(2));
+    assert_eq!(final_outcome(&mut world, |gateway| gateway.push_all(5, "x")), delivered_to(2));
     assert_eq!(world.commands_in_flight(), 0);
 }
 
@@ -98,20 +99,26 @@ fn a_command_for_a_session_that_is_gone_or_unknown_is_refused() {
     for shard in 0..2 {
         let session = world.gone_session(shard);
         for n in 0..8 {
-            let joined = ended(&mut world, |gateway| gateway.join(session, &room(n), None));
+            let joined = final_outcome(&mut world, |gateway| gateway.join(session, &room(n), None));
             assert_eq!(joined, Err(PushError::SessionGone));
-            let left = ended(&mut world, |gateway| gateway.leave(session, &room(n)));
+            let left = final_outcome(&mut world, |gateway| gateway.leave(session, &room(n)));
             assert_eq!(left, Err(PushError::SessionGone));
         }
     }
     let foreign = world.gone_session(7);
-    let told = |give: fn(Reporting<'_>, SessionId)| {
+    let report_at_once = |give: fn(Reporting<'_>, SessionId)| {
         let (sender, outcome) = channel();
         give(world.gateway().report_to(move |o| sender.send(o).unwrap()), foreign);
         outcome.try_recv().unwrap()
     };
-    assert_eq!(told(|gateway, s| gateway.join(s, &room(1), None)), Err(PushError::UnknownSession));
-    assert_eq!(told(|gateway, s| gateway.leave(s, &room(1))), Err(PushError::UnknownSession));
+    assert_eq!(
+        report_at_once(|gateway, s| gateway.join(s, &room(1), None)),
+        Err(PushError::UnknownSession)
+    );
+    assert_eq!(
+        report_at_once(|gateway, s| gateway.leave(s, &room(1))),
+        Err(PushError::UnknownSession)
+    );
 }
 
 #[test]
@@ -121,13 +128,13 @@ fn a_command_that_is_refused_at_once_reports_at_once() {
         config.limits.frame_to_client_bytes_max = 1_000;
     });
     let at_once = |world: &World, give: &dyn Fn(Reporting<'_>)| {
-        told(world, give).try_recv().expect("it is told at once")
+        outcome_of(world, give).try_recv().expect("the command reports at once")
     };
     let bad = at_once(&world, &|gateway| gateway.push_user(7, 0, "x"));
     assert_eq!(bad, Err(PushError::BadType(0)));
     let long = at_once(&world, &|gateway| gateway.push_user(7, 5, vec![0; 1_000]));
     assert!(matches!(long, Err(PushError::TooLong { bytes_max: 1_000, .. })), "{long:?}");
-    let first = told(&world, |gateway| gateway.push_user(7, 5, "x"));
+    let first = outcome_of(&world, |gateway| gateway.push_user(7, 5, "x"));
     for give in [
         (|gateway| gateway.push_all(5, "x")) as fn(Reporting<'_>),
         |gateway| gateway.kick(7),
@@ -137,7 +144,7 @@ fn a_command_that_is_refused_at_once_reports_at_once() {
         assert!(matches!(outcome, Err(PushError::Overloaded | PushError::UnknownSession)));
     }
     world.turns(6);
-    assert_eq!(first.try_recv(), Ok(went_to(0)));
+    assert_eq!(first.try_recv(), Ok(delivered_to(0)));
     world.hub().set_stopped();
     assert_eq!(at_once(&world, &|gateway| gateway.kick(7)), Err(PushError::Stopping));
 }
@@ -149,11 +156,11 @@ fn every_command_reports_an_outcome_when_a_shard_ends() {
     let give = |world: &World| {
         let mut outcomes = Vec::new();
         for n in 0..16 {
-            outcomes.push(told(world, |gateway| gateway.push_room(&room(n), 5, "x")));
-            outcomes.push(told(world, |gateway| gateway.push_user(n as u64, 5, "x")));
-            outcomes.push(told(world, |gateway| gateway.join(session, &room(n), None)));
-            outcomes.push(told(world, |gateway| gateway.leave(session, &room(n))));
-            outcomes.push(told(world, |gateway| gateway.kick(n as u64)));
+            outcomes.push(outcome_of(world, |gateway| gateway.push_room(&room(n), 5, "x")));
+            outcomes.push(outcome_of(world, |gateway| gateway.push_user(n as u64, 5, "x")));
+            outcomes.push(outcome_of(world, |gateway| gateway.join(session, &room(n), None)));
+            outcomes.push(outcome_of(world, |gateway| gateway.leave(session, &room(n))));
+            outcomes.push(outcome_of(world, |gateway| gateway.kick(n as u64)));
         }
         outcomes
     };
@@ -165,7 +172,7 @@ fn every_command_reports_an_outcome_when_a_shard_ends() {
     world.turns(6);
     let (mut done, mut stopping, mut gone) = (0, 0, 0);
     for outcome in in_the_mailbox.iter().chain(&afterwards) {
-        match outcome.try_recv().expect("it is told") {
+        match outcome.try_recv().expect("the command reports") {
             // The home of these is the shard that goes on.
             Ok(_) => done += 1,
             Err(PushError::Stopping) => stopping += 1,
@@ -187,7 +194,7 @@ fn a_push_in_flight_when_a_shard_stops_reports_that_it_was_not_done() {
     });
     let phone = world.log_in(0);
     world.ask(&phone, JOIN_REPORTED, 2, b"room-0");
-    let outcome = told(&world, |gateway| gateway.push_room(&room(0), 5, "x"));
+    let outcome = outcome_of(&world, |gateway| gateway.push_room(&room(0), 5, "x"));
     world.turns(3);
     assert!(outcome.try_recv().is_err(), "it waits for the window's end");
     world.stop();

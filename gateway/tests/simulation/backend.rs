@@ -1,4 +1,4 @@
-//! A backend with moods, and the book of what it did: what clients are held to.
+//! A backend with moods, and the record of what it did: what clients are held to.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,9 +14,9 @@ pub(crate) const INLINE: i32 = 10;
 /// Echo on workers, in order.
 pub(crate) const QUEUED: i32 = 20;
 /// Anything may happen, on workers.
-pub(crate) const WILD: i32 = 30;
+pub(crate) const RANDOM: i32 = 30;
 /// Anything may happen, on the shard's thread.
-pub(crate) const WILD_INLINE: i32 = 40;
+pub(crate) const RANDOM_INLINE: i32 = 40;
 /// Pushes, memberships and kicks, on the shard's thread.
 pub(crate) const COMMAND: i32 = 50;
 /// The same, on workers.
@@ -24,7 +24,7 @@ pub(crate) const COMMAND_QUEUED: i32 = 60;
 /// An answer as long as the request's data says, on workers.
 pub(crate) const LARGE: i32 = 70;
 /// No route.
-pub(crate) const NOWHERE: i32 = 90;
+pub(crate) const UNROUTED: i32 = 90;
 /// The type of every push.
 pub(crate) const PUSH: i32 = 7;
 /// The longest push.
@@ -62,7 +62,7 @@ pub(crate) enum Order {
 
 /// What the backend did.
 #[derive(Debug)]
-pub(crate) struct Book {
+pub(crate) struct Record {
     rng: Rng,
     /// Pushes so far.
     pub(crate) published: BTreeMap<Target, u64>,
@@ -71,14 +71,14 @@ pub(crate) struct Book {
     /// Calls to be answered later.
     pub(crate) deferred: Vec<Call>,
     /// Every call is answered at once.
-    pub(crate) calm: bool,
+    pub(crate) answers_at_once: bool,
     /// Wild calls are kept until they are asked for.
-    pub(crate) keeps: bool,
+    pub(crate) keeps_calls: bool,
 }
 
-/// The book, shared by the handlers and the world.
+/// The record, shared by the handlers and the world.
 #[derive(Clone, Debug)]
-pub(crate) struct Backend(Arc<Mutex<Book>>);
+pub(crate) struct Backend(Arc<Mutex<Record>>);
 
 /// What a push carries: to whom, its number, and bytes that show a cut or a mix.
 pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
@@ -158,18 +158,18 @@ impl Order {
 
 impl Backend {
     pub(crate) fn new(seed: u64) -> Self {
-        let book = Book {
+        let record = Record {
             rng: Rng::with_seed(seed),
             published: BTreeMap::new(),
             memberships: BTreeMap::new(),
             deferred: Vec::new(),
-            calm: false,
-            keeps: false,
+            answers_at_once: false,
+            keeps_calls: false,
         };
-        Self(Arc::new(Mutex::new(book)))
+        Self(Arc::new(Mutex::new(record)))
     }
 
-    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
         // Handlers panic on purpose.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,21 +184,16 @@ impl Backend {
             Target::User(user_id) => gateway.push_user(user_id, PUSH, data),
         };
         if pushed.is_ok() {
-            self.book().published.insert(target, number + 1);
+            self.record().published.insert(target, number + 1);
         }
         pushed.is_ok()
     }
 
     pub(crate) fn published(&self, target: Target) -> u64 {
-        self.book().published.get(&target).copied().unwrap_or_default()
+        self.record().published.get(&target).copied().unwrap_or_default()
     }
 
-    fn follow(
-        &self,
-        order: Order,
-        session: tidegate_backend::SessionId,
-        gateway: &Gateway,
-    ) -> bool {
+    fn apply(&self, order: Order, session: tidegate_backend::SessionId, gateway: &Gateway) -> bool {
         let (room, outcome, membership) = match order {
             Order::Push(target) => return self.push(target, gateway),
             Order::Kick(user_id) => return gateway.kick(user_id).is_ok(),
@@ -217,27 +212,27 @@ impl Backend {
             }
         };
         if outcome.is_ok() {
-            self.book().memberships.entry((session.0, room)).or_default().push(membership);
+            self.record().memberships.entry((session.0, room)).or_default().push(membership);
         }
         outcome.is_ok()
     }
 
-    fn wild(&self, call: Call) {
-        let (mood, other) = {
-            let book = &mut *self.book();
-            let mood = match (book.calm, book.keeps) {
+    fn answer_at_random(&self, call: Call) {
+        let (behaviour, other) = {
+            let record = &mut *self.record();
+            let behaviour = match (record.answers_at_once, record.keeps_calls) {
                 (true, _) => 0,
                 (_, true) => 5,
-                _ => book.rng.u32(0..12),
+                _ => record.rng.u32(0..12),
             };
-            let other = (mood == 11 && !book.deferred.is_empty()).then(|| {
-                let index = book.rng.usize(0..book.deferred.len());
-                book.deferred.swap_remove(index)
+            let other = (behaviour == 11 && !record.deferred.is_empty()).then(|| {
+                let index = record.rng.usize(0..record.deferred.len());
+                record.deferred.swap_remove(index)
             });
-            (mood, other)
+            (behaviour, other)
         };
-        match mood {
-            4..=6 => self.book().deferred.push(call),
+        match behaviour {
+            4..=6 => self.record().deferred.push(call),
             7 => drop(call),
             // Unlike `panic!`, this prints nothing.
             8 => std::panic::resume_unwind(Box::new("the backend panics")),
@@ -259,10 +254,10 @@ pub(crate) fn echo(call: Call) {
 impl Handler for Backend {
     fn handle(&self, call: Call, gateway: &Gateway) {
         match call.kind() / ROUTE_TYPES * ROUTE_TYPES {
-            WILD | WILD_INLINE => self.wild(call),
+            RANDOM | RANDOM_INLINE => self.answer_at_random(call),
             COMMAND | COMMAND_QUEUED => {
                 let order = Order::decode(call.biz_data());
-                if self.follow(order, call.session(), gateway) {
+                if self.apply(order, call.session(), gateway) {
                     echo(call);
                 } else {
                     call.fail(Code::Overloaded);

@@ -25,7 +25,7 @@ fn ask(run: &mut Run, kind: i32, data: &Bytes) {
     // A second, so that no rate limit says no.
     run.round(Duration::from_secs(1));
     run.clients[0].request(run.world.now(), kind, data);
-    run.until("an answer", Duration::from_secs(5), |run| run.clients[0].outstanding.is_empty());
+    run.run_until("an answer", Duration::from_secs(5), |run| run.clients[0].outstanding.is_empty());
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_member_that_resumes_too_late_is_not_closed_as_slow() {
         ask(&mut run, COMMAND, &Order::Join(STRICT).encode());
         let room = Target::Room(STRICT);
         assert!(run.backend.push(room, run.world.gateway()));
-        run.until("the first push", Duration::from_secs(5), |run| {
+        run.run_until("the first push", Duration::from_secs(5), |run| {
             run.clients[0].seen.contains_key(&STRICT)
         });
         let (offset, number) = run.clients[0].seen[&STRICT];
@@ -47,7 +47,7 @@ fn a_member_that_resumes_too_late_is_not_closed_as_slow() {
         ask(&mut run, COMMAND, &Order::Resume(STRICT, offset, number).encode());
         let newest = run.backend.published(room) - 1;
         if run.world.config().rooms.idle_ttl > Duration::from_secs(10) {
-            run.until("what the log holds", Duration::from_secs(5), |run| {
+            run.run_until("what the log holds", Duration::from_secs(5), |run| {
                 run.clients[0].seen[&STRICT].1 == newest
             });
         }
@@ -75,7 +75,7 @@ fn a_client_that_reads_again_is_read_from_again() {
         }
         assert_eq!(run.world.level(|levels| levels.calls_in_flight), 0, "only sending holds it up");
         run.world.set_window(peer, 1 << 20);
-        run.until("all are answered", Duration::from_secs(5), |run| {
+        run.run_until("all are answered", Duration::from_secs(5), |run| {
             run.clients[0].outstanding.is_empty()
         });
         assert!(run.clients[0].is_live(), "{:?}", run.clients[0]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_backend::Code;
 
-use crate::backend::{INLINE, Target, WILD, WILD_INLINE, echo};
+use crate::backend::{INLINE, RANDOM, RANDOM_INLINE, Target, echo};
 use crate::for_each_seed;
 use crate::run::Run;
 
@@ -16,20 +16,20 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
         (0..300).for_each(|_| run.step());
         run.heal();
         {
-            let mut book = run.backend.book();
-            book.calm = false;
-            book.keeps = true;
+            let mut record = run.backend.record();
+            record.answers_at_once = false;
+            record.keeps_calls = true;
         }
         // Who has just asked much may ask again.
         run.round(Duration::from_secs(1));
         for client in &mut run.clients {
             client.answers = 0;
-            let kind = [INLINE, WILD, WILD_INLINE][run.rng.usize(0..3)];
+            let kind = [INLINE, RANDOM, RANDOM_INLINE][run.rng.usize(0..3)];
             client.request(run.world.now(), kind, &Bytes::from_static(b"before you go"));
         }
         (0..3).for_each(|_| run.round(Duration::ZERO));
         let waiting: Vec<_> = run.clients.iter().map(|client| client.outstanding.len()).collect();
-        assert_eq!(waiting.iter().sum::<usize>(), run.backend.book().deferred.len());
+        assert_eq!(waiting.iter().sum::<usize>(), run.backend.record().deferred.len());
 
         // It has come to all shards, and may wait there for the end of a window.
         assert!(run.backend.push(Target::Everybody, run.world.gateway()), "a push is taken");
@@ -41,18 +41,18 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
             assert_eq!(told, waiting == 0, "{client:?}");
         }
         loop {
-            // The book is let go of before the answer, which may want it.
-            let Some(call) = run.backend.book().deferred.pop() else { break };
+            // The record is let go of before the answer, which may want it.
+            let Some(call) = run.backend.record().deferred.pop() else { break };
             echo(call);
             (0..run.rng.u32(0..3)).for_each(|_| run.round(Duration::from_millis(5)));
         }
-        run.until("the shards end", Duration::from_secs(10), |run| run.world.is_finished());
+        run.run_until("the shards end", Duration::from_secs(10), |run| run.world.is_finished());
         (0..3).for_each(|_| run.round(Duration::ZERO));
         for client in &run.clients {
             assert_eq!(client.goodbye, Some(Code::Draining), "{client:?}");
             assert_eq!(client.answers, 1, "{client:?}");
             assert_eq!(client.pushes[&Target::Everybody], 2, "nothing is lost: {client:?}");
-            assert!(client.over.is_some());
+            assert!(client.ended.is_some());
         }
         assert!(run.world.drivers.iter_mut().all(|sim| sim.connect().is_none()));
     });

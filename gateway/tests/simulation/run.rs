@@ -13,10 +13,10 @@ use tidegate_backend::Placement;
 use tidegate_testing::{Setup, World, sim};
 
 use crate::backend::{
-    Backend, COMMAND, COMMAND_QUEUED, INLINE, LARGE, PUSH, PUSH_BYTES_MAX, QUEUED, ROUTE_TYPES,
-    Target, WILD, WILD_INLINE, echo,
+    Backend, COMMAND, COMMAND_QUEUED, INLINE, LARGE, PUSH, PUSH_BYTES_MAX, QUEUED, RANDOM,
+    RANDOM_INLINE, ROUTE_TYPES, Target, echo,
 };
-use crate::client::{Client, Over, Rules};
+use crate::client::{Client, Ended, Rules};
 
 const ROOMS: u64 = 6;
 const CLIENTS: usize = 8;
@@ -42,7 +42,7 @@ pub(crate) struct Run {
     /// Backends answer with as much as an outbox may hold.
     large_answers: bool,
     /// The clock jumps, or the network resets.
-    rough: bool,
+    has_faults: bool,
     /// Pushes that clients missed on connections that are gone.
     skipped: u64,
     /// Users that clients are before the healing: where they are few, they meet.
@@ -98,8 +98,8 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
     config.routes = [
         (INLINE, "inline"),
         (QUEUED, "workers"),
-        (WILD, "workers"),
-        (WILD_INLINE, "inline"),
+        (RANDOM, "workers"),
+        (RANDOM_INLINE, "inline"),
         (COMMAND, "inline"),
         (COMMAND_QUEUED, "workers"),
         (LARGE, "workers"),
@@ -155,7 +155,7 @@ impl Run {
             backend,
             clients: Vec::new(),
             rules,
-            rough: faults.clock_jump + faults.reset + faults.time_out > 0.0,
+            has_faults: faults.clock_jump + faults.reset + faults.time_out > 0.0,
             skipped: 0,
             users,
             next_user: 1000,
@@ -172,7 +172,7 @@ impl Run {
         let shard = self.rng.usize(0..self.world.shards.len());
         let peer = self.world.connect(shard);
         let mut client = Client::new(peer, user_id, self.world.now(), self.rules);
-        client.excused = self.rough;
+        client.may_be_cut_off = self.has_faults;
         client.never_reads = self.rng.u8(..) < 25;
         client
     }
@@ -195,7 +195,7 @@ impl Run {
             }
             553 => self.wait(CALL_TIMEOUT + Duration::from_secs(1)),
             554..600 => {
-                let most = if self.rough && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
+                let most = if self.has_faults && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
                 self.world.advance(Duration::from_millis(self.rng.u64(0..most)));
             }
             600..630 => {
@@ -244,12 +244,12 @@ impl Run {
 
     pub(crate) fn answer_deferred(&mut self) {
         let call = {
-            let mut book = self.backend.book();
-            if book.deferred.is_empty() {
+            let mut record = self.backend.record();
+            if record.deferred.is_empty() {
                 return;
             }
-            let index = self.rng.usize(0..book.deferred.len());
-            book.deferred.swap_remove(index)
+            let index = self.rng.usize(0..record.deferred.len());
+            record.deferred.swap_remove(index)
         };
         match self.rng.u32(0..4) {
             0 => drop(call),
@@ -269,7 +269,7 @@ impl Run {
     fn pump(&mut self, index: usize, everything: bool) {
         let cut_off = self.cut_off();
         let client = &mut self.clients[index];
-        if client.over.is_some() {
+        if client.ended.is_some() {
             return;
         }
         let outgoing = client.wire.outgoing();
@@ -285,10 +285,10 @@ impl Run {
         loop {
             let bytes_max = if everything { usize::MAX } else { self.rng.usize(1..2000) };
             match self.world.read_at_most(client.peer, bytes_max) {
-                Arrived::Bytes(bytes) => client.receive(&bytes, &self.backend.book()),
+                Arrived::Bytes(bytes) => client.receive(&bytes, &self.backend.record()),
                 Arrived::Nothing => return,
-                Arrived::End => return client.on_over(Over::End, cut_off),
-                Arrived::Reset => return client.on_over(Over::Reset, cut_off),
+                Arrived::End => return client.on_end(Ended::End, cut_off),
+                Arrived::Reset => return client.on_end(Ended::Reset, cut_off),
             }
             if !everything {
                 return;
@@ -348,7 +348,7 @@ impl Run {
 
     /// Rounds until something holds, within a bound of simulated time.
     #[track_caller]
-    pub(crate) fn until(
+    pub(crate) fn run_until(
         &mut self,
         what: &str,
         within: Duration,

@@ -4,15 +4,15 @@ use bytes::Bytes;
 
 use super::{ROOMS, Run};
 use crate::backend::{
-    COMMAND, COMMAND_QUEUED, INLINE, LARGE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
-    large_order,
+    COMMAND, COMMAND_QUEUED, INLINE, LARGE, Order, QUEUED, RANDOM, RANDOM_INLINE, ROUTE_TYPES,
+    UNROUTED, large_order,
 };
 
 impl Run {
     /// Something that an app, or what is wrong with it, may do.
     pub(super) fn act(&mut self, index: usize) {
         let now = self.world.now();
-        if self.clients[index].over.is_some() {
+        if self.clients[index].ended.is_some() {
             if self.rng.u32(0..4) == 0 {
                 self.reconnect(index);
             }
@@ -21,19 +21,19 @@ impl Run {
         let peer = self.clients[index].peer;
         match self.rng.u32(0..1000) {
             action @ 0..2 => {
-                self.clients[index].excused = true;
+                self.clients[index].may_be_cut_off = true;
                 return if action == 0 { self.world.reset(peer) } else { self.world.hang_up(peer) };
             }
             2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
             4..30 if !self.clients[index].never_reads => {
                 let client = &mut self.clients[index];
                 client.stalled = !client.stalled;
-                client.excused = true;
+                client.may_be_cut_off = true;
                 let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
                 return self.world.set_window(peer, window);
             }
             30..33 if self.clients[index].is_live() => {
-                self.clients[index].tainted = true;
+                self.clients[index].sent_garbage = true;
                 let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
                 return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
             }
@@ -51,7 +51,7 @@ impl Run {
             };
         }
         if self.clients[index].never_reads && !self.clients[index].stalled {
-            (self.clients[index].stalled, self.clients[index].excused) = (true, true);
+            (self.clients[index].stalled, self.clients[index].may_be_cut_off) = (true, true);
             let window = self.rng.usize(0..600);
             self.world.set_window(peer, window);
         }
@@ -65,7 +65,7 @@ impl Run {
             1 => self.clients[index].authenticate(now, true),
             2 => {
                 let bytes = self.data();
-                self.clients[index].request(now, NOWHERE, &bytes);
+                self.clients[index].request(now, UNROUTED, &bytes);
             }
             3 if self.large_answers => {
                 let outbox_bytes_max = self.world.config().limits.outbox_bytes_max;
@@ -74,7 +74,7 @@ impl Run {
             }
             3..20 => {
                 for _ in 0..self.rng.u32(1..6) {
-                    let route = *self.rng.choice(&[INLINE, QUEUED, WILD, WILD_INLINE]).unwrap();
+                    let route = *self.rng.choice(&[INLINE, QUEUED, RANDOM, RANDOM_INLINE]).unwrap();
                     let kind = route + self.rng.i32(0..ROUTE_TYPES);
                     let bytes = self.data();
                     self.clients[index].request(now, kind, &bytes);

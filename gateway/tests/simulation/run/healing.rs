@@ -7,11 +7,11 @@ use tidegate::driver::sim::Faults;
 use tidegate::shard::clients::cause::Cause;
 
 use super::Run;
-use crate::backend::{INLINE, QUEUED, Target, WILD, WILD_INLINE, echo};
+use crate::backend::{INLINE, QUEUED, RANDOM, RANDOM_INLINE, Target, echo};
 
 impl Run {
     /// The network heals, and so does the backend; clients read.
-    pub(crate) fn calm(&mut self) {
+    pub(crate) fn stop_faults(&mut self) {
         for sim in &mut self.world.drivers {
             sim.set_faults(Faults::default());
         }
@@ -21,20 +21,20 @@ impl Run {
             self.world.set_window(client.peer, 1 << 20);
         }
         let deferred = {
-            let mut book = self.backend.book();
-            book.calm = true;
-            std::mem::take(&mut book.deferred)
+            let mut record = self.backend.record();
+            record.answers_at_once = true;
+            std::mem::take(&mut record.deferred)
         };
         deferred.into_iter().for_each(echo);
     }
 
     /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
     pub(crate) fn heal(&mut self) {
-        self.calm();
-        self.until("all are answered, or gone", Duration::from_secs(60), |run| {
+        self.stop_faults();
+        self.run_until("all are answered, or gone", Duration::from_secs(60), |run| {
             run.clients.iter().all(|client| {
                 let answered = client.is_live() && client.outstanding.is_empty();
-                answered || client.over.is_some() || client.tainted
+                answered || client.ended.is_some() || client.sent_garbage
             })
         });
         // Who still waits to be accepted, with a login to come, comes in and ends another's session: once
@@ -52,22 +52,22 @@ impl Run {
                 self.clients[index].authenticate(self.world.now(), true);
             }
         }
-        self.until("all can come in", Duration::from_secs(5), |run| {
+        self.run_until("all can come in", Duration::from_secs(5), |run| {
             run.clients.iter().all(|client| client.session.is_some())
         });
         for client in &mut self.clients {
             client.pushes.clear();
-            for kind in [INLINE, QUEUED, WILD, WILD_INLINE] {
+            for kind in [INLINE, QUEUED, RANDOM, RANDOM_INLINE] {
                 client.request(self.world.now(), kind, &Bytes::from_static(b"are you well?"));
             }
         }
         assert!(self.backend.push(Target::Everybody, self.world.gateway()), "a push is taken");
-        self.until("all are answered and hear", Duration::from_secs(5), |run| {
+        self.run_until("all are answered and hear", Duration::from_secs(5), |run| {
             run.clients.iter().all(|client| {
                 assert!(client.is_live(), "{client:?}");
                 client.outstanding.is_empty()
                     && client.pushes.get(&Target::Everybody) == Some(&1)
-                    && client.is_up_to_date(&run.backend.book())
+                    && client.is_up_to_date(&run.backend.record())
             })
         });
         let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
@@ -79,18 +79,18 @@ impl Run {
     pub(crate) fn end(&mut self) {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
-            client.excused = true;
+            client.may_be_cut_off = true;
             match self.rng.u32(0..3) {
                 0 => self.world.reset(client.peer),
                 1 => self.world.hang_up(client.peer),
                 _ => client.half_closed = true,
             }
         }
-        self.until("the connections are gone", Duration::from_secs(10), |run| {
+        self.run_until("the connections are gone", Duration::from_secs(10), |run| {
             run.world.level(|levels| levels.connections) == 0
         });
         self.world.advance(self.world.config().rooms.idle_ttl);
-        self.until("nothing is left", Duration::from_secs(10), |run| {
+        self.run_until("nothing is left", Duration::from_secs(10), |run| {
             run.world.levels().iter().all(|levels| {
                 let left = levels.sessions
                     + levels.users
