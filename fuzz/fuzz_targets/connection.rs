@@ -1,5 +1,5 @@
-//! A whole shard survives whatever one connection sends, answers it by the rules, and its neighbour
-//! notices nothing.
+//! A whole shard survives whatever one connection sends, answers it as the protocol says, and serves its neighbour
+//! as before.
 
 #![no_main]
 
@@ -15,10 +15,10 @@ use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Reassembler, Request};
 use tidegate_testing::{Phone, Received, Setup, World, frame, login};
 
-/// Small, so that a fuzzer soon finds a frame that is too long.
+/// Small, so that a fuzzer soon makes a frame that is too long.
 const PAYLOAD_BYTES_MAX: usize = 300;
 
-/// Tries to authenticate that a connection has.
+/// Authentications of a connection that may fail.
 const FAILURES_MAX: u8 = 3;
 
 /// The last type that is routed.
@@ -27,17 +27,17 @@ const TYPE_MAX: i32 = 99;
 /// The user who is logged in before the input comes.
 const USER: u64 = 7;
 
-/// Turns after which something hangs.
+/// After so many turns the shard must have finished.
 const TURNS_MAX: usize = 10_000;
 
-/// Echoes; what is of type 2 is pushed to everybody as well.
+/// Echoes. The data of a request of type 2 is pushed to everybody too.
 struct Echo;
 
 impl Handler for Echo {
     fn handle(&self, call: Call, gateway: &Gateway) {
         let same = call.biz_data().clone();
         if call.kind() == 2 {
-            gateway.push_all(2, same.clone()).expect("there is room for a push");
+            gateway.push_all(2, same.clone()).expect("the push is accepted");
         }
         call.answer(same);
     }
@@ -62,7 +62,7 @@ impl From<Received> for Answer {
     }
 }
 
-/// What a stream has to get, read at once.
+/// The answers that a stream must get, found by reading it at once.
 #[derive(Debug, Default)]
 struct Expected {
     answers: Vec<Answer>,
@@ -117,7 +117,7 @@ impl Expected {
     }
 }
 
-/// A world with a neighbour who is logged in: both outlive the inputs.
+/// A world with one logged-in client, the neighbour. Both are kept from input to input.
 struct Target {
     world: World,
     neighbour: Phone,
@@ -196,7 +196,7 @@ fn write(world: &mut World, phone: &Phone, mut bytes: &[u8]) {
     }
 }
 
-/// Reads until so many answers have arrived, or until the connection ends; pushes are passed over.
+/// Reads until so many answers have arrived, or until the connection ends. Pushes are ignored.
 fn answers(world: &mut World, phone: &mut Phone, count: usize) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     for _ in 0..TURNS_MAX {
@@ -226,7 +226,7 @@ fuzz_target!(|data: &[u8]| {
         for user_id in [None, Some(USER)] {
             target.run(stream, &arrivals, user_id);
         }
-        // Time stands still within an input: nobody is too late because an input is long.
+        // The clock does not move within an input, so no input is long enough for a timeout.
         target.world.advance(Duration::from_millis(1));
     });
 });

@@ -1,6 +1,4 @@
-//! Heap allocations on the shard's thread once it runs steadily: counted, since times don't repeat.
-
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+//! Heap allocations of a shard in steady state. They are counted, since times do not repeat.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,20 +12,19 @@ use tidegate_backend::{Placement, RoomId};
 use tidegate_protocol::client::Client;
 use tidegate_testing::{Setup, SteppedDriver, World, login};
 
-/// Rounds before counting: buffers grow to what they need.
+/// Rounds before the count, in which buffers grow to the size that they need.
 const WARM_UP: usize = 2_000;
 
 /// Rounds that are counted.
 const ROUNDS: u64 = 2_000;
 
-/// A driver that allocates nothing: connections are there, what they receive is put in, and what is
-/// sent is gone.
+/// A driver that allocates nothing. The test says what connections receive; what is sent to them is dropped.
 struct Feed {
     now: Instant,
     /// Connections to report as accepted.
     accept: u32,
     accepted: u32,
-    /// What each of so many connections receives in the next poll.
+    /// What the first connections receive in the next poll: how many, and the bytes for each.
     input: Option<(u32, Bytes)>,
     sends: u64,
 }
@@ -80,7 +77,7 @@ impl SteppedDriver for Feed {
     }
 }
 
-/// A shard with open sessions that all send the same.
+/// A shard with open sessions which all send the same bytes.
 struct Sessions {
     world: World<Feed>,
     client: Client,
@@ -113,7 +110,7 @@ impl Sessions {
         self.world.turn(0);
     }
 
-    /// Allocations of the shard's turns in a round with this input; the workers' aren't counted.
+    /// Allocations of the shard in a round with this input. Those of workers are not counted.
     fn round(&mut self, connections: u32, input: &Bytes) -> u64 {
         self.world.drivers[0].input = Some((connections, input.clone()));
         let mut count = measure(|| self.turn()).count_total;
@@ -122,7 +119,7 @@ impl Sessions {
         count
     }
 
-    /// Allocations for each request, in percent: buffers that serve many requests are a few.
+    /// Allocations per request, in percent: below 100 where one buffer serves many requests.
     fn percent_per_request(&mut self, connections: u32, requests: u32) -> u64 {
         for _ in 0..requests {
             self.client.request(self.world.now(), ECHO, b"sixteen bytes...");
@@ -134,7 +131,11 @@ impl Sessions {
         let answers = self.world.count(|stats| stats.answers);
         let count: u64 = (0..ROUNDS).map(|_| self.round(connections, &input)).sum();
         let answered = self.world.count(|stats| stats.answers) - answers;
-        assert_eq!(answered, ROUNDS * u64::from(connections * requests), "all were answered");
+        assert_eq!(
+            answered,
+            ROUNDS * u64::from(connections * requests),
+            "each request is answered"
+        );
         self.turn();
         assert_eq!(self.world.level(|levels| levels.outbox_bytes), 0);
         count * 100 / answered
@@ -153,7 +154,7 @@ fn a_request_handled_on_the_shard_costs_no_allocation() {
 
 #[test]
 fn a_request_to_a_worker_costs_the_shard_no_allocation() {
-    // The queues' blocks, of 31 batches or answers each; the batches themselves come back.
+    // The queues allocate a block per 31 batches or answers. The batches are reused.
     let percent = Sessions::new(Placement::Worker, 1).percent_per_request(1, 1);
     assert!(percent <= 10, "{percent} % of an allocation for a request alone");
     let percent = Sessions::new(Placement::Worker, 20).percent_per_request(20, 1);
@@ -169,7 +170,7 @@ fn a_push_is_encoded_once_for_all_members() {
     let everybody = RoomId::everybody();
     let push = |sessions: &mut Sessions| {
         sessions.world.gateway().push_room(&everybody, 7, Bytes::from_static(b"news")).unwrap();
-        // As many turns as the slices of a fan-out that all members take, and one for the mailbox.
+        // A turn for each slice of the fan-out, and one for the mailbox.
         let slices = MEMBERS.div_ceil(64);
         measure(|| (0..=slices).for_each(|_| sessions.turn())).count_total
     };

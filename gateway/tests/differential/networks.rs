@@ -1,4 +1,4 @@
-//! A shard on a driver, and its clients: simulated, or over loopback.
+//! A shard, a driver and clients: simulated, or over loopback.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,12 +17,12 @@ use tidegate_testing::{Peer, World, sim};
 use crate::play::setup;
 use crate::script::CLIENTS;
 
-/// Between two looks at sockets that have nothing.
+/// The time between two reads of sockets that have nothing.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
-/// The clients' side.
+/// The clients' end of the connections, and a way to let the shard run.
 pub(crate) trait Network {
-    /// Writes what there is room for.
+    /// Writes as much as the connection takes; says how many bytes.
     fn write(&mut self, client: usize, bytes: &[u8]) -> usize;
     fn half_close(&mut self, client: usize);
     fn read(&mut self, client: usize) -> Arrived;
@@ -71,7 +71,7 @@ impl Network for Simulated {
     }
 }
 
-/// A shard with a thread of its own, as in the gateway.
+/// A shard with its own thread and real sockets, as in the gateway.
 pub(crate) struct Sockets {
     parts: Parts,
     streams: Vec<TcpStream>,

@@ -1,4 +1,4 @@
-//! Plays a script, and notes what comes of it.
+//! Plays a script, and records what each client receives.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use tidegate_testing::{Phone, Received, Setup};
 use crate::networks::Network;
 use crate::script::{CLIENTS, FRAME_BYTES_MAX, PUSHED, Phase, Script};
 
-/// How long a script may take before its test has failed.
+/// The time after which a script has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a client got, by where it came from.
+/// What each client received, by source.
 pub(crate) type Outcome = Vec<BTreeMap<Source, Vec<Got>>>;
 
-/// Where responses come from, each in one order.
+/// A source of responses. The order within a source is certain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Source {
     Answers,
@@ -27,7 +27,7 @@ pub(crate) enum Source {
     End,
 }
 
-/// What a client gets from one source.
+/// What a client received from a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Got {
     Response(Received),
@@ -93,7 +93,7 @@ struct Player<'a, N> {
     rng: Rng,
     phones: [Phone<()>; CLIENTS],
     outcome: Outcome,
-    /// Frames in this phase.
+    /// Responses in this phase, by client.
     got: [usize; CLIENTS],
     deadline: Instant,
 }
@@ -125,7 +125,7 @@ impl<N: Network> Player<'_, N> {
                     self.network.half_close(client);
                 }
             }
-            // Everybody reads.
+            // All clients read.
             if (0..CLIENTS).filter(|&client| self.read(client)).count() == 0 {
                 self.network.pass();
             }
@@ -151,7 +151,7 @@ impl<N: Network> Player<'_, N> {
     }
 }
 
-/// Leaves out what differs from run to run: times, and names of sessions.
+/// Removes what differs from run to run: times and session ids.
 fn certain(mut received: Received) -> (Source, Got) {
     let kind = received.kind;
     if kind == HEARTBEAT || kind == AUTHENTICATE && received.code.is_none() {

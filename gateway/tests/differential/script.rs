@@ -1,8 +1,8 @@
 //! What clients send, and how many answers and pushes they get for it.
 //!
-//! It goes in phases: one begins when everybody has all that the last one gave. Within a phase only one client
-//! pushes to a room, and nobody joins or leaves where somebody pushes. So all that a client receives is
-//! certain, but for the order among the rooms' pushes and its answers.
+//! A script has phases. A phase begins when all clients have received everything of the last one. Within a phase
+//! only one client pushes to a room, and no client joins or leaves a room that gets pushes. So everything that a
+//! client receives is certain, except for the order between its answers and the pushes of different rooms.
 
 use std::collections::BTreeSet;
 
@@ -15,14 +15,14 @@ use tidegate_testing::scripted::{ECHO, JOIN, LEAVE, PUSH, push_order};
 
 pub(crate) const CLIENTS: usize = 6;
 
-/// The longest frame that is taken, in bytes.
+/// The longest frame that the gateway accepts, in bytes.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// Rooms by number; the last is everybody's.
+/// Rooms by number; the last one is everybody's.
 pub(crate) const ROOMS: usize = 4;
 pub(crate) const EVERYBODY: usize = ROOMS - 1;
 
-/// The type of a room's pushes: this and the room's number.
+/// The type of a room's pushes is this plus the room's number.
 pub(crate) const PUSHED: i32 = 100;
 
 fn room_id(room: usize) -> RoomId {
@@ -33,13 +33,13 @@ pub(crate) struct Script {
     pub(crate) phases: Vec<Phase>,
 }
 
-/// By client.
+/// What happens in a phase, by client.
 #[derive(Default)]
 pub(crate) struct Phase {
     pub(crate) bytes: [Vec<u8>; CLIENTS],
-    /// Frames that it gets.
+    /// How many responses the client gets.
     pub(crate) gets: [usize; CLIENTS],
-    /// It sends no more.
+    /// The client sends nothing more.
     pub(crate) ends: [bool; CLIENTS],
 }
 
@@ -109,7 +109,7 @@ impl Writer {
                 self.some_requests(&mut phase, client);
             }
             if self.rng.u8(0..4) == 0 {
-                // A burst: one write of very many.
+                // A burst: many requests in one write.
                 (0..300).for_each(|_| self.ask(&mut phase, client, ECHO, b"burst"));
             }
         }
@@ -140,7 +140,7 @@ impl Writer {
             self.some_requests(&mut phase, client);
             match self.rng.u8(0..4) {
                 0 => {
-                    // No message: a key of field 0.
+                    // No message: the first key names field 0.
                     frame::put_prefix(&mut phase.bytes[client], 20);
                     phase.bytes[client].extend([0; 20]);
                     phase.gets[client] += 1;
@@ -150,7 +150,7 @@ impl Writer {
                     phase.gets[client] += 1;
                 }
                 2 => {
-                    // The end cuts a frame.
+                    // The connection ends within a frame.
                     frame::put_prefix(&mut phase.bytes[client], 20);
                     phase.bytes[client].push(8);
                     phase.ends[client] = true;

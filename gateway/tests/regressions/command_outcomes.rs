@@ -1,4 +1,4 @@
-//! Who commands hears how it ended, whatever became of it and wherever.
+//! Each command reports one outcome, whichever shard carries it out and however it ends.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use tidegate_testing::World;
 use tidegate_testing::scripted::{JOIN_REPORTED, PUSH_REPORTED};
 use tokio::sync::oneshot::error::TryRecvError;
 
-/// Gives a command, and has its outcome told.
+/// Gives a command whose outcome is reported to the receiver.
 fn outcome_of(world: &World, give: impl FnOnce(Reporting<'_>)) -> Receiver<CommandOutcome> {
     let (sender, outcome) = channel();
     give(world.gateway().report_to(move |outcome| sender.send(outcome).unwrap()));
     outcome
 }
 
-/// The same, when the gateway had the time to end it. It is told once.
+/// Gives a command, and returns its outcome after the turns that it needs. It reports once.
 fn final_outcome(world: &mut World, give: impl FnOnce(Reporting<'_>)) -> CommandOutcome {
     let outcome = outcome_of(world, give);
     world.turns(6);
@@ -47,7 +47,7 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
     let refused = Err(PushError::RoomsFull { rooms_max: 3 });
     assert_eq!(outcomes.iter().filter(|&&outcome| outcome == delivered_to(0)).count(), 6);
     assert_eq!(outcomes.iter().filter(|&&outcome| outcome == refused).count(), 34);
-    // A join of either shard's is told the same, whichever is the room's home.
+    // A join from either shard gets the same result, whichever shard is the room's home.
     for (phone, sequence) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
         let known = sequence == 1;
         let n = outcomes.iter().position(|outcome| outcome.is_ok() == known).unwrap();
@@ -57,7 +57,7 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
         let got = phones[phone].received.last().unwrap();
         assert_eq!((got.sequence, got.code.is_none()), (sequence, known), "{name}");
     }
-    // Everybody's is always there.
+    // Everybody's room always exists.
     assert_eq!(final_outcome(&mut world, |gateway| gateway.push_all(5, "x")), delivered_to(2));
     assert_eq!(world.commands_in_flight(), 0);
 }
@@ -84,7 +84,7 @@ fn a_join_beyond_rooms_per_connection_max_is_refused() {
         let failed = phone.received.iter().filter(|got| got.code == Some(Code::BackendFailed));
         assert_eq!(failed.count(), 7);
     }
-    // A member joins again.
+    // A join of a room that the connection is in already is no new room.
     world.ask(&phones[0], JOIN_REPORTED, 20, b"room-0");
     world.ask(&phones[0], PUSH_REPORTED, 21, b"room-0");
     phones[0].read(&mut world);
@@ -173,7 +173,7 @@ fn every_command_reports_an_outcome_when_a_shard_ends() {
     let (mut done, mut stopping, mut gone) = (0, 0, 0);
     for outcome in in_the_mailbox.iter().chain(&afterwards) {
         match outcome.try_recv().expect("the command reports") {
-            // The home of these is the shard that goes on.
+            // The home of these users and rooms is the shard that still runs.
             Ok(_) => done += 1,
             Err(PushError::Stopping) => stopping += 1,
             Err(PushError::SessionGone) => gone += 1,
@@ -196,7 +196,7 @@ fn a_push_in_flight_when_a_shard_stops_reports_that_it_was_not_done() {
     world.ask(&phone, JOIN_REPORTED, 2, b"room-0");
     let outcome = outcome_of(&world, |gateway| gateway.push_room(&room(0), 5, "x"));
     world.turns(3);
-    assert!(outcome.try_recv().is_err(), "it waits for the window's end");
+    assert!(outcome.try_recv().is_err(), "the push waits for the end of the window");
     world.stop();
     world.turns(1);
     world.shards.clear();

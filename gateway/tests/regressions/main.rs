@@ -1,4 +1,4 @@
-//! What was wrong once, and what must not go wrong: whole shards on the simulated driver, one story each.
+//! Regressions: what was wrong once and must not go wrong again. Each test runs whole shards on the simulated driver.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -39,7 +39,7 @@ fn a_member_that_reads_gets_every_push_of_a_burst_longer_than_the_log() {
     for slow_member in [SlowMember::Skip, SlowMember::Close] {
         let mut world = World::new(|config| config.rooms.default_policy.slow_member = slow_member);
         let mut phone = world.log_in(0);
-        // Its socket takes all of them; the log holds one.
+        // The network takes all pushes of a burst; the log holds one of the long ones.
         world.set_window(phone.peer, 4 << 20);
         for burst in 1..=3 {
             (0..5).for_each(|_| world.push_all(5, 200 * 1024));
@@ -50,12 +50,12 @@ fn a_member_that_reads_gets_every_push_of_a_burst_longer_than_the_log() {
         assert_eq!(phone.end, None);
         assert_eq!(world.count(|stats| stats.skipped_pushes), 0);
         let log_bytes = everybodys_log_bytes(&mut world);
-        assert!(log_bytes <= 256 * 1024, "the log is as short as it should be: {log_bytes}");
+        assert!(log_bytes <= 256 * 1024, "the log is within its bound again: {log_bytes}");
         assert_eq!(world.commands_in_flight(), 0);
     }
 }
 
-/// Bytes that everybody's room remembers.
+/// Bytes in the log of everybody's room.
 fn everybodys_log_bytes(world: &mut World) -> u64 {
     world.room_info(RoomId::everybody()).expect("it always exists").log_bytes
 }
@@ -79,7 +79,7 @@ fn a_push_in_flight_does_not_count_against_the_outbox_bound() {
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
     world.ask(&phone, KEEP, 9, b"");
-    // A phone that reads, over a thin link.
+    // The client reads, but its connection takes little at a time.
     world.set_window(phone.peer, 10_000);
     world.push_all(5, 60_000);
     world.turns(2);
@@ -97,7 +97,7 @@ fn a_client_that_does_not_read_its_answers_is_closed() {
     for sequence in 0..20 {
         world.ask(&phone, KEEP, sequence, b"");
     }
-    // The first of them goes under way, the others wait behind it.
+    // The push is in flight, and the answers wait behind it.
     world.push_all(5, 10);
     world.turns(2);
     world.ask(&other, RELEASE, 1, b"");
@@ -125,7 +125,7 @@ fn a_busy_room_does_not_starve_other_rooms() {
     assert_eq!((phone.count(7), &phone.end), (20, &None));
     assert!(phone.count(6) > 20, "{}", phone.count(6));
     let skipped = world.count(|stats| stats.skipped_pushes);
-    assert_eq!(phone.count(6) as u64 + skipped, 800, "what it missed is counted");
+    assert_eq!(phone.count(6) as u64 + skipped, 800, "each push is received or counted as skipped");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn silence_does_not_count_while_a_connection_is_not_read_from() {
     assert_eq!((phone.count(KEEP), phone.count(-1), &phone.end), (1, 12, &None));
     world.pass(Duration::from_secs(80));
     phone.read(&mut world);
-    assert_eq!(phone.last_code(), Some(Code::Idle), "now it is silent");
+    assert_eq!(phone.last_code(), Some(Code::Idle), "the connection is idle now");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_shard_that_was_stopped_reads_before_it_closes_idle_connections() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.advance(Duration::from_secs(600));
-    // What it sent meanwhile is read a turn later.
+    // What the client sent meanwhile is read one turn later.
     world.turns(1);
     world.heartbeat(&phone);
     world.pass(Duration::from_secs(35));
@@ -163,7 +163,7 @@ fn a_shard_that_was_stopped_reads_before_it_closes_idle_connections() {
     assert_eq!((phone.count(-1), &phone.end), (1, &None));
     world.pass(Duration::from_secs(80));
     phone.read(&mut world);
-    assert_eq!(phone.last_code(), Some(Code::Idle), "grace ends");
+    assert_eq!(phone.last_code(), Some(Code::Idle), "the grace time ends");
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_drain_delivers_answers_until_its_timeout() {
         world.ask(&phone, ECHO, sequence, &[3; 30_000]);
     }
     world.drain();
-    // It takes longer than a connection lingers, but not as long as a drain may.
+    // That takes longer than a connection lingers, but less than a drain may last.
     for _ in 0..35 {
         world.pass(Duration::from_millis(250));
         phone.read(&mut world);
@@ -192,14 +192,14 @@ fn a_full_gateway_that_drains_keeps_its_queue_and_counts_the_connections_it_rese
         config.routes[0].timeout = Duration::from_secs(60);
     });
     let mut phone = world.log_in(0);
-    // It keeps its place until the drain's end.
+    // This call keeps the only connection open until the end of the drain.
     world.ask(&phone, KEEP, 9, b"");
     let mut waiting: Vec<_> = (0..2).map(|_| world.phone(0)).collect();
     world.turns(5);
     world.drain();
     world.pass(Duration::from_secs(5));
     waiting.iter_mut().for_each(|phone| phone.read(&mut world));
-    assert!(waiting.iter().all(|phone| phone.end.is_none()), "they may still be let in");
+    assert!(waiting.iter().all(|phone| phone.end.is_none()), "they may still be accepted");
     assert_eq!(world.count(|stats| stats.queue_resets), 0);
     world.pass(Duration::from_secs(6));
     phone.read(&mut world);
@@ -216,8 +216,8 @@ fn a_drained_shard_runs_until_all_shards_are_drained() {
     world.ask(&phone, KEEP, 9, b"");
     world.drain();
     world.turns(20);
-    assert!(world.shards.iter().all(|shard| !shard.is_finished()), "one waits for an answer");
-    // Everybody's room has its home on the other shard.
+    assert!(world.shards.iter().all(|shard| !shard.is_finished()), "a client waits for an answer");
+    // The home of everybody's room is the shard that has nothing left to do.
     world.push_all(7, 10);
     world.turns(10);
     phone.read(&mut world);
@@ -255,7 +255,7 @@ fn a_half_closed_member_of_a_busy_room_is_closed_after_its_last_answer() {
         phone.read(world);
     };
     (0..20).for_each(|_| push(&mut world, &mut phone));
-    assert_eq!(phone.end, None, "it waits for an answer");
+    assert_eq!(phone.end, None, "the client waits for an answer");
     world.ask(&other, RELEASE, 1, b"");
     (0..20).for_each(|_| push(&mut world, &mut phone));
     assert_eq!(phone.count(KEEP), 1);
@@ -274,11 +274,11 @@ fn rooms_max_bounds_the_rooms_of_each_home_shard() {
     }
     world.turns(3);
     for shard in &world.shards {
-        assert_eq!(shard.levels().rooms, 1 + 3, "everybody's, and three");
+        assert_eq!(shard.levels().rooms, 1 + 3, "everybody's room and three others");
     }
     let refused = world.count(|stats| stats.refused_rooms);
     assert_eq!(refused, 40 - 6);
-    // Who was refused is as it was: no push, no membership.
+    // A command that is refused is no longer in flight.
     assert_eq!(world.commands_in_flight(), 0);
 }
 
@@ -316,7 +316,7 @@ fn discarded_bytes_are_counted() {
 fn unsent_bytes_are_counted() {
     let mut world = World::new(|_| ());
     let mut phone = world.log_in(0);
-    // More than it has room for, and more behind that: a send under way, and what waits for its end.
+    // More than the network takes: a send is in flight, and other answers wait behind it.
     let answers = 40;
     for sequence in 1..=answers {
         world.ask(&phone, ECHO, sequence, &[1; 10_000]);
@@ -324,13 +324,13 @@ fn unsent_bytes_are_counted() {
     assert_eq!(world.count(|stats| stats.answers), answers);
     world.kick(7);
     world.turns(5);
-    assert_eq!(world.count(|stats| stats.unsent_bytes), 0, "it may still read");
+    assert_eq!(world.count(|stats| stats.unsent_bytes), 0, "the client may still read");
     world.pass(Duration::from_secs(10));
     phone.read(&mut world);
     assert!(phone.end.is_some());
     let got: usize = phone.received.iter().map(|got| got.biz_data.len()).sum();
     let unsent = usize::try_from(world.count(|stats| stats.unsent_bytes)).unwrap();
-    // The last one is torn, and frames are a little longer than what they bring.
+    // The last frame is cut, and a frame is a little longer than its data.
     let sum = got + phone.unread_bytes() + unsent;
     assert!((400_001..401_000).contains(&sum), "{sum}");
     assert!(got > 0 && unsent > 0, "{got} and {unsent}");
@@ -340,7 +340,7 @@ fn unsent_bytes_are_counted() {
 fn answers_that_resume_held_requests_do_not_grow_the_stack() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
-        // They are all one user's.
+        // All connections are of one user.
         config.session.connections_per_user_max = 10_000;
     });
     let mut asks = login(1, 0);
@@ -379,6 +379,6 @@ fn a_slow_client_that_sends_heartbeats_stays_connected() {
         phone.read(&mut world);
     }
     assert_eq!(phone.end, None);
-    // 4,000 bytes each 10 s.
+    // The client reads 4,000 bytes every 10 s.
     assert!(phone.count(KEEP) > 20, "{}", phone.count(KEEP));
 }

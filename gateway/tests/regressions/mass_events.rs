@@ -1,5 +1,5 @@
-//! What happens to very many in the same moment: it is done by and by, so that no turn is long, and none takes
-//! a buffer for each of them.
+//! Events that concern very many connections at once. A shard spreads them over several turns, so that no turn is
+//! long and none needs a buffer for each connection.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tidegate_protocol::Request;
 use tidegate_testing::scripted::KEEP;
 use tidegate_testing::{Phone, World, frame, login};
 
-/// More than one turn looks at.
+/// More connections than one turn handles.
 const CONNECTIONS: u64 = 2_500;
 
-/// The most that one turn may do something to: 1,024, and some to spare.
+/// The most connections that one turn may handle: 1,024, and a margin.
 const PER_TURN_MAX: u64 = 1_100;
 
 fn connected_phones(world: &mut World) -> Vec<Phone> {
@@ -21,7 +21,7 @@ fn connected_phones(world: &mut World) -> Vec<Phone> {
     peers.into_iter().map(Phone::on).collect()
 }
 
-/// A crowd that waits for an answer which never comes.
+/// Clients that wait for an answer which never comes.
 fn waiting(world: &mut World) -> Vec<Phone> {
     let phones = connected_phones(world);
     for (user_id, phone) in (1..).zip(&phones) {
@@ -33,10 +33,10 @@ fn waiting(world: &mut World) -> Vec<Phone> {
     phones
 }
 
-/// Has time pass until `count` says that it has happened to the crowd, and sees that it happens by and by.
+/// Lets time pass until `count` says that all connections are handled, and checks how many each turn handles.
 fn spread_over_turns(world: &mut World, count: impl Fn(&World) -> u64) {
     let mut happened = count(world);
-    assert_eq!(happened, 0, "before its time");
+    assert_eq!(happened, 0, "not yet due");
     for _ in 0..1_000 {
         world.advance(Duration::from_millis(50));
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! A backend with moods, and the record of what it did: what clients are held to.
+//! A backend that behaves at random, and a record of what it did. Clients are checked against the record.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,23 +7,23 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use fastrand::Rng;
 use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
 
-/// Types of a route come in tens.
+/// Each route has this many types.
 pub(crate) const ROUTE_TYPES: i32 = 10;
 /// Echo on the shard's thread, in order.
 pub(crate) const INLINE: i32 = 10;
 /// Echo on workers, in order.
 pub(crate) const QUEUED: i32 = 20;
-/// Anything may happen, on workers.
+/// A random behaviour, on workers.
 pub(crate) const RANDOM: i32 = 30;
-/// Anything may happen, on the shard's thread.
+/// A random behaviour, on the shard's thread.
 pub(crate) const RANDOM_INLINE: i32 = 40;
 /// Pushes, memberships and kicks, on the shard's thread.
 pub(crate) const COMMAND: i32 = 50;
 /// The same, on workers.
 pub(crate) const COMMAND_QUEUED: i32 = 60;
-/// An answer as long as the request's data says, on workers.
+/// Answers with as many bytes as the request asks for, on workers.
 pub(crate) const LARGE: i32 = 70;
-/// No route.
+/// A type without a route.
 pub(crate) const UNROUTED: i32 = 90;
 /// The type of every push.
 pub(crate) const PUSH: i32 = 7;
@@ -45,15 +45,15 @@ pub(crate) enum Membership {
     Joined(u64),
     /// It joined and asked for pushes from this one on.
     Resumed(u64),
-    /// It left: this push, and those after it, are not for it.
+    /// It left: it gets neither this push nor later ones.
     Left(u64),
 }
 
-/// What a client asks a command route for.
+/// What a request of a command route asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     Join(u64),
-    /// The last offset that was seen, and that push's number.
+    /// The room, the last offset that was seen, and that push's number.
     Resume(u64, u64, u64),
     Leave(u64),
     Push(Target),
@@ -64,23 +64,23 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Record {
     rng: Rng,
-    /// Pushes so far.
+    /// How many pushes were accepted.
     pub(crate) published: BTreeMap<Target, u64>,
-    /// By session and room.
+    /// Membership events by session and room.
     pub(crate) memberships: BTreeMap<(u64, u64), Vec<Membership>>,
-    /// Calls to be answered later.
+    /// Calls that are answered later.
     pub(crate) deferred: Vec<Call>,
     /// Every call is answered at once.
     pub(crate) answers_at_once: bool,
-    /// Wild calls are kept until they are asked for.
+    /// Calls of the random routes stay in `deferred` until a test takes them.
     pub(crate) keeps_calls: bool,
 }
 
-/// The record, shared by the handlers and the world.
+/// The record, which the handler and the run share.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend(Arc<Mutex<Record>>);
 
-/// What a push carries: to whom, its number, and bytes that show a cut or a mix.
+/// What a push carries: its target, its number, and bytes that reveal a cut or mixed-up push.
 pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
     let (tag, id) = match target {
         Target::Everybody => (0, 0),
@@ -105,7 +105,7 @@ pub(crate) fn large_order(bytes: usize) -> Bytes {
     Bytes::copy_from_slice(&(bytes as u64).to_be_bytes())
 }
 
-/// What a successful answer carries.
+/// What a successful answer to a request carries.
 pub(crate) fn answer_data(kind: i32, asked: &Bytes) -> Bytes {
     if kind / ROUTE_TYPES * ROUTE_TYPES != LARGE {
         return asked.clone();
@@ -119,12 +119,12 @@ pub(crate) fn read_push(data: &[u8]) -> (Target, u64) {
     let id = u64::from_be_bytes(data[1..9].try_into().unwrap());
     let number = u64::from_be_bytes(data[9..17].try_into().unwrap());
     let target = [Target::Everybody, Target::Room(id), Target::User(id)][usize::from(data[0])];
-    assert_eq!(data, push_data(target, number), "a push comes as it was sent");
+    assert_eq!(data, push_data(target, number), "the push arrives as it was sent");
     (target, number)
 }
 
 pub(crate) fn room_id(room: u64) -> RoomId {
-    // Thirds: a log that holds everything, one that skips, one that closes.
+    // One third of the rooms each: a long log; a short log with skips; a short log that closes slow members.
     RoomId::new(format!("{}-{room}", ["big", "small", "strict"][room as usize % 3])).unwrap()
 }
 
@@ -174,7 +174,7 @@ impl Backend {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pushes the target's next push.
+    /// Pushes the next push to a target. Says whether the gateway accepted it.
     pub(crate) fn push(&self, target: Target, gateway: &Gateway) -> bool {
         let number = self.published(target);
         let data = push_data(target, number);

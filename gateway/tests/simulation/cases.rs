@@ -1,4 +1,4 @@
-//! Cases that random steps seldom come to, in worlds that are otherwise random.
+//! Cases that random steps rarely reach, after a short random run.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::backend::{COMMAND, INLINE, Order, PUSH_BYTES_MAX, Target};
 use crate::for_each_seed;
 use crate::run::Run;
 
-/// A room whose log is short, and whose slow members are closed.
+/// A room with a short log that closes slow members.
 const STRICT: u64 = 2;
 
-/// A world after its healing.
+/// A run after its healing phase.
 fn healed(seed: u64) -> Run {
     let mut run = Run::new(seed);
     (0..100).for_each(|_| run.step());
@@ -22,7 +22,7 @@ fn healed(seed: u64) -> Run {
 }
 
 fn ask(run: &mut Run, kind: i32, data: &Bytes) {
-    // A second, so that no rate limit says no.
+    // After a second no rate limit refuses the request.
     run.round(Duration::from_secs(1));
     run.clients[0].request(run.world.now(), kind, data);
     run.run_until("an answer", Duration::from_secs(5), |run| run.clients[0].outstanding.is_empty());
@@ -73,7 +73,11 @@ fn a_client_that_reads_again_is_read_from_again() {
             run.round(Duration::ZERO);
             assert!(run.clients[0].is_live() && run.clients[0].outstanding.len() < 10_000);
         }
-        assert_eq!(run.world.level(|levels| levels.calls_in_flight), 0, "only sending holds it up");
+        assert_eq!(
+            run.world.level(|levels| levels.calls_in_flight),
+            0,
+            "only unsent answers hold it back"
+        );
         run.world.set_window(peer, 1 << 20);
         run.run_until("all are answered", Duration::from_secs(5), |run| {
             run.clients[0].outstanding.is_empty()

@@ -1,4 +1,4 @@
-//! A model client: an app's end of one connection, and all that it may rely on.
+//! A model of a client: what it sends, and checks of everything that it may rely on.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -19,21 +19,21 @@ pub(crate) enum Ended {
     Reset,
 }
 
-/// What a room's rules allow.
+/// What the configuration allows rooms to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rules {
-    /// Rooms are forgotten and begin anew during the run.
+    /// Rooms close during the run, and open again with a new log.
     pub(crate) rooms_end: bool,
 }
 
-/// How far a session may have come in a room.
+/// A position that a session may have in a room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cursor {
-    /// The number of the push that comes next; `None`: not a member.
+    /// The number of the next push; `None`: not a member.
     next: Option<u64>,
-    /// It has asked to resume, and has got nothing since: what the log no longer holds is missing.
+    /// It resumed and has received nothing since. Pushes that the log no longer holds are missing.
     resumed: bool,
-    /// How much of the session's memberships was gone through.
+    /// How many of the session's membership events are applied.
     applied: usize,
 }
 
@@ -42,7 +42,7 @@ impl Cursor {
         match *event {
             Membership::Joined(next) => self.next = self.next.or(Some(next)),
             Membership::Resumed(next) => {
-                // A member only goes back.
+                // The gateway never moves a member forward.
                 let next = self.next.map_or(next, |known| known.min(next));
                 (self.next, self.resumed) = (Some(next), true);
             }
@@ -61,27 +61,27 @@ pub(crate) struct Client {
     pub(crate) outstanding: BTreeMap<u64, (i32, Bytes)>,
     /// The last request that was answered, by route.
     last_answered: BTreeMap<i32, u64>,
-    /// The number of the push that comes next to everybody, or to the user.
+    /// The number of the next push to everybody, and to the user.
     next: BTreeMap<Target, u64>,
     rooms: BTreeMap<u64, Vec<Cursor>>,
-    /// Offset less number: the same for all pushes in a log's life.
+    /// Offset minus number: constant as long as a log exists.
     offset_bases: BTreeMap<Target, u64>,
-    /// The last push that came of a room: its offset and its number.
+    /// The last push received from a room: its offset and its number.
     pub(crate) seen: BTreeMap<u64, (u64, u64)>,
-    /// Garbage was written: what the gateway makes of it is its own affair, up to its 106.
+    /// It sent random bytes. Responses are not checked from then on, except that 106 ends them.
     pub(crate) sent_garbage: bool,
     pub(crate) half_closed: bool,
-    /// It doesn't read.
+    /// It does not read.
     pub(crate) stalled: bool,
-    /// It doesn't read from its authentication to the healing.
+    /// It does not read from its first request as a session until the healing phase.
     pub(crate) never_reads: bool,
-    /// It was slow, or resets, or the network may: a goodbye may have been given up.
+    /// The client was slow or reset the connection, or the network may do so: its last frames may be lost.
     pub(crate) may_be_cut_off: bool,
     pub(crate) auth_failures: u8,
     pub(crate) goodbye: Option<Code>,
     pub(crate) ended: Option<Ended>,
     pub(crate) pushes: BTreeMap<Target, u64>,
-    /// Successful answers of backends; for a test to set back.
+    /// Successful answers of backends. A test may set it to 0.
     pub(crate) answers: usize,
     /// Pushes missed in rooms that skip.
     pub(crate) skipped: u64,
@@ -116,7 +116,7 @@ impl Client {
         }
     }
 
-    /// Whether it can still ask.
+    /// Whether it can still send requests.
     pub(crate) fn is_live(&self) -> bool {
         let has_ended = self.goodbye.is_some() || self.ended.is_some() || self.auth_failures >= 3;
         !self.sent_garbage && !self.half_closed && !has_ended
@@ -156,9 +156,9 @@ impl Client {
     pub(crate) fn on_end(&mut self, ended: Ended, cut_off: bool) {
         self.ended = Some(ended);
         let may_be_cut_off = cut_off || self.may_be_cut_off || self.sent_garbage;
-        // Goodbyes linger: nothing is lost to a reset that the network or the client didn't make.
-        assert!(ended == Ended::End || may_be_cut_off, "reset for nothing: {self:?}");
-        // Who has only half-closed is owed all its answers, and closed without a word after them.
+        // The gateway lingers after its last frame, so only the network or the client resets a connection.
+        assert!(ended == Ended::End || may_be_cut_off, "reset without a reason: {self:?}");
+        // A client that only half-closed gets all its answers; then the gateway closes without a code.
         if self.half_closed && self.goodbye.is_none() && self.auth_failures < 3 && !may_be_cut_off {
             assert!(self.outstanding.is_empty(), "half-closed and not answered: {self:?}");
         }
@@ -166,7 +166,7 @@ impl Client {
     }
 
     fn on_event(&mut self, event: Event, record: &Record) {
-        assert_eq!(self.goodbye, None, "after the goodbye comes {event:?}");
+        assert_eq!(self.goodbye, None, "a response follows the last frame: {event:?}");
         match event {
             Event::Authenticated { sequence, session } => {
                 self.answered(0, sequence, true, None);
@@ -181,7 +181,7 @@ impl Client {
             }
             Event::Failed { kind, sequence, failure } => {
                 let code = failure.code.expect("a known code");
-                // A refusal may overtake: it was never handed over.
+                // A refusal may overtake answers: the request was never handed to a backend.
                 let in_turn = matches!(code, Code::BackendFailed | Code::Timeout);
                 self.answered(kind, sequence, in_turn, None);
                 if code == Code::Unauthenticated {
@@ -197,10 +197,13 @@ impl Client {
             Event::Goodbye(failure) => {
                 let code = failure.code.expect("a known code");
                 if self.sent_garbage && matches!(code, Code::Unauthenticated | Code::RateLimited) {
-                    // The garbage held an empty frame: a failed authentication of sequence 0.
+                    // The random bytes held an empty frame: a failed authentication with sequence 0.
                     return;
                 }
-                assert!(code != Code::Malformed || self.sent_garbage, "106 for nothing: {self:?}");
+                assert!(
+                    code != Code::Malformed || self.sent_garbage,
+                    "106 without a reason: {self:?}"
+                );
                 assert!(matches!(
                     code,
                     Code::Malformed | Code::Replaced | Code::Draining | Code::Idle
@@ -249,11 +252,11 @@ impl Client {
         }
         if offset > 0 && !self.rules.rooms_end {
             let base = *self.offset_bases.entry(target).or_insert(offset - number);
-            assert_eq!(offset - number, base, "{target:?}: offsets have a hole");
+            assert_eq!(offset - number, base, "{target:?}: the offsets have a gap");
         }
     }
 
-    /// Whether it has got all that its rooms have for it.
+    /// Whether it has received all pushes of its rooms.
     pub(crate) fn is_up_to_date(&self, record: &Record) -> bool {
         let session = self.session.unwrap_or_default();
         let of_session = (session, 0)..=(session, u64::MAX);
@@ -269,14 +272,15 @@ impl Client {
         })
     }
 
-    /// Pushes that nobody misses. The first may have been on its way before the session opened.
+    /// Checks a push to everybody or to a user: none is missed. The first may have been published before the session
+    /// opened.
     fn apply(&mut self, target: Target, number: u64) {
         let next = self.next.insert(target, number + 1).unwrap_or(number);
-        assert_eq!(number, next, "{target:?}: a gap, or one twice");
+        assert_eq!(number, next, "{target:?}: a push is missing, or came twice");
     }
 
-    /// A push to a room has to be due in one of the ways in which the session's memberships may have
-    /// taken effect so far: what was skipped and what was asked for again look the same from here.
+    /// Checks a push to a room. The client does not know which of its joins and leaves have taken effect, and
+    /// can't tell skipped pushes from those before a resume: so the push must fit one possible position.
     fn apply_room_push(&mut self, room: u64, number: u64, events: &[Membership]) {
         let may_skip = room % 3 == 1 || self.rules.rooms_end;
         let before = self.rooms.remove(&room).unwrap_or_else(|| vec![Cursor::default()]);
@@ -301,7 +305,7 @@ impl Client {
             }
         }
         assert!(!after.is_empty(), "room {room}: push {number} was not due; {before:?} {events:?}");
-        // Who asks for what the log no longer holds misses it without a skip.
+        // Pushes that the log no longer held at a resume are not counted as skipped.
         if !events.iter().any(|event| matches!(event, Membership::Resumed(_))) {
             self.skipped += gap;
         }

@@ -1,4 +1,4 @@
-//! A gateway that goes away: answers first, then a goodbye, then the end.
+//! A gateway that drains: it sends the answers, closes each connection with 108, and ends.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
             record.answers_at_once = false;
             record.keeps_calls = true;
         }
-        // Who has just asked much may ask again.
+        // After a second no rate limit holds back a client.
         run.round(Duration::from_secs(1));
         for client in &mut run.clients {
             client.answers = 0;
@@ -31,17 +31,17 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
         let waiting: Vec<_> = run.clients.iter().map(|client| client.outstanding.len()).collect();
         assert_eq!(waiting.iter().sum::<usize>(), run.backend.record().deferred.len());
 
-        // It has come to all shards, and may wait there for the end of a window.
-        assert!(run.backend.push(Target::Everybody, run.world.gateway()), "a push is taken");
+        // The push reaches all shards, and may wait there for the end of a merge window.
+        assert!(run.backend.push(Target::Everybody, run.world.gateway()), "the push is accepted");
         (0..2).for_each(|_| run.round(Duration::ZERO));
         run.world.drain();
         (0..3).for_each(|_| run.round(Duration::ZERO));
         for (client, &waiting) in run.clients.iter().zip(&waiting) {
-            let told = client.goodbye == Some(Code::Draining);
-            assert_eq!(told, waiting == 0, "{client:?}");
+            let is_closed = client.goodbye == Some(Code::Draining);
+            assert_eq!(is_closed, waiting == 0, "{client:?}");
         }
         loop {
-            // The record is let go of before the answer, which may want it.
+            // Unlock the record before the answer: a handler that runs at the answer may lock it.
             let Some(call) = run.backend.record().deferred.pop() else { break };
             echo(call);
             (0..run.rng.u32(0..3)).for_each(|_| run.round(Duration::from_millis(5)));
@@ -51,7 +51,7 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
         for client in &run.clients {
             assert_eq!(client.goodbye, Some(Code::Draining), "{client:?}");
             assert_eq!(client.answers, 1, "{client:?}");
-            assert_eq!(client.pushes[&Target::Everybody], 2, "nothing is lost: {client:?}");
+            assert_eq!(client.pushes[&Target::Everybody], 2, "no push is lost: {client:?}");
             assert!(client.ended.is_some());
         }
         assert!(run.world.drivers.iter_mut().all(|sim| sim.connect().is_none()));

@@ -1,8 +1,17 @@
 //! Whole shards on the simulated driver, in one thread, from a seed.
 //!
-//! A run is random steps, then a healing, then an end that must leave nothing behind; what clients may
-//! rely on is checked with each frame that they get. `SEEDS=1000` runs more seeds, and `SEED=7` repeats
-//! the one that a failure names.
+//! A run has three phases: random steps with faults; a healing phase without faults, in which every client must be
+//! served; and an end that must leave nothing behind. Each response is checked against a model of its client, and
+//! after each step the gateway's bounds are checked. `SEEDS=1000` runs more seeds, and `SEED=7` repeats the run
+//! that a failure names.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `backend` | a handler that behaves at random, and a record of what it did |
+//! | `client` | the model of a client |
+//! | `run` | one run: configuration and faults, random steps, what holds after each |
+//! | `run/acts`, `run/healing` | what clients do; the healing phase and the end |
+//! | `cases`, `drain` | tests that start from a random run |
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers on 64 bits")]
@@ -15,7 +24,7 @@ mod run;
 
 use run::Run;
 
-/// Steps of a run before the healing.
+/// Random steps of a run before the healing phase.
 const STEPS: usize = 1_500;
 
 fn for_each_seed(run: impl Fn(u64)) {

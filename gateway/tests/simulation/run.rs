@@ -1,4 +1,4 @@
-//! Shards, workers, clients and a network, stepped in random order from one seed.
+//! One run: shards, workers, clients and a network, in a random order that the seed decides.
 
 mod acts;
 mod healing;
@@ -21,13 +21,13 @@ use crate::client::{Client, Ended, Rules};
 const ROOMS: u64 = 6;
 const CLIENTS: usize = 8;
 
-/// What a backend has for an answer.
+/// The time that a backend has for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A frame is longer than its data by this much at most.
+/// A frame is at most this much longer than its data, in bytes.
 const FRAME_EXTRA_BYTES: usize = 40;
 
-/// What one send takes of rooms' pushes, and the push that crosses that bound.
+/// Bytes of rooms' pushes in one send: the gateway's bound, and the push that crosses it.
 const ROOMS_SEND_BYTES: usize = 64 * 1024 + PUSH_BYTES_MAX + FRAME_EXTRA_BYTES;
 
 /// One run from one seed.
@@ -37,15 +37,15 @@ pub(crate) struct Run {
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
-    /// Workers that take no calls.
+    /// By worker: it hangs, and takes no calls.
     hung_workers: Vec<bool>,
-    /// Backends answer with as much as an outbox may hold.
+    /// Backends give answers as large as an outbox may be.
     large_answers: bool,
-    /// The clock jumps, or the network resets.
+    /// The clock may jump, or the network may reset connections.
     has_faults: bool,
-    /// Pushes that clients missed on connections that are gone.
+    /// Pushes that clients missed on earlier connections.
     skipped: u64,
-    /// Users that clients are before the healing: where they are few, they meet.
+    /// How many users the clients choose from before the healing phase. With few, several clients are one user.
     users: u64,
     next_user: u64,
 }
@@ -69,7 +69,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         limits.commands_max = 3;
     }
     limits.commands_bytes_max = 256 * 1024;
-    // Windows of their own draw, so that a seed's run is otherwise what it was.
+    // A generator of its own, so that the windows do not change what else a seed decides.
     let mut windows = Rng::with_seed(rng.clone().u64(..));
     let mut policy = |log_bytes_max, slow_member| RoomPolicy {
         log_bytes_max,
@@ -219,7 +219,7 @@ impl Run {
         }
     }
 
-    /// Time passes, in which clients only read and send heartbeats: calls of workers that hang time out.
+    /// Time passes in which clients only read and send heartbeats. Calls of workers that hang time out.
     fn wait(&mut self, time: Duration) {
         let until = self.world.now() + time;
         while self.world.now() < until {
@@ -227,7 +227,7 @@ impl Run {
                 self.send_heartbeat_if_due(index);
                 self.pump(index, true);
             }
-            // The network may stall for 40 turns: that must be shorter than a connection lingers.
+            // The network may stall for 40 turns. That must be shorter than the time for which a connection lingers.
             self.world.turns(20);
             (0..self.world.workers.len()).for_each(|worker| self.run_worker(worker));
             self.world.advance(Duration::from_millis(250));
@@ -265,7 +265,7 @@ impl Run {
         }
     }
 
-    /// Moves bytes between a client and its connection: some, or all that can be.
+    /// Moves bytes between a client and its connection: some at random, or everything.
     fn pump(&mut self, index: usize, everything: bool) {
         let cut_off = self.cut_off();
         let client = &mut self.clients[index];
@@ -296,12 +296,12 @@ impl Run {
         }
     }
 
-    /// Whether anybody was closed in the middle of a frame, for being slow.
+    /// Whether any connection was closed in the middle of a frame because the client was slow.
     fn cut_off(&self) -> bool {
         self.world.closed(Cause::OutboxFull) + self.world.closed(Cause::SlowMember) > 0
     }
 
-    /// What holds after every step: the figures agree, and the bounds of ARCHITECTURE.md hold.
+    /// Checks what holds after every step: the figures agree, and the bounds of ARCHITECTURE.md hold.
     fn check(&self) {
         let config = self.world.config();
         let limits = &config.limits;
@@ -319,20 +319,20 @@ impl Run {
         assert!(self.world.commands_in_flight() <= limits.commands_max);
     }
 
-    /// What one connection may have unsent: one send under way, and what waits behind it.
+    /// The bound on the unsent bytes of one connection: one send in flight, and what waits behind it.
     fn unsent_bytes_max(&self) -> usize {
         let limits = &self.world.config().limits;
         let frame_bytes_max = FRAME_EXTRA_BYTES
             + PUSH_BYTES_MAX.max(if self.large_answers { limits.outbox_bytes_max } else { 0 });
-        // A connection is read from until half of its bound is unsent. What becomes ready in one turn leaves in
-        // one send: the answers to all of its calls, and the pushes under way to its user.
+        // The gateway reads from a connection until half of its bound is unsent. All that becomes ready in one
+        // turn goes into one send: the answers to its calls, and the pushes to its user.
         let answers = usize::from(limits.calls_per_connection_max) * frame_bytes_max;
         let pushes = limits.commands_bytes_max.min(limits.commands_max * frame_bytes_max) * 2;
         let send = limits.outbox_bytes_max / 2 + answers + pushes.max(ROOMS_SEND_BYTES);
         send + limits.outbox_bytes_max + frame_bytes_max
     }
 
-    /// A round in which everybody does what there is to do, and time passes.
+    /// All clients, shards and workers do what they can; then time passes.
     pub(crate) fn round(&mut self, passes: Duration) {
         for index in 0..self.clients.len() {
             self.send_heartbeat_if_due(index);
@@ -346,7 +346,7 @@ impl Run {
         self.check();
     }
 
-    /// Rounds until something holds, within a bound of simulated time.
+    /// Runs rounds until something holds, within a bound of simulated time.
     #[track_caller]
     pub(crate) fn run_until(
         &mut self,

@@ -1,4 +1,4 @@
-//! What clients do: an app's requests, and what is wrong with it and its network.
+//! What clients do: requests, and faults of the client or its network.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use crate::backend::{
 };
 
 impl Run {
-    /// Something that an app, or what is wrong with it, may do.
+    /// One random act of a client: a fault, or requests.
     pub(super) fn act(&mut self, index: usize) {
         let now = self.world.now();
         if self.clients[index].ended.is_some() {
@@ -118,7 +118,7 @@ impl Run {
         let old = &mut self.clients[index];
         self.skipped += old.skipped;
         self.world.hang_up(old.peer);
-        // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
+        // The client remembers offsets of a log that may be gone: the gateway must notice that by the offset.
         client.seen = std::mem::take(&mut old.seen);
         self.clients[index] = client;
     }

@@ -1,4 +1,4 @@
-//! How a run ends: all is well again, and then nothing is left.
+//! How a run ends: without faults every client is served; then all leave, and nothing is left behind.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::Run;
 use crate::backend::{INLINE, QUEUED, RANDOM, RANDOM_INLINE, Target, echo};
 
 impl Run {
-    /// The network heals, and so does the backend; clients read.
+    /// Ends all faults of the network, the backend and the clients.
     pub(crate) fn stop_faults(&mut self) {
         for sim in &mut self.world.drivers {
             sim.set_faults(Faults::default());
@@ -28,21 +28,26 @@ impl Run {
         deferred.into_iter().for_each(echo);
     }
 
-    /// Everybody who is left gets all answers; who is not can come back, ask, and hear a push.
+    /// The healing phase. Clients that are connected get all their answers. The others connect again. Then all clients
+    /// send requests and get a push.
     pub(crate) fn heal(&mut self) {
         self.stop_faults();
-        self.run_until("all are answered, or gone", Duration::from_secs(60), |run| {
-            run.clients.iter().all(|client| {
-                let answered = client.is_live() && client.outstanding.is_empty();
-                answered || client.ended.is_some() || client.sent_garbage
-            })
-        });
-        // Who still waits to be accepted, with a login to come, comes in and ends another's session: once
-        // accepting goes on, and those that linger have made room.
+        self.run_until(
+            "each client has its answers, or its connection ended",
+            Duration::from_secs(60),
+            |run| {
+                run.clients.iter().all(|client| {
+                    let answered = client.is_live() && client.outstanding.is_empty();
+                    answered || client.ended.is_some() || client.sent_garbage
+                })
+            },
+        );
+        // Connections may still wait to be accepted, and their authentication may replace another session. Let that
+        // happen now: accepting resumes, and connections that linger make room.
         (0..40).for_each(|_| self.round(Duration::from_millis(100)));
         for index in 0..self.clients.len() {
             if !self.clients[index].is_live() || self.clients[index].session.is_none() {
-                // Nobody else is this user.
+                // A user of its own, so that no other session is replaced.
                 self.next_user += 1;
                 let mut client = self.connect(self.next_user);
                 client.never_reads = false;
@@ -52,7 +57,7 @@ impl Run {
                 self.clients[index].authenticate(self.world.now(), true);
             }
         }
-        self.run_until("all can come in", Duration::from_secs(5), |run| {
+        self.run_until("all clients have a session", Duration::from_secs(5), |run| {
             run.clients.iter().all(|client| client.session.is_some())
         });
         for client in &mut self.clients {
@@ -61,21 +66,25 @@ impl Run {
                 client.request(self.world.now(), kind, &Bytes::from_static(b"are you well?"));
             }
         }
-        assert!(self.backend.push(Target::Everybody, self.world.gateway()), "a push is taken");
-        self.run_until("all are answered and hear", Duration::from_secs(5), |run| {
-            run.clients.iter().all(|client| {
-                assert!(client.is_live(), "{client:?}");
-                client.outstanding.is_empty()
-                    && client.pushes.get(&Target::Everybody) == Some(&1)
-                    && client.is_up_to_date(&run.backend.record())
-            })
-        });
+        assert!(self.backend.push(Target::Everybody, self.world.gateway()), "the push is accepted");
+        self.run_until(
+            "all clients have their answers and the push",
+            Duration::from_secs(5),
+            |run| {
+                run.clients.iter().all(|client| {
+                    assert!(client.is_live(), "{client:?}");
+                    client.outstanding.is_empty()
+                        && client.pushes.get(&Target::Everybody) == Some(&1)
+                        && client.is_up_to_date(&run.backend.record())
+                })
+            },
+        );
         let missed = self.skipped + self.clients.iter().map(|client| client.skipped).sum::<u64>();
         let skipped = self.world.count(|stats| stats.skipped_pushes);
         assert!(self.rules.rooms_end || missed <= skipped, "{missed} missed, {skipped} skipped");
     }
 
-    /// Everybody goes, and nothing is left behind.
+    /// All clients leave, and nothing is left behind.
     pub(crate) fn end(&mut self) {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
@@ -106,7 +115,7 @@ impl Run {
             assert_eq!(
                 stats.accepted,
                 stats.closed.iter().sum::<u64>(),
-                "each parting counts once"
+                "each connection is counted as closed once"
             );
             assert_eq!(stats.closed[Cause::Failed as usize], 0);
         }
