@@ -142,7 +142,7 @@ impl Setup {
 
     /// Has it listen on a port that it can have again after a restart.
     #[must_use]
-    pub fn on_a_port_of_its_own(mut self) -> Self {
+    pub fn on_a_reserved_port(mut self) -> Self {
         let port = Port::reserve();
         let address = format!("127.0.0.1:{}", port.number());
         self.port = Some(port);
@@ -160,7 +160,7 @@ impl Setup {
         let admin_port = Port::reserve();
         let address = format!("127.0.0.1:{}", admin_port.number());
         self.admin_port = Some(admin_port);
-        self.set("admin.listen", address).on_a_port_of_its_own()
+        self.set("admin.listen", address).on_a_reserved_port()
     }
 
     /// Has its standard error, and so its log, lead elsewhere.

@@ -12,7 +12,7 @@
 //! | [`holder`] | whoever else has a port that a gateway wants |
 //! | [`port`] | a port that can be had again after a restart |
 //!
-//! Nothing here waits for a time to pass. Everything waits for something to happen, for [`PATIENCE`]
+//! Nothing here waits for a time to pass. Everything waits for something to happen, for [`TIMEOUT`]
 //! at most, which only a failing test ever sees the end of.
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -35,19 +35,19 @@ pub use phone::{Phone, Push};
 pub use tidegate_protocol::Code;
 
 /// How long anything may take before its test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks at something that can't be waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Looks until there is something to see.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(seen) = look() {
             return seen;
         }
         assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::park_timeout(LOOK_AGAIN);
+        thread::park_timeout(POLL_INTERVAL);
     }
 }

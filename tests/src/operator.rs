@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::{PATIENCE, until};
+use crate::{TIMEOUT, until};
 
 /// Who asks a gateway over HTTP.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ impl Operator {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             // It stays with the connection it has: tests take away descriptors, and a new one would wait.
-            .max_idle_age(PATIENCE)
+            .max_idle_age(TIMEOUT)
             .build()
             .into();
         Self { agent, address, token: token.to_owned() }

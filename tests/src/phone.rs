@@ -15,7 +15,7 @@ use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, RoomMessage, SayInRoom
 use tidegate_protocol::proto::v1::Session;
 use tidegate_protocol::{Code, message};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// The demo backend's types.
 pub mod demo {
@@ -107,8 +107,8 @@ impl Phone {
     }
 
     fn on(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client::new(Instant::now());
         Self { stream, client, events: VecDeque::new(), end: None, session: None }
@@ -199,7 +199,7 @@ impl Phone {
     }
 
     /// Asks for an echo, and checks it: what the phone sent before was read, and it is still served.
-    pub fn is_served(&mut self) {
+    pub fn assert_is_served(&mut self) {
         assert_eq!(self.ask(demo::ECHO, b"still here?"), Ok("still here?".into()));
     }
 
@@ -284,7 +284,7 @@ impl Phone {
     }
 
     /// Waits for the gateway's last word, and does nothing about it.
-    pub fn is_told_to_go(&mut self) -> Failure {
+    pub fn wait_for_goodbye(&mut self) -> Failure {
         self.wait_for(|event| match event {
             Event::Goodbye(failure) => Some(*failure),
             _ => None,
@@ -293,7 +293,7 @@ impl Phone {
 
     /// Waits for the gateway's last word, and for the end of the connection.
     pub fn goodbye(&mut self, code: Code) -> Failure {
-        let failure = self.is_told_to_go();
+        let failure = self.wait_for_goodbye();
         assert_eq!(failure.code, Some(code));
         assert_eq!(self.end(), End::Closed);
         assert!(self.events.is_empty(), "nothing comes after a goodbye: {:?}", self.events);

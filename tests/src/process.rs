@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{PATIENCE, until};
+use crate::{TIMEOUT, until};
 
 /// A child process. Dropped, it is killed; if the test fails, what it said is shown.
 #[derive(Debug)]
@@ -18,14 +18,14 @@ pub struct Process {
     /// Readers that do not read.
     unread: [Option<PipeReader>; 2],
     /// What it says.
-    pub stdout: Arc<Said>,
+    pub stdout: Arc<Output>,
     /// What it logs.
-    pub stderr: Arc<Said>,
+    pub stderr: Arc<Output>,
 }
 
 /// What came out of a process so far.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct Output {
     so_far: Mutex<SoFar>,
     more: Condvar,
 }
@@ -109,8 +109,8 @@ impl Process {
             .unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
         // The command keeps its ends of the pipes otherwise.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let stdout = child.stdout.take().map_or_else(Said::nothing, Said::listen);
-        let stderr = child.stderr.take().map_or_else(Said::nothing, Said::listen);
+        let stdout = child.stdout.take().map_or_else(Output::nothing, Output::listen);
+        let stderr = child.stderr.take().map_or_else(Output::nothing, Output::listen);
         // Who ends without reading its input breaks the pipe, and that is no matter.
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
         Self { child, unread: [stdout_unread, stderr_unread], stdout, stderr }
@@ -118,7 +118,7 @@ impl Process {
 
     /// Starts to read the standard error of a process that was started with [`Sink::PipeFull`].
     pub fn read_stderr(&mut self) {
-        self.stderr = Said::listen(self.unread[1].take().unwrap());
+        self.stderr = Output::listen(self.unread[1].take().unwrap());
     }
 
     /// Runs a process to its end: how it ended, what it said and what it logged.
@@ -170,7 +170,7 @@ impl Drop for Process {
     }
 }
 
-impl Said {
+impl Output {
     /// Of a stream that nobody listens to.
     fn nothing() -> Arc<Self> {
         let said = Self::default();
@@ -214,7 +214,7 @@ impl Said {
     pub fn all(&self) -> String {
         let so_far = self.so_far.lock().unwrap();
         let (so_far, _) =
-            self.more.wait_timeout_while(so_far, PATIENCE, |so_far| !so_far.ended).unwrap();
+            self.more.wait_timeout_while(so_far, TIMEOUT, |so_far| !so_far.ended).unwrap();
         so_far.text.clone()
     }
 
@@ -225,7 +225,7 @@ impl Said {
 
     /// Waits until something was said, and takes what `find` makes of it.
     pub fn find<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut so_far = self.so_far.lock().unwrap();
         loop {
             if let Some(found) = find(&so_far.text) {

@@ -23,10 +23,10 @@ fn wait_in_the_queue(gateway: &Gateway, count: u64) -> Vec<Phone> {
 }
 
 /// Each is told to go, and gives its place to the next.
-fn all_are_told_to_go(mut gateway: Gateway, phones: impl IntoIterator<Item = Phone>) {
+fn each_gets_a_goodbye(mut gateway: Gateway, phones: impl IntoIterator<Item = Phone>) {
     for mut phone in phones {
         // One may have got in before it drained.
-        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        assert_eq!(phone.wait_for_goodbye().code, Some(Code::Draining));
         assert_eq!(phone.end(), End::Closed);
     }
     assert_eq!(gateway.process.wait().code(), Some(0));
@@ -35,29 +35,29 @@ fn all_are_told_to_go(mut gateway: Gateway, phones: impl IntoIterator<Item = Pho
 }
 
 #[test]
-fn who_waits_at_a_full_gateway_is_told_to_go() {
+fn connections_that_wait_at_a_full_gateway_get_a_goodbye() {
     for shards in [1, 3] {
         let setup = Setup::demo().shards(shards).set("limits.connections_max", 6);
         let gateway = setup.start();
         let full: Vec<_> = (1..=6).map(|user_id| gateway.login(user_id)).collect();
         let waiting = wait_in_the_queue(&gateway, 40);
         gateway.terminate();
-        all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+        each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
     }
 }
 
 #[test]
-fn who_waits_is_told_to_go_however_many_they_are() {
+fn a_long_queue_of_waiting_connections_gets_goodbyes() {
     // More than one turn takes in, and more than io_uring has accepts under way.
     let gateway = Setup::demo().set("limits.connections_max", 2).start();
     let full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
     let waiting = wait_in_the_queue(&gateway, 300);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_waits_is_told_to_go_once_answers_have_made_room() {
+fn waiting_connections_get_a_goodbye_when_answered_ones_have_left() {
     let gateway = Setup::quiz().set("limits.connections_max", 4).start();
     let mut full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     let asked: Vec<_> = full.iter_mut().map(|phone| phone.send(quiz::THINK, b"1000")).collect();
@@ -68,11 +68,11 @@ fn who_waits_is_told_to_go_once_answers_have_made_room() {
     for (phone, asked) in full.iter_mut().zip(asked) {
         assert_eq!(phone.outcome(asked).unwrap(), b"thought about it"[..]);
     }
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_finds_no_room_until_the_drains_end_is_reset_and_the_log_says_so() {
+fn connections_that_still_wait_at_the_end_of_a_drain_are_reset_and_logged() {
     let setup = Setup::quiz().set("limits.connections_max", 2);
     let mut gateway = setup.set("shutdown.drain_timeout_ms", 300).start();
     let mut full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
@@ -102,18 +102,18 @@ fn take_descriptors(gateway: &Gateway, maximum: u64) {
 }
 
 #[test]
-fn who_waits_for_a_descriptor_is_told_to_go() {
+fn connections_that_wait_for_a_descriptor_get_a_goodbye() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
     let gateway = setup.start();
     let full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     take_descriptors(&gateway, DESCRIPTORS);
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_waits_for_a_ring_is_told_to_go() {
+fn connections_that_wait_for_a_ring_get_a_goodbye() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("uring");
     let gateway = setup.set("limits.connections_max", 1000).start();
     // A ring is added as soon as none has a place left.
@@ -122,5 +122,5 @@ fn who_waits_for_a_ring_is_told_to_go() {
     full.extend((201..=DESCRIPTORS).map(|user_id| gateway.login(user_id)));
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }

@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use tidegate_tests::hostile::{HostileConnections, Kind};
-use tidegate_tests::{Gateway, PATIENCE, Setup};
+use tidegate_tests::{Gateway, Setup, TIMEOUT};
 
 /// Hostile connections of each kind, unless it is a measurement: as many as fit into a test's descriptors.
 const HOSTILE: usize = 100;
@@ -35,7 +35,7 @@ fn token(gateway: &Gateway) -> String {
 /// Sends bytes to the operators' HTTP on a new connection. Returns all that it answers.
 fn exchange(gateway: &Gateway, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(gateway.operators()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -65,7 +65,7 @@ fn slowest_answer(gateway: &Gateway, token: &str) -> Duration {
 }
 
 #[test]
-fn health_and_metrics_are_answered_beside_hostile_connections() {
+fn health_and_metrics_are_answered_despite_hostile_connections() {
     let gateway = Setup::demo().start();
     let token = token(&gateway);
     let mut too_slow = Vec::new();
@@ -74,7 +74,7 @@ fn health_and_metrics_are_answered_beside_hostile_connections() {
         let count = measured().unwrap_or(HOSTILE);
         let hostile = HostileConnections::new(kind, count, gateway.operators(), &token);
         let slowest = slowest_answer(&gateway, &token);
-        phone.is_served();
+        phone.assert_is_served();
         println!("{kind:?}: {slowest:?}, {} connections made", hostile.made());
         if slowest > ANSWERED_WITHIN {
             too_slow.push((kind, slowest));
@@ -88,7 +88,7 @@ fn health_and_metrics_are_answered_beside_hostile_connections() {
 }
 
 #[test]
-fn malformed_requests_get_an_error_of_their_own() {
+fn malformed_requests_get_a_specific_error() {
     let gateway = Setup::demo().start();
     for (bytes, status) in [
         (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], "HTTP/1.1 400 "),
@@ -105,12 +105,12 @@ fn malformed_requests_get_an_error_of_their_own() {
 }
 
 #[test]
-fn a_connection_without_a_whole_head_or_a_reader_is_ended() {
+fn a_connection_that_stalls_in_its_request_or_does_not_read_is_closed() {
     let gateway = Setup::demo().start();
     let token = token(&gateway);
     let connect = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(gateway.operators()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         stream
     };

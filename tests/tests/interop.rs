@@ -12,7 +12,7 @@ fn interop(program: &str) -> Command {
 }
 
 #[test]
-fn the_examples_in_other_languages_speak_to_a_gateway() {
+fn the_examples_in_other_languages_work_with_a_gateway() {
     assert!(interop("build").status().unwrap().success(), "they do not build: see above");
     let gateway = Setup::demo().start();
     let port = gateway.clients().port().to_string();

@@ -46,18 +46,18 @@ fn a_connection_with_too_many_unsent_bytes_is_closed_and_counted() {
     while operator.push_user(7, 5, &body) == 1 {
         delivered += 1;
         assert!(delivered < 1000, "the outbox has no bound");
-        neighbour.is_served();
+        neighbour.assert_is_served();
     }
     operator.wait_for_metric("tidegate_connections_closed_total", "outbox_full", |n| n == 1.0);
     operator.wait_for_total("sessions", 1);
     operator.wait_for_total("outbox_bytes", 0);
     // What had gone to the kernel may be read; then there is the end.
     deaf.end();
-    neighbour.is_served();
+    neighbour.assert_is_served();
 }
 
 #[test]
-fn a_push_goes_out_however_long_it_is() {
+fn a_long_push_is_sent_whole() {
     let gateway = Setup::demo().set("limits.outbox_bytes_max", 1024).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
@@ -71,7 +71,7 @@ fn a_push_goes_out_however_long_it_is() {
 }
 
 #[test]
-fn a_burst_of_long_messages_leaves_no_memory_behind() {
+fn memory_is_given_back_after_a_burst_of_long_messages() {
     let gateway = Setup::demo().shards(1).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
@@ -87,11 +87,11 @@ fn a_burst_of_long_messages_leaves_no_memory_behind() {
     until("its memory is what it was, and a MiB at most", || {
         (resident_bytes(&gateway) < before + MIB).then_some(())
     });
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
-fn two_long_pushes_in_a_row_are_no_reason_to_part() {
+fn two_long_pushes_in_a_row_do_not_close_a_connection() {
     let gateway = Setup::demo().set("socket.send_buffer_bytes", 4096).start();
     let operator = gateway.operator();
     let mut phone = Phone::connect_narrow(gateway.clients());
@@ -100,11 +100,11 @@ fn two_long_pushes_in_a_row_are_no_reason_to_part() {
     assert_eq!(operator.push_user(7, 5, &body), 1);
     assert_eq!(operator.push_user(7, 6, &body), 1);
     assert_eq!((phone.push().kind, phone.push().kind), (5, 6));
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn as_many_connections_as_may_be_are_accepted_and_the_next_when_one_goes() {
+fn connections_beyond_connections_max_wait_until_one_ends() {
     for shards in [1, 4] {
         let gateway = Setup::demo().shards(shards).set("limits.connections_max", 8).start();
         let operator = gateway.operator();
@@ -116,19 +116,19 @@ fn as_many_connections_as_may_be_are_accepted_and_the_next_when_one_goes() {
         }
         gateway.process.stderr.wait_for("accepting is paused");
         operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
-        phones.iter_mut().for_each(Phone::is_served);
+        phones.iter_mut().for_each(Phone::assert_is_served);
         operator.wait_for_total("connections", 8);
         drop(phones);
         operator.wait_for_metric("tidegate_sessions_opened_total", "", |n| n == 16.0);
-        waiting.iter_mut().for_each(Phone::is_served);
+        waiting.iter_mut().for_each(Phone::assert_is_served);
         drop(waiting);
         operator.wait_for_total("connections", 0);
-        gateway.login(7).is_served();
+        gateway.login(7).assert_is_served();
     }
 }
 
 #[test]
-fn a_rush_does_not_get_past_the_limit_on_connections() {
+fn many_connections_at_once_do_not_exceed_connections_max() {
     let gateway = Setup::demo().set("limits.connections_max", 3).start();
     let operator = gateway.operator();
     let rush: Vec<_> = (0..50).map(|_| TcpStream::connect(gateway.clients()).unwrap()).collect();
@@ -136,11 +136,11 @@ fn a_rush_does_not_get_past_the_limit_on_connections() {
     operator.wait_for_total("connections", 3);
     assert_eq!(operator.metric("tidegate_connections_accepted_total", ""), Some(3.0));
     drop(rush);
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
+fn without_descriptors_only_accepting_pauses() {
     let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
@@ -150,7 +150,7 @@ fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
     let mut waiting = gateway.connect();
     gateway.process.stderr.wait_for("accepting is paused");
     let login = waiting.send_login(9, "token-9");
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
     assert_eq!(operator.push_user(1, 5, b"x"), 1);
     assert_eq!(phones[0].push().kind, 5);
@@ -162,18 +162,18 @@ fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
         }
         _ => None,
     });
-    waiting.is_served();
+    waiting.assert_is_served();
     gateway.process.stderr.wait_for("accepting again");
     set_descriptors(&gateway, None);
-    gateway.login(10).is_served();
-    phones.iter_mut().for_each(Phone::is_served);
+    gateway.login(10).assert_is_served();
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
-fn waiting_for_descriptors_does_not_fill_the_log() {
+fn a_wait_for_descriptors_is_logged_once() {
     let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
-    gateway.login(1).is_served();
+    gateway.login(1).assert_is_served();
     operator.wait_for_total("connections", 0);
     set_descriptors(&gateway, Some(open_descriptors(&gateway)));
     let _waiting = gateway.connect();
@@ -188,7 +188,7 @@ fn waiting_for_descriptors_does_not_fill_the_log() {
 }
 
 #[test]
-fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
+fn requests_of_a_client_that_does_not_read_are_held_back() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", MIB)
@@ -204,7 +204,7 @@ fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
     // It sends all that it can, for as long as the gateway takes any of it.
     while pauses == 0.0 || sent < 4 * MIB {
         let taken = flood.send_until_full(&request, &mut sent, 64 * MIB);
-        neighbour.is_served();
+        neighbour.assert_is_served();
         let now = operator.metric("tidegate_receive_pauses_total", "").unwrap();
         if taken == 0 && now > 0.0 {
             break;
@@ -214,7 +214,7 @@ fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
     assert!(sent < 64 * MIB, "the flood is not slowed down");
     let grown = resident_bytes(&gateway).saturating_sub(before);
     assert!(grown < 32 * MIB, "{grown} bytes");
-    neighbour.is_served();
+    neighbour.assert_is_served();
     // Once it reads, it gets every answer: nothing was dropped.
     flood.stop_sending();
     assert_eq!(flood.count(), sent / request.len());
@@ -222,7 +222,7 @@ fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
 }
 
 #[test]
-fn heartbeats_without_end_whose_pongs_nobody_reads_are_slowed_down_too() {
+fn heartbeats_of_a_client_that_does_not_read_are_held_back() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", 10_000)
@@ -238,13 +238,13 @@ fn heartbeats_without_end_whose_pongs_nobody_reads_are_slowed_down_too() {
         let pauses = operator.metric("tidegate_receive_pauses_total", "").unwrap();
         (taken == 0 && pauses > 0.0).then_some(())
     });
-    gateway.login(8).is_served();
+    gateway.login(8).assert_is_served();
     flood.stop_sending();
     assert_eq!(flood.count(), sent / beat.len());
 }
 
 #[test]
-fn more_pushes_than_may_be_under_way_are_refused() {
+fn pushes_beyond_commands_max_are_refused() {
     let gateway = Setup::demo().shards(2).set("limits.commands_max", 1).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
@@ -279,7 +279,7 @@ fn more_pushes_than_may_be_under_way_are_refused() {
 }
 
 #[test]
-fn operators_are_refused_with_503_while_too_many_pushes_are_under_way() {
+fn operators_get_503_while_commands_max_is_reached() {
     let gateway = Setup::demo().shards(1).set("limits.commands_max", 1).start();
     let mut phone = gateway.login(7);
     let mut talkers: Vec<_> = (0..4)
@@ -329,7 +329,7 @@ fn memory_is_given_back_after_large_answers() {
         operator.wait_for_total("calls_in_flight", 0);
     }
     operator.wait_for_metric("tidegate_outbox_bytes", "", |n| n == 0.0);
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     // The allocator may keep what one round took: requests, their copies, and answers, 1 MiB each.
     // All eight rounds' answers alone are 256 MiB.
     until("memory is given back", || (resident_bytes(&gateway) < 128 * MIB).then_some(()));

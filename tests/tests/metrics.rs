@@ -126,11 +126,11 @@ fn value(family: &Family, name: &str, labels: &Labels) -> f64 {
 }
 
 #[test]
-fn the_page_is_what_prometheus_reads() {
+fn the_metrics_page_follows_the_prometheus_text_format() {
     let gateway = Setup::quiz().shards(2).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     phones[0].join("quiz", 0);
     phones[0].say("quiz", "hello");
     operator.push_all(5, b"x");
@@ -142,7 +142,7 @@ fn the_page_is_what_prometheus_reads() {
 }
 
 #[test]
-fn the_histogram_says_how_long_calls_took() {
+fn the_histogram_contains_the_durations_of_calls() {
     const CALLS: u32 = 10;
     const THINK_MS: u32 = 30;
     let gateway = Setup::quiz().shards(2).start();

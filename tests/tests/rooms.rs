@@ -32,7 +32,7 @@ fn number(push: &Push) -> u32 {
 }
 
 /// Checks that the numbers are as many apart as the offsets, and increasing.
-fn have_gaps_where_offsets_have(pushes: &[Push]) {
+fn check_gaps_against_offsets(pushes: &[Push]) {
     for pair in pushes.windows(2) {
         let missed = pair[1].offset - pair[0].offset;
         assert!(missed >= 1, "{} after {}", pair[1].offset, pair[0].offset);
@@ -41,7 +41,7 @@ fn have_gaps_where_offsets_have(pushes: &[Push]) {
 }
 
 #[test]
-fn members_on_all_shards_hear_what_is_said_and_who_left_does_not() {
+fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     let gateway = Setup::demo().shards(4).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=16).map(|user_id| gateway.login(user_id)).collect();
@@ -77,7 +77,7 @@ fn members_on_all_shards_hear_what_is_said_and_who_left_does_not() {
 }
 
 #[test]
-fn a_push_from_outside_counts_whom_it_reaches() {
+fn an_operators_push_counts_the_members_it_reaches() {
     let gateway = Setup::demo().shards(4).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=10).map(|user_id| gateway.login(user_id)).collect();
@@ -94,7 +94,7 @@ fn a_push_from_outside_counts_whom_it_reaches() {
 }
 
 #[test]
-fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
+fn a_member_that_resumes_gets_each_missed_push_once_and_then_the_new_ones() {
     let gateway = Setup::demo().shards(4).start();
     for round in 0..8 {
         let room = format!("room-{round}");
@@ -122,7 +122,7 @@ fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
 }
 
 #[test]
-fn who_joins_without_an_offset_gets_only_what_is_new() {
+fn a_join_without_an_offset_gets_only_new_pushes() {
     let gateway = Setup::demo().shards(2).start();
     let mut talker = gateway.login(8);
     talker.say("quiz", "old");
@@ -137,7 +137,7 @@ fn who_joins_without_an_offset_gets_only_what_is_new() {
 }
 
 #[test]
-fn what_the_log_no_longer_holds_is_a_gap_in_the_offsets() {
+fn pushes_that_the_log_no_longer_holds_show_as_a_gap_in_the_offsets() {
     let gateway = Setup::demo().shards(2).set("rooms.log_bytes_max", 10_000).start();
     let mut phone = gateway.login(7);
     phone.join("quiz", 0);
@@ -149,7 +149,7 @@ fn what_the_log_no_longer_holds_is_a_gap_in_the_offsets() {
     phone.join("quiz", first.offset);
     let next = phone.push();
     assert!(next.offset > first.offset + 1, "something is gone");
-    have_gaps_where_offsets_have(&[first, next.clone()]);
+    check_gaps_against_offsets(&[first, next.clone()]);
     // From the oldest that is left on, nothing is missing.
     let mut pushes = vec![next];
     while number(pushes.last().unwrap()) < 49 {
@@ -178,7 +178,7 @@ fn join_narrow(gateway: &Gateway, user_id: u64) -> Phone {
 }
 
 #[test]
-fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
+fn a_slow_member_skips_pushes_and_sees_the_gap() {
     let gateway = narrow("skip").start();
     let mut slow = join_narrow(&gateway, 7);
     let mut healthy = gateway.login(8);
@@ -192,7 +192,7 @@ fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
     while pushes.last().is_none_or(|push| number(push) < 299) {
         pushes.push(slow.push());
     }
-    have_gaps_where_offsets_have(&pushes);
+    check_gaps_against_offsets(&pushes);
     assert_eq!(number(&pushes[0]), 0);
     let missed = 300 - pushes.len();
     assert!(missed > 0, "it should have been too slow");
@@ -205,7 +205,7 @@ fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
 }
 
 #[test]
-fn a_slow_member_is_closed_where_the_policy_says_so() {
+fn a_slow_member_is_closed_if_the_policy_says_so() {
     let gateway = narrow("close").start();
     let mut slow = join_narrow(&gateway, 7);
     let mut healthy = gateway.login(8);
@@ -220,11 +220,11 @@ fn a_slow_member_is_closed_where_the_policy_says_so() {
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "slow_member", |n| n == 1.0);
     operator.wait_for_total("sessions", 1);
-    healthy.is_served();
+    healthy.assert_is_served();
 }
 
 #[test]
-fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
+fn a_policy_applies_only_to_rooms_with_its_prefix() {
     let policy = r#"
         [[room_policy]]
         prefix = "short-"
@@ -241,7 +241,7 @@ fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
 }
 
 #[test]
-fn what_is_said_within_a_window_comes_together_and_in_order() {
+fn pushes_within_a_window_arrive_together_and_in_order() {
     let policies = r#"
         [[room_policy]]
         prefix = "barrage-"
@@ -275,7 +275,7 @@ fn what_is_said_within_a_window_comes_together_and_in_order() {
 
 #[test]
 fn after_a_restart_offsets_begin_above_all_earlier_ones() {
-    let mut gateway = Setup::demo().on_a_port_of_its_own().shards(2).start();
+    let mut gateway = Setup::demo().on_a_reserved_port().shards(2).start();
     let mut last_offset = 0;
     for _ in 0..3 {
         let mut phone = gateway.login(7);
@@ -291,7 +291,7 @@ fn after_a_restart_offsets_begin_above_all_earlier_ones() {
 }
 
 #[test]
-fn a_room_that_was_idle_begins_again_above_its_earlier_offsets() {
+fn a_room_that_was_closed_opens_above_its_earlier_offsets() {
     let gateway = Setup::demo().set("rooms.idle_ttl_ms", 0).start();
     let operator = gateway.operator();
     let mut last_offset = 0;
@@ -329,7 +329,7 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
 }
 
 #[test]
-fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
+fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
     for shards in [1, 2] {
         let setup = Setup::demo().shards(shards).set("rooms.rooms_max", 1);
         let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
@@ -359,7 +359,7 @@ fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
 }
 
 #[test]
-fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
+fn a_burst_longer_than_one_send_arrives_without_a_further_push() {
     // One member is served in a turn: what is said meanwhile adds up.
     let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
     let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
@@ -375,7 +375,7 @@ fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
 }
 
 #[test]
-fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
+fn a_connection_in_many_rooms_gets_all_pushes_when_it_reads_again() {
     let gateway = Setup::demo().shards(2).set("socket.send_buffer_bytes", 4096).start();
     let mut slow = Phone::connect_narrow(gateway.clients());
     slow.login(7);
@@ -391,7 +391,7 @@ fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
         let of_room: Vec<_> =
             pushes.iter().filter(|push| number(push) / 100 * 100 == base).cloned().collect();
         assert!(of_room.iter().map(number).eq(base..base + 20), "room {base}");
-        have_gaps_where_offsets_have(&of_room);
+        check_gaps_against_offsets(&of_room);
     }
-    slow.is_served();
+    slow.assert_is_served();
 }

@@ -32,7 +32,7 @@ fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
 const SECRET: &str = "echo 0123456789abcdef0123456789abcdef >token\n";
 
 #[test]
-fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
+fn the_advice_for_a_secret_depends_on_whether_its_mode_can_be_changed() {
     let mounted = |mode: &str| {
         let mode =
             format!("chmod {mode} token; mount -o remount,ro .; cd \"$0\"; FLAGS=--check-config");
@@ -52,7 +52,7 @@ fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
 }
 
 #[test]
-fn where_a_secret_cant_be_made_the_start_and_the_check_say_what_to_do() {
+fn a_secret_that_cannot_be_made_fails_start_and_check_with_advice() {
     let fill = "head -c 16k /dev/zero >full 2>/dev/null || true\n";
     let Some((code, said)) = check_in_a_mount(&format!("{fill}FLAGS=")) else { return };
     assert_eq!(code, 1, "{said}");
@@ -70,7 +70,7 @@ fn where_a_secret_cant_be_made_the_start_and_the_check_say_what_to_do() {
 }
 
 #[test]
-fn a_secret_that_the_gateway_may_not_read_says_whose_it_is_and_who_asks() {
+fn an_unreadable_secret_is_reported_with_its_owner_and_the_gateways_user() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let token = folder.path().join("token");

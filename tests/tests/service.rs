@@ -12,7 +12,7 @@ use tidegate::Server;
 use tidegate::config::Config;
 use tidegate::service::Pulse;
 use tidegate_backend::{Call, Gateway, Handler, Placement};
-use tidegate_tests::{Operator, PATIENCE, Phone, Setup, until};
+use tidegate_tests::{Operator, Phone, Setup, TIMEOUT, until};
 
 /// The manager's end.
 struct Manager(UnixDatagram);
@@ -20,7 +20,7 @@ struct Manager(UnixDatagram);
 impl Manager {
     fn at(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self(socket)
     }
 
@@ -42,7 +42,7 @@ impl Manager {
 }
 
 #[test]
-fn the_manager_hears_when_it_listens_and_when_it_goes() {
+fn the_manager_is_notified_of_ready_and_stopping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = Manager::at(&path);
@@ -56,7 +56,7 @@ fn the_manager_hears_when_it_listens_and_when_it_goes() {
 }
 
 #[test]
-fn signs_of_life_come_where_they_are_wanted_and_while_it_drains() {
+fn watchdog_notifications_are_sent_if_requested_also_while_draining() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = Manager::at(&path);
@@ -68,14 +68,14 @@ fn signs_of_life_come_where_they_are_wanted_and_while_it_drains() {
     let mut phone = gateway.login(7);
     gateway.terminate();
     assert_eq!(manager.next_news(), "STOPPING=1\n");
-    phone.is_told_to_go();
+    phone.wait_for_goodbye();
     assert_eq!(manager.next(), "WATCHDOG=1\n");
     drop(phone);
     assert!(gateway.process.wait().success());
 }
 
 #[test]
-fn a_manager_that_is_gone_is_no_reason_to_end() {
+fn a_gateway_runs_on_without_its_manager() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nobody");
     let gateway = Setup::demo().variable("NOTIFY_SOCKET", &path).start();
@@ -135,7 +135,7 @@ impl Hanging {
         let mut phone = Phone::connect(self.server.client_address());
         phone.login(7);
         phone.send(1, b"");
-        self.has_entered.recv_timeout(PATIENCE).unwrap();
+        self.has_entered.recv_timeout(TIMEOUT).unwrap();
         phone
     }
 
@@ -146,7 +146,7 @@ impl Hanging {
 }
 
 #[test]
-fn one_shard_that_hangs_stops_the_signs_of_life() {
+fn one_hanging_shard_stops_the_watchdog_notifications() {
     let hanging = Hanging::start();
     let mut pulse = Pulse::new(hanging.server.control());
     let all_answer = |pulse: &mut Pulse| {
@@ -166,7 +166,7 @@ fn one_shard_that_hangs_stops_the_signs_of_life() {
 }
 
 #[test]
-fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
+fn health_reports_a_hanging_shard_until_it_answers_again() {
     let hanging = Hanging::start();
     let operator = &hanging.operator;
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
@@ -209,7 +209,7 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
 
 /// It is what a successor waits for, which may be there because a shard hangs.
 #[test]
-fn a_gateway_that_drains_says_so_though_a_shard_hangs() {
+fn readiness_says_draining_even_if_a_shard_hangs() {
     let hanging = Hanging::start();
     let phone = hanging.hang();
     let operator = &hanging.operator;

@@ -54,7 +54,7 @@ fn the_newest_login_wins_across_shards() {
     for _ in 0..20 {
         let mut newer = gateway.login(7);
         last.goodbye(Code::Replaced);
-        newer.is_served();
+        newer.assert_is_served();
         last = newer;
     }
     assert_eq!(shards_of(&gateway, 7).len(), 1);
@@ -65,24 +65,24 @@ fn the_newest_login_wins_across_shards() {
 }
 
 #[test]
-fn where_many_are_allowed_the_oldest_goes_when_there_are_too_many() {
+fn the_oldest_session_is_replaced_beyond_connections_per_user_max() {
     let gateway = Setup::demo()
         .shards(4)
         .set("session.login", "many")
         .set("session.connections_per_user_max", 3)
         .start();
     let mut phones: Vec<_> = (0..3).map(|_| gateway.login(7)).collect();
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     for _ in 0..5 {
         phones.push(gateway.login(7));
         phones.remove(0).goodbye(Code::Replaced);
-        phones.iter_mut().for_each(Phone::is_served);
+        phones.iter_mut().for_each(Phone::assert_is_served);
     }
     // Who goes makes room.
     drop(phones.remove(0));
     gateway.operator().wait_for_total("sessions", 2);
     phones.push(gateway.login(7));
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_secret_is_made_on_first_start_and_tide_makes_tokens_with_it() {
     assert!(status.success(), "{log}");
     let mut phone = gateway.connect();
     phone.login_with(7, token.trim());
-    phone.is_served();
+    phone.assert_is_served();
     let mut other = gateway.connect();
     let failure = other.try_login(8, token.trim()).unwrap_err();
     assert_eq!(failure.code, Some(Code::Unauthenticated), "it is another user's");
@@ -172,7 +172,7 @@ fn tokens_are_verified_with_a_public_key() {
         assert!(status.success(), "{log}");
         let mut phone = gateway.connect();
         phone.login_with(7, token.trim());
-        phone.is_served();
+        phone.assert_is_served();
         // The public key is no secret: nobody gets in with what HS256 makes of it.
         let pem = fs::read(&public).unwrap();
         let forged =
@@ -183,7 +183,7 @@ fn tokens_are_verified_with_a_public_key() {
 }
 
 #[test]
-fn demo_tokens_are_for_loopback_alone() {
+fn demo_tokens_work_only_on_loopback() {
     let setup = Setup::jwt().flag("--auth").flag("demo").set("listen", "0.0.0.0:0");
     let (status, _, log) = setup.run();
     assert_eq!(status.code(), Some(2));
@@ -213,14 +213,14 @@ fn a_session_that_ends_leaves_nothing_behind() {
 
 /// A connection ends while the next one comes in: what the kernel still does for the one must not hit the other.
 #[test]
-fn who_leaves_at_once_takes_nobody_elses_goodbye_along() {
+fn a_client_that_leaves_at_once_does_not_lose_another_clients_goodbye() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
     for user_id in 1..=1_000 {
         let mut phone = gateway.login(user_id);
-        phone.is_served();
+        phone.assert_is_served();
         assert_eq!(operator.kick(user_id), 1);
         // And closes as soon as it has read it.
-        phone.is_told_to_go();
+        phone.wait_for_goodbye();
     }
 }

@@ -10,7 +10,7 @@ use tidegate_tests::process::Process;
 use tidegate_tests::{Code, Phone, Setup, until};
 
 #[test]
-fn signals_without_a_meaning_change_nothing_and_say_so() {
+fn signals_without_a_meaning_are_logged_and_ignored() {
     let mut gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     for (signal, text) in [
@@ -20,7 +20,7 @@ fn signals_without_a_meaning_change_nothing_and_say_so() {
     ] {
         gateway.process.signal(signal);
         gateway.process.stderr.wait_for(text);
-        phone.is_served();
+        phone.assert_is_served();
     }
     gateway.terminate();
     phone.goodbye(Code::Draining);
@@ -29,13 +29,13 @@ fn signals_without_a_meaning_change_nothing_and_say_so() {
 }
 
 #[test]
-fn signals_that_ask_to_reload_or_mean_nothing_do_not_cut_a_drain() {
+fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     let mut gateway = Setup::demo().start();
     // This one neither reads its goodbye nor closes: the gateway lingers for it.
     let mut phone = gateway.login(7);
     gateway.terminate();
     gateway.process.stdout.wait_for("once more to end at once");
-    phone.is_told_to_go();
+    phone.wait_for_goodbye();
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         gateway.process.signal(signal);
     }
@@ -121,12 +121,12 @@ fn wait_for_end(gateway: Pid) {
 }
 
 #[test]
-fn a_terminal_that_closes_drains() {
+fn a_closed_terminal_drains_the_gateway() {
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
     // While the terminal is there, SIGHUP is a wish to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
     run.terminal.stdout.wait_for("nothing has changed");
-    phone.is_served();
+    phone.assert_is_served();
     run.terminal.kill();
     phone.goodbye(Code::Draining);
     drop(phone);
@@ -134,7 +134,7 @@ fn a_terminal_that_closes_drains() {
 }
 
 #[test]
-fn a_terminal_that_closes_ends_a_start_that_waits() {
+fn a_closed_terminal_ends_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     let mut run = start_in_a_terminal(setup, Shell::Replaced(""));
     run.terminal.stdout.wait_for("a gateway that drains has this address");
@@ -143,12 +143,12 @@ fn a_terminal_that_closes_ends_a_start_that_waits() {
 }
 
 #[test]
-fn a_terminal_that_closes_is_told_twice_and_drains_once() {
+fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
     for ctrl_c in [false, true] {
         for _ in 0..3 {
             let (mut run, mut phone) = in_a_terminal(Shell::Interactive);
             let thinking = phone.send(quiz::THINK, b"500");
-            phone.is_served();
+            phone.assert_is_served();
             if ctrl_c {
                 kill_process(run.gateway, Signal::INT).unwrap();
                 run.terminal.stdout.wait_for("once more to end at once");
@@ -164,11 +164,11 @@ fn a_terminal_that_closes_is_told_twice_and_drains_once() {
 }
 
 #[test]
-fn a_terminal_that_closes_is_nothing_to_a_gateway_that_was_told_so() {
+fn a_gateway_that_ignores_hangups_survives_its_terminal() {
     // As nohup(1) does.
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
     run.terminal.kill();
-    phone.is_served();
+    phone.assert_is_served();
     kill_process(run.gateway, Signal::TERM).unwrap();
     phone.goodbye(Code::Draining);
     drop(phone);

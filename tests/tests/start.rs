@@ -33,7 +33,7 @@ fn has_the_port(process: &Process) -> Option<bool> {
 
 /// Both are killed after each round, and the next starts on the same port at once.
 #[test]
-fn of_two_gateways_that_start_together_one_runs() {
+fn of_two_gateways_that_start_at_once_one_runs() {
     let port = Port::reserve();
     let address = |ip: &str| format!("{ip}:{}", port.number());
     let setup = |ip: &str| Setup::jwt().shards(4).set("listen", address(ip));
@@ -135,7 +135,7 @@ fn health(operators: SocketAddr) -> u16 {
 }
 
 #[test]
-fn a_gateway_takes_over_from_one_that_drains() {
+fn a_new_gateway_takes_over_from_one_that_drains() {
     let pair = Pair::new();
     let old = pair.setup().start();
     let mut idle: Vec<_> = (1..=10).map(|user_id| old.login(user_id)).collect();
@@ -155,7 +155,7 @@ fn a_gateway_takes_over_from_one_that_drains() {
     });
     assert_eq!(new.clients(), old.gateway.clients());
     assert_eq!(new.operators(), old.gateway.operators());
-    new.login(7).is_served();
+    new.login(7).assert_is_served();
     (0..20).for_each(|_| {
         assert_eq!(health(new.operators()), 200);
         // A connection to the old one stays with it.
@@ -165,12 +165,12 @@ fn a_gateway_takes_over_from_one_that_drains() {
     assert!(old.gateway.process.is_running());
     old.let_go(11, holder);
     assert_eq!(old.gateway.process.wait().code(), Some(0));
-    new.login(8).is_served();
+    new.login(8).assert_is_served();
     (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
 }
 
 #[test]
-fn a_gateway_waits_for_a_full_one_that_drains() {
+fn a_new_gateway_waits_for_a_full_one_that_drains() {
     let pair = Pair::new();
     let old = pair.setup().set("limits.connections_max", 2).start();
     let full = [login_and_wait(&old, 1), login_and_wait(&old, 2)];
@@ -205,13 +205,13 @@ fn a_gateway_waits_for_a_full_one_that_drains() {
         old.let_go(user_id, phone);
     }
     for phone in &mut waiting {
-        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        assert_eq!(phone.wait_for_goodbye().code, Some(Code::Draining));
         assert_eq!(phone.end(), End::Closed);
     }
     new.stdout.wait_for("listening for operators on");
     let mut phone = Phone::connect(old.gateway.clients());
     phone.login(9);
-    phone.is_served();
+    phone.assert_is_served();
     assert_eq!(health(old.gateway.operators()), 200);
     new.signal(Signal::TERM);
     phone.goodbye(Code::Draining);
@@ -227,7 +227,7 @@ fn waits_for_a_drain(process: &Process) -> Option<()> {
 }
 
 #[test]
-fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() {
+fn a_start_fails_when_the_holder_of_the_operators_port_answers_slowly_or_never() {
     let ends = |setup: Setup, says: String| {
         let (status, _, log) = setup.run();
         assert_eq!(status.code(), Some(1), "{log}");
@@ -247,7 +247,7 @@ fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() 
 }
 
 #[test]
-fn signals_that_ask_to_go_end_a_start_that_waits() {
+fn signals_that_drain_end_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let mut process = setup.begin();
@@ -266,7 +266,7 @@ fn signals_that_ask_to_go_end_a_start_that_waits() {
 }
 
 #[test]
-fn an_operators_port_that_another_program_has_is_left_alone() {
+fn the_operators_port_of_another_program_is_not_taken_over() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     // Anybody could join it.
     socket2::SockRef::from(&holder).set_reuse_port(true).unwrap();
