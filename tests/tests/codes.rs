@@ -1,4 +1,4 @@
-//! Every error code, produced by the real gateway.
+//! Each error code, produced by the real gateway.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn a_token_that_does_not_verify_gets_100() {
         let failure = phone.try_login(7, token).unwrap_err();
         assert_eq!(failure.code, Some(Code::Unauthenticated));
     }
-    // Two failures are forgiven.
+    // Two failures leave the connection open.
     phone.login(7);
     phone.assert_is_served();
 }
@@ -41,7 +41,7 @@ fn the_third_failed_authentication_closes_the_connection() {
         assert_eq!(failure.code, Some(Code::Unauthenticated));
     }
     assert_eq!(phone.end(), End::Closed);
-    assert_eq!(phone.next(), None, "the third answer was the last word");
+    assert_eq!(phone.next(), None, "no answer follows the third failure");
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "auth_failed", |n| n == 1.0);
 }
@@ -70,7 +70,7 @@ fn a_handler_that_panics_on_a_shard_or_a_worker_answers_101() {
         assert_eq!(phone.outcome(asked[0]), Ok("noted".into()), "{placement}");
         phone.fails(asked[1], Code::BackendFailed);
         assert_eq!(phone.outcome(asked[2]), Ok("noted".into()));
-        // Dropped without an answer.
+        // The handler drops this call without an answer.
         phone.fails(asked[3], Code::BackendFailed);
         gateway.process.stderr.wait_for("a handler panicked");
         phone.assert_is_served();
@@ -96,7 +96,7 @@ fn a_backend_that_does_not_answer_in_time_causes_102() {
     let asked = phone.send(quiz::WAIT, b"");
     let failure = phone.fails(asked, Code::Timeout);
     assert_eq!(failure.retry_after, Duration::ZERO);
-    // The answer that comes too late goes nowhere, and is counted.
+    // The late answer is dropped and counted.
     phone.ask(quiz::ASK, b"Which?").unwrap();
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_late_answers_total", "", |n| n == 1.0);
@@ -112,13 +112,13 @@ fn a_connection_above_its_request_rate_gets_103() {
     let asked = phone.send_together(&[(demo::ECHO, "x"); 50]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
     let (served, limited): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    assert!(served.len() >= 4, "the burst is served, but for what the login took of it");
-    assert!(!limited.is_empty(), "and not everything");
+    assert!(served.len() >= 4, "the burst is served, except for what the login used");
+    assert!(!limited.is_empty(), "some requests are refused");
     for failure in limited.into_iter().map(Result::unwrap_err) {
         assert_eq!(failure.code, Some(Code::RateLimited));
         assert!(failure.retry_after > Duration::ZERO);
     }
-    // Authentications count too; another connection has a rate of its own.
+    // Authentications count too. Each connection has its own rate.
     let asked = phone.send_together(&[(0, ""); 4]);
     let refused = asked.into_iter().filter(|&sequence| {
         phone.outcome(sequence).is_err_and(|failure| failure.code == Some(Code::RateLimited))
@@ -135,7 +135,7 @@ fn a_route_with_too_many_calls_answers_104() {
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(quiz::WAIT, ""); 3]);
     assert!(phone.fails(asked[2], Code::Overloaded).retry_after > Duration::ZERO);
-    // Another route has room, and so has this one once a call has ended.
+    // Another route accepts calls, and this one does again when a call has ended.
     phone.assert_is_served();
     let mut host = gateway.login(8);
     let refused = host.send(quiz::ASK, b"Which?");
@@ -153,9 +153,9 @@ fn a_backend_with_a_full_queue_answers_104() {
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(demo::ECHO, "x"); 20]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
-    assert!(outcomes[0].is_ok(), "the first finds room");
+    assert!(outcomes[0].is_ok(), "the queue takes the first call");
     let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-    assert!(!refused.is_empty(), "those of the same turn don't");
+    assert!(!refused.is_empty(), "the queue refuses other calls of the same turn");
     assert!(refused.iter().all(|failure| failure.code == Some(Code::Overloaded)));
     phone.assert_is_served();
 }
@@ -218,7 +218,7 @@ fn a_drain_sends_108_after_the_answers_and_the_process_ends_with_success() {
         let spread = Duration::from_millis(3000)..Duration::from_millis(6000);
         assert!(spread.contains(&retry_after), "{retry_after:?}");
     }
-    // What comes now is not handed over, so nobody can end the waiting but its timeout.
+    // Requests are no longer handed to a backend, so only the timeout ends the calls that wait.
     let late = host.send(quiz::ASK, b"Which?");
     assert!(host.fails(late, Code::Draining).retry_after >= Duration::from_millis(3000));
     waiting.fails(asked, Code::Timeout);

@@ -1,4 +1,4 @@
-//! Which kernel mechanism is used, where it may not be, and more connections than descriptors.
+//! The choice of the driver, kernels that forbid io_uring, and more connections than descriptors.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -16,7 +16,7 @@ const DESCRIPTORS: u64 = 256;
 /// More connections than those.
 const CONNECTIONS: u64 = 400;
 
-/// What each shard says that it uses: driver and rings.
+/// The driver and the number of rings of each shard, from `/stats`.
 fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
     let stats = gateway.operator().json("/stats");
     let shards = stats["shards"].as_array().unwrap();
@@ -26,11 +26,11 @@ fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
     shards.iter().map(driver).collect()
 }
 
-/// Held by the one test that has many connections: the other end of each is a descriptor of this process,
-/// which may have no more than 1,024.
+/// Lets one test at a time have many connections. The other ends are descriptors of this process, which may have
+/// 1,024.
 fn lock_descriptors() -> MutexGuard<'static, ()> {
     static CROWD: Mutex<()> = Mutex::new(());
-    // A test that fails takes no other with it.
+    // A failed test poisons the lock; the others still run.
     CROWD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -47,9 +47,9 @@ fn the_gateway_uses_the_configured_driver() {
         _ => assert_eq!(drivers(&gateway), [uring.clone(), uring.clone()]),
     }
     let gateway = Setup::demo().flag("--driver").flag("epoll").start();
-    assert_eq!(drivers(&gateway), [epoll], "a flag wins over the environment");
+    assert_eq!(drivers(&gateway), [epoll], "a flag overrides the environment");
     let gateway = Setup::demo().flag("--driver").flag("uring").start();
-    assert_eq!(drivers(&gateway), [uring], "a flag wins over the environment");
+    assert_eq!(drivers(&gateway), [uring], "a flag overrides the environment");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_configured_but_forbidden_io_uring_fails_the_start_with_advice() {
     }
 }
 
-/// Each is served and gets what everybody gets, and all are let go in order.
+/// Each connection is served, gets a push to everybody, and a goodbye at the end.
 fn serves_many_connections(setup: Setup) -> Vec<(String, u64)> {
     let _crowd = lock_descriptors();
     let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_reserved_port();
@@ -88,7 +88,7 @@ fn serves_many_connections(setup: Setup) -> Vec<(String, u64)> {
     phones.iter_mut().for_each(|phone| {
         phone.goodbye(Code::Draining);
     });
-    assert!(TcpStream::connect(gateway.clients()).is_err(), "somebody listens still");
+    assert!(TcpStream::connect(gateway.clients()).is_err(), "the port is still open");
     drop(phones);
     assert_eq!(gateway.process.wait().code(), Some(0));
     drivers
@@ -119,8 +119,7 @@ fn a_connections_max_beyond_the_descriptors_of_epoll_fails_the_start_with_the_nu
     }
 }
 
-/// The counterpart of running out of descriptors with epoll: the table is full, and there is none for one
-/// more ring.
+/// With io_uring the descriptor table may be full, so that no descriptor is left for another ring.
 #[test]
 fn accepting_pauses_while_no_ring_can_be_added() {
     let _crowd = lock_descriptors();
@@ -138,7 +137,7 @@ fn accepting_pauses_while_no_ring_can_be_added() {
     let login = waiting.send_login(9999, "token-9999");
     gateway.process.stderr.wait_for("accepting is paused");
     phones.iter_mut().for_each(Phone::assert_is_served);
-    // One that goes makes room for the one that waits.
+    // When a connection ends, the waiting one is accepted.
     drop(phones.pop());
     waiting.wait_for(|event| match event {
         tidegate_protocol::client::Event::Authenticated { sequence, .. } if *sequence == login => {
@@ -148,7 +147,7 @@ fn accepting_pauses_while_no_ring_can_be_added() {
     });
     gateway.process.stderr.wait_for("accepting again");
     prlimit(Some(pid), Resource::Nofile, limit(DESCRIPTORS)).unwrap();
-    // Not before: the operators' connection needs a descriptor, too.
+    // Only now: the operators' connection needs a descriptor too.
     operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
     let mut more: Vec<_> = (301..=320).map(|user_id| gateway.login(user_id)).collect();
     more.iter_mut().chain(&mut phones).for_each(Phone::assert_is_served);
@@ -156,7 +155,7 @@ fn accepting_pauses_while_no_ring_can_be_added() {
     assert_eq!(drivers(&gateway), [("uring".to_owned(), 2)]);
 }
 
-/// What older kernels tell of TCP is shorter: `struct tcp_info` had 104 bytes in Linux 2.6 and 232 in 5.4.
+/// Older kernels have a shorter `struct tcp_info`: 104 bytes in Linux 2.6 and 232 in 5.4.
 #[test]
 fn a_drain_works_with_the_shorter_tcp_info_of_older_kernels() {
     for bytes in [104, 232] {

@@ -1,4 +1,4 @@
-//! The operators' HTTP while hostile connections try to keep operators from it.
+//! The operators' HTTP while hostile connections try to block it.
 //!
 //! `TIDEGATE_HOSTILE=1000 cargo test --release -p tidegate-tests --test hostile -- --nocapture` measures: it holds
 //! 1,000 connections of each kind, prints how long the slowest answer took, and fails if it took longer than
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use tidegate_tests::hostile::{HostileConnections, Kind};
 use tidegate_tests::{Gateway, Setup, TIMEOUT};
 
-/// Hostile connections of each kind, unless it is a measurement: as many as fit into a test's descriptors.
+/// Hostile connections of each kind in a test: as many as its descriptors allow.
 const HOSTILE: usize = 100;
 
-/// How often each path is requested while they are held.
+/// How often each path is requested meanwhile.
 const REQUESTS: usize = 10;
 
 /// The slowest answer that a measurement accepts.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Hostile connections of each kind in a measurement. `None`: this is a test.
+/// Hostile connections of each kind in a measurement. `None`: this run is a test.
 fn measured() -> Option<usize> {
     let count = std::env::var("TIDEGATE_HOSTILE").ok()?;
     Some(count.parse().expect("TIDEGATE_HOSTILE is a number"))
@@ -32,7 +32,7 @@ fn token(gateway: &Gateway) -> String {
     fs::read_to_string(gateway.folder().join(".tidegate/admin.token")).unwrap().trim().to_owned()
 }
 
-/// Sends bytes to the operators' HTTP on a new connection. Returns all that it answers.
+/// Sends bytes to the operators' HTTP on a new connection. Returns the whole answer.
 fn exchange(gateway: &Gateway, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(gateway.operators()).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -58,7 +58,10 @@ fn slowest_answer(gateway: &Gateway, token: &str) -> Duration {
             let answer = get(gateway, path, token);
             slowest = slowest.max(began.elapsed());
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer:?}");
-            assert!(path != "/metrics" || answer.contains("\ntidegate_connections{"), "all of it");
+            assert!(
+                path != "/metrics" || answer.contains("\ntidegate_connections{"),
+                "the whole page arrives"
+            );
         }
     }
     slowest
@@ -119,7 +122,7 @@ fn a_connection_that_stalls_in_its_request_or_does_not_read_is_closed() {
     let guarded =
         |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
     let mut idle = connect(guarded("/users/7").as_bytes());
-    // Far more answers than the kernel's buffers hold.
+    // Far more answers than the kernel buffers.
     let _never_reads = connect(guarded("/metrics").repeat(1000).as_bytes());
     let operator = gateway.operator();
     let cut = "tidegate_operator_connections_cut_total";

@@ -37,7 +37,7 @@ fn a_push_answers_with_the_number_of_connections_it_went_to() {
     let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
     phones[0].join("quiz", 0);
     phones[1].join("quiz", 0);
-    // Connected is not in.
+    // A connection without a session is not counted.
     let mut anonymous = gateway.connect();
     anonymous.heartbeat();
     assert_eq!(operator.push_user(1, 5, b"to one"), 1);
@@ -116,14 +116,14 @@ fn users_rooms_and_stats_show_what_clients_did() {
 
 #[test]
 fn a_draining_gateway_is_healthy_and_not_ready() {
-    // A call that nobody answers holds the drain, until its user is kicked.
+    // A call without an answer delays the drain until its user is kicked.
     let mut gateway = Setup::quiz().shards(2).set("shutdown.drain_timeout_ms", 60_000).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
     phone.send(quiz::WAIT, b"");
     operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
     gateway.terminate();
-    let drained = until("it drains", || {
+    let drained = until("the gateway drains", || {
         let (status, body) = operator.get("/readyz");
         (status == 503).then_some(body)
     });
@@ -131,7 +131,7 @@ fn a_draining_gateway_is_healthy_and_not_ready() {
     assert_eq!(operator.get("/healthz").0, 200);
     let stats = operator.json("/stats");
     assert_eq!(stats["ready"], false);
-    // A shard that has nothing left to do does not hang, whether it has ended or waits for the other.
+    // A shard with nothing left to do does not count as hanging, whether it has ended or waits for the other shard.
     let known = |list: &str| stats[list].as_array().unwrap().len();
     assert_eq!((known("shards") + known("ended_shards"), known("silent_shards")), (2, 0));
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
@@ -156,7 +156,7 @@ fn every_metric_is_exported_and_listed_in_the_readme() {
     }
     let ours = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     for name in ours {
-        assert!(metrics().any(|known| known == name), "{name} is in no table");
+        assert!(metrics().any(|known| known == name), "{name} is not in a table of metrics");
     }
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
     let readme = std::fs::read_to_string(readme).unwrap();
@@ -208,7 +208,7 @@ fn metrics_count_what_happened() {
 fn a_push_beyond_rooms_max_gets_503() {
     let gateway = Setup::demo().set("rooms.rooms_max", 1).start();
     let operator = gateway.operator();
-    assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room is none");
+    assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room has no members");
     let (status, body) = operator.post("/push/rooms/second?type=5", b"x");
     assert!(status == 503 && body.contains("rooms.rooms_max"), "{status} {body}");
     assert!(body.contains("\"code\":\"rooms_full\""), "{body}");
@@ -218,5 +218,5 @@ fn a_push_beyond_rooms_max_gets_503() {
     assert!(!ended.success() && said.is_empty(), "{said}");
     assert!(complaint.contains("rooms.rooms_max"), "{complaint}");
     assert_eq!(operator.push_room("first", 5, b"x"), 0);
-    assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room is always there");
+    assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room always exists");
 }

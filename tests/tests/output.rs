@@ -1,5 +1,5 @@
-//! What reads the gateway's standard streams may be slow, gone, or out of room: no client notices, lines
-//! that are lost are counted, and a drain ends in order.
+//! The readers of the gateway's standard streams may be slow, gone, or out of space. Clients are served as before,
+//! lost lines are counted, and a drain ends as usual.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::net::UnixDatagram;
@@ -11,13 +11,13 @@ use tidegate_tests::{Code, Gateway, Setup, until};
 
 const DROPPED: &str = "tidegate_log_lines_dropped_total";
 
-/// Clients with traffic. `OUTPUT_CLIENTS` names another number.
+/// The number of clients; `OUTPUT_CLIENTS` sets another one.
 fn clients() -> u64 {
     std::env::var("OUTPUT_CLIENTS").map_or(20, |count| count.parse().unwrap())
 }
 
-/// Has clients log in and ask, an operator push, look and kick (which is logged), a handler panic, and the
-/// gateway drain. Nobody may notice anything.
+/// Clients log in and send requests; an operator pushes, reads metrics and kicks (which is logged); a handler panics;
+/// the gateway drains. All must work whatever happens to the streams.
 fn run_with_clients(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
     let mut phones: Vec<_> = (1..=clients()).map(|user_id| gateway.login(user_id)).collect();
     let operator = gateway.operator();
@@ -46,12 +46,12 @@ fn run_with_clients(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
     assert_eq!(gateway.process.wait().code(), Some(0));
 }
 
-/// With this much of the log, and with this format.
+/// A gateway with this log filter and log format.
 fn setup(filter: &str, format: &str) -> Setup {
     Setup::quiz().shards(2).set("log.filter", filter).set("log.format", format)
 }
 
-/// Waits until lines of a stream were dropped for a reason.
+/// Waits until lines of a stream are dropped for this reason.
 fn expect_drops(gateway: &Gateway, stream: &str, reason: &str) {
     let operator = gateway.operator();
     until(&format!("lines of {stream} dropped: {reason}"), || {
@@ -89,7 +89,7 @@ fn clients_are_served_when_the_log_has_the_maximal_file_size() {
 
 #[test]
 fn clients_are_served_when_the_reader_of_the_log_does_not_read() {
-    // At info what is logged here fits the queue.
+    // At the level info the log of this test fits into the queue.
     run_with_clients(setup("info", "text").stderr(Sink::PipeFull).start(), |_| {});
     run_with_clients(setup("trace", "text").stderr(Sink::PipeFull).start(), |gateway| {
         let mut phone = gateway.login(2_000_000);
@@ -121,7 +121,7 @@ fn clients_are_served_when_standard_output_cannot_be_written() {
             run_with_clients(gateway, |gateway| expect_drops(gateway, "stdout", "write_failed"));
         }
     }
-    // Both at once, as when one shipper takes both.
+    // Both streams at once, as with one log shipper for both.
     let both = setup("debug", "text").stdout(Sink::PipeFull).stderr(Sink::PipeFull);
     run_with_clients(both.start(), |_| {});
 }
@@ -150,7 +150,7 @@ fn a_reader_that_resumes_gets_the_number_of_lost_lines() {
         })
         .sum();
     assert!(told > 0.0);
-    // What is there is whole: each line but those that filled the pipe is JSON.
+    // No line is cut: each line is JSON, except those that filled the pipe.
     for line in log.lines().filter(|line| *line != "x") {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
@@ -178,7 +178,7 @@ fn the_exit_status_of_a_failed_start_does_not_depend_on_the_readers() {
 fn a_second_signal_ends_the_process_whatever_its_readers_do() {
     for sink in [Sink::ReaderGone, Sink::PipeFull] {
         let mut gateway = setup("trace", "text").stdout(sink).stderr(sink).start();
-        // This one does not close: the gateway lingers for it.
+        // This client does not close, so the gateway lingers.
         let mut phone = gateway.login(7);
         gateway.terminate();
         phone.wait_for_goodbye();
@@ -206,7 +206,7 @@ fn log_lines_that_clients_cause_are_rate_limited() {
     assert!(gateway.process.wait().success());
     let log = gateway.process.stderr.all();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    // One each ten seconds, and for panics one of each worker: a slow machine sees some more.
+    // One line in ten seconds per cause, and for panics one per worker; on a slow machine a few more.
     assert!((1..30).contains(&lines("an answer is too long for a frame")), "{log}");
     assert!((1..30).contains(&lines("panicked: a handler with a bug")), "{log}");
     assert!((1..60).contains(&lines("a handler panicked; its call is answered")), "{log}");
@@ -240,7 +240,7 @@ fn a_program_that_links_the_gateway_gets_log_metrics_and_drain_from_one_call() {
     assert_eq!(operator.kick(8), 0);
     gateway.process.stderr.wait_for("an operator kicked a user");
     gateway.process.signal(Signal::TERM);
-    // What was under way is answered before the goodbye.
+    // The call in flight is answered before the goodbye.
     assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
     phone.goodbye(Code::Draining);
     drop(phone);

@@ -1,7 +1,7 @@
-//! What is in `sysctl/`: every line has its reason, and the scripts do what they say.
+//! The profiles in `sysctl/`: each line has its reason, and the scripts do what they say.
 //!
-//! Settings are changed in a network namespace of a test's own, with the rest of `/proc/sys` read-only:
-//! nothing of the machine's is touched.
+//! Each test changes settings in its own network namespace, with the rest of `/proc/sys` read-only, so that nothing of
+//! the machine is changed.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -23,7 +23,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(folder().join(name)).unwrap()
 }
 
-/// A line that sets something, and the comment right before it.
+/// A line with a setting, and the comment right before it.
 struct Setting<'a> {
     comment: Vec<&'a str>,
     line: &'a str,
@@ -43,8 +43,7 @@ fn settings(text: &str) -> Vec<Setting<'_>> {
     settings
 }
 
-/// Demands reason, cost and effect, in this order, each with something to say, and where the effect
-/// is from.
+/// Requires reason, cost and effect, in this order and not empty, and the source of the effect.
 fn assert_reasoned(setting: &Setting<'_>) {
     let Setting { comment, line } = setting;
     let mut parts = comment.iter().filter(|text| !text.starts_with("#   "));
@@ -88,7 +87,7 @@ fn a_setting_without_a_reason_is_rejected() {
 
 #[test]
 fn every_key_exists_in_this_kernel_or_is_optional() {
-    // This one is the machine's alone.
+    // This key is not per network namespace.
     let whole = Path::new("/proc/sys/net/core/netdev_max_backlog").exists();
     for profile in PROFILES {
         for Setting { line, .. } in settings(&read(&format!("{profile}.conf"))) {
@@ -109,9 +108,10 @@ fn every_key_exists_in_this_kernel_or_is_optional() {
     }
 }
 
-/// A namespace's network settings to write, and nothing else; `None` where that is not permitted.
+/// Runs a script that may write the settings of its own network namespace, and nothing else; `None` where that is
+/// not permitted.
 fn in_namespace(script: &str) -> Option<(bool, String, String)> {
-    // A bind mount of its own makes a part of /proc/sys read-only.
+    // A bind mount makes a part of /proc/sys read-only.
     let guard = "for part in fs kernel vm; do mount --bind /proc/sys/$part /proc/sys/$part && \
                  mount -o remount,bind,ro /proc/sys/$part || exit 77; done";
     let script = format!("{guard}\nset -e\ncd \"$0\"\n{script}");
@@ -156,7 +156,7 @@ fn apply_sets_and_skips_keys_as_it_says_and_revert_restores_them() {
     assert!(said.contains("apply: net.core.somaxconn: is 4096, nothing to do"), "{said}");
     assert!(said.contains("revert: net.core.somaxconn: would become 100, is 4096"), "{said}");
     assert!(said.contains("revert: nothing to revert"), "{said}");
-    assert_eq!(machine(), before, "nothing of the machine's was touched");
+    assert_eq!(machine(), before, "the machine's settings are unchanged");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn scripts_refuse_to_run_without_root_or_with_unknown_profiles() {
         println!("skipped: only root can become somebody else");
         return;
     }
-    // Somebody else may not reach the project's folder.
+    // Another user may have no access to the project's folder.
     let open = tempfile::tempdir().unwrap();
     let public = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
     fs::set_permissions(open.path(), public).unwrap();
@@ -265,8 +265,8 @@ fn the_containers_seccomp_profile_allows_io_uring_and_little_else() {
     let ring = ["doctor", "--connections", "1", "--probe-io-uring"];
     let (free, ..) = Process::run(Command::new(tide).args(ring), "");
     let (status, ..) = confined(tide, &ring);
-    assert_eq!(status.code(), free.code(), "as without the profile");
-    // unshare is there for tables of descriptors, not for namespaces.
+    assert_eq!(status.code(), free.code(), "the same as without the profile");
+    // unshare is allowed for descriptor tables, not for namespaces.
     let (status, _, log) = confined(Path::new("/usr/bin/unshare"), &["--net", "true"]);
     assert!(!status.success() && log.contains("Function not implemented"), "{log}");
     let names: Value = serde_json::from_str(&read("seccomp.json")).unwrap();

@@ -1,4 +1,4 @@
-//! Starting, crashing, starting again, and refusing to start.
+//! Starts, crashes, restarts, and refused starts.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -26,7 +26,7 @@ fn after_a_crash_the_gateway_starts_on_the_same_port_and_clients_resume() {
             phone.end();
         });
         gateway.restart();
-        // They say what they saw last, and get all that is new.
+        // They resume from the last offset they saw, and get all newer pushes.
         let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
         for (phone, seen) in phones.iter_mut().zip(&seen) {
             phone.join("quiz", *seen);
@@ -45,7 +45,7 @@ fn after_a_crash_the_gateway_starts_on_the_same_port_and_clients_resume() {
 fn a_second_signal_ends_the_gateway_at_once() {
     for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().start();
-        // This one neither reads its goodbye nor closes: the gateway would linger for it.
+        // This client neither reads its goodbye nor closes, so the gateway would linger.
         let mut phone = gateway.login(7);
         gateway.process.signal(signal);
         gateway.process.stdout.wait_for("once more to end at once");
@@ -102,7 +102,7 @@ fn a_port_in_use_fails_the_start_with_advice() {
     assert_eq!(status.code(), Some(1));
     assert!(log.contains(&format!("can't listen for clients on {}", gateway.clients())), "{log}");
     assert!(log.contains("--listen"), "{log}");
-    assert_eq!(log.matches("in use").count(), 1, "the cause is said once: {log}");
+    assert_eq!(log.matches("in use").count(), 1, "the cause is named once: {log}");
     assert!(!said.contains("listening"), "{said}");
     let setup = Setup::demo().set("admin.listen", gateway.operators());
     let (status, _, log) = setup.run();
@@ -121,7 +121,7 @@ fn check_config_starts_nothing() {
     let setup = Setup::demo().flag("--check-config");
     let (status, said, log) = setup.run();
     assert_eq!((status.code(), said.trim()), (Some(0), "the configuration is valid"), "{log}");
-    assert!(!setup.folder().join(".tidegate").exists(), "a check makes no secrets");
+    assert!(!setup.folder().join(".tidegate").exists(), "a check makes no secret");
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tidegate.toml");
     let (status, _, log) = Setup::jwt().flag("--config").flag(file).flag("--check-config").run();
     assert_eq!(status.code(), Some(0), "{log}");
@@ -167,7 +167,7 @@ fn check_config_fails_where_a_start_would_fail() {
             let (status, said, log) = setup.run();
             assert_eq!((status.code(), &*said), (Some(code), ""), "{log}");
             assert!(hints.iter().all(|hint| log.contains(hint)), "{hints:?}: {log}");
-            assert!(!setup.folder().join(".tidegate").exists(), "no secret is made for it");
+            assert!(!setup.folder().join(".tidegate").exists(), "a failed check makes no secret");
         }
     }
     let (status, _, log) = key("RS256", public).flag("--check-config").run();
@@ -225,7 +225,7 @@ fn a_killed_gateway_resets_or_ends_its_connections() {
     let mut phone = gateway.login(7);
     gateway.process.signal(Signal::KILL);
     assert_eq!(gateway.process.wait().signal(), Some(9));
-    // The kernel closes for it.
+    // The kernel closes the sockets.
     assert!(matches!(phone.end(), End::Closed | End::Reset));
 }
 
@@ -238,7 +238,7 @@ fn a_client_that_does_not_read_does_not_delay_the_end() {
     assert_eq!(operator.push_user(7, 5, &[b'x'; 500_000]), 1);
     gateway.terminate();
     assert_eq!(gateway.process.wait().code(), Some(0));
-    // What was on its way ends cut or whole; there is an end, and no goodbye that is cut.
+    // The data may end within a frame. The connection ends, and no goodbye is cut.
     deaf.end();
 }
 

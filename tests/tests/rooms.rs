@@ -1,4 +1,4 @@
-//! Rooms: who is in them, what they remember, and what becomes of who is slow.
+//! Rooms: members, logs, and slow members.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use bytes::Bytes;
@@ -7,10 +7,10 @@ use tidegate_protocol::proto::demo::JoinRoom;
 use tidegate_tests::phone::{demo, said};
 use tidegate_tests::{Code, Gateway, Phone, Push, Setup, until};
 
-/// What each push of these tests carries, beside its number.
+/// Bytes that each push carries beside its number.
 const PADDING: usize = 1000;
 
-/// Pushes to the room from outside: as many as `numbers` has, each with its number in it.
+/// Pushes to the room as an operator: one push for each of `numbers`.
 fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
     let operator = gateway.operator();
     for number in numbers {
@@ -20,18 +20,18 @@ fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// What joins a room, and asks for nothing that came before.
+/// The data of a request that joins a room without a resume.
 fn joined(room: &str) -> Vec<u8> {
     JoinRoom { room: room.into(), last_offset: 0 }.encode_to_vec()
 }
 
 /// A push's number.
 fn number(push: &Push) -> u32 {
-    assert_eq!(push.biz_data.len(), PADDING, "a push is never cut");
+    assert_eq!(push.biz_data.len(), PADDING, "no push is cut");
     u32::from_be_bytes(push.biz_data[..4].try_into().unwrap())
 }
 
-/// Checks that the numbers are as many apart as the offsets, and increasing.
+/// Checks that the numbers increase, and have the same gaps as the offsets.
 fn check_gaps_against_offsets(pushes: &[Push]) {
     for pair in pushes.windows(2) {
         let missed = pair[1].offset - pair[0].offset;
@@ -64,12 +64,14 @@ fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
     stranger.say("quiz", "who is left?");
     stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "who is left?"));
-    // What follows in the other room shows that nothing came before it.
+    // The push to the other room arrives first, so the former members got nothing before it.
     stranger.say("lobby", "you are");
     leavers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
-    until("the members who left are counted out", || (operator.members("quiz") == 8).then_some(()));
+    until("the room has only the members that stayed", || {
+        (operator.members("quiz") == 8).then_some(())
+    });
     stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
-    // Leaving twice is no failure, and coming back is hearing again.
+    // A second leave succeeds, and a new join gets pushes again.
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
     leavers.iter_mut().for_each(|phone| phone.join("quiz", 0));
     stranger.say("quiz", "welcome back");
@@ -106,7 +108,7 @@ fn a_member_that_resumes_gets_each_missed_push_once_and_then_the_new_ones() {
         drop(phone);
         let missed: Vec<_> = (0..20).map(|n| format!("missed {n}")).collect();
         missed.iter().for_each(|text| talker.say(&room, text));
-        // It comes back while the talk goes on.
+        // It resumes while pushes go on.
         let newer: Vec<_> = (0..200).map(|n| format!("new {n}")).collect();
         let says: Vec<_> = newer.iter().map(|text| (demo::SAY, said(&room, text))).collect();
         let mut phone = gateway.login(7);
@@ -130,7 +132,7 @@ fn a_join_without_an_offset_gets_only_new_pushes() {
     phone.join("quiz", 0);
     talker.say("quiz", "new");
     assert_eq!(phone.push().text(), "new");
-    // An offset that is still to come is no reason to wait for it.
+    // An offset above the newest one does not delay the next push.
     phone.join("quiz", u64::MAX);
     talker.say("quiz", "newer");
     assert_eq!(phone.push().text(), "newer");
@@ -148,21 +150,21 @@ fn pushes_that_the_log_no_longer_holds_show_as_a_gap_in_the_offsets() {
     let mut phone = gateway.login(7);
     phone.join("quiz", first.offset);
     let next = phone.push();
-    assert!(next.offset > first.offset + 1, "something is gone");
+    assert!(next.offset > first.offset + 1, "pushes are missing");
     check_gaps_against_offsets(&[first, next.clone()]);
-    // From the oldest that is left on, nothing is missing.
+    // From the oldest push in the log on, none is missing.
     let mut pushes = vec![next];
     while number(pushes.last().unwrap()) < 49 {
         pushes.push(phone.push());
     }
-    assert!(pushes.len() >= 8, "the log holds what it may: {}", pushes.len());
+    assert!(pushes.len() >= 8, "the log holds as much as its bound allows: {}", pushes.len());
     assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
     let room = gateway.operator().json("/rooms/quiz");
     assert_eq!(room["first_offset"], pushes[0].offset);
     assert_eq!(room["last_offset"], pushes.last().unwrap().offset);
 }
 
-/// A gateway whose kernel holds little of what a phone doesn't read.
+/// A gateway with small send buffers, so that unread pushes soon wait in the gateway.
 fn narrow(slow_member: &str) -> Setup {
     Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
@@ -195,10 +197,10 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
     check_gaps_against_offsets(&pushes);
     assert_eq!(number(&pushes[0]), 0);
     let missed = 300 - pushes.len();
-    assert!(missed > 0, "it should have been too slow");
+    assert!(missed > 0, "the member was not too slow");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_room_pushes_skipped_total", "", |n| n == missed as f64);
-    // It is a member as before.
+    operator.wait_for_metric("tidegate_push_skipped_total", "", |n| n == missed as f64);
+    // It is still a member.
     publish(&gateway, "quiz", 300..301);
     assert_eq!(number(&slow.push()), 300);
     assert_eq!(number(&healthy.push()), 300);
@@ -215,7 +217,7 @@ fn a_slow_member_is_closed_if_the_policy_says_so() {
         let pushes = healthy.pushes(10);
         assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
     }
-    // The gateway notices when it could send again: when the phone reads.
+    // The gateway notices at its next send, when the client reads.
     slow.end();
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "slow_member", |n| n == 1.0);
@@ -259,15 +261,15 @@ fn pushes_within_a_window_arrive_together_and_in_order() {
     let pushes = phone.pushes(2);
     assert!(pushes.iter().map(Push::text).eq(["one", "two"]));
     assert_eq!(pushes[1].offset, pushes[0].offset + 1);
-    operator.wait_for_metric("tidegate_room_pushes_merged_total", "", |n| n == 1.0);
-    // Everybody's room has a policy too: an urgent push takes along what waits.
+    operator.wait_for_metric("tidegate_push_merged_total", "", |n| n == 1.0);
+    // Everybody's room has a policy too: an urgent push releases those that wait.
     talker.ask(demo::PUSH_ALL, b"three").unwrap();
     assert_eq!(operator.push_all(51, b"four"), 2);
     for phone in [&mut phone, &mut talker] {
         let pushes = phone.pushes(2);
         assert!(pushes.iter().map(|push| &push.biz_data[..]).eq([&b"three"[..], b"four"]));
     }
-    // The room that waited for nothing shows that no other has a window.
+    // A push to a room without a policy arrives at once: other rooms have no window.
     phone.join("lobby", 0);
     assert_eq!(operator.push_room("lobby", 50, b"five"), 1);
     assert_eq!(phone.push().biz_data, "five");
@@ -283,7 +285,10 @@ fn after_a_restart_offsets_begin_above_all_earlier_ones() {
         let mut talker = gateway.login(8);
         (0..50).for_each(|n| talker.say("quiz", &format!("{n}")));
         let pushes = phone.pushes(50);
-        assert!(pushes[0].offset > last_offset, "a resume across a restart misses nothing new");
+        assert!(
+            pushes[0].offset > last_offset,
+            "the offsets after a restart are above the earlier ones"
+        );
         assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
         last_offset = pushes[49].offset;
         gateway.crash_and_restart();
@@ -303,7 +308,7 @@ fn a_room_that_was_closed_opens_above_its_earlier_offsets() {
         assert!(pushes[0].offset > last_offset);
         last_offset = pushes[19].offset;
         drop(phone);
-        until("the room is forgotten", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
+        until("the room is closed", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
     }
 }
 
@@ -322,7 +327,7 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
     }
     assert_eq!(operator.push_room("room-64", 50, b"x"), 0);
     assert_eq!(phone.pushes(64).len(), 64);
-    // Who leaves one may join another.
+    // After a leave it may join another room.
     phone.leave("room-0");
     phone.join("room-64", 0);
     assert_eq!(operator.push_room("room-64", 50, b"x"), 1);
@@ -335,7 +340,7 @@ fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
         let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
         let operator = gateway.operator();
         let mut phone = gateway.login(7);
-        // With a room of its own, each shard has as many as it may.
+        // With this room each home shard has as many rooms as it may have.
         let mut taken = Vec::new();
         for name in (0..100).map(|n| format!("room-{n}")) {
             let asked = phone.send(demo::JOIN, &joined(&name));
@@ -354,13 +359,13 @@ fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
         phone.say(&taken[0], "hello");
         assert_eq!(phone.push().text(), "hello");
         taken.iter().for_each(|name| phone.leave(name));
-        until("there is room again", || phone.ask(demo::JOIN, &joined("room-100")).ok());
+        until("a room may be opened again", || phone.ask(demo::JOIN, &joined("room-100")).ok());
     }
 }
 
 #[test]
 fn a_burst_longer_than_one_send_arrives_without_a_further_push() {
-    // One member is served in a turn: what is said meanwhile adds up.
+    // One member is served per turn, so pushes accumulate meanwhile.
     let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
     let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
     members.iter_mut().for_each(|member| member.join("quiz", 0));

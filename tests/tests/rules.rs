@@ -1,4 +1,4 @@
-//! The rules of the protocol, each against the real gateway.
+//! The rules of the protocol, each checked with the real gateway.
 
 use bytes::Bytes;
 use tidegate_protocol::client::Event;
@@ -52,7 +52,7 @@ fn a_slow_answer_delays_neither_heartbeats_nor_other_routes() {
     let session = phone.next();
     assert!(matches!(session, Some(Event::Authenticated { sequence, .. }) if sequence == again));
     phone.assert_is_served();
-    // Now somebody asks, and the answer comes after all.
+    // Now the host asks a question, and the waiting call is answered.
     let mut host = gateway.login(8);
     host.ask(quiz::ASK, b"Which?").unwrap();
     assert_eq!(phone.outcome(waiting), Ok("Which?".into()));
@@ -86,11 +86,11 @@ fn pushes_of_a_room_arrive_whole_and_in_order_of_publication() {
         pushes.iter().map(tidegate_tests::Push::text).collect::<Vec<_>>()
     });
     let first = orders.next().unwrap();
-    assert!(orders.all(|order| order == first), "each member sees the same order");
+    assert!(orders.all(|order| order == first), "all members see the same order");
     for talker in 0..talkers {
         let own = format!("{talker}:");
         let heard = first.iter().filter(|text| text.starts_with(&own)).cloned();
-        assert!(heard.eq(texts(talker)), "who publishes sees its own order kept");
+        assert!(heard.eq(texts(talker)), "the pushes of one publisher keep their order");
     }
 }
 
@@ -102,7 +102,7 @@ fn a_silent_session_is_closed_and_any_frame_keeps_it_open() {
     let mut beating = gateway.login(3);
     let mut logging_in = gateway.login(4);
     assert_eq!(silent.session().heartbeat_interval_ms, 800);
-    // The others say something for as long as the silent one is not told to go.
+    // The others send frames until the silent one gets its goodbye.
     let told = silent.in_background(|silent| silent.goodbye(Code::Idle));
     while !told.is_finished() {
         asking.assert_is_served();
@@ -119,7 +119,7 @@ fn a_silent_session_is_closed_and_any_frame_keeps_it_open() {
 fn a_connection_that_does_not_authenticate_in_time_is_closed() {
     let gateway = Setup::demo().set("auth.timeout_ms", 300).start();
     let mut phone = gateway.connect();
-    // A sign of life is no authentication.
+    // A heartbeat does not replace an authentication.
     phone.heartbeat();
     let mut neighbour = gateway.login(8);
     assert_eq!(phone.goodbye(Code::Idle).retry_after, std::time::Duration::ZERO);
@@ -143,7 +143,7 @@ fn a_second_authentication_gets_the_same_answer_and_cannot_change_the_user() {
     assert_eq!(other["connections"].as_array().unwrap().len(), 0);
 }
 
-/// What is malformed, by what is wrong with it.
+/// Malformed frames, each with a description of its fault.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let below = Request { kind: -2, sequence: 9, ..Request::default() };
     let mut type_below = Vec::new();
@@ -169,14 +169,14 @@ fn a_malformed_frame_closes_its_connection_and_no_other() {
     let (head, tail) = neighbours_bytes.split_at(5);
     for (what, bytes) in malformed() {
         for logged_in in [false, true] {
-            // The neighbour is in the midst of a frame.
+            // The neighbour has sent half of a frame.
             neighbour.send_bytes(head);
             let mut phone = gateway.connect();
             if logged_in {
                 phone.login(7);
             }
             phone.send_bytes(&bytes);
-            // Whatever follows is not read.
+            // Bytes that follow are not read.
             phone.send_heartbeat();
             phone.goodbye(Code::Malformed);
             neighbour.send_bytes(tail);
@@ -194,7 +194,7 @@ fn bytes_after_a_malformed_frame_do_not_lose_the_goodbye() {
     let gateway = Setup::demo().start();
     for _ in 0..10 {
         let mut phone = gateway.login(7);
-        // Closing a socket with unread bytes resets it, and the kernel throws the goodbye away.
+        // A close of a socket with unread bytes resets the connection, and the kernel drops the goodbye.
         let mut bytes = vec![0x80, 0x00];
         (0..10_000).for_each(|_| bytes.extend_from_slice(&request_frame(demo::ECHO, b"x", 1)));
         phone.send_bytes(&bytes);
@@ -222,7 +222,7 @@ fn an_empty_frame_is_a_failed_authentication() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     phone.send_bytes(&[0]);
-    // It has the sequence 0 and the type 0: to this client it looks like a goodbye, and is none.
+    // The answer has the sequence 0 and the type 0, so this client takes it for a goodbye.
     let Some(Event::Goodbye(failure)) = phone.next() else { panic!("there is an answer") };
     assert_eq!(failure.code, Some(Code::Unauthenticated));
     phone.login(7);
@@ -250,7 +250,7 @@ fn a_half_closed_client_gets_all_its_answers() {
 
 #[test]
 fn a_client_that_half_closes_before_its_login_ends_gets_its_answers() {
-    // Users' homes are spread over the shards: some log in here, some by way of another.
+    // The home shards of the users differ, so some logins are handled by another shard.
     let gateway = Setup::demo().shards(4).start();
     for user_id in 1..=20 {
         let mut phone = gateway.connect();
@@ -296,7 +296,7 @@ fn the_answer_for_a_connection_that_is_gone_is_dropped() {
     kicked.goodbye(Code::Replaced);
     vanished.reset();
     operator.wait_for_total("sessions", 1);
-    // Whoever gets their places now must not get their answers.
+    // Connections that now take their slots must not get their answers.
     let mut newer: Vec<_> = (4..8).map(|user_id| gateway.login(user_id)).collect();
     host.ask(quiz::ASK, b"Which?").unwrap();
     operator.wait_for_metric("tidegate_orphan_answers_total", "", |n| n == 2.0);
@@ -362,7 +362,7 @@ fn a_frame_of_maximal_length_is_accepted_and_a_longer_one_is_not() {
     };
     sequence_one(&mut phone, longest);
     assert_eq!(phone.outcome(1), Ok(vec![b'x'; longest].into()));
-    // The prefix alone says that it is too long.
+    // The length prefix alone shows that the frame is too long.
     phone.send_bytes(&request_frame(demo::ECHO, &vec![b'x'; longest + 1], 1)[..2]);
     phone.goodbye(Code::Malformed);
 }

@@ -1,4 +1,4 @@
-//! Secrets as an orchestrator mounts them, where the gateway may write none: the errors, and that their advice helps.
+//! Secrets on a read-only mount, as orchestrators provide them: the errors, and whether their advice works.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -9,8 +9,8 @@ use rustix::process::geteuid;
 use tidegate_tests::process::Process;
 use tidegate_tests::programs::programs;
 
-/// Checks a configuration whose secrets are in a file system of 16 KiB that `script` fills; `None` where
-/// mounting is not permitted.
+/// Runs `--check-config` with secrets on a file system of 16 KiB, which `script` fills; `None` where a mount is not
+/// permitted.
 fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
@@ -44,7 +44,7 @@ fn the_advice_for_a_secret_depends_on_whether_its_mode_can_be_changed() {
         assert!(said.contains(hint), "{hint}: {said}");
     }
     assert!(!said.contains("chmod"), "{said}");
-    // What is advised is taken.
+    // The advice works.
     for mode in ["400", "440"] {
         let (code, said) = mounted(mode).unwrap();
         assert_eq!(code, 0, "{mode}: {said}");
@@ -75,12 +75,12 @@ fn an_unreadable_secret_is_reported_with_its_owner_and_the_gateways_user() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let token = folder.path().join("token");
     fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
-    // Root reads everything, so it becomes another user. Any other user takes the right to read from itself.
+    // Root can read every file, so the test becomes another user. Any other user removes its own permission.
     let mut command = if geteuid().is_root() {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o400)).unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        // The folders above the binary may be root's alone.
+        // Only root may have access to the folders above the binary.
         let copy = folder.path().join("tidegate");
         fs::copy(&programs().tidegate, &copy).unwrap();
         command.arg(copy);

@@ -1,4 +1,4 @@
-//! Signals: which ones drain, and that no other ends a gateway.
+//! Signals: which ones drain, and that no other one ends a gateway.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::process::Command;
@@ -31,7 +31,7 @@ fn signals_without_a_meaning_are_logged_and_ignored() {
 #[test]
 fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     let mut gateway = Setup::demo().start();
-    // This one neither reads its goodbye nor closes: the gateway lingers for it.
+    // This client neither reads its goodbye nor closes, so the gateway lingers.
     let mut phone = gateway.login(7);
     gateway.terminate();
     gateway.process.stdout.wait_for("once more to end at once");
@@ -44,9 +44,9 @@ fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     assert_eq!(gateway.process.wait().code(), Some(0));
 }
 
-/// A gateway within a terminal.
+/// A gateway in a terminal.
 struct InTerminal {
-    /// script(1), which is the terminal.
+    /// script(1), which provides the terminal.
     terminal: Process,
     gateway: Pid,
     _setup: Setup,
@@ -54,7 +54,7 @@ struct InTerminal {
 
 impl Drop for InTerminal {
     fn drop(&mut self) {
-        // It is a child of the terminal's: nobody else ends it where a test fails.
+        // The gateway is a child of script(1), so nothing else ends it when a test fails.
         let _ = kill_process(self.gateway, Signal::KILL);
     }
 }
@@ -62,14 +62,14 @@ impl Drop for InTerminal {
 /// How the gateway is started in its terminal.
 #[derive(Clone, Copy, Debug)]
 enum Shell {
-    /// The gateway takes the shell's place, after this.
+    /// The shell runs this and then becomes the gateway.
     Replaced(&'static str),
-    /// An interactive bash, which stays and runs it as its foreground job, as a person does. When the terminal
-    /// closes, bash sends SIGHUP to the job, and so does the kernel.
+    /// An interactive bash that runs the gateway as its foreground job. When the terminal closes, bash and the kernel
+    /// each send SIGHUP to the job.
     Interactive,
 }
 
-/// Starts one, and a client of it.
+/// Starts a gateway in a terminal, and connects a client.
 fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
     let run = start_in_a_terminal(Setup::quiz(), shell);
     let clients = announced(&run.terminal, "listening for clients on ");
@@ -78,7 +78,7 @@ fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
     (run, phone)
 }
 
-/// What a process says after these words.
+/// The rest of the line that follows `before` in the output of a process.
 fn announced(process: &Process, before: &str) -> String {
     process.stdout.find(before, |said| {
         let line = said.lines().find_map(|line| line.trim_end().strip_prefix(before))?;
@@ -86,18 +86,18 @@ fn announced(process: &Process, before: &str) -> String {
     })
 }
 
-/// Starts one, and waits for nothing.
+/// Starts a gateway in a terminal without waiting.
 fn start_in_a_terminal(setup: Setup, shell: Shell) -> InTerminal {
     let inner = setup.command();
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
     let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
-    // script(1) gives it a terminal of its own, which closes when script is killed.
+    // script(1) provides a terminal, which closes when script is killed.
     let line = match shell {
         Shell::Replaced(before) => format!("{before} echo pid=$$; exec {}", line.join(" ")),
         Shell::Interactive => {
             let job = setup.folder().join("job");
             std::fs::write(&job, format!("echo pid=$$\nexec {}\n", line.join(" "))).unwrap();
-            // What it reads first it takes for typed: it goes on to be interactive.
+            // Bash must stay interactive after its startup file.
             std::fs::write(setup.folder().join("bashrc"), "sh ./job\n").unwrap();
             "exec bash --rcfile ./bashrc -i".to_owned()
         }
@@ -123,7 +123,7 @@ fn wait_for_end(gateway: Pid) {
 #[test]
 fn a_closed_terminal_drains_the_gateway() {
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
-    // While the terminal is there, SIGHUP is a wish to reload.
+    // While the terminal is open, SIGHUP is a request to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
     run.terminal.stdout.wait_for("nothing has changed");
     phone.assert_is_served();
@@ -154,7 +154,7 @@ fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
                 run.terminal.stdout.wait_for("once more to end at once");
             }
             run.terminal.kill();
-            // A second request would end the process at once, and this would never be answered.
+            // A second signal would end the process at once, and this call would get no answer.
             assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
             phone.goodbye(Code::Draining);
             drop(phone);
@@ -165,7 +165,7 @@ fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
 
 #[test]
 fn a_gateway_that_ignores_hangups_survives_its_terminal() {
-    // As nohup(1) does.
+    // As nohup(1) does it.
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
     run.terminal.kill();
     phone.assert_is_served();
