@@ -74,7 +74,7 @@ fn a_configured_but_forbidden_io_uring_fails_the_start_with_advice() {
 
 /// Each connection is served, gets a push to everybody, and a goodbye at the end.
 fn serves_many_connections(setup: Setup) -> Vec<(String, u64)> {
-    let _crowd = lock_descriptors();
+    let _lock = lock_descriptors();
     let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_reserved_port();
     let mut gateway = setup.start();
     let operator = gateway.operator();
@@ -122,7 +122,7 @@ fn a_connections_max_beyond_the_descriptors_of_epoll_fails_the_start_with_the_nu
 /// With io_uring the descriptor table may be full, so that no descriptor is left for another ring.
 #[test]
 fn accepting_pauses_while_no_ring_can_be_added() {
-    let _crowd = lock_descriptors();
+    let _lock = lock_descriptors();
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
     let gateway = setup.set("limits.connections_max", CONNECTIONS).start();
     let operator = gateway.operator();

@@ -45,10 +45,10 @@ fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     let gateway = Setup::demo().shards(4).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=16).map(|user_id| gateway.login(user_id)).collect();
-    let mut stranger = gateway.login(99);
+    let mut outsider = gateway.login(99);
     for room in ["quiz", "lobby", "a room with a longer name"] {
         phones.iter_mut().for_each(|phone| phone.join(room, 0));
-        stranger.say(room, "hello");
+        outsider.say(room, "hello");
         let offsets: Vec<_> = phones
             .iter_mut()
             .map(|phone| {
@@ -62,10 +62,10 @@ fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     assert_eq!(operator.members("quiz"), 16);
     let (leavers, stayers) = phones.split_at_mut(8);
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
-    stranger.say("quiz", "who is left?");
+    outsider.say("quiz", "who is left?");
     stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "who is left?"));
     // The push to the other room arrives first, so the former members got nothing before it.
-    stranger.say("lobby", "you are");
+    outsider.say("lobby", "you are");
     leavers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
     until("the room has only the members that stayed", || {
         (operator.members("quiz") == 8).then_some(())
@@ -74,7 +74,7 @@ fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     // A second leave succeeds, and a new join gets pushes again.
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
     leavers.iter_mut().for_each(|phone| phone.join("quiz", 0));
-    stranger.say("quiz", "welcome back");
+    outsider.say("quiz", "welcome back");
     phones.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "welcome back"));
 }
 

@@ -97,7 +97,7 @@ fn start_in_a_terminal(setup: Setup, shell: Shell) -> InTerminal {
         Shell::Interactive => {
             let job = setup.folder().join("job");
             std::fs::write(&job, format!("echo pid=$$\nexec {}\n", line.join(" "))).unwrap();
-            // Bash must stay interactive after its startup file.
+            // Bash runs its startup file as if it were typed, and stays interactive.
             std::fs::write(setup.folder().join("bashrc"), "sh ./job\n").unwrap();
             "exec bash --rcfile ./bashrc -i".to_owned()
         }

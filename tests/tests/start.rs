@@ -57,7 +57,7 @@ fn of_two_gateways_that_start_at_once_one_runs() {
                 "{log}"
             );
         }
-        // In the other order the second one could take the port of one that has ended.
+        // The loser ends first. Otherwise it could take the port of the winner that has ended.
         gateways[loser].kill();
         gateways[1 - loser].kill();
         let listening = |gateway: &Process| gateway.stdout.all().contains("listening for clients");
