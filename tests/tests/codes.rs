@@ -205,15 +205,15 @@ fn a_drain_sends_108_after_the_answers_and_the_process_ends_with_success() {
     let mut gateway =
         Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
     let mut idle = gateway.login(1);
-    let mut stranger = gateway.connect();
-    stranger.heartbeat();
+    let mut anonymous = gateway.connect();
+    anonymous.heartbeat();
     let mut waiting = gateway.login(2);
     let mut host = gateway.login(3);
     let asked = waiting.send(quiz::WAIT, b"");
     let held = host.send(quiz::WAIT, b"");
     gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
     gateway.terminate();
-    for phone in [&mut idle, &mut stranger] {
+    for phone in [&mut idle, &mut anonymous] {
         let retry_after = phone.goodbye(Code::Draining).retry_after;
         let spread = Duration::from_millis(3000)..Duration::from_millis(6000);
         assert!(spread.contains(&retry_after), "{retry_after:?}");

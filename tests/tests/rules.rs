@@ -267,9 +267,9 @@ fn a_client_that_half_closes_before_its_login_ends_gets_its_answers() {
 #[test]
 fn a_half_closed_client_without_open_requests_is_closed_at_once() {
     let gateway = Setup::demo().start();
-    let mut stranger = gateway.connect();
-    stranger.stop_sending();
-    assert_eq!((stranger.end(), stranger.next()), (End::Closed, None));
+    let mut anonymous = gateway.connect();
+    anonymous.stop_sending();
+    assert_eq!((anonymous.end(), anonymous.next()), (End::Closed, None));
     let mut idle = gateway.login(7);
     idle.stop_sending();
     assert_eq!((idle.end(), idle.next()), (End::Closed, None));
