@@ -177,11 +177,11 @@ fn a_push_is_encoded_once_for_all_members() {
     for _ in 0..WARM_UP {
         push(&mut sessions);
     }
-    let before = sessions.world.count(|stats| stats.deliveries);
+    let before = sessions.world.count(|stats| stats.room_deliveries);
     let sends = sessions.world.drivers[0].sends;
     let count: u64 = (0..ROUNDS).map(|_| push(&mut sessions)).sum();
     assert_eq!(
-        sessions.world.count(|stats| stats.deliveries) - before,
+        sessions.world.count(|stats| stats.room_deliveries) - before,
         ROUNDS * u64::from(MEMBERS)
     );
     assert_eq!(
@@ -202,8 +202,8 @@ fn a_push_to_a_user_costs_the_shard_no_allocation() {
     for _ in 0..WARM_UP {
         push(&mut sessions);
     }
-    let before = sessions.world.count(|stats| stats.deliveries);
+    let before = sessions.world.count(|stats| stats.user_deliveries);
     let count: u64 = (0..ROUNDS).map(|_| push(&mut sessions)).sum();
-    assert_eq!(sessions.world.count(|stats| stats.deliveries) - before, ROUNDS);
+    assert_eq!(sessions.world.count(|stats| stats.user_deliveries) - before, ROUNDS);
     assert!(count <= ROUNDS / 10, "{count} allocations for {ROUNDS} pushes");
 }

@@ -34,8 +34,8 @@
 //!
 //! # Time
 //!
-//! [`World::advance`] is the only function that moves the clock of the shards, and `Setup::assemble` the only
-//! one that hands a clock to the gateway.
+//! A world has the gateway's two clocks: the monotonic one of the shards and the wall clock. [`World::advance`] moves
+//! both, and [`World::set_wall_ms`] sets the wall clock alone, as an administrator may.
 
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
@@ -51,4 +51,5 @@ pub use phone::{Phone, Received, frame, login};
 pub use scripted::Scripted;
 pub use seeds::for_each_seed;
 pub use setup::{FIRST_OFFSET, Setup};
+pub use tidegate::shard::clients::cause::Cause;
 pub use world::{SteppedDriver, World};

@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate::auth::Verifier;
+use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::{Faults, Sim};
 use tidegate::parts::{Origin, Parts};
@@ -15,8 +17,11 @@ use tidegate_backend::{Handler, Placement};
 use crate::world::SteppedDriver;
 use crate::{Scripted, World, sim};
 
-/// The first offset of each log: above all that the wall clock gives, so offsets don't depend on it.
+/// The first offset of a gateway, as large as JSON numbers hold exactly, less a few.
 pub const FIRST_OFFSET: u64 = (1 << 53) - 5;
+
+/// The wall clock at the start of a world, in milliseconds since the Unix epoch.
+const WALL_MS: u64 = 1_700_000_000_000;
 
 /// A shard that was not running closes nobody for silence until this time has passed.
 const GRACE: Duration = Duration::from_secs(31);
@@ -59,9 +64,9 @@ impl Setup {
     /// Puts the gateway together, without drivers and threads. The workers are those of all backends; they
     /// work only when [`Worker::run_pending`] is called.
     #[must_use]
-    pub fn assemble(self, started: Instant) -> (Parts, Vec<Worker>) {
+    pub fn assemble(self, started: Instant, wall_clock: WallClock) -> (Parts, Vec<Worker>) {
         let Self { config, handler, first_offset, session_key, .. } = self;
-        let origin = Origin { started, first_offset, session_key };
+        let origin = Origin { started, wall_clock, first_offset, session_key };
         let verifier = Verifier::new(&config.auth).expect("demo tokens need no key");
         let mut workers = Vec::new();
         let Ok(parts) = Parts::new(config, verifier, origin, |config, gateway| {
@@ -98,11 +103,15 @@ impl Setup {
     pub fn world_on<D: SteppedDriver>(self, mut driver: impl FnMut(u16, Instant) -> D) -> World<D> {
         let started = Instant::now();
         let (age, shards) = (self.age, 0..self.config.shards);
-        let (parts, workers) = self.assemble(started);
+        let wall_ms = Arc::new(AtomicU64::new(WALL_MS));
+        let read = Arc::clone(&wall_ms);
+        let wall_clock =
+            WallClock::new(move || Duration::from_millis(read.load(Ordering::Relaxed)));
+        let (parts, workers) = self.assemble(started, wall_clock);
         let now = started + age;
         let drivers = shards.clone().map(|id| driver(id, now)).collect();
         let shards = shards.map(|id| parts.shard(id)).collect();
-        let mut world = World::from_parts(parts, shards, drivers, workers, now);
+        let mut world = World::from_parts(parts, shards, drivers, workers, now, wall_ms);
         if age > Duration::ZERO {
             world.turns(1);
             world.pass(GRACE);

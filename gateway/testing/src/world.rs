@@ -1,6 +1,7 @@
 //! Shards and all that is around them, in one thread.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate::config::Config;
@@ -9,9 +10,9 @@ use tidegate::driver::sim::Sim;
 use tidegate::driver::{ConnId, Driver};
 use tidegate::hub::Hub;
 use tidegate::parts::Parts;
-use tidegate::session_id::Place;
+use tidegate::session_id::SessionAddr;
 use tidegate::shard::Shard;
-use tidegate::shard::closing::Cause;
+use tidegate::shard::clients::cause::Cause;
 use tidegate::shard::mailbox::Message;
 use tidegate::shard::stats::{Levels, Stats};
 use tidegate_backend::pool::Worker;
@@ -45,6 +46,7 @@ pub struct World<D = Sim> {
     /// The user that [`World::log_in`] logs in next.
     pub next_user_id: UserId,
     now: Instant,
+    wall_ms: Arc<AtomicU64>,
 }
 
 impl<D> World<D> {
@@ -54,8 +56,9 @@ impl<D> World<D> {
         drivers: Vec<D>,
         workers: Vec<Worker>,
         now: Instant,
+        wall_ms: Arc<AtomicU64>,
     ) -> Self {
-        Self { parts, shards, drivers, workers, next_user_id: 7, now }
+        Self { parts, shards, drivers, workers, next_user_id: 7, now, wall_ms }
     }
 
     /// The time of all shards.
@@ -64,10 +67,23 @@ impl<D> World<D> {
         self.now
     }
 
-    /// Moves the clock. The shards see it in their next turn; more than a second at once looks to them as if
+    /// Moves both clocks. The shards see it in their next turn; more than a second at once looks to them as if
     /// they had been stopped.
     pub fn advance(&mut self, time: Duration) {
         self.now += time;
+        let wall = Duration::from_millis(self.wall_ms()) + time;
+        self.set_wall_ms(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// The wall clock, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn wall_ms(&self) -> u64 {
+        self.wall_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sets the wall clock, forward or back. The clock of the shards does not move.
+    pub fn set_wall_ms(&self, wall_ms: u64) {
+        self.wall_ms.store(wall_ms, Ordering::Relaxed);
     }
 
     /// The configuration.
@@ -92,7 +108,7 @@ impl<D> World<D> {
     #[must_use]
     pub fn gone_session(&self, shard: u16) -> SessionId {
         let conn = ConnId { slot: 5, generation: 1_000 };
-        self.parts.shared.session_ids.id(Place::new(shard, conn))
+        self.parts.shared.session_ids.id(SessionAddr::new(shard, conn))
     }
 
     /// Does the work that waits for workers, on this thread.
@@ -130,7 +146,7 @@ impl<D> World<D> {
     /// Pushes and other commands under way.
     #[must_use]
     pub fn commands_in_flight(&self) -> usize {
-        self.parts.shared.gate.commands()
+        self.parts.shared.limiter.commands()
     }
 
     /// Open connections, as the shards' common counter says.
@@ -142,7 +158,7 @@ impl<D> World<D> {
     /// The sum of a counter over the shards.
     #[must_use]
     pub fn count(&self, counter: impl Fn(&Stats) -> u64) -> u64 {
-        self.shards.iter().map(|shard| counter(shard.stats())).sum()
+        self.shards.iter().map(|shard| counter(&shard.stats())).sum()
     }
 
     /// The sum of a level over the shards.
@@ -177,7 +193,8 @@ impl<D: SteppedDriver> World<D> {
         if !shard.is_finished() {
             driver.set_now(self.now);
             shard.turn(driver).expect("the driver works");
-            self.now = self.now.max(driver.now());
+            let jump = driver.now().saturating_duration_since(self.now);
+            self.advance(jump);
         }
     }
 

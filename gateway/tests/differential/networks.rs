@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tidegate::clock::WallClock;
 use tidegate::driver::Driver;
 use tidegate::driver::sim::{Arrived, Faults};
 use tidegate::parts::Parts;
@@ -86,7 +87,7 @@ impl Sockets {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let mut driver = new(listener).unwrap();
-        let (parts, _) = setup().assemble(Instant::now());
+        let (parts, _) = setup().assemble(Instant::now(), WallClock::system());
         parts.shared.addresses[0].mailbox().set_waker(waker(&driver));
         let shard_parts = parts.clone();
         let thread = thread::spawn(move || shard_parts.shard(0).run(&mut driver));

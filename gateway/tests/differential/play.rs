@@ -35,10 +35,10 @@ pub(crate) enum Got {
 }
 
 impl Got {
-    /// A push's offset in its room.
+    /// The offset of a room's push.
     fn offset(&self) -> Option<u64> {
         match self {
-            Self::Response { offset, .. } if *offset > 0 => Some(*offset),
+            Self::Response(received) if received.offset > 0 => Some(received.offset),
             _ => None,
         }
     }
@@ -67,8 +67,8 @@ pub(crate) fn play(script: &Script, network: &mut impl Network, cuts: u64) -> Ou
     player.outcome
 }
 
-/// A room's first offset says when the room was opened, which differs from run to run. What the drivers must agree on is
-/// how the offsets go on from it.
+/// A room's first offset says when the room was opened, which differs from run to run. The drivers must agree on the
+/// offsets relative to it.
 fn count_offsets_from_zero(outcome: &mut Outcome) {
     let mut firsts = BTreeMap::<Source, u64>::new();
     for (source, got) in outcome.iter().flatten() {
@@ -79,7 +79,7 @@ fn count_offsets_from_zero(outcome: &mut Outcome) {
     }
     for (source, got) in outcome.iter_mut().flatten() {
         for got in got {
-            if let Got::Response { offset, .. } = got
+            if let Got::Response(Received { offset, .. }) = got
                 && *offset > 0
             {
                 *offset -= firsts[source];

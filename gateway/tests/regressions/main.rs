@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tidegate::config::SlowMember;
 use tidegate::driver::sim::Arrived;
-use tidegate::shard::closing::Cause;
 use tidegate_backend::{Code, RoomId};
 use tidegate_protocol::Request;
+use tidegate_testing::Cause;
 use tidegate_testing::scripted::{ECHO, JOIN, KEEP, RELEASE, room};
 use tidegate_testing::{Phone, Setup, World, frame, login};
 
@@ -381,4 +381,23 @@ fn a_slow_client_that_sends_heartbeats_stays_connected() {
     assert_eq!(phone.end, None);
     // The client reads 4,000 bytes every 10 s.
     assert!(phone.count(KEEP) > 20, "{}", phone.count(KEEP));
+}
+
+#[test]
+fn a_room_that_opens_again_after_the_wall_clock_was_set_back_continues_above_its_offsets() {
+    let mut world = World::new(|config| config.rooms.idle_ttl = Duration::ZERO);
+    let mut last_offset = 0;
+    for _ in 0..3 {
+        let mut phone = world.log_in(0);
+        world.ask(&phone, JOIN, 1, b"");
+        world.push_room(&room(), 6, 1);
+        phone.read_for(&mut world, 3);
+        let offset = phone.received.last().unwrap().offset;
+        assert!(offset > last_offset, "{offset} after {last_offset}");
+        last_offset = offset;
+        world.reset(phone.peer);
+        world.set_wall_ms(world.wall_ms() - 3_600_000);
+        world.pass(Duration::from_secs(2));
+        assert_eq!(world.level(|levels| levels.rooms), 1, "only everybody's room is open");
+    }
 }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use tidegate::shard::closing::Cause;
 use tidegate_backend::Code;
 use tidegate_protocol::Request;
+use tidegate_testing::Cause;
 use tidegate_testing::scripted::KEEP;
 use tidegate_testing::{Phone, World, frame, login};
 

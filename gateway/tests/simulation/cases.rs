@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use tidegate::shard::closing::Cause;
+use tidegate_testing::Cause;
 
 use crate::backend::{COMMAND, INLINE, Order, PUSH_BYTES_MAX, Target};
 use crate::for_each_seed;

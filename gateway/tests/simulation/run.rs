@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::config::{BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
 use tidegate::driver::sim::{Arrived, Faults};
-use tidegate::shard::closing::Cause;
 use tidegate_backend::Placement;
+use tidegate_testing::Cause;
 use tidegate_testing::{Setup, World, sim};
 
 use crate::backend::{
@@ -193,8 +193,14 @@ impl Run {
                 let worker = self.rng.usize(0..self.world.workers.len());
                 self.hung_workers[worker] = !self.hung_workers[worker];
             }
-            553 => self.wait(CALL_TIMEOUT + Duration::from_secs(1)),
-            554..600 => {
+            553 => {
+                // Up to a day, back as likely as forward.
+                let day_ms = 86_400_000;
+                let wall_ms = self.world.wall_ms() + self.rng.u64(0..2 * day_ms) - day_ms;
+                self.world.set_wall_ms(wall_ms);
+            }
+            554 => self.wait(CALL_TIMEOUT + Duration::from_secs(1)),
+            555..600 => {
                 let most = if self.has_faults && self.rng.u32(0..20) == 0 { 2_000 } else { 40 };
                 self.world.advance(Duration::from_millis(self.rng.u64(0..most)));
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::driver::sim::Faults;
-use tidegate::shard::clients::cause::Cause;
+use tidegate_testing::Cause;
 
 use super::Run;
 use crate::backend::{INLINE, QUEUED, RANDOM, RANDOM_INLINE, Target, echo};
