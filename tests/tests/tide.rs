@@ -235,7 +235,7 @@ fn a_bench_ends_with_an_error_where_a_full_gateway_admits_nobody() {
 fn where_no_gateway_listens_the_error_names_the_address_and_a_start_command() {
     // Reserved ports: no gateway of another test can take them when this one has ended.
     let admin = Port::reserve();
-    let setup = Setup::demo().on_a_port_of_its_own();
+    let setup = Setup::demo().on_a_reserved_port();
     let mut gateway = setup.set("admin.listen", format!("127.0.0.1:{}", admin.number())).start();
     let clients = gateway.clients().to_string();
     let operators = gateway.operators().to_string();

@@ -1,39 +1,39 @@
-//! What clients do: an app's requests, and what is wrong with it and its network.
+//! What clients do: requests, and faults of the client or its network.
 
 use bytes::Bytes;
 
-use super::{ROOMS, World};
+use super::{ROOMS, Run};
 use crate::backend::{
-    COMMAND, COMMAND_QUEUED, INLINE, NOWHERE, Order, QUEUED, ROUTE_TYPES, WILD, WILD_INLINE,
+    COMMAND, COMMAND_QUEUED, INLINE, LARGE, Order, QUEUED, RANDOM, RANDOM_INLINE, ROUTE_TYPES,
+    UNROUTED, large_order,
 };
 
-impl World {
-    /// Something that an app, or what is wrong with it, may do.
+impl Run {
+    /// One random act of a client: a fault, or requests.
     pub(super) fn act(&mut self, index: usize) {
-        let now = self.now;
-        if self.clients[index].over.is_some() {
+        let now = self.world.now();
+        if self.clients[index].ended.is_some() {
             if self.rng.u32(0..4) == 0 {
                 self.reconnect(index);
             }
             return;
         }
         let peer = self.clients[index].peer;
-        let sim = &mut self.shards[self.clients[index].shard].1;
         match self.rng.u32(0..1000) {
             action @ 0..2 => {
-                self.clients[index].excused = true;
-                return if action == 0 { sim.reset(peer) } else { sim.hang_up(peer) };
+                self.clients[index].may_be_cut_off = true;
+                return if action == 0 { self.world.reset(peer) } else { self.world.hang_up(peer) };
             }
             2..4 if self.clients[index].is_live() => return self.clients[index].half_closed = true,
-            4..30 => {
+            4..30 if !self.clients[index].never_reads => {
                 let client = &mut self.clients[index];
                 client.stalled = !client.stalled;
-                client.excused = true;
+                client.may_be_cut_off = true;
                 let window = if client.stalled { self.rng.usize(0..600) } else { 100_000 };
-                return sim.set_window(peer, window);
+                return self.world.set_window(peer, window);
             }
             30..33 if self.clients[index].is_live() => {
-                self.clients[index].tainted = true;
+                self.clients[index].sent_garbage = true;
                 let garbage: Bytes = (0..self.rng.usize(1..40)).map(|_| self.rng.u8(..)).collect();
                 return self.clients[index].wire.outgoing().extend_from_slice(&garbage);
             }
@@ -50,21 +50,31 @@ impl World {
                 _ => {}
             };
         }
+        if self.clients[index].never_reads && !self.clients[index].stalled {
+            (self.clients[index].stalled, self.clients[index].may_be_cut_off) = (true, true);
+            let window = self.rng.usize(0..600);
+            self.world.set_window(peer, window);
+        }
         self.ask(index);
     }
 
     fn ask(&mut self, index: usize) {
-        let now = self.now;
+        let now = self.world.now();
         match self.rng.u32(0..40) {
             0 => self.clients[index].heartbeat(now),
             1 => self.clients[index].authenticate(now, true),
             2 => {
                 let bytes = self.data();
-                self.clients[index].request(now, NOWHERE, &bytes);
+                self.clients[index].request(now, UNROUTED, &bytes);
+            }
+            3 if self.large_answers => {
+                let outbox_bytes_max = self.world.config().limits.outbox_bytes_max;
+                let bytes = outbox_bytes_max / self.rng.usize(1..=4);
+                self.clients[index].request(now, LARGE, &large_order(bytes));
             }
             3..20 => {
                 for _ in 0..self.rng.u32(1..6) {
-                    let route = *self.rng.choice(&[INLINE, QUEUED, WILD, WILD_INLINE]).unwrap();
+                    let route = *self.rng.choice(&[INLINE, QUEUED, RANDOM, RANDOM_INLINE]).unwrap();
                     let kind = route + self.rng.i32(0..ROUTE_TYPES);
                     let bytes = self.data();
                     self.clients[index].request(now, kind, &bytes);
@@ -107,8 +117,8 @@ impl World {
         let mut client = self.connect(user_id);
         let old = &mut self.clients[index];
         self.skipped += old.skipped;
-        self.shards[old.shard].1.hang_up(old.peer);
-        // Logs that begin anew, and a client that remembers the old one: that is what offsets are for.
+        self.world.hang_up(old.peer);
+        // The client remembers offsets of a log that may be gone: the gateway must notice that by the offset.
         client.seen = std::mem::take(&mut old.seen);
         self.clients[index] = client;
     }
