@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::table::{MembershipId, RoomIndex, Table};
+use super::table::{Member, RoomIndex, Table};
 
 /// The rooms whose members have to be served.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ impl FanOut {
 
     /// The next member to serve; `None` when this turn's slice of `budget` members is used up, or nothing is left.
     #[inline]
-    pub fn next(&mut self, table: &mut Table, budget: &mut usize) -> Option<MembershipId> {
+    pub fn next(&mut self, table: &mut Table, budget: &mut usize) -> Option<Member> {
         loop {
             let index = *self.queue.front()?;
             let Some(room) = table.get_open(index).filter(|room| room.sweep.queued) else {
@@ -48,20 +48,17 @@ impl FanOut {
                 self.queue.pop_front();
                 continue;
             };
-            let sweep = &mut room.sweep;
-            if sweep.left == 0 {
-                self.end_round(index, table);
-                continue;
-            }
-            if *budget == 0 {
+            if room.sweep.left > 0 && *budget == 0 {
                 self.queue.rotate_left(1);
                 return None;
             }
-            *budget -= 1;
-            sweep.left -= 1;
-            let member = room.members[sweep.next];
-            sweep.next = (sweep.next + 1) % room.members.len();
-            return Some(member);
+            match table.next_in_round(index) {
+                Some(member) => {
+                    *budget -= 1;
+                    return Some(member);
+                }
+                None => self.end_round(index, table),
+            }
         }
     }
 
@@ -105,7 +102,7 @@ mod tests {
     use super::*;
     use crate::config::{RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
-    use crate::shard::rooms::table::Role;
+    use crate::shard::rooms::table::{EVERYBODY, Role};
 
     const POLICY: RoomPolicy = RoomPolicy {
         log_bytes_max: 0,
@@ -113,6 +110,14 @@ mod tests {
         merge_window: Duration::ZERO,
         urgent_types: None,
     };
+
+    /// A table with everybody's room.
+    fn table() -> Table {
+        let mut table = Table::default();
+        let role = Role::Replica { joins: 0 };
+        table.open(RoomId::everybody(), POLICY, Log::new(10, 0), role, 0);
+        table
+    }
 
     /// Opens a room with members in these slots.
     fn open(table: &mut Table, name: &str, slots: &[u32]) -> RoomIndex {
@@ -136,7 +141,7 @@ mod tests {
         let mut left = budget;
         let mut slots = Vec::new();
         while let Some(member) = fan_out.next(table, &mut left) {
-            slots.push(table.membership(member).slot);
+            slots.push(table.slot_of(member));
         }
         fan_out.trim_logs(table);
         slots
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_round_serves_each_member_once_in_slices() {
-        let (mut table, mut fan_out) = (Table::default(), FanOut::default());
+        let (mut table, mut fan_out) = (table(), FanOut::default());
         let index = open(&mut table, "room", &[1, 2, 3, 4, 5]);
         push(&mut fan_out, &mut table, index);
         assert_eq!(serve(&mut fan_out, &mut table, 2), [1, 2]);
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_push_within_a_round_is_for_the_next_round() {
-        let (mut table, mut fan_out) = (Table::default(), FanOut::default());
+        let (mut table, mut fan_out) = (table(), FanOut::default());
         let index = open(&mut table, "room", &[1, 2, 3]);
         push(&mut fan_out, &mut table, index);
         assert_eq!(serve(&mut fan_out, &mut table, 2), [1, 2]);
@@ -167,7 +172,7 @@ mod tests {
 
     #[test]
     fn rooms_take_turns() {
-        let (mut table, mut fan_out) = (Table::default(), FanOut::default());
+        let (mut table, mut fan_out) = (table(), FanOut::default());
         let busy = open(&mut table, "busy", &[1, 2, 3]);
         let calm = open(&mut table, "calm", &[7]);
         push(&mut fan_out, &mut table, busy);
@@ -178,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_log_drops_only_what_a_whole_round_has_offered_one_turn_later() {
-        let (mut table, mut fan_out) = (Table::default(), FanOut::default());
+        let (mut table, mut fan_out) = (table(), FanOut::default());
         let index = open(&mut table, "room", &[1, 2]);
         for _ in 0..3 {
             push(&mut fan_out, &mut table, index);
@@ -195,11 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn everybodys_room_is_served_by_slot() {
+        let (mut table, mut fan_out) = (table(), FanOut::default());
+        for slot in [5, 700, 2] {
+            table.join(slot, EVERYBODY, 10);
+        }
+        push(&mut fan_out, &mut table, EVERYBODY);
+        assert_eq!(serve(&mut fan_out, &mut table, 2), [2, 5]);
+        push(&mut fan_out, &mut table, EVERYBODY);
+        assert_eq!(serve(&mut fan_out, &mut table, 10), [700, 2, 5, 700]);
+        assert!(serve(&mut fan_out, &mut table, 10).is_empty());
+        assert_eq!(table.get(EVERYBODY).log.first(), 11);
+        for slot in [5, 700, 2] {
+            let member = table.find_member(slot, EVERYBODY).unwrap();
+            table.leave(member);
+        }
+        push(&mut fan_out, &mut table, EVERYBODY);
+        assert!(serve(&mut fan_out, &mut table, 10).is_empty());
+    }
+
+    #[test]
     fn a_room_that_was_closed_is_passed_over() {
-        let (mut table, mut fan_out) = (Table::default(), FanOut::default());
+        let (mut table, mut fan_out) = (table(), FanOut::default());
         let index = open(&mut table, "room", &[1]);
         push(&mut fan_out, &mut table, index);
-        let member = table.first_membership(1).unwrap();
+        let member = table.first_member(1).unwrap();
         table.leave(member);
         assert!(table.close(index).is_some());
         assert!(serve(&mut fan_out, &mut table, 5).is_empty());

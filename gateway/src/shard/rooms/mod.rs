@@ -43,7 +43,7 @@ use log::Log;
 use message::{RoomEffect, RoomMessage, Urgency};
 use reader::{Read, UpTo};
 pub use table::home;
-use table::{EVERYBODY, MembershipId, Role, Room, RoomIndex, Table};
+use table::{EVERYBODY, Member, Role, Room, RoomIndex, Table};
 use windows::{Hold, Windows};
 
 /// Rooms that one round of housekeeping looks at.
@@ -226,7 +226,7 @@ impl Rooms {
             RoomMessage::Ask { room, reply } => self.ask(&room, reply),
             RoomMessage::CountMembers { room, aggregate } => {
                 if let Some(index) = self.table.find(&room) {
-                    let members = self.table.get(index).members.len() as u64;
+                    let members = self.table.get(index).member_count as u64;
                     aggregate.add(|info| info.iter_mut().for_each(|info| info.members += members));
                 }
             }
@@ -278,15 +278,15 @@ impl Rooms {
         room.active_at_ms = now_ms;
         let offset = room.log.end();
         room.log.append(frame);
-        permit.add(room.members.len());
-        if room.members.is_empty() && !room.sweep.queued {
+        permit.add(room.member_count);
+        if room.member_count == 0 && !room.sweep.queued {
             room.log.release();
             room.sweep.offered = offset + 1;
             return room.log.trim(offset + 1);
         }
         room.permits.push_back((offset, Arc::clone(permit)));
         self.counters.merged_pushes += u64::from(room.window_ends_ms.is_some());
-        if self.is_draining || room.members.is_empty() {
+        if self.is_draining || room.member_count == 0 {
             return self.release(index);
         }
         match self.windows.hold(index, room, urgency, self.limiter.is_crowded(), now_ms) {
@@ -402,11 +402,10 @@ impl Rooms {
         // A member that asks for more than the log holds is not slow: it gets what there is.
         let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         let rooms_max = self.settings.rooms.rooms_per_connection_max;
-        if let Some(known) = self.table.find_membership(conn.slot, index) {
-            let membership = self.table.membership(known);
-            membership.set_cursor(membership.cursor(end).min(cursor), end);
-        } else if self.table.list(conn.slot).count() > rooms_max {
-            // Everybody's room does not count.
+        if let Some(known) = self.table.find_member(conn.slot, index) {
+            let (_, place) = self.table.place(known);
+            place.set(place.get(end).min(cursor), end);
+        } else if self.table.rooms_of(conn.slot) >= rooms_max {
             self.counters.refused_rooms += 1;
             permit.refuse(PushError::TooManyRooms { rooms_max });
             return self.unsubscribe_if_empty(index);
@@ -440,7 +439,7 @@ impl Rooms {
             return permit.refuse(PushError::SessionGone);
         }
         let Some(index) = self.table.find(room) else { return };
-        if let Some(member) = self.table.find_membership(conn.slot, index) {
+        if let Some(member) = self.table.find_member(conn.slot, index) {
             permit.add(1);
             if connection == ConnState::Open {
                 while let Some(run) = self.read_unoffered(member) {
@@ -453,20 +452,20 @@ impl Rooms {
 
     /// Ends all of a connection's memberships.
     pub fn leave_all(&mut self, slot: u32, now_ms: u64) {
-        while let Some(member) = self.table.first_membership(slot) {
+        while let Some(member) = self.table.first_member(slot) {
             self.leave(member, now_ms);
         }
     }
 
-    fn leave(&mut self, member: MembershipId, now_ms: u64) {
-        let index = self.table.membership(member).room;
+    fn leave(&mut self, member: Member, now_ms: u64) {
+        let index = self.table.room_of(member);
         if let Some(moved) = self.table.leave(member) {
             // The fan-out may pass over the member that moved to the free position.
             self.effects.push_back(RoomEffect::PushesPending(moved));
         }
         let room = self.table.get(index);
         room.active_at_ms = now_ms;
-        if room.members.is_empty() && room.window_ends_ms.is_some() {
+        if room.member_count == 0 && room.window_ends_ms.is_some() {
             self.release(index);
         }
         self.unsubscribe_if_empty(index);
@@ -476,7 +475,7 @@ impl Rooms {
     fn unsubscribe_if_empty(&mut self, index: RoomIndex) {
         let Settings { shard, shards, .. } = self.settings;
         let room = self.table.get(index);
-        if index == EVERYBODY || !room.members.is_empty() {
+        if index == EVERYBODY || room.member_count > 0 {
             return;
         }
         if let Role::Replica { joins } = room.role {
@@ -502,10 +501,10 @@ impl Rooms {
             drop(reply.send(None));
             return;
         };
-        let Room { log, members, role, .. } = self.table.get(index);
+        let Room { log, member_count, role, .. } = self.table.get(index);
         let info = RoomInfo {
             room: room.to_string(),
-            members: members.len() as u64,
+            members: *member_count as u64,
             last_offset: log.end() - 1,
             first_offset: log.first(),
             log_bytes: log.bytes() as u64,
@@ -522,21 +521,21 @@ impl Rooms {
     /// The next member to serve in this turn, and its connection's slot; `None` when the slice of `budget` members is
     /// used up, or no member has to be served.
     #[inline]
-    pub fn next_to_serve(&mut self, budget: &mut usize) -> Option<(MembershipId, u32)> {
+    pub fn next_to_serve(&mut self, budget: &mut usize) -> Option<(Member, u32)> {
         loop {
             let member = self.fan_out.next(&mut self.table, budget)?;
-            let (room, membership) = self.table.room_and_membership(member);
-            if membership.cursor(room.log.end()) < room.log.released() {
-                return Some((member, membership.slot));
+            let (room, place) = self.table.place(member);
+            if place.get(room.log.end()) < room.log.released() {
+                return Some((member, self.table.slot_of(member)));
             }
         }
     }
 
     /// What a member gets next of the released pushes.
     #[inline]
-    pub fn read(&mut self, member: MembershipId) -> Read {
-        let (room, membership) = self.table.room_and_membership(member);
-        let read = reader::read(room, membership, UpTo::Released);
+    pub fn read(&mut self, member: Member) -> Read {
+        let (room, place) = self.table.place(member);
+        let read = reader::read(room, place, UpTo::Released);
         if let Read::Run { pushes, skipped, .. } = &read {
             self.counters.room_deliveries += pushes;
             self.counters.skipped_pushes += skipped;
@@ -546,12 +545,12 @@ impl Rooms {
 
     /// What a member that is about to leave gets beyond what it was offered. A member that did not take what
     /// it was offered was too slow, and gets no more.
-    fn read_unoffered(&mut self, member: MembershipId) -> Option<Bytes> {
-        let (room, membership) = self.table.room_and_membership(member);
-        if membership.cursor(room.log.end()) < room.sweep.offered {
+    fn read_unoffered(&mut self, member: Member) -> Option<Bytes> {
+        let (room, place) = self.table.place(member);
+        if place.get(room.log.end()) < room.sweep.offered {
             return None;
         }
-        let Read::Run { bytes, pushes, .. } = reader::read(room, membership, UpTo::End) else {
+        let Read::Run { bytes, pushes, .. } = reader::read(room, place, UpTo::End) else {
             return None;
         };
         self.counters.room_deliveries += pushes;
@@ -561,12 +560,12 @@ impl Rooms {
     /// Gives `write` what a connection gets before it is closed gracefully: what its rooms have published and not offered
     /// to it.
     pub fn read_last(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
-        let mut next = self.table.first_membership(slot);
+        let mut next = self.table.first_member(slot);
         while let Some(member) = next {
             while let Some(run) = self.read_unoffered(member) {
                 write(run);
             }
-            next = self.table.membership(member).next;
+            next = self.table.next_member(member);
         }
     }
 
@@ -580,9 +579,9 @@ impl Rooms {
         mut write: impl FnMut(Bytes),
     ) -> Pending {
         let mut left = bytes_max;
-        let mut next = self.table.first_membership(slot);
+        let mut next = self.table.first_member(slot);
         while let Some(member) = next {
-            next = self.table.membership(member).next;
+            next = self.table.next_member(member);
             loop {
                 let (bytes, more) = match self.read(member) {
                     Read::Nothing => break,
@@ -620,7 +619,7 @@ impl Rooms {
                 room.log.forget_merged();
             }
             let abandoned = match &room.role {
-                Role::Home { subscribers } => room.members.is_empty() && subscribers.is_empty(),
+                Role::Home { subscribers } => room.member_count == 0 && subscribers.is_empty(),
                 Role::Replica { .. } => false,
             };
             let idle = room.active_at_ms + idle_ttl_ms <= now_ms;

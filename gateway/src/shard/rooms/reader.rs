@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::table::{Membership, Room};
+use super::table::{Cursor, Room};
 use crate::config::SlowMember;
 
 /// How far a member is read to.
@@ -43,9 +43,9 @@ pub enum Read {
 /// A member whose cursor is before the log's first frame is too slow. By the room's policy it skips to the first
 /// frame, or is closed.
 #[inline]
-pub fn read(room: &mut Room, membership: &mut Membership, up_to: UpTo) -> Read {
+pub fn read(room: &mut Room, place: &mut Cursor, up_to: UpTo) -> Read {
     let end = room.log.end();
-    let cursor = membership.cursor(end);
+    let cursor = place.get(end);
     let skipped = room.log.first().saturating_sub(cursor);
     if skipped > 0 && room.policy.slow_member == SlowMember::Close {
         return Read::TooSlow;
@@ -56,7 +56,7 @@ pub fn read(room: &mut Room, membership: &mut Membership, up_to: UpTo) -> Read {
     };
     let cursor = cursor + skipped;
     let Some((bytes, next)) = room.log.read(cursor, to) else { return Read::Nothing };
-    membership.set_cursor(next, end);
+    place.set(next, end);
     Read::Run { bytes, pushes: next - cursor, skipped, more: next < to }
 }
 
@@ -67,13 +67,10 @@ mod tests {
     use super::*;
     use crate::config::RoomPolicy;
     use crate::shard::rooms::log::Log;
-    use crate::shard::rooms::table::{Role, Table};
+    use crate::shard::rooms::table::{Member, Role, Table};
 
     /// A room with one member and a log from offset 10 that holds `frames`, of which it keeps the last.
-    fn room(
-        slow_member: SlowMember,
-        frames: &[&'static str],
-    ) -> (Table, crate::shard::rooms::table::MembershipId) {
+    fn room(slow_member: SlowMember, frames: &[&'static str]) -> (Table, Member) {
         let policy = RoomPolicy {
             log_bytes_max: 0,
             slow_member,
@@ -81,9 +78,11 @@ mod tests {
             urgent_types: None,
         };
         let mut table = Table::default();
+        let everybody = RoomId::everybody();
+        table.open(everybody, policy, Log::new(1, 0), Role::Replica { joins: 0 }, 0);
         let id = RoomId::new("room").unwrap();
         let index = table.open(id, policy, Log::new(10, 0), Role::Replica { joins: 0 }, 0);
-        let (member, _) = (table.join(3, index, 10), ());
+        let member = table.join(3, index, 10);
         let log = &mut table.get(index).log;
         frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
         (table, member)
@@ -96,45 +95,45 @@ mod tests {
     #[test]
     fn a_member_gets_released_frames_and_a_leaving_member_all() {
         let (mut table, member) = room(SlowMember::Skip, &["a", "b"]);
-        let (room, membership) = table.room_and_membership(member);
-        assert_eq!(read(room, membership, UpTo::Released), Read::Nothing);
+        let (room, cursor) = table.place(member);
+        assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
         room.log.release();
         room.log.append("c".into());
-        assert_eq!(read(room, membership, UpTo::Released), run("ab", 2, 0));
-        assert_eq!(read(room, membership, UpTo::Released), Read::Nothing);
-        assert_eq!(read(room, membership, UpTo::End), run("c", 1, 0));
-        assert_eq!(read(room, membership, UpTo::End), Read::Nothing);
+        assert_eq!(read(room, cursor, UpTo::Released), run("ab", 2, 0));
+        assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
+        assert_eq!(read(room, cursor, UpTo::End), run("c", 1, 0));
+        assert_eq!(read(room, cursor, UpTo::End), Read::Nothing);
     }
 
     #[test]
     fn a_slow_member_skips_to_the_first_frame_that_is_left() {
         let (mut table, member) = room(SlowMember::Skip, &["a", "b", "c"]);
-        let (room, membership) = table.room_and_membership(member);
+        let (room, cursor) = table.place(member);
         room.log.release();
         room.log.trim(13);
-        assert_eq!(read(room, membership, UpTo::Released), run("c", 1, 2));
+        assert_eq!(read(room, cursor, UpTo::Released), run("c", 1, 2));
     }
 
     #[test]
     fn a_slow_member_is_closed_where_the_policy_says_so() {
         let (mut table, member) = room(SlowMember::Close, &["a", "b", "c"]);
-        let (room, membership) = table.room_and_membership(member);
+        let (room, cursor) = table.place(member);
         room.log.release();
         room.log.trim(13);
-        assert_eq!(read(room, membership, UpTo::Released), Read::TooSlow);
+        assert_eq!(read(room, cursor, UpTo::Released), Read::TooSlow);
     }
 
     #[test]
     fn a_read_says_whether_there_is_more() {
         let (mut table, member) = room(SlowMember::Skip, &[]);
-        let (room, membership) = table.room_and_membership(member);
+        let (room, cursor) = table.place(member);
         for _ in 0..3 {
             room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::RUN_BYTES_MAX]));
         }
         room.log.release();
         let more = |read| matches!(read, Read::Run { pushes: 1, more: true, .. });
-        assert!(more(read(room, membership, UpTo::Released)));
-        assert!(more(read(room, membership, UpTo::Released)));
-        assert!(matches!(read(room, membership, UpTo::Released), Read::Run { more: false, .. }));
+        assert!(more(read(room, cursor, UpTo::Released)));
+        assert!(more(read(room, cursor, UpTo::Released)));
+        assert!(matches!(read(room, cursor, UpTo::Released), Read::Run { more: false, .. }));
     }
 }

@@ -4,6 +4,8 @@
 //! which holds a replica of the log: the same encoded frames, shared. A membership is a cursor into
 //! that log, 20 bytes, linked into its connection's list and listed in its room.
 //!
+//! Every session is a member of everybody's room, so that membership is kept by slot and takes a cursor and a bit.
+//!
 //! This module keeps the tables consistent. [`Rooms`](super::Rooms) decides what happens.
 
 use std::collections::VecDeque;
@@ -17,8 +19,17 @@ use super::log::Log;
 use crate::config::RoomPolicy;
 use crate::shard::command::CommandPermit;
 
-/// Names a membership. Never zero, so that an `Option` of it takes 4 bytes.
-pub type MembershipId = NonZeroU32;
+/// Names a membership of a room other than everybody's. Never zero, so that an `Option` of it takes 4 bytes.
+type MembershipId = NonZeroU32;
+
+/// One connection in one room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// The connection in this slot, in everybody's room.
+    OfEverybody(u32),
+    /// A connection in another room.
+    Listed(MembershipId),
+}
 
 /// Names a room of a shard while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,8 +47,10 @@ pub struct Room {
     pub policy: RoomPolicy,
     /// Its pushes.
     pub log: Log,
-    /// Its members on this shard.
-    pub members: Vec<MembershipId>,
+    /// How many members it has on this shard.
+    pub member_count: usize,
+    /// The members; none for everybody's room. members.len() == member_count otherwise.
+    members: Vec<MembershipId>,
     /// How far the fan-out has come.
     pub sweep: Sweep,
     /// When the open merge window ends, on the shard's clock. A room without members has no window.
@@ -75,42 +88,101 @@ pub struct Sweep {
     pub mark: u64,
     /// Every member was offered the pushes before this offset.
     pub offered: u64,
-    /// The next member to serve.
+    /// The next member to serve: its index, or its slot in everybody's room.
     pub next: usize,
-    /// Members that this round still has to serve. left <= members.len()
+    /// Members that this round still has to serve, at most. 0: the round is over. left <= member_count
     pub left: usize,
 }
 
-/// One connection in one room.
-#[derive(Clone, Copy, Debug)]
-pub struct Membership {
-    /// The low half of the offset that the member gets next.
-    cursor: u32,
-    /// The room. Unused in a free entry.
-    pub room: RoomIndex,
-    /// The connection's slot.
-    pub slot: u32,
-    /// The connection's next membership. In a free entry: the next free one.
-    pub next: Option<MembershipId>,
-    /// Its index in its room's `members`.
-    pub position: u32,
-}
+/// The offset that a member gets next: its low half, which is enough beside the end of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor(u32);
 
-impl Membership {
-    /// The offset that the member gets next, in a log that ends at `end`. A member that is 2^32 pushes behind
+impl Cursor {
+    /// A cursor at this offset.
+    #[inline]
+    #[must_use]
+    pub const fn new(offset: u64) -> Self {
+        Self(low_half(offset))
+    }
+
+    /// The offset, in a log that ends at `end`. A member that is 2^32 pushes behind
     /// is taken for one that is less behind, and skips more than is counted. At a million pushes a second that
     /// takes one send of 71 minutes.
     #[inline]
     #[must_use]
-    pub const fn cursor(&self, end: u64) -> u64 {
-        end - low_half(end).wrapping_sub(self.cursor) as u64
+    pub const fn get(self, end: u64) -> u64 {
+        end - low_half(end).wrapping_sub(self.0) as u64
     }
 
-    /// Sets the cursor, in a log that ends at `end`. cursor <= end
+    /// Moves the cursor, in a log that ends at `end`. offset <= end
     #[inline]
-    pub const fn set_cursor(&mut self, cursor: u64, end: u64) {
-        debug_assert!(cursor <= end, "no member is ahead of the log");
-        self.cursor = low_half(cursor);
+    pub const fn set(&mut self, offset: u64, end: u64) {
+        debug_assert!(offset <= end, "no member is ahead of the log");
+        self.0 = low_half(offset);
+    }
+}
+
+/// One connection in one room that is not everybody's.
+#[derive(Clone, Copy, Debug)]
+struct Membership {
+    cursor: Cursor,
+    /// The room. Unused in a free entry.
+    room: RoomIndex,
+    /// The connection's slot.
+    slot: u32,
+    /// The connection's next membership. In a free entry: the next free one.
+    next: Option<MembershipId>,
+    /// Its index in its room's `members`.
+    position: u32,
+}
+
+/// What is kept of each slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// The cursor in everybody's room, if the slot's connection is a member.
+    everybody: Cursor,
+    /// The first membership of another room.
+    first: Option<MembershipId>,
+}
+
+/// A set of slots: a bit each.
+#[derive(Debug, Default)]
+struct Slots {
+    words: Vec<u64>,
+}
+
+impl Slots {
+    const BITS: usize = u64::BITS as usize;
+
+    #[inline]
+    fn contains(&self, slot: u32) -> bool {
+        let word = self.words.get(slot as usize / Self::BITS).copied().unwrap_or_default();
+        word & (1 << (slot as usize % Self::BITS)) != 0
+    }
+
+    fn set(&mut self, slot: u32, is_in: bool) {
+        let (index, bit) = (slot as usize / Self::BITS, 1 << (slot as usize % Self::BITS));
+        if self.words.len() <= index {
+            self.words.resize(index + 1, 0);
+        }
+        if is_in {
+            self.words[index] |= bit;
+        } else {
+            self.words[index] &= !bit;
+        }
+    }
+
+    /// The first slot of the set from `first` on.
+    #[inline]
+    fn next(&self, first: usize) -> Option<u32> {
+        let mut index = first / Self::BITS;
+        let mut word = self.words.get(index)? & (u64::MAX << (first % Self::BITS));
+        while word == 0 {
+            index += 1;
+            word = *self.words.get(index)?;
+        }
+        u32::try_from(index * Self::BITS + word.trailing_zeros() as usize).ok()
     }
 }
 
@@ -129,8 +201,11 @@ pub struct Table {
     free_rooms: Vec<RoomIndex>,
     /// Rooms whose home is this shard, without everybody's.
     homes: usize,
-    /// The first membership of each connection, by slot.
-    first_memberships: Vec<Option<MembershipId>>,
+    slots: Vec<Slot>,
+    /// The slots whose connections are members of everybody's room.
+    everybody: Slots,
+    /// The slots that are served everybody's room before their other rooms the next time.
+    everybody_first: Slots,
     memberships: Vec<Membership>,
     free_membership: Option<MembershipId>,
     membership_count: usize,
@@ -192,18 +267,64 @@ impl Table {
         self.rooms.get_mut(index.0 as usize)?.as_deref_mut()
     }
 
-    /// A membership.
-    #[inline]
-    pub fn membership(&mut self, id: MembershipId) -> &mut Membership {
+    fn membership(&mut self, id: MembershipId) -> &mut Membership {
         &mut self.memberships[id.get() as usize - 1]
     }
 
-    /// A room and one of its memberships.
+    /// A member's room and its place in the room's log.
     #[inline]
-    pub fn room_and_membership(&mut self, id: MembershipId) -> (&mut Room, &mut Membership) {
-        let membership = &mut self.memberships[id.get() as usize - 1];
-        let room = self.rooms[membership.room.0 as usize].as_deref_mut();
-        (room.expect("a membership keeps its room"), membership)
+    pub fn place(&mut self, member: Member) -> (&mut Room, &mut Cursor) {
+        let (index, cursor) = match member {
+            Member::OfEverybody(slot) => (EVERYBODY, &mut self.slots[slot as usize].everybody),
+            Member::Listed(id) => {
+                let Membership { room, cursor, .. } = &mut self.memberships[id.get() as usize - 1];
+                (*room, cursor)
+            }
+        };
+        let room = self.rooms[index.0 as usize].as_deref_mut();
+        (room.expect("a member keeps its room"), cursor)
+    }
+
+    /// A member's room.
+    #[must_use]
+    pub fn room_of(&self, member: Member) -> RoomIndex {
+        match member {
+            Member::OfEverybody(_) => EVERYBODY,
+            Member::Listed(id) => self.memberships[id.get() as usize - 1].room,
+        }
+    }
+
+    /// The slot of a member's connection.
+    #[inline]
+    #[must_use]
+    pub fn slot_of(&self, member: Member) -> u32 {
+        match member {
+            Member::OfEverybody(slot) => slot,
+            Member::Listed(id) => self.memberships[id.get() as usize - 1].slot,
+        }
+    }
+
+    /// The next member that a room's round serves, if there is one.
+    #[inline]
+    pub fn next_in_round(&mut self, index: RoomIndex) -> Option<Member> {
+        let everybody = &self.everybody;
+        let room = self.rooms[index.0 as usize].as_deref_mut()?;
+        let sweep = &mut room.sweep;
+        if sweep.left == 0 {
+            return None;
+        }
+        if index == EVERYBODY {
+            let Some(slot) = everybody.next(sweep.next) else {
+                sweep.left = 0;
+                return None;
+            };
+            sweep.next = slot as usize + 1;
+            return Some(Member::OfEverybody(slot));
+        }
+        sweep.left -= 1;
+        let id = room.members[sweep.next];
+        sweep.next = (sweep.next + 1) % room.members.len();
+        Some(Member::Listed(id))
     }
 
     /// Opens a room. No room of that name may be open.
@@ -219,6 +340,7 @@ impl Table {
             id: id.clone(),
             policy,
             log,
+            member_count: 0,
             members: Vec::new(),
             sweep: Sweep::default(),
             window_ends_ms: None,
@@ -239,7 +361,7 @@ impl Table {
     /// Closes a room without members.
     pub fn close(&mut self, index: RoomIndex) -> Option<Box<Room>> {
         let room = self.rooms[index.0 as usize].take()?;
-        debug_assert!(room.members.is_empty(), "a member keeps its room");
+        debug_assert!(room.member_count == 0, "a member keeps its room");
         debug_assert!(room.window_ends_ms.is_none(), "a room without members has no window");
         self.homes -= usize::from(room.counts());
         self.by_id.remove(&room.id);
@@ -250,16 +372,29 @@ impl Table {
         Some(room)
     }
 
-    /// Adds a membership at the front of a connection's list.
-    pub fn join(&mut self, slot: u32, room: RoomIndex, cursor: u64) -> MembershipId {
-        if self.first_memberships.len() <= slot as usize {
-            self.first_memberships.resize(slot as usize + 1, None);
-        }
-        let first = self.first_memberships[slot as usize];
+    /// Makes the connection in a slot a member of a room that it is not in.
+    pub fn join(&mut self, slot: u32, room: RoomIndex, cursor: u64) -> Member {
         debug_assert!(cursor <= self.get(room).log.end(), "no member is ahead of the log");
+        if self.slots.len() <= slot as usize {
+            self.slots.resize(slot as usize + 1, Slot::default());
+        }
+        self.membership_count += 1;
+        self.get(room).member_count += 1;
+        let cursor = Cursor::new(cursor);
+        if room == EVERYBODY {
+            debug_assert!(!self.everybody.contains(slot), "it is no member yet");
+            self.everybody.set(slot, true);
+            self.slots[slot as usize].everybody = cursor;
+            return Member::OfEverybody(slot);
+        }
+        Member::Listed(self.join_listed(slot, room, cursor))
+    }
+
+    /// Adds a membership at the front of the connection's list.
+    fn join_listed(&mut self, slot: u32, room: RoomIndex, cursor: Cursor) -> MembershipId {
         let position = self.get(room).members.len();
         let position = u32::try_from(position).expect("fewer members than 2^32");
-        let cursor = low_half(cursor);
+        let first = self.slots[slot as usize].first;
         let membership = Membership { cursor, room, slot, next: first, position };
         let id = if let Some(id) = self.free_membership {
             self.free_membership = self.membership(id).next;
@@ -270,8 +405,7 @@ impl Table {
             let count = u32::try_from(self.memberships.len()).expect("fewer than 2^32");
             MembershipId::new(count).expect("at least the one just pushed")
         };
-        self.first_memberships[slot as usize] = Some(id);
-        self.membership_count += 1;
+        self.slots[slot as usize].first = Some(id);
         let room = self.get(room);
         room.members.push(id);
         if room.sweep.left > 0 {
@@ -280,22 +414,50 @@ impl Table {
         id
     }
 
-    /// The first of a connection's memberships.
+    /// A connection's first member, in the order in which its rooms are served.
     #[inline]
     #[must_use]
-    pub fn first_membership(&self, slot: u32) -> Option<MembershipId> {
-        self.first_memberships.get(slot as usize).copied().flatten()
+    pub fn first_member(&self, slot: u32) -> Option<Member> {
+        let first = self.slots.get(slot as usize)?.first.map(Member::Listed);
+        let everybody = self.everybody.contains(slot).then_some(Member::OfEverybody(slot));
+        if self.everybody_first.contains(slot) { everybody.or(first) } else { first.or(everybody) }
+    }
+
+    /// The member behind another in that order.
+    #[inline]
+    #[must_use]
+    pub fn next_member(&self, member: Member) -> Option<Member> {
+        match member {
+            Member::OfEverybody(slot) if self.everybody_first.contains(slot) => {
+                self.slots[slot as usize].first.map(Member::Listed)
+            }
+            Member::OfEverybody(_) => None,
+            Member::Listed(id) => {
+                let Membership { next, slot, .. } = self.memberships[id.get() as usize - 1];
+                let is_last = !self.everybody_first.contains(slot) && self.everybody.contains(slot);
+                next.map(Member::Listed).or_else(|| is_last.then_some(Member::OfEverybody(slot)))
+            }
+        }
     }
 
     /// A connection's membership of a room.
     #[must_use]
-    pub fn find_membership(&self, slot: u32, room: RoomIndex) -> Option<MembershipId> {
-        self.list(slot).find(|(_, membership)| membership.room == room).map(|(id, _)| id)
+    pub fn find_member(&self, slot: u32, room: RoomIndex) -> Option<Member> {
+        if room == EVERYBODY {
+            return self.everybody.contains(slot).then_some(Member::OfEverybody(slot));
+        }
+        let mut listed = self.listed(slot);
+        listed.find(|(_, membership)| membership.room == room).map(|(id, _)| Member::Listed(id))
     }
 
-    /// A connection's memberships.
-    pub fn list(&self, slot: u32) -> impl Iterator<Item = (MembershipId, &Membership)> {
-        let mut next = self.first_membership(slot);
+    /// How many rooms a connection is in, without everybody's.
+    #[must_use]
+    pub fn rooms_of(&self, slot: u32) -> usize {
+        self.listed(slot).count()
+    }
+
+    fn listed(&self, slot: u32) -> impl Iterator<Item = (MembershipId, &Membership)> {
+        let mut next = self.slots.get(slot as usize).and_then(|slot| slot.first);
         std::iter::from_fn(move || {
             let id = next?;
             let membership = &self.memberships[id.get() as usize - 1];
@@ -304,29 +466,50 @@ impl Table {
         })
     }
 
-    /// Rotates a connection's list so that it ends with `last`. The room that was served last this time
-    /// is served last the next time.
-    pub fn rotate(&mut self, last: MembershipId) {
-        let Membership { next: Some(behind), slot, .. } = *self.membership(last) else { return };
-        let end = self.list(slot).last().map_or(behind, |(id, _)| id);
-        self.membership(last).next = None;
-        let first = self.first_memberships[slot as usize].replace(behind);
+    /// Changes the order in which a connection's rooms are served, so that the room that was served last this time
+    /// does not come before the others the next time.
+    pub fn rotate(&mut self, last: Member) {
+        let id = match last {
+            Member::OfEverybody(slot) => return self.everybody_first.set(slot, false),
+            Member::Listed(id) => id,
+        };
+        let Membership { next, slot, .. } = *self.membership(id);
+        // Everybody's room is next, or was served before.
+        let is_everybody_served = self.everybody_first.contains(slot);
+        self.everybody_first.set(slot, !is_everybody_served);
+        let Some(behind) = next else { return };
+        let end = self.listed(slot).last().map_or(behind, |(id, _)| id);
+        self.membership(id).next = None;
+        let first = self.slots[slot as usize].first.replace(behind);
         self.membership(end).next = first;
     }
 
-    /// Removes a membership from its connection's list and its room. If a fan-out is under way, returns the slot of
-    /// the member that moved to the free position: the fan-out may pass over it.
-    pub fn leave(&mut self, id: MembershipId) -> Option<u32> {
+    /// Ends a membership. If a fan-out is under way, returns the slot of the member that moved to the free
+    /// position: the fan-out may pass over it.
+    pub fn leave(&mut self, member: Member) -> Option<u32> {
+        let index = self.room_of(member);
+        self.membership_count -= 1;
+        self.get(index).member_count -= 1;
+        match member {
+            Member::OfEverybody(slot) => {
+                self.everybody.set(slot, false);
+                self.everybody_first.set(slot, false);
+                None
+            }
+            Member::Listed(id) => self.leave_listed(id),
+        }
+    }
+
+    fn leave_listed(&mut self, id: MembershipId) -> Option<u32> {
         let Membership { room, next, position, slot, .. } = *self.membership(id);
-        if self.first_memberships[slot as usize] == Some(id) {
-            self.first_memberships[slot as usize] = next;
+        if self.slots[slot as usize].first == Some(id) {
+            self.slots[slot as usize].first = next;
         } else {
-            let before = self.list(slot).find(|(_, m)| m.next == Some(id)).map(|(id, _)| id);
+            let before = self.listed(slot).find(|(_, m)| m.next == Some(id)).map(|(id, _)| id);
             self.membership(before.expect("a membership is in its connection's list")).next = next;
         }
         let free = self.free_membership.replace(id);
         self.membership(id).next = free;
-        self.membership_count -= 1;
 
         let room = self.get(room);
         room.members.swap_remove(position as usize);
@@ -346,7 +529,11 @@ impl Table {
 impl Room {
     /// Starts a round: every member is to be offered what the log has released.
     pub fn start_round(&mut self) {
-        self.sweep.left = self.members.len();
+        self.sweep.left = self.member_count;
+        if self.members.is_empty() {
+            // Everybody's room: the first slot.
+            self.sweep.next = 0;
+        }
         self.sweep.mark = self.log.released();
     }
 
@@ -377,23 +564,130 @@ const fn has_shrunk(len: usize, capacity: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::SlowMember;
 
     #[test]
     fn the_low_half_of_a_cursor_is_enough() {
         for end in [1_u64, 7, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, (5 << 32) + 1, 1 << 53] {
             for behind in [0, 1, 7, 1 << 20, u64::from(u32::MAX)] {
-                let Some(cursor) = end.checked_sub(behind) else { continue };
-                let room = EVERYBODY;
-                let mut member = Membership { cursor: 0, room, slot: 0, next: None, position: 0 };
-                member.set_cursor(cursor, end);
-                assert_eq!(member.cursor(end), cursor, "{behind} behind {end}");
+                let Some(offset) = end.checked_sub(behind) else { continue };
+                let mut cursor = Cursor::default();
+                cursor.set(offset, end);
+                assert_eq!(cursor.get(end), offset, "{behind} behind {end}");
+                assert_eq!(cursor, Cursor::new(offset));
             }
         }
     }
 
     #[test]
-    fn a_membership_is_20_bytes() {
-        assert_eq!(size_of::<Membership>(), 20);
+    fn a_membership_is_20_bytes_and_a_slot_8() {
+        assert_eq!((size_of::<Membership>(), size_of::<Slot>()), (20, 8));
+    }
+
+    #[test]
+    fn a_set_of_slots_finds_the_next_one() {
+        let mut slots = Slots::default();
+        for slot in [3, 63, 64, 500] {
+            slots.set(slot, true);
+        }
+        slots.set(64, false);
+        let all: Vec<u32> =
+            std::iter::successors(slots.next(0), |&slot| slots.next(slot as usize + 1)).collect();
+        assert_eq!(all, [3, 63, 500]);
+        assert!(slots.contains(63) && !slots.contains(64) && !slots.contains(10_000));
+    }
+
+    /// A table with everybody's room and rooms of these names.
+    fn table(names: &[&str]) -> (Table, Vec<RoomIndex>) {
+        let policy = RoomPolicy {
+            log_bytes_max: 0,
+            slow_member: SlowMember::Skip,
+            merge_window: Duration::ZERO,
+            urgent_types: None,
+        };
+        let mut table = Table::default();
+        let mut open = |id| table.open(id, policy, Log::new(1, 0), Role::Replica { joins: 0 }, 0);
+        assert_eq!(open(RoomId::everybody()), EVERYBODY);
+        let rooms = names.iter().map(|name| open(RoomId::new(*name).unwrap())).collect();
+        (table, rooms)
+    }
+
+    /// The rooms of a connection, in the order in which they are served.
+    fn order(table: &Table, slot: u32) -> Vec<RoomIndex> {
+        let members = std::iter::successors(table.first_member(slot), |&m| table.next_member(m));
+        members.map(|member| table.room_of(member)).collect()
+    }
+
+    #[test]
+    fn a_connection_is_served_all_its_rooms_and_none_twice() {
+        let (mut table, rooms) = table(&["a", "b"]);
+        let (a, b) = (rooms[0], rooms[1]);
+        assert!(order(&table, 7).is_empty());
+        table.join(7, EVERYBODY, 1);
+        table.join(7, a, 1);
+        table.join(7, b, 1);
+        table.join(9, b, 1);
+        assert_eq!(order(&table, 7), [b, a, EVERYBODY]);
+        assert_eq!((table.rooms_of(7), table.rooms_of(9), table.membership_count()), (2, 1, 4));
+        let member = table.find_member(7, a).unwrap();
+        assert_eq!((table.slot_of(member), table.room_of(member)), (7, a));
+        table.leave(member);
+        assert_eq!(order(&table, 7), [b, EVERYBODY]);
+        table.leave(Member::OfEverybody(7));
+        assert_eq!(order(&table, 7), [b]);
+        assert_eq!(table.find_member(7, EVERYBODY), None);
+    }
+
+    #[test]
+    fn the_room_that_was_served_last_does_not_come_first_again() {
+        let (mut table, rooms) = table(&["a", "b"]);
+        let (a, b) = (rooms[0], rooms[1]);
+        for room in [EVERYBODY, a, b] {
+            table.join(7, room, 1);
+        }
+        assert_eq!(order(&table, 7), [b, a, EVERYBODY]);
+        // Whatever room uses up each flush, each of the three is reached within three of them.
+        let mut reached = Vec::new();
+        for _ in 0..9 {
+            let first = table.first_member(7).unwrap();
+            reached.push(table.room_of(first));
+            table.rotate(first);
+        }
+        for room in [EVERYBODY, a, b] {
+            assert!(
+                reached.chunks(4).take(2).all(|flushes| flushes.contains(&room)),
+                "{reached:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_that_moves_within_a_round_is_told() {
+        let (mut table, rooms) = table(&["a"]);
+        let members: Vec<Member> = (0..3).map(|slot| table.join(slot, rooms[0], 1)).collect();
+        assert_eq!(table.leave(members[0]), None, "no round is under way");
+        table.get(rooms[0]).start_round();
+        assert_eq!(table.leave(members[2]), Some(1));
+        assert_eq!(table.get(rooms[0]).member_count, 1);
+    }
+
+    #[test]
+    fn closed_rooms_leave_little_behind() {
+        let (mut table, _) = table(&[]);
+        let policy = table.get(EVERYBODY).policy;
+        let indexes: Vec<RoomIndex> = (0..20_000)
+            .map(|number| {
+                let id = RoomId::new(format!("room-{number}")).unwrap();
+                let role = Role::Home { subscribers: Vec::new() };
+                table.open(id, policy, Log::new(1, 0), role, 0)
+            })
+            .collect();
+        assert_eq!(table.homes(), 20_000);
+        indexes.into_iter().for_each(|index| drop(table.close(index)));
+        assert_eq!((table.homes(), table.len()), (0, 1));
+        assert!(table.by_id.capacity() < 3_000, "{}", table.by_id.capacity());
     }
 }
