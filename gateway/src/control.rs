@@ -46,8 +46,20 @@ pub enum Readiness {
     Starting,
     /// Every shard listens, and none drains.
     Ready,
-    /// No more: it goes away.
+    /// No longer: the gateway drains.
     Draining,
+}
+
+impl Readiness {
+    /// Its name in `/stats`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => DRAINING,
+        }
+    }
 }
 
 /// A user and its connections.

@@ -28,6 +28,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_backend::pool::{Pool, PoolOptions};
 use tidegate_backend::{Gateway, Handler, Placement};
 
+use crate::about::About;
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
@@ -186,6 +187,8 @@ impl Builder {
         let first_offset = offset_file::first_offset(offset_file.as_deref(), wall_clock.unix_us())?;
         let origin = Origin { started, first_offset, wall_clock, session_key: random_number()? };
         stats::describe();
+        let about = About::new(&config, client_address);
+        about.export();
         let parts = Parts::new(config, verifier, origin, |config, gateway| {
             let backends = config.backends.iter();
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
@@ -196,7 +199,7 @@ impl Builder {
             None => detached_metrics().into(),
         };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
-        let admin = admin::serve_once_released(&admin_config, control, metrics, &wait)?;
+        let admin = admin::serve_once_released(&admin_config, control, metrics, about, &wait)?;
         let (report, ended) = channel::unbounded();
         let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;

@@ -29,8 +29,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio::{select, task, time};
 
-use super::api::Arrived;
 use super::connection_table::{ConnectionTable, Slot};
+use super::metrics_cache::Arrived;
 use super::stream::Stream;
 
 /// How long a request's head may take to come, from when the connection waits for it. So it is also how

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tidegate_backend::publisher::{PushError, RoomIdError};
 
-use super::api::SilentShard;
+use super::silence::SilentShard;
 use crate::control::DRAINING;
 use crate::service::Silence;
 
@@ -20,9 +20,15 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 pub(super) enum ApiError {
     // The operator's mistakes.
     #[error(
-        "this needs `Authorization: Bearer <token>`, with the token in the gateway's admin.token_file"
+        "the request has no token: send `Authorization: Bearer <token>`, with the token in the gateway's \
+         admin.token_file"
     )]
-    Unauthorized,
+    NoToken,
+    #[error(
+        "the token is wrong: it is not the one in the gateway's admin.token_file, which each gateway has for \
+         itself"
+    )]
+    WrongToken,
     #[error(
         "{0:?} is no user id: it is a whole number from 0 to 18446744073709551615, in plain digits: no sign, no \
          zero before it, not percent-encoded"
@@ -86,7 +92,7 @@ pub(super) enum ApiError {
 
 /// An error as JSON.
 #[derive(Serialize)]
-struct Told {
+struct ErrorBody {
     /// For people.
     error: String,
     /// For programs: it stays the same.
@@ -109,7 +115,8 @@ fn also(silent: &[Silence]) -> String {
 impl ApiError {
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NoToken => (StatusCode::UNAUTHORIZED, "no_token"),
+            Self::WrongToken => (StatusCode::UNAUTHORIZED, "wrong_token"),
             Self::BadUser(_) => (StatusCode::BAD_REQUEST, "bad_user_id"),
             Self::BadRoom(_) => (StatusCode::BAD_REQUEST, "bad_room_id"),
             Self::NoType => (StatusCode::BAD_REQUEST, "no_type"),
@@ -168,8 +175,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status_and_code();
         let silent_shards = self.silent_shards();
-        let told = Told { error: self.to_string(), code, silent_shards };
-        let mut response = (status, Json(told)).into_response();
+        let body = ErrorBody { error: self.to_string(), code, silent_shards };
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         match status {
             StatusCode::UNAUTHORIZED => {

@@ -11,16 +11,13 @@ use metrics::gauge;
 use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
 
-use super::api::App;
+use super::app::App;
 use super::error::ApiError;
 use crate::control::{Control, Readiness};
 use crate::service::{Pulse, Silence};
 
 /// Time between two looks at the shards.
 const TICK: Duration = Duration::from_millis(500);
-
-/// The shards that hang.
-pub(super) type Silent = watch::Receiver<Vec<Silence>>;
 
 /// Publishes the shards that hang, until nobody subscribes any more.
 pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<Silence>>) {
@@ -55,7 +52,7 @@ fn log_changes(before: &[Silence], now: &[Silence]) {
 
 /// 200 while every shard answers.
 pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiError> {
-    app.no_silence()?;
+    app.all_shards_answer()?;
     Ok("ok\n")
 }
 
@@ -65,13 +62,6 @@ pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiErr
         // This comes first: a successor waits for it, and need not wait for what hangs.
         Readiness::Draining => Err(ApiError::Draining),
         Readiness::Starting => Err(ApiError::Starting),
-        Readiness::Ready => app.no_silence().map(|()| "ready\n"),
-    }
-}
-
-impl App {
-    fn no_silence(&self) -> Result<(), ApiError> {
-        let silent = self.silent.borrow().clone();
-        if silent.is_empty() { Ok(()) } else { Err(ApiError::Silent(silent)) }
+        Readiness::Ready => app.all_shards_answer().map(|()| "ready\n"),
     }
 }

@@ -6,7 +6,7 @@
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
 //! | `GET /readyz` | likewise, and 503 while new connections are not welcome |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "totals", "shards", "silent_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
+//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "silent_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
@@ -40,12 +40,16 @@
 
 mod access;
 mod api;
+mod app;
 mod binding;
 mod connection_table;
 mod connections;
 mod error;
 mod health;
 mod ids;
+mod metrics_cache;
+mod silence;
+mod stats;
 mod stream;
 
 #[cfg(test)]
@@ -60,6 +64,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
 
+use crate::about::About;
 use crate::config::AdminConfig;
 use crate::control::Control;
 use crate::holder::{NotHad, PATIENCE, Wait};
@@ -68,9 +73,10 @@ use crate::secret::{SecretError, load_or_create_secret};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
-use api::{App, Metrics, Timeouts};
+use app::{App, Timeouts};
 use binding::HandOver;
 use connections::{AcceptQueue, HttpService};
+use metrics_cache::MetricsCache;
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,8 +149,15 @@ pub fn serve(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
 ) -> Result<AdminServer, AdminError> {
-    serve_once_released(config, control, metrics, &Wait { patience: PATIENCE, given_up: &|| false })
+    serve_once_released(
+        config,
+        control,
+        metrics,
+        about,
+        &Wait { patience: PATIENCE, given_up: &|| false },
+    )
 }
 
 /// Likewise, and waits for the address.
@@ -152,17 +165,19 @@ pub(crate) fn serve_once_released(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
     let timeouts =
         Timeouts { head: connections::HEAD_TIMEOUT, body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
-    serve_with(config, control, metrics, timeouts, wait)
+    serve_with(config, control, metrics, about, timeouts, wait)
 }
 
 fn serve_with(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
     timeouts: Timeouts,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
@@ -179,7 +194,9 @@ fn serve_with(
     let (silence, silent) = watch::channel(Vec::new());
     let app = App {
         control: Arc::clone(&control),
-        metrics: Arc::new(Metrics::new(metrics.into())),
+        metrics: Arc::new(MetricsCache::new(metrics.into())),
+        about: Arc::new(about),
+        admin_listen: local_addr,
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
         timeouts,

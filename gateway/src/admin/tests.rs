@@ -11,6 +11,7 @@ use tidegate_backend::CommandOutcome;
 use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
 
 use super::*;
+use crate::config::Config;
 use crate::control::{ConnectionInfo, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::service::SILENCE_MAX;
 
@@ -36,6 +37,11 @@ struct Fake {
     /// A look-up of the room "blocks": whether it has begun, and whether it may go on.
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
+}
+
+/// What a gateway is that listens on another address.
+fn about() -> About {
+    About::new(&Config::embedded_default(), "127.0.0.1:7400".parse().unwrap())
 }
 
 fn reply<T>(value: T) -> Reply<T> {
@@ -154,9 +160,15 @@ impl TestServer {
             metrics::counter!("tidegate_tests").increment(4);
         });
         let control = Arc::clone(&fake) as Arc<dyn Control>;
-        let server =
-            serve_with(&config, control, recorder.handle(), timeouts, &binding::tests::AT_ONCE)
-                .unwrap();
+        let server = serve_with(
+            &config,
+            control,
+            recorder.handle(),
+            about(),
+            timeouts,
+            &binding::tests::AT_ONCE,
+        )
+        .unwrap();
         let token = std::fs::read_to_string(&config.token_file).unwrap().trim().to_owned();
         Self { server, fake, token, _folder: folder }
     }
@@ -226,8 +238,16 @@ fn everything_else_needs_the_token() {
         ("POST", "/push/all?type=1"),
     ];
     for (method, path) in guarded {
-        for token in [None, Some(""), Some("x"), Some(&*wrong), Some(&test.token[1..])] {
+        let tokens = [
+            (None, "no_token"),
+            (Some(""), "no_token"),
+            (Some("x"), "wrong_token"),
+            (Some(&*wrong), "wrong_token"),
+            (Some(&test.token[1..]), "wrong_token"),
+        ];
+        for (token, code) in tokens {
             let answer = test.ask_as(token, method, path, b"");
+            assert_eq!(answer.code(), code, "{method} {path}");
             assert!(answer.error(401).contains("admin.token_file"), "{method} {path}");
             assert!(answer.head.contains("www-authenticate: bearer"));
         }
@@ -623,6 +643,6 @@ fn an_address_in_use_is_named() {
         body_bytes_max: BODY_BYTES_MAX,
     };
     let metrics = PrometheusBuilder::new().build_recorder().handle();
-    let error = serve(&config, Arc::<Fake>::default(), metrics).unwrap_err().to_string();
+    let error = serve(&config, Arc::<Fake>::default(), metrics, about()).unwrap_err().to_string();
     assert!(error.contains("on 127.0.0.1:") && error.contains("--admin"), "{error}");
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tidegate_machine::capacity::Basis;
+
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -44,6 +46,17 @@ pub enum DriverKind {
     Epoll,
     /// io_uring.
     Uring,
+}
+
+impl DriverKind {
+    /// Its name in the configuration and in `/stats`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::Uring => "uring",
+        }
+    }
 }
 
 /// The operators' HTTP server.
@@ -99,6 +112,18 @@ pub enum JwtAlgorithm {
     EdDsa,
 }
 
+impl JwtAlgorithm {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hs256 => "HS256",
+            Self::Rs256 => "RS256",
+            Self::EdDsa => "EdDSA",
+        }
+    }
+}
+
 /// Sessions and signs of life.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -123,6 +148,8 @@ pub struct LimitsConfig {
     pub outbox_bytes_max: usize,
     /// Open connections, all shards together: at least 1. More wait in the kernel's accept queue.
     pub connections_max: usize,
+    /// What decides `connections_max`.
+    pub connections_max_basis: Basis,
     /// Requests a second of one connection; `None`: unlimited. More: 103.
     pub requests_per_second: Option<u32>,
     /// Requests that may come at once before `requests_per_second` bites: at least 1.
@@ -197,6 +224,17 @@ pub enum SlowMember {
     Close,
 }
 
+impl SlowMember {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Close => "close",
+        }
+    }
+}
+
 /// One backend.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
@@ -243,6 +281,17 @@ pub enum LogFormat {
     Text,
     /// For machines: one JSON object a line.
     Json,
+}
+
+impl LogFormat {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 /// How the gateway goes away.

@@ -12,11 +12,11 @@
 mod addresses;
 mod check;
 mod checked;
-pub mod descriptors;
+mod effective;
 mod error;
 mod flags;
 mod layers;
-mod memory;
+mod limits;
 mod nearest;
 mod rooms;
 mod typed;
@@ -32,6 +32,8 @@ use clap::Parser;
 
 pub use checked::*;
 pub use error::ConfigError;
+
+use tidegate_machine::descriptors;
 
 use flags::Flags;
 use layers::{Layers, Origin};
@@ -76,7 +78,7 @@ pub fn load_over(
 ) -> Result<Loaded, ConfigError> {
     let flags = Flags::try_parse_from(arguments)?;
     let variables: Vec<_> = variables.into_iter().collect();
-    // Where this fails, the limit as it stands is what the check is made with.
+    // Where the kernel refuses, the check uses the limit that holds.
     drop(descriptors::raise_limit());
     let mut layers = Layers::new();
     layers.toml(defaults, Path::new("the program's defaults"))?;

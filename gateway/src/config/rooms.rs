@@ -57,7 +57,7 @@ impl Checker<'_> {
         let key = |key| format!("{at}.{key}");
         let log_bytes_max = policy.log_bytes_max.unwrap_or(rooms.log_bytes_max);
         let slow_member = policy.slow_member.as_ref().unwrap_or(&rooms.slow_member);
-        let slow_members = [("skip", SlowMember::Skip), ("close", SlowMember::Close)];
+        let slow_members = [SlowMember::Skip, SlowMember::Close].map(|kind| (kind.name(), kind));
         let merge_window_ms = policy.merge_window_ms.unwrap_or(rooms.merge_window_ms);
         let urgent_types = policy.urgent_types.as_ref().unwrap_or(&rooms.urgent_types);
         Ok(RoomPolicy {

@@ -74,6 +74,22 @@ fn the_documented_file_has_every_key_at_its_default() {
     assert_eq!(stated, known);
 }
 
+#[test]
+fn the_effective_configuration_has_every_key_and_no_value_that_is_left_open() {
+    let config = Config::from_toml(&uncommented()).unwrap();
+    let effective: Value = serde_json::from_value(config.effective()).unwrap();
+    let (mut shown, mut known) = (BTreeMap::new(), BTreeMap::new());
+    leaves("", &effective, &mut shown);
+    leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
+    assert_eq!(shown.keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
+    let open =
+        ["shards", "limits.connections_max", "session.idle_timeout_ms", "backends.demo.workers"];
+    for key in open {
+        let value = shown[&format!(".{key}")].as_integer();
+        assert!(value > Some(0), "{key} = {value:?}");
+    }
+}
+
 /// Each number's documented range is the one that is checked.
 #[test]
 fn the_documented_ranges_hold() {

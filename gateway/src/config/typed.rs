@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tidegate_machine::capacity;
 use tidegate_protocol::limits;
 
 /// The backend that is there without being configured.
@@ -230,7 +231,11 @@ impl Default for Limits {
 
 impl Default for Socket {
     fn default() -> Self {
-        Self { backlog: 4096, send_buffer_bytes: 64 * 1024, user_timeout_ms: 20_000 }
+        Self {
+            backlog: capacity::BACKLOG.into(),
+            send_buffer_bytes: capacity::SEND_BUFFER_BYTES.cast_signed(),
+            user_timeout_ms: 20_000,
+        }
     }
 }
 

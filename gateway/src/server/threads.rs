@@ -9,9 +9,10 @@ use std::thread::{self, JoinHandle};
 use crossbeam::channel::Sender;
 use nix::sched::{CloneFlags, unshare};
 use tidegate_backend::batch::Wake;
+use tidegate_machine::{capacity, descriptors};
 
 use super::StartError;
-use crate::config::{Config, DriverKind, descriptors};
+use crate::config::{Config, DriverKind};
 use crate::driver::Driver;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::{Capacity, Uring};
@@ -44,7 +45,7 @@ pub(super) fn start_shards(
             spawn(drivers, wakers, Descriptors::of(config), parts, report)
         }
         DriverKind::Uring => {
-            let capacity = capacity(config);
+            let capacity = ring_capacity(config);
             let new = |listener| Uring::new(Some(listener), capacity);
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Uring::waker).collect();
@@ -63,16 +64,17 @@ enum Descriptors {
 }
 
 impl Descriptors {
-    /// A table each, where the configuration asks for more connections than one has places for.
+    /// A table for each shard, where the configuration allows more connections than one table has room for.
     fn of(config: &Config) -> Self {
-        let places = descriptors::for_connections(config.shards);
-        let more = config.limits.connections_max as u64 > places;
-        if more { Self::Own } else { Self::Shared }
+        let shards = u64::from(config.shards);
+        let one_table = capacity::connections_per_table(descriptors::limit(), shards);
+        let needs_more = config.limits.connections_max as u64 > one_table;
+        if needs_more { Self::Own } else { Self::Shared }
     }
 }
 
 /// All connections may be on one shard: SO_REUSEPORT spreads them by hash, and a client alone.
-fn capacity(config: &Config) -> Capacity {
+fn ring_capacity(config: &Config) -> Capacity {
     let limit = descriptors::limit().unwrap_or(u64::MAX);
     Capacity {
         connections: config.limits.connections_max,

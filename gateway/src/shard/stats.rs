@@ -178,6 +178,9 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (durations::NAME, "backend, le", durations::HELP),
     (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
     ("tidegate_silent_shards", "", "Shards that have not answered for 5 s: they hang."),
+    ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),
+    ("tidegate_connections_max", "", "Connections that the gateway accepts at most."),
+    ("process_start_time_seconds", "", "When the gateway started, in seconds since 1970."),
     (
         "tidegate_operator_connections_cut_total",
         "cause",
@@ -262,7 +265,7 @@ pub fn describe() {
     Counters::describe();
     for &(name, labels, help) in OTHERS {
         match labels {
-            "shard" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
+            "shard" | "version" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
             // It says so itself.
             _ if name == durations::NAME => {}
             _ => describe_counter!(name, help),

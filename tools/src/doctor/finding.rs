@@ -135,7 +135,7 @@ impl Amount {
     }
 
     /// A number and what is to be said of it.
-    pub(super) fn told(value: u64, text: impl Into<String>) -> Self {
+    pub(super) fn with_text(value: u64, text: impl Into<String>) -> Self {
         Self { value: Some(value), text: text.into() }
     }
 
@@ -146,7 +146,7 @@ impl Amount {
 
     /// Bytes.
     pub(super) fn bytes(value: u64) -> Self {
-        Self::told(value, bytes_text(value))
+        Self::with_text(value, bytes_text(value))
     }
 }
 

@@ -2,24 +2,15 @@
 //!
 //! Its constants are what the gateway does and what was measured; each says which.
 
-use std::time::Duration;
+use tidegate_machine::Machine;
+use tidegate_machine::capacity::{self, SHARDS_MAX};
 
 use super::args::{Question, Role};
 use super::finding::{Confidence, Estimate};
-use super::machine::{Machine, Setting};
-use super::settled::Settled;
+use super::resolved_plan::ResolvedPlan;
+use super::running::Running;
 use crate::bench;
 use crate::count::{counted, grouped};
-
-/// Descriptors of a process that are no connections: streams, listeners, pollers, the operators' HTTP,
-/// backends. The gateway's own reserve is 64 and 4 for each shard.
-pub(super) const SPARE_FILES: u64 = 64;
-
-/// The same for each shard.
-pub(super) const SPARE_FILES_PER_SHARD: u64 = 4;
-
-/// Shards at most.
-pub(super) const SHARDS_MAX: u64 = 256;
 
 /// Descriptors of a worker of `tide bench` that are no connections.
 pub(super) const SPARE_FILES_CLIENT: u64 = bench::SPARE_DESCRIPTORS as u64;
@@ -77,17 +68,8 @@ pub(super) struct Plan {
     /// Connections: at least 1.
     pub(super) connections: u64,
     pub(super) question: Question,
-    /// Threads of the gateway that hold connections: at least 1.
-    pub(super) shards: u64,
-    pub(super) driver: Driver,
-    /// The port that the gateway listens on.
-    pub(super) port: u16,
-    /// How often each connection gives a sign of life.
-    pub(super) heartbeat_interval: Duration,
-    /// What `limits.connections_max` is, where a process is asked about.
-    pub(super) connections_max: Option<Setting>,
-    /// What was read or assumed for it, in words.
-    pub(super) basis: Vec<String>,
+    /// What the question left open.
+    pub(super) resolved: ResolvedPlan,
 }
 
 /// What the shards will use.
@@ -100,30 +82,32 @@ pub(super) enum Driver {
 }
 
 impl Plan {
-    /// Settles what was left open.
-    pub(super) fn new(connections: u64, question: Question, machine: &Machine) -> Self {
-        let Settled { shards, driver, port, heartbeat_interval, connections_max, basis } =
-            Settled::of(&question, machine);
-        Self {
-            connections,
-            question,
-            shards,
-            driver,
-            port,
-            heartbeat_interval,
-            connections_max,
-            basis,
-        }
+    /// Fills in what the question left open.
+    pub(super) fn new(
+        connections: u64,
+        question: Question,
+        machine: &Machine,
+        running: Option<&Running>,
+    ) -> Self {
+        let resolved = ResolvedPlan::of(&question, machine, running);
+        Self { connections, question, resolved }
     }
 
-    /// Connections that each shard's own table of descriptors has room for under a limit.
-    pub(super) const fn table_room(limit: u64, shards: u64) -> u64 {
-        limit.saturating_sub(SPARE_FILES + SPARE_FILES_PER_SHARD * shards)
+    /// Shards of the gateway: at least 1.
+    pub(super) const fn shards(&self) -> u64 {
+        self.resolved.shards
+    }
+
+    /// The driver of the gateway.
+    pub(super) const fn driver(&self) -> Driver {
+        self.resolved.driver
     }
 
     /// The fewest epoll shards that hold the connections, each with a table of its own.
     pub(super) fn fewest_shards(&self, limit: u64) -> Option<u64> {
-        let holds = |shards: &u64| Self::table_room(limit, *shards) * shards >= self.connections;
+        let holds = |shards: &u64| {
+            capacity::connections_per_table(Some(limit), *shards) * shards >= self.connections
+        };
         (1..=SHARDS_MAX).find(holds)
     }
 
@@ -135,24 +119,24 @@ impl Plan {
 
     /// Connections of the fullest shard.
     pub(super) const fn connections_per_shard(&self) -> u64 {
-        self.connections.div_ceil(self.shards)
+        self.connections.div_ceil(self.resolved.shards)
     }
 
     /// Rings of all shards under this limit of descriptors; `None` is no limit.
     pub(super) fn rings(&self, limit: Option<u64>) -> u64 {
         let table = limit.unwrap_or(RING_FILES_MAX).min(RING_FILES_MAX);
         let fill = (table * RING_FILL_PERCENT / 100).max(1);
-        self.shards * self.connections_per_shard().div_ceil(fill)
+        self.resolved.shards * self.connections_per_shard().div_ceil(fill)
     }
 
     /// Plain descriptors of a process with so many rings.
     pub(super) const fn plain_files(&self, rings: u64) -> u64 {
-        SPARE_FILES + SPARE_FILES_PER_SHARD * self.shards + rings
+        capacity::reserved_descriptors(self.resolved.shards) + rings
     }
 
     /// Memory for all connections, kernel and gateway, one end, in bytes.
     pub(super) fn memory_bytes(&self, limit: Option<u64>) -> u64 {
-        let (each, rings) = match self.driver {
+        let (each, rings) = match self.driver() {
             Driver::Epoll => (EPOLL_BYTES, 0),
             Driver::Uring => (URING_BYTES, self.rings(limit)),
         };
@@ -167,7 +151,7 @@ impl Plan {
     }
 
     fn heartbeats_per_second(&self) -> f64 {
-        to_f64(self.connections) / self.heartbeat_interval.as_secs_f64()
+        to_f64(self.connections) / self.resolved.heartbeat_interval.as_secs_f64()
     }
 
     fn deliveries_per_second(&self) -> f64 {
@@ -224,7 +208,7 @@ impl Plan {
         let mib = |bytes: u64| to_f64(bytes) / to_f64(1 << 20);
         let user = self.connections * GATEWAY_BYTES_EACH;
         let kernel = self.memory_bytes(limit) - user;
-        let (added, rings) = match self.driver {
+        let (added, rings) = match self.driver() {
             Driver::Epoll => (format!("{EPOLL_BYTES} epoll"), String::new()),
             Driver::Uring => (
                 format!("{URING_BYTES} armed receive"),
@@ -272,12 +256,14 @@ pub(super) const fn whole(count: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Tree, question};
+    use tidegate_machine::fixture::Tree;
+
+    use super::super::tests::question;
     use super::*;
 
     fn plan(connections: u64, shards: u64) -> Plan {
         let question = Question { shards: Some(shards), ..question() };
-        Plan::new(connections, question, &Tree::good().machine())
+        Plan::new(connections, question, &Tree::good().machine(), None)
     }
 
     #[test]
@@ -295,7 +281,7 @@ mod tests {
     #[test]
     fn memory_is_the_sum_of_what_was_measured() {
         let plan = plan(1_000_000, 1);
-        assert_eq!(plan.driver, Driver::Uring);
+        assert_eq!(plan.driver(), Driver::Uring);
         assert_eq!(plan.memory_bytes(None), 1_000_000 * (3_670 + 870 + 256) + 2 * 413_000);
     }
 

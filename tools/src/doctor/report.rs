@@ -64,13 +64,13 @@ impl<'a> Report<'a> {
                 Role::Gateway => "gateway",
                 Role::Client => "client",
             },
-            shards: plan.shards,
-            driver: match plan.driver {
+            shards: plan.shards(),
+            driver: match plan.driver() {
                 Driver::Epoll => "epoll",
                 Driver::Uring => "uring",
             },
             pid,
-            basis: &plan.basis,
+            basis: &plan.resolved.basis,
             fits,
             conclusion: conclusion(fits, judged),
             exit_status: fits.exit_status(),
@@ -227,9 +227,11 @@ fn conclusion(fits: Fits, judged: &[Judged]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_machine::fixture::Tree;
+
     use super::super::args::{DriverChoice, Question};
     use super::super::checks;
-    use super::super::fixture::{Tree, question};
+    use super::super::tests::question;
     use super::*;
 
     /// How it ends on a machine that is good but for a change: the status, and the last line.
@@ -237,7 +239,7 @@ mod tests {
         let mut tree = Tree::good();
         change(&mut tree);
         let machine = tree.machine();
-        let plan = Plan::new(1_000_000, Question { driver, ..question() }, &machine);
+        let plan = Plan::new(1_000_000, Question { driver, ..question() }, &machine, None);
         let judged = checks::judge(&machine, &plan);
         let report = Report::new(&plan, None, &judged, &[]);
         let mut text = Vec::new();

@@ -14,16 +14,12 @@
 //! | `accept` | connections in |
 //! | `receive`, `send` | bytes in, bytes out |
 //! | `ending` | what is armed to hear of a connection, and how it ends |
-//! | `probe` | whether this kernel lets us |
-//! | `apart` | a thread that makes the first ring, since the kernel interrupts who made one |
 //!
 //! See io_uring(7), and the comments at each operation for what the manual doesn't say.
 
 mod accept;
-mod apart;
 mod buffers;
 mod ending;
-mod probe;
 mod receive;
 mod ring;
 mod send;
@@ -41,10 +37,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::event::{EventfdFlags, eventfd};
 use tidegate_backend::batch::Wake;
+use tidegate_machine::io_uring::on_helper_thread;
+pub use tidegate_machine::io_uring::{Unavailable, probe};
 
 use self::accept::Acceptor;
-use self::apart::apart;
-pub use self::probe::{Unavailable, probe};
 use self::ring::{Completion, Ring};
 use self::send::FINISH_WITHIN;
 use self::socket::{Flags, Rare, Socket};
@@ -147,7 +143,7 @@ impl Uring {
         let wakeup = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             rings: vec![
-                apart(|| Ring::new(files_each, buffers_each))
+                on_helper_thread(|| Ring::new(files_each, buffers_each))
                     .map_err(|error| no_thread(&error))??,
             ],
             enabled: false,

@@ -1,8 +1,10 @@
 //! Memory: the machine's, a control group's, and what TCP may take of it.
 
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
+
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict, bytes_text};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
 use crate::count::{counted, grouped};
@@ -36,9 +38,6 @@ pub(super) const CHECKS: [Check; 3] = [
 /// in percent. An assumption.
 const IDLE_PERCENT_MAX: u64 = 80;
 
-/// The gateway's default `socket.send_buffer_bytes`.
-const SEND_BUFFER_BYTES: u64 = 65_536;
-
 /// What the process can have: the machine's or its control group's, whichever is less.
 fn available(machine: &Machine) -> Reading<(u64, &'static str)> {
     let free = machine.memory_bytes.clone()?;
@@ -57,8 +56,8 @@ fn memory(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     } else {
         unless(wanted <= bytes / 100 * IDLE_PERCENT_MAX, Verdict::Note)
     };
-    let allows = Amount::told(bytes, format!("{} {whose}", bytes_text(bytes)));
-    let needs = Amount::told(wanted, format!("{} while idle", bytes_text(wanted)));
+    let allows = Amount::with_text(bytes, format!("{} {whose}", bytes_text(bytes)));
+    let needs = Amount::with_text(wanted, format!("{} while idle", bytes_text(wanted)));
     let judgement = Judgement::new(verdict, allows, needs);
     if whose == "available" {
         return Ok(Some(judgement));
@@ -73,11 +72,11 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let [_, pressure, most] = machine.tcp_mem.clone()?;
     let wanted = plan.connections;
     let verdict = unless(pressure >= wanted, Verdict::Note);
-    let allows = Amount::told(
+    let allows = Amount::with_text(
         pressure,
         format!("{} before pressure, {} at most", counted(pressure, "page"), grouped(most)),
     );
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         wanted,
         format!(
             "{} when everybody has something unacknowledged, as after a push to all",
@@ -95,17 +94,18 @@ fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let most = machine.network.wmem_max.clone()?;
-    let verdict = unless(most >= SEND_BUFFER_BYTES, Verdict::Note);
-    let judgement = Judgement::new(verdict, Amount::bytes(most), Amount::bytes(SEND_BUFFER_BYTES));
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.wmem_max = {SEND_BUFFER_BYTES}"))))
+    let wanted = plan.resolved.send_buffer_bytes;
+    let verdict = unless(most >= wanted, Verdict::Note);
+    let judgement = Judgement::new(verdict, Amount::bytes(most), Amount::bytes(wanted));
+    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.wmem_max = {wanted}"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::finding::Finding;
-    use super::super::super::fixture::Tree;
     use super::super::probing::{gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     /// A million connections under 4.5 GiB of io_uring, 8 rings.
     const NEED: u64 = 1_000_000 * (3_670 + 870 + 256) + 8 * 413_000;

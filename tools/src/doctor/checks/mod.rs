@@ -12,8 +12,10 @@ mod waiting;
 
 pub(super) use places::CONNECTIONS_MAX;
 
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
+
 use super::finding::{Amount, Finding, Judgement, Verdict};
-use super::machine::{Machine, Reading};
 use super::plan::Plan;
 
 /// One check.
@@ -82,7 +84,9 @@ mod probing {
     //! What the tests of the checks ask.
 
     use super::super::args::Question;
-    use super::super::fixture::{Tree, question};
+    use super::super::tests::question;
+    use tidegate_machine::fixture::Tree;
+
     use super::*;
 
     /// What a check finds on a machine that is good but for a change.
@@ -97,7 +101,7 @@ mod probing {
         let mut question = question();
         ask(&mut question);
         let machine = tree.machine();
-        let plan = Plan::new(connections, question, &machine);
+        let plan = Plan::new(connections, question, &machine, None);
         let judged = judge(&machine, &plan).into_iter().map(|judged| judged.finding);
         judged.into_iter().find(|finding| finding.check == check)
     }
@@ -115,7 +119,7 @@ mod probing {
     #[test]
     fn a_good_machine_is_found_good_and_every_check_has_a_name_of_its_own() {
         let machine = Tree::good().machine();
-        let findings = judge(&machine, &Plan::new(1_000_000, question(), &machine));
+        let findings = judge(&machine, &Plan::new(1_000_000, question(), &machine, None));
         let mut names: Vec<_> = findings.iter().map(|judged| judged.finding.check).collect();
         for Judged { finding, .. } in &findings {
             assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");

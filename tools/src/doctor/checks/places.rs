@@ -1,9 +1,14 @@
 //! Places: how many connections the gateway lets in.
 
+use tidegate_machine::Machine;
+use tidegate_machine::capacity::{Basis, CONNECTION_BYTES, ConnectionsMax};
+use tidegate_machine::files::Reading;
+use tidegate_machine::memory::Source;
+
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Reading, Setting};
 use super::super::plan::{Driver, Plan};
+use super::super::running::Running;
 use super::descriptors::limit;
 use super::{Check, Stakes, unless};
 use crate::count::grouped;
@@ -20,85 +25,80 @@ pub(super) const CHECKS: [Check; 1] = [Check {
     judge: connections_max,
 }];
 
-/// Memory that the gateway reckons with for each connection where it is told no number, in bytes.
-const PLACE_BYTES: u64 = 6 * 1_024;
-
-/// Connections that the gateway has numbers for.
-const PLACES_MAX: u64 = 1 << 26;
-
-/// What the gateway takes for 0, why, in words, and what lets more in.
-fn connections_by_default(
-    machine: &Machine,
-    plan: &Plan,
-) -> Reading<(u64, &'static str, (Place, String))> {
-    let mut mend = more_places(plan);
-    let (most, why) = match plan.driver {
-        Driver::Epoll => {
-            let limit = limit(machine)?.unwrap_or(u64::MAX);
-            let why = "what one table of descriptors leaves, for all shards together";
-            (Plan::table_room(limit, plan.shards), why)
-        }
-        Driver::Uring => {
-            let machines = machine.memory_total_bytes.clone()?;
-            // As the gateway does: what it can't read of its group does not count.
-            let (bytes, why) = match machine.control_group.memory_max_bytes.clone().unwrap_or(None)
-            {
-                Some(groups) if groups < machines => {
-                    // To let in more than there is memory for would only end it.
-                    let bytes = plan.connections * PLACE_BYTES;
-                    mend = (Place::Systemd, format!("MemoryMax={bytes}"));
-                    (groups, "6 KiB of its control group's memory each")
-                }
-                _ => (machines, "6 KiB of the machine's memory each"),
-            };
-            ((bytes / PLACE_BYTES).max(1), why)
-        }
-    };
-    Ok((most.min(PLACES_MAX), why, mend))
-}
-
-fn more_places(plan: &Plan) -> (Place, String) {
-    (Place::Tidegate, format!("limits.connections_max = {}", plan.connections))
-}
-
-/// Whether the gateway's own bound lets them in. Where it isn't known, its default is taken, and what
-/// that leaves out is only noted: whoever reads it can still set another.
+/// Whether the gateway accepts so many. What a running gateway says counts. A number that is predicted for its
+/// default is only noted, since the configuration can set another.
 fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
     }
-    let number = |text: &str| text.replace('_', "").parse::<u64>().ok();
-    let (set, less, whose) = match &plan.connections_max {
-        Some(Setting::Set(text)) => match number(text) {
-            Some(number) => (number, Verdict::TooSmall, "as it was told".to_owned()),
-            None => (0, Verdict::Note, format!("assumed, as it was told {text}")),
-        },
-        Some(Setting::Default) => (0, Verdict::TooSmall, "its default".to_owned()),
-        Some(Setting::File(file)) => {
-            (0, Verdict::Note, format!("assumed: {file}, which it has read, may set another"))
+    let (max, less, text) = match &plan.resolved.running {
+        Some(running) if applies(running, plan) => {
+            let why = explain(&running.connections_max_basis);
+            let text = format!("{} ({why})", grouped(running.connections_max));
+            (running.connections_max, Verdict::TooSmall, text)
         }
-        Some(Setting::Unknown(unread)) => (0, Verdict::Note, format!("assumed: {unread}")),
-        // What it will be told is not known here.
-        None => (0, Verdict::Note, "its default".to_owned()),
-    };
-    let (most, text, (place, line)) = if set > 0 {
-        (set, format!("{} ({whose})", grouped(set)), more_places(plan))
-    } else {
-        let (most, why, mend) = connections_by_default(machine, plan)?;
-        let to_be_set = plan.connections_max.is_none() && most < plan.connections;
-        let end = if to_be_set { "; it has to be set" } else { "" };
-        (most, format!("{} at 0 ({whose}): {why}{end}", grouped(most)), mend)
+        _ => {
+            let default = default_max(machine, plan)?;
+            let enough = default.connections >= plan.connections;
+            let end = if enough { "" } else { "; it has to be set" };
+            let why = explain(default.basis.name());
+            let text = format!("{} at its default: {why}{end}", grouped(default.connections));
+            (default.connections, Verdict::Note, text)
+        }
     };
     let wanted = plan.connections;
-    let needs = Amount::told(wanted, format!("{} or more", grouped(wanted)));
-    let judgement = Judgement::new(unless(most >= wanted, less), Amount::told(most, text), needs);
+    let needs = Amount::with_text(wanted, format!("{} or more", grouped(wanted)));
+    let judgement =
+        Judgement::new(unless(max >= wanted, less), Amount::with_text(max, text), needs);
+    let (place, line) = mend(machine, plan)?;
     Ok(Some(judgement.mend(place, line)))
+}
+
+/// Whether a running gateway's number holds for the question. A default depends on shards and driver, which the
+/// question may name otherwise.
+fn applies(running: &Running, plan: &Plan) -> bool {
+    running.connections_max_basis == Basis::Configured.name()
+        || (running.shards, running.driver) == (plan.shards(), plan.driver())
+}
+
+/// What the gateway takes for 0.
+fn default_max(machine: &Machine, plan: &Plan) -> Reading<ConnectionsMax> {
+    Ok(match plan.driver() {
+        Driver::Epoll => ConnectionsMax::epoll_default(limit(machine)?, plan.shards()),
+        Driver::Uring => ConnectionsMax::uring_default(machine.memory_limit()?),
+    })
+}
+
+/// A basis in words; a newer gateway may have others.
+fn explain(basis: &str) -> &str {
+    let known = [
+        (Basis::Configured, "as configured"),
+        (Basis::Descriptors, "what one table of descriptors has room for, all shards together"),
+        (Basis::Memory(Source::Machine), "6 KiB of the machine's memory each"),
+        (Basis::Memory(Source::ControlGroup), "6 KiB of its control group's memory each"),
+        (Basis::Addressing, "a gateway can address no more"),
+    ];
+    known.iter().find(|(known, _)| known.name() == basis).map_or(basis, |(_, words)| words)
+}
+
+/// What has it accept more. To accept more than its control group has memory for would only end the gateway.
+fn mend(machine: &Machine, plan: &Plan) -> Reading<(Place, String)> {
+    let bytes = plan.connections * CONNECTION_BYTES;
+    if plan.driver() == Driver::Uring {
+        let limit = machine.memory_limit()?;
+        if limit.source == Source::ControlGroup && limit.bytes < bytes {
+            return Ok((Place::Systemd, format!("MemoryMax={bytes}")));
+        }
+    }
+    Ok((Place::Tidegate, format!("limits.connections_max = {}", plan.connections)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::args::DriverChoice;
-    use super::super::super::fixture::{Tree, question};
+    use super::super::super::args::{DriverChoice, Question};
+    use super::super::super::tests::{question, running};
+    use tidegate_machine::fixture::Tree;
+
     use super::super::probing::{find, lines};
     use super::*;
 
@@ -129,20 +129,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_running_gateway_was_told_bounds_it() {
-        let found = |setting| {
+    fn what_a_running_gateway_says_bounds_it() {
+        let found = |connections, running: Running, ask: fn(&mut Question)| {
             let machine = Tree::good().machine();
-            let mut plan = Plan::new(5_000, question(), &machine);
-            (plan.driver, plan.connections_max) = (Driver::Epoll, Some(setting));
+            let mut question = question();
+            ask(&mut question);
+            let plan = Plan::new(connections, question, &machine, Some(&running));
             let judged = connections_max(&machine, &plan).unwrap().unwrap();
             (judged.verdict, judged.allows.value)
         };
-        let set = |text: &str| Setting::Set(text.to_owned());
-        assert_eq!(found(set("5_000")), (Verdict::Ok, Some(5_000)));
-        assert_eq!(found(set("4999")), (Verdict::TooSmall, Some(4_999)));
-        // 2^20 less 64 and 4 for each of 8 shards.
-        assert_eq!(found(set("0")), (Verdict::Ok, Some(1_048_480)));
-        assert_eq!(found(Setting::Default), (Verdict::Ok, Some(1_048_480)));
-        assert_eq!(found(Setting::File("t.toml".into())), (Verdict::Ok, Some(1_048_480)));
+        let as_it_is = |_: &mut Question| {};
+        assert_eq!(found(1_000, running(), as_it_is), (Verdict::Ok, Some(1_000)));
+        assert_eq!(found(1_001, running(), as_it_is), (Verdict::TooSmall, Some(1_000)));
+        // With other shards its default would be another: 2^20 less 64 and 4 for each of 8 shards.
+        let more_shards = |question: &mut Question| question.shards = Some(8);
+        assert_eq!(found(1_001, running(), more_shards), (Verdict::Ok, Some(1_048_480)));
+        let configured =
+            Running { connections_max_basis: Basis::Configured.name().into(), ..running() };
+        assert_eq!(found(1_001, configured, more_shards), (Verdict::TooSmall, Some(1_000)));
     }
 }

@@ -1,8 +1,10 @@
 //! CPUs: how many there are, how many threads there may be, and how packets get to them.
 
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
+
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::{Plan, WORKERS_MAX};
 use super::{Check, Stakes, unless};
 use crate::count::{counted, grouped};
@@ -60,7 +62,7 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let (here, wanted) = (machine.cpus()?, plan.cpus());
     // A shard is one thread, whatever the machine has.
-    let cpus = f64::from(u32::try_from(plan.shards).unwrap_or(u32::MAX)).min(here);
+    let cpus = f64::from(u32::try_from(plan.shards()).unwrap_or(u32::MAX)).min(here);
     let verdict = if wanted > cpus {
         Verdict::TooSmall
     } else {
@@ -79,10 +81,11 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let judgement = Judgement::new(verdict, allows, needs);
     // Heartbeats that take half of the CPUs leave the other half to requests.
-    let seconds = plan.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
+    let seconds = plan.resolved.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
     let interval_ms = whole((seconds * 1e3).ceil());
     if cpus < here {
-        let shards = whole(wanted.ceil()).clamp(plan.shards + 1, whole(here).max(plan.shards + 1));
+        let shards =
+            whole(wanted.ceil()).clamp(plan.shards() + 1, whole(here).max(plan.shards() + 1));
         return Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {shards}"))));
     }
     if plan.question.pushes_per_second > 0.0 || interval_ms > HEARTBEAT_INTERVAL_MS_MAX {
@@ -97,10 +100,10 @@ fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let cpus = whole(machine.cpus()?).max(1);
-    let needs = Amount::told(plan.shards, counted(plan.shards, "shard"));
+    let needs = Amount::with_text(plan.shards(), counted(plan.shards(), "shard"));
     let allows =
-        Amount::told(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
-    let judgement = Judgement::new(unless(plan.shards <= cpus, Verdict::Note), allows, needs);
+        Amount::with_text(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
+    let judgement = Judgement::new(unless(plan.shards() <= cpus, Verdict::Note), allows, needs);
     Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {cpus}"))))
 }
 
@@ -108,7 +111,7 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let limit = machine.process.files.clone().map_or(None, |limit| limit.hard);
     let wanted = match plan.question.role {
         // By default there is a worker for each CPU.
-        Role::Gateway => plan.shards + whole(machine.cpus()?).max(1) + SPARE_THREADS,
+        Role::Gateway => plan.shards() + whole(machine.cpus()?).max(1) + SPARE_THREADS,
         Role::Client => plan.workers(limit).min(WORKERS_MAX) + SPARE_THREADS,
     };
     let is_root = machine.process.status.clone()?.uid == 0;
@@ -147,7 +150,7 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (bound, name, place, line) = least.expect("two of the bounds are always there");
     let verdict = unless(bound >= wanted, Verdict::TooSmall);
     let allows =
-        Amount::told(bound, format!("{} ({name}, the least of its bounds)", grouped(bound)));
+        Amount::with_text(bound, format!("{} ({name}, the least of its bounds)", grouped(bound)));
     let judgement = Judgement::new(verdict, allows, Amount::number(wanted));
     Ok(Some(judgement.mend(place, line)))
 }
@@ -159,7 +162,7 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     let interfaces = machine.network.interfaces.clone()?;
     let cpus = whole(machine.cpus()?).max(1);
     let wanted =
-        Amount::told(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
+        Amount::with_text(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
     let fewest = interfaces
         .iter()
         .filter(|interface| interface.spread_queues < interface.receive_queues)
@@ -169,7 +172,7 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
         return Ok(Some(Judgement::new(Verdict::Ok, Amount::text(state), wanted)));
     };
     let (name, queues) = (&interface.name, interface.receive_queues);
-    let allows = Amount::told(queues, format!("{queues} on {name}"));
+    let allows = Amount::with_text(queues, format!("{queues} on {name}"));
     let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
     let judgement = Judgement::new(unless(queues >= cpus, Verdict::Note), allows, wanted)
         .mend(Place::Shell, format!("ethtool -L {name} combined {cpus}"))
@@ -206,9 +209,9 @@ const fn whole(count: f64) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::fixture::Tree;
     use super::super::probing::{find, gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     #[test]
     fn heartbeats_have_the_time_they_take() {

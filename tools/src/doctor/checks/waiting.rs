@@ -1,8 +1,10 @@
 //! Where connections wait before and after they are the gateway's: backlogs, ports, orphans.
 
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
+
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
 use super::{Check, Stakes, unless};
 use crate::bench;
@@ -47,9 +49,6 @@ pub(super) const CHECKS: [Check; 5] = [
     },
 ];
 
-/// The backlog that the gateway asks for, for each shard: its default `socket.backlog`.
-const BACKLOG: u64 = 4_096;
-
 /// Connections from one address to one address and port beyond which connecting gets slow: 25,000 of
 /// 28,232 ports came to 2,000 connects a second, 2,500 to more than 50,000. Measured.
 const FAST_PER_PAIR: u64 = bench::PER_SOURCE as u64;
@@ -60,11 +59,12 @@ fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let most = machine.network.somaxconn.clone()?;
     // No more can wait than there are.
-    let wanted = BACKLOG.min(plan.connections);
+    let backlog = plan.resolved.backlog;
+    let wanted = backlog.min(plan.connections);
     let verdict = unless(most >= wanted, Verdict::Note);
-    let needs = Amount::told(wanted, format!("{} for each shard's listener", grouped(wanted)));
+    let needs = Amount::with_text(wanted, format!("{} for each shard's listener", grouped(wanted)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs);
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.somaxconn = {BACKLOG}"))))
+    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.somaxconn = {backlog}"))))
 }
 
 fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -74,13 +74,13 @@ fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (cookies, most) =
         (machine.network.syncookies.clone()?, machine.network.syn_backlog_max.clone()?);
     if cookies > 0 {
-        let allows = Amount::told(
+        let allows = Amount::with_text(
             most,
             format!("{}, not consulted: tcp_syncookies is {cookies}", grouped(most)),
         );
         return Ok(Some(Judgement::new(Verdict::Ok, allows, Amount::text("SYN cookies"))));
     }
-    let allows = Amount::told(most, format!("{}, and tcp_syncookies is 0", grouped(most)));
+    let allows = Amount::with_text(most, format!("{}, and tcp_syncookies is 0", grouped(most)));
     let needs = Amount::text("SYN cookies");
     let judgement = Judgement::new(Verdict::Note, allows, needs);
     Ok(Some(judgement.mend(Place::Sysctl, "net.ipv4.tcp_syncookies = 1")))
@@ -120,7 +120,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     } else {
         Verdict::Ok
     };
-    let allows = Amount::told(
+    let allows = Amount::with_text(
         most,
         format!(
             "{}: ports {first} to {last}, {} free, times {} of addresses{whose}",
@@ -129,7 +129,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
             counted(pairs, "pair")
         ),
     );
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         plan.connections,
         format!(
             "{}: {} to one gateway address, {} for fast connects ({} each)",
@@ -157,11 +157,11 @@ fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     }
     let [first, last] = machine.network.ports.clone()?;
     let reserved = machine.network.reserved_ports.clone()?;
-    let port = u64::from(plan.port);
+    let port = u64::from(plan.resolved.port);
     let within = |&[from, to]: &[u64; 2]| (from..=to).contains(&port);
     let safe = !(first..=last).contains(&port) || reserved.iter().any(within);
     let allows = Amount::text(format!("outgoing connections draw from {first} to {last}"));
-    let needs = Amount::told(port, format!("{port} outside of it, or reserved"));
+    let needs = Amount::with_text(port, format!("{port} outside of it, or reserved"));
     let judgement = Judgement::new(unless(safe, Verdict::Note), allows, needs);
     let kept = reserved.iter().map(|[from, to]| format!("{from}-{to},")).collect::<String>();
     let line = format!("net.ipv4.ip_local_reserved_ports = {kept}{port}");
@@ -174,7 +174,7 @@ fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let most = machine.orphans_max.clone()?;
     let wanted = plan.connections;
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         wanted,
         format!("{} if all are closed at once and none answers", grouped(wanted)),
     );
@@ -187,9 +187,9 @@ fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 mod tests {
     use super::super::super::args::Question;
     use super::super::super::finding::Finding;
-    use super::super::super::fixture::Tree;
     use super::super::probing::{find, gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     fn client(count: u64, pairs: u64, change: impl FnOnce(&mut Tree)) -> Finding {
         let ask = |ask: &mut Question| (ask.role, ask.address_pairs) = (Role::Client, Some(pairs));
