@@ -151,7 +151,7 @@ pub enum PushError {
     Stopping,
     /// The push, or the join, would open one room too many.
     #[error(
-        "there are as many rooms as rooms.rooms_max allows ({rooms_max} on each shard): raise it, or wait until \
+        "there are as many rooms as rooms.rooms_per_shard_max allows ({rooms_max} on each shard): raise it, or wait until \
          rooms without members are closed, rooms.idle_ttl_ms after their last push"
     )]
     RoomsFull {

@@ -79,7 +79,7 @@ fn code_101_is_a_handler_that_panics_on_either_kind_of_thread() {
 
 #[test]
 fn code_101_is_an_answer_that_is_too_long_for_a_frame() {
-    let gateway = Setup::demo().set("limits.max_frame_to_client_bytes", 1000).start();
+    let gateway = Setup::demo().set("limits.frame_to_client_bytes_max", 1000).start();
     let mut phone = gateway.login(7);
     let asked = phone.send(demo::ECHO, &[b'x'; 1000]);
     phone.fails(asked, Code::BackendFailed);
@@ -106,8 +106,10 @@ fn code_102_is_a_backend_that_does_not_answer_in_time() {
 
 #[test]
 fn code_103_is_a_connection_that_asks_too_fast() {
-    let gateway =
-        Setup::demo().set("limits.requests_per_second", 1).set("limits.requests_burst", 5).start();
+    let gateway = Setup::demo()
+        .set("limits.frames_per_second_max", 1)
+        .set("limits.frames_burst_max", 5)
+        .start();
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(demo::ECHO, "x"); 50]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();

@@ -316,7 +316,7 @@ fn operators_are_refused_with_503_while_too_many_pushes_are_under_way() {
 
 #[test]
 fn memory_is_given_back_after_large_answers() {
-    let gateway = Setup::demo().set("limits.max_frame_bytes", MIB).start();
+    let gateway = Setup::demo().set("limits.frame_bytes_max", MIB).start();
     let operator = gateway.operator();
     let body = vec![b'x'; MIB - 100];
     let mut phones: Vec<_> = (1..=32).map(|user_id| gateway.login(user_id)).collect();

@@ -268,17 +268,17 @@ fn metrics_count_what_happened() {
 
 #[test]
 fn a_push_that_would_open_a_room_too_many_is_no_success() {
-    let gateway = Setup::demo().set("rooms.rooms_max", 1).start();
+    let gateway = Setup::demo().set("rooms.rooms_per_shard_max", 1).start();
     let operator = gateway.operator();
     assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room is none");
     let (status, body) = operator.post("/push/rooms/second?type=5", b"x");
-    assert!(status == 503 && body.contains("rooms.rooms_max"), "{status} {body}");
+    assert!(status == 503 && body.contains("rooms.rooms_per_shard_max"), "{status} {body}");
     assert!(body.contains("\"code\":\"rooms_full\""), "{body}");
     let arguments = ["push", "room", "second", "--type", "5", "x", "--admin"];
     let address = gateway.operators().to_string();
     let (ended, said, complaint) = gateway.tide(&[&arguments[..], &[&address]].concat(), "");
     assert!(!ended.success() && said.is_empty(), "{said}");
-    assert!(complaint.contains("rooms.rooms_max"), "{complaint}");
+    assert!(complaint.contains("rooms.rooms_per_shard_max"), "{complaint}");
     assert_eq!(operator.push_room("first", 5, b"x"), 0);
     assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room is always there");
 }

@@ -130,9 +130,9 @@ fn a_configuration_is_checked_without_starting_anything() {
 #[test]
 fn what_is_wrong_with_the_configuration_is_said_with_its_place_and_the_way_out() {
     let wrong = [
-        (Setup::demo().set("limits.max_frame_byte", 1), "\"limits.max_frame_bytes\""),
-        (Setup::demo().toml("[limts]\nmax_frame_bytes = 100"), "did you mean \"limits\""),
-        (Setup::demo().set("limits.max_frame_bytes", 1), "64"),
+        (Setup::demo().set("limits.max_frame_byte", 1), "\"limits.frame_bytes_max\""),
+        (Setup::demo().toml("[limts]\nframe_bytes_max = 100"), "did you mean \"limits\""),
+        (Setup::demo().set("limits.frame_bytes_max", 1), "64"),
         (Setup::demo().toml("shards = \"two\""), "whole number"),
         (Setup::demo().toml("shards = = 2"), "tidegate.toml"),
         (Setup::demo().set("auth.mode", "none"), "\"demo\""),
@@ -178,19 +178,19 @@ fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
 fn the_environment_wins_over_the_file_and_a_flag_over_both() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file.toml");
-    std::fs::write(&file, "limits.max_frame_bytes = 1\n").unwrap();
+    std::fs::write(&file, "limits.frame_bytes_max = 1\n").unwrap();
     let check = |flags: &[&str]| {
         let mut command = Command::new(&programs().tidegate);
         command.arg("--check-config").args(flags).current_dir(folder.path());
-        command.env("TIDEGATE_CONFIG", &file).env("TIDEGATE_LIMITS__MAX_FRAME_BYTES", "2");
+        command.env("TIDEGATE_CONFIG", &file).env("TIDEGATE_LIMITS__FRAME_BYTES_MAX", "2");
         Process::run(&mut command, "")
     };
     let (status, _, log) = check(&[]);
     assert_eq!(status.code(), Some(2));
-    assert!(log.contains("= 2") && log.contains("TIDEGATE_LIMITS__MAX_FRAME_BYTES"), "{log}");
-    let (_, _, log) = check(&["--max-frame-bytes", "3"]);
-    assert!(log.contains("= 3") && log.contains("--max-frame-bytes"), "{log}");
-    let (status, _, log) = check(&["--max-frame-bytes", "4096"]);
+    assert!(log.contains("= 2") && log.contains("TIDEGATE_LIMITS__FRAME_BYTES_MAX"), "{log}");
+    let (_, _, log) = check(&["--frame-bytes-max", "3"]);
+    assert!(log.contains("= 3") && log.contains("--frame-bytes-max"), "{log}");
+    let (status, _, log) = check(&["--frame-bytes-max", "4096"]);
     assert!(status.success(), "{log}");
 }
 

@@ -226,7 +226,7 @@ fn a_slow_member_is_closed_where_the_policy_says_so() {
 #[test]
 fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
     let policy = r#"
-        [[room_policy]]
+        [[room_policies]]
         prefix = "short-"
         log_bytes_max = 3000
     "#;
@@ -243,10 +243,10 @@ fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
 #[test]
 fn what_is_said_within_a_window_comes_together_and_in_order() {
     let policies = r#"
-        [[room_policy]]
+        [[room_policies]]
         prefix = "barrage-"
         merge_window_ms = 1000
-        [[room_policy]]
+        [[room_policies]]
         prefix = "*"
         merge_window_ms = 10000
         urgent_types = [51, 51]
@@ -331,7 +331,7 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
 #[test]
 fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
     for shards in [1, 2] {
-        let setup = Setup::demo().shards(shards).set("rooms.rooms_max", 1);
+        let setup = Setup::demo().shards(shards).set("rooms.rooms_per_shard_max", 1);
         let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
         let operator = gateway.operator();
         let mut phone = gateway.login(7);
@@ -361,7 +361,7 @@ fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
 #[test]
 fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
     // One member is served in a turn: what is said meanwhile adds up.
-    let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
+    let gateway = Setup::demo().set("limits.fan_out_slice_members", 1).start();
     let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
     members.iter_mut().for_each(|member| member.join("quiz", 0));
     let text = "x".repeat(700);

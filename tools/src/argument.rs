@@ -10,7 +10,7 @@ use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
 use crate::count::{digits_of, grouped};
 
-/// The longest message that can be asked for, in bytes: the gateway's highest `limits.max_frame_bytes`.
+/// The longest message that can be asked for, in bytes: the gateway's highest `limits.frame_bytes_max`.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Reads a whole number within bounds.

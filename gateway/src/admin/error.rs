@@ -58,7 +58,7 @@ pub(super) enum ApiError {
          the last chunk", .0.as_secs_f64()
     )]
     LateBody(Duration),
-    #[error("the body is longer than limits.max_frame_to_client_bytes ({bytes_max})")]
+    #[error("the body is longer than limits.frame_to_client_bytes_max ({bytes_max})")]
     TooLong { bytes_max: usize },
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),

@@ -29,7 +29,7 @@
 //! A push opens its room where there is none: a client that joins it later with an offset gets the push. So a
 //! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
 //! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404. Where the room can't be
-//! opened because there are `rooms.rooms_max`, nothing is pushed: 503.
+//! opened because there are `rooms.rooms_per_shard_max`, nothing is pushed: 503.
 //!
 //! The thread `admin` accepts connections, reads requests, answers health and refuses requests without the token.
 //! It never blocks and does no long work. The thread `admin-work` answers requests with the token. So health is

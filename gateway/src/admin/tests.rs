@@ -314,7 +314,7 @@ fn what_makes_no_sense_is_refused_with_the_way_out() {
         assert!(error.contains(&format!("{kind:?}")), "{error}");
     }
     let error = test.post("/push/all?type=1", &[0; BODY_BYTES_MAX + 1]).error(413);
-    assert!(error.contains("max_frame_to_client_bytes (1000)"), "{error}");
+    assert!(error.contains("frame_to_client_bytes_max (1000)"), "{error}");
     assert_eq!(test.post("/push/all?type=1", &[0; BODY_BYTES_MAX]).status, 200);
     for path in [
         "/push/all?type=1&type=1",
@@ -451,7 +451,7 @@ fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
     assert!(test.post("/push/all?type=1", b"x").error(413).contains("9 bytes"));
     refuse(PushError::RoomsFull { rooms_max: 3 });
     let full = test.post("/push/rooms/x?type=1", b"x");
-    assert!(full.error(503).contains("rooms.rooms_max") && full.code() == "rooms_full");
+    assert!(full.error(503).contains("rooms.rooms_per_shard_max") && full.code() == "rooms_full");
     refuse(PushError::Stopping);
     assert!(test.post("/push/all?type=1", b"x").error(503).contains("stopping"));
     assert!(test.get("/rooms/gone").error(503).contains("stopping"));

@@ -48,7 +48,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         session: checker.session(&typed.session)?,
         limits,
         socket: checker.socket(&typed.socket)?,
-        rooms: checker.rooms(&typed.rooms, &typed.room_policy)?,
+        rooms: checker.rooms(&typed.rooms, &typed.room_policies)?,
         routes: checker.routes(&typed.routes, &typed.backends)?,
         backends,
         log: checker.log(&typed.log)?,

@@ -150,9 +150,9 @@ pub struct LimitsConfig {
     pub connections_max: usize,
     /// What decides `connections_max`.
     pub connections_max_basis: Basis,
-    /// Requests a second of one connection; `None`: unlimited. More: 103.
+    /// Frames a second of one connection; `None`: unlimited. More: 103.
     pub requests_per_second: Option<u32>,
-    /// Requests that may come at once before `requests_per_second` bites: at least 1.
+    /// Frames that may come at once before `requests_per_second` applies: at least 1.
     pub requests_burst: u32,
     /// Calls of one connection that wait for their answer: at least 1. More are not read yet.
     pub calls_per_connection_max: u16,

@@ -3,6 +3,7 @@
 //! Each 0 that leaves a value to the gateway is shown as the value that it took. A secret is never in the
 //! configuration: it names files.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ impl Config {
                 "user_timeout_ms": ms(self.socket.user_timeout),
             },
             "rooms": rooms(&self.rooms),
-            "room_policy": self.rooms.policies.iter().map(named_policy).collect::<Vec<_>>(),
+            "room_policies": self.rooms.policies.iter().map(named_policy).collect::<Vec<_>>(),
             "backends": Value::Object(self.backends.iter().map(backend).collect()),
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "log": { "filter": self.log.filter, "format": self.log.format.name() },
@@ -70,24 +71,24 @@ fn session(session: &SessionConfig) -> Value {
 
 fn limits(limits: &LimitsConfig) -> Value {
     json!({
-        "max_frame_bytes": limits.frame_bytes_max,
-        "max_frame_to_client_bytes": limits.frame_to_client_bytes_max,
+        "frame_bytes_max": limits.frame_bytes_max,
+        "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
         "outbox_bytes_max": limits.outbox_bytes_max,
         "connections_max": limits.connections_max,
-        "requests_per_second": limits.requests_per_second.unwrap_or(0),
-        "requests_burst": limits.requests_burst,
+        "frames_per_second_max": limits.requests_per_second.unwrap_or(0),
+        "frames_burst_max": limits.requests_burst,
         "calls_per_connection_max": limits.calls_per_connection_max,
         "commands_max": limits.commands_max,
         "commands_bytes_max": limits.commands_bytes_max,
-        "fan_out_slice": limits.fan_out_slice,
+        "fan_out_slice_members": limits.fan_out_slice,
     })
 }
 
 fn rooms(rooms: &RoomsConfig) -> Value {
     let mut value = policy(&rooms.default_policy);
-    value["offset_file"] = json!(rooms.offset_file);
+    value["offset_file"] = json!(rooms.offset_file.as_deref().unwrap_or(Path::new("")));
     value["idle_ttl_ms"] = ms(rooms.idle_ttl).into();
-    value["rooms_max"] = rooms.rooms_max.into();
+    value["rooms_per_shard_max"] = rooms.rooms_max.into();
     value["rooms_per_connection_max"] = rooms.rooms_per_connection_max.into();
     value
 }

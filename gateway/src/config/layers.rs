@@ -258,8 +258,8 @@ impl Layers {
         let key = name.trim_start_matches(PREFIX).to_lowercase().replace("__", ".");
         let hint = match nearest(&key, known.iter().map(String::as_str)) {
             Some(near) => format!("did you mean {}?", variable_of_key(near)),
-            None => "tidegate.toml lists all keys; limits.max_frame_bytes is \
-                     TIDEGATE_LIMITS__MAX_FRAME_BYTES"
+            None => "tidegate.toml lists all keys; limits.frame_bytes_max is \
+                     TIDEGATE_LIMITS__FRAME_BYTES_MAX"
                 .into(),
         };
         ConfigError::UnknownVariable { name: name.to_owned(), hint }

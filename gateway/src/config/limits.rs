@@ -22,16 +22,16 @@ impl Checker<'_> {
         shards: u16,
     ) -> Checked<LimitsConfig> {
         let connections = self.connections_max(limits.connections_max, driver, shards)?;
-        let per_second = limits.requests_per_second;
+        let per_second = limits.frames_per_second_max;
         let checked = LimitsConfig {
             frame_bytes_max: self.number(
-                "limits.max_frame_bytes",
-                limits.max_frame_bytes,
+                "limits.frame_bytes_max",
+                limits.frame_bytes_max,
                 64..=16 * MIB,
             )?,
             frame_to_client_bytes_max: self.number(
-                "limits.max_frame_to_client_bytes",
-                limits.max_frame_to_client_bytes,
+                "limits.frame_to_client_bytes_max",
+                limits.frame_to_client_bytes_max,
                 64..=64 * MIB,
             )?,
             outbox_bytes_max: self.number(
@@ -42,14 +42,14 @@ impl Checker<'_> {
             connections_max: usize::try_from(connections.connections).expect("at most 2^26"),
             connections_max_basis: connections.basis,
             requests_per_second: Some(self.number(
-                "limits.requests_per_second",
+                "limits.frames_per_second_max",
                 per_second,
                 0..=1_000_000,
             )?)
             .filter(|&limit| limit > 0),
             requests_burst: self.number(
-                "limits.requests_burst",
-                limits.requests_burst,
+                "limits.frames_burst_max",
+                limits.frames_burst_max,
                 1..=1_000_000,
             )?,
             calls_per_connection_max: self.number(
@@ -68,14 +68,14 @@ impl Checker<'_> {
                 64..=1024 * GIB,
             )?,
             fan_out_slice: self.number(
-                "limits.fan_out_slice",
-                limits.fan_out_slice,
+                "limits.fan_out_slice_members",
+                limits.fan_out_slice_members,
                 1..=1_000_000,
             )?,
         };
         if checked.commands_bytes_max < checked.frame_to_client_bytes_max {
             let reason = format!(
-                "this must be at least limits.max_frame_to_client_bytes ({}), or the largest push could \
+                "this must be at least limits.frame_to_client_bytes_max ({}), or the largest push could \
                  never be taken",
                 checked.frame_to_client_bytes_max
             );

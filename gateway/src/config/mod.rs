@@ -1,7 +1,7 @@
 //! The configuration: as typed -> checked.
 //!
 //! What operators write comes in layers, each over the one before: the defaults, those of a program
-//! with backends of its own, a TOML file, the environment (`TIDEGATE_LIMITS__MAX_FRAME_BYTES`), flags.
+//! with backends of its own, a TOML file, the environment (`TIDEGATE_LIMITS__FRAME_BYTES_MAX`), flags.
 //! `layers` merges them and remembers where each value came from; `typed` is their shape, with all
 //! defaults; `check` makes the [`Config`] of it, which the gateway uses and which holds nothing out of
 //! range. Each error names the key, the value, where it came from, and the way out.

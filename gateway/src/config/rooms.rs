@@ -19,7 +19,7 @@ impl Checker<'_> {
         let default_policy = self.policy("rooms", rooms, &typed::RoomPolicy::default())?;
         let mut checked: Vec<(String, RoomPolicy)> = Vec::with_capacity(policies.len());
         for (index, policy) in policies.iter().enumerate() {
-            let (at, prefix) = (format!("room_policy[{index}]"), &policy.prefix);
+            let (at, prefix) = (format!("room_policies[{index}]"), &policy.prefix);
             let reason = if prefix.is_empty() {
                 "this is missing, or empty: what holds for all other rooms is set in [rooms]"
             } else if prefix.len() > ROOM_ID_BYTES_MAX {
@@ -37,7 +37,11 @@ impl Checker<'_> {
             default_policy,
             policies: checked,
             idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
-            rooms_max: self.number("rooms.rooms_max", rooms.rooms_max, 1..=10_000_000)?,
+            rooms_max: self.number(
+                "rooms.rooms_per_shard_max",
+                rooms.rooms_per_shard_max,
+                1..=10_000_000,
+            )?,
             rooms_per_connection_max: self.number(
                 "rooms.rooms_per_connection_max",
                 rooms.rooms_per_connection_max,

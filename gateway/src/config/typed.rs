@@ -25,7 +25,7 @@ pub(super) struct Typed {
     pub(super) limits: Limits,
     pub(super) socket: Socket,
     pub(super) rooms: Rooms,
-    pub(super) room_policy: Vec<RoomPolicy>,
+    pub(super) room_policies: Vec<RoomPolicy>,
     pub(super) backends: BTreeMap<String, Backend>,
     pub(super) routes: Vec<Route>,
     pub(super) log: Log,
@@ -64,16 +64,16 @@ pub(super) struct Session {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Limits {
-    pub(super) max_frame_bytes: i64,
-    pub(super) max_frame_to_client_bytes: i64,
+    pub(super) frame_bytes_max: i64,
+    pub(super) frame_to_client_bytes_max: i64,
     pub(super) outbox_bytes_max: i64,
     pub(super) connections_max: i64,
-    pub(super) requests_per_second: i64,
-    pub(super) requests_burst: i64,
+    pub(super) frames_per_second_max: i64,
+    pub(super) frames_burst_max: i64,
     pub(super) calls_per_connection_max: i64,
     pub(super) commands_max: i64,
     pub(super) commands_bytes_max: i64,
-    pub(super) fan_out_slice: i64,
+    pub(super) fan_out_slice_members: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub(super) struct Rooms {
     pub(super) merge_window_ms: i64,
     pub(super) urgent_types: Vec<i64>,
     pub(super) idle_ttl_ms: i64,
-    pub(super) rooms_max: i64,
+    pub(super) rooms_per_shard_max: i64,
     pub(super) rooms_per_connection_max: i64,
     pub(super) offset_file: String,
 }
@@ -154,7 +154,7 @@ impl Typed {
             merge_window_ms: Some(rooms.merge_window_ms),
             urgent_types: Some(rooms.urgent_types),
         };
-        Self { room_policy: vec![policy], ..Self::default() }
+        Self { room_policies: vec![policy], ..Self::default() }
     }
 }
 
@@ -171,7 +171,7 @@ impl Default for Typed {
             limits: Limits::default(),
             socket: Socket::default(),
             rooms: Rooms::default(),
-            room_policy: Vec::new(),
+            room_policies: Vec::new(),
             backends: BTreeMap::from([(DEMO.into(), Backend::default())]),
             routes: vec![demo],
             log: Log::default(),
@@ -215,16 +215,16 @@ impl Default for Session {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_frame_bytes: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
-            max_frame_to_client_bytes: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
+            frame_bytes_max: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
+            frame_to_client_bytes_max: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
             outbox_bytes_max: 1024 * 1024,
             connections_max: 0,
-            requests_per_second: 0,
-            requests_burst: 100,
+            frames_per_second_max: 0,
+            frames_burst_max: 100,
             calls_per_connection_max: 256,
             commands_max: 8192,
             commands_bytes_max: 64 * 1024 * 1024,
-            fan_out_slice: 64,
+            fan_out_slice_members: 64,
         }
     }
 }
@@ -247,7 +247,7 @@ impl Default for Rooms {
             merge_window_ms: 0,
             urgent_types: Vec::new(),
             idle_ttl_ms: 60_000,
-            rooms_max: 100_000,
+            rooms_per_shard_max: 100_000,
             rooms_per_connection_max: 64,
             offset_file: ".tidegate/offset".into(),
         }

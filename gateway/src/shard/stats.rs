@@ -114,7 +114,7 @@ counters! {
         sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
         answers, "tidegate_answers_total", "Calls whose success was written to the client.";
         orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
-        oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
+        oversize_answers, "tidegate_oversize_answers_total", "Answers longer than frame_to_client_bytes_max, failed with 101.";
         user_deliveries, "tidegate_user_push_deliveries_total", "Pushes to a user, counted once for each connection that they were written to.";
         stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
         sends, "tidegate_sends_total", "Sends completed.";
@@ -136,7 +136,7 @@ counters! {
         skipped_pushes, "tidegate_room_pushes_skipped_total", "Pushes that a slow member of a room missed.";
         merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
         short_windows, "tidegate_merge_windows_short_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
-        refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
+        refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_per_shard_max or rooms_per_connection_max was reached.";
         stale_commands, "tidegate_room_commands_stale_total", "Joins and leaves for a connection that was gone.";
     }
 }
