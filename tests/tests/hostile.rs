@@ -82,9 +82,9 @@ fn health_and_metrics_are_answered_beside_hostile_connections() {
     }
     assert!(measured().is_none() || too_slow.is_empty(), "too slow: {too_slow:?}");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_operator_connections_cut_total", "evicted", |n| n > 0.0);
+    operator.wait_for_metric("tidegate_operator_connections_closed_total", "evicted", |n| n > 0.0);
     let malformed = |n| n > 0.0;
-    operator.wait_for_metric("tidegate_operator_connections_cut_total", "malformed", malformed);
+    operator.wait_for_metric("tidegate_operator_connections_closed_total", "malformed", malformed);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_connection_without_a_whole_head_or_a_reader_is_ended() {
     // Far more answers than the kernel's buffers hold.
     let _never_reads = connect(guarded("/metrics").repeat(1000).as_bytes());
     let operator = gateway.operator();
-    let cut = "tidegate_operator_connections_cut_total";
+    let cut = "tidegate_operator_connections_closed_total";
     operator.wait_for_metric(cut, "write_timeout", |n| n == 1.0);
     operator.wait_for_metric(cut, "head_timeout", |n| n == 2.0);
     operator.wait_for_metric(cut, "idle", |n| n >= 1.0);

@@ -83,7 +83,7 @@ fn a_burst_of_long_messages_leaves_no_memory_behind() {
             assert_eq!(phone.outcome(sequence).unwrap(), body[..]);
         }
     }
-    operator.wait_for_metric("tidegate_memory_give_backs_total", "", |n| n >= 1.0);
+    operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
     until("its memory is what it was, and a MiB at most", || {
         (resident_bytes(&gateway) < before + MIB).then_some(())
     });

@@ -195,7 +195,7 @@ fn while_it_drains_a_gateway_lives_and_is_not_ready() {
     assert_eq!((&stats["ready"], &stats["gateway"]["state"]), (&false.into(), &"draining".into()));
     // A shard that has nothing left to do does not hang, whether it has ended or waits for the other.
     let known = |list: &str| stats[list].as_array().unwrap().len();
-    assert_eq!((known("shards") + known("ended_shards"), known("silent_shards")), (2, 0));
+    assert_eq!((known("shards") + known("ended_shards"), known("unresponsive_shards")), (2, 0));
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
     assert_eq!(operator.kick(7), 1);
     phone.goodbye(Code::Replaced);
@@ -254,8 +254,8 @@ fn metrics_count_what_happened() {
         ("tidegate_received_frames_total", 14.0),
         ("tidegate_room_pushes_total", 1.0),
         ("tidegate_user_pushes_total", 1.0),
-        ("tidegate_room_push_deliveries_total", 1.0),
-        ("tidegate_user_push_deliveries_total", 1.0),
+        ("tidegate_room_pushes_delivered_total", 1.0),
+        ("tidegate_user_pushes_delivered_total", 1.0),
         ("tidegate_calls_in_flight", 0.0),
         ("tidegate_outbox_bytes", 0.0),
     ] {

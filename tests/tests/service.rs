@@ -180,14 +180,17 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     let said = until_it_says("/healthz", 503);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["code"], "shards_hang");
-    let shard = &said["silent_shards"][0]["shard"];
-    assert!(said["silent_shards"][0]["silent_ms"].as_u64().unwrap() >= 5_000, "{said}");
+    let shard = &said["unresponsive_shards"][0]["shard"];
+    assert!(said["unresponsive_shards"][0]["silent_ms"].as_u64().unwrap() >= 5_000, "{said}");
     let text = said["error"].as_str().unwrap();
     assert!(text.contains(&format!("shard {shard} has not answered for ")), "{text}");
     assert_eq!(operator.get("/readyz").0, 503);
     // The others' figures are there at once.
     let stats = operator.json("/stats");
-    assert_eq!((&stats["silent_shards"][0]["shard"], &stats["ready"]), (shard, &false.into()));
+    assert_eq!(
+        (&stats["unresponsive_shards"][0]["shard"], &stats["ready"]),
+        (shard, &false.into())
+    );
     let shards = stats["shards"].as_array().unwrap();
     assert!(shards.len() == 1 && shards[0]["shard"] != *shard, "{stats}");
     // What only it could do was perhaps not done; that is the gateway's fault, and said so. Everybody's room
@@ -201,7 +204,7 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     hanging.release.send(()).unwrap();
     until_it_says("/healthz", 200);
     until_it_says("/readyz", 200);
-    assert_eq!(operator.json("/stats")["silent_shards"].as_array().unwrap().len(), 0);
+    assert_eq!(operator.json("/stats")["unresponsive_shards"].as_array().unwrap().len(), 0);
     phone.heartbeat();
     drop(phone);
     hanging.end();

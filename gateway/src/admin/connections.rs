@@ -52,14 +52,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Dead connections that are accepted and dropped in one go, before other tasks have their turn.
 const DEAD_MAX: usize = 256;
 
-/// Why the gateway ended a connection: the label of [`CUT`].
-const CAUSES: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
+/// Why the gateway closed a connection: the values of the label `reason` of [`CLOSED`].
+const REASONS: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
 
-/// Counts connections that the gateway ended.
-const CUT: &str = "tidegate_operator_connections_cut_total";
+/// Counts connections that the gateway closed.
+const CLOSED: &str = "tidegate_operator_connections_closed_total";
 
-fn count(cause: &'static str) {
-    counter!(CUT, "cause" => cause).increment(1);
+fn count(reason: &'static str) {
+    counter!(CLOSED, "reason" => reason).increment(1);
 }
 
 /// Accepts and serves connections until `stopped`, and then ends them: a request under way gets its answer if it
@@ -70,7 +70,7 @@ pub(super) async fn serve(
     stopped: oneshot::Receiver<()>,
     grace: Duration,
 ) {
-    CAUSES.iter().for_each(|&cause| counter!(CUT, "cause" => cause).increment(0));
+    REASONS.iter().for_each(|&reason| counter!(CLOSED, "reason" => reason).increment(0));
     let table = Arc::<ConnectionTable>::default();
     let (drain, draining) = watch::channel(());
     let accepting = {

@@ -98,7 +98,7 @@ struct ErrorBody {
     /// For programs: it stays the same.
     code: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    silent_shards: Vec<SilentShard>,
+    unresponsive_shards: Vec<SilentShard>,
 }
 
 fn names(silent: &[Silence]) -> String {
@@ -141,7 +141,7 @@ impl ApiError {
         }
     }
 
-    fn silent_shards(&self) -> Vec<SilentShard> {
+    fn unresponsive_shards(&self) -> Vec<SilentShard> {
         match self {
             Self::Silent(silent) | Self::Timeout(silent) => silent.iter().map(Into::into).collect(),
             _ => Vec::new(),
@@ -174,8 +174,8 @@ impl From<RoomIdError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status_and_code();
-        let silent_shards = self.silent_shards();
-        let body = ErrorBody { error: self.to_string(), code, silent_shards };
+        let unresponsive_shards = self.unresponsive_shards();
+        let body = ErrorBody { error: self.to_string(), code, unresponsive_shards };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         match status {

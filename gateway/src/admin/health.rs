@@ -29,7 +29,7 @@ pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<S
         pulse.look();
         let now: Vec<_> = pulse.silent().collect();
         #[expect(clippy::cast_precision_loss, reason = "at most 256 shards")]
-        gauge!("tidegate_silent_shards").set(now.len() as f64);
+        gauge!("tidegate_unresponsive_shards").set(now.len() as f64);
         log_changes(&silent.borrow(), &now);
         silent.send_replace(now);
     }

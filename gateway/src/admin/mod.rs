@@ -6,7 +6,7 @@
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
 //! | `GET /readyz` | likewise, and 503 while new connections are not welcome |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "silent_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
+//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |

@@ -24,7 +24,7 @@ pub(super) struct Stats {
     /// The shards that have answered.
     shards: Vec<ShardInfo>,
     /// The shards that have not answered. They are in no total.
-    silent_shards: Vec<SilentShard>,
+    unresponsive_shards: Vec<SilentShard>,
     /// The shards that have ended: the gateway stops.
     ended_shards: Vec<u16>,
 }
@@ -55,7 +55,7 @@ struct Totals {
 pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats>, ApiError> {
     ids::no_parameters(&uri)?;
     let silent = app.silent.borrow().clone();
-    let mut silent_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
+    let mut unresponsive_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
     // A shard that hangs is not asked again: its questions would pile up.
     let hangs = |shard: &u16| silent.iter().any(|silence| silence.shard == *shard);
     let asked: Vec<_> = (0..app.control.shards())
@@ -74,13 +74,13 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
             Ok(Err(_)) => ended_shards.push(shard),
             Err(_) => {
                 let silence = Silence { shard, lasts: app.timeouts.answer };
-                silent_shards.push(SilentShard::from(&silence));
+                unresponsive_shards.push(SilentShard::from(&silence));
             }
         }
     }
-    let ready = app.control.is_ready() && silent_shards.is_empty();
+    let ready = app.control.is_ready() && unresponsive_shards.is_empty();
     let gateway = Gateway::of(&app);
-    Ok(Json(Stats { ready, gateway, totals, shards, silent_shards, ended_shards }))
+    Ok(Json(Stats { ready, gateway, totals, shards, unresponsive_shards, ended_shards }))
 }
 
 impl Gateway {
