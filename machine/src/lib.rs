@@ -132,6 +132,15 @@ impl Machine {
         Ok(quota.map_or(allowed, |quota| allowed.min(quota)))
     }
 
+    /// The same in whole CPUs, at least 1.
+    ///
+    /// # Errors
+    /// As [`Self::cpus`].
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, above 0")]
+    pub fn whole_cpus(&self) -> Reading<u64> {
+        Ok((self.cpus()? as u64).max(1))
+    }
+
     /// The memory that bounds a process of this control group.
     ///
     /// # Errors

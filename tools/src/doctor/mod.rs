@@ -7,6 +7,7 @@
 
 mod args;
 mod checks;
+mod driver;
 mod finding;
 mod plan;
 mod report;

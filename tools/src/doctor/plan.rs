@@ -6,6 +6,7 @@ use tidegate_machine::Machine;
 use tidegate_machine::capacity::{self, SHARDS_MAX};
 
 use super::args::{Question, Role};
+use super::driver::Driver;
 use super::finding::{Confidence, Estimate};
 use super::resolved_plan::ResolvedPlan;
 use super::running::Running;
@@ -70,15 +71,6 @@ pub(super) struct Plan {
     pub(super) question: Question,
     /// What the question left open.
     pub(super) resolved: ResolvedPlan,
-}
-
-/// What the shards will use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Driver {
-    /// A table of plain descriptors for each shard.
-    Epoll,
-    /// Rings of direct descriptors.
-    Uring,
 }
 
 impl Plan {
@@ -250,7 +242,7 @@ const fn to_f64(count: u64) -> f64 {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
-pub(super) const fn whole(count: f64) -> u64 {
+const fn whole(count: f64) -> u64 {
     count as u64
 }
 

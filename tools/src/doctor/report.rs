@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::Role;
 use super::checks::{CONNECTIONS_MAX, Judged, Stakes};
 use super::finding::{Estimate, Finding, Mend, Verdict};
-use super::plan::{Driver, Plan};
+use super::plan::Plan;
 use crate::count::{counted, grouped};
 use crate::stdout;
 
@@ -65,10 +65,7 @@ impl<'a> Report<'a> {
                 Role::Client => "client",
             },
             shards: plan.shards(),
-            driver: match plan.driver() {
-                Driver::Epoll => "epoll",
-                Driver::Uring => "uring",
-            },
+            driver: plan.driver().name(),
             pid,
             basis: &plan.resolved.basis,
             fits,

@@ -7,7 +7,7 @@ use tidegate_machine::{Machine, Subject};
 use tidegate_protocol::limits::HEARTBEAT_INTERVAL_MS;
 
 use super::args::{DriverChoice, Question, Role};
-use super::plan::{Driver, whole};
+use super::driver::Driver;
 use super::running::Running;
 use crate::count::counted;
 
@@ -100,8 +100,8 @@ fn shards(
     if let Some(running) = running {
         return (running.shards, Some(counted(running.shards, "shard")));
     }
-    let (cpus, why) = match machine.cpus() {
-        Ok(cpus) => (whole(cpus).max(1), "one for each CPU"),
+    let (cpus, why) = match machine.whole_cpus() {
+        Ok(cpus) => (cpus, "one for each CPU"),
         Err(_) => (1, "as its CPUs are unknown"),
     };
     let text = format!("{}, {why} (assumed: --shards names another)", counted(cpus, "shard"));

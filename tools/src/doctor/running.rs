@@ -13,7 +13,7 @@ use tidegate_machine::files::Files;
 use tidegate_machine::{listeners, network, process};
 
 use super::args::DoctorArgs;
-use super::plan::Driver;
+use super::driver::Driver;
 use crate::push::{ADMIN, Operator};
 
 /// What a running gateway says of itself.
@@ -49,18 +49,11 @@ struct Gateway {
     version: String,
     pid: u32,
     listen: SocketAddr,
-    driver: DriverName,
+    driver: Driver,
     driver_refusal: Option<String>,
     connections_max: u64,
     connections_max_basis: String,
     config: Config,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum DriverName {
-    Epoll,
-    Uring,
 }
 
 #[derive(Deserialize)]
@@ -123,10 +116,7 @@ impl Running {
             pid,
             version: gateway.version,
             shards,
-            driver: match gateway.driver {
-                DriverName::Epoll => Driver::Epoll,
-                DriverName::Uring => Driver::Uring,
-            },
+            driver: gateway.driver,
             driver_refusal: gateway.driver_refusal,
             rings: totals.rings,
             port: gateway.listen.port(),

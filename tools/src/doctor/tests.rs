@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{DriverChoice, Question, Role};
-use super::plan::Driver;
+use super::driver::Driver;
 use super::running::Running;
 
 /// A gateway on the driver that suits the machine.

@@ -5,9 +5,10 @@ use tidegate_machine::io_uring::Unavailable;
 use tidegate_machine::{Machine, capacity};
 
 use super::super::args::{DriverChoice, Role};
+use super::super::driver::Driver;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::plan::{
-    Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
+    Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
 use super::super::running::Running;
 use super::{Check, Stakes, unless};

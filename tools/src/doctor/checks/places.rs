@@ -6,8 +6,9 @@ use tidegate_machine::files::Reading;
 use tidegate_machine::memory::Source;
 
 use super::super::args::Role;
+use super::super::driver::Driver;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::plan::{Driver, Plan};
+use super::super::plan::Plan;
 use super::super::running::Running;
 use super::descriptors::limit;
 use super::{Check, Stakes, unless};

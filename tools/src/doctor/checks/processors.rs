@@ -99,7 +99,7 @@ fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
     }
-    let cpus = whole(machine.cpus()?).max(1);
+    let cpus = machine.whole_cpus()?;
     let needs = Amount::with_text(plan.shards(), counted(plan.shards(), "shard"));
     let allows =
         Amount::with_text(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
@@ -111,7 +111,7 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let limit = machine.process.files.clone().map_or(None, |limit| limit.hard);
     let wanted = match plan.question.role {
         // By default there is a worker for each CPU.
-        Role::Gateway => plan.shards() + whole(machine.cpus()?).max(1) + SPARE_THREADS,
+        Role::Gateway => plan.shards() + machine.whole_cpus()? + SPARE_THREADS,
         Role::Client => plan.workers(limit).min(WORKERS_MAX) + SPARE_THREADS,
     };
     let is_root = machine.process.status.clone()?.uid == 0;
@@ -160,7 +160,7 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
         return Ok(None);
     }
     let interfaces = machine.network.interfaces.clone()?;
-    let cpus = whole(machine.cpus()?).max(1);
+    let cpus = machine.whole_cpus()?;
     let wanted =
         Amount::with_text(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
     let fewest = interfaces
