@@ -35,7 +35,7 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
-    /// Say what stands between this machine and N connections, and what mends it
+    /// Say which limits of this machine are too small for N connections, and what fixes them
     Doctor(doctor::DoctorArgs),
     /// Print a token that a gateway with the same key takes
     Token(token::TokenArgs),

@@ -139,7 +139,7 @@ fn a_small_limit_of_descriptors_is_found() {
     let shards = shell("ulimit -n 1024", "--connections 50k --driver epoll --shards 77");
     assert_eq!((shards.verdict("open-files"), shards.verdict("connections-max")), ("ok", "note"));
     assert_eq!(shards.allows("connections-max"), Some(652));
-    let line = &shards.finding("connections-max")["mend"][0]["line"];
+    let line = &shards.finding("connections-max")["fix"][0]["line"];
     assert_eq!(line, "limits.connections_max = 50000");
     // However many there are, they take their own descriptors from each table.
     let many = shell("ulimit -n 1024", "--connections 100k --driver epoll --shards 2");
@@ -180,7 +180,7 @@ fn a_filter_that_forbids_io_uring_is_told_from_everything_else() {
         let found = doctor.finding("io-uring");
         assert_eq!(found["allows"]["text"], "forbidden by a seccomp filter", "{way:?}");
         assert_eq!((doctor.status, doctor.verdict("io-uring")), (1, "too-small"), "{way:?}");
-        assert_eq!(found["mend"][0]["place"], "container", "{way:?}");
+        assert_eq!(found["fix"][0]["place"], "container", "{way:?}");
     }
     let auto = without_io_uring(SeccompAction::Errno(EPERM), "--connections 1000");
     assert_eq!((auto.verdict("io-uring"), &auto.report["driver"]), ("note", &"epoll".into()));

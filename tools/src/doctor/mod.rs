@@ -1,4 +1,4 @@
-//! `tide doctor`: what stands between this machine and N connections, and what mends it.
+//! `tide doctor`: which limits of this machine are too small for N connections, and what fixes them.
 //!
 //! Three steps that know nothing of each other: [`tidegate_machine`] reads a snapshot and judges nothing,
 //! [`checks`] judge it and read nothing, [`report`] shows what they found. [`running`] asks a gateway that runs

@@ -1,6 +1,6 @@
-//! What so many connections come to: shards, driver, rings, descriptors, memory, CPU time.
+//! What a number of connections takes: shards, driver, rings, descriptors, memory, CPU time.
 //!
-//! Its constants are what the gateway does and what was measured; each says which.
+//! Each constant says whether the gateway defines it or it was measured.
 
 use tidegate_machine::Machine;
 use tidegate_machine::capacity::{self, SHARDS_MAX};
@@ -19,16 +19,16 @@ pub(super) const SPARE_FILES_CLIENT: u64 = bench::SPARE_DESCRIPTORS as u64;
 /// Workers of one `tide bench` at most.
 pub(super) const WORKERS_MAX: u64 = bench::WORKERS_MAX as u64;
 
-/// How full a ring's table of direct descriptors is reckoned with, in percent. The gateway fills it; those
-/// who leave and those who come need not meet in the same ring.
+/// How full a ring's table of direct descriptors is assumed to get, in percent. The gateway fills a table, but
+/// connections that end may leave room in one ring while new ones come to another.
 pub(super) const RING_FILL_PERCENT: u64 = 85;
 
 /// Direct descriptors of a ring at most, whatever `RLIMIT_NOFILE`: `IORING_MAX_FIXED_FILES` in the
 /// kernel's io_uring/rsrc.c.
 pub(super) const RING_FILES_MAX: u64 = 1 << 20;
 
-/// Memory of a ring with a table of 20,000, in bytes. Measured. The table is most of it and grows with
-/// what it may hold, but all rings together hold the same connections.
+/// Memory of a ring with a table of 20,000, in bytes. Measured. Most of it is the table, whose size grows with its
+/// capacity; but all rings together hold the same connections.
 const RING_BYTES: u64 = 413_000;
 
 /// Mappings of a ring: its queues, its entries, its buffers, and what an allocator splits.
@@ -44,7 +44,7 @@ const URING_BYTES: u64 = 870;
 /// What a registration with epoll adds, in bytes, at most. Measured: 210 to 285.
 const EPOLL_BYTES: u64 = 285;
 
-/// The gateway's own memory for an idle connection, in bytes: measured at 150 to 170, and what a burst leaves.
+/// The gateway's own memory for an idle connection, in bytes: 150 to 170 were measured, and a burst leaves some more.
 pub(super) const GATEWAY_BYTES_EACH: u64 = 256;
 
 /// CPU time of a heartbeat and its answer, in microseconds, at [`HEARTBEAT_FEW`] connections. Measured.
@@ -63,7 +63,7 @@ const HEARTBEAT_MANY: f64 = 1_000_000.0;
 /// CPU time of a push's delivery of 130 bytes to one connection, in microseconds, at a million. Measured.
 const DELIVERY_US: f64 = 7.5;
 
-/// What is asked, with what follows from the machine.
+/// The question, and what the machine or the running gateway adds to it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// Connections: at least 1.
@@ -150,14 +150,14 @@ impl Plan {
         to_f64(self.connections) * self.question.pushes_per_second
     }
 
-    /// Between the two measured sizes it grows with the logarithm, as a cache's misses tend to.
+    /// Between the two measured sizes it grows with the logarithm, as cache misses tend to.
     fn heartbeat_us(&self) -> f64 {
         let count = to_f64(self.connections).clamp(HEARTBEAT_FEW, HEARTBEAT_MANY);
         let way = (count / HEARTBEAT_FEW).ln() / (HEARTBEAT_MANY / HEARTBEAT_FEW).ln();
         HEARTBEAT_FEW_US + way * (HEARTBEAT_MANY_US - HEARTBEAT_FEW_US)
     }
 
-    /// The figures, and how sure they are.
+    /// The estimates, and how reliable they are.
     pub(super) fn estimates(&self, limit: Option<u64>) -> Vec<Estimate> {
         let measured_size =
             self.connections == whole(HEARTBEAT_FEW) || self.connections == whole(HEARTBEAT_MANY);
@@ -211,7 +211,7 @@ impl Plan {
             Role::Gateway => Confidence::Extrapolated,
             Role::Client => Confidence::Assumption,
         };
-        // The sum of kernel objects grows with their number and nothing else.
+        // The size of kernel objects depends on nothing but their number.
         vec![
             Estimate {
                 what: "kernel memory, idle",

@@ -1,4 +1,4 @@
-//! Descriptors: of a process, of the machine, and the way to those of io_uring.
+//! Descriptors of the process and of the machine, and access to those of io_uring.
 
 use tidegate_machine::files::Reading;
 use tidegate_machine::io_uring::Unavailable;
@@ -11,13 +11,13 @@ use super::super::plan::{
     Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
 use super::super::running::Running;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "open-files",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "RLIMIT_NOFILE bounds each table of descriptors: a ring's under io_uring, where more \
               rings help and cost CPU time, a thread's under epoll; the gateway raises the soft limit \
               to the hard one by itself.",
@@ -25,27 +25,27 @@ pub(super) const CHECKS: [Check; 5] = [
     },
     Check {
         name: "nr-open",
-        stakes: Stakes::Holding,
-        why: "fs.nr_open is as far as anybody, root too, can raise RLIMIT_NOFILE.",
+        impact: Impact::Capacity,
+        why: "Nobody, not even root, can raise RLIMIT_NOFILE above fs.nr_open.",
         judge: nr_open,
     },
     Check {
         name: "file-max",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "fs.file-max counts the open files of the whole machine, direct descriptors of io_uring \
               and every thread's table included; only CAP_SYS_ADMIN may go beyond it.",
         judge: file_max,
     },
     Check {
         name: "io-uring",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Where a sysctl, a container's seccomp profile or a systemd unit forbids io_uring, the \
               gateway falls back to epoll, whose connections need plain descriptors.",
         judge: io_uring,
     },
     Check {
         name: "mappings",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Each ring maps its queues: many small rings, which a small RLIMIT_NOFILE asks for, run \
               into vm.max_map_count.",
         judge: mappings,
@@ -56,21 +56,21 @@ pub(super) const CHECKS: [Check; 5] = [
 const SYSTEM_CALL_FILTER: &str =
     "SystemCallFilter=@system-service @io-event io_uring_setup io_uring_enter io_uring_register";
 
-/// Mappings of a process that are no rings': libraries, heaps, stacks.
+/// Mappings of a process that do not belong to rings: libraries, heaps, stacks.
 const SPARE_MAPPINGS: u64 = 2_000;
 
-/// Files of the machine that others may open meanwhile.
+/// Files that other processes may open meanwhile.
 const SPARE_FILES_MACHINE: u64 = 1_000;
 
 /// Suggested limits are multiples of this.
 const ROUND: u64 = 1_024;
 
-/// The limit that the process gets to: the gateway and `tide bench` raise it to the hard one.
+/// The limit that the process reaches: the gateway and `tide bench` raise the soft limit to the hard one.
 pub(super) fn limit(machine: &Machine) -> Reading<Option<u64>> {
     Ok(machine.process.files.clone()?.hard)
 }
 
-/// The limit at which there is nothing to say.
+/// The limit that needs no further rings and no further shards.
 fn comfortable(plan: &Plan) -> u64 {
     let needed = match (plan.question.role, plan.driver()) {
         (Role::Client, _) => plan.connections.div_ceil(WORKERS_MAX) + SPARE_FILES_CLIENT,
@@ -83,7 +83,7 @@ fn comfortable(plan: &Plan) -> u64 {
     needed.next_multiple_of(ROUND)
 }
 
-/// Whether the connections fit under a limit, and what that takes, in words.
+/// Whether the connections fit under a limit, and a text that says what they need.
 fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
     let wanted = comfortable(plan);
     match (plan.question.role, plan.driver()) {
@@ -156,14 +156,14 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let wanted = comfortable(plan);
     let needs = Amount::with_text(wanted, text);
     let mut judgement = Judgement::new(verdict, allows, needs)
-        .mend(Place::Systemd, format!("LimitNOFILE={wanted}"))
-        .mend(Place::Limits, format!("tidegate - nofile {wanted}"))
-        .mend(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
+        .fix(Place::Systemd, format!("LimitNOFILE={wanted}"))
+        .fix(Place::Limits, format!("tidegate - nofile {wanted}"))
+        .fix(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
     if plan.question.role == Role::Gateway
         && plan.driver() == Driver::Epoll
         && let Some(shards) = plan.fewest_shards(limit)
     {
-        judgement = judgement.mend(Place::Tidegate, format!("shards = {shards}"));
+        judgement = judgement.fix(Place::Tidegate, format!("shards = {shards}"));
     }
     Ok(Some(judgement))
 }
@@ -171,11 +171,11 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let most = machine.nr_open.clone()?;
     let wanted = comfortable(plan);
-    // A limit that is enough as it is need not be raised; one that isn't can get as far as `most`.
+    // A limit that is enough need not be raised. Another can be raised up to `most`.
     let reachable = limit(machine).unwrap_or(None).map_or(most, |limit| limit.max(most));
     let (verdict, _) = fits(plan, reachable);
     let judgement = Judgement::new(verdict, Amount::number(most), Amount::number(wanted))
-        .mend(Place::Sysctl, format!("fs.nr_open = {wanted}"));
+        .fix(Place::Sysctl, format!("fs.nr_open = {wanted}"));
     Ok(Some(judgement))
 }
 
@@ -190,7 +190,7 @@ fn file_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let needs =
         Amount::with_text(wanted, format!("{}, open now: {}", grouped(wanted), grouped(in_use)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
-        .mend(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
+        .fix(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
     Ok(Some(judgement))
 }
 
@@ -202,7 +202,7 @@ fn io_uring(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let needs = Amount::text(match less {
         Verdict::TooSmall => "io_uring, as asked",
-        _ => "io_uring, or epoll in its place",
+        _ => "io_uring, or epoll instead",
     });
     if let Some(running) = &plan.resolved.running {
         return Ok(as_running(running, less, needs));
@@ -219,17 +219,17 @@ fn io_uring(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         }
         Err((_, Unavailable::NotBuilt)) => {
             refused("the kernel was built without it (ENOSYS)".to_owned())
-                .mend(Place::Tidegate, "driver = \"epoll\"")
+                .fix(Place::Tidegate, "driver = \"epoll\"")
         }
         Err((_, Unavailable::Disabled(value))) => {
             refused(format!("forbidden by kernel.io_uring_disabled = {value} (EPERM)"))
-                .mend(Place::Sysctl, "kernel.io_uring_disabled = 0")
+                .fix(Place::Sysctl, "kernel.io_uring_disabled = 0")
         }
         Err((_, Unavailable::Seccomp)) => refused("forbidden by a seccomp filter".to_owned())
-            .mend(Place::Container, "--security-opt seccomp=sysctl/seccomp.json")
-            .mend(Place::Systemd, SYSTEM_CALL_FILTER),
+            .fix(Place::Container, "--security-opt seccomp=sysctl/seccomp.json")
+            .fix(Place::Systemd, SYSTEM_CALL_FILTER),
         Err((why, Unavailable::TooOld(_))) => {
-            refused(why).mend(Place::Tidegate, "driver = \"epoll\"")
+            refused(why).fix(Place::Tidegate, "driver = \"epoll\"")
         }
         Err((why, Unavailable::Errno(_))) => refused(why),
     }))
@@ -251,7 +251,7 @@ fn as_running(running: &Running, less: Verdict, needs: Amount) -> Option<Judgeme
         (Driver::Epoll, None) => {
             let text = "the gateway is configured for epoll, and has not tried";
             Judgement::new(Verdict::Unknown, Amount::text(text), needs)
-                .mend(Place::Tidegate, "driver = \"uring\"")
+                .fix(Place::Tidegate, "driver = \"uring\"")
         }
     })
 }
@@ -267,7 +267,7 @@ fn mappings(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let needs =
         Amount::with_text(wanted, format!("{} for {}", grouped(wanted), counted(rings, "ring")));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
-        .mend(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
+        .fix(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
     Ok(Some(judgement))
 }
 
@@ -302,7 +302,7 @@ mod tests {
         let many = uring(1_000_000, 1, "20000");
         assert_eq!(many.verdict, Verdict::Note);
         assert!(many.needs.text.contains("59 rings"), "{many:?}");
-        // A ring holds no more than 2^20, so that is all there is to ask for.
+        // A ring holds no more than 2^20, so no larger limit is proposed.
         assert!(lines(&many).contains(&"LimitNOFILE=1048576"), "{many:?}");
         assert_eq!(uring(1_000_000, 1, "1048576").verdict, Verdict::Ok);
         assert_eq!(uring(1_000_000, 1, "unlimited").verdict, Verdict::Ok);
@@ -319,13 +319,13 @@ mod tests {
 
     #[test]
     fn epoll_holds_a_table_for_each_shard() {
-        // 64 and 4 for each shard are no connections.
+        // 64 descriptors and 4 for each shard are reserved.
         assert_eq!(epoll(1_000_000, 8, "125096").verdict, Verdict::Ok);
         let small = epoll(1_000_000, 8, "125095");
         assert_eq!(small.verdict, Verdict::TooSmall);
         assert!(lines(&small).contains(&"shards = 9"), "{small:?}");
         assert!(lines(&small).contains(&"LimitNOFILE=125952"), "{small:?}");
-        // More shards than there may be are no way out.
+        // More than 256 shards are never proposed.
         let tiny = epoll(1_000_000, 8, "1024");
         assert!(!lines(&tiny).iter().any(|line| line.starts_with("shards")), "{tiny:?}");
         assert_eq!(epoll(1, 1, "64").verdict, Verdict::TooSmall);
@@ -337,7 +337,7 @@ mod tests {
         let client = |count, limit: &'static str| {
             find("open-files", count, move |tree| tree.open_files("256", limit), ask).unwrap()
         };
-        // 48 of each table are no connections.
+        // 48 of each table are reserved.
         let one = client(1_000, "1048");
         assert_eq!(one.verdict, Verdict::Ok);
         assert!(one.needs.text.contains("1 worker of one `tide bench`"), "{one:?}");

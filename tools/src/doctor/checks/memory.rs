@@ -1,4 +1,4 @@
-//! Memory: the machine's, a control group's, and what TCP may take of it.
+//! Memory of the machine and of a control group, and how much of it TCP may use.
 
 use tidegate_machine::Machine;
 use tidegate_machine::files::Reading;
@@ -6,20 +6,20 @@ use tidegate_machine::files::Reading;
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict, bytes_text};
 use super::super::plan::Plan;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 3] = [
     Check {
         name: "memory",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "An idle connection costs the kernel some kilobytes that can't be swapped out, and a \
               control group's limit counts them too.",
         judge: memory,
     },
     Check {
         name: "tcp-mem",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "Idle connections charge nothing to tcp_mem, but one with anything queued charges at least \
               a page; beyond the pressure mark windows shrink, beyond the maximum sends wait and received \
               segments are dropped.",
@@ -27,18 +27,18 @@ pub(super) const CHECKS: [Check; 3] = [
     },
     Check {
         name: "send-buffer",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "The gateway caps what a phone that doesn't read can hold with SO_SNDBUF, which the kernel \
               silently cuts to net.core.wmem_max: less room means more waiting in the gateway.",
         judge: send_buffer,
     },
 ];
 
-/// Share of the memory that idle connections may take before there is too little for what they queue,
-/// in percent. An assumption.
+/// The share of the memory that idle connections may take, in percent. The rest is for what they queue. An
+/// assumption.
 const IDLE_PERCENT_MAX: u64 = 80;
 
-/// What the process can have: the machine's or its control group's, whichever is less.
+/// Memory that the process can still get: the machine's or its control group's, whichever is less.
 fn available(machine: &Machine) -> Reading<(u64, &'static str)> {
     let free = machine.memory_bytes.clone()?;
     Ok(match machine.control_group.memory_bytes.clone()? {
@@ -62,10 +62,10 @@ fn memory(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if whose == "available" {
         return Ok(Some(judgement));
     }
-    // Room for a quarter more than what is idle.
+    // A quarter more than idle connections take.
     let mib = (wanted / 4 * 5).div_ceil(1 << 20);
-    let judgement = judgement.mend(Place::Systemd, format!("MemoryMax={mib}M"));
-    Ok(Some(judgement.mend(Place::Container, format!("--memory {mib}m"))))
+    let judgement = judgement.fix(Place::Systemd, format!("MemoryMax={mib}M"));
+    Ok(Some(judgement.fix(Place::Container, format!("--memory {mib}m"))))
 }
 
 fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -79,14 +79,14 @@ fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let needs = Amount::with_text(
         wanted,
         format!(
-            "{} when everybody has something unacknowledged, as after a push to all",
+            "{} when every connection has unacknowledged data, as after a push to all",
             counted(wanted, "page")
         ),
     );
     let judgement = Judgement::new(verdict, allows, needs);
     // The kernel's own proportions are 3 : 4 : 6.
     let line = format!("net.ipv4.tcp_mem = {} {wanted} {}", wanted * 3 / 4, wanted * 3 / 2);
-    Ok(Some(judgement.mend(Place::Sysctl, line)))
+    Ok(Some(judgement.fix(Place::Sysctl, line)))
 }
 
 fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -97,7 +97,7 @@ fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let wanted = plan.resolved.send_buffer_bytes;
     let verdict = unless(most >= wanted, Verdict::Note);
     let judgement = Judgement::new(verdict, Amount::bytes(most), Amount::bytes(wanted));
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.wmem_max = {wanted}"))))
+    Ok(Some(judgement.fix(Place::Sysctl, format!("net.core.wmem_max = {wanted}"))))
 }
 
 #[cfg(test)]

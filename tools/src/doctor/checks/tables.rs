@@ -1,4 +1,4 @@
-//! Tables that a packet is looked up in: established sockets, tracked connections.
+//! Tables in which the kernel looks up packets: established sockets, tracked connections.
 
 use tidegate_machine::Machine;
 use tidegate_machine::files::Reading;
@@ -6,20 +6,20 @@ use tidegate_machine::network::Owner;
 
 use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::plan::Plan;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 2] = [
     Check {
         name: "established-hash",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "Each packet is looked up in the established hash; with more sockets than buckets a lookup \
               walks past other sockets, and at a million each is a cache miss.",
         judge: established_hash,
     },
     Check {
         name: "conntrack",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Where a firewall or NAT rule uses connection tracking, a full nf_conntrack drops the \
               packets of new connections.",
         judge: conntrack,
@@ -49,11 +49,11 @@ fn established_hash(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>
         ),
     );
     let line = format!("thash_entries={wanted}");
-    let judgement = Judgement::new(verdict, allows, needs).mend(Place::Boot, line);
+    let judgement = Judgement::new(verdict, allows, needs).fix(Place::Boot, line);
     Ok(Some(match table.owner {
         Owner::Own => judgement,
-        // A namespace that is made later gets a table of its own, which needs no reboot.
-        Owner::Shared => judgement.mend(
+        // A namespace that is made later can have a table of its own, without a reboot.
+        Owner::Shared => judgement.fix(
             Place::Sysctl,
             format!(
                 "net.ipv4.tcp_child_ehash_entries = {wanted}  # before the namespace is made, in the \
@@ -85,8 +85,8 @@ fn conntrack(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         Amount::with_text(wanted, format!("{} if the connections are tracked", grouped(wanted)));
     let port = plan.resolved.port;
     let judgement = Judgement::new(unless(enough, less), allows, needs)
-        .mend(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))
-        .mend(
+        .fix(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))
+        .fix(
             Place::Shell,
             format!(
                 "nft 'add table inet tidegate; \

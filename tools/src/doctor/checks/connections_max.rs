@@ -1,4 +1,4 @@
-//! Places: how many connections the gateway lets in.
+//! How many connections the gateway accepts.
 
 use tidegate_machine::Machine;
 use tidegate_machine::capacity::{Basis, CONNECTION_BYTES, ConnectionsMax};
@@ -11,23 +11,23 @@ use super::super::finding::{Amount, Judgement, Place, Verdict};
 use super::super::plan::Plan;
 use super::super::running::Running;
 use super::descriptors::limit;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::grouped;
 
-/// The check that finds a key which has to be set, on a machine that has room.
+/// The check that finds a key which has to be set although the machine has room.
 pub(in crate::doctor) const CONNECTIONS_MAX: &str = "connections-max";
 
 pub(super) const CHECKS: [Check; 1] = [Check {
     name: CONNECTIONS_MAX,
-    stakes: Stakes::Holding,
+    impact: Impact::Capacity,
     why: "The gateway stops accepting at limits.connections_max. At its default, 0, a gateway on epoll \
           holds what one table of descriptors allows, and only a larger number has each shard take a \
           table of its own; one on io_uring holds what its memory allows.",
     judge: connections_max,
 }];
 
-/// Whether the gateway accepts so many. What a running gateway says counts. A number that is predicted for its
-/// default is only noted, since the configuration can set another.
+/// Whether the gateway accepts that many. A running gateway's own number decides. A predicted default is only noted,
+/// since the configuration can set another number.
 fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
@@ -51,8 +51,8 @@ fn connections_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>>
     let needs = Amount::with_text(wanted, format!("{} or more", grouped(wanted)));
     let judgement =
         Judgement::new(unless(max >= wanted, less), Amount::with_text(max, text), needs);
-    let (place, line) = mend(machine, plan)?;
-    Ok(Some(judgement.mend(place, line)))
+    let (place, line) = fix(machine, plan)?;
+    Ok(Some(judgement.fix(place, line)))
 }
 
 /// Whether a running gateway's number holds for the question. A default depends on shards and driver, which the
@@ -82,8 +82,9 @@ fn explain(basis: &str) -> &str {
     known.iter().find(|(known, _)| known.name() == basis).map_or(basis, |(_, words)| words)
 }
 
-/// What has it accept more. To accept more than its control group has memory for would only end the gateway.
-fn mend(machine: &Machine, plan: &Plan) -> Reading<(Place, String)> {
+/// The line that makes it accept more. Where its control group has no memory for them, a larger
+/// `limits.connections_max` would only get the gateway killed.
+fn fix(machine: &Machine, plan: &Plan) -> Reading<(Place, String)> {
     let bytes = plan.connections * CONNECTION_BYTES;
     if plan.driver() == Driver::Uring {
         let limit = machine.memory_limit()?;
@@ -112,12 +113,12 @@ mod tests {
             })
             .unwrap()
         };
-        // 64 and 4 for each of 9 shards are no connections.
+        // 64 descriptors and 4 for each of 9 shards are reserved.
         assert_eq!(found(900, DriverChoice::Epoll).verdict, Verdict::Ok);
         let more = found(901, DriverChoice::Epoll);
         assert_eq!((more.verdict, more.allows.value), (Verdict::Note, Some(900)));
         assert_eq!(lines(&more), ["limits.connections_max = 901"]);
-        // Connections of io_uring are no descriptors: 64 GiB, 6 KiB each.
+        // With io_uring, memory decides: 64 GiB, 6 KiB each.
         let uring = found(1_000_000, DriverChoice::Uring);
         assert_eq!((uring.verdict, uring.allows.value), (Verdict::Ok, Some(11_184_810)));
         let grouped = |tree: &mut Tree| {
@@ -142,7 +143,7 @@ mod tests {
         let as_it_is = |_: &mut Question| {};
         assert_eq!(found(1_000, running(), as_it_is), (Verdict::Ok, Some(1_000)));
         assert_eq!(found(1_001, running(), as_it_is), (Verdict::TooSmall, Some(1_000)));
-        // With other shards its default would be another: 2^20 less 64 and 4 for each of 8 shards.
+        // Its default depends on the shards: 2^20 less 64 and 4 for each of 8.
         let more_shards = |question: &mut Question| question.shards = Some(8);
         assert_eq!(found(1_001, running(), more_shards), (Verdict::Ok, Some(1_048_480)));
         let configured =
