@@ -49,7 +49,7 @@ pub(super) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// How many connections something went to.
+/// How many connections a push or a kick reached.
 #[derive(Serialize)]
 struct Reached {
     connections: u64,

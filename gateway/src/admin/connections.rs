@@ -33,8 +33,8 @@ use super::connection_table::{ConnectionTable, Slot};
 use super::metrics_cache::Arrived;
 use super::stream::Stream;
 
-/// How long a request's head may take to come, from when the connection waits for it. So it is also how
-/// long a connection may be silent, before its first request and between two.
+/// How long a request's head may take to arrive, from when the connection waits for it. So it is also how long a
+/// connection may be silent before its first request and between two.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head. Longer: 431.
@@ -90,7 +90,7 @@ pub(super) async fn serve(
 #[derive(Clone)]
 pub(super) struct HttpService {
     pub(super) router: Router,
-    /// [`HEAD_TIMEOUT`], but for tests.
+    /// [`HEAD_TIMEOUT`]; tests use another.
     pub(super) head_timeout: Duration,
 }
 
@@ -145,7 +145,7 @@ async fn accept_all(
     service: &HttpService,
     draining: &watch::Receiver<()>,
 ) {
-    // One line in the log for each time that it begins to fail.
+    // The log gets one line each time that accepting begins to fail.
     let mut fails = false;
     for number in 0.. {
         let stream = loop {
@@ -241,7 +241,7 @@ async fn serve_one(
     }
 }
 
-/// Why a connection was ended. `None`: its peer did, or the network.
+/// Why the gateway closed a connection. `None`: the peer or the network closed it.
 fn cause_of(error: &hyper::Error, answered: bool) -> Option<&'static str> {
     let timed_out = || {
         let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;

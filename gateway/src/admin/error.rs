@@ -1,4 +1,4 @@
-//! What goes wrong with a request, and what the operator is told.
+//! Errors of requests, and how operators see them.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use super::silence::SilentShard;
 use crate::control::DRAINING;
 use crate::service::Silence;
 
-/// What clients are told to wait after a 503, in seconds: overload passes, a restart takes longer.
+/// `Retry-After` of a 503, in seconds: overload is over sooner, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// Why a request gets no answer, by whose fault it is.
+/// Why a request fails, grouped by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    // The operator's mistakes.
+    // Mistakes of the operator.
     #[error(
         "the request has no token: send `Authorization: Bearer <token>`, with the token in the gateway's \
          admin.token_file"
@@ -70,7 +70,7 @@ pub(super) enum ApiError {
     #[error("{path} does not take {method}; the header Allow says what it takes")]
     BadMethod { method: String, path: String },
 
-    // The gateway.
+    // Failures of the gateway.
     #[error("{0}")]
     Refused(#[from] PushError),
     #[error("the gateway is stopping")]
@@ -95,7 +95,7 @@ pub(super) enum ApiError {
 struct ErrorBody {
     /// For people.
     error: String,
-    /// For programs: it stays the same.
+    /// For programs: it never changes.
     code: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unresponsive_shards: Vec<SilentShard>,

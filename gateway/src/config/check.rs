@@ -1,4 +1,4 @@
-//! Typed -> checked: ranges, names, and what one key demands of another.
+//! Typed -> checked: ranges, names, and rules between keys.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
 use crate::driver::uring;
 
-/// A day, and the longest that most timeouts may be.
+/// A day: the maximum of most timeouts.
 pub(super) const DAY_MS: i64 = 86_400_000;
 
-/// The longest leeway of clocks: more would be a lifetime.
+/// The maximum of the clocks' leeway: more would be as long as a token's life.
 const LEEWAY_MS_MAX: i64 = 600_000;
 
 pub(super) const KIB: i64 = 1024;
@@ -57,7 +57,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
 }
 
 impl Checker<'_> {
-    /// The driver to use, and why it is not io_uring where "auto" would have taken that.
+    /// The driver to use. Where "auto" can't have io_uring, also why.
     fn driver(&self, driver: &str) -> Checked<(DriverKind, Option<String>)> {
         let kinds = [DriverKind::Epoll, DriverKind::Uring].map(|kind| (kind.name(), Some(kind)));
         let choices = [("auto", None), kinds[0], kinds[1]];
@@ -296,11 +296,11 @@ impl Checker<'_> {
     }
 }
 
-/// What a filter of the log may be without a target.
+/// The levels: a part of a filter without a target is one of these.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// The part of a filter that is neither a level nor says for which target it is one. The filter would take it
-/// for a target: a level with a typing error logs nothing at all.
+/// The first part of a filter that is neither a level nor assigns one to a target. The filter would take a mistyped
+/// level for a target, and nothing would be logged.
 fn unknown_level(filter: &str) -> Option<&str> {
     let is_known = |part: &str| {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));

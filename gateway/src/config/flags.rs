@@ -35,7 +35,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "DRIVER", allow_negative_numbers = true)]
     driver: Option<String>,
 
-    /// How a token proves a user: jwt, or demo, which is for loopback alone [default: jwt].
+    /// How a token proves a user: jwt, or demo, which works only on loopback [default: jwt].
     #[arg(long, value_name = "MODE", allow_negative_numbers = true)]
     auth: Option<String>,
 
@@ -47,7 +47,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FILTER", allow_negative_numbers = true)]
     log: Option<String>,
 
-    /// How a line of the log looks: text or json [default: text].
+    /// The format of the log: text or json [default: text].
     #[arg(long, value_name = "FORMAT", allow_negative_numbers = true)]
     log_format: Option<String>,
 
@@ -61,7 +61,7 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    /// What the flags set: the flag, the key, the value's text. Later ones win.
+    /// The settings of the flags: flag, key and the value as text. Later ones win.
     pub(super) fn settings(&self) -> Result<Vec<(&'static str, String, String)>, clap::Error> {
         let named = [
             ("--listen", "listen", &self.listen),

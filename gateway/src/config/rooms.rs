@@ -1,4 +1,4 @@
-//! Rooms' part of typed -> checked: what holds for all, and what for those that a policy names.
+//! The rooms' part of typed -> checked: the default policy, and the policies by prefix.
 
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
@@ -7,7 +7,7 @@ use super::checked::{RoomPolicy, RoomsConfig, SlowMember};
 use super::typed;
 use super::values::{Checked, Checker, quoted};
 
-/// The longest merge window, in milliseconds: who wants more wants another room.
+/// The longest merge window, in milliseconds: a push that waits longer is no longer live.
 const MERGE_WINDOW_MS_MAX: i64 = 10_000;
 
 impl Checker<'_> {
@@ -51,7 +51,7 @@ impl Checker<'_> {
         })
     }
 
-    /// A policy as it is typed at `at`, and where it says nothing, what holds for all rooms.
+    /// The policy that is typed at `at`. What it leaves out is as for all rooms.
     fn policy(
         &self,
         at: &str,

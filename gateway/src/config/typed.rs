@@ -1,8 +1,7 @@
 //! The configuration as operators type it, with every default.
 //!
-//! Numbers are `i64` and names are `String`, which is all that TOML gives, so that it is one place,
-//! [`super::check`], that refuses a value, with one kind of message. What the keys mean is
-//! said once, in `tidegate.toml`; the list of known keys is what [`Typed::sample`] serialises to.
+//! Numbers are `i64` and names are `String`, as TOML has them, so only [`super::check`] refuses values, with one kind of
+//! message. `tidegate.toml` documents the keys. [`Typed::sample`] serialises to the list of known keys.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_machine::capacity;
 use tidegate_protocol::limits;
 
-/// The backend that is there without being configured.
+/// The backend that exists without being configured.
 pub(super) const DEMO: &str = "demo";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -144,7 +143,7 @@ pub(super) struct Shutdown {
 }
 
 impl Typed {
-    /// The defaults, with one element in each list and something in each key that may be left out.
+    /// The defaults, with one element in each list and a value for each optional key.
     pub(super) fn sample() -> Self {
         let rooms = Rooms::default();
         let policy = RoomPolicy {

@@ -20,13 +20,13 @@ use crate::parts::Parts;
 use crate::shard::mailbox::Message;
 use crate::telemetry::panics::text_of;
 
-/// How a shard ended: its number, and what went wrong.
+/// How a shard ended: its number, and its error.
 pub(super) type Report = (u16, Result<(), String>);
 
 /// Starts a thread for each shard.
 ///
 /// # Errors
-/// What the system refuses. No thread runs then.
+/// When the system refuses a driver or a thread. No thread runs then.
 pub(super) fn start_shards(
     listeners: Vec<TcpListener>,
     parts: &Parts,
@@ -36,7 +36,7 @@ pub(super) fn start_shards(
     if let Some(reason) = &config.driver_refusal {
         tracing::warn!("epoll is used, since io_uring can't be: {reason}");
     }
-    // What can fail comes first: no thread runs when it does.
+    // All drivers are made before the first thread runs, since making one can fail.
     match config.driver {
         DriverKind::Epoll => {
             let new = |listener| Epoll::new(Some(listener));
@@ -54,12 +54,12 @@ pub(super) fn start_shards(
     }
 }
 
-/// Whose table of descriptors a shard's thread uses.
+/// Which table of descriptors a shard's thread uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptors {
     /// The process's.
     Shared,
-    /// Its own, a copy of the process's: the limit holds for each (unshare(2), CLONE_FILES).
+    /// Its own, a copy of the process's. The limit applies to each table (unshare(2), CLONE_FILES).
     Own,
 }
 
@@ -73,7 +73,7 @@ impl Descriptors {
     }
 }
 
-/// All connections may be on one shard: SO_REUSEPORT spreads them by hash, and a client alone.
+/// Each shard has room for all connections, since SO_REUSEPORT spreads them by hash, however unevenly.
 fn ring_capacity(config: &Config) -> Capacity {
     let limit = descriptors::limit().unwrap_or(u64::MAX);
     Capacity {
@@ -106,13 +106,13 @@ fn spawn<D: Driver + Send + 'static>(
             };
             let outcome = panic::catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|payload| Err(format!("it panicked: {}", text_of(&*payload))));
-            // Nobody listens when the server itself was dropped.
+            // The receiver is gone when the server itself was dropped.
             drop(report.send((id, outcome)));
         };
         match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                // Those that run already must not go on without it.
+                // The threads that run already must not go on without it.
                 parts.hub.set_stopped();
                 parts.hub.tell_all(|| Message::Stop);
                 threads.into_iter().for_each(|thread| drop(thread.join()));
