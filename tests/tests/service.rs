@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate::Server;
 use tidegate::config::Config;
-use tidegate::service::Pulse;
+use tidegate::service::Liveness;
 use tidegate_backend::{Call, Gateway, Handler, Placement};
 use tidegate_tests::{Operator, PATIENCE, Phone, Setup, until};
 
@@ -148,19 +148,19 @@ impl Hanging {
 #[test]
 fn one_shard_that_hangs_stops_the_signs_of_life() {
     let hanging = Hanging::start();
-    let mut pulse = Pulse::new(hanging.server.control());
-    let all_answer = |pulse: &mut Pulse| {
-        until("all shards have answered", || pulse.all_answered().then_some(()));
+    let mut liveness = Liveness::new(hanging.server.control());
+    let all_answer = |liveness: &mut Liveness| {
+        until("all shards have answered", || liveness.all_answered().then_some(()));
     };
-    all_answer(&mut pulse);
+    all_answer(&mut liveness);
     let phone = hanging.hang();
     // The shard may have answered a question from before it hung, and the other's last answer may count once more.
     // It answers nothing that is asked now.
-    let count = (0..10_000).filter(|_| pulse.all_answered()).count();
+    let count = (0..10_000).filter(|_| liveness.all_answered()).count();
     assert!(count <= 2, "all shards answered {count} times while one hangs");
 
     hanging.release.send(()).unwrap();
-    all_answer(&mut pulse);
+    all_answer(&mut liveness);
     drop(phone);
     hanging.end();
 }
