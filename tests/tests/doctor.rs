@@ -1,6 +1,7 @@
 //! `tide doctor` beside a gateway that runs: what it asks it, and what it makes of other processes.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 use tidegate_tests::process::Process;
@@ -63,7 +64,7 @@ fn a_gateway_says_why_it_does_not_use_io_uring() {
 #[test]
 fn a_process_that_is_no_gateway_is_an_error() {
     let gateway = Setup::demo().start();
-    let other = Process::start(std::process::Command::new("sh").args(["-c", "read wait"]), "");
+    let other = Process::start(Command::new("sleep").arg("3600"), "");
     let pid = other.pid();
     let asked = format!("--connections 50 --pid {pid}");
     let (status, report, log) = doctor(&gateway, &asked);
