@@ -133,7 +133,9 @@ pub enum PushError {
     )]
     Overloaded,
     /// The push would be a longer frame than the gateway sends.
-    #[error("a push of {bytes} bytes is longer than max_frame_to_client ({bytes_max})")]
+    #[error(
+        "a push of {bytes} bytes is longer than limits.frame_to_client_bytes_max ({bytes_max})"
+    )]
     TooLong {
         /// The frame's payload.
         bytes: usize,

@@ -130,7 +130,7 @@ fn a_configuration_is_checked_without_starting_anything() {
 #[test]
 fn what_is_wrong_with_the_configuration_is_said_with_its_place_and_the_way_out() {
     let wrong = [
-        (Setup::demo().set("limits.max_frame_byte", 1), "\"limits.frame_bytes_max\""),
+        (Setup::demo().set("limits.frame_byte_max", 1), "\"limits.frame_bytes_max\""),
         (Setup::demo().toml("[limts]\nframe_bytes_max = 100"), "did you mean \"limits\""),
         (Setup::demo().set("limits.frame_bytes_max", 1), "64"),
         (Setup::demo().toml("shards = \"two\""), "whole number"),

@@ -45,16 +45,16 @@ pub(super) enum ApiError {
     BadType(String),
     #[error("there is no parameter {0:?} here: a push takes `type`, and nothing else takes any")]
     BadParameter(String),
-    #[error("the parameter {0:?} is repeated: say it once")]
+    #[error("the parameter {0:?} is repeated: give it once")]
     RepeatedParameter(String),
-    #[error("a kick takes no body: whom it is for stands in the path")]
+    #[error("a kick takes no body: the path names the user")]
     UnexpectedBody,
-    #[error("the body has Content-Encoding {0:?}: it goes out as it is, so send it plain")]
+    #[error("the body has Content-Encoding {0:?}: it is pushed unchanged, so send it uncompressed")]
     EncodedBody(String),
     #[error("the body did not arrive whole: {0}")]
     BadBody(String),
     #[error(
-        "the body did not arrive within {} s, so nothing was done: send all that Content-Length announces, or \
+        "the body did not arrive within {} s, so nothing was done: send as many bytes as Content-Length says, or \
          the last chunk", .0.as_secs_f64()
     )]
     LateBody(Duration),
@@ -63,8 +63,8 @@ pub(super) enum ApiError {
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),
     #[error(
-        "there is no {method} {path}: GET / shows a page, the gateway's README.md lists the rest; no path but \
-         that ends in a slash"
+        "there is no {method} {path}: GET / shows a page, and the gateway's README.md lists the other paths; only GET / \
+         ends in a slash"
     )]
     NoPath { method: String, path: String },
     #[error("{path} does not take {method}; the header Allow says what it takes")]
@@ -79,10 +79,10 @@ pub(super) enum ApiError {
     Starting,
     #[error("the gateway does not take new connections: it is draining")]
     Draining,
-    #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it stays so", names(.0))]
+    #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it persists", names(.0))]
     Silent(Vec<Silence>),
     #[error(
-        "the shards did not answer in time{}; whether it was done is unknown: look at /healthz and /stats",
+        "the shards did not answer in time{}; whether it was done is unknown: see /healthz and /stats",
         also(.0)
     )]
     Timeout(Vec<Silence>),
