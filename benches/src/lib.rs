@@ -1,6 +1,7 @@
-//! What the floors share. A floor is the least that a server can do for a kind of traffic: no
-//! protocol, no state, no backend; one thread and its epoll, or as many as tables of descriptors are needed.
-//! What a gateway costs above it is the gateway's own.
+//! The parts that the floors share. A floor is the least work that a server can do for a kind of traffic: no
+//! protocol, no
+//! state, no backend. It has one thread with an epoll, or several where the connections need several descriptor tables.
+//! What a gateway costs above its floor is the gateway's own cost.
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,12 +19,12 @@ use rustix::net::{
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
-/// Connections that the kernel holds until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 4096;
-/// The one receive buffer's size.
+/// The size of the receive buffer.
 pub const BUFFER_BYTES: usize = 128 * 1024;
 
-/// A listening socket, an epoll, and what is ready.
+/// A listening socket, an epoll, and its events.
 #[expect(missing_debug_implementations, reason = "rustix's events have none")]
 pub struct Floor {
     epoll: OwnedFd,
@@ -31,85 +32,84 @@ pub struct Floor {
     events: Vec<Event>,
 }
 
-/// What can be done with a connection.
+/// A connection that is ready.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready {
     /// The connection's descriptor.
     pub fd: usize,
-    /// There is something to read, be it the end.
+    /// A read returns bytes or the end of the stream.
     pub readable: bool,
-    /// There is room to write.
+    /// A write takes bytes.
     pub writable: bool,
 }
 
 impl Floor {
-    /// Listens on a free port of the loopback and prints it, as the first line. The process ends
-    /// when its standard input does.
+    /// Listens on a free loopback port and prints it as the first line. The process ends when its standard input is
+    /// closed.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// A system call failed.
     pub fn listen() -> anyhow::Result<Self> {
         Self::listen_until(|| ())
     }
 
-    /// The same, with something to do before the process ends.
+    /// As [`Self::listen`], with something to do before the process ends.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// A system call failed.
     pub fn listen_until(at_the_end: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
-        let floor = Self::beside(0)?;
+        let floor = Self::listen_on(0)?;
         floor.announce(at_the_end)?;
         Ok(floor)
     }
 
-    /// Listens on this port of the loopback beside others that do, or on a free one where it is 0.
+    /// Listens on this loopback port, which other sockets may share (SO_REUSEPORT), or on a free one where it is 0.
     ///
     /// # Errors
-    /// The system has no socket to give.
-    pub fn beside(port: u16) -> anyhow::Result<Self> {
-        let floor = Self::of(listener(port)?)?;
-        floor.attend()?;
+    /// A system call failed.
+    pub fn listen_on(port: u16) -> anyhow::Result<Self> {
+        let floor = Self::from_listener(listener(port)?)?;
+        floor.start_accepting()?;
         Ok(floor)
     }
 
-    /// Has this listening socket, and does not hear of those who come before it [attends](Self::attend).
+    /// Uses this listening socket. [`Self::start_accepting`] makes the epoll report its connections.
     ///
     /// # Errors
-    /// The system has no epoll to give.
-    pub fn of(listener: OwnedFd) -> anyhow::Result<Self> {
+    /// The epoll can't be created.
+    pub fn from_listener(listener: OwnedFd) -> anyhow::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         Ok(Self { epoll, listener, events: Vec::with_capacity(EVENTS_MAX) })
     }
 
-    /// Hears of those who come.
+    /// Starts to report new connections.
     ///
     /// # Errors
     /// epoll fails.
-    pub fn attend(&self) -> anyhow::Result<()> {
+    pub fn start_accepting(&self) -> anyhow::Result<()> {
         Ok(add(&self.epoll, &self.listener)?)
     }
 
-    /// Hears no more of those who come.
+    /// Stops reporting new connections.
     ///
     /// # Errors
     /// epoll fails.
-    pub fn turn_away(&self) -> anyhow::Result<()> {
+    pub fn stop_accepting(&self) -> anyhow::Result<()> {
         Ok(epoll::delete(&self.epoll, &self.listener)?)
     }
 
-    /// Where it listens.
+    /// The port it listens on.
     ///
     /// # Errors
-    /// The system does not say.
+    /// A system call failed.
     pub fn port(&self) -> anyhow::Result<u16> {
         Ok(SocketAddrV4::try_from(getsockname(&self.listener)?)?.port())
     }
 
-    /// Prints the port as the first line. The process ends when its standard input does, after
-    /// `at_the_end`.
+    /// Prints the port as the first line. The process ends when its standard input is closed, after `at_the_end`.
     ///
     /// # Errors
-    /// The system has no thread to give.
+    /// The thread can't be started.
     pub fn announce(&self, at_the_end: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
         println!("{}", self.port()?);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
@@ -120,7 +120,7 @@ impl Floor {
         Ok(())
     }
 
-    /// Waits until something is ready, or at most `timeout_ns`.
+    /// Waits for an event, at most for `timeout_ns`.
     ///
     /// # Errors
     /// epoll fails.
@@ -136,7 +136,7 @@ impl Floor {
         }
     }
 
-    /// What the last wait brought: `None` is the listener.
+    /// The events of the last wait. `None` is the listener.
     pub fn ready(&self) -> impl Iterator<Item = Option<Ready>> + '_ {
         let listener = index(self.listener.as_fd());
         self.events.iter().map(move |event| {
@@ -151,10 +151,10 @@ impl Floor {
         })
     }
 
-    /// Accepts all that wait, with the options of a good server.
+    /// Accepts all queued connections, with TCP_NODELAY.
     ///
     /// # Errors
-    /// A connection can't be set up; one that is gone already is not an error.
+    /// A connection can't be set up. One that has closed meanwhile is no error.
     pub fn accept(&self, mut accepted: impl FnMut(usize, OwnedFd)) -> anyhow::Result<()> {
         self.accept_while(|fd, socket| {
             accepted(fd, socket);
@@ -162,10 +162,10 @@ impl Floor {
         })
     }
 
-    /// The same, for as long as `accepted` says that there may be more.
+    /// As [`Self::accept`], until `accepted` returns false.
     ///
     /// # Errors
-    /// A connection can't be set up; one that is gone already is not an error.
+    /// A connection can't be set up. One that has closed meanwhile is no error.
     pub fn accept_while(
         &self,
         mut accepted: impl FnMut(usize, OwnedFd) -> bool,
@@ -187,10 +187,10 @@ impl Floor {
     }
 }
 
-/// A socket that listens on this port of the loopback beside others that do, or on a free one where it is 0.
+/// A socket that listens on this loopback port, which others may share (SO_REUSEPORT), or on a free one where it is 0.
 ///
 /// # Errors
-/// The system has no socket to give.
+/// A system call failed.
 pub fn listener(port: u16) -> anyhow::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
@@ -206,7 +206,7 @@ fn add(epoll: &OwnedFd, socket: &OwnedFd) -> Result<(), Errno> {
     epoll::add(epoll, socket, data, EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)
 }
 
-/// A descriptor as an index: it names its connection for as long as that is open.
+/// A descriptor as an index. It identifies the connection while that is open.
 fn index(fd: BorrowedFd<'_>) -> usize {
     usize::try_from(fd.as_raw_fd()).unwrap_or_default()
 }
@@ -219,15 +219,15 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// None yet.
+    /// No connections yet.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub fn new(floor: &Floor) -> anyhow::Result<Self> {
         Ok(Self { epoll: floor.epoll.try_clone()?, slots: Vec::new() })
     }
 
-    /// Takes a connection in.
+    /// Adds a connection.
     pub fn insert(&mut self, fd: usize, socket: OwnedFd) {
         if fd >= self.slots.len() {
             self.slots.resize_with(fd + 1, || None);
@@ -235,8 +235,9 @@ impl Connections {
         self.slots[fd] = Some(Connection { socket, tail: Vec::new() });
     }
 
-    /// Does something with a connection. Closes it when that says that it is over; hears when there
-    /// is room again when something could not be sent.
+    /// Calls `act` with a connection. Closes it on [`Gone`]. Where bytes remain unsent, asks the epoll to report when
+    /// the socket
+    /// takes more.
     #[inline]
     pub fn with(&mut self, fd: usize, act: impl FnOnce(&mut Connection) -> Result<(), Gone>) {
         let Some(connection) = self.slots.get_mut(fd).and_then(Option::as_mut) else { return };
@@ -256,20 +257,19 @@ impl Connections {
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    /// What the socket had no room for.
+    /// Bytes that the socket did not take.
     tail: Vec<u8>,
 }
 
-/// The connection is over.
+/// The connection has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Gone;
 
 impl Connection {
-    /// Answers what came with the same bytes: reads once, and again only while the buffer came
-    /// back full.
+    /// Sends back what was received. Reads once, and again only while a read fills the buffer.
     ///
     /// # Errors
-    /// It is over.
+    /// The connection has ended.
     #[inline]
     pub fn echo(&mut self, ready: Ready, buffer: &mut [u8]) -> Result<(), Gone> {
         if self.has_tail() {
@@ -294,10 +294,10 @@ impl Connection {
         }
     }
 
-    /// Sends; keeps the tail that the socket has no room for. Says whether all is sent.
+    /// Sends bytes, and keeps those that the socket does not take. Returns whether all are sent.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     #[inline]
     pub fn send(&mut self, bytes: &[u8]) -> Result<bool, Gone> {
         let mut sent = 0;
@@ -315,25 +315,25 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether something is kept that the socket had no room for.
+    /// Whether unsent bytes are kept.
     #[must_use]
     pub fn has_tail(&self) -> bool {
         !self.tail.is_empty()
     }
 
-    /// Sends what was kept. Says whether all is sent.
+    /// Sends the kept bytes. Returns whether all are sent.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     pub fn send_tail(&mut self) -> Result<bool, Gone> {
         let tail = std::mem::take(&mut self.tail);
         self.send(&tail)
     }
 
-    /// Reads and forgets all that came.
+    /// Reads and discards all received bytes.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     pub fn skip_input(&mut self, buffer: &mut [u8]) -> Result<(), Gone> {
         loop {
             match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {

@@ -1,4 +1,4 @@
-//! A client survives any gateway, and makes the same of a stream that is cut as of one that is not.
+//! A client survives any bytes from a gateway, and reads a stream that is cut anywhere like one that is not.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use tidegate_protocol::client::{Client, ClientError, Event};
 
 const PAYLOAD_BYTES_MAX: usize = 300;
 
-/// What a client makes of a stream. Once it has failed it is not asked again.
+/// The events that a client reads from a stream, up to its first error.
 fn events(mut stream: &[u8], arrivals: &[Arrival]) -> (Vec<Event>, Result<(), ClientError>) {
     let mut now = Instant::now();
     let mut client = Client::new(now).with_frame_bytes_max(PAYLOAD_BYTES_MAX);

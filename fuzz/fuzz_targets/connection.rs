@@ -1,31 +1,24 @@
-//! A whole shard survives whatever one connection sends, answers it by the rules, and its neighbour
-//! notices nothing.
+//! A whole shard survives whatever one connection sends, answers it as the protocol says, and serves its neighbour
+//! as before.
 
 #![no_main]
 
 use std::cell::RefCell;
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::clock::WallClock;
-use tidegate::auth::Verifier;
-use tidegate::config::{AuthMode, Config};
-use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
-use tidegate::parts::{Origin, Parts};
-use tidegate::router::Backend;
-use tidegate::shard::Shard;
-use tidegate_backend::{Call, Code, Gateway, Handler};
+use tidegate::driver::sim::Arrived;
+use tidegate_backend::{Call, Code, Gateway, Handler, Placement};
 use tidegate_fuzz::oracle::{Arrival, split_plan};
-use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT, SUCCESS};
+use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT};
 use tidegate_protocol::server::Incoming;
-use tidegate_protocol::{Reassembler, Request, Response};
+use tidegate_protocol::{Reassembler, Request};
+use tidegate_testing::{Phone, Received, Setup, World, frame, login};
 
-/// Small, so that a fuzzer soon finds a frame that is too long.
+/// Small, so that a fuzzer soon makes a frame that is too long.
 const PAYLOAD_BYTES_MAX: usize = 300;
 
-/// Tries to authenticate that a connection has.
+/// Authentications of a connection that may fail.
 const FAILURES_MAX: u8 = 3;
 
 /// The last type that is routed.
@@ -34,19 +27,23 @@ const TYPE_MAX: i32 = 99;
 /// The user who is logged in before the input comes.
 const USER: u64 = 7;
 
-/// Turns after which something hangs.
+/// After so many turns the shard must have finished.
 const TURNS_MAX: usize = 10_000;
 
-/// Echoes; what is of type 2 is pushed to everybody as well.
+/// Echoes. The data of a request of type 2 is pushed to everybody too.
 struct Echo;
 
 impl Handler for Echo {
     fn handle(&self, call: Call, gateway: &Gateway) {
         let same = call.biz_data().clone();
         if call.kind() == 2 {
-            gateway.push_all(2, same.clone()).expect("there is room for a push");
+            gateway.push_all(2, same.clone()).expect("the push is accepted");
         }
         call.answer(same);
+    }
+
+    fn placement(&self) -> Placement {
+        Placement::Shard
     }
 }
 
@@ -58,7 +55,14 @@ struct Answer {
     code: Option<Code>,
 }
 
-/// What a stream has to get, read at once.
+impl From<Received> for Answer {
+    fn from(received: Received) -> Self {
+        let Received { kind, sequence, code, .. } = received;
+        Self { kind, sequence, code }
+    }
+}
+
+/// The answers that a stream must get, found by reading it at once.
 #[derive(Debug, Default)]
 struct Expected {
     answers: Vec<Answer>,
@@ -113,152 +117,116 @@ impl Expected {
     }
 }
 
-/// A shard and a neighbour, which outlive the inputs.
-struct World {
-    shard: Shard,
-    sim: Sim,
-    neighbour: PeerId,
+/// A world with one logged-in client, the neighbour. Both are kept from input to input.
+struct Target {
+    world: World,
+    neighbour: Phone,
     echoes: u64,
 }
 
-impl World {
+impl Target {
     fn new() -> Self {
-        let mut config = Config::embedded_default();
-        config.shards = 1;
-        config.auth.mode = AuthMode::Demo;
-        config.auth.failures_max = FAILURES_MAX;
-        config.limits.frame_bytes_max = PAYLOAD_BYTES_MAX;
-        config.routes[0].last_type = TYPE_MAX;
-        config.session.connections_per_user_max = 2;
-        config.rooms.default_policy.log_bytes_max = 1 << 20;
-        let now = Instant::now();
-        let origin = Origin { started: now, wall_clock: WallClock::system(), first_offset: 1, session_key: 1 };
-        let verifier = Verifier::new(&config.auth).expect("demo tokens need no key");
-        let Ok(parts) = Parts::new(config, verifier, origin, |config, _| {
-            let name = config.backends[0].name.as_str().into();
-            Ok::<_, Infallible>(vec![Backend { name, handler: Arc::new(Echo), pool: None }])
+        let setup = Setup::new(Echo, |config| {
+            config.auth.failures_max = FAILURES_MAX;
+            config.limits.frame_bytes_max = PAYLOAD_BYTES_MAX;
+            config.routes[0].last_type = TYPE_MAX;
+            config.session.connections_per_user_max = 2;
+            config.rooms.default_policy.log_bytes_max = 1 << 20;
         });
-        let mut sim = Sim::new(1, now, Faults::default());
-        // Time stands still within an input: nobody is too late because of a long one.
-        sim.set_wait_max(Duration::ZERO);
-        let neighbour = sim.connect().expect("it listens");
-        let mut world = Self { shard: parts.shard(0), sim, neighbour, echoes: 0 };
-        world.write(neighbour, &login(1, 1));
-        world.answers_until(neighbour, |answers| answers.len() == 1);
-        world
+        let mut world = setup.world();
+        world.next_user_id = 1;
+        let neighbour = world.log_in(0);
+        Self { world, neighbour, echoes: 0 }
     }
 
-    fn turn(&mut self) {
-        self.shard.turn(&mut self.sim).expect("the simulation doesn't fail");
-    }
-
-    fn write(&mut self, peer: PeerId, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let written = self.sim.write(peer, bytes);
-            bytes = &bytes[written..];
-            self.turn();
-        }
-    }
-
-    /// Reads answers until they suffice, or the connection ends; pushes are passed over.
-    fn answers_until(&mut self, peer: PeerId, suffice: impl Fn(&[Answer]) -> bool) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        let mut reassembler = Reassembler::new();
-        for _ in 0..TURNS_MAX {
-            match self.sim.read(peer) {
-                Arrived::Bytes(bytes) => {
-                    let mut frames = reassembler.frames(&bytes, usize::MAX);
-                    while let Some(payload) = frames.next().expect("frames are good") {
-                        let response = Response::decode(payload).expect("messages are good");
-                        if response.offset == 0 {
-                            let Response { kind, sequence, status, .. } = response;
-                            let code = if status == SUCCESS { None } else { response.code() };
-                            answers.push(Answer { kind, sequence, code });
-                        }
-                    }
-                }
-                Arrived::Nothing => self.turn(),
-                Arrived::End => {
-                    assert_eq!(reassembler.kept_bytes(), 0, "no frame is cut");
-                    return answers;
-                }
-                Arrived::Reset => panic!("reset, with {answers:?}"),
-            }
-            if suffice(&answers) {
-                return answers;
-            }
-        }
-        panic!("no end, with {answers:?}");
-    }
-
-    /// The neighbour is there and well.
-    fn greet(&mut self) {
+    /// The neighbour is still served.
+    fn check_neighbour(&mut self) {
         self.echoes += 1;
         let sequence = self.echoes;
         let request = Request { kind: 1, biz_data: b"hello", sequence, ..Request::default() };
-        let mut frame = Vec::new();
-        request.encode_frame(&mut frame);
-        self.write(self.neighbour, &frame);
-        let answers = self.answers_until(self.neighbour, |answers| !answers.is_empty());
+        write(&mut self.world, &self.neighbour, &frame(&request));
+        let answers = answers(&mut self.world, &mut self.neighbour, 1);
         assert_eq!(answers, [Answer { kind: 1, sequence, code: None }]);
     }
 
     /// One connection sends a stream, in pieces, and then ends.
     fn run(&mut self, mut stream: &[u8], arrivals: &[Arrival], user_id: Option<u64>) {
         let mut expected = Expected::of(stream, user_id);
-        let peer = self.sim.connect().expect("it listens");
+        let mut phone = Phone::on(self.world.connect(0));
         if let Some(user_id) = user_id {
-            self.write(peer, &login(user_id, 0));
+            write(&mut self.world, &phone, &login(user_id, 0));
             expected.insert(0, Answer { kind: AUTHENTICATE, sequence: 0, code: None });
         }
         for arrival in arrivals {
             let (arrived, later) = stream.split_at(arrival.bytes.min(stream.len()));
             stream = later;
-            self.write(peer, arrived);
+            write(&mut self.world, &phone, arrived);
             if arrival.frames_max < usize::MAX {
-                self.turn();
+                self.world.turns(1);
             }
         }
-        self.greet();
-        self.write(peer, stream);
-        self.sim.half_close(peer);
-        let answers = self.answers_until(peer, |_| false);
-        assert_eq!(answers, expected);
-        self.sim.hang_up(peer);
-        self.greet();
+        self.check_neighbour();
+        write(&mut self.world, &phone, stream);
+        self.world.half_close(phone.peer);
+        assert_eq!(answers(&mut self.world, &mut phone, usize::MAX), expected);
+        self.world.hang_up(phone.peer);
+        self.check_neighbour();
         for _ in 0..TURNS_MAX {
-            let levels = self.shard.levels();
-            if levels.connections == 1 {
-                assert_eq!((levels.sessions, levels.users, levels.memberships), (1, 1, 1));
-                assert_eq!((levels.outbox_bytes, levels.calls_in_flight), (0, 0));
-                return;
+            if self.world.level(|levels| levels.connections) == 1 {
+                return self.check_nothing_is_left();
             }
-            self.turn();
+            self.world.turns(1);
         }
-        panic!("the connection stays: {:?}", self.shard.levels());
+        panic!("the connection stays: {:?}", self.world.levels());
+    }
+
+    /// Only the neighbour is left.
+    fn check_nothing_is_left(&self) {
+        let levels = &self.world.levels()[0];
+        assert_eq!((levels.sessions, levels.users, levels.memberships), (1, 1, 1));
+        assert_eq!((levels.outbox_bytes, levels.calls_in_flight), (0, 0));
     }
 }
 
-fn login(user_id: u64, sequence: u64) -> Vec<u8> {
-    let token = format!("token-{user_id}");
-    let request =
-        Request { kind: AUTHENTICATE, user_id, token: &token, sequence, ..Request::default() };
-    let mut frame = Vec::new();
-    request.encode_frame(&mut frame);
-    frame
+fn write(world: &mut World, phone: &Phone, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let written = world.write(phone.peer, bytes);
+        bytes = &bytes[written..];
+        world.turns(1);
+    }
+}
+
+/// Reads until so many answers have arrived, or until the connection ends. Pushes are ignored.
+fn answers(world: &mut World, phone: &mut Phone, count: usize) -> Vec<Answer> {
+    let mut answers: Vec<Answer> = Vec::new();
+    for _ in 0..TURNS_MAX {
+        phone.read(world);
+        let received = phone.received.drain(..).filter(|received| received.offset == 0);
+        answers.extend(received.map(Answer::from));
+        assert_ne!(phone.end, Some(Arrived::Reset), "with {answers:?}");
+        if phone.end.is_some() {
+            assert_eq!(phone.unread_bytes(), 0, "no frame is cut");
+            return answers;
+        }
+        if answers.len() >= count {
+            return answers;
+        }
+        world.turns(1);
+    }
+    panic!("no end, with {answers:?}");
 }
 
 thread_local! {
-    static WORLD: RefCell<World> = RefCell::new(World::new());
+    static TARGET: RefCell<Target> = RefCell::new(Target::new());
 }
 
 fuzz_target!(|data: &[u8]| {
     let (arrivals, stream) = split_plan(data);
-    WORLD.with_borrow_mut(|world| {
+    TARGET.with_borrow_mut(|target| {
         for user_id in [None, Some(USER)] {
-            world.run(stream, &arrivals, user_id);
+            target.run(stream, &arrivals, user_id);
         }
-        let now = world.sim.now() + Duration::from_millis(1);
-        world.sim.set_now(now);
+        // The clock does not move within an input, so no input is long enough for a timeout.
+        target.world.advance(Duration::from_millis(1));
     });
 });

@@ -1,11 +1,11 @@
-//! A stream, cut and interrupted anywhere, yields the frames of the same stream read at once.
+//! A stream that is cut and interrupted anywhere gives the same frames as the stream read at once.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tidegate_fuzz::oracle::{read_at_once, read_cut, split_plan};
 
-/// Small, so that a fuzzer soon finds a frame that is too long.
+/// Small, so that a fuzzer soon makes a frame that is too long.
 const PAYLOAD_BYTES_MAX: usize = 300;
 
 fuzz_target!(|data: &[u8]| {

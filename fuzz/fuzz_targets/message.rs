@@ -1,4 +1,4 @@
-//! Any payload gets prost's verdict and prost's values, as a request and as a response.
+//! The decoders accept and reject the same payloads as prost, with the same values: as a request and as a response.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What the fuzz targets share: the same oracle as the protocol's own properties.
+//! What the fuzz targets share: the oracle of the protocol's property tests.
 
 #[path = "../../protocol/tests/oracle/mod.rs"]
 pub mod oracle;

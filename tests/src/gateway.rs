@@ -1,4 +1,4 @@
-//! A running gateway: started with flags in a folder of its own, stopped, killed, started again.
+//! A gateway in a process of its own and a folder of its own: start with flags, stop, kill, restart.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -15,23 +15,23 @@ use crate::process::{FILE_BYTES_MAX, Process, Sink};
 use crate::programs::programs;
 use crate::{Operator, Phone, until};
 
-/// What to start, and how.
+/// What to start and how.
 #[derive(Debug)]
 pub struct Setup {
     program: PathBuf,
-    /// What it may not have: the arguments of `confine`.
+    /// Arguments of `confine`: what the gateway may not use.
     confines: Vec<String>,
     flags: Vec<String>,
     variables: Vec<(String, OsString)>,
     port: Option<Port>,
-    /// The operators' port, where the standard output can't tell.
+    /// The operators' port, if it can't be read from the standard output.
     admin_port: Option<Port>,
     stdout: Sink,
     stderr: Sink,
     folder: TempDir,
 }
 
-/// A gateway that runs. It ends with its test.
+/// A running gateway. It is killed when its test ends.
 #[derive(Debug)]
 pub struct Gateway {
     setup: Setup,
@@ -48,26 +48,25 @@ impl Setup {
         Self::of(&programs().tidegate).shards(1).set("auth.mode", "demo")
     }
 
-    /// A gateway that wants JSON Web Tokens, with all at its default.
+    /// A gateway that requires JSON Web Tokens, with the default configuration.
     #[must_use]
     pub fn jwt() -> Self {
         Self::of(&programs().tidegate)
     }
 
-    /// The example `quiz`, which has a backend of its own beside the demo's, with as much time to
-    /// answer as a test has.
+    /// The example `quiz`, which has its own backend beside the demo's. Its calls time out no earlier than a test.
     #[must_use]
     pub fn quiz() -> Self {
         let setup = Self::of(&programs().quiz).shards(1).set("auth.mode", "demo");
         setup.quiz_times_out_after_ms(60_000)
     }
 
-    /// Sets how long the quiz may take to answer.
+    /// Sets the timeout of calls to the quiz.
     #[must_use]
     pub fn quiz_times_out_after_ms(self, ms: u32) -> Self {
         let demo = r#"{types=[1,99],backend="demo"}"#;
         let quiz = format!(r#"{{types=[100,199],backend="quiz",timeout_ms={ms}}}"#);
-        // A key of its own makes the backend known to the check.
+        // The check of the configuration knows a backend only by a key of it.
         self.set("backends.quiz.workers", 2).set("routes", format!("[{demo},{quiz}]"))
     }
 
@@ -99,35 +98,35 @@ impl Setup {
         self
     }
 
-    /// Sets a variable of its environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.variables.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Confines it to what a container's seccomp profile allows.
+    /// Confines the gateway with a container's seccomp profile.
     #[must_use]
     pub fn seccomp(mut self, profile: &Path) -> Self {
         self.confines.push(format!("--seccomp={}", profile.display()));
         self
     }
 
-    /// Has the kernel refuse it io_uring, as many containers do.
+    /// Makes the kernel refuse io_uring, as in many containers.
     #[must_use]
     pub fn without_uring(mut self) -> Self {
         self.confines.push("--no-io-uring".to_owned());
         self
     }
 
-    /// Lets it open so many descriptors and no more.
+    /// Limits its open descriptors.
     #[must_use]
     pub fn descriptors(mut self, limit: u64) -> Self {
         self.confines.push(format!("--nofile={limit}"));
         self
     }
 
-    /// Has it read a configuration file with this text.
+    /// Gives it a configuration file with this text.
     #[must_use]
     pub fn toml(self, text: &str) -> Self {
         fs::write(self.folder.path().join("tidegate.toml"), text).unwrap();
@@ -140,30 +139,30 @@ impl Setup {
         self.set("shards", count)
     }
 
-    /// Has it listen on a port that it can have again after a restart.
+    /// Makes it listen on a port that is still free after a restart.
     #[must_use]
-    pub fn on_a_port_of_its_own(mut self) -> Self {
+    pub fn on_a_reserved_port(mut self) -> Self {
         let port = Port::reserve();
         let address = format!("127.0.0.1:{}", port.number());
         self.port = Some(port);
         self.set("listen", address)
     }
 
-    /// Has its standard output lead elsewhere.
+    /// Connects its standard output to a sink.
     #[must_use]
     pub fn stdout(mut self, sink: Sink) -> Self {
         self.stdout = sink;
         if sink == Sink::Kept {
             return self;
         }
-        // It can't tell where it listens.
+        // The addresses can't be read from its standard output.
         let admin_port = Port::reserve();
         let address = format!("127.0.0.1:{}", admin_port.number());
         self.admin_port = Some(admin_port);
-        self.set("admin.listen", address).on_a_port_of_its_own()
+        self.set("admin.listen", address).on_a_reserved_port()
     }
 
-    /// Has its standard error, and so its log, lead elsewhere.
+    /// Connects its standard error, and so its log, to a sink.
     #[must_use]
     pub fn stderr(mut self, sink: Sink) -> Self {
         self.stderr = sink;
@@ -183,13 +182,13 @@ impl Setup {
         Gateway { setup: self, process, clients, operators }
     }
 
-    /// Starts it, and waits for nothing.
+    /// Starts it without waiting.
     #[must_use]
     pub fn begin(&self) -> Process {
         Process::start(&mut self.command(), "")
     }
 
-    /// Runs what ends by itself: how it ended, what it said and what it logged.
+    /// Runs a gateway that ends by itself. Returns its exit status, standard output and standard error.
     #[must_use]
     pub fn run(&self) -> (ExitStatus, String, String) {
         Process::run(&mut self.command(), "")
@@ -218,7 +217,7 @@ impl Setup {
         command.args(&line[1..]);
         command.args(&self.flags).current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
-            // The tests run once with each driver.
+            // The whole suite runs once with each driver.
             if name.to_string_lossy().starts_with("TIDEGATE_") && name != "TIDEGATE_DRIVER" {
                 command.env_remove(name);
             }
@@ -272,13 +271,13 @@ impl Gateway {
         &self.setup
     }
 
-    /// A phone that is connected, and nothing more.
+    /// A client that is connected, without a session.
     #[must_use]
     pub fn connect(&self) -> Phone {
         Phone::connect(self.clients)
     }
 
-    /// A phone whose user is in, with a demo token.
+    /// A client with a session, with a demo token.
     #[must_use]
     pub fn login(&self, user_id: u64) -> Phone {
         let mut phone = self.connect();
@@ -300,18 +299,18 @@ impl Gateway {
         Process::run(command.args(arguments).current_dir(self.folder()), input)
     }
 
-    /// Asks it to go, as a service manager does: SIGTERM.
+    /// Sends SIGTERM, as a service manager does: it drains.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
 
-    /// Ends it as a crash would, and starts it again on the same port.
+    /// Kills it with SIGKILL, and starts it again on the same port.
     pub fn crash_and_restart(&mut self) {
         self.process.kill();
         self.restart();
     }
 
-    /// Starts it again, in the same folder and with the same flags. It must have ended.
+    /// Starts it again in the same folder with the same flags. It must have ended.
     pub fn restart(&mut self) {
         let before = self.clients;
         (self.process, self.clients, self.operators) = self.setup.launch();

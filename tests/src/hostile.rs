@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::until;
 
-/// Time between two writes of the kinds that drip, and the longest wait for a socket.
+/// The time between two writes of the kinds that write byte by byte, and the longest wait for a socket.
 const DRIP: Duration = Duration::from_millis(100);
 
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -32,18 +32,18 @@ pub enum Kind {
     DripsItsBody,
     ChunksWithoutEnd,
     HalfClosed,
-    /// With the token: asks for more than fits, and reads nothing of it.
+    /// With the token: requests more than the kernel buffers, and reads nothing.
     NeverReads,
-    /// The same for the page, without the token.
+    /// Without the token: requests the page, and reads nothing.
     NeverReadsThePage,
     StaysAfterItsAnswer,
     /// With the token.
     StaysWithTheToken,
-    /// Asks for health, reads the answer, and asks again.
+    /// Requests health again and again, and reads each answer.
     AsksAgain,
-    /// The same, with many requests per write.
+    /// Requests health again and again, with many requests per write.
     AsksPipelined,
-    /// Never stops asking for health, and reads the answers.
+    /// Requests health without a pause, and reads the answers.
     AsksWithoutPause,
     ConnectsAndCloses,
     ConnectsAndResets,
@@ -54,7 +54,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All there are.
+    /// All kinds.
     pub const ALL: [Self; 22] = [
         Self::Silent,
         Self::DripsItsHead,
@@ -112,7 +112,7 @@ impl Kind {
         text.into_bytes()
     }
 
-    /// What it sends now and then.
+    /// What it sends at intervals.
     const fn drip(self) -> &'static [u8] {
         match self {
             Self::DripsItsHead => b"X: y\r\n",
@@ -138,7 +138,7 @@ pub struct HostileConnections {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Connections established, with those made again.
+    /// Connections established, with those made anew.
     made: AtomicUsize,
 }
 
@@ -181,7 +181,7 @@ impl Drop for HostileConnections {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic has been printed by the thread itself.
+            // The thread has printed its panic.
             drop(thread.join());
         }
     }
@@ -205,7 +205,7 @@ impl HostileConnection {
         *self = Self::new(self.kind, self.address);
     }
 
-    /// The events it waits for.
+    /// The events that it waits for.
     fn interest(&self) -> PollFlags {
         let writes = !self.connected || self.sent < usize::MAX;
         let mut interest = PollFlags::empty();
@@ -277,7 +277,7 @@ impl HostileConnection {
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
-    // It is in progress; `step` sees how it ends.
+    // The connect is in progress; `step` gets its result.
     drop(socket.connect(&address.into()));
     socket.into()
 }

@@ -1,19 +1,18 @@
-//! Tidegate from outside: the real binary in a process of its own, real sockets, real signals.
+//! Black box tests: the real binary in its own process, real sockets, real signals.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `bin/confine` | runs a program without io_uring, or with few descriptors |
 //! | [`programs`] | the binaries under test, built once for each test process |
-//! | [`process`] | a process that ends with its test, whatever happens, and what it says |
-//! | [`gateway`] | a running gateway: started with flags, stopped, killed, started again |
-//! | [`phone`] | a client at the wire: blocking, and it keeps what comes out of turn |
+//! | [`process`] | a process that ends with its test, and its output |
+//! | [`gateway`] | a running gateway: start with flags, stop, kill, restart |
+//! | [`phone`] | a blocking client that keeps events until a test asks for them |
 //! | [`operator`] | the operators' HTTP |
-//! | [`hostile`] | crowds that mean it no good |
-//! | [`holder`] | whoever else has a port that a gateway wants |
-//! | [`port`] | a port that can be had again after a restart |
+//! | [`hostile`] | many hostile connections to the operators' HTTP |
+//! | [`holder`] | another program that holds a port which a gateway wants |
+//! | [`port`] | a port that is still free after a restart |
 //!
-//! Nothing here waits for a time to pass. Everything waits for something to happen, for [`PATIENCE`]
-//! at most, which only a failing test ever sees the end of.
+//! No test waits for time to pass. Each wait is for an event, and fails after [`TIMEOUT`].
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -34,20 +33,20 @@ pub use operator::Operator;
 pub use phone::{Phone, Push};
 pub use tidegate_protocol::Code;
 
-/// How long anything may take before its test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The time after which a wait fails its test.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks at something that can't be waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// The time between two looks at a state without an event.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Looks until there is something to see.
+/// Calls `look` until it returns something.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::park_timeout(LOOK_AGAIN);
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        thread::park_timeout(POLL_INTERVAL);
     }
 }

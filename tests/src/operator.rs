@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::{PATIENCE, until};
+use crate::{TIMEOUT, until};
 
-/// Who asks a gateway over HTTP.
+/// A client of a gateway's operators' HTTP.
 #[derive(Debug)]
 pub struct Operator {
     agent: ureq::Agent,
@@ -21,9 +21,9 @@ impl Operator {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
-            .timeout_global(Some(PATIENCE))
-            // It stays with the connection it has: tests take away descriptors, and a new one would wait.
-            .max_idle_age(PATIENCE)
+            .timeout_global(Some(TIMEOUT))
+            // It keeps one connection: tests take away descriptors, and a new connection would wait.
+            .max_idle_age(TIMEOUT)
             .build()
             .into();
         Self { agent, address, token: token.to_owned() }
@@ -44,7 +44,7 @@ impl Operator {
         read(answer)
     }
 
-    /// GET: the JSON of an answer that is 200.
+    /// GET: the JSON of an answer, which must have status 200.
     #[must_use]
     pub fn json(&self, path: &str) -> Value {
         let (status, body) = self.get(path);
@@ -52,22 +52,22 @@ impl Operator {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// Pushes to a user; the number of connections that it went to.
+    /// Pushes to a user. Returns the number of connections that it went to.
     pub fn push_user(&self, user_id: u64, kind: i32, body: &[u8]) -> u64 {
         self.count(&format!("/push/users/{user_id}?type={kind}"), body)
     }
 
-    /// Pushes to a room; the number of connections that it went to.
+    /// Pushes to a room. Returns the number of connections that it went to.
     pub fn push_room(&self, room: &str, kind: i32, body: &[u8]) -> u64 {
         self.count(&format!("/push/rooms/{room}?type={kind}"), body)
     }
 
-    /// Pushes to everybody; the number of connections that it went to.
+    /// Pushes to everybody. Returns the number of connections that it went to.
     pub fn push_all(&self, kind: i32, body: &[u8]) -> u64 {
         self.count(&format!("/push/all?type={kind}"), body)
     }
 
-    /// Closes a user's connections; how many there were.
+    /// Closes a user's connections. Returns how many there were.
     pub fn kick(&self, user_id: u64) -> u64 {
         self.count(&format!("/users/{user_id}/kick"), b"")
     }
@@ -79,8 +79,8 @@ impl Operator {
         answer["connections"].as_u64().unwrap()
     }
 
-    /// A metric's value now: its sum over the series with this name and a label that contains
-    /// `label`. `None`: there is none.
+    /// The sum of a metric over the series with this name and a label that contains `label`. `None`: there is no
+    /// such series.
     #[must_use]
     pub fn metric(&self, name: &str, label: &str) -> Option<f64> {
         let (status, text) = self.get("/metrics");
@@ -94,21 +94,21 @@ impl Operator {
         values.reduce(|sum, value| sum + value)
     }
 
-    /// Waits until a metric is what it should be.
+    /// Waits until `is` accepts the value of a metric.
     pub fn wait_for_metric(&self, name: &str, label: &str, is: impl Fn(f64) -> bool) -> f64 {
         until(&format!("the metric {name}{{{label}}}"), || {
             self.metric(name, label).filter(|&value| is(value))
         })
     }
 
-    /// Waits until a figure of `/stats`' totals is this.
+    /// Waits until a total of `/stats` has this value.
     pub fn wait_for_total(&self, name: &str, value: u64) {
         until(&format!("{name} is {value}"), || {
             (self.json("/stats")["totals"][name] == value).then_some(())
         });
     }
 
-    /// A room's members, or none if there is no such room.
+    /// The number of a room's members; 0 if there is no such room.
     #[must_use]
     pub fn members(&self, room: &str) -> u64 {
         let (status, body) = self.get(&format!("/rooms/{room}"));

@@ -1,4 +1,4 @@
-//! A client at the wire: blocking, and it keeps what comes out of turn.
+//! A blocking client. It keeps events until a test asks for them.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -15,7 +15,7 @@ use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, RoomMessage, SayInRoom
 use tidegate_protocol::proto::v1::Session;
 use tidegate_protocol::{Code, message};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// The demo backend's types.
 pub mod demo {
@@ -27,7 +27,7 @@ pub mod demo {
     pub const JOIN: i32 = 10;
     /// Leaves a room.
     pub const LEAVE: i32 = 11;
-    /// Says something in a room.
+    /// Pushes a message to a room.
     pub const SAY: i32 = 12;
 }
 
@@ -35,7 +35,7 @@ pub mod demo {
 pub mod quiz {
     /// An answer to the question.
     pub const ANSWER: i32 = 100;
-    /// The host asks: a push to everybody, and the end of all waiting.
+    /// The host asks a question: a push to everybody, and an answer to all that wait.
     pub const ASK: i32 = 101;
     /// Answers after so many milliseconds.
     pub const THINK: i32 = 102;
@@ -48,12 +48,12 @@ pub mod quiz {
 /// How a request ended.
 pub type Outcome = Result<Bytes, Failure>;
 
-/// One connection to a gateway. Whatever it waits for, what else comes is kept.
+/// One connection to a gateway. While it waits for an event, it keeps all others.
 #[derive(Debug)]
 pub struct Phone {
     stream: TcpStream,
     client: Client,
-    /// What came, in order, and was not asked for yet.
+    /// Events in order that no test has asked for yet.
     events: VecDeque<Event>,
     /// How the connection ended.
     end: Option<End>,
@@ -63,18 +63,18 @@ pub struct Phone {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// In order: everything was read.
+    /// With an end of stream, after everything was read.
     Closed,
     /// With a reset.
     Reset,
 }
 
-/// A push, as it came.
+/// A push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
     /// Its type.
     pub kind: i32,
-    /// Its place in the room's log; 0 when it came to this user alone.
+    /// Its offset in the room's log; 0 for a push to this user.
     pub offset: u64,
     /// What it carries.
     pub biz_data: Bytes,
@@ -96,25 +96,25 @@ impl Phone {
         Self::on(TcpStream::connect(address).unwrap())
     }
 
-    /// Connects with a receive buffer of few bytes: what it doesn't read soon waits in the gateway.
+    /// Connects with a small receive buffer: what the client does not read soon waits in the gateway.
     #[must_use]
     pub fn connect_narrow(address: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        // Before connecting: the window is agreed on then.
+        // Set before the connect, which negotiates the window.
         socket.set_recv_buffer_size(4096).unwrap();
         socket.connect(&address.into()).unwrap();
         Self::on(socket.into())
     }
 
     fn on(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client::new(Instant::now());
         Self { stream, client, events: VecDeque::new(), end: None, session: None }
     }
 
-    /// Where this end is.
+    /// The local address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().unwrap()
@@ -128,7 +128,7 @@ impl Phone {
     /// Opens a session, and waits for it.
     pub fn login_with(&mut self, user_id: u64, token: &str) -> Session {
         let session = self.try_login(user_id, token);
-        session.unwrap_or_else(|failure| panic!("user {user_id} is not let in: {failure:?}"))
+        session.unwrap_or_else(|failure| panic!("the login of user {user_id} failed: {failure:?}"))
     }
 
     /// Tries to open a session.
@@ -150,7 +150,7 @@ impl Phone {
         sequence
     }
 
-    /// What the gateway said of the session.
+    /// The gateway's answer to the login.
     #[must_use]
     pub fn session(&self) -> Session {
         self.session.expect("the phone has logged in")
@@ -174,13 +174,13 @@ impl Phone {
         sequences
     }
 
-    /// Sends a request and waits for how it ends.
+    /// Sends a request and waits for its outcome.
     pub fn ask(&mut self, kind: i32, biz_data: &[u8]) -> Outcome {
         let sequence = self.send(kind, biz_data);
         self.outcome(sequence)
     }
 
-    /// Sends a request and waits for how it ends; `None` if the connection ends before.
+    /// Sends a request and waits for its outcome; `None` if the connection ends before.
     pub fn ask_or_end(&mut self, kind: i32, biz_data: &[u8]) -> Option<Outcome> {
         let asked = self.client.request(Instant::now(), kind, biz_data);
         let bytes = self.client.outgoing().split();
@@ -198,8 +198,8 @@ impl Phone {
         }
     }
 
-    /// Asks for an echo, and checks it: what the phone sent before was read, and it is still served.
-    pub fn is_served(&mut self) {
+    /// Requests an echo and checks it: the gateway has read what was sent before, and still serves the client.
+    pub fn assert_is_served(&mut self) {
         assert_eq!(self.ask(demo::ECHO, b"still here?"), Ok("still here?".into()));
     }
 
@@ -219,13 +219,13 @@ impl Phone {
         });
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends `bytes` over and over for as long as the gateway takes any, `sent_max` at most in all;
-    /// `sent` counts them. Returns how many it took now. What is sent may end within `bytes`.
+    /// Sends `bytes` again and again while the gateway takes them, at most `sent_max` in all; `sent` counts them.
+    /// Returns how many bytes it took now. The last write may end within `bytes`.
     pub fn send_until_full(&mut self, bytes: &[u8], sent: &mut usize, sent_max: usize) -> usize {
         let before = *sent;
         self.stream.set_nonblocking(true).unwrap();
@@ -240,17 +240,17 @@ impl Phone {
         *sent - before
     }
 
-    /// Says that it will send nothing more, and goes on reading.
+    /// Shuts down the sending side. Reading goes on.
     pub fn stop_sending(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Closes with a reset, as a phone that vanishes.
+    /// Resets the connection.
     pub fn reset(self) {
         SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 
-    /// Waits for how a request ends.
+    /// Waits for the outcome of a request.
     pub fn outcome(&mut self, asked: u64) -> Outcome {
         self.wait_for(|event| match event {
             Event::Answer { sequence, biz_data, .. } if *sequence == asked => {
@@ -261,7 +261,7 @@ impl Phone {
         })
     }
 
-    /// Waits for how a request fails, and checks the code.
+    /// Waits for the failure of a request, and checks its code.
     pub fn fails(&mut self, asked: u64, code: Code) -> Failure {
         let failure = self.outcome(asked).expect_err("the request should fail");
         assert_eq!(failure.code, Some(code));
@@ -283,24 +283,24 @@ impl Phone {
         (0..count).map(|_| self.push()).collect()
     }
 
-    /// Waits for the gateway's last word, and does nothing about it.
-    pub fn is_told_to_go(&mut self) -> Failure {
+    /// Waits for the gateway's last frame, and leaves the connection open.
+    pub fn wait_for_goodbye(&mut self) -> Failure {
         self.wait_for(|event| match event {
             Event::Goodbye(failure) => Some(*failure),
             _ => None,
         })
     }
 
-    /// Waits for the gateway's last word, and for the end of the connection.
+    /// Waits for the gateway's last frame, which has this code, and for the end of the connection.
     pub fn goodbye(&mut self, code: Code) -> Failure {
-        let failure = self.is_told_to_go();
+        let failure = self.wait_for_goodbye();
         assert_eq!(failure.code, Some(code));
         assert_eq!(self.end(), End::Closed);
-        assert!(self.events.is_empty(), "nothing comes after a goodbye: {:?}", self.events);
+        assert!(self.events.is_empty(), "events after the goodbye: {:?}", self.events);
         failure
     }
 
-    /// Reads to the end of the connection, and says how it came. Events are kept.
+    /// Reads to the end of the connection, and returns how it ended. Events are kept.
     pub fn end(&mut self) -> End {
         loop {
             if let Some(end) = self.end {
@@ -310,13 +310,13 @@ impl Phone {
         }
     }
 
-    /// What came and was not asked for yet, once everything sent before has been answered.
+    /// Events that no test has asked for, after everything sent before is answered.
     pub fn leftovers(&mut self) -> Vec<Event> {
         self.heartbeat();
         self.events.drain(..).collect()
     }
 
-    /// Waits for the first event that `pick` takes. The others are kept.
+    /// Waits for the first event that `pick` accepts. The others are kept.
     pub fn wait_for<T>(&mut self, pick: impl Fn(&Event) -> Option<T>) -> T {
         let mut looked_at = 0;
         loop {
@@ -328,13 +328,13 @@ impl Phone {
                 looked_at += 1;
             }
             if let Some(end) = self.end {
-                panic!("the connection ended ({end:?}) before it came, after {}", self.summary());
+                panic!("the connection ended ({end:?}) before the event, after {}", self.summary());
             }
             self.receive();
         }
     }
 
-    /// Joins a room of the demo backend; with `last_offset`, it gets what came after it.
+    /// Joins a room of the demo backend. With `last_offset` it gets the pushes after that offset.
     pub fn join(&mut self, room: &str, last_offset: u64) {
         let join = JoinRoom { room: room.into(), last_offset };
         assert_eq!(self.ask(demo::JOIN, &join.encode_to_vec()), Ok(Bytes::new()));
@@ -346,13 +346,13 @@ impl Phone {
         assert_eq!(self.ask(demo::LEAVE, &leave.encode_to_vec()), Ok(Bytes::new()));
     }
 
-    /// Says something in a room of the demo backend.
+    /// Pushes a message to a room of the demo backend.
     pub fn say(&mut self, room: &str, text: &str) {
         let say = said(room, text);
         assert_eq!(self.ask(demo::SAY, &say), Ok(Bytes::new()));
     }
 
-    /// Does something with this phone on a thread of its own.
+    /// Runs `work` with this client on another thread.
     pub fn in_background<T: Send + 'static>(
         mut self,
         work: impl FnOnce(&mut Self) -> T + Send + 'static,
@@ -365,7 +365,7 @@ impl Phone {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    /// What came and was not asked for, as a failing test shows it.
+    /// Events that no test has asked for, for the message of a failure.
     fn summary(&self) -> String {
         let last: Vec<_> = self.events.iter().rev().take(10).collect();
         format!("{} events that nobody asked for, the last ones first: {last:?}", self.events.len())
@@ -375,7 +375,7 @@ impl Phone {
     fn receive(&mut self) {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
-            // A debugger's, or a SIGCONT: a read with a time limit is not started again (signal(7)).
+            // A signal of a debugger, or SIGCONT: the kernel does not restart a read with a timeout (signal(7)).
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => {
@@ -388,7 +388,7 @@ impl Phone {
     }
 }
 
-/// Whatever comes, in order, to the end of the connection.
+/// All events in order, to the end of the connection.
 impl Iterator for Phone {
     type Item = Event;
 
@@ -400,7 +400,7 @@ impl Iterator for Phone {
     }
 }
 
-/// What says something in a room of the demo backend.
+/// The data of a request that pushes a message to a room of the demo backend.
 #[must_use]
 pub fn said(room: &str, text: &str) -> Vec<u8> {
     SayInRoom { room: room.into(), text: text.to_owned().into() }.encode_to_vec()

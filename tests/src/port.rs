@@ -1,18 +1,17 @@
-//! A port that can be had again after a restart.
+//! A port that is still free after a restart.
 //!
-//! Port 0 is good for one start. Once the gateway is gone, its port may go to anybody: to the next
-//! listener with port 0, or as the near end of somebody's connection. So a gateway that starts again
-//! on its port has one from below those that the kernel gives away, and keeps other tests off it by
-//! holding the same port of UDP, which nobody else uses here.
+//! Port 0 works for one start. When the gateway has ended, the kernel may give its port to the next listener with
+//! port 0, or to an outgoing connection. So a gateway that restarts on its port uses one below the kernel's range. It
+//! also binds the UDP port of the same number, which keeps other tests from choosing it.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use crate::until;
 
-/// Below the ports that kernels give away (`net.ipv4.ip_local_port_range`), above what is well known.
+/// Below the ports that the kernel assigns (`net.ipv4.ip_local_port_range`), above the well-known ones.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// A port that is this test's until it is dropped.
+/// A port that no other test uses until this is dropped.
 #[derive(Debug)]
 pub struct Port {
     _held: UdpSocket,
@@ -20,10 +19,10 @@ pub struct Port {
 }
 
 impl Port {
-    /// A port that nobody has.
+    /// Reserves a free port.
     #[must_use]
     pub fn reserve() -> Self {
-        // Where to begin does not matter; that others begin elsewhere saves them looking.
+        // Processes start at different ports, so that they rarely try the same one.
         let mut candidates = PORTS.cycle().skip(std::process::id() as usize * 61 % PORTS.len());
         until("a free port", || {
             let number = candidates.next()?;

@@ -1,4 +1,4 @@
-//! A process that ends with its test, whatever happens, and what it says.
+//! A process that ends with its test, and its output.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write as _};
@@ -9,23 +9,23 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{PATIENCE, until};
+use crate::{TIMEOUT, until};
 
-/// A child process. Dropped, it is killed; if the test fails, what it said is shown.
+/// A child process. It is killed when this is dropped. If the test fails, its output is shown.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// Readers that do not read.
+    /// Ends of pipes that are not read.
     unread: [Option<PipeReader>; 2],
-    /// What it says.
-    pub stdout: Arc<Said>,
-    /// What it logs.
-    pub stderr: Arc<Said>,
+    /// Its standard output.
+    pub stdout: Arc<Output>,
+    /// Its standard error: the log.
+    pub stderr: Arc<Output>,
 }
 
-/// What came out of a process so far.
+/// What a process has written to a stream so far.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct Output {
     so_far: Mutex<SoFar>,
     more: Condvar,
 }
@@ -33,23 +33,23 @@ pub struct Said {
 #[derive(Debug, Default)]
 struct SoFar {
     text: String,
-    /// Nothing more will come.
+    /// The stream has ended.
     ended: bool,
 }
 
-/// What becomes of what a process writes to one of its standard streams.
+/// Where a standard stream of a process leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sink {
-    /// It is kept, to be looked at.
+    /// The output is kept for the test.
     #[default]
     Kept,
-    /// A pipe whose reader is gone.
+    /// A pipe without a reader.
     ReaderGone,
-    /// A pipe that is full, with a reader that does not read until [`Process::read_stderr`].
+    /// A full pipe, which is not read until [`Process::read_stderr`].
     PipeFull,
-    /// A file on a disk without room.
+    /// A file on a full disk.
     DiskFull,
-    /// A file that is as long as the process may make one: the command has to set the limit to
+    /// A file of the maximal length that the process may write. The command must set the limit to
     /// [`FILE_BYTES_MAX`].
     FileLimit,
     /// The stream is closed before the program starts.
@@ -57,7 +57,7 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// What the child gets, and the reader that does not read.
+    /// The stream for the child, and the end of the pipe that is not read.
     fn open(self) -> (Stdio, Option<PipeReader>) {
         match self {
             Self::Kept => (Stdio::piped(), None),
@@ -73,7 +73,7 @@ impl Sink {
                 file.write_all(&[b'x'; FILE_BYTES_MAX]).unwrap();
                 (file.into(), None)
             }
-            // What starts the program closes it.
+            // The starting command closes the stream.
             Self::Closed => (Stdio::null(), None),
         }
     }
@@ -91,13 +91,13 @@ fn fill(writer: &io::PipeWriter) {
 }
 
 impl Process {
-    /// Starts a process; `input` is all that it can read.
+    /// Starts a process. Its standard input is `input`.
     #[must_use]
     pub fn start(command: &mut Command, input: &str) -> Self {
         Self::start_with(command, input, Sink::Kept, Sink::Kept)
     }
 
-    /// Starts a process whose standard output and standard error lead elsewhere.
+    /// Starts a process with other sinks for its standard output and standard error.
     #[must_use]
     pub fn start_with(command: &mut Command, input: &str, stdout: Sink, stderr: Sink) -> Self {
         let ((stdout, stdout_unread), (stderr, stderr_unread)) = (stdout.open(), stderr.open());
@@ -107,21 +107,21 @@ impl Process {
             .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-        // The command keeps its ends of the pipes otherwise.
+        // Without this the command would keep its ends of the pipes open.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let stdout = child.stdout.take().map_or_else(Said::nothing, Said::listen);
-        let stderr = child.stderr.take().map_or_else(Said::nothing, Said::listen);
-        // Who ends without reading its input breaks the pipe, and that is no matter.
+        let stdout = child.stdout.take().map_or_else(Output::nothing, Output::listen);
+        let stderr = child.stderr.take().map_or_else(Output::nothing, Output::listen);
+        // A process that ends without reading its input breaks the pipe, which is no failure.
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
         Self { child, unread: [stdout_unread, stderr_unread], stdout, stderr }
     }
 
     /// Starts to read the standard error of a process that was started with [`Sink::PipeFull`].
     pub fn read_stderr(&mut self) {
-        self.stderr = Said::listen(self.unread[1].take().unwrap());
+        self.stderr = Output::listen(self.unread[1].take().unwrap());
     }
 
-    /// Runs a process to its end: how it ended, what it said and what it logged.
+    /// Runs a process to its end. Returns its exit status, standard output and standard error.
     #[must_use]
     pub fn run(command: &mut Command, input: &str) -> (ExitStatus, String, String) {
         let mut process = Self::start(command, input);
@@ -129,7 +129,7 @@ impl Process {
         (status, process.stdout.all(), process.stderr.all())
     }
 
-    /// Its number.
+    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
@@ -145,13 +145,13 @@ impl Process {
         until("the process ends", || self.child.try_wait().unwrap())
     }
 
-    /// Whether it has not ended.
+    /// Whether it still runs.
     #[must_use]
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Ends it as nothing else would: SIGKILL.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -160,7 +160,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
         if thread::panicking() {
@@ -170,8 +170,8 @@ impl Drop for Process {
     }
 }
 
-impl Said {
-    /// Of a stream that nobody listens to.
+impl Output {
+    /// The output of a stream that is not kept: empty.
     fn nothing() -> Arc<Self> {
         let said = Self::default();
         said.so_far.lock().unwrap().ended = true;
@@ -187,7 +187,7 @@ impl Said {
             loop {
                 let count = pipe.read(&mut buffer).unwrap_or_default();
                 cut.extend_from_slice(&buffer[..count]);
-                // Whole lines, so that no character is cut.
+                // Whole lines, so that no character is cut in two.
                 let whole = cut.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
                 let whole = if count == 0 { cut.len() } else { whole };
                 let lines: Vec<u8> = cut.drain(..whole).collect();
@@ -203,39 +203,39 @@ impl Said {
         said
     }
 
-    /// What was said until now.
+    /// The output until now.
     #[must_use]
     pub fn so_far(&self) -> String {
         self.so_far.lock().unwrap().text.clone()
     }
 
-    /// All that was said. To be asked once the process has ended.
+    /// The whole output. The process must have ended.
     #[must_use]
     pub fn all(&self) -> String {
         let so_far = self.so_far.lock().unwrap();
         let (so_far, _) =
-            self.more.wait_timeout_while(so_far, PATIENCE, |so_far| !so_far.ended).unwrap();
+            self.more.wait_timeout_while(so_far, TIMEOUT, |so_far| !so_far.ended).unwrap();
         so_far.text.clone()
     }
 
-    /// Waits until something was said.
+    /// Waits until the output contains `text`.
     pub fn wait_for(&self, text: &str) {
         self.find(text, |so_far| so_far.contains(text).then_some(()));
     }
 
-    /// Waits until something was said, and takes what `find` makes of it.
+    /// Waits until `find` returns something for the output.
     pub fn find<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut so_far = self.so_far.lock().unwrap();
         loop {
             if let Some(found) = find(&so_far.text) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            // Panicking with the lock held would poison it for the one who shows the text.
+            // A panic with the lock held would poison it for the code that shows the output.
             if so_far.ended || left.is_zero() {
                 drop(so_far);
-                panic!("it never said: {what}");
+                panic!("the output never had: {what}");
             }
             so_far = self.more.wait_timeout(so_far, left).unwrap().0;
         }

@@ -1,4 +1,4 @@
-//! The binaries under test. Cargo builds them before the first is started, and says where they are.
+//! The binaries under test. Cargo builds them before the first start, and returns their paths.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -6,16 +6,16 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// Where the binaries are.
+/// The paths of the binaries.
 #[derive(Debug)]
 pub struct Programs {
     /// The gateway.
     pub tidegate: PathBuf,
     /// The tool.
     pub tide: PathBuf,
-    /// The example of a gateway with a backend of its own.
+    /// The example of a gateway with another backend.
     pub quiz: PathBuf,
-    /// What runs a program with less than it could have.
+    /// The program that confines another one.
     pub confine: PathBuf,
 }
 
@@ -23,9 +23,9 @@ pub struct Programs {
 #[must_use]
 pub fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Option<Programs>> = OnceLock::new();
-    // What does not build is not built again for each test.
+    // After a failed build the other tests do not build again.
     let programs = PROGRAMS.get_or_init(build).as_ref();
-    programs.expect("the programs under test build: see above")
+    programs.expect("the build of the programs under test failed: see above")
 }
 
 fn build() -> Option<Programs> {
@@ -54,7 +54,7 @@ fn build() -> Option<Programs> {
     Some(Programs { tidegate, tide, quiz, confine })
 }
 
-/// The name and the place of the executable that a message of cargo's tells of.
+/// The name and the path of the executable in a message of cargo's.
 fn executable(message: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(message).ok()?;
     let path = message["executable"].as_str()?;

@@ -1,4 +1,4 @@
-//! Every error code, produced by the real gateway.
+//! Each error code, produced by the real gateway.
 
 use std::time::Duration;
 
@@ -7,31 +7,31 @@ use tidegate_tests::phone::{End, demo, quiz};
 use tidegate_tests::{Code, Setup};
 
 #[test]
-fn code_100_is_a_token_that_does_not_verify() {
+fn a_token_that_does_not_verify_gets_100() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     for token in ["token-8", "7"] {
         let failure = phone.try_login(7, token).unwrap_err();
         assert_eq!(failure.code, Some(Code::Unauthenticated));
     }
-    // Two failures are forgiven.
+    // Two failures leave the connection open.
     phone.login(7);
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn code_100_is_a_business_frame_before_authentication() {
+fn a_request_before_authentication_gets_100() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     let asked = phone.send(demo::ECHO, b"hello");
     phone.fails(asked, Code::Unauthenticated);
     phone.heartbeat();
     phone.login(7);
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn the_third_failure_to_authenticate_ends_the_connection() {
+fn the_third_failed_authentication_closes_the_connection() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     let asked = phone.send(demo::ECHO, b"hello");
@@ -41,24 +41,24 @@ fn the_third_failure_to_authenticate_ends_the_connection() {
         assert_eq!(failure.code, Some(Code::Unauthenticated));
     }
     assert_eq!(phone.end(), End::Closed);
-    assert_eq!(phone.next(), None, "the third answer was the last word");
+    assert_eq!(phone.next(), None, "no answer follows the third failure");
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "auth_failed", |n| n == 1.0);
 }
 
 #[test]
-fn code_101_is_a_request_that_the_backend_can_not_serve() {
+fn a_request_that_the_backend_cannot_serve_gets_101() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     for (kind, biz_data) in [(99, &b""[..]), (demo::JOIN, &[0xff]), (demo::JOIN, b""), (20, b"x")] {
         let asked = phone.send(kind, biz_data);
         phone.fails(asked, Code::BackendFailed);
     }
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn code_101_is_a_handler_that_panics_on_either_kind_of_thread() {
+fn a_handler_that_panics_on_a_shard_or_a_worker_answers_101() {
     for placement in ["worker", "shard"] {
         let gateway = Setup::quiz()
             .set("backends.quiz.placement", placement)
@@ -70,25 +70,25 @@ fn code_101_is_a_handler_that_panics_on_either_kind_of_thread() {
         assert_eq!(phone.outcome(asked[0]), Ok("noted".into()), "{placement}");
         phone.fails(asked[1], Code::BackendFailed);
         assert_eq!(phone.outcome(asked[2]), Ok("noted".into()));
-        // Dropped without an answer.
+        // The handler drops this call without an answer.
         phone.fails(asked[3], Code::BackendFailed);
         gateway.process.stderr.wait_for("a handler panicked");
-        phone.is_served();
+        phone.assert_is_served();
     }
 }
 
 #[test]
-fn code_101_is_an_answer_that_is_too_long_for_a_frame() {
+fn an_answer_too_long_for_a_frame_becomes_101() {
     let gateway = Setup::demo().set("limits.frame_to_client_bytes_max", 1000).start();
     let mut phone = gateway.login(7);
     let asked = phone.send(demo::ECHO, &[b'x'; 1000]);
     phone.fails(asked, Code::BackendFailed);
     gateway.operator().wait_for_metric("tidegate_oversize_answers_total", "", |n| n == 1.0);
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn code_102_is_a_backend_that_does_not_answer_in_time() {
+fn a_backend_that_does_not_answer_in_time_causes_102() {
     let routes =
         r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz",timeout_ms=200}]"#;
     let gateway = Setup::quiz().set("backends.quiz.workers", 1).set("routes", routes).start();
@@ -96,7 +96,7 @@ fn code_102_is_a_backend_that_does_not_answer_in_time() {
     let asked = phone.send(quiz::WAIT, b"");
     let failure = phone.fails(asked, Code::Timeout);
     assert_eq!(failure.retry_after, Duration::ZERO);
-    // The answer that comes too late goes nowhere, and is counted.
+    // The late answer is dropped and counted.
     phone.ask(quiz::ASK, b"Which?").unwrap();
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_late_answers_total", "", |n| n == 1.0);
@@ -105,7 +105,7 @@ fn code_102_is_a_backend_that_does_not_answer_in_time() {
 }
 
 #[test]
-fn code_103_is_a_connection_that_asks_too_fast() {
+fn a_connection_above_its_request_rate_gets_103() {
     let gateway = Setup::demo()
         .set("limits.frames_per_second_max", 1)
         .set("limits.frames_burst_max", 5)
@@ -114,31 +114,31 @@ fn code_103_is_a_connection_that_asks_too_fast() {
     let asked = phone.send_together(&[(demo::ECHO, "x"); 50]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
     let (served, limited): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    assert!(served.len() >= 4, "the burst is served, but for what the login took of it");
-    assert!(!limited.is_empty(), "and not everything");
+    assert!(served.len() >= 4, "the burst is served, except for what the login used");
+    assert!(!limited.is_empty(), "some requests are refused");
     for failure in limited.into_iter().map(Result::unwrap_err) {
         assert_eq!(failure.code, Some(Code::RateLimited));
         assert!(failure.retry_after > Duration::ZERO);
     }
-    // Authentications count too; another connection has a rate of its own.
+    // Authentications count too. Each connection has its own rate.
     let asked = phone.send_together(&[(0, ""); 4]);
     let refused = asked.into_iter().filter(|&sequence| {
         phone.outcome(sequence).is_err_and(|failure| failure.code == Some(Code::RateLimited))
     });
     assert!(refused.count() >= 3);
-    gateway.login(8).is_served();
+    gateway.login(8).assert_is_served();
 }
 
 #[test]
-fn code_104_is_a_route_with_its_fill_of_calls() {
+fn a_route_with_too_many_calls_answers_104() {
     let routes =
         r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz",in_flight_max=2}]"#;
     let gateway = Setup::quiz().set("backends.quiz.workers", 1).set("routes", routes).start();
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(quiz::WAIT, ""); 3]);
     assert!(phone.fails(asked[2], Code::Overloaded).retry_after > Duration::ZERO);
-    // Another route has room, and so has this one once a call has ended.
-    phone.is_served();
+    // Another route accepts calls, and this one does again when a call has ended.
+    phone.assert_is_served();
     let mut host = gateway.login(8);
     let refused = host.send(quiz::ASK, b"Which?");
     host.fails(refused, Code::Overloaded);
@@ -147,7 +147,7 @@ fn code_104_is_a_route_with_its_fill_of_calls() {
 }
 
 #[test]
-fn code_104_is_a_backend_whose_queue_is_full() {
+fn a_backend_with_a_full_queue_answers_104() {
     let gateway = Setup::demo()
         .set("backends.demo.workers", 1)
         .set("backends.demo.queue_calls_max", 1)
@@ -155,26 +155,26 @@ fn code_104_is_a_backend_whose_queue_is_full() {
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(demo::ECHO, "x"); 20]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
-    assert!(outcomes[0].is_ok(), "the first finds room");
+    assert!(outcomes[0].is_ok(), "the queue takes the first call");
     let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-    assert!(!refused.is_empty(), "those of the same turn don't");
+    assert!(!refused.is_empty(), "the queue refuses other calls of the same turn");
     assert!(refused.iter().all(|failure| failure.code == Some(Code::Overloaded)));
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn code_105_is_a_type_that_no_route_takes() {
+fn a_type_without_a_route_gets_105() {
     let gateway = Setup::demo().set("routes", r#"[{types=[1,9],backend="demo"}]"#).start();
     let mut phone = gateway.login(7);
     for kind in [10, 100, i32::MAX] {
         let asked = phone.send(kind, b"");
         phone.fails(asked, Code::NoRoute);
     }
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn code_106_is_a_frame_that_can_not_be_read() {
+fn a_malformed_frame_gets_106() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     phone.send_bytes(&[0x80, 0x00]);
@@ -182,45 +182,45 @@ fn code_106_is_a_frame_that_can_not_be_read() {
 }
 
 #[test]
-fn code_107_is_the_same_user_coming_in_elsewhere() {
+fn a_session_that_another_login_of_its_user_replaces_gets_107() {
     let gateway = Setup::demo().shards(2).start();
     let mut older = gateway.login(7);
     let mut newer = gateway.login(7);
     older.goodbye(Code::Replaced);
-    newer.is_served();
+    newer.assert_is_served();
 }
 
 #[test]
-fn code_107_is_a_kick() {
+fn a_kicked_session_gets_107() {
     let gateway = Setup::demo().shards(2).start();
     let mut phone = gateway.login(7);
     let mut neighbour = gateway.login(8);
     assert_eq!(gateway.operator().kick(7), 1);
     phone.goodbye(Code::Replaced);
     assert_eq!(gateway.operator().kick(7), 0);
-    neighbour.is_served();
-    gateway.login(7).is_served();
+    neighbour.assert_is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn code_108_comes_when_the_answers_are_out_and_the_process_ends_well() {
+fn a_drain_sends_108_after_the_answers_and_the_process_ends_with_success() {
     let mut gateway =
         Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
     let mut idle = gateway.login(1);
-    let mut stranger = gateway.connect();
-    stranger.heartbeat();
+    let mut anonymous = gateway.connect();
+    anonymous.heartbeat();
     let mut waiting = gateway.login(2);
     let mut host = gateway.login(3);
     let asked = waiting.send(quiz::WAIT, b"");
     let held = host.send(quiz::WAIT, b"");
     gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
     gateway.terminate();
-    for phone in [&mut idle, &mut stranger] {
+    for phone in [&mut idle, &mut anonymous] {
         let retry_after = phone.goodbye(Code::Draining).retry_after;
         let spread = Duration::from_millis(3000)..Duration::from_millis(6000);
         assert!(spread.contains(&retry_after), "{retry_after:?}");
     }
-    // What comes now is not handed over, so nobody can end the waiting but its timeout.
+    // Requests are no longer handed to a backend, so only the timeout ends the calls that wait.
     let late = host.send(quiz::ASK, b"Which?");
     assert!(host.fails(late, Code::Draining).retry_after >= Duration::from_millis(3000));
     waiting.fails(asked, Code::Timeout);
@@ -231,7 +231,7 @@ fn code_108_comes_when_the_answers_are_out_and_the_process_ends_well() {
 }
 
 #[test]
-fn code_108_lets_an_answer_that_is_under_way_come() {
+fn a_drain_waits_for_an_answer_before_108() {
     let mut gateway = Setup::quiz().start();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::THINK, b"700");
@@ -243,7 +243,7 @@ fn code_108_lets_an_answer_that_is_under_way_come() {
 }
 
 #[test]
-fn code_108_comes_at_the_latest_when_the_drain_timeout_is_over() {
+fn a_drain_sends_108_at_its_timeout_without_the_missing_answers() {
     let mut gateway = Setup::quiz().set("shutdown.drain_timeout_ms", 100).start();
     let mut phone = gateway.login(7);
     phone.send(quiz::WAIT, b"");
@@ -257,7 +257,7 @@ fn code_108_comes_at_the_latest_when_the_drain_timeout_is_over() {
 }
 
 #[test]
-fn code_109_is_silence() {
+fn a_silent_session_gets_109() {
     let gateway = Setup::demo()
         .set("session.heartbeat_interval_ms", 100)
         .set("session.idle_timeout_ms", 300)

@@ -1,4 +1,4 @@
-//! What a drain does for connections that nobody has accepted yet: they are told to go, as all others are.
+//! A drain accepts the connections that wait in the kernel's queue, and sends each a goodbye.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -7,10 +7,10 @@ use rustix::process::{Resource, Rlimit, prlimit};
 use tidegate_tests::phone::{End, quiz};
 use tidegate_tests::{Code, Gateway, Phone, Setup};
 
-/// Descriptors of a gateway whose rings, or whose table, are to be full.
+/// Descriptors of a gateway whose rings or whose descriptor table shall be full.
 const DESCRIPTORS: u64 = 256;
 
-/// Phones that connect and log in, and wait in the kernel's queue.
+/// Clients that connect, send a login, and wait in the kernel's queue.
 fn wait_in_the_queue(gateway: &Gateway, count: u64) -> Vec<Phone> {
     let wait = |user_id: u64| {
         let mut phone = gateway.connect();
@@ -22,11 +22,11 @@ fn wait_in_the_queue(gateway: &Gateway, count: u64) -> Vec<Phone> {
     waiting
 }
 
-/// Each is told to go, and gives its place to the next.
-fn all_are_told_to_go(mut gateway: Gateway, phones: impl IntoIterator<Item = Phone>) {
+/// Each client gets a goodbye and closes, which makes room for the next one.
+fn each_gets_a_goodbye(mut gateway: Gateway, phones: impl IntoIterator<Item = Phone>) {
     for mut phone in phones {
-        // One may have got in before it drained.
-        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        // One client may have been accepted before the drain.
+        assert_eq!(phone.wait_for_goodbye().code, Some(Code::Draining));
         assert_eq!(phone.end(), End::Closed);
     }
     assert_eq!(gateway.process.wait().code(), Some(0));
@@ -35,44 +35,44 @@ fn all_are_told_to_go(mut gateway: Gateway, phones: impl IntoIterator<Item = Pho
 }
 
 #[test]
-fn who_waits_at_a_full_gateway_is_told_to_go() {
+fn connections_that_wait_at_a_full_gateway_get_a_goodbye() {
     for shards in [1, 3] {
         let setup = Setup::demo().shards(shards).set("limits.connections_max", 6);
         let gateway = setup.start();
         let full: Vec<_> = (1..=6).map(|user_id| gateway.login(user_id)).collect();
         let waiting = wait_in_the_queue(&gateway, 40);
         gateway.terminate();
-        all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+        each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
     }
 }
 
 #[test]
-fn who_waits_is_told_to_go_however_many_they_are() {
-    // More than one turn takes in, and more than io_uring has accepts under way.
+fn a_long_queue_of_waiting_connections_gets_goodbyes() {
+    // More than one turn accepts, and more than the accepts that io_uring has in flight.
     let gateway = Setup::demo().set("limits.connections_max", 2).start();
     let full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
     let waiting = wait_in_the_queue(&gateway, 300);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_waits_is_told_to_go_once_answers_have_made_room() {
+fn waiting_connections_get_a_goodbye_when_answered_ones_have_left() {
     let gateway = Setup::quiz().set("limits.connections_max", 4).start();
     let mut full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     let asked: Vec<_> = full.iter_mut().map(|phone| phone.send(quiz::THINK, b"1000")).collect();
-    // On a busy machine some may be answered before it drains; all of them are, in any case.
+    // On a busy machine some calls may be answered before the drain. In any case all are answered.
     gateway.operator().wait_for_metric("tidegate_calls_total", "", |n| n == 4.0);
     let waiting = wait_in_the_queue(&gateway, 10);
     gateway.terminate();
     for (phone, asked) in full.iter_mut().zip(asked) {
         assert_eq!(phone.outcome(asked).unwrap(), b"thought about it"[..]);
     }
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_finds_no_room_until_the_drains_end_is_reset_and_the_log_says_so() {
+fn connections_that_still_wait_at_the_end_of_a_drain_are_reset_and_logged() {
     let setup = Setup::quiz().set("limits.connections_max", 2);
     let mut gateway = setup.set("shutdown.drain_timeout_ms", 300).start();
     let mut full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
@@ -93,7 +93,7 @@ fn who_finds_no_room_until_the_drains_end_is_reset_and_the_log_says_so() {
     assert!(log.contains("reset in the accept queue") && log.contains("connections=5"), "{log}");
 }
 
-/// Lets the gateway open no descriptor more than it has.
+/// Prevents the gateway from opening another descriptor.
 fn take_descriptors(gateway: &Gateway, maximum: u64) {
     let pid = gateway.process.pid();
     let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count() as u64;
@@ -102,25 +102,25 @@ fn take_descriptors(gateway: &Gateway, maximum: u64) {
 }
 
 #[test]
-fn who_waits_for_a_descriptor_is_told_to_go() {
+fn connections_that_wait_for_a_descriptor_get_a_goodbye() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
     let gateway = setup.start();
     let full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     take_descriptors(&gateway, DESCRIPTORS);
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }
 
 #[test]
-fn who_waits_for_a_ring_is_told_to_go() {
+fn connections_that_wait_for_a_ring_get_a_goodbye() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("uring");
     let gateway = setup.set("limits.connections_max", 1000).start();
-    // A ring is added as soon as none has a place left.
+    // A ring is added as soon as all rings are full.
     let mut full: Vec<_> = (1..=200).map(|user_id| gateway.login(user_id)).collect();
     take_descriptors(&gateway, DESCRIPTORS);
     full.extend((201..=DESCRIPTORS).map(|user_id| gateway.login(user_id)));
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();
-    all_are_told_to_go(gateway, full.into_iter().chain(waiting));
+    each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
 }

@@ -1,4 +1,4 @@
-//! Which kernel mechanism is used, where it may not be, and more connections than descriptors.
+//! The choice of the driver, kernels that forbid io_uring, and more connections than descriptors.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -16,7 +16,7 @@ const DESCRIPTORS: u64 = 256;
 /// More connections than those.
 const CONNECTIONS: u64 = 400;
 
-/// What each shard says that it uses: driver and rings.
+/// The driver and the number of rings of each shard, from `/stats`.
 fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
     let stats = gateway.operator().json("/stats");
     let shards = stats["shards"].as_array().unwrap();
@@ -26,16 +26,16 @@ fn drivers(gateway: &Gateway) -> Vec<(String, u64)> {
     shards.iter().map(driver).collect()
 }
 
-/// Held by the one test that has many connections: the other end of each is a descriptor of this process,
-/// which may have no more than 1,024.
-fn crowd() -> MutexGuard<'static, ()> {
+/// Lets one test at a time have many connections. The other ends are descriptors of this process, which may have
+/// 1,024.
+fn lock_descriptors() -> MutexGuard<'static, ()> {
     static CROWD: Mutex<()> = Mutex::new(());
-    // A test that fails takes no other with it.
+    // A failed test poisons the lock; the others still run.
     CROWD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
-fn the_driver_is_the_one_that_was_asked_for() {
+fn the_gateway_uses_the_configured_driver() {
     let gateway = Setup::demo().shards(2).start();
     let (epoll, uring) = (("epoll".to_owned(), 0), ("uring".to_owned(), 1));
     match std::env::var("TIDEGATE_DRIVER").as_deref() {
@@ -47,23 +47,23 @@ fn the_driver_is_the_one_that_was_asked_for() {
         _ => assert_eq!(drivers(&gateway), [uring.clone(), uring.clone()]),
     }
     let gateway = Setup::demo().flag("--driver").flag("epoll").start();
-    assert_eq!(drivers(&gateway), [epoll], "a flag wins over the environment");
+    assert_eq!(drivers(&gateway), [epoll], "a flag overrides the environment");
     let gateway = Setup::demo().flag("--driver").flag("uring").start();
-    assert_eq!(drivers(&gateway), [uring], "a flag wins over the environment");
+    assert_eq!(drivers(&gateway), [uring], "a flag overrides the environment");
 }
 
 #[test]
-fn where_io_uring_is_forbidden_epoll_is_used_and_the_log_says_why() {
+fn without_io_uring_epoll_is_used_and_the_log_says_why() {
     let gateway = Setup::demo().without_uring().set("driver", "auto").start();
     gateway.process.stderr.wait_for("seccomp");
     let log = gateway.process.stderr.so_far();
     assert!(log.contains("epoll is used, since io_uring can't be"), "{log}");
     assert_eq!(drivers(&gateway), [("epoll".to_owned(), 0)]);
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn where_io_uring_is_forbidden_who_insists_is_refused_with_the_way_out() {
+fn a_configured_but_forbidden_io_uring_fails_the_start_with_advice() {
     let setup = Setup::demo().without_uring().flag("--driver").flag("uring");
     let (status, said, log) = setup.run();
     assert_eq!((status.code(), &*said), (Some(2), ""), "{log}");
@@ -72,44 +72,44 @@ fn where_io_uring_is_forbidden_who_insists_is_refused_with_the_way_out() {
     }
 }
 
-/// Each is served and gets what everybody gets, and all are let go in order.
-fn holds_many(setup: Setup) -> Vec<(String, u64)> {
-    let _crowd = crowd();
-    let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_port_of_its_own();
+/// Each connection is served, gets a push to everybody, and a goodbye at the end.
+fn serves_many_connections(setup: Setup) -> Vec<(String, u64)> {
+    let _lock = lock_descriptors();
+    let setup = setup.set("limits.connections_max", CONNECTIONS).on_a_reserved_port();
     let mut gateway = setup.start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=CONNECTIONS).map(|user_id| gateway.login(user_id)).collect();
     operator.wait_for_total("connections", CONNECTIONS);
     let drivers = drivers(&gateway);
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     assert_eq!(operator.push_all(5, b"to all"), CONNECTIONS);
     assert!(phones.iter_mut().all(|phone| phone.push().biz_data == b"to all"[..]));
     gateway.terminate();
     phones.iter_mut().for_each(|phone| {
         phone.goodbye(Code::Draining);
     });
-    assert!(TcpStream::connect(gateway.clients()).is_err(), "somebody listens still");
+    assert!(TcpStream::connect(gateway.clients()).is_err(), "the port is still open");
     drop(phones);
     assert_eq!(gateway.process.wait().code(), Some(0));
     drivers
 }
 
 #[test]
-fn rings_hold_more_connections_than_there_are_descriptors() {
+fn rings_serve_more_connections_than_there_are_descriptors() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
-    let drivers = holds_many(setup);
+    let drivers = serves_many_connections(setup);
     let [(name, rings)] = &drivers[..] else { panic!("{drivers:?}") };
     assert!(name == "uring" && (2..=3).contains(rings), "{drivers:?}");
 }
 
 #[test]
-fn shards_on_epoll_have_descriptors_of_their_own_past_the_limit() {
+fn each_epoll_shard_has_its_own_descriptor_limit() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "epoll").shards(8);
-    assert_eq!(holds_many(setup), vec![("epoll".to_owned(), 0); 8]);
+    assert_eq!(serves_many_connections(setup), vec![("epoll".to_owned(), 0); 8]);
 }
 
 #[test]
-fn more_connections_than_epoll_has_descriptors_for_are_refused_with_the_numbers() {
+fn a_connections_max_beyond_the_descriptors_of_epoll_fails_the_start_with_the_numbers() {
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "epoll").shards(2);
     let (status, said, log) = setup.set("limits.connections_max", 100_000).run();
     assert_eq!((status.code(), &*said), (Some(2), ""), "{log}");
@@ -119,11 +119,10 @@ fn more_connections_than_epoll_has_descriptors_for_are_refused_with_the_numbers(
     }
 }
 
-/// The counterpart of running out of descriptors with epoll: the table is full, and there is none for one
-/// more ring.
+/// With io_uring the descriptor table may be full, so that no descriptor is left for another ring.
 #[test]
-fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
-    let _crowd = crowd();
+fn accepting_pauses_while_no_ring_can_be_added() {
+    let _lock = lock_descriptors();
     let setup = Setup::demo().descriptors(DESCRIPTORS).set("driver", "uring");
     let gateway = setup.set("limits.connections_max", CONNECTIONS).start();
     let operator = gateway.operator();
@@ -137,8 +136,8 @@ fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
     let mut waiting = gateway.connect();
     let login = waiting.send_login(9999, "token-9999");
     gateway.process.stderr.wait_for("accepting is paused");
-    phones.iter_mut().for_each(Phone::is_served);
-    // One that goes makes room for the one that waits.
+    phones.iter_mut().for_each(Phone::assert_is_served);
+    // When a connection ends, the waiting one is accepted.
     drop(phones.pop());
     waiting.wait_for(|event| match event {
         tidegate_protocol::client::Event::Authenticated { sequence, .. } if *sequence == login => {
@@ -148,17 +147,17 @@ fn where_no_ring_can_be_added_accepting_pauses_until_there_is_room() {
     });
     gateway.process.stderr.wait_for("accepting again");
     prlimit(Some(pid), Resource::Nofile, limit(DESCRIPTORS)).unwrap();
-    // Not before: the operators' connection needs a descriptor, too.
+    // Only now: the operators' connection needs a descriptor too.
     operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
     let mut more: Vec<_> = (301..=320).map(|user_id| gateway.login(user_id)).collect();
-    more.iter_mut().chain(&mut phones).for_each(Phone::is_served);
+    more.iter_mut().chain(&mut phones).for_each(Phone::assert_is_served);
     assert_eq!(more[0].ask(demo::ECHO, b"hello").unwrap(), b"hello"[..]);
     assert_eq!(drivers(&gateway), [("uring".to_owned(), 2)]);
 }
 
-/// What older kernels tell of TCP is shorter: `struct tcp_info` had 104 bytes in Linux 2.6 and 232 in 5.4.
+/// Older kernels have a shorter `struct tcp_info`: 104 bytes in Linux 2.6 and 232 in 5.4.
 #[test]
-fn a_kernel_that_tells_less_of_tcp_drains_like_any_other() {
+fn a_drain_works_with_the_shorter_tcp_info_of_older_kernels() {
     for bytes in [104, 232] {
         let setup = Setup::demo();
         let (source, library) = (setup.folder().join("less.c"), setup.folder().join("less.so"));

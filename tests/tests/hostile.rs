@@ -1,4 +1,4 @@
-//! The operators' HTTP while hostile connections try to keep operators from it.
+//! The operators' HTTP while hostile connections try to block it.
 //!
 //! `TIDEGATE_HOSTILE=1000 cargo test --release -p tidegate-tests --test hostile -- --nocapture` measures: it holds
 //! 1,000 connections of each kind, prints how long the slowest answer took, and fails if it took longer than
@@ -11,18 +11,18 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use tidegate_tests::hostile::{HostileConnections, Kind};
-use tidegate_tests::{Gateway, PATIENCE, Setup};
+use tidegate_tests::{Gateway, Setup, TIMEOUT};
 
-/// Hostile connections of each kind, unless it is a measurement: as many as fit into a test's descriptors.
+/// Hostile connections of each kind in a test: as many as its descriptors allow.
 const HOSTILE: usize = 100;
 
-/// How often each path is requested while they are held.
+/// How often each path is requested meanwhile.
 const REQUESTS: usize = 10;
 
 /// The slowest answer that a measurement accepts.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Hostile connections of each kind in a measurement. `None`: this is a test.
+/// Hostile connections of each kind in a measurement. `None`: this run is a test.
 fn measured() -> Option<usize> {
     let count = std::env::var("TIDEGATE_HOSTILE").ok()?;
     Some(count.parse().expect("TIDEGATE_HOSTILE is a number"))
@@ -32,10 +32,10 @@ fn token(gateway: &Gateway) -> String {
     fs::read_to_string(gateway.folder().join(".tidegate/admin.token")).unwrap().trim().to_owned()
 }
 
-/// Sends bytes to the operators' HTTP on a new connection. Returns all that it answers.
+/// Sends bytes to the operators' HTTP on a new connection. Returns the whole answer.
 fn exchange(gateway: &Gateway, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(gateway.operators()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -58,14 +58,17 @@ fn slowest_answer(gateway: &Gateway, token: &str) -> Duration {
             let answer = get(gateway, path, token);
             slowest = slowest.max(began.elapsed());
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer:?}");
-            assert!(path != "/metrics" || answer.contains("\ntidegate_connections{"), "all of it");
+            assert!(
+                path != "/metrics" || answer.contains("\ntidegate_connections{"),
+                "the whole page arrives"
+            );
         }
     }
     slowest
 }
 
 #[test]
-fn health_and_metrics_are_answered_beside_hostile_connections() {
+fn health_and_metrics_are_answered_despite_hostile_connections() {
     let gateway = Setup::demo().start();
     let token = token(&gateway);
     let mut too_slow = Vec::new();
@@ -74,7 +77,7 @@ fn health_and_metrics_are_answered_beside_hostile_connections() {
         let count = measured().unwrap_or(HOSTILE);
         let hostile = HostileConnections::new(kind, count, gateway.operators(), &token);
         let slowest = slowest_answer(&gateway, &token);
-        phone.is_served();
+        phone.assert_is_served();
         println!("{kind:?}: {slowest:?}, {} connections made", hostile.made());
         if slowest > ANSWERED_WITHIN {
             too_slow.push((kind, slowest));
@@ -88,7 +91,7 @@ fn health_and_metrics_are_answered_beside_hostile_connections() {
 }
 
 #[test]
-fn malformed_requests_get_an_error_of_their_own() {
+fn malformed_requests_get_a_specific_error() {
     let gateway = Setup::demo().start();
     for (bytes, status) in [
         (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], "HTTP/1.1 400 "),
@@ -105,12 +108,12 @@ fn malformed_requests_get_an_error_of_their_own() {
 }
 
 #[test]
-fn a_connection_without_a_whole_head_or_a_reader_is_ended() {
+fn a_connection_that_stalls_in_its_request_or_does_not_read_is_closed() {
     let gateway = Setup::demo().start();
     let token = token(&gateway);
     let connect = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(gateway.operators()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         stream
     };
@@ -119,7 +122,7 @@ fn a_connection_without_a_whole_head_or_a_reader_is_ended() {
     let guarded =
         |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
     let mut idle = connect(guarded("/users/7").as_bytes());
-    // Far more answers than the kernel's buffers hold.
+    // Far more answers than the kernel buffers.
     let _never_reads = connect(guarded("/metrics").repeat(1000).as_bytes());
     let operator = gateway.operator();
     let cut = "tidegate_operator_connections_closed_total";

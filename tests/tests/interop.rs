@@ -1,4 +1,4 @@
-//! The clients in other languages that `PROTOCOL.md` gives as examples, each against a real gateway.
+//! The example clients of `PROTOCOL.md` in other languages, each with a real gateway.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,8 +12,11 @@ fn interop(program: &str) -> Command {
 }
 
 #[test]
-fn the_examples_in_other_languages_speak_to_a_gateway() {
-    assert!(interop("build").status().unwrap().success(), "they do not build: see above");
+fn the_examples_in_other_languages_work_with_a_gateway() {
+    assert!(
+        interop("build").status().unwrap().success(),
+        "the build of the examples failed: see above"
+    );
     let gateway = Setup::demo().start();
     let port = gateway.clients().port().to_string();
     for language in ["java", "python", "node", "go"] {

@@ -1,4 +1,4 @@
-//! Bounds: each is reached, has the outcome that it should have, and is left again.
+//! Bounds: each is reached, has its documented outcome, and the gateway recovers.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -18,14 +18,14 @@ fn resident_bytes(gateway: &Gateway) -> usize {
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// Sets how many descriptors the gateway may have open, from now on.
+/// Sets the limit on the open descriptors of the running gateway.
 fn set_descriptors(gateway: &Gateway, current: Option<u64>) {
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: current.or(maximum), maximum };
     prlimit(Some(gateway.process.pid()), Resource::Nofile, limit).unwrap();
 }
 
-/// Descriptors that the gateway has open.
+/// The number of open descriptors of the gateway.
 fn open_descriptors(gateway: &Gateway) -> u64 {
     let pid = gateway.process.pid().as_raw_nonzero();
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
@@ -46,18 +46,18 @@ fn a_connection_with_too_many_unsent_bytes_is_closed_and_counted() {
     while operator.push_user(7, 5, &body) == 1 {
         delivered += 1;
         assert!(delivered < 1000, "the outbox has no bound");
-        neighbour.is_served();
+        neighbour.assert_is_served();
     }
     operator.wait_for_metric("tidegate_connections_closed_total", "outbox_full", |n| n == 1.0);
     operator.wait_for_total("sessions", 1);
     operator.wait_for_total("outbox_bytes", 0);
-    // What had gone to the kernel may be read; then there is the end.
+    // The client may still read what the kernel had taken. Then the connection ends.
     deaf.end();
-    neighbour.is_served();
+    neighbour.assert_is_served();
 }
 
 #[test]
-fn a_push_goes_out_however_long_it_is() {
+fn a_long_push_is_sent_whole() {
     let gateway = Setup::demo().set("limits.outbox_bytes_max", 1024).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
@@ -65,13 +65,13 @@ fn a_push_goes_out_however_long_it_is() {
     for sends in 1..=5 {
         assert_eq!(operator.push_user(7, 5, &body), 1);
         assert_eq!(phone.push().biz_data, body);
-        // The phone has it all: the gateway knows when its send is done. The first was the login's.
+        // The client has the whole push, so the gateway's send completes. The first send was the login's answer.
         operator.wait_for_metric("tidegate_sends_total", "", |n| n == f64::from(sends + 1));
     }
 }
 
 #[test]
-fn a_burst_of_long_messages_leaves_no_memory_behind() {
+fn memory_is_given_back_after_a_burst_of_long_messages() {
     let gateway = Setup::demo().shards(1).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
@@ -84,14 +84,14 @@ fn a_burst_of_long_messages_leaves_no_memory_behind() {
         }
     }
     operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
-    until("its memory is what it was, and a MiB at most", || {
+    until("its memory is back, within one MiB", || {
         (resident_bytes(&gateway) < before + MIB).then_some(())
     });
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
-fn two_long_pushes_in_a_row_are_no_reason_to_part() {
+fn two_long_pushes_in_a_row_do_not_close_a_connection() {
     let gateway = Setup::demo().set("socket.send_buffer_bytes", 4096).start();
     let operator = gateway.operator();
     let mut phone = Phone::connect_narrow(gateway.clients());
@@ -100,35 +100,35 @@ fn two_long_pushes_in_a_row_are_no_reason_to_part() {
     assert_eq!(operator.push_user(7, 5, &body), 1);
     assert_eq!(operator.push_user(7, 6, &body), 1);
     assert_eq!((phone.push().kind, phone.push().kind), (5, 6));
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn as_many_connections_as_may_be_are_accepted_and_the_next_when_one_goes() {
+fn connections_beyond_connections_max_wait_until_one_ends() {
     for shards in [1, 4] {
         let gateway = Setup::demo().shards(shards).set("limits.connections_max", 8).start();
         let operator = gateway.operator();
         let mut phones: Vec<_> = (1..=8).map(|user_id| gateway.login(user_id)).collect();
-        // These connect, but they wait in the kernel's queue.
+        // The connects succeed, but these connections wait in the kernel's queue.
         let mut waiting: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
         for (phone, user_id) in waiting.iter_mut().zip(9..) {
             phone.send_login(user_id, &format!("token-{user_id}"));
         }
         gateway.process.stderr.wait_for("accepting is paused");
         operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
-        phones.iter_mut().for_each(Phone::is_served);
+        phones.iter_mut().for_each(Phone::assert_is_served);
         operator.wait_for_total("connections", 8);
         drop(phones);
         operator.wait_for_metric("tidegate_sessions_opened_total", "", |n| n == 16.0);
-        waiting.iter_mut().for_each(Phone::is_served);
+        waiting.iter_mut().for_each(Phone::assert_is_served);
         drop(waiting);
         operator.wait_for_total("connections", 0);
-        gateway.login(7).is_served();
+        gateway.login(7).assert_is_served();
     }
 }
 
 #[test]
-fn a_rush_does_not_get_past_the_limit_on_connections() {
+fn many_connections_at_once_do_not_exceed_connections_max() {
     let gateway = Setup::demo().set("limits.connections_max", 3).start();
     let operator = gateway.operator();
     let rush: Vec<_> = (0..50).map(|_| TcpStream::connect(gateway.clients()).unwrap()).collect();
@@ -136,25 +136,25 @@ fn a_rush_does_not_get_past_the_limit_on_connections() {
     operator.wait_for_total("connections", 3);
     assert_eq!(operator.metric("tidegate_connections_accepted_total", ""), Some(3.0));
     drop(rush);
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
+fn without_descriptors_only_accepting_pauses() {
     let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
     operator.wait_for_metric("tidegate_connections", "", |n| n == 5.0);
-    // The operator keeps its connection; nobody else gets a descriptor.
+    // The operator keeps its connection. There is no descriptor for another one.
     set_descriptors(&gateway, Some(open_descriptors(&gateway)));
     let mut waiting = gateway.connect();
     gateway.process.stderr.wait_for("accepting is paused");
     let login = waiting.send_login(9, "token-9");
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     operator.wait_for_metric("tidegate_accept_pauses_total", "", |n| n >= 1.0);
     assert_eq!(operator.push_user(1, 5, b"x"), 1);
     assert_eq!(phones[0].push().kind, 5);
-    // One that goes makes room for the one that waits.
+    // When a connection ends, the waiting one is accepted.
     drop(phones.pop());
     waiting.wait_for(|event| match event {
         tidegate_protocol::client::Event::Authenticated { sequence, .. } if *sequence == login => {
@@ -162,23 +162,23 @@ fn without_descriptors_accepting_pauses_and_everything_else_goes_on() {
         }
         _ => None,
     });
-    waiting.is_served();
+    waiting.assert_is_served();
     gateway.process.stderr.wait_for("accepting again");
     set_descriptors(&gateway, None);
-    gateway.login(10).is_served();
-    phones.iter_mut().for_each(Phone::is_served);
+    gateway.login(10).assert_is_served();
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
-fn waiting_for_descriptors_does_not_fill_the_log() {
+fn a_wait_for_descriptors_is_logged_once() {
     let gateway = Setup::demo().set("driver", "epoll").start();
     let operator = gateway.operator();
-    gateway.login(1).is_served();
+    gateway.login(1).assert_is_served();
     operator.wait_for_total("connections", 0);
     set_descriptors(&gateway, Some(open_descriptors(&gateway)));
     let _waiting = gateway.connect();
     gateway.process.stderr.wait_for("accepting is paused");
-    // Many tries later it has still said it once.
+    // After many attempts the line is still there once.
     let turns = operator.metric("tidegate_shard_turns_total", "").unwrap();
     operator.wait_for_metric("tidegate_shard_turns_total", "", |n| n > turns + 20.0);
     let said = gateway.process.stderr.so_far().matches("accepting is paused").count();
@@ -188,7 +188,7 @@ fn waiting_for_descriptors_does_not_fill_the_log() {
 }
 
 #[test]
-fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
+fn requests_of_a_client_that_does_not_read_are_held_back() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", MIB)
@@ -201,28 +201,28 @@ fn a_flood_of_requests_whose_answers_nobody_reads_is_slowed_down() {
     let request = request_frame(demo::ECHO, &[b'x'; 1000], 1);
     let mut sent = 0;
     let mut pauses = 0.0;
-    // It sends all that it can, for as long as the gateway takes any of it.
+    // The client sends as long as the gateway takes bytes.
     while pauses == 0.0 || sent < 4 * MIB {
         let taken = flood.send_until_full(&request, &mut sent, 64 * MIB);
-        neighbour.is_served();
+        neighbour.assert_is_served();
         let now = operator.metric("tidegate_receive_pauses_total", "").unwrap();
         if taken == 0 && now > 0.0 {
             break;
         }
         pauses = now;
     }
-    assert!(sent < 64 * MIB, "the flood is not slowed down");
+    assert!(sent < 64 * MIB, "the gateway still reads");
     let grown = resident_bytes(&gateway).saturating_sub(before);
     assert!(grown < 32 * MIB, "{grown} bytes");
-    neighbour.is_served();
-    // Once it reads, it gets every answer: nothing was dropped.
+    neighbour.assert_is_served();
+    // When the client reads, it gets every answer: none was dropped.
     flood.stop_sending();
     assert_eq!(flood.count(), sent / request.len());
     operator.wait_for_total("outbox_bytes", 0);
 }
 
 #[test]
-fn heartbeats_without_end_whose_pongs_nobody_reads_are_slowed_down_too() {
+fn heartbeats_of_a_client_that_does_not_read_are_held_back() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", 10_000)
@@ -232,23 +232,23 @@ fn heartbeats_without_end_whose_pongs_nobody_reads_are_slowed_down_too() {
     flood.login(7);
     let beat = tidegate_tests::phone::heartbeat_frame(1);
     let mut sent = 0;
-    until("the flood is slowed down", || {
+    until("the gateway stops reading", || {
         let taken = flood.send_until_full(&beat, &mut sent, 64 * MIB);
-        assert!(sent < 64 * MIB, "the flood is not slowed down");
+        assert!(sent < 64 * MIB, "the gateway still reads");
         let pauses = operator.metric("tidegate_receive_pauses_total", "").unwrap();
         (taken == 0 && pauses > 0.0).then_some(())
     });
-    gateway.login(8).is_served();
+    gateway.login(8).assert_is_served();
     flood.stop_sending();
     assert_eq!(flood.count(), sent / beat.len());
 }
 
 #[test]
-fn more_pushes_than_may_be_under_way_are_refused() {
+fn pushes_beyond_commands_max_are_refused() {
     let gateway = Setup::demo().shards(2).set("limits.commands_max", 1).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
-    // Each says something to everybody, again and again: most find another under way.
+    // Each client pushes to everybody again and again. Most pushes come while another one is in flight.
     let mut refused = 0;
     let mut told = 0;
     until("a push is refused", || {
@@ -271,7 +271,7 @@ fn more_pushes_than_may_be_under_way_are_refused() {
         (refused > 0).then_some(())
     });
     operator.wait_for_metric("tidegate_commands_refused_total", "", |n| n == f64::from(refused));
-    // Who was told that it was taken finds it delivered, to everybody and once.
+    // Each push that was accepted is delivered once to everybody.
     for phone in &mut phones {
         assert_eq!(phone.pushes(told).len(), told);
         assert_eq!(phone.leftovers(), []);
@@ -279,13 +279,13 @@ fn more_pushes_than_may_be_under_way_are_refused() {
 }
 
 #[test]
-fn operators_are_refused_with_503_while_too_many_pushes_are_under_way() {
+fn operators_get_503_while_commands_max_is_reached() {
     let gateway = Setup::demo().shards(1).set("limits.commands_max", 1).start();
     let mut phone = gateway.login(7);
     let mut talkers: Vec<_> = (0..4)
         .map(|n| {
             gateway.login(100 + n).in_background(|talker| {
-                // For as long as the test wants: it kicks them.
+                // Until the test kicks the client.
                 while talker.ask_or_end(demo::PUSH_ALL, b"x").is_some() {}
             })
         })
@@ -298,14 +298,14 @@ fn operators_are_refused_with_503_while_too_many_pushes_are_under_way() {
     });
     assert!(refusal.contains("try again"), "{refusal}");
     for (talker, user_id) in talkers.drain(..).zip(100..) {
-        until("a kick is let in", || {
+        until("a kick is accepted", || {
             let (status, _) = operator.post(&format!("/users/{user_id}/kick"), b"");
             (status == 200).then_some(())
         });
         talker.join().unwrap();
     }
-    // What they asked last may be under way still.
-    until("a push is let in", || {
+    // Their last commands may still be in flight.
+    until("a push is accepted", || {
         let (status, body) = operator.post("/push/users/7?type=5", b"x");
         (status == 200).then(|| assert_eq!(body, r#"{"connections":1}"#))
     });
@@ -329,8 +329,8 @@ fn memory_is_given_back_after_large_answers() {
         operator.wait_for_total("calls_in_flight", 0);
     }
     operator.wait_for_metric("tidegate_outbox_bytes", "", |n| n == 0.0);
-    phones.iter_mut().for_each(Phone::is_served);
-    // The allocator may keep what one round took: requests, their copies, and answers, 1 MiB each.
-    // All eight rounds' answers alone are 256 MiB.
+    phones.iter_mut().for_each(Phone::assert_is_served);
+    // The allocator may keep the memory of one round: requests, their copies, and answers of 1 MiB each.
+    // The answers of all eight rounds are 256 MiB.
     until("memory is given back", || (resident_bytes(&gateway) < 128 * MIB).then_some(()));
 }

@@ -1,4 +1,4 @@
-//! The page that Prometheus reads, read as strictly as its format is written: the text format, 0.0.4.
+//! The metrics page, checked strictly against Prometheus's text format 0.0.4.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,41 +9,41 @@ use tidegate_tests::{Phone, Setup};
 
 type Labels = BTreeMap<String, String>;
 
-/// All samples of one name.
+/// One metric and its samples.
 #[derive(Debug, Default)]
 struct Family {
     kind: String,
     help: String,
-    /// By name: a histogram has several.
+    /// Samples with their names: a histogram has several names.
     samples: Vec<(String, Labels, f64)>,
 }
 
-/// Reads a page, and panics where it breaks a rule.
+/// Parses a page, and panics where it violates the format.
 fn parse(page: &str) -> BTreeMap<String, Family> {
     let mut families = BTreeMap::<String, Family>::new();
     let mut current = String::new();
     let mut series = BTreeSet::new();
-    assert!(page.ends_with('\n'), "the last line has an end");
+    assert!(page.ends_with('\n'), "the last line ends with a newline");
     for line in page.lines().filter(|line| !line.is_empty()) {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').expect(line);
-            assert!(!families.contains_key(name), "the lines of {name} are apart");
+            assert!(!families.contains_key(name), "the lines of {name} are not together");
             current = name.to_owned();
             families.entry(current.clone()).or_default().help = help.to_owned();
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect(line);
             assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-            assert_eq!(name, current, "the help comes right before the type");
+            assert_eq!(name, current, "the help line is right before the type line");
             let family = families.get_mut(name).unwrap();
             assert!(
                 family.kind.is_empty() && family.samples.is_empty(),
-                "one type, and first: {line}"
+                "one type line, before the samples: {line}"
             );
             family.kind = kind.to_owned();
         } else {
             assert!(!line.starts_with('#'), "{line}");
             let (name, labels, value) = sample(line);
-            assert!(series.insert((name.clone(), labels.clone())), "twice: {line}");
+            assert!(series.insert((name.clone(), labels.clone())), "a duplicate series: {line}");
             let family = families.get_mut(&current).expect(line);
             assert!(belongs(&name, &current, &family.kind), "{line} is among those of {current}");
             family.samples.push((name, labels, value));
@@ -65,7 +65,7 @@ fn is_name(text: &str) -> bool {
     first && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// `name{label="value",...} value`: no escapes, which no label of ours needs, and no time.
+/// Parses `name{label="value",...} value`, without escapes, which no label needs, and without a time.
 fn sample(line: &str) -> (String, Labels, f64) {
     let (series, value) = line.rsplit_once(' ').expect(line);
     let (name, labels) = match series.split_once('{') {
@@ -83,7 +83,7 @@ fn sample(line: &str) -> (String, Labels, f64) {
     (name.to_owned(), read, value.parse().expect(line))
 }
 
-/// What holds for each family, by its type.
+/// Checks a metric by its type.
 fn check(name: &str, family: &Family) {
     // Prometheus' own names for what holds for each process begin with "process_".
     let prefixes = ["tidegate_", "process_"];
@@ -91,7 +91,7 @@ fn check(name: &str, family: &Family) {
     assert!(family.help.ends_with('.'), "{name}: {}", family.help);
     assert!(!family.samples.is_empty(), "{name} has no value");
     let not_base = ["ms", "milliseconds", "us", "microseconds", "kb", "kib", "minutes"];
-    assert!(!name.split('_').any(|word| not_base.contains(&word)), "{name}: a base unit");
+    assert!(!name.split('_').any(|word| not_base.contains(&word)), "{name}: not a base unit");
     for (sample, _, value) in &family.samples {
         assert!(value.is_finite() && *value >= 0.0, "{sample} {value}");
         assert!(value.fract() == 0.0 || name.ends_with("_seconds"), "{sample} {value}");
@@ -113,8 +113,14 @@ fn check_histogram(name: &str, family: &Family) {
     }
     assert!(!buckets.is_empty());
     for (labels, buckets) in buckets {
-        assert!(buckets.is_sorted_by(|one, next| one.0 < next.0), "{name}: bounds ascend");
-        assert!(buckets.is_sorted_by(|one, next| one.1 <= next.1), "{name}: they are cumulative");
+        assert!(
+            buckets.is_sorted_by(|one, next| one.0 < next.0),
+            "{name}: the bounds do not ascend"
+        );
+        assert!(
+            buckets.is_sorted_by(|one, next| one.1 <= next.1),
+            "{name}: the buckets are not cumulative"
+        );
         let (last, calls) = buckets[buckets.len() - 1];
         assert_eq!(last, f64::INFINITY);
         assert_eq!(value(family, &format!("{name}_count"), &labels), calls);
@@ -128,11 +134,11 @@ fn value(family: &Family, name: &str, labels: &Labels) -> f64 {
 }
 
 #[test]
-fn the_page_is_what_prometheus_reads() {
+fn the_metrics_page_follows_the_prometheus_text_format() {
     let gateway = Setup::quiz().shards(2).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     phones[0].join("quiz", 0);
     phones[0].say("quiz", "hello");
     operator.push_all(5, b"x");
@@ -144,7 +150,7 @@ fn the_page_is_what_prometheus_reads() {
 }
 
 #[test]
-fn the_histogram_says_how_long_calls_took() {
+fn the_histogram_contains_the_durations_of_calls() {
     const CALLS: u32 = 10;
     const THINK_MS: u32 = 30;
     let gateway = Setup::quiz().shards(2).start();
@@ -155,7 +161,7 @@ fn the_histogram_says_how_long_calls_took() {
         let phone = &mut phones[call as usize % 2];
         phone.ask(quiz::THINK, THINK_MS.to_string().as_bytes()).unwrap();
     }
-    // From outside a call takes longer than inside.
+    // The client measures a longer time than the gateway.
     let longest = started.elapsed().as_secs_f64();
     (0..7).for_each(|_| {
         phones[0].ask(demo::ECHO, b"x").unwrap();

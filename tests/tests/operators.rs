@@ -15,35 +15,35 @@ fn metrics() -> impl Iterator<Item = &'static str> {
 }
 
 #[test]
-fn without_the_token_there_is_health_and_a_page_and_nothing_else() {
+fn without_the_token_only_health_and_the_page_are_served() {
     let gateway = Setup::demo().start();
     for (token, code) in [("wrong", "wrong_token"), ("", "no_token")] {
-        let stranger = Operator::new(gateway.operators(), token);
-        assert_eq!(stranger.get("/healthz"), (200, "ok\n".into()));
-        assert_eq!(stranger.get("/readyz"), (200, "ready\n".into()));
-        let (status, page) = stranger.get("/");
+        let anonymous = Operator::new(gateway.operators(), token);
+        assert_eq!(anonymous.get("/healthz"), (200, "ok\n".into()));
+        assert_eq!(anonymous.get("/readyz"), (200, "ready\n".into()));
+        let (status, page) = anonymous.get("/");
         assert!(status == 200 && page.contains("<html"), "{page}");
         for path in ["/metrics", "/stats", "/users/7", "/rooms/quiz"] {
-            let (status, body) = stranger.get(path);
+            let (status, body) = anonymous.get(path);
             assert!(status == 401 && body.contains("admin.token_file"), "{path}: {status} {body}");
             assert!(body.contains(&format!("\"code\":\"{code}\"")), "{path}: {body}");
         }
         for path in ["/push/all?type=5", "/push/users/7?type=5", "/users/7/kick"] {
-            assert_eq!(stranger.post(path, b"x").0, 401, "{path}");
+            assert_eq!(anonymous.post(path, b"x").0, 401, "{path}");
         }
     }
 }
 
 #[test]
-fn a_push_tells_how_many_connections_it_went_to() {
+fn a_push_answers_with_the_number_of_connections_it_went_to() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=5).map(|user_id| gateway.login(user_id)).collect();
     phones[0].join("quiz", 0);
     phones[1].join("quiz", 0);
-    // Connected is not in.
-    let mut stranger = gateway.connect();
-    stranger.heartbeat();
+    // A connection without a session is not counted.
+    let mut anonymous = gateway.connect();
+    anonymous.heartbeat();
     assert_eq!(operator.push_user(1, 5, b"to one"), 1);
     assert_eq!(operator.push_user(99, 5, b"to none"), 0);
     assert_eq!(operator.push_room("quiz", 6, b"to a room"), 2);
@@ -54,11 +54,11 @@ fn a_push_tells_how_many_connections_it_went_to() {
     assert_eq!(kinds(0, 3), [5, 6, 7]);
     assert_eq!(kinds(1, 2), [6, 7]);
     assert_eq!(kinds(2, 1), [7]);
-    assert_eq!(stranger.leftovers(), []);
+    assert_eq!(anonymous.leftovers(), []);
 }
 
 #[test]
-fn a_push_that_makes_no_sense_is_refused_with_the_reason() {
+fn an_invalid_push_is_refused_with_the_reason() {
     let gateway = Setup::demo().start();
     let operator = gateway.operator();
     for (path, reason) in [
@@ -147,7 +147,7 @@ fn stats_say_what_bounds_the_connections_where_nothing_is_configured() {
 }
 
 #[test]
-fn users_rooms_and_figures_are_what_the_clients_made_them() {
+fn users_rooms_and_stats_show_what_clients_did() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
@@ -177,15 +177,15 @@ fn users_rooms_and_figures_are_what_the_clients_made_them() {
 }
 
 #[test]
-fn while_it_drains_a_gateway_lives_and_is_not_ready() {
-    // A call that nobody answers holds the drain, until its user is kicked.
+fn a_draining_gateway_is_healthy_and_not_ready() {
+    // A call without an answer delays the drain until its user is kicked.
     let mut gateway = Setup::quiz().shards(2).set("shutdown.drain_timeout_ms", 60_000).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
     phone.send(quiz::WAIT, b"");
     operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
     gateway.terminate();
-    let drained = until("it drains", || {
+    let drained = until("the gateway drains", || {
         let (status, body) = operator.get("/readyz");
         (status == 503).then_some(body)
     });
@@ -193,7 +193,7 @@ fn while_it_drains_a_gateway_lives_and_is_not_ready() {
     assert_eq!(operator.get("/healthz").0, 200);
     let stats = operator.json("/stats");
     assert_eq!((&stats["ready"], &stats["gateway"]["state"]), (&false.into(), &"draining".into()));
-    // A shard that has nothing left to do does not hang, whether it has ended or waits for the other.
+    // A shard with nothing left to do does not count as hanging, whether it has ended or waits for the other shard.
     let known = |list: &str| stats[list].as_array().unwrap().len();
     assert_eq!((known("shards") + known("ended_shards"), known("unresponsive_shards")), (2, 0));
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
@@ -204,9 +204,9 @@ fn while_it_drains_a_gateway_lives_and_is_not_ready() {
 }
 
 #[test]
-fn every_metric_is_there_and_in_the_readme() {
+fn every_metric_is_exported_and_listed_in_the_readme() {
     let gateway = Setup::demo().start();
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_call_duration_seconds_count", "demo", |n| n == 1.0);
     let (_, text) = operator.get("/metrics");
@@ -218,7 +218,7 @@ fn every_metric_is_there_and_in_the_readme() {
     }
     let ours = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     for name in ours {
-        assert!(metrics().any(|known| known == name), "{name} is in no table");
+        assert!(metrics().any(|known| known == name), "{name} is not in a table of metrics");
     }
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
     let readme = std::fs::read_to_string(readme).unwrap();
@@ -238,7 +238,7 @@ fn metrics_count_what_happened() {
     phone.say("quiz", "hello");
     phone.push();
     phone.heartbeat();
-    (0..10).for_each(|_| phone.is_served());
+    (0..10).for_each(|_| phone.assert_is_served());
     operator.push_user(7, 5, b"x");
     phone.push();
     for (name, value) in [
@@ -267,10 +267,10 @@ fn metrics_count_what_happened() {
 }
 
 #[test]
-fn a_push_that_would_open_a_room_too_many_is_no_success() {
+fn a_push_beyond_rooms_max_gets_503() {
     let gateway = Setup::demo().set("rooms.rooms_per_shard_max", 1).start();
     let operator = gateway.operator();
-    assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room is none");
+    assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room has no members");
     let (status, body) = operator.post("/push/rooms/second?type=5", b"x");
     assert!(status == 503 && body.contains("rooms.rooms_per_shard_max"), "{status} {body}");
     assert!(body.contains("\"code\":\"rooms_full\""), "{body}");
@@ -280,5 +280,5 @@ fn a_push_that_would_open_a_room_too_many_is_no_success() {
     assert!(!ended.success() && said.is_empty(), "{said}");
     assert!(complaint.contains("rooms.rooms_per_shard_max"), "{complaint}");
     assert_eq!(operator.push_room("first", 5, b"x"), 0);
-    assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room is always there");
+    assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room always exists");
 }

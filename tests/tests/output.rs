@@ -1,5 +1,5 @@
-//! What reads the gateway's standard streams may be slow, gone, or out of room: no client notices, lines
-//! that are lost are counted, and a drain ends in order.
+//! The readers of the gateway's standard streams may be slow, gone, or out of space. Clients are served as before,
+//! lost lines are counted, and a drain ends as usual.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::net::UnixDatagram;
@@ -11,14 +11,14 @@ use tidegate_tests::{Code, Gateway, Setup, until};
 
 const DROPPED: &str = "tidegate_log_lines_dropped_total";
 
-/// Clients with traffic. `OUTPUT_CLIENTS` names another number.
+/// The number of clients; `OUTPUT_CLIENTS` sets another one.
 fn clients() -> u64 {
     std::env::var("OUTPUT_CLIENTS").map_or(20, |count| count.parse().unwrap())
 }
 
-/// Has clients log in and ask, an operator push, look and kick (which is logged), a handler panic, and the
-/// gateway drain. Nobody may notice anything.
-fn live(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
+/// Clients log in and send requests; an operator pushes, reads metrics and kicks (which is logged); a handler panics;
+/// the gateway drains. All must work whatever happens to the streams.
+fn run_with_clients(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
     let mut phones: Vec<_> = (1..=clients()).map(|user_id| gateway.login(user_id)).collect();
     let operator = gateway.operator();
     for round in 0..5 {
@@ -31,7 +31,7 @@ fn live(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
         let asked = buggy.send(quiz::PANIC, b"");
         buggy.fails(asked, Code::BackendFailed);
         assert_eq!(operator.kick(1_000_000 + round), 1);
-        buggy.is_told_to_go();
+        buggy.wait_for_goodbye();
     }
     assert_eq!(operator.push_all(5, b"all"), clients());
     assert_eq!(operator.get("/healthz").0, 200);
@@ -46,12 +46,12 @@ fn live(mut gateway: Gateway, look: impl FnOnce(&Gateway)) {
     assert_eq!(gateway.process.wait().code(), Some(0));
 }
 
-/// With this much of the log, and with this format.
+/// A gateway with this log filter and log format.
 fn setup(filter: &str, format: &str) -> Setup {
     Setup::quiz().shards(2).set("log.filter", filter).set("log.format", format)
 }
 
-/// Waits until lines of a stream were dropped for a reason.
+/// Waits until lines of a stream are dropped for this reason.
 fn expect_drops(gateway: &Gateway, stream: &str, reason: &str) {
     let operator = gateway.operator();
     until(&format!("lines of {stream} dropped: {reason}"), || {
@@ -64,34 +64,34 @@ fn expect_drops(gateway: &Gateway, stream: &str, reason: &str) {
 }
 
 #[test]
-fn nobody_notices_a_log_whose_reader_is_gone() {
+fn clients_are_served_when_the_reader_of_the_log_is_gone() {
     for filter in ["info", "debug"] {
         let gateway = setup(filter, "text").stderr(Sink::ReaderGone).start();
-        live(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
+        run_with_clients(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
     }
 }
 
 #[test]
-fn nobody_notices_a_log_on_a_full_disk() {
+fn clients_are_served_when_the_log_is_on_a_full_disk() {
     for filter in ["info", "debug"] {
         let gateway = setup(filter, "json").stderr(Sink::DiskFull).start();
-        live(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
+        run_with_clients(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
     }
 }
 
 #[test]
-fn nobody_notices_a_log_that_is_as_long_as_a_file_may_be() {
+fn clients_are_served_when_the_log_has_the_maximal_file_size() {
     for filter in ["info", "debug"] {
         let gateway = setup(filter, "text").stderr(Sink::FileLimit).start();
-        live(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
+        run_with_clients(gateway, |gateway| expect_drops(gateway, "stderr", "write_failed"));
     }
 }
 
 #[test]
-fn nobody_notices_a_log_that_nobody_reads() {
-    // At info what is logged here fits the queue.
-    live(setup("info", "text").stderr(Sink::PipeFull).start(), |_| {});
-    live(setup("trace", "text").stderr(Sink::PipeFull).start(), |gateway| {
+fn clients_are_served_when_the_reader_of_the_log_does_not_read() {
+    // At the level info the log of this test fits into the queue.
+    run_with_clients(setup("info", "text").stderr(Sink::PipeFull).start(), |_| {});
+    run_with_clients(setup("trace", "text").stderr(Sink::PipeFull).start(), |gateway| {
         let mut phone = gateway.login(2_000_000);
         let operator = gateway.operator();
         until("the queue of the log is full", || {
@@ -105,29 +105,29 @@ fn nobody_notices_a_log_that_nobody_reads() {
 }
 
 #[test]
-fn nobody_notices_a_log_that_is_closed() {
+fn clients_are_served_when_standard_error_is_closed() {
     for filter in ["info", "debug"] {
-        live(setup(filter, "text").stderr(Sink::Closed).start(), |_| {});
+        run_with_clients(setup(filter, "text").stderr(Sink::Closed).start(), |_| {});
     }
 }
 
 #[test]
-fn nobody_notices_a_standard_output_that_takes_nothing() {
+fn clients_are_served_when_standard_output_cannot_be_written() {
     for filter in ["info", "debug"] {
-        live(setup(filter, "text").stdout(Sink::PipeFull).start(), |_| {});
-        live(setup(filter, "text").stdout(Sink::Closed).start(), |_| {});
+        run_with_clients(setup(filter, "text").stdout(Sink::PipeFull).start(), |_| {});
+        run_with_clients(setup(filter, "text").stdout(Sink::Closed).start(), |_| {});
         for sink in [Sink::ReaderGone, Sink::DiskFull, Sink::FileLimit] {
             let gateway = setup(filter, "text").stdout(sink).start();
-            live(gateway, |gateway| expect_drops(gateway, "stdout", "write_failed"));
+            run_with_clients(gateway, |gateway| expect_drops(gateway, "stdout", "write_failed"));
         }
     }
-    // Both at once, as when one shipper takes both.
+    // Both streams at once, as with one log shipper for both.
     let both = setup("debug", "text").stdout(Sink::PipeFull).stderr(Sink::PipeFull);
-    live(both.start(), |_| {});
+    run_with_clients(both.start(), |_| {});
 }
 
 #[test]
-fn a_reader_that_comes_back_is_told_how_many_lines_are_missing() {
+fn a_reader_that_resumes_gets_the_number_of_lost_lines() {
     let mut gateway = setup("debug", "json").stderr(Sink::PipeFull).start();
     let operator = gateway.operator();
     until("the queue of the log is full", || {
@@ -150,14 +150,14 @@ fn a_reader_that_comes_back_is_told_how_many_lines_are_missing() {
         })
         .sum();
     assert!(told > 0.0);
-    // What is there is whole: each line but those that filled the pipe is JSON.
+    // No line is cut: each line is JSON, except those that filled the pipe.
     for line in log.lines().filter(|line| *line != "x") {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
 }
 
 #[test]
-fn what_ends_before_it_runs_keeps_its_exit_status_whoever_reads() {
+fn the_exit_status_of_a_failed_start_does_not_depend_on_the_readers() {
     let broken = [Sink::ReaderGone, Sink::PipeFull, Sink::DiskFull, Sink::FileLimit, Sink::Closed];
     for sink in broken.into_iter().chain([Sink::Kept]) {
         let ends_with = |setup: Setup, status: i32| {
@@ -175,20 +175,20 @@ fn what_ends_before_it_runs_keeps_its_exit_status_whoever_reads() {
 }
 
 #[test]
-fn a_second_signal_ends_it_whoever_reads() {
+fn a_second_signal_ends_the_process_whatever_its_readers_do() {
     for sink in [Sink::ReaderGone, Sink::PipeFull] {
         let mut gateway = setup("trace", "text").stdout(sink).stderr(sink).start();
-        // This one does not close: the gateway lingers for it.
+        // This client does not close, so the gateway lingers.
         let mut phone = gateway.login(7);
         gateway.terminate();
-        phone.is_told_to_go();
+        phone.wait_for_goodbye();
         gateway.terminate();
         assert_eq!(gateway.process.wait().code(), Some(130), "{sink:?}");
     }
 }
 
 #[test]
-fn a_line_that_a_client_causes_is_limited_whatever_the_cause() {
+fn log_lines_that_clients_cause_are_rate_limited() {
     let requests = 3_000;
     let mut gateway = Setup::quiz().set("limits.frame_to_client_bytes_max", 1024).start();
     let mut phone = gateway.login(7);
@@ -206,14 +206,14 @@ fn a_line_that_a_client_causes_is_limited_whatever_the_cause() {
     assert!(gateway.process.wait().success());
     let log = gateway.process.stderr.all();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    // One each ten seconds, and for panics one of each worker: a slow machine sees some more.
+    // One line in ten seconds per cause, and for panics one per worker; on a slow machine a few more.
     assert!((1..30).contains(&lines("an answer is too long for a frame")), "{log}");
     assert!((1..30).contains(&lines("panicked: a handler with a bug")), "{log}");
     assert!((1..60).contains(&lines("a handler panicked; its call is answered")), "{log}");
 }
 
 #[test]
-fn a_service_manager_that_reads_nothing_keeps_nobody_from_going() {
+fn a_service_manager_that_does_not_read_does_not_delay_a_drain() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -231,7 +231,7 @@ fn a_service_manager_that_reads_nothing_keeps_nobody_from_going() {
 }
 
 #[test]
-fn a_program_of_ones_own_gets_log_metrics_and_drain_from_one_call() {
+fn a_program_that_links_the_gateway_gets_log_metrics_and_drain_from_one_call() {
     let mut gateway = Setup::quiz().start();
     let mut phone = gateway.login(7);
     let thinking = phone.send(quiz::THINK, b"200");
@@ -240,7 +240,7 @@ fn a_program_of_ones_own_gets_log_metrics_and_drain_from_one_call() {
     assert_eq!(operator.kick(8), 0);
     gateway.process.stderr.wait_for("an operator kicked a user");
     gateway.process.signal(Signal::TERM);
-    // What was under way is answered before the goodbye.
+    // The call in flight is answered before the goodbye.
     assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
     phone.goodbye(Code::Draining);
     drop(phone);

@@ -1,7 +1,7 @@
-//! What is in `sysctl/`: every line has its reason, and the scripts do what they say.
+//! The profiles in `sysctl/`: each line has its reason, and the scripts do what they say.
 //!
-//! Settings are changed in a network namespace of a test's own, with the rest of `/proc/sys` read-only:
-//! nothing of the machine's is touched.
+//! Each test changes settings in its own network namespace, with the rest of `/proc/sys` read-only, so that nothing of
+//! the machine is changed.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -23,7 +23,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(folder().join(name)).unwrap()
 }
 
-/// A line that sets something, and the comment right before it.
+/// A line with a setting, and the comment right before it.
 struct Setting<'a> {
     comment: Vec<&'a str>,
     line: &'a str,
@@ -43,8 +43,7 @@ fn settings(text: &str) -> Vec<Setting<'_>> {
     settings
 }
 
-/// Demands reason, cost and effect, in this order, each with something to say, and where the effect
-/// is from.
+/// Requires reason, cost and effect, in this order and not empty, and the source of the effect.
 fn assert_reasoned(setting: &Setting<'_>) {
     let Setting { comment, line } = setting;
     let mut parts = comment.iter().filter(|text| !text.starts_with("#   "));
@@ -61,7 +60,7 @@ fn assert_reasoned(setting: &Setting<'_>) {
 }
 
 #[test]
-fn every_setting_has_its_reason_its_cost_and_its_effect() {
+fn every_setting_has_a_reason_a_cost_and_an_effect() {
     for profile in PROFILES {
         let text = read(&format!("{profile}.conf"));
         let settings = settings(&text);
@@ -72,7 +71,7 @@ fn every_setting_has_its_reason_its_cost_and_its_effect() {
 }
 
 #[test]
-fn a_line_without_a_reason_is_found() {
+fn a_setting_without_a_reason_is_rejected() {
     let judge = |text: &'static str| {
         std::panic::catch_unwind(|| settings(text).iter().for_each(assert_reasoned)).is_ok()
     };
@@ -87,8 +86,8 @@ fn a_line_without_a_reason_is_found() {
 }
 
 #[test]
-fn every_key_is_one_that_this_kernel_has_or_may_lack() {
-    // This one is the machine's alone.
+fn every_key_exists_in_this_kernel_or_is_optional() {
+    // This key is not per network namespace.
     let whole = Path::new("/proc/sys/net/core/netdev_max_backlog").exists();
     for profile in PROFILES {
         for Setting { line, .. } in settings(&read(&format!("{profile}.conf"))) {
@@ -109,9 +108,10 @@ fn every_key_is_one_that_this_kernel_has_or_may_lack() {
     }
 }
 
-/// A namespace's network settings to write, and nothing else; `None` where that is not permitted.
-fn apart(script: &str) -> Option<(bool, String, String)> {
-    // A bind mount of its own makes a part of /proc/sys read-only.
+/// Runs a script that may write the settings of its own network namespace, and nothing else; `None` where that is
+/// not permitted.
+fn in_namespace(script: &str) -> Option<(bool, String, String)> {
+    // A bind mount makes a part of /proc/sys read-only.
     let guard = "for part in fs kernel vm; do mount --bind /proc/sys/$part /proc/sys/$part && \
                  mount -o remount,bind,ro /proc/sys/$part || exit 77; done";
     let script = format!("{guard}\nset -e\ncd \"$0\"\n{script}");
@@ -129,7 +129,7 @@ fn apart(script: &str) -> Option<(bool, String, String)> {
 }
 
 #[test]
-fn apply_sets_what_can_be_set_says_what_it_skips_and_revert_puts_it_back() {
+fn apply_sets_and_skips_keys_as_it_says_and_revert_restores_them() {
     let keys =
         ["core/somaxconn", "ipv4/tcp_syncookies", "ipv4/ip_local_port_range", "ipv4/tcp_mem"];
     let machine = || keys.map(|key| fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap());
@@ -147,7 +147,7 @@ fn apply_sets_what_can_be_set_says_what_it_skips_and_revert_puts_it_back() {
         echo "reverted $(see core/somaxconn) $(see ipv4/tcp_syncookies) $(see ipv4/ip_local_port_range)"
         ./revert --state "$STATE"
     "#;
-    let Some((success, said, log)) = apart(script) else { return };
+    let Some((success, said, log)) = in_namespace(script) else { return };
     assert!(success, "{said}\n{log}");
     assert!(said.contains("applied 4096 1 32768 65535"), "{said}");
     assert!(said.contains("reverted 100 0 32768 60999"), "{said}");
@@ -156,11 +156,11 @@ fn apply_sets_what_can_be_set_says_what_it_skips_and_revert_puts_it_back() {
     assert!(said.contains("apply: net.core.somaxconn: is 4096, nothing to do"), "{said}");
     assert!(said.contains("revert: net.core.somaxconn: would become 100, is 4096"), "{said}");
     assert!(said.contains("revert: nothing to revert"), "{said}");
-    assert_eq!(machine(), before, "nothing of the machine's was touched");
+    assert_eq!(machine(), before, "the machine's settings are unchanged");
 }
 
 #[test]
-fn apply_changes_nothing_where_something_is_in_the_way() {
+fn apply_changes_nothing_when_one_key_cannot_be_set() {
     let script = r#"
         echo 100 >/proc/sys/net/core/somaxconn
         if ./apply --state "$STATE" 1m; then exit 1; fi
@@ -170,7 +170,7 @@ fn apply_changes_nothing_where_something_is_in_the_way() {
         cat /proc/sys/net/core/somaxconn
         test ! -e "$STATE"
     "#;
-    let Some((success, said, log)) = apart(script) else { return };
+    let Some((success, said, log)) = in_namespace(script) else { return };
     assert!(success, "{said}\n{log}");
     assert!(log.contains("net.ipv4.tcp_mem") && log.contains("--skip-missing"), "{log}");
     assert!(said.contains("apply: net.core.somaxconn: would become 4096, is 100"), "{said}");
@@ -178,19 +178,19 @@ fn apply_changes_nothing_where_something_is_in_the_way() {
 }
 
 #[test]
-fn what_is_larger_already_stays() {
+fn apply_keeps_larger_values() {
     let script = r#"
         echo 65535 >/proc/sys/net/core/somaxconn
         ./apply --skip-missing --state "$STATE" 100k
         cat /proc/sys/net/core/somaxconn
     "#;
-    let Some((success, said, log)) = apart(script) else { return };
+    let Some((success, said, log)) = in_namespace(script) else { return };
     assert!(success, "{said}\n{log}");
     assert!(said.ends_with("65535\n"), "{said}");
 }
 
 #[test]
-fn scripts_refuse_who_is_not_root_and_what_they_do_not_know() {
+fn scripts_refuse_to_run_without_root_or_with_unknown_profiles() {
     let run = |command: &mut Command| Process::run(command.current_dir(folder()), "");
     for (script, argument) in [("./apply", "no-such"), ("./apply", "--no"), ("./revert", "--no")] {
         let (status, _, log) = run(Command::new(script).arg(argument));
@@ -202,7 +202,7 @@ fn scripts_refuse_who_is_not_root_and_what_they_do_not_know() {
         println!("skipped: only root can become somebody else");
         return;
     }
-    // Somebody else may not reach the project's folder.
+    // Another user may have no access to the project's folder.
     let open = tempfile::tempdir().unwrap();
     let public = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
     fs::set_permissions(open.path(), public).unwrap();
@@ -219,7 +219,7 @@ fn scripts_refuse_who_is_not_root_and_what_they_do_not_know() {
 }
 
 #[test]
-fn scripts_are_clean() {
+fn shellcheck_accepts_the_scripts() {
     let mut command = Command::new("shellcheck");
     command.args(["--external-sources", "apply", "revert", "settings.bash"]).current_dir(folder());
     if Command::new("shellcheck").arg("--version").output().is_err() {
@@ -246,7 +246,7 @@ fn the_gateway_serves_under_the_containers_seccomp_profile() {
     assert_eq!(operator.get("/metrics").0, 200);
     gateway.terminate();
     for phone in &mut phones {
-        phone.is_told_to_go();
+        phone.wait_for_goodbye();
     }
     drop(phones);
     assert!(gateway.process.wait().success());
@@ -254,7 +254,7 @@ fn the_gateway_serves_under_the_containers_seccomp_profile() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn the_containers_seccomp_profile_lets_io_uring_through_and_little_else() {
+fn the_containers_seccomp_profile_allows_io_uring_and_little_else() {
     let profile = folder().join("seccomp.json");
     let confined = |program: &Path, arguments: &[&str]| {
         let mut command = Command::new(&programs().confine);
@@ -265,8 +265,8 @@ fn the_containers_seccomp_profile_lets_io_uring_through_and_little_else() {
     let ring = ["doctor", "--connections", "1", "--probe-io-uring"];
     let (free, ..) = Process::run(Command::new(tide).args(ring), "");
     let (status, ..) = confined(tide, &ring);
-    assert_eq!(status.code(), free.code(), "as without the profile");
-    // unshare is there for tables of descriptors, not for namespaces.
+    assert_eq!(status.code(), free.code(), "the same as without the profile");
+    // unshare is allowed for descriptor tables, not for namespaces.
     let (status, _, log) = confined(Path::new("/usr/bin/unshare"), &["--net", "true"]);
     assert!(!status.success() && log.contains("Function not implemented"), "{log}");
     let names: Value = serde_json::from_str(&read("seccomp.json")).unwrap();

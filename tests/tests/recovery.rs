@@ -1,4 +1,4 @@
-//! Starting, crashing, starting again, and refusing to start.
+//! Starts, crashes, restarts, and refused starts.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -10,8 +10,8 @@ use tidegate_tests::programs::programs;
 use tidegate_tests::{Code, Phone, Push, Setup};
 
 #[test]
-fn after_a_crash_it_starts_on_the_same_port_at_once_and_clients_come_back() {
-    let mut gateway = Setup::demo().on_a_port_of_its_own().shards(2).start();
+fn after_a_crash_the_gateway_starts_on_the_same_port_and_clients_resume() {
+    let mut gateway = Setup::demo().on_a_reserved_port().shards(2).start();
     for round in 0..5 {
         let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
         phones.iter_mut().for_each(|phone| phone.join("quiz", 0));
@@ -26,7 +26,7 @@ fn after_a_crash_it_starts_on_the_same_port_at_once_and_clients_come_back() {
             phone.end();
         });
         gateway.restart();
-        // They say what they saw last, and get all that is new.
+        // They resume from the last offset they saw, and get all newer pushes.
         let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
         for (phone, seen) in phones.iter_mut().zip(&seen) {
             phone.join("quiz", *seen);
@@ -42,14 +42,14 @@ fn after_a_crash_it_starts_on_the_same_port_at_once_and_clients_come_back() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_gateway_at_once() {
     for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().start();
-        // This one neither reads its goodbye nor closes: the gateway would linger for it.
+        // This client neither reads its goodbye nor closes, so the gateway would linger.
         let mut phone = gateway.login(7);
         gateway.process.signal(signal);
         gateway.process.stdout.wait_for("once more to end at once");
-        phone.is_told_to_go();
+        phone.wait_for_goodbye();
         gateway.process.signal(signal);
         assert_eq!(gateway.process.wait().code(), Some(130));
         assert!(!gateway.process.stdout.all().contains("gone"));
@@ -57,7 +57,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn one_signal_ends_it_in_order() {
+fn one_signal_drains_the_gateway() {
     for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().shards(3).start();
         let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
@@ -72,15 +72,15 @@ fn one_signal_ends_it_in_order() {
 }
 
 #[test]
-fn a_gateway_without_clients_ends_when_it_is_told_to() {
+fn a_gateway_without_clients_ends_on_a_signal() {
     let mut gateway = Setup::demo().start();
     gateway.terminate();
     assert_eq!(gateway.process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_draining_gateway_takes_nobody_in() {
-    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).on_a_port_of_its_own().start();
+fn a_draining_gateway_refuses_new_connections() {
+    let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).on_a_reserved_port().start();
     let mut phone = gateway.login(7);
     let asked = phone.send(quiz::WAIT, b"");
     gateway.operator().wait_for_metric("tidegate_calls_in_flight", "", |n| n == 1.0);
@@ -91,18 +91,18 @@ fn a_draining_gateway_takes_nobody_in() {
     phone.goodbye(Code::Draining);
     assert_eq!(gateway.process.wait().code(), Some(0));
     gateway.restart();
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn a_port_that_is_taken_is_refused_with_the_way_out() {
+fn a_port_in_use_fails_the_start_with_advice() {
     let gateway = Setup::demo().start();
     let setup = Setup::demo().set("listen", gateway.clients());
     let (status, said, log) = setup.run();
     assert_eq!(status.code(), Some(1));
     assert!(log.contains(&format!("can't listen for clients on {}", gateway.clients())), "{log}");
     assert!(log.contains("--listen"), "{log}");
-    assert_eq!(log.matches("in use").count(), 1, "the cause is said once: {log}");
+    assert_eq!(log.matches("in use").count(), 1, "the cause is named once: {log}");
     assert!(!said.contains("listening"), "{said}");
     let setup = Setup::demo().set("admin.listen", gateway.operators());
     let (status, _, log) = setup.run();
@@ -113,22 +113,22 @@ fn a_port_that_is_taken_is_refused_with_the_way_out() {
     );
     assert!(log.contains("--admin"), "{log}");
     assert_eq!(log.matches("in use").count(), 1, "{log}");
-    gateway.login(7).is_served();
+    gateway.login(7).assert_is_served();
 }
 
 #[test]
-fn a_configuration_is_checked_without_starting_anything() {
+fn check_config_starts_nothing() {
     let setup = Setup::demo().flag("--check-config");
     let (status, said, log) = setup.run();
     assert_eq!((status.code(), said.trim()), (Some(0), "the configuration is valid"), "{log}");
-    assert!(!setup.folder().join(".tidegate").exists(), "a check makes no secrets");
+    assert!(!setup.folder().join(".tidegate").exists(), "a check makes no secret");
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tidegate.toml");
     let (status, _, log) = Setup::jwt().flag("--config").flag(file).flag("--check-config").run();
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]
-fn what_is_wrong_with_the_configuration_is_said_with_its_place_and_the_way_out() {
+fn a_wrong_configuration_is_reported_with_its_place_and_advice() {
     let wrong = [
         (Setup::demo().set("limits.frame_byte_max", 1), "\"limits.frame_bytes_max\""),
         (Setup::demo().toml("[limts]\nframe_bytes_max = 100"), "did you mean \"limits\""),
@@ -148,7 +148,7 @@ fn what_is_wrong_with_the_configuration_is_said_with_its_place_and_the_way_out()
 }
 
 #[test]
-fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
+fn check_config_fails_where_a_start_would_fail() {
     let public = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/testdata/rs256.public.pem");
     let key = |algorithm: &str, file: &str| {
         Setup::jwt().set("auth.algorithm", algorithm).set("auth.key_file", file)
@@ -167,7 +167,7 @@ fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
             let (status, said, log) = setup.run();
             assert_eq!((status.code(), &*said), (Some(code), ""), "{log}");
             assert!(hints.iter().all(|hint| log.contains(hint)), "{hints:?}: {log}");
-            assert!(!setup.folder().join(".tidegate").exists(), "no secret is made for it");
+            assert!(!setup.folder().join(".tidegate").exists(), "a failed check makes no secret");
         }
     }
     let (status, _, log) = key("RS256", public).flag("--check-config").run();
@@ -175,7 +175,7 @@ fn what_keeps_a_gateway_from_starting_fails_its_check_too() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file_and_a_flag_over_both() {
+fn the_environment_overrides_the_file_and_flags_override_both() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file.toml");
     std::fs::write(&file, "limits.frame_bytes_max = 1\n").unwrap();
@@ -220,17 +220,17 @@ fn a_secret_that_others_may_read_is_refused() {
 }
 
 #[test]
-fn a_crash_shows_as_one() {
+fn a_killed_gateway_resets_or_ends_its_connections() {
     let mut gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     gateway.process.signal(Signal::KILL);
     assert_eq!(gateway.process.wait().signal(), Some(9));
-    // The kernel closes for it.
+    // The kernel closes the sockets.
     assert!(matches!(phone.end(), End::Closed | End::Reset));
 }
 
 #[test]
-fn a_phone_that_does_not_read_does_not_hold_up_the_end() {
+fn a_client_that_does_not_read_does_not_delay_the_end() {
     let mut gateway = Setup::demo().set("socket.send_buffer_bytes", 4096).start();
     let mut deaf = Phone::connect_narrow(gateway.clients());
     deaf.login(7);
@@ -238,12 +238,12 @@ fn a_phone_that_does_not_read_does_not_hold_up_the_end() {
     assert_eq!(operator.push_user(7, 5, &[b'x'; 500_000]), 1);
     gateway.terminate();
     assert_eq!(gateway.process.wait().code(), Some(0));
-    // What was on its way ends cut or whole; there is an end, and no goodbye that is cut.
+    // The data may end within a frame. The connection ends, and no goodbye is cut.
     deaf.end();
 }
 
 #[test]
-fn phones_that_vanish_while_it_drains_do_not_hold_it_up() {
+fn clients_that_vanish_do_not_delay_a_drain() {
     let mut gateway = Setup::quiz().quiz_times_out_after_ms(3000).start();
     let mut phones: Vec<Phone> = (1..=10).map(|user_id| gateway.login(user_id)).collect();
     phones.iter_mut().for_each(|phone| {

@@ -1,4 +1,4 @@
-//! Rooms: who is in them, what they remember, and what becomes of who is slow.
+//! Rooms: members, logs, and slow members.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use bytes::Bytes;
@@ -7,10 +7,10 @@ use tidegate_protocol::proto::demo::JoinRoom;
 use tidegate_tests::phone::{demo, said};
 use tidegate_tests::{Code, Gateway, Phone, Push, Setup, until};
 
-/// What each push of these tests carries, beside its number.
+/// Bytes that each push carries beside its number.
 const PADDING: usize = 1000;
 
-/// Pushes to the room from outside: as many as `numbers` has, each with its number in it.
+/// Pushes to the room as an operator: one push for each of `numbers`.
 fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
     let operator = gateway.operator();
     for number in numbers {
@@ -20,19 +20,19 @@ fn publish(gateway: &Gateway, room: &str, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// What joins a room, and asks for nothing that came before.
+/// The data of a request that joins a room without a resume.
 fn joined(room: &str) -> Vec<u8> {
     JoinRoom { room: room.into(), last_offset: 0 }.encode_to_vec()
 }
 
 /// A push's number.
 fn number(push: &Push) -> u32 {
-    assert_eq!(push.biz_data.len(), PADDING, "a push is never cut");
+    assert_eq!(push.biz_data.len(), PADDING, "no push is cut");
     u32::from_be_bytes(push.biz_data[..4].try_into().unwrap())
 }
 
-/// Checks that the numbers are as many apart as the offsets, and increasing.
-fn have_gaps_where_offsets_have(pushes: &[Push]) {
+/// Checks that the numbers increase, and have the same gaps as the offsets.
+fn check_gaps_against_offsets(pushes: &[Push]) {
     for pair in pushes.windows(2) {
         let missed = pair[1].offset - pair[0].offset;
         assert!(missed >= 1, "{} after {}", pair[1].offset, pair[0].offset);
@@ -41,14 +41,14 @@ fn have_gaps_where_offsets_have(pushes: &[Push]) {
 }
 
 #[test]
-fn members_on_all_shards_hear_what_is_said_and_who_left_does_not() {
+fn members_on_all_shards_get_pushes_and_former_members_do_not() {
     let gateway = Setup::demo().shards(4).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=16).map(|user_id| gateway.login(user_id)).collect();
-    let mut stranger = gateway.login(99);
+    let mut outsider = gateway.login(99);
     for room in ["quiz", "lobby", "a room with a longer name"] {
         phones.iter_mut().for_each(|phone| phone.join(room, 0));
-        stranger.say(room, "hello");
+        outsider.say(room, "hello");
         let offsets: Vec<_> = phones
             .iter_mut()
             .map(|phone| {
@@ -62,22 +62,24 @@ fn members_on_all_shards_hear_what_is_said_and_who_left_does_not() {
     assert_eq!(operator.members("quiz"), 16);
     let (leavers, stayers) = phones.split_at_mut(8);
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
-    stranger.say("quiz", "who is left?");
+    outsider.say("quiz", "who is left?");
     stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "who is left?"));
-    // What follows in the other room shows that nothing came before it.
-    stranger.say("lobby", "you are");
+    // The push to the other room arrives first, so the former members got nothing before it.
+    outsider.say("lobby", "you are");
     leavers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
-    until("the members who left are counted out", || (operator.members("quiz") == 8).then_some(()));
+    until("the room has only the members that stayed", || {
+        (operator.members("quiz") == 8).then_some(())
+    });
     stayers.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "you are"));
-    // Leaving twice is no failure, and coming back is hearing again.
+    // A second leave succeeds, and a new join gets pushes again.
     leavers.iter_mut().for_each(|phone| phone.leave("quiz"));
     leavers.iter_mut().for_each(|phone| phone.join("quiz", 0));
-    stranger.say("quiz", "welcome back");
+    outsider.say("quiz", "welcome back");
     phones.iter_mut().for_each(|phone| assert_eq!(phone.push().text(), "welcome back"));
 }
 
 #[test]
-fn a_push_from_outside_counts_whom_it_reaches() {
+fn an_operators_push_counts_the_members_it_reaches() {
     let gateway = Setup::demo().shards(4).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=10).map(|user_id| gateway.login(user_id)).collect();
@@ -94,7 +96,7 @@ fn a_push_from_outside_counts_whom_it_reaches() {
 }
 
 #[test]
-fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
+fn a_member_that_resumes_gets_each_missed_push_once_and_then_the_new_ones() {
     let gateway = Setup::demo().shards(4).start();
     for round in 0..8 {
         let room = format!("room-{round}");
@@ -106,7 +108,7 @@ fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
         drop(phone);
         let missed: Vec<_> = (0..20).map(|n| format!("missed {n}")).collect();
         missed.iter().for_each(|text| talker.say(&room, text));
-        // It comes back while the talk goes on.
+        // It resumes while pushes go on.
         let newer: Vec<_> = (0..200).map(|n| format!("new {n}")).collect();
         let says: Vec<_> = newer.iter().map(|text| (demo::SAY, said(&room, text))).collect();
         let mut phone = gateway.login(7);
@@ -122,7 +124,7 @@ fn who_comes_back_gets_exactly_what_it_missed_and_then_what_is_new() {
 }
 
 #[test]
-fn who_joins_without_an_offset_gets_only_what_is_new() {
+fn a_join_without_an_offset_gets_only_new_pushes() {
     let gateway = Setup::demo().shards(2).start();
     let mut talker = gateway.login(8);
     talker.say("quiz", "old");
@@ -130,14 +132,14 @@ fn who_joins_without_an_offset_gets_only_what_is_new() {
     phone.join("quiz", 0);
     talker.say("quiz", "new");
     assert_eq!(phone.push().text(), "new");
-    // An offset that is still to come is no reason to wait for it.
+    // An offset above the newest one does not delay the next push.
     phone.join("quiz", u64::MAX);
     talker.say("quiz", "newer");
     assert_eq!(phone.push().text(), "newer");
 }
 
 #[test]
-fn what_the_log_no_longer_holds_is_a_gap_in_the_offsets() {
+fn pushes_that_the_log_no_longer_holds_show_as_a_gap_in_the_offsets() {
     let gateway = Setup::demo().shards(2).set("rooms.log_bytes_max", 10_000).start();
     let mut phone = gateway.login(7);
     phone.join("quiz", 0);
@@ -148,21 +150,21 @@ fn what_the_log_no_longer_holds_is_a_gap_in_the_offsets() {
     let mut phone = gateway.login(7);
     phone.join("quiz", first.offset);
     let next = phone.push();
-    assert!(next.offset > first.offset + 1, "something is gone");
-    have_gaps_where_offsets_have(&[first, next.clone()]);
-    // From the oldest that is left on, nothing is missing.
+    assert!(next.offset > first.offset + 1, "pushes are missing");
+    check_gaps_against_offsets(&[first, next.clone()]);
+    // From the oldest push in the log on, none is missing.
     let mut pushes = vec![next];
     while number(pushes.last().unwrap()) < 49 {
         pushes.push(phone.push());
     }
-    assert!(pushes.len() >= 8, "the log holds what it may: {}", pushes.len());
+    assert!(pushes.len() >= 8, "the log holds as much as its bound allows: {}", pushes.len());
     assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
     let room = gateway.operator().json("/rooms/quiz");
     assert_eq!(room["first_offset"], pushes[0].offset);
     assert_eq!(room["last_offset"], pushes.last().unwrap().offset);
 }
 
-/// A gateway whose kernel holds little of what a phone doesn't read.
+/// A gateway with small send buffers, so that unread pushes soon wait in the gateway.
 fn narrow(slow_member: &str) -> Setup {
     Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
@@ -178,7 +180,7 @@ fn join_narrow(gateway: &Gateway, user_id: u64) -> Phone {
 }
 
 #[test]
-fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
+fn a_slow_member_skips_pushes_and_sees_the_gap() {
     let gateway = narrow("skip").start();
     let mut slow = join_narrow(&gateway, 7);
     let mut healthy = gateway.login(8);
@@ -192,20 +194,20 @@ fn a_slow_member_is_skipped_ahead_and_sees_the_gap() {
     while pushes.last().is_none_or(|push| number(push) < 299) {
         pushes.push(slow.push());
     }
-    have_gaps_where_offsets_have(&pushes);
+    check_gaps_against_offsets(&pushes);
     assert_eq!(number(&pushes[0]), 0);
     let missed = 300 - pushes.len();
-    assert!(missed > 0, "it should have been too slow");
+    assert!(missed > 0, "the member was not too slow");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_room_pushes_skipped_total", "", |n| n == missed as f64);
-    // It is a member as before.
+    operator.wait_for_metric("tidegate_push_skipped_total", "", |n| n == missed as f64);
+    // It is still a member.
     publish(&gateway, "quiz", 300..301);
     assert_eq!(number(&slow.push()), 300);
     assert_eq!(number(&healthy.push()), 300);
 }
 
 #[test]
-fn a_slow_member_is_closed_where_the_policy_says_so() {
+fn a_slow_member_is_closed_if_the_policy_says_so() {
     let gateway = narrow("close").start();
     let mut slow = join_narrow(&gateway, 7);
     let mut healthy = gateway.login(8);
@@ -215,16 +217,16 @@ fn a_slow_member_is_closed_where_the_policy_says_so() {
         let pushes = healthy.pushes(10);
         assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
     }
-    // The gateway notices when it could send again: when the phone reads.
+    // The gateway notices at its next send, when the client reads.
     slow.end();
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "slow_member", |n| n == 1.0);
     operator.wait_for_total("sessions", 1);
-    healthy.is_served();
+    healthy.assert_is_served();
 }
 
 #[test]
-fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
+fn a_policy_applies_only_to_rooms_with_its_prefix() {
     let policy = r#"
         [[room_policies]]
         prefix = "short-"
@@ -241,7 +243,7 @@ fn a_policy_holds_for_the_rooms_with_its_prefix_alone() {
 }
 
 #[test]
-fn what_is_said_within_a_window_comes_together_and_in_order() {
+fn pushes_within_a_window_arrive_together_and_in_order() {
     let policies = r#"
         [[room_policies]]
         prefix = "barrage-"
@@ -259,15 +261,15 @@ fn what_is_said_within_a_window_comes_together_and_in_order() {
     let pushes = phone.pushes(2);
     assert!(pushes.iter().map(Push::text).eq(["one", "two"]));
     assert_eq!(pushes[1].offset, pushes[0].offset + 1);
-    operator.wait_for_metric("tidegate_room_pushes_merged_total", "", |n| n == 1.0);
-    // Everybody's room has a policy too: an urgent push takes along what waits.
+    operator.wait_for_metric("tidegate_push_merged_total", "", |n| n == 1.0);
+    // Everybody's room has a policy too: an urgent push releases those that wait.
     talker.ask(demo::PUSH_ALL, b"three").unwrap();
     assert_eq!(operator.push_all(51, b"four"), 2);
     for phone in [&mut phone, &mut talker] {
         let pushes = phone.pushes(2);
         assert!(pushes.iter().map(|push| &push.biz_data[..]).eq([&b"three"[..], b"four"]));
     }
-    // The room that waited for nothing shows that no other has a window.
+    // A push to a room without a policy arrives at once: other rooms have no window.
     phone.join("lobby", 0);
     assert_eq!(operator.push_room("lobby", 50, b"five"), 1);
     assert_eq!(phone.push().biz_data, "five");
@@ -275,7 +277,7 @@ fn what_is_said_within_a_window_comes_together_and_in_order() {
 
 #[test]
 fn after_a_restart_offsets_begin_above_all_earlier_ones() {
-    let mut gateway = Setup::demo().on_a_port_of_its_own().shards(2).start();
+    let mut gateway = Setup::demo().on_a_reserved_port().shards(2).start();
     let mut last_offset = 0;
     for _ in 0..3 {
         let mut phone = gateway.login(7);
@@ -283,7 +285,10 @@ fn after_a_restart_offsets_begin_above_all_earlier_ones() {
         let mut talker = gateway.login(8);
         (0..50).for_each(|n| talker.say("quiz", &format!("{n}")));
         let pushes = phone.pushes(50);
-        assert!(pushes[0].offset > last_offset, "a resume across a restart misses nothing new");
+        assert!(
+            pushes[0].offset > last_offset,
+            "the offsets after a restart are above the earlier ones"
+        );
         assert!(pushes.windows(2).all(|pair| pair[0].offset + 1 == pair[1].offset));
         last_offset = pushes[49].offset;
         gateway.crash_and_restart();
@@ -291,7 +296,7 @@ fn after_a_restart_offsets_begin_above_all_earlier_ones() {
 }
 
 #[test]
-fn a_room_that_was_idle_begins_again_above_its_earlier_offsets() {
+fn a_room_that_was_closed_opens_above_its_earlier_offsets() {
     let gateway = Setup::demo().set("rooms.idle_ttl_ms", 0).start();
     let operator = gateway.operator();
     let mut last_offset = 0;
@@ -303,7 +308,7 @@ fn a_room_that_was_idle_begins_again_above_its_earlier_offsets() {
         assert!(pushes[0].offset > last_offset);
         last_offset = pushes[19].offset;
         drop(phone);
-        until("the room is forgotten", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
+        until("the room is closed", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
     }
 }
 
@@ -322,20 +327,20 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
     }
     assert_eq!(operator.push_room("room-64", 50, b"x"), 0);
     assert_eq!(phone.pushes(64).len(), 64);
-    // Who leaves one may join another.
+    // After a leave it may join another room.
     phone.leave("room-0");
     phone.join("room-64", 0);
     assert_eq!(operator.push_room("room-64", 50, b"x"), 1);
 }
 
 #[test]
-fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
+fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
     for shards in [1, 2] {
         let setup = Setup::demo().shards(shards).set("rooms.rooms_per_shard_max", 1);
         let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
         let operator = gateway.operator();
         let mut phone = gateway.login(7);
-        // With a room of its own, each shard has as many as it may.
+        // With this room each home shard has as many rooms as it may have.
         let mut taken = Vec::new();
         for name in (0..100).map(|n| format!("room-{n}")) {
             let asked = phone.send(demo::JOIN, &joined(&name));
@@ -354,13 +359,13 @@ fn who_says_or_joins_where_there_is_no_room_left_is_told_and_may_come_back() {
         phone.say(&taken[0], "hello");
         assert_eq!(phone.push().text(), "hello");
         taken.iter().for_each(|name| phone.leave(name));
-        until("there is room again", || phone.ask(demo::JOIN, &joined("room-100")).ok());
+        until("a room may be opened again", || phone.ask(demo::JOIN, &joined("room-100")).ok());
     }
 }
 
 #[test]
-fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
-    // One member is served in a turn: what is said meanwhile adds up.
+fn a_burst_longer_than_one_send_arrives_without_a_further_push() {
+    // One member is served per turn, so pushes accumulate meanwhile.
     let gateway = Setup::demo().set("limits.fan_out_slice_members", 1).start();
     let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
     members.iter_mut().for_each(|member| member.join("quiz", 0));
@@ -375,7 +380,7 @@ fn a_burst_that_is_longer_than_one_send_comes_whole_without_another_push() {
 }
 
 #[test]
-fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
+fn a_connection_in_many_rooms_gets_all_pushes_when_it_reads_again() {
     let gateway = Setup::demo().shards(2).set("socket.send_buffer_bytes", 4096).start();
     let mut slow = Phone::connect_narrow(gateway.clients());
     slow.login(7);
@@ -391,7 +396,7 @@ fn a_connection_in_many_rooms_gets_all_of_them_after_it_did_not_read() {
         let of_room: Vec<_> =
             pushes.iter().filter(|push| number(push) / 100 * 100 == base).cloned().collect();
         assert!(of_room.iter().map(number).eq(base..base + 20), "room {base}");
-        have_gaps_where_offsets_have(&of_room);
+        check_gaps_against_offsets(&of_room);
     }
-    slow.is_served();
+    slow.assert_is_served();
 }

@@ -1,4 +1,4 @@
-//! The rules of the protocol, each against the real gateway.
+//! The rules of the protocol, each checked with the real gateway.
 
 use bytes::Bytes;
 use tidegate_protocol::client::Event;
@@ -42,7 +42,7 @@ fn requests_of_one_route_are_answered_in_order() {
 }
 
 #[test]
-fn a_slow_answer_holds_up_neither_a_heartbeat_nor_another_route() {
+fn a_slow_answer_delays_neither_heartbeats_nor_other_routes() {
     let gateway = Setup::quiz().start();
     let mut phone = gateway.login(7);
     let waiting = phone.send(quiz::WAIT, b"");
@@ -51,8 +51,8 @@ fn a_slow_answer_holds_up_neither_a_heartbeat_nor_another_route() {
     let again = phone.send_login(7, "token-7");
     let session = phone.next();
     assert!(matches!(session, Some(Event::Authenticated { sequence, .. }) if sequence == again));
-    phone.is_served();
-    // Now somebody asks, and the answer comes after all.
+    phone.assert_is_served();
+    // Now the host asks a question, and the waiting call is answered.
     let mut host = gateway.login(8);
     host.ask(quiz::ASK, b"Which?").unwrap();
     assert_eq!(phone.outcome(waiting), Ok("Which?".into()));
@@ -70,7 +70,7 @@ fn a_member_that_publishes_gets_both_the_push_and_the_answer() {
 }
 
 #[test]
-fn pushes_of_a_room_come_in_the_order_of_their_publication_and_whole() {
+fn pushes_of_a_room_arrive_whole_and_in_order_of_publication() {
     let gateway = Setup::demo().shards(2).start();
     let mut members: Vec<_> = (1..=6).map(|user_id| gateway.login(user_id)).collect();
     members.iter_mut().for_each(|member| member.join("lobby", 0));
@@ -86,48 +86,48 @@ fn pushes_of_a_room_come_in_the_order_of_their_publication_and_whole() {
         pushes.iter().map(tidegate_tests::Push::text).collect::<Vec<_>>()
     });
     let first = orders.next().unwrap();
-    assert!(orders.all(|order| order == first), "each member sees the same order");
+    assert!(orders.all(|order| order == first), "all members see the same order");
     for talker in 0..talkers {
         let own = format!("{talker}:");
         let heard = first.iter().filter(|text| text.starts_with(&own)).cloned();
-        assert!(heard.eq(texts(talker)), "who publishes sees its own order kept");
+        assert!(heard.eq(texts(talker)), "the pushes of one publisher keep their order");
     }
 }
 
 #[test]
-fn silence_ends_a_session_and_any_frame_is_a_sign_of_life() {
+fn a_silent_session_is_closed_and_any_frame_keeps_it_open() {
     let gateway = Setup::demo().set("session.heartbeat_interval_ms", 800).start();
     let silent = gateway.login(1);
     let mut asking = gateway.login(2);
     let mut beating = gateway.login(3);
     let mut logging_in = gateway.login(4);
     assert_eq!(silent.session().heartbeat_interval_ms, 800);
-    // The others say something for as long as the silent one is not told to go.
+    // The others send frames until the silent one gets its goodbye.
     let told = silent.in_background(|silent| silent.goodbye(Code::Idle));
     while !told.is_finished() {
-        asking.is_served();
+        asking.assert_is_served();
         beating.heartbeat();
         logging_in.login(4);
     }
     told.join().unwrap();
-    asking.is_served();
-    beating.is_served();
-    logging_in.is_served();
+    asking.assert_is_served();
+    beating.assert_is_served();
+    logging_in.assert_is_served();
 }
 
 #[test]
-fn who_does_not_authenticate_in_time_is_told_to_go() {
+fn a_connection_that_does_not_authenticate_in_time_is_closed() {
     let gateway = Setup::demo().set("auth.timeout_ms", 300).start();
     let mut phone = gateway.connect();
-    // A sign of life is no authentication.
+    // A heartbeat does not replace an authentication.
     phone.heartbeat();
     let mut neighbour = gateway.login(8);
     assert_eq!(phone.goodbye(Code::Idle).retry_after, std::time::Duration::ZERO);
-    neighbour.is_served();
+    neighbour.assert_is_served();
 }
 
 #[test]
-fn a_second_authentication_is_answered_alike_and_may_not_change_the_user() {
+fn a_second_authentication_gets_the_same_answer_and_cannot_change_the_user() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     let first = phone.session();
@@ -136,14 +136,14 @@ fn a_second_authentication_is_answered_alike_and_may_not_change_the_user() {
     assert_eq!(second.heartbeat_interval_ms, first.heartbeat_interval_ms);
     let failure = phone.try_login(8, "token-8").unwrap_err();
     assert_eq!(failure.code, Some(Code::Unauthenticated));
-    phone.is_served();
+    phone.assert_is_served();
     let user = gateway.operator().json("/users/7");
     assert_eq!(user["connections"].as_array().unwrap().len(), 1);
     let other = gateway.operator().json("/users/8");
     assert_eq!(other["connections"].as_array().unwrap().len(), 0);
 }
 
-/// What is malformed, by what is wrong with it.
+/// Malformed frames, each with a description of its fault.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let below = Request { kind: -2, sequence: 9, ..Request::default() };
     let mut type_below = Vec::new();
@@ -162,21 +162,21 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn what_is_malformed_ends_its_connection_and_no_other() {
+fn a_malformed_frame_closes_its_connection_and_no_other() {
     let gateway = Setup::demo().start();
     let mut neighbour = gateway.login(8);
     let neighbours_bytes = request_frame(demo::ECHO, b"fine", 77);
     let (head, tail) = neighbours_bytes.split_at(5);
     for (what, bytes) in malformed() {
         for logged_in in [false, true] {
-            // The neighbour is in the midst of a frame.
+            // The neighbour has sent half of a frame.
             neighbour.send_bytes(head);
             let mut phone = gateway.connect();
             if logged_in {
                 phone.login(7);
             }
             phone.send_bytes(&bytes);
-            // Whatever follows is not read.
+            // Bytes that follow are not read.
             phone.send_heartbeat();
             phone.goodbye(Code::Malformed);
             neighbour.send_bytes(tail);
@@ -190,11 +190,11 @@ fn what_is_malformed_ends_its_connection_and_no_other() {
 }
 
 #[test]
-fn what_follows_a_malformed_frame_does_not_take_the_goodbye_with_it() {
+fn bytes_after_a_malformed_frame_do_not_lose_the_goodbye() {
     let gateway = Setup::demo().start();
     for _ in 0..10 {
         let mut phone = gateway.login(7);
-        // Closing a socket with unread bytes resets it, and the kernel throws the goodbye away.
+        // A close of a socket with unread bytes resets the connection, and the kernel drops the goodbye.
         let mut bytes = vec![0x80, 0x00];
         (0..10_000).for_each(|_| bytes.extend_from_slice(&request_frame(demo::ECHO, b"x", 1)));
         phone.send_bytes(&bytes);
@@ -205,7 +205,7 @@ fn what_follows_a_malformed_frame_does_not_take_the_goodbye_with_it() {
 }
 
 #[test]
-fn what_came_before_a_malformed_frame_is_answered_first() {
+fn requests_before_a_malformed_frame_are_answered() {
     let gateway = Setup::demo().set("backends.demo.placement", "shard").start();
     let mut phone = gateway.login(7);
     let mut bytes = heartbeat_frame(50);
@@ -218,19 +218,19 @@ fn what_came_before_a_malformed_frame_is_answered_first() {
 }
 
 #[test]
-fn an_empty_frame_is_an_authentication_that_fails() {
+fn an_empty_frame_is_a_failed_authentication() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     phone.send_bytes(&[0]);
-    // It has the sequence 0 and the type 0: to this client it looks like a goodbye, and is none.
+    // The answer has the sequence 0 and the type 0, so this client takes it for a goodbye.
     let Some(Event::Goodbye(failure)) = phone.next() else { panic!("there is an answer") };
     assert_eq!(failure.code, Some(Code::Unauthenticated));
     phone.login(7);
-    phone.is_served();
+    phone.assert_is_served();
 }
 
 #[test]
-fn a_phone_that_stops_sending_still_gets_all_its_answers() {
+fn a_half_closed_client_gets_all_its_answers() {
     let gateway = Setup::quiz().start();
     let mut phone = gateway.login(7);
     let waiting = phone.send(quiz::WAIT, b"");
@@ -249,8 +249,8 @@ fn a_phone_that_stops_sending_still_gets_all_its_answers() {
 }
 
 #[test]
-fn a_phone_that_stops_sending_before_it_is_let_in_still_gets_its_answers() {
-    // Users' homes are spread over the shards: some log in here, some by way of another.
+fn a_client_that_half_closes_before_its_login_ends_gets_its_answers() {
+    // The home shards of the users differ, so some logins are handled by another shard.
     let gateway = Setup::demo().shards(4).start();
     for user_id in 1..=20 {
         let mut phone = gateway.connect();
@@ -265,11 +265,11 @@ fn a_phone_that_stops_sending_before_it_is_let_in_still_gets_its_answers() {
 }
 
 #[test]
-fn a_phone_that_stops_sending_and_is_owed_nothing_is_closed_at_once() {
+fn a_half_closed_client_without_open_requests_is_closed_at_once() {
     let gateway = Setup::demo().start();
-    let mut stranger = gateway.connect();
-    stranger.stop_sending();
-    assert_eq!((stranger.end(), stranger.next()), (End::Closed, None));
+    let mut anonymous = gateway.connect();
+    anonymous.stop_sending();
+    assert_eq!((anonymous.end(), anonymous.next()), (End::Closed, None));
     let mut idle = gateway.login(7);
     idle.stop_sending();
     assert_eq!((idle.end(), idle.next()), (End::Closed, None));
@@ -283,7 +283,7 @@ fn a_phone_that_stops_sending_and_is_owed_nothing_is_closed_at_once() {
 }
 
 #[test]
-fn the_answer_of_a_phone_that_is_gone_goes_nowhere() {
+fn the_answer_for_a_connection_that_is_gone_is_dropped() {
     let gateway = Setup::quiz().start();
     let operator = gateway.operator();
     let mut host = gateway.login(1);
@@ -296,7 +296,7 @@ fn the_answer_of_a_phone_that_is_gone_goes_nowhere() {
     kicked.goodbye(Code::Replaced);
     vanished.reset();
     operator.wait_for_total("sessions", 1);
-    // Whoever gets their places now must not get their answers.
+    // Connections that now take their slots must not get their answers.
     let mut newer: Vec<_> = (4..8).map(|user_id| gateway.login(user_id)).collect();
     host.ask(quiz::ASK, b"Which?").unwrap();
     operator.wait_for_metric("tidegate_orphan_answers_total", "", |n| n == 2.0);
@@ -307,7 +307,7 @@ fn the_answer_of_a_phone_that_is_gone_goes_nowhere() {
 }
 
 #[test]
-fn frames_may_come_a_byte_at_a_time() {
+fn frames_may_arrive_byte_by_byte() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     let mut bytes = login_frame(7, 1);
@@ -320,7 +320,7 @@ fn frames_may_come_a_byte_at_a_time() {
 }
 
 #[test]
-fn hundreds_of_frames_may_come_in_one_segment() {
+fn hundreds_of_frames_may_arrive_in_one_segment() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.connect();
     let mut bytes = login_frame(7, 1);
@@ -352,7 +352,7 @@ fn unknown_fields_are_ignored() {
 }
 
 #[test]
-fn a_frame_of_the_greatest_length_is_taken_and_one_longer_is_not() {
+fn a_frame_of_maximal_length_is_accepted_and_a_longer_one_is_not() {
     let gateway = Setup::demo().set("limits.frame_bytes_max", 5000).start();
     let overhead = request_frame(demo::ECHO, &vec![0; 4000], 1).len() - 4000 - 2;
     let longest = 5000 - overhead;
@@ -362,13 +362,13 @@ fn a_frame_of_the_greatest_length_is_taken_and_one_longer_is_not() {
     };
     sequence_one(&mut phone, longest);
     assert_eq!(phone.outcome(1), Ok(vec![b'x'; longest].into()));
-    // The prefix alone says that it is too long.
+    // The length prefix alone shows that the frame is too long.
     phone.send_bytes(&request_frame(demo::ECHO, &vec![b'x'; longest + 1], 1)[..2]);
     phone.goodbye(Code::Malformed);
 }
 
 #[test]
-fn the_default_lengths_are_64_kib_in_and_1_mib_out() {
+fn the_default_maximal_frame_lengths_are_64_kib_in_and_1_mib_out() {
     let gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     let large = vec![b'x'; 64 * 1024 - 20];
@@ -379,5 +379,5 @@ fn the_default_lengths_are_64_kib_in_and_1_mib_out() {
     assert_eq!(phone.push().biz_data, push);
     let (status, body) = operator.post("/push/users/7?type=5", &vec![b'y'; 1024 * 1024]);
     assert!(matches!(status, 400 | 413), "{status} {body}");
-    phone.is_served();
+    phone.assert_is_served();
 }

@@ -1,4 +1,4 @@
-//! Secrets as an orchestrator mounts them, where the gateway may write none: the errors, and that their advice helps.
+//! Secrets on a read-only mount, as orchestrators provide them: the errors, and whether their advice works.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -9,8 +9,8 @@ use rustix::process::geteuid;
 use tidegate_tests::process::Process;
 use tidegate_tests::programs::programs;
 
-/// Checks a configuration whose secrets are in a file system of 16 KiB that `script` fills; `None` where
-/// mounting is not permitted.
+/// Runs `--check-config` with secrets on a file system of 16 KiB, which `script` fills; `None` where a mount is not
+/// permitted.
 fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
@@ -32,7 +32,7 @@ fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
 const SECRET: &str = "echo 0123456789abcdef0123456789abcdef >token\n";
 
 #[test]
-fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
+fn the_advice_for_a_secret_depends_on_whether_its_mode_can_be_changed() {
     let mounted = |mode: &str| {
         let mode =
             format!("chmod {mode} token; mount -o remount,ro .; cd \"$0\"; FLAGS=--check-config");
@@ -44,7 +44,7 @@ fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
         assert!(said.contains(hint), "{hint}: {said}");
     }
     assert!(!said.contains("chmod"), "{said}");
-    // What is advised is taken.
+    // The advice works.
     for mode in ["400", "440"] {
         let (code, said) = mounted(mode).unwrap();
         assert_eq!(code, 0, "{mode}: {said}");
@@ -52,7 +52,7 @@ fn a_read_only_mount_is_told_from_a_file_whose_mode_can_be_changed() {
 }
 
 #[test]
-fn where_a_secret_cant_be_made_the_start_and_the_check_say_what_to_do() {
+fn a_secret_that_cannot_be_made_fails_start_and_check_with_advice() {
     let fill = "head -c 16k /dev/zero >full 2>/dev/null || true\n";
     let Some((code, said)) = check_in_a_mount(&format!("{fill}FLAGS=")) else { return };
     assert_eq!(code, 1, "{said}");
@@ -70,17 +70,17 @@ fn where_a_secret_cant_be_made_the_start_and_the_check_say_what_to_do() {
 }
 
 #[test]
-fn a_secret_that_the_gateway_may_not_read_says_whose_it_is_and_who_asks() {
+fn an_unreadable_secret_is_reported_with_its_owner_and_the_gateways_user() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let token = folder.path().join("token");
     fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
-    // Root reads everything, so it becomes another user. Any other user takes the right to read from itself.
+    // Root can read every file, so the test becomes another user. Any other user removes its own permission.
     let mut command = if geteuid().is_root() {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o400)).unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        // The folders above the binary may be root's alone.
+        // Only root may have access to the folders above the binary.
         let copy = folder.path().join("tidegate");
         fs::copy(&programs().tidegate, &copy).unwrap();
         command.arg(copy);

@@ -1,4 +1,4 @@
-//! What a service manager is told: ready, alive, going away.
+//! Notifications to a service manager: ready, alive, stopping.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::net::UnixDatagram;
@@ -12,25 +12,25 @@ use tidegate::Server;
 use tidegate::config::Config;
 use tidegate::service::Liveness;
 use tidegate_backend::{Call, Gateway, Handler, Placement};
-use tidegate_tests::{Operator, PATIENCE, Phone, Setup, until};
+use tidegate_tests::{Operator, Phone, Setup, TIMEOUT, until};
 
-/// The manager's end.
+/// The socket of the service manager.
 struct Manager(UnixDatagram);
 
 impl Manager {
     fn at(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self(socket)
     }
 
     fn next(&self) -> String {
         let mut message = [0; 256];
-        let count = self.0.recv(&mut message).expect("it is told something");
+        let count = self.0.recv(&mut message).expect("a notification arrives");
         String::from_utf8(message[..count].to_vec()).unwrap()
     }
 
-    /// The next that is no sign of life.
+    /// The next notification that is not `WATCHDOG=1`.
     fn next_news(&self) -> String {
         loop {
             let message = self.next();
@@ -42,7 +42,7 @@ impl Manager {
 }
 
 #[test]
-fn the_manager_hears_when_it_listens_and_when_it_goes() {
+fn the_manager_is_notified_of_ready_and_stopping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = Manager::at(&path);
@@ -50,13 +50,13 @@ fn the_manager_hears_when_it_listens_and_when_it_goes() {
     assert_eq!(manager.next(), "READY=1\n");
     drop(gateway.connect());
     gateway.terminate();
-    // Nothing in between: nobody asked for signs of life.
+    // No watchdog notification in between: none was requested.
     assert_eq!(manager.next(), "STOPPING=1\n");
     assert!(gateway.process.wait().success());
 }
 
 #[test]
-fn signs_of_life_come_where_they_are_wanted_and_while_it_drains() {
+fn watchdog_notifications_are_sent_if_requested_also_while_draining() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = Manager::at(&path);
@@ -64,18 +64,18 @@ fn signs_of_life_come_where_they_are_wanted_and_while_it_drains() {
     let mut gateway = setup.variable("WATCHDOG_USEC", "40000").start();
     assert_eq!(manager.next(), "READY=1\n");
     (0..3).for_each(|_| assert_eq!(manager.next(), "WATCHDOG=1\n"));
-    // Who is told to go and does not close keeps it lingering.
+    // A client that does not close after its goodbye keeps the gateway lingering.
     let mut phone = gateway.login(7);
     gateway.terminate();
     assert_eq!(manager.next_news(), "STOPPING=1\n");
-    phone.is_told_to_go();
+    phone.wait_for_goodbye();
     assert_eq!(manager.next(), "WATCHDOG=1\n");
     drop(phone);
     assert!(gateway.process.wait().success());
 }
 
 #[test]
-fn a_manager_that_is_gone_is_no_reason_to_end() {
+fn a_gateway_runs_on_without_its_manager() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nobody");
     let gateway = Setup::demo().variable("NOTIFY_SOCKET", &path).start();
@@ -83,7 +83,7 @@ fn a_manager_that_is_gone_is_no_reason_to_end() {
     drop(gateway.login(7));
 }
 
-/// Blocks the shard's thread, as no handler should, until it is let go.
+/// Blocks the shard's thread, which no handler should do, until it is released.
 struct Stuck {
     entered: Sender<()>,
     let_go: Mutex<Receiver<()>>,
@@ -130,12 +130,12 @@ impl Hanging {
         Self { server, has_entered, release, operator, _folder: folder }
     }
 
-    /// Has one shard hang, until `release` says so.
+    /// Makes one shard hang until `release`.
     fn hang(&self) -> Phone {
         let mut phone = Phone::connect(self.server.client_address());
         phone.login(7);
         phone.send(1, b"");
-        self.has_entered.recv_timeout(PATIENCE).unwrap();
+        self.has_entered.recv_timeout(TIMEOUT).unwrap();
         phone
     }
 
@@ -146,7 +146,7 @@ impl Hanging {
 }
 
 #[test]
-fn one_shard_that_hangs_stops_the_signs_of_life() {
+fn one_hanging_shard_stops_the_watchdog_notifications() {
     let hanging = Hanging::start();
     let mut liveness = Liveness::new(hanging.server.control());
     let all_answer = |liveness: &mut Liveness| {
@@ -154,8 +154,9 @@ fn one_shard_that_hangs_stops_the_signs_of_life() {
     };
     all_answer(&mut liveness);
     let phone = hanging.hang();
-    // The shard may have answered a question from before it hung, and the other's last answer may count once more.
-    // It answers nothing that is asked now.
+    // The shard may have answered a question from before it hung, and the last answer of the other shard may count once
+    // more.
+    // It does not answer later questions.
     let count = (0..10_000).filter(|_| liveness.all_answered()).count();
     assert!(count <= 2, "all shards answered {count} times while one hangs");
 
@@ -166,7 +167,7 @@ fn one_shard_that_hangs_stops_the_signs_of_life() {
 }
 
 #[test]
-fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
+fn health_reports_a_hanging_shard_until_it_answers_again() {
     let hanging = Hanging::start();
     let operator = &hanging.operator;
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
@@ -185,7 +186,7 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     let text = said["error"].as_str().unwrap();
     assert!(text.contains(&format!("shard {shard} has not answered for ")), "{text}");
     assert_eq!(operator.get("/readyz").0, 503);
-    // The others' figures are there at once.
+    // The figures of the other shards are available at once.
     let stats = operator.json("/stats");
     assert_eq!(
         (&stats["unresponsive_shards"][0]["shard"], &stats["ready"]),
@@ -193,7 +194,7 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     );
     let shards = stats["shards"].as_array().unwrap();
     assert!(shards.len() == 1 && shards[0]["shard"] != *shard, "{stats}");
-    // What only it could do was perhaps not done; that is the gateway's fault, and said so. Everybody's room
+    // A push that needs the hanging shard may not be done, and the answer says so. Everybody's room
     // has its home on shard 0.
     let (status, body) = operator.post("/push/all?type=5", b"x");
     assert!(
@@ -210,9 +211,9 @@ fn operators_hear_of_a_shard_that_hangs_until_it_is_back() {
     hanging.end();
 }
 
-/// It is what a successor waits for, which may be there because a shard hangs.
+/// A successor waits for this, and may have been started because a shard hangs.
 #[test]
-fn a_gateway_that_drains_says_so_though_a_shard_hangs() {
+fn readiness_says_draining_even_if_a_shard_hangs() {
     let hanging = Hanging::start();
     let phone = hanging.hang();
     let operator = &hanging.operator;

@@ -1,4 +1,4 @@
-//! Who comes in, how often, and with what.
+//! Logins: tokens, and how many sessions a user may have.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
@@ -41,7 +41,7 @@ fn shards_of(gateway: &Gateway, user_id: u64) -> BTreeSet<u64> {
 fn spread_over_two_shards(gateway: &Gateway, user_id: u64) -> Vec<Phone> {
     let mut phones = Vec::new();
     while shards_of(gateway, user_id).len() < 2 {
-        assert!(phones.len() < 100, "no two of a hundred connections are on different shards");
+        assert!(phones.len() < 100, "a hundred connections are all on one shard");
         phones.push(gateway.login(user_id));
     }
     phones
@@ -54,7 +54,7 @@ fn the_newest_login_wins_across_shards() {
     for _ in 0..20 {
         let mut newer = gateway.login(7);
         last.goodbye(Code::Replaced);
-        newer.is_served();
+        newer.assert_is_served();
         last = newer;
     }
     assert_eq!(shards_of(&gateway, 7).len(), 1);
@@ -65,24 +65,24 @@ fn the_newest_login_wins_across_shards() {
 }
 
 #[test]
-fn where_many_are_allowed_the_oldest_goes_when_there_are_too_many() {
+fn the_oldest_session_is_replaced_beyond_connections_per_user_max() {
     let gateway = Setup::demo()
         .shards(4)
         .set("session.login", "many")
         .set("session.connections_per_user_max", 3)
         .start();
     let mut phones: Vec<_> = (0..3).map(|_| gateway.login(7)).collect();
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
     for _ in 0..5 {
         phones.push(gateway.login(7));
         phones.remove(0).goodbye(Code::Replaced);
-        phones.iter_mut().for_each(Phone::is_served);
+        phones.iter_mut().for_each(Phone::assert_is_served);
     }
-    // Who goes makes room.
+    // When a session ends, another one may open.
     drop(phones.remove(0));
     gateway.operator().wait_for_total("sessions", 2);
     phones.push(gateway.login(7));
-    phones.iter_mut().for_each(Phone::is_served);
+    phones.iter_mut().for_each(Phone::assert_is_served);
 }
 
 #[test]
@@ -126,12 +126,12 @@ fn the_secret_is_made_on_first_start_and_tide_makes_tokens_with_it() {
     assert!(status.success(), "{log}");
     let mut phone = gateway.connect();
     phone.login_with(7, token.trim());
-    phone.is_served();
+    phone.assert_is_served();
     let mut other = gateway.connect();
     let failure = other.try_login(8, token.trim()).unwrap_err();
-    assert_eq!(failure.code, Some(Code::Unauthenticated), "it is another user's");
+    assert_eq!(failure.code, Some(Code::Unauthenticated), "the token is of another user");
     let failure = other.try_login(8, "token-8").unwrap_err();
-    assert_eq!(failure.code, Some(Code::Unauthenticated), "it is a demo token");
+    assert_eq!(failure.code, Some(Code::Unauthenticated), "the token is a demo token");
 }
 
 #[test]
@@ -172,8 +172,8 @@ fn tokens_are_verified_with_a_public_key() {
         assert!(status.success(), "{log}");
         let mut phone = gateway.connect();
         phone.login_with(7, token.trim());
-        phone.is_served();
-        // The public key is no secret: nobody gets in with what HS256 makes of it.
+        phone.assert_is_served();
+        // The public key is no secret, so a token that is signed with it by HS256 must be refused.
         let pem = fs::read(&public).unwrap();
         let forged =
             self::token(Algorithm::HS256, &EncodingKey::from_secret(&pem), 8, now_s() + 60);
@@ -183,7 +183,7 @@ fn tokens_are_verified_with_a_public_key() {
 }
 
 #[test]
-fn demo_tokens_are_for_loopback_alone() {
+fn demo_tokens_work_only_on_loopback() {
     let setup = Setup::jwt().flag("--auth").flag("demo").set("listen", "0.0.0.0:0");
     let (status, _, log) = setup.run();
     assert_eq!(status.code(), Some(2));
@@ -211,16 +211,16 @@ fn a_session_that_ends_leaves_nothing_behind() {
     }
 }
 
-/// A connection ends while the next one comes in: what the kernel still does for the one must not hit the other.
+/// A connection ends while another is accepted. Kernel operations of the first one must not affect the other.
 #[test]
-fn who_leaves_at_once_takes_nobody_elses_goodbye_along() {
+fn a_client_that_leaves_at_once_does_not_lose_another_clients_goodbye() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
     for user_id in 1..=1_000 {
         let mut phone = gateway.login(user_id);
-        phone.is_served();
+        phone.assert_is_served();
         assert_eq!(operator.kick(user_id), 1);
-        // And closes as soon as it has read it.
-        phone.is_told_to_go();
+        // It closes as soon as it has read the goodbye.
+        phone.wait_for_goodbye();
     }
 }

@@ -1,4 +1,4 @@
-//! Signals: which ones drain, and that no other ends a gateway.
+//! Signals: which ones drain, and that no other one ends a gateway.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::process::Command;
@@ -10,7 +10,7 @@ use tidegate_tests::process::Process;
 use tidegate_tests::{Code, Phone, Setup, until};
 
 #[test]
-fn signals_without_a_meaning_change_nothing_and_say_so() {
+fn signals_without_a_meaning_are_logged_and_ignored() {
     let mut gateway = Setup::demo().start();
     let mut phone = gateway.login(7);
     for (signal, text) in [
@@ -20,7 +20,7 @@ fn signals_without_a_meaning_change_nothing_and_say_so() {
     ] {
         gateway.process.signal(signal);
         gateway.process.stderr.wait_for(text);
-        phone.is_served();
+        phone.assert_is_served();
     }
     gateway.terminate();
     phone.goodbye(Code::Draining);
@@ -29,13 +29,13 @@ fn signals_without_a_meaning_change_nothing_and_say_so() {
 }
 
 #[test]
-fn signals_that_ask_to_reload_or_mean_nothing_do_not_cut_a_drain() {
+fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     let mut gateway = Setup::demo().start();
-    // This one neither reads its goodbye nor closes: the gateway lingers for it.
+    // This client neither reads its goodbye nor closes, so the gateway lingers.
     let mut phone = gateway.login(7);
     gateway.terminate();
     gateway.process.stdout.wait_for("once more to end at once");
-    phone.is_told_to_go();
+    phone.wait_for_goodbye();
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         gateway.process.signal(signal);
     }
@@ -44,9 +44,9 @@ fn signals_that_ask_to_reload_or_mean_nothing_do_not_cut_a_drain() {
     assert_eq!(gateway.process.wait().code(), Some(0));
 }
 
-/// A gateway within a terminal.
+/// A gateway in a terminal.
 struct InTerminal {
-    /// script(1), which is the terminal.
+    /// script(1), which provides the terminal.
     terminal: Process,
     gateway: Pid,
     _setup: Setup,
@@ -54,7 +54,7 @@ struct InTerminal {
 
 impl Drop for InTerminal {
     fn drop(&mut self) {
-        // It is a child of the terminal's: nobody else ends it where a test fails.
+        // The gateway is a child of script(1), so nothing else ends it when a test fails.
         let _ = kill_process(self.gateway, Signal::KILL);
     }
 }
@@ -62,14 +62,14 @@ impl Drop for InTerminal {
 /// How the gateway is started in its terminal.
 #[derive(Clone, Copy, Debug)]
 enum Shell {
-    /// The gateway takes the shell's place, after this.
+    /// The shell runs this and then becomes the gateway.
     Replaced(&'static str),
-    /// An interactive bash, which stays and runs it as its foreground job, as a person does. When the terminal
-    /// closes, bash sends SIGHUP to the job, and so does the kernel.
+    /// An interactive bash that runs the gateway as its foreground job. When the terminal closes, bash and the kernel
+    /// each send SIGHUP to the job.
     Interactive,
 }
 
-/// Starts one, and a client of it.
+/// Starts a gateway in a terminal, and connects a client.
 fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
     let run = start_in_a_terminal(Setup::quiz(), shell);
     let clients = announced(&run.terminal, "listening for clients on ");
@@ -78,7 +78,7 @@ fn in_a_terminal(shell: Shell) -> (InTerminal, Phone) {
     (run, phone)
 }
 
-/// What a process says after these words.
+/// The rest of the line that follows `before` in the output of a process.
 fn announced(process: &Process, before: &str) -> String {
     process.stdout.find(before, |said| {
         let line = said.lines().find_map(|line| line.trim_end().strip_prefix(before))?;
@@ -86,18 +86,18 @@ fn announced(process: &Process, before: &str) -> String {
     })
 }
 
-/// Starts one, and waits for nothing.
+/// Starts a gateway in a terminal without waiting.
 fn start_in_a_terminal(setup: Setup, shell: Shell) -> InTerminal {
     let inner = setup.command();
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
     let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
-    // script(1) gives it a terminal of its own, which closes when script is killed.
+    // script(1) provides a terminal, which closes when script is killed.
     let line = match shell {
         Shell::Replaced(before) => format!("{before} echo pid=$$; exec {}", line.join(" ")),
         Shell::Interactive => {
             let job = setup.folder().join("job");
             std::fs::write(&job, format!("echo pid=$$\nexec {}\n", line.join(" "))).unwrap();
-            // What it reads first it takes for typed: it goes on to be interactive.
+            // Bash runs its startup file as if it were typed, and stays interactive.
             std::fs::write(setup.folder().join("bashrc"), "sh ./job\n").unwrap();
             "exec bash --rcfile ./bashrc -i".to_owned()
         }
@@ -121,12 +121,12 @@ fn wait_for_end(gateway: Pid) {
 }
 
 #[test]
-fn a_terminal_that_closes_drains() {
+fn a_closed_terminal_drains_the_gateway() {
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
-    // While the terminal is there, SIGHUP is a wish to reload.
+    // While the terminal is open, SIGHUP is a request to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
     run.terminal.stdout.wait_for("nothing has changed");
-    phone.is_served();
+    phone.assert_is_served();
     run.terminal.kill();
     phone.goodbye(Code::Draining);
     drop(phone);
@@ -134,7 +134,7 @@ fn a_terminal_that_closes_drains() {
 }
 
 #[test]
-fn a_terminal_that_closes_ends_a_start_that_waits() {
+fn a_closed_terminal_ends_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     let mut run = start_in_a_terminal(setup, Shell::Replaced(""));
     run.terminal.stdout.wait_for("a gateway that drains holds this address");
@@ -143,18 +143,18 @@ fn a_terminal_that_closes_ends_a_start_that_waits() {
 }
 
 #[test]
-fn a_terminal_that_closes_is_told_twice_and_drains_once() {
+fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
     for ctrl_c in [false, true] {
         for _ in 0..3 {
             let (mut run, mut phone) = in_a_terminal(Shell::Interactive);
             let thinking = phone.send(quiz::THINK, b"500");
-            phone.is_served();
+            phone.assert_is_served();
             if ctrl_c {
                 kill_process(run.gateway, Signal::INT).unwrap();
                 run.terminal.stdout.wait_for("once more to end at once");
             }
             run.terminal.kill();
-            // A second request would end the process at once, and this would never be answered.
+            // A second signal would end the process at once, and this call would get no answer.
             assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
             phone.goodbye(Code::Draining);
             drop(phone);
@@ -164,11 +164,11 @@ fn a_terminal_that_closes_is_told_twice_and_drains_once() {
 }
 
 #[test]
-fn a_terminal_that_closes_is_nothing_to_a_gateway_that_was_told_so() {
-    // As nohup(1) does.
+fn a_gateway_that_ignores_hangups_survives_its_terminal() {
+    // As nohup(1) does it.
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
     run.terminal.kill();
-    phone.is_served();
+    phone.assert_is_served();
     kill_process(run.gateway, Signal::TERM).unwrap();
     phone.goodbye(Code::Draining);
     drop(phone);

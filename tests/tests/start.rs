@@ -1,4 +1,4 @@
-//! Gateways that want the same ports: two that start together, and one that starts while another drains.
+//! Gateways that want the same ports: two that start at once, and one that starts while another drains.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tidegate_tests::port::Port;
 use tidegate_tests::process::Process;
 use tidegate_tests::{Code, Gateway, Operator, Phone, Setup, until};
 
-/// Rounds of two gateways that start together; the variable `START_ROUNDS` names another number.
+/// Rounds of two gateways that start at once; the variable `START_ROUNDS` sets another number.
 const ROUNDS: usize = 60;
 
 /// Addresses that overlap.
@@ -23,7 +23,7 @@ fn rounds() -> usize {
     std::env::var("START_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap())
 }
 
-/// Whether a gateway serves clients, or has found the port taken. `None`: neither yet.
+/// Whether a gateway serves clients (`true`) or has found the port in use (`false`). `None`: neither yet.
 fn has_the_port(process: &Process) -> Option<bool> {
     if process.stdout.so_far().contains("listening for clients on") {
         return Some(true);
@@ -31,9 +31,9 @@ fn has_the_port(process: &Process) -> Option<bool> {
     process.stderr.so_far().contains("another process holds this address").then_some(false)
 }
 
-/// Both are killed after each round, and the next starts on the same port at once.
+/// Both are killed after each round, and the next round starts on the same port at once.
 #[test]
-fn of_two_gateways_that_start_together_one_runs() {
+fn of_two_gateways_that_start_at_once_one_runs() {
     let port = Port::reserve();
     let address = |ip: &str| format!("{ip}:{}", port.number());
     let setup = |ip: &str| Setup::jwt().shards(4).set("listen", address(ip));
@@ -41,8 +41,8 @@ fn of_two_gateways_that_start_together_one_runs() {
     for round in 0..rounds() {
         let pair = &pairs[round % pairs.len()];
         let mut gateways = pair.each_ref().map(Setup::begin);
-        // Both may be in each other's way at first: then they try again.
-        let has_port = until("one of them has the port", || {
+        // Both may fail to listen at first. Then they try again.
+        let has_port = until("one gateway has the port", || {
             let has_port = [has_the_port(&gateways[0])?, has_the_port(&gateways[1])?];
             has_port.contains(&true).then_some(has_port)
         });
@@ -57,7 +57,7 @@ fn of_two_gateways_that_start_together_one_runs() {
                 "{log}"
             );
         }
-        // The other way round it would have the port from a gateway that is gone.
+        // The loser ends first. Otherwise it could take the port of the winner that has ended.
         gateways[loser].kill();
         gateways[1 - loser].kill();
         let listening = |gateway: &Process| gateway.stdout.all().contains("listening for clients");
@@ -69,7 +69,7 @@ fn of_two_gateways_that_start_together_one_runs() {
     }
 }
 
-/// Two gateways' addresses, and how both are started.
+/// The addresses of two gateways, and how both are started.
 struct Pair {
     clients: Port,
     operators: Port,
@@ -87,10 +87,10 @@ impl Pair {
     }
 }
 
-/// An old gateway that drains until it is told to let go of those whose calls wait.
+/// An old gateway that drains until the test kicks the users whose calls wait.
 struct Draining {
     gateway: Gateway,
-    /// Its connection stays with this gateway: it is kept, as it has shown the token.
+    /// Its connection stays with this gateway, which keeps it since it has shown the token.
     operator: Operator,
 }
 
@@ -98,11 +98,11 @@ impl Draining {
     fn begin(gateway: Gateway) -> Self {
         let operator = gateway.operator();
         gateway.terminate();
-        until("it drains", || drains(&operator).then_some(()));
+        until("the old gateway drains", || drains(&operator).then_some(()));
         Self { gateway, operator }
     }
 
-    /// Waits for something, and keeps the operator's connection meanwhile.
+    /// Waits for an event, and uses the operator's connection meanwhile, so that it stays open.
     fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         until(what, || {
             assert!(drains(&self.operator));
@@ -110,32 +110,32 @@ impl Draining {
         })
     }
 
-    /// Ends the wait of one whose call is not answered.
+    /// Kicks a user whose call has no answer.
     fn let_go(&self, user_id: u64, mut phone: Phone) {
         assert_eq!(self.operator.kick(user_id), 1);
         phone.goodbye(Code::Replaced);
     }
 }
 
-/// Whether the gateway at the other end of an operator's connection drains.
+/// Whether the gateway of this operator's connection drains.
 fn drains(operator: &Operator) -> bool {
     operator.json("/stats")["ready"] == false
 }
 
-/// Logs in with a call that nobody answers.
+/// Logs in and starts a call that gets no answer.
 fn login_and_wait(gateway: &Gateway, user_id: u64) -> Phone {
     let mut phone = gateway.login(user_id);
     phone.send(quiz::WAIT, b"");
     phone
 }
 
-/// What a connection of its own hears of `GET /readyz`.
+/// The status of `GET /readyz` on a new connection.
 fn health(operators: SocketAddr) -> u16 {
     Operator::new(operators, "").get("/readyz").0
 }
 
 #[test]
-fn a_gateway_takes_over_from_one_that_drains() {
+fn a_new_gateway_takes_over_from_one_that_drains() {
     let pair = Pair::new();
     let old = pair.setup().start();
     let mut idle: Vec<_> = (1..=10).map(|user_id| old.login(user_id)).collect();
@@ -145,32 +145,32 @@ fn a_gateway_takes_over_from_one_that_drains() {
     for phone in &mut idle {
         phone.goodbye(Code::Draining);
     }
-    // Nobody else wants the port yet: whoever asks hears of the drain.
+    // No successor wants the port yet, so each new connection gets an answer from the draining gateway.
     (0..10).for_each(|_| assert_eq!(health(old.gateway.operators()), 503));
 
     let new = thread::scope(|scope| {
         let starting = scope.spawn(|| pair.setup().start());
-        old.until("the new one runs", || starting.is_finished().then_some(()));
+        old.until("the new gateway runs", || starting.is_finished().then_some(()));
         starting.join().unwrap()
     });
     assert_eq!(new.clients(), old.gateway.clients());
     assert_eq!(new.operators(), old.gateway.operators());
-    new.login(7).is_served();
+    new.login(7).assert_is_served();
     (0..20).for_each(|_| {
         assert_eq!(health(new.operators()), 200);
-        // A connection to the old one stays with it.
+        // An open connection to the old gateway stays with it.
         assert!(drains(&old.operator));
     });
     new.operator().wait_for_metric("tidegate_connections_accepted_total", "", |n| n == 1.0);
     assert!(old.gateway.process.is_running());
     old.let_go(11, holder);
     assert_eq!(old.gateway.process.wait().code(), Some(0));
-    new.login(8).is_served();
+    new.login(8).assert_is_served();
     (0..20).for_each(|_| assert_eq!(health(new.operators()), 200));
 }
 
 #[test]
-fn a_gateway_waits_for_a_full_one_that_drains() {
+fn a_new_gateway_waits_for_a_full_one_that_drains() {
     let pair = Pair::new();
     let old = pair.setup().set("limits.connections_max", 2).start();
     let full = [login_and_wait(&old, 1), login_and_wait(&old, 2)];
@@ -184,20 +184,20 @@ fn a_gateway_waits_for_a_full_one_that_drains() {
     old.process.stderr.wait_for("accepting is paused");
     let mut old = Draining::begin(old);
 
-    // Another one that waits, and is told to go.
+    // Another successor waits, and a signal ends it.
     let setup = pair.setup();
     let mut given_up = setup.begin();
-    old.until("it waits", || waits_for_a_drain(&given_up));
+    old.until("the new gateway waits", || waits_for_a_drain(&given_up));
     given_up.signal(Signal::TERM);
     assert_eq!(given_up.wait().code(), Some(0));
     assert!(given_up.stdout.all().contains("gone before it had started"));
 
     let setup = pair.setup();
     let mut new = setup.begin();
-    old.until("it waits", || waits_for_a_drain(&new));
+    old.until("the new gateway waits", || waits_for_a_drain(&new));
     let since = Instant::now();
-    // Longer than for an address that is in use otherwise.
-    old.until("it is patient", || {
+    // It waits longer than for another address in use.
+    old.until("the new gateway keeps waiting", || {
         assert!(new.is_running(), "{}", new.stderr.all());
         (since.elapsed() > Duration::from_secs(5)).then_some(())
     });
@@ -205,13 +205,13 @@ fn a_gateway_waits_for_a_full_one_that_drains() {
         old.let_go(user_id, phone);
     }
     for phone in &mut waiting {
-        assert_eq!(phone.is_told_to_go().code, Some(Code::Draining));
+        assert_eq!(phone.wait_for_goodbye().code, Some(Code::Draining));
         assert_eq!(phone.end(), End::Closed);
     }
     new.stdout.wait_for("listening for operators on");
     let mut phone = Phone::connect(old.gateway.clients());
     phone.login(9);
-    phone.is_served();
+    phone.assert_is_served();
     assert_eq!(health(old.gateway.operators()), 200);
     new.signal(Signal::TERM);
     phone.goodbye(Code::Draining);
@@ -227,7 +227,7 @@ fn waits_for_a_drain(process: &Process) -> Option<()> {
 }
 
 #[test]
-fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() {
+fn a_start_fails_when_the_holder_of_the_operators_port_answers_slowly_or_never() {
     let ends = |setup: Setup, says: String| {
         let (status, _, log) = setup.run();
         assert_eq!(status.code(), Some(1), "{log}");
@@ -238,7 +238,7 @@ fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() 
             let setup = move || Setup::demo().set("admin.listen", operators);
             scope
                 .spawn(move || ends(setup(), format!("can't listen for operators on {operators}")));
-            // Nor does it hold up who finds the clients' port in use.
+            // It does not delay a gateway that finds the clients' port in use.
             let clients = hold(keep_silent);
             let says = format!("can't listen for clients on {clients}");
             scope.spawn(move || ends(setup().set("listen", clients), says));
@@ -247,12 +247,12 @@ fn an_operators_port_whose_holder_answers_slowly_or_not_at_all_ends_the_start() 
 }
 
 #[test]
-fn signals_that_ask_to_go_end_a_start_that_waits() {
+fn signals_that_drain_end_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let mut process = setup.begin();
         process.stderr.wait_for("a gateway that drains holds this address");
-        // These ask for nothing of the kind.
+        // These signals do not end a start.
         for (signal, text) in [(Signal::HUP, "SIGHUP: this version"), (Signal::USR1, "SIGUSR1 has")]
         {
             process.signal(signal);
@@ -266,9 +266,9 @@ fn signals_that_ask_to_go_end_a_start_that_waits() {
 }
 
 #[test]
-fn an_operators_port_that_another_program_has_is_left_alone() {
+fn the_operators_port_of_another_program_is_not_taken_over() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-    // Anybody could join it.
+    // The port allows sharing, so the gateway could join it.
     socket2::SockRef::from(&holder).set_reuse_port(true).unwrap();
     let address = holder.local_addr().unwrap();
     let (status, _, log) = Setup::demo().set("admin.listen", address).run();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tidegate_tests::port::Port;
 use tidegate_tests::{Code, Gateway, Setup, until};
 
-/// Runs `tide` and demands that it succeeds: what it said.
+/// Runs `tide`, which has to succeed. Returns its standard output.
 fn tide(gateway: &Gateway, arguments: &[&str], input: &str) -> String {
     let (status, said, log) = gateway.tide(arguments, input);
     assert!(status.success(), "{arguments:?}\n{said}\n{log}");
@@ -21,7 +21,7 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
     let address = gateway.clients().to_string();
     let script =
         "echo hello\njoin quiz\nsay quiz hi there\nmsg 7 psst\nall everybody\nping\nleave quiz\n";
-    // On one shard a push comes with the answer to what it was published by, or before it.
+    // On one shard a push comes with the answer to the request that published it, or before.
     let said = tide(&gateway, &["client", "--user", "7", "--connect", &address], script);
     for line in ["ok echo: hello", "ok join quiz", "ok say quiz", "ok leave quiz"] {
         assert!(said.lines().any(|said| said == line), "{line} is not in:\n{said}");
@@ -46,7 +46,7 @@ fn a_script_whose_command_fails_fails() {
 }
 
 #[test]
-fn who_brings_the_wrong_kind_of_token_is_told_which_is_right() {
+fn the_error_for_a_wrong_kind_of_token_names_the_right_one() {
     let refused = |gateway: &Gateway, arguments: &[&str]| {
         let address = gateway.clients().to_string();
         let (status, said, log) = gateway.tide(&[arguments, &["--connect", &address]].concat(), "");
@@ -84,7 +84,7 @@ fn a_client_that_reconnects_misses_nothing() {
 }
 
 #[test]
-fn pushes_and_kicks_go_out_from_a_shell() {
+fn pushes_and_kicks_work_from_a_shell() {
     let gateway = Setup::demo().shards(2).start();
     let admin = gateway.operators().to_string();
     let mut phone = gateway.login(7);
@@ -116,7 +116,7 @@ fn pushes_and_kicks_go_out_from_a_shell() {
 }
 
 #[test]
-fn a_bench_of_requests_counts_right_answers() {
+fn a_bench_of_requests_counts_correct_answers() {
     let report = bench(&["request", "--connections", "10", "--bytes", "100", "--depth", "4"]);
     assert!(report["messages"].as_u64() > Some(0), "{report}");
     assert_eq!(report["connections"], 10);
@@ -132,7 +132,7 @@ fn a_bench_of_broadcasts_counts_deliveries() {
 }
 
 #[test]
-fn a_bench_of_connections_holds_them_and_goes_through_them() {
+fn a_bench_of_connections_holds_and_cycles_them() {
     let report = bench(&["connect", "--connections", "50"]);
     assert_eq!(report["connections"], 50, "{report}");
     let report = bench(&["connect", "--connections", "5", "--cycle"]);
@@ -149,7 +149,9 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
     assert!(said.starts_with("20 connections, held\n"), "{said}");
     let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
-    for part in ["20 connections, held", &address, "brought up a second", "Latency distribution"] {
+    for part in
+        ["20 connections, held", &address, "connections opened per second", "Latency distribution"]
+    {
         assert!(page.contains(part), "{part} is not in:\n{page}");
     }
     let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
@@ -177,7 +179,7 @@ fn a_page_that_can_not_be_written_is_refused_before_the_run() {
 }
 
 #[test]
-fn several_workers_hold_what_one_holds() {
+fn several_workers_run_each_scenario_against_a_gateway() {
     let several = |scenario: &[&str]| bench(&[scenario, &["--workers", "3"]].concat());
     let report = several(&["connect", "--connections", "50", "--large-answers", "1000"]);
     assert_eq!(report["connections"], 50, "{report}");
@@ -187,7 +189,7 @@ fn several_workers_hold_what_one_holds() {
     assert!(report["cycles"].as_u64() > Some(0), "{report}");
     let report = several(&["request", "--connections", "10", "--depth", "4"]);
     assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
-    let report = several(&["request", "--connections", "10", "--under-way", "4"]);
+    let report = several(&["request", "--connections", "10", "--in-flight", "4"]);
     assert!(report["per_connection_min"].as_u64() > Some(0), "{report}");
     let report = several(&["broadcast", "--connections", "20", "--in-flight", "4"]);
     assert!(report["deliveries"].as_u64() >= Some(20), "{report}");
@@ -196,7 +198,7 @@ fn several_workers_hold_what_one_holds() {
 }
 
 #[test]
-fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
+fn a_bench_of_a_storm_counts_sessions_and_closed_silent_clients() {
     for workers in ["1", "3"] {
         let report = bench(&["storm", "--connections", "9", "--workers", workers]);
         assert!(report["authenticated"].as_u64() > Some(0), "{report}");
@@ -208,29 +210,32 @@ fn a_bench_of_a_storm_counts_sessions_and_who_is_sent_away() {
     let (status, said, log) = gateway.tide(&[&slow[..], &how].concat(), "");
     assert!(status.success(), "{said}\n{log}");
     let report = json(&said);
-    assert!(log.contains("waiting until the gateway has sent 4 silent clients away"), "{log}");
-    // Four of nine say nothing, and are waited for as long as --slow-deadline says.
+    assert!(
+        log.contains("waiting until the gateway has closed 4 silent clients with 109"),
+        "{log}"
+    );
+    // Four of nine clients are silent. The run waits for them for --slow-deadline at most.
     assert_eq!((&report["silent"], &report["sent_away"]), (&4.into(), &4.into()), "{report}");
 }
 
 #[test]
-fn a_bench_does_not_wait_for_ever_for_a_gateway_that_is_full() {
+fn a_bench_ends_with_an_error_where_a_full_gateway_admits_nobody() {
     let gateway = Setup::demo().set("limits.connections_max", 8).start();
     let address = gateway.clients().to_string();
-    let held = ["bench", "connect", "--connections", "20", "--patience", "2s"];
+    let held = ["bench", "connect", "--connections", "20", "--admission-timeout", "2s"];
     let (status, said, log) = gateway.tide(&[&held[..], &["--connect", &address]].concat(), "");
     assert_eq!((status.code(), &said[..]), (Some(1), ""));
-    // Said when half of the patience is over; how much later depends on the machine.
-    assert!(log.contains("s: up are 8 of 20 connections; waiting for"), "{log}");
-    assert!(log.contains("s (--patience): up are 8 of 20 connections. "), "{log}");
+    // Printed after half of the timeout; how much later depends on the machine.
+    assert!(log.contains("s: 8 of 20 connections are up; it may be full; giving up in"), "{log}");
+    assert!(log.contains("s (--admission-timeout): 8 of 20 connections are up. "), "{log}");
     assert!(log.contains("limits.connections_max") && log.contains("ulimit -n"), "{log}");
 }
 
 #[test]
-fn where_no_gateway_listens_the_place_and_a_way_out_are_named() {
-    // Ports of its own, which no other test's gateway takes when this one has gone.
+fn where_no_gateway_listens_the_error_names_the_address_and_a_start_command() {
+    // Reserved ports: no gateway of another test can take them when this one has ended.
     let admin = Port::reserve();
-    let setup = Setup::demo().on_a_port_of_its_own();
+    let setup = Setup::demo().on_a_reserved_port();
     let mut gateway = setup.set("admin.listen", format!("127.0.0.1:{}", admin.number())).start();
     let clients = gateway.clients().to_string();
     let operators = gateway.operators().to_string();
@@ -278,7 +283,7 @@ fn an_error_in_one_worker_ends_the_bench() {
         let bench =
             scope.spawn(|| gateway.tide(&[&held[..], &["--connect", &address]].concat(), ""));
         operator.wait_for_total("users", 9);
-        // The last worker's.
+        // User 9 has the last connection, which belongs to the last worker.
         assert_eq!(operator.kick(9), 1);
         let (status, said, log) = bench.join().unwrap();
         assert_eq!((status.code(), &said[..]), (Some(1), ""));
@@ -286,7 +291,7 @@ fn an_error_in_one_worker_ends_the_bench() {
     });
 }
 
-/// Runs a scenario for a short while: its report.
+/// Runs a scenario for a short time. Returns its report.
 fn bench(scenario: &[&str]) -> Value {
     let gateway = Setup::demo().shards(2).start();
     let address = gateway.clients().to_string();
@@ -294,7 +299,7 @@ fn bench(scenario: &[&str]) -> Value {
     let how = ["--duration", "1s", "--warmup", "100ms", "--json"];
     let where_to = ["--connect", &address, "--pid", &pid];
     let report = json(&tide(&gateway, &[&["bench"], scenario, &how, &where_to].concat(), ""));
-    // A slow machine's client takes a core, and says so: nothing else is to be said.
+    // On a slow machine `tide` uses a whole core and warns of that. No other warning is expected.
     let warnings = report["warnings"].as_array().expect("a report has warnings, or none");
     let is_of_a_core = |it: &Value| it.as_str().is_some_and(|said| said.contains("% of a core"));
     assert!(warnings.iter().all(is_of_a_core), "{report}");

@@ -1,5 +1,4 @@
-//! Values of arguments as people type them. Each refusal says what is taken: `clap` puts the argument and
-//! the value in front of it.
+//! Parsers of arguments. Each error names the accepted values; `clap` adds the argument and the value.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -10,10 +9,10 @@ use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
 use crate::count::{digits_of, grouped};
 
-/// The longest message that can be asked for, in bytes: the gateway's highest `limits.frame_bytes_max`.
+/// The longest message, in bytes: the gateway's highest `limits.frame_bytes_max`.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Reads a whole number within bounds.
+/// Parses a whole number within bounds.
 pub(crate) fn whole<N>(
     range: RangeInclusive<N>,
 ) -> impl Fn(&str) -> Result<N, String> + Clone + Send + Sync + 'static
@@ -29,19 +28,19 @@ where
     }
 }
 
-/// Reads a port.
+/// Parses a port.
 ///
 /// # Errors
-/// It is none, or 0, which stands for any.
+/// It is no port, or 0, which means any port.
 pub(crate) fn port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|port| *port > 0);
     port.ok_or_else(|| "a port is a whole number from 1 to 65535".into())
 }
 
-/// Reads the name of a room.
+/// Parses the name of a room.
 ///
 /// # Errors
-/// It is none.
+/// It is empty or too long.
 pub(crate) fn room(text: &str) -> Result<String, String> {
     if (1..=ROOM_ID_BYTES_MAX).contains(&text.len()) {
         return Ok(text.to_owned());
@@ -49,32 +48,32 @@ pub(crate) fn room(text: &str) -> Result<String, String> {
     Err(format!("a room's name has from 1 to {ROOM_ID_BYTES_MAX} bytes"))
 }
 
-/// Reads the number of a process.
+/// Parses a process id.
 ///
 /// # Errors
-/// It can't be one.
+/// It is no process id.
 pub(crate) fn process(text: &str) -> Result<u32, String> {
     let most = i32::MAX.unsigned_abs();
     let pid = text.parse().ok().filter(|pid| (1..=most).contains(pid));
     pid.ok_or_else(|| "it takes the number of a process, as $(pidof -s tidegate) gives it".into())
 }
 
-/// Reads the id of a user.
+/// Parses a user id.
 ///
 /// # Errors
-/// It is none.
+/// It is no user id.
 pub(crate) fn user(text: &str) -> Result<u64, String> {
-    // An id is a name, so that it has one spelling; as the gateway reads it in a token.
+    // An id has only one spelling, the same as in a token.
     let usual =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     let id = text.parse().ok().filter(|_| usual);
     id.ok_or_else(|| format!("a user is a whole number from 0 to {}", u64::MAX))
 }
 
-/// Reads where a gateway listens: an IP address and a port.
+/// Parses the address of a gateway: an IP address and a port.
 ///
 /// # Errors
-/// It is none, or names port 0, on which nobody listens.
+/// It is no such address, or has port 0.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
     address.ok_or_else(|| {
@@ -82,15 +81,15 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// Reads where a gateway listens: a name or an IP address, and a port.
+/// Parses the address of a gateway: a name or an IP address, and a port.
 ///
 /// # Errors
-/// It is none.
+/// It is no such address.
 pub(crate) fn place(text: &str) -> Result<String, String> {
     let wrong = || "it takes a host and a port: 127.0.0.1:7400, gateway.example:7400".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let port = port.parse::<u16>().ok().filter(|port| *port > 0);
-    // Only in brackets may an address have colons of its own.
+    // An IPv6 address needs brackets.
     let is_bracketed = host.starts_with('[') && host.ends_with(']');
     let named = !host.is_empty()
         && (is_bracketed || !host.contains(':'))
@@ -98,10 +97,10 @@ pub(crate) fn place(text: &str) -> Result<String, String> {
     if port.is_some() && named { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
-/// Reads a rate, a number a second, above 0.
+/// Parses a rate per second, above 0.
 ///
 /// # Errors
-/// It is none.
+/// It is no such number.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
@@ -109,10 +108,10 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads a rate, a number a second, which may be 0.
+/// Parses a rate per second, 0 or more.
 ///
 /// # Errors
-/// It is none.
+/// It is no such number.
 pub(crate) fn rate_or_0(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
@@ -120,10 +119,10 @@ pub(crate) fn rate_or_0(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads a part of 1.
+/// Parses a fraction from 0 to 1.
 ///
 /// # Errors
-/// It is none.
+/// It is no such number.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),

@@ -1,14 +1,14 @@
-//! Counts, as people type them and as they read them: `100k` in, `100,000 connections` out.
+//! Counts as people write and read them: parses `100k`, and formats `100,000 connections`.
 
 use std::fmt::Display;
 
-/// The most connections that can be asked for: more than any machine holds.
+/// The most connections that an argument may name: more than any machine holds.
 const MOST: u64 = 1_000_000_000;
 
-/// Reads a whole number of connections, in thousands with a `k` behind it, in millions with an `m`.
+/// Parses a number of connections: a whole number, with `k` for thousands or `m` for millions.
 ///
 /// # Errors
-/// When it is no such number, 0, or more than a billion.
+/// It is no such number, 0, or more than a billion.
 pub(crate) fn connections(text: &str) -> Result<u32, String> {
     let (digits, each) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 1_000),
@@ -23,7 +23,7 @@ pub(crate) fn connections(text: &str) -> Result<u32, String> {
     count.ok_or_else(|| format!("it is from 1 to {}", grouped(MOST)))
 }
 
-/// The digits of a number as it was typed. What `tide` writes it reads, too: `1,500` is 1500.
+/// The digits of a typed number. Accepts the form that `tide` writes: `1,500` is 1500.
 pub(crate) fn digits_of(text: &str) -> Option<String> {
     let digits: String = text.chars().filter(char::is_ascii_digit).collect();
     let is_plain = !digits.is_empty() && digits == text;
@@ -31,7 +31,7 @@ pub(crate) fn digits_of(text: &str) -> Option<String> {
         .then_some(digits)
 }
 
-/// A number for people: with a comma for every thousand. What follows its first digits stays as it is.
+/// Formats a number with a comma for every thousand. Text after its first digits is unchanged.
 pub(crate) fn grouped(number: impl Display) -> String {
     let text = number.to_string();
     let from = text.find(|c: char| c.is_ascii_digit()).unwrap_or(text.len());
@@ -46,13 +46,13 @@ pub(crate) fn grouped(number: impl Display) -> String {
     grouped + &text[from + count..]
 }
 
-/// A number of things: `1 connection`, `2,000 deliveries`.
+/// A count with its noun: `1 connection`, `2,000 deliveries`.
 pub(crate) fn counted(count: impl Display, thing: &str) -> String {
     let count = grouped(count);
     if count == "1" { format!("1 {thing}") } else { format!("{count} {}", plural(thing)) }
 }
 
-/// More than one of a thing, or none.
+/// The plural of a noun.
 fn plural(thing: &str) -> String {
     let ends_in = |ends: &[&str]| ends.iter().any(|end| thing.ends_with(end));
     match thing.strip_suffix('y') {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_for_people_can_be_typed() {
+    fn a_formatted_number_can_be_parsed() {
         for count in [1, 999, 1_000, 100_000, 1_000_000_000] {
             assert_eq!(connections(&grouped(count)), Ok(count));
         }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_in_words() {
+    fn a_text_that_is_no_count_is_refused() {
         for wrong in
             ["", "k", "m", "1.5m", "-1", "+1", "1 k", "1kk", "1g", "1e6", "many", "1\u{e9}"]
         {

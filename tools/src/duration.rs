@@ -1,23 +1,23 @@
-//! Spans of time as people type them: `90s`, `1.5s`, `24h`.
+//! Durations as people write them: `90s`, `1.5s`, `24h`.
 
 use std::time::Duration;
 
-/// The longest span that can be asked for, in seconds: a hundred years.
+/// The longest duration, in seconds: a hundred years.
 const SECONDS_MAX: f64 = 36_525.0 * 86_400.0;
 
-/// Reads a number and a unit: `ms`, `s`, `m`, `h` or `d`.
+/// Parses a number with a unit: `ms`, `s`, `m`, `h` or `d`.
 ///
 /// # Errors
-/// When it is neither, or longer than a hundred years.
+/// It is no such duration, or longer than a hundred years.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let wrong = "a span of time is a number and a unit: 500ms, 90s, 15m, 24h or 30d";
     span(text, None).ok_or_else(|| wrong.into())
 }
 
-/// The same, longer than nothing.
+/// As [`parse`], but not 0.
 ///
 /// # Errors
-/// When it is no span of time, or 0.
+/// It is no duration, or 0.
 pub(crate) fn parse_above_0(text: &str) -> Result<Duration, String> {
     let span = parse(text)?;
     if span.is_zero() {
@@ -26,20 +26,20 @@ pub(crate) fn parse_above_0(text: &str) -> Result<Duration, String> {
     Ok(span)
 }
 
-/// The same, where a number without a unit is one of seconds.
+/// As [`parse`], but a number without a unit means seconds.
 ///
 /// # Errors
-/// When it is neither, or longer than a hundred years.
+/// It is no such duration, or longer than a hundred years.
 pub(crate) fn parse_or_seconds(text: &str) -> Result<Duration, String> {
     let wrong =
         "a span of time is a number of seconds, or one with a unit: 4, 500ms, 1.5s, 2m or 1h";
     span(text, Some(1.0)).ok_or_else(|| wrong.into())
 }
 
-/// The same, of a millisecond or more.
+/// As [`parse_or_seconds`], but a millisecond or more.
 ///
 /// # Errors
-/// When it is no span of time, or a shorter one.
+/// It is no duration, or a shorter one.
 pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = parse_or_seconds(text)?;
     if interval < Duration::from_millis(1) {
@@ -48,7 +48,7 @@ pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// `bare`: the seconds of a number without a unit, where one may be without.
+/// `bare`: the number of seconds that a number without a unit counts; `None`: it needs a unit.
 fn span(text: &str, bare: Option<f64>) -> Option<Duration> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -61,7 +61,7 @@ fn span(text: &str, bare: Option<f64>) -> Option<Duration> {
         "d" => 86_400.0,
         _ => return None,
     };
-    // `parse` takes a sign and an exponent, too.
+    // `f64::parse` would accept a sign and an exponent, too.
     let is_plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let seconds = number.parse::<f64>().ok().filter(|_| is_plain)? * seconds_each;
     (seconds <= SECONDS_MAX).then(|| Duration::from_secs_f64(seconds))

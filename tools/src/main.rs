@@ -1,16 +1,15 @@
-//! `tide`: what a person at a terminal needs beside a gateway. Tokens, an interactive client, pushes, load,
-//! and a look at the machine.
+//! `tide`: the command line tool for Tidegate: tokens, an interactive client, pushes, load, and a check of the machine.
 //!
-//! This file reads the command line and hands over. Each subcommand is a module that owns its
-//! arguments and returns an error that names the thing and the way out.
+//! This file parses the command line and calls the subcommand. Each subcommand is a module that owns its arguments. Its
+//! errors name what failed and what to do.
 
-mod absent;
 mod argument;
 mod bench;
 mod client;
 mod count;
 mod doctor;
 mod duration;
+mod not_running;
 mod push;
 mod stdout;
 #[cfg(test)]
@@ -35,19 +34,19 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
-    /// Say which limits of this machine are too small for N connections, and what fixes them
+    /// Tell whether this machine holds N connections, and what to change if not
     Doctor(doctor::DoctorArgs),
-    /// Print a token that a gateway with the same key takes
+    /// Print a token that a gateway with the same key accepts
     Token(token::TokenArgs),
-    /// Push to a user, a room or everybody, through the operators' HTTP
+    /// Push to a user, a room or all users, through the operators' HTTP
     Push(push::PushArgs),
     /// Close every connection of a user, through the operators' HTTP
     Kick(push::KickArgs),
-    /// Show what the gateway counts, as JSON
+    /// Show the gateway's counters, as JSON
     Stats(push::StatsArgs),
-    /// Show what the gateway knows of a user, as JSON
+    /// Show a user's connections, as JSON
     User(push::UserArgs),
-    /// Show what the gateway knows of a room, as JSON
+    /// Show a room, as JSON
     Room(push::RoomArgs),
 }
 
@@ -56,7 +55,7 @@ fn main() -> ExitCode {
     let done = match cli.unwrap_or_else(|error| error.exit()).command {
         Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),
-        // Its exit status says what it found.
+        // Its exit status tells what it found.
         Command::Doctor(args) => return doctor::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),
@@ -68,13 +67,13 @@ fn main() -> ExitCode {
     exit(done.map(|()| ExitCode::SUCCESS))
 }
 
-/// What can be typed.
+/// The whole command line.
 fn command_line() -> clap::Command {
     taking_negative_numbers(Cli::command())
 }
 
-/// Has a negative number taken for a value: what takes none says so, where `clap` would only say that it
-/// knows no such argument.
+/// Accepts negative numbers as values, so that an argument's own parser refuses them and says why. Without this `clap`
+/// would report an unknown argument.
 fn taking_negative_numbers(command: clap::Command) -> clap::Command {
     let names: Vec<_> = command.get_subcommands().map(|it| it.get_name().to_owned()).collect();
     let command = command.mut_args(|argument| {
@@ -88,7 +87,7 @@ fn taking_negative_numbers(command: clap::Command) -> clap::Command {
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
-        stdout::remark(&format!("tide: {error:#}"));
+        stdout::print_stderr(&format!("tide: {error:#}"));
         ExitCode::FAILURE
     })
 }

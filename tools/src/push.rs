@@ -1,7 +1,7 @@
 //! `tide push` and its siblings: the operators' HTTP from a shell.
 //!
-//! Each call is one request with the operators' token, and one answer of JSON. A push goes out as it
-//! is: the raw bytes become the `biz_data` of a push of the type that was named.
+//! Each command sends one request with the operators' token, and gets one answer in JSON. A push is sent unchanged: its
+//! bytes become the `biz_data` of a push of the given type.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read as _};
@@ -15,21 +15,21 @@ use serde_json::Value;
 
 use crate::argument::{self, whole};
 use crate::count::counted;
-use crate::{absent, stdout};
+use crate::{not_running, stdout};
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a gateway's operators' HTTP listens unless its configuration says otherwise.
+/// The default address of a gateway's operators' HTTP.
 pub(crate) const ADMIN: &str = "127.0.0.1:7401";
 
-/// Where a gateway keeps the operators' token unless its configuration says otherwise.
+/// The default file of a gateway's operators' token.
 pub(crate) const TOKEN_FILE: &str = ".tidegate/admin.token";
 
-/// Where the gateway's operators' HTTP is, and how to get in.
+/// The address of the gateway's operators' HTTP, and the token for it.
 #[derive(Args, Debug)]
 pub(crate) struct Operator {
-    /// Where the gateway's operators' HTTP listens
+    /// The address of the gateway's operators' HTTP
     #[arg(long, default_value = ADMIN, value_name = "HOST:PORT", value_parser = argument::place)]
     admin: String,
     /// The file with the operators' token
@@ -46,29 +46,29 @@ pub(crate) struct PushArgs {
 
 #[derive(Debug, Subcommand)]
 enum Target {
-    /// To each connection of a user
+    /// To all connections of a user
     #[command(
         override_usage = "tide push user [OPTIONS] --type <N> <ID> <TEXT|--file <FILE>|--stdin>"
     )]
     User {
-        /// Who gets it
+        /// The user
         #[arg(value_parser = argument::user)]
         id: u64,
         #[command(flatten)]
         push: Push,
     },
-    /// To each member of a room
+    /// To all members of a room
     #[command(
         override_usage = "tide push room [OPTIONS] --type <N> <ROOM> <TEXT|--file <FILE>|--stdin>"
     )]
     Room {
-        /// Which room
+        /// The room
         #[arg(value_name = "ROOM", value_parser = argument::room)]
         id: String,
         #[command(flatten)]
         push: Push,
     },
-    /// To every authenticated connection
+    /// To all authenticated connections
     All {
         #[command(flatten)]
         push: Push,
@@ -77,12 +77,12 @@ enum Target {
 
 #[derive(Args, Debug)]
 struct Push {
-    /// The push's type, from 1 up
+    /// The push's type, 1 or more
     #[arg(long = "type", value_name = "N", value_parser = whole(1..=i32::MAX))]
     kind: i32,
     #[command(flatten)]
     body: Body,
-    /// Print the gateway's answer as it is
+    /// Print the gateway's answer unchanged
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -92,12 +92,12 @@ struct Push {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 struct Body {
-    /// What to push
+    /// The text to push
     text: Option<String>,
-    /// Push the bytes of a file
+    /// Push the contents of a file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Push the bytes of standard input
+    /// Push what comes from standard input
     #[arg(long)]
     stdin: bool,
 }
@@ -105,10 +105,10 @@ struct Body {
 /// The arguments of `tide kick`.
 #[derive(Args, Debug)]
 pub(crate) struct KickArgs {
-    /// Whose connections to close
+    /// The user whose connections to close
     #[arg(value_parser = argument::user)]
     id: u64,
-    /// Print the gateway's answer as it is
+    /// Print the gateway's answer unchanged
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -125,7 +125,7 @@ pub(crate) struct StatsArgs {
 /// The arguments of `tide user`.
 #[derive(Args, Debug)]
 pub(crate) struct UserArgs {
-    /// Which user
+    /// The user
     #[arg(value_parser = argument::user)]
     id: u64,
     #[command(flatten)]
@@ -135,17 +135,17 @@ pub(crate) struct UserArgs {
 /// The arguments of `tide room`.
 #[derive(Args, Debug)]
 pub(crate) struct RoomArgs {
-    /// Which room
+    /// The room
     #[arg(value_name = "ROOM", value_parser = argument::room)]
     id: String,
     #[command(flatten)]
     operator: Operator,
 }
 
-/// Pushes, and prints how many connections it went to.
+/// Pushes, and prints the number of connections that got it.
 ///
 /// # Errors
-/// When there is nothing to push, the gateway can't be reached, or it refuses.
+/// The body can't be read, the gateway can't be reached, or it refuses.
 pub(crate) fn run(args: PushArgs) -> Result<()> {
     let (to, push) = match args.target {
         Target::User { id, push } => (format!("users/{id}"), push),
@@ -160,10 +160,10 @@ pub(crate) fn run(args: PushArgs) -> Result<()> {
     print(&format!("went to {}", counted(connections(&answer)?, "connection")))
 }
 
-/// Closes every connection of a user, and prints how many there were.
+/// Closes all connections of a user, and prints their number.
 ///
 /// # Errors
-/// When the gateway can't be reached, or it refuses.
+/// The gateway can't be reached, or it refuses.
 pub(crate) fn kick(args: &KickArgs) -> Result<()> {
     let answer = args.operator.post(&format!("/users/{}/kick", args.id), &[])?;
     if args.json {
@@ -172,26 +172,26 @@ pub(crate) fn kick(args: &KickArgs) -> Result<()> {
     print(&format!("closed {}", counted(connections(&answer)?, "connection")))
 }
 
-/// Prints what the gateway counts.
+/// Prints the gateway's counters.
 ///
 /// # Errors
-/// When the gateway can't be reached, or it refuses.
+/// The gateway can't be reached, or it refuses.
 pub(crate) fn stats(args: &StatsArgs) -> Result<()> {
     args.operator.show("/stats")
 }
 
-/// Prints what the gateway knows of a user.
+/// Prints a user's connections.
 ///
 /// # Errors
-/// When the gateway can't be reached, or it refuses.
+/// The gateway can't be reached, or it refuses.
 pub(crate) fn user(args: &UserArgs) -> Result<()> {
     args.operator.show(&format!("/users/{}", args.id))
 }
 
-/// Prints what the gateway knows of a room.
+/// Prints a room.
 ///
 /// # Errors
-/// When the gateway can't be reached, or it refuses.
+/// The gateway can't be reached, or it refuses.
 pub(crate) fn room(args: &RoomArgs) -> Result<()> {
     args.operator.show(&format!("/rooms/{}", encode(&args.id)))
 }
@@ -253,7 +253,7 @@ impl Operator {
         Ok(format!("Bearer {}", token.trim()))
     }
 
-    /// The body of an answer that says yes.
+    /// The body of a successful answer.
     fn answer(
         &self,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
@@ -266,30 +266,30 @@ impl Operator {
         }
         let said: Option<Value> = serde_json::from_str(&body).ok();
         let said = said.as_ref().and_then(|value| value["error"].as_str()).unwrap_or(body.trim());
-        let way_out = match status.as_u16() {
+        let hint = match status.as_u16() {
             401 | 403 => " (is this the gateway's own --token-file?)",
             _ => "",
         };
-        bail!("the gateway answered {status}: {said}{way_out}")
+        bail!("the gateway answered {status}: {said}{hint}")
     }
 
     fn unreachable(&self, error: ureq::Error) -> Error {
         let refused =
             matches!(&error, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
         let said = if refused {
-            absent::no_operators(&self.admin)
+            not_running::no_operator_http(&self.admin)
         } else {
             let place = &self.admin;
             format!(
-                "can't reach the operators' HTTP at {place}: is a gateway running there? name another \
-                 place with --admin"
+                "can't reach the operators' HTTP at {place}: does a gateway run there? --admin names another \
+                 address"
             )
         };
         Error::new(error).context(said)
     }
 }
 
-/// An agent that goes straight to the gateway: no proxy, no redirects, every status an answer.
+/// An HTTP client without proxy and redirects. Every status is an answer and no error.
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -300,7 +300,7 @@ fn agent() -> ureq::Agent {
         .into()
 }
 
-/// A name as one segment of a path: `a/b` stays one segment, `..` goes nowhere.
+/// A name encoded as one segment of a path: `a/b` stays one segment, and `..` has no special meaning.
 fn encode(segment: &str) -> String {
     utf8_percent_encode(segment, NON_ALPHANUMERIC).to_string()
 }

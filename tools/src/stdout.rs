@@ -1,29 +1,29 @@
-//! Standard output, whose reader may have had enough before the end: `tide doctor ... | head`.
+//! Standard output and standard error, whose readers may go early: `tide doctor ... | head`.
 
 use std::io::{self, ErrorKind, Write};
 
 use anyhow::Context as _;
 
-/// Writes to standard output as far as somebody reads it. Who goes early ends nothing: what else
-/// there is to do is done, and the exit status says what it would have said.
+/// Writes to standard output. A reader that has gone is no error: the command does the rest of its work, and its exit
+/// status is the same.
 ///
 /// # Errors
-/// When it can't be written for another reason, such as a disk that is full.
+/// Standard output can't be written for another reason, such as a full disk.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     let written = write(&mut out).and_then(|()| out.flush());
     unless_gone(written).context("can't write to standard output")
 }
 
-/// Tells standard error something. There is nobody to tell where that can't be written.
-pub(crate) fn remark(line: &str) {
+/// Prints a line to standard error. A failed write is ignored, since there is nowhere to report it.
+pub(crate) fn print_stderr(line: &str) {
     drop(writeln!(anstream::stderr(), "{line}"));
 }
 
-/// Takes a reader that has gone for one that has read everything.
+/// Turns the error for a reader that has gone into success.
 ///
 /// # Errors
-/// Any other than that the reader has gone.
+/// Any other error.
 pub(crate) fn unless_gone(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if is_unread(&error) => Ok(()),
@@ -31,7 +31,7 @@ pub(crate) fn unless_gone(written: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that the reader has gone.
+/// Whether an error means that the reader has gone.
 pub(crate) fn is_unread(error: &io::Error) -> bool {
     error.kind() == ErrorKind::BrokenPipe
 }

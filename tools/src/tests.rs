@@ -1,4 +1,4 @@
-//! The command line as a whole: every argument of every command.
+//! The whole command line: every argument of every command.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 
 use super::*;
 
-/// What takes any text there is: names of files, figures and rooms, words to push, tokens.
+/// Arguments that accept any text: names of files, figures and rooms, texts to push, tokens.
 const FREE: [&str; 10] = [
     "--file",
     "--key-file",
@@ -21,7 +21,7 @@ const FREE: [&str; 10] = [
     "TEXT",
 ];
 
-/// Nothing, a word, signs, fractions, too much, and what is almost a time or a place.
+/// Values that are wrong for each other argument, some of them only slightly.
 const WRONG: [&str; 15] = [
     "",
     "x",
@@ -40,7 +40,7 @@ const WRONG: [&str; 15] = [
     "/",
 ];
 
-/// What libraries say of a value, which does not say what would be taken.
+/// Error texts of libraries. They do not name the accepted values, so `tide` must not print them.
 const UNHELPFUL: [&str; 9] = [
     "invalid digit",
     "invalid float",
@@ -68,20 +68,20 @@ fn each_argument(command: &Command, words: &[String], look: &mut impl FnMut(&[St
     }
 }
 
-/// An argument as an error names it.
+/// An argument's name in errors.
 fn name(argument: &Arg) -> String {
     let value = || argument.get_value_names().unwrap()[0].to_string();
     argument.get_long().map_or_else(value, |long| format!("--{long}"))
 }
 
-/// The error about a value, if the value is refused.
+/// The error for a value, if the value is refused.
 fn refusal(words: &[String], argument: &Arg, value: &str) -> Option<String> {
     let mut line = words.to_vec();
     match argument.get_long() {
         Some(long) => line.push(format!("--{long}={value}")),
         None => {
             line.push("--".to_owned());
-            // Those before it are there and right.
+            // The positional arguments before it need a valid value.
             line.resize(line.len() + argument.get_index().unwrap_or(1) - 1, "7".to_owned());
             line.push(value.to_owned());
         }
@@ -100,7 +100,7 @@ fn every_wrong_value_is_refused_with_its_argument_and_what_would_be_taken() {
         let refusal = |value: &&'static str| Some((*value, refusal(words, argument, value)?));
         let refusals: Vec<_> = WRONG.iter().filter_map(refusal).collect();
         let name = name(argument);
-        // `clap`'s own `help` takes names of commands.
+        // The arguments of `clap`'s own `help` are names of commands.
         if refusals.iter().all(|(value, _)| value.is_empty()) && words[1] != "help" {
             free.insert(name.clone());
         }
@@ -125,7 +125,7 @@ fn a_negative_number_is_a_value() {
     }
 }
 
-/// `clap` lists a group of arguments before what is typed in front of it.
+/// By default `clap` lists a group of arguments before the arguments that are typed in front of it.
 #[test]
 fn the_usage_has_arguments_in_the_order_in_which_they_are_typed() {
     let mut commands = vec![command_line()];
@@ -139,7 +139,7 @@ fn the_usage_has_arguments_in_the_order_in_which_they_are_typed() {
     }
 }
 
-/// Each value has the type that its argument is read as: `clap` finds out when it reads it.
+/// `clap` finds out only when it parses an argument whether its value has the type of its field.
 #[test]
 fn every_command_is_read() {
     for line in [
@@ -155,9 +155,9 @@ fn every_command_is_read() {
         "doctor --connections 1m --pid 1 --shards 2 --port 7400 --address-pairs 3 \
          --heartbeat-interval 30s --pushes-per-second 0.2",
         "bench connect --connect 127.0.0.1:7400 --connections 1,000 --workers 2 --pid 1 \
-         --large-answers 5 --source 10.0.0.1 --connect-rate 5 --patience 2s --heartbeat-interval 1s",
+         --large-answers 5 --source 10.0.0.1 --connect-rate 5 --admission-timeout 2s --heartbeat-interval 1s",
         "bench request --connect [::1]:7400 --bytes 5 --type 1 --depth 3 --first-user 5",
-        "bench request --connect [::1]:7400 --under-way 3",
+        "bench request --connect [::1]:7400 --in-flight 3",
         "bench broadcast --connect [::1]:7400 --bytes 64 --type 2 --in-flight 3 --echo-rate 0 \
          --echo-connections 5 --echo-bytes 5",
         "bench storm --connect [::1]:7400 --slow-share 0.5 --slow-deadline 5",

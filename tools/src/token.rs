@@ -1,4 +1,4 @@
-//! `tide token`: makes what an app's login service would make.
+//! `tide token`: makes a token, as an app's login service would.
 //!
 //! Standard output gets the token and nothing else, so that `$(tide token --user 7)` works.
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{argument, duration, stdout};
 
-/// Where a gateway puts the secret that it makes on its first start, seen from its working directory.
+/// The file to which a gateway writes the secret that it makes on its first start, relative to its working directory.
 const SECRET_FILE: &str = ".tidegate/jwt-hs256.key";
 
 /// The arguments of `tide token`.
@@ -26,17 +26,17 @@ pub(crate) struct TokenArgs {
     signing: Signing,
 }
 
-/// How a token is signed, and for how long.
+/// How a token is signed, and how long it is valid.
 #[derive(Args, Debug)]
 pub(crate) struct Signing {
-    /// How long the token is good for: a number and ms, s, m, h or d
+    /// How long the token is valid: a number and ms, s, m, h or d
     #[arg(long, default_value = "24h", value_name = "SPAN", value_parser = duration::parse_above_0)]
     ttl: Duration,
-    /// How it is signed
+    /// The algorithm of the signature
     #[arg(long, default_value = "HS256")]
     algorithm: Algorithm,
-    /// HS256: the file with the secret, .tidegate/jwt-hs256.key by default. RS256, EdDSA: the
-    /// private key, PEM
+    /// HS256: the file with the secret, by default .tidegate/jwt-hs256.key. RS256, EdDSA: the file with the private
+    /// key in PEM
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Signing {
 /// The algorithms that a gateway verifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Algorithm {
-    /// One secret for who signs and who verifies
+    /// The same secret signs and verifies
     #[value(name = "HS256", alias = "hs256")]
     Hs256,
     /// RSA
@@ -67,17 +67,17 @@ struct Claims {
 /// Prints a token.
 ///
 /// # Errors
-/// When there is no key, or it is not of its kind.
+/// The key can't be read, or does not fit the algorithm.
 pub(crate) fn run(args: &TokenArgs) -> Result<()> {
     let token = args.signing.mint(args.user)?;
     stdout::print(|out| writeln!(out, "{token}"))
 }
 
 impl Signing {
-    /// Makes a token for a user, good from now on.
+    /// Makes a token for a user, valid from now on.
     ///
     /// # Errors
-    /// When there is no key, or it is not of its kind.
+    /// The key can't be read, or does not fit the algorithm.
     pub(crate) fn mint(&self, user_id: u64) -> Result<String> {
         let (algorithm, key) = self.key()?;
         let now = SystemTime::now()
@@ -122,13 +122,13 @@ impl Signing {
 
     fn read_key(&self, path: &Path) -> Result<String> {
         fs::read_to_string(path).with_context(|| {
-            let way_out = if self.key_file.is_none() {
+            let hint = if self.key_file.is_none() {
                 ": a gateway makes it on its first start, in its working directory; run this \
                  there, or name the file with --key-file"
             } else {
                 ""
             };
-            format!("can't read the key file {}{way_out}", path.display())
+            format!("can't read the key file {}{hint}", path.display())
         })
     }
 }

@@ -1,14 +1,14 @@
-//! `tide client` as a script uses it: commands in, lines and an exit code out.
+//! `tide client` as a script uses it: commands in, lines and an exit status out.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 
 use gateway::{Gateway, KICK, LATE, LIMITED, SILENT};
-use nobody::Nobody;
+use refusing_port::RefusingPort;
 
 mod gateway;
-mod nobody;
+mod refusing_port;
 
 fn tide(address: &str, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tide"))
@@ -24,7 +24,7 @@ fn tide(address: &str, more: &[&str]) -> Child {
 /// Runs a script to its end.
 fn run(address: &str, more: &[&str], script: &str) -> Output {
     let mut child = tide(address, more);
-    // A client that could not log in reads nothing: then the pipe is closed, and that is no matter.
+    // A client that could not log in reads nothing and closes the pipe, which is no error here.
     let _closed = child.stdin.take().unwrap().write_all(script.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -51,13 +51,13 @@ fn a_script_gets_its_answers_in_order_and_pushes_as_they_come() {
     ];
     assert_eq!(stdout(&output), wanted, "{}", stderr(&output));
     assert!(
-        stderr(&output).contains("in user 7, session 0000000000000005, a heartbeat every 20ms")
+        stderr(&output).contains("login user 7, session 0000000000000005, heartbeat every 20ms")
     );
     assert!(output.status.success());
 }
 
 #[test]
-fn a_failed_command_fails_the_script_and_stops_nothing() {
+fn a_failed_command_fails_the_script_but_does_not_stop_it() {
     let gateway = Gateway::start();
     let script = format!("send {LIMITED} x\njion quiz\nsend 99 x\necho still here\nping");
     let output = run(&gateway.address.to_string(), &["--demo-token"], &script);
@@ -77,7 +77,7 @@ fn a_failed_command_fails_the_script_and_stops_nothing() {
 }
 
 #[test]
-fn a_request_without_an_answer_is_given_up() {
+fn a_request_without_an_answer_times_out() {
     let gateway = Gateway::start();
     let script = format!("send {SILENT} x\necho after\nquit\necho never\n");
     let more = ["--demo-token", "--timeout", "300ms"];
@@ -87,7 +87,7 @@ fn a_request_without_an_answer_is_given_up() {
 }
 
 #[test]
-fn a_reconnect_joins_again_where_the_room_was_left() {
+fn a_reconnect_joins_each_room_after_the_last_offset() {
     let gateway = Gateway::start();
     let script =
         format!("join quiz\nsay quiz one\nsend {KICK} x\necho lost\nreconnect\necho back\n");
@@ -109,7 +109,7 @@ fn a_reconnect_joins_again_where_the_room_was_left() {
 }
 
 #[test]
-fn a_watch_outlives_the_input_and_sends_heartbeats() {
+fn watching_continues_after_the_input_and_sends_heartbeats() {
     let gateway = Gateway::start();
     let mut child = tide(&gateway.address.to_string(), &["--demo-token", "--watch", "forever"]);
     let mut input = child.stdin.take().unwrap();
@@ -122,7 +122,7 @@ fn a_watch_outlives_the_input_and_sends_heartbeats() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// Reads one line of what a script shows, and no more.
+/// Reads one line of the script's output, and closes it then.
 fn read_one_line(address: &str, script: &str) -> Output {
     let mut child = tide(address, &["--demo-token", "--watch", "forever"]);
     let mut input = child.stdin.take().unwrap();
@@ -136,7 +136,7 @@ fn read_one_line(address: &str, script: &str) -> Output {
 }
 
 #[test]
-fn a_script_that_nobody_reads_any_more_runs_to_its_end_and_watches_nothing() {
+fn a_script_whose_output_is_closed_runs_to_its_end_and_does_not_watch() {
     let gateway = Gateway::start();
     let address = gateway.address.to_string();
     let output = read_one_line(&address, "echo again\njoin quiz\n");
@@ -148,7 +148,7 @@ fn a_script_that_nobody_reads_any_more_runs_to_its_end_and_watches_nothing() {
 }
 
 #[test]
-fn a_login_that_fails_says_why_and_the_way_out() {
+fn a_failed_login_shows_the_reason_and_a_hint() {
     let gateway = Gateway::start();
     let output = run(&gateway.address.to_string(), &["--token", "wrong"], "echo hello\n");
     assert_eq!(stdout(&output), [""; 0]);
@@ -159,9 +159,9 @@ fn a_login_that_fails_says_why_and_the_way_out() {
 }
 
 #[test]
-fn without_a_gateway_the_error_names_the_place() {
-    let nobody = Nobody::listens();
-    let address = nobody.address.to_string();
+fn without_a_gateway_the_error_names_the_address() {
+    let port = RefusingPort::reserve();
+    let address = port.address.to_string();
     let output = run(&address, &["--demo-token"], "");
     let said = stderr(&output);
     assert!(said.contains(&format!("no gateway listens on {address}")), "{said}");

@@ -1,4 +1,4 @@
-//! `tide bench compare` as it is run: what it prints, what it writes, and its exit codes.
+//! `tide bench compare`, the binary: what it prints and writes, and its exit status.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A report of `tide bench request`, as small as one can be.
+/// A minimal report of `tide bench request`.
 fn report(cpu_ns: f64, options: &Value) -> Value {
     json!({
         "schema": 1,
@@ -28,7 +28,7 @@ fn report(cpu_ns: f64, options: &Value) -> Value {
     })
 }
 
-/// A folder with two reports, the second a fifth slower.
+/// A folder with two reports. The second run is a fifth slower.
 fn reports() -> TempDir {
     let folder = TempDir::new().unwrap();
     let (a, b) =
@@ -52,7 +52,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 #[test]
-fn two_reports_are_put_side_by_side() {
+fn two_reports_are_compared() {
     let folder = reports();
     let output = compare(folder.path(), &["a.json", "b.json", "--html", "diff.html"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -62,7 +62,7 @@ fn two_reports_are_put_side_by_side() {
     assert!(cpu.contains("1.0 us") && cpu.contains("1.2 us"), "{said}");
     assert!(cpu.ends_with("1.200  worse"), "colours go to a terminal alone: {said:?}");
     let html = fs::read_to_string(folder.path().join("diff.html")).unwrap();
-    assert!(html.contains("A: a.json beside B: b.json") && html.contains("1.200"), "{html}");
+    assert!(html.contains("A: a.json compared with B: b.json") && html.contains("1.200"), "{html}");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn json_is_one_object() {
 }
 
 #[test]
-fn what_got_worse_by_more_than_allowed_fails() {
+fn a_figure_that_got_worse_by_more_than_allowed_fails() {
     let folder = reports();
     let at = |factor: &str, more: &[&str]| {
         let arguments = [&["a.json", "b.json", "--fail-above", factor], more].concat();
@@ -97,7 +97,7 @@ fn what_got_worse_by_more_than_allowed_fails() {
 }
 
 #[test]
-fn what_can_not_be_compared_is_named_with_the_reason() {
+fn a_file_that_can_not_be_compared_is_named_with_the_reason() {
     let folder = reports();
     let refused = |b: &str| {
         fs::write(folder.path().join("odd.json"), b).unwrap();
@@ -112,12 +112,12 @@ fn what_can_not_be_compared_is_named_with_the_reason() {
     assert!(refused("[1, 2]").contains("no report of tide bench"));
     assert!(refused("{\"a\": 1}").contains("no report of tide bench"));
     assert!(refused("{\"scenario\": \"request\"}").contains("no `schema`"));
-    assert!(refused("{\"schema\": 1, \"scenario\": \"request\"}").contains("no whole report"));
+    assert!(refused("{\"schema\": 1, \"scenario\": \"request\"}").contains("no complete report"));
     let mut other = report(1.0, &json!({}));
     other["scenario"] = json!("cycle");
     let said = refused(&other.to_string());
     assert!(said.contains("`tide bench request`"), "{said}");
-    assert!(said.contains("`tide bench connect --cycle`: no figure of one"), "{said}");
+    assert!(said.contains("`tide bench connect --cycle`: their figures"), "{said}");
     let mut later = report(1.0, &json!({}));
     later["schema"] = json!(2);
     assert!(refused(&later.to_string()).contains("it has schema 2, and this tide reads up to 1"));
@@ -140,9 +140,9 @@ fn wrong_arguments_are_named() {
     assert!(wrong(&["a.json"]).contains("B.json"));
 }
 
-/// A gate is not passed where nothing was measured.
+/// `--fail-above` must not succeed where nothing was measured.
 #[test]
-fn a_figure_of_0_is_not_better_and_passes_no_gate() {
+fn a_figure_of_0_is_not_better_and_never_passes_fail_above() {
     let folder = reports();
     let nothing = report(0.0, &json!({ "depth": "8" })).to_string();
     fs::write(folder.path().join("0.json"), nothing).unwrap();
@@ -158,7 +158,7 @@ fn a_figure_of_0_is_not_better_and_passes_no_gate() {
         assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
         assert!(stderr(&output).contains("can't judge server CPU"), "{}", stderr(&output));
     }
-    // The rates can be judged: the table says what was not.
+    // The rate can be judged; a note names the figures that can't.
     let output = compare(folder.path(), &["a.json", "0.json", "--fail-above", "1.1"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("note: not judged"), "{}", stdout(&output));

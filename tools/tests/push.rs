@@ -1,4 +1,4 @@
-//! `tide push`, `kick`, `stats`, `user` and `room` against a listener that keeps what it was asked.
+//! `tide push`, `kick`, `stats`, `user` and `room` against a server that records the request.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
-use nobody::Nobody;
+use refusing_port::RefusingPort;
 
-mod nobody;
+mod refusing_port;
 
-/// One request, as it came.
+/// A recorded request.
 struct Asked {
     /// Method, path and query.
     line: String,
@@ -75,7 +75,7 @@ fn tide(arguments: &[&str], address: SocketAddr, token_file: &PathBuf, input: &[
     child.wait_with_output().unwrap()
 }
 
-/// Runs `tide` against one answer: what it was asked, and what it printed.
+/// Runs `tide` against a server with this answer. Returns the recorded request, and what `tide` printed.
 fn ask(name: &str, arguments: &[&str], input: &[u8], status: &str, body: &str) -> (Asked, Output) {
     let (address, serving) = serve_one(status, body);
     let token_file = token_file(name);
@@ -114,7 +114,7 @@ fn a_room_is_encoded_and_bytes_come_from_standard_input() {
 }
 
 #[test]
-fn everybody_gets_a_file_and_the_answer_can_stay_json() {
+fn a_push_to_all_takes_a_file_and_can_print_json() {
     let file = token_file("body");
     let file_name = file.to_str().unwrap();
     let arguments = ["push", "all", "--type", "2", "--file", file_name, "--json"];
@@ -156,9 +156,9 @@ fn a_refusal_shows_what_the_gateway_said() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_way_out() {
-    let nobody = Nobody::listens();
-    let address = nobody.address;
+fn an_error_names_what_is_missing_and_what_to_do() {
+    let port = RefusingPort::reserve();
+    let address = port.address;
     let arguments = ["push", "all", "--type", "2", "x"];
     let missing = PathBuf::from("no-such.token");
     let output = tide(&arguments, address, &missing, b"");

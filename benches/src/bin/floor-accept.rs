@@ -1,6 +1,6 @@
-//! The floor of a connection's whole life: accept, read, write, close.
+//! The floor of a complete connection: accept, read, write, close.
 //!
-//! It closes when the client has, as a gateway does; `--close-first` closes after the first answer.
+//! It closes after the client has closed, as a gateway does. With `--close-first` it closes after the first answer.
 
 use clap::Parser;
 use tidegate_benches::{BUFFER_BYTES, Connections, Floor, Gone};
@@ -8,7 +8,7 @@ use tidegate_benches::{BUFFER_BYTES, Connections, Floor, Gone};
 /// Accepts, reads, writes back, closes.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Closes after the first answer instead of after the client.
+    /// Closes after the first answer, and not after the client has closed.
     #[arg(long)]
     close_first: bool,
 }

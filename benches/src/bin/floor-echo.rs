@@ -8,23 +8,23 @@ use clap::Parser;
 use nix::sched::{CloneFlags, unshare};
 use tidegate_benches::{BUFFER_BYTES, Connections, Floor};
 
-/// Echoes bytes.
+/// Sends back what it receives.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Threads, each with a listener, an epoll and a table of descriptors of its own: together they hold more
-    /// connections than a process may open files.
+    /// Threads, each with its own listener, epoll and descriptor table: together they hold more connections than one
+    /// table may have.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
 }
 
 fn main() -> anyhow::Result<()> {
     let Args { threads } = Args::parse();
-    let first = Floor::beside(0)?;
+    let first = Floor::listen_on(0)?;
     let port = first.port()?;
     for _ in 1..threads {
         let (report, reports) = mpsc::channel();
         thread::Builder::new().spawn(move || {
-            if let Err(error) = echo_beside(port, &report) {
+            if let Err(error) = spawned_echo(port, &report) {
                 eprintln!("floor-echo: {error:#}");
                 std::process::exit(1);
             }
@@ -35,9 +35,9 @@ fn main() -> anyhow::Result<()> {
     echo(first)
 }
 
-fn echo_beside(port: u16, listens: &mpsc::Sender<()>) -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_FILES).context("cannot have a table of descriptors")?;
-    let floor = Floor::beside(port)?;
+fn spawned_echo(port: u16, listens: &mpsc::Sender<()>) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_FILES).context("cannot unshare the descriptor table")?;
+    let floor = Floor::listen_on(port)?;
     listens.send(())?;
     echo(floor)
 }

@@ -1,7 +1,8 @@
-//! The floor of a fan-out: one message to each connection, in order of creation, by a plain loop of sends.
+//! The floor of a fan-out: sends one message to each connection in order of creation, in a plain loop.
 //!
-//! What a socket has no room for is kept and sent when there is, and no round begins before all of
-//! the last one is out: what is counted has been handed to the kernel in full.
+//! Bytes that a socket does not take are kept and sent later. No round begins before the last one is sent completely,
+//! so
+//! each counted message has been handed to the kernel in full.
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -25,17 +26,18 @@ struct Args {
     /// Bytes of a message.
     #[arg(long, default_value_t = 130)]
     bytes: usize,
-    /// Rounds a second; 0: back to back.
+    /// Rounds per second; 0: without a pause.
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
-    /// Threads, each with an epoll and a table of descriptors of its own: together they hold more connections
-    /// than a process may open files. They take turns: the first lets its share in, then the second; in a round
-    /// the first sends to its share, then the second.
+    /// Threads, each with its own epoll and descriptor table: together they hold more connections than one table may
+    /// have. They take turns, so that the order is kept: the first accepts its share, then the second; in each round
+    /// the first
+    /// sends to its share, then the second.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
 }
 
-/// Whose turn it is.
+/// Passes the turn from thread to thread.
 struct Turns {
     comes: Receiver<()>,
     next: Sender<()>,
@@ -51,21 +53,21 @@ impl Turns {
     }
 }
 
-/// What one thread is to do.
+/// The work of one thread.
 struct Share {
     connections: usize,
     message: Arc<[u8]>,
-    /// Of all threads.
+    /// Counts those of all threads.
     deliveries: Arc<AtomicU64>,
 }
 
-/// A thread that does it.
+/// One thread.
 struct Fanout {
     floor: Floor,
     connections: Connections,
     /// In order of creation.
     order: Vec<usize>,
-    /// Connections whose message is not all out.
+    /// Connections whose message is not sent completely.
     unsent: usize,
     share: Share,
     buffer: Vec<u8>,
@@ -92,10 +94,10 @@ fn main() -> anyhow::Result<()> {
     let (to_first, comes) = channel();
     let mut next = to_first.clone();
     for thread in 1..threads {
-        // From the last to the second, since each needs the way to the one after it.
+        // From the last thread to the second: each needs the channel to the one after it.
         let (to_it, comes) = channel();
         let turns = Turns { comes, next: mem::replace(&mut next, to_it) };
-        beside(listener.try_clone()?, share(threads - thread), turns)?;
+        spawn(listener.try_clone()?, share(threads - thread), turns)?;
     }
     let first = Fanout::new(listener, share(0))?;
     first.floor.announce(move || eprintln!("deliveries {}", deliveries.load(Ordering::Relaxed)))?;
@@ -103,15 +105,15 @@ fn main() -> anyhow::Result<()> {
     first.run(&Turns { comes, next }, interval)
 }
 
-/// Starts a thread that has a table of descriptors of its own.
-fn beside(listener: OwnedFd, share: Share, turns: Turns) -> anyhow::Result<()> {
+/// Starts a thread with its own descriptor table.
+fn spawn(listener: OwnedFd, share: Share, turns: Turns) -> anyhow::Result<()> {
     let (report, reports) = channel();
     thread::Builder::new().spawn(move || {
         let run = || {
-            unshare(CloneFlags::CLONE_FILES).context("cannot have a table of descriptors")?;
+            unshare(CloneFlags::CLONE_FILES).context("cannot unshare the descriptor table")?;
             let fanout = Fanout::new(listener, share)?;
             report.send(())?;
-            // Only the first waits between rounds.
+            // Only the first thread waits between rounds.
             fanout.run(&turns, Duration::ZERO)
         };
         if let Err(error) = run() {
@@ -124,7 +126,7 @@ fn beside(listener: OwnedFd, share: Share, turns: Turns) -> anyhow::Result<()> {
 
 impl Fanout {
     fn new(listener: OwnedFd, share: Share) -> anyhow::Result<Self> {
-        let floor = Floor::of(listener)?;
+        let floor = Floor::from_listener(listener)?;
         let connections = Connections::new(&floor)?;
         let order = Vec::with_capacity(share.connections);
         Ok(Self { floor, connections, order, unsent: 0, share, buffer: vec![0; BUFFER_BYTES] })
@@ -132,11 +134,11 @@ impl Fanout {
 
     fn run(mut self, turns: &Turns, interval: Duration) -> anyhow::Result<()> {
         turns.wait()?;
-        self.floor.attend()?;
+        self.floor.start_accepting()?;
         while self.order.len() < self.share.connections {
             self.turn(None)?;
         }
-        self.floor.turn_away()?;
+        self.floor.stop_accepting()?;
         turns.pass_on()?;
 
         turns.wait()?;

@@ -1,8 +1,10 @@
-//! Keeps a core from halting until its standard input ends: to be started with the idle policy (sched(7)), so
-//! that whoever has something to do has the core at once.
+//! Keeps a core from halting until its standard input is closed. Start it with the idle policy (sched(7)), so that
+//! any other
+//! thread gets the core at once.
 //!
-//! On a virtual machine a halted core is woken by the host, and whoever sends to a sleeping client pays for
-//! that, many times what the send costs.
+//! On a virtual machine the host has to wake a halted core. A server that sends to a sleeping client pays for that
+//! wakeup,
+//! many times what the send costs.
 
 use std::io::Read as _;
 use std::thread::Builder;

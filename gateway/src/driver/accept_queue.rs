@@ -1,29 +1,32 @@
-//! The kernel's accept queue of a listening socket, and how it is emptied before the socket closes.
+//! The kernel's accept queue of a listening socket: its length, its capacity, and its end.
 //!
-//! The drivers of real sockets use this, and who listens for operators; it owns no socket.
+//! The drivers of real sockets and the operators' listener call it. It is system calls alone: it owns no
+//! socket and decides nothing. [`accept_state`](super::accept_state) decides when a driver's listening socket
+//! closes.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::socket::getsockopt;
 use nix::{getsockopt_impl, sockopt_impl};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
 
-/// Taken for the queue's size where the kernel does not tell it: the default of `socket.backlog`.
+/// Taken for the queue's size where the kernel does not say it: the default of `socket.backlog`.
 const CAPACITY_UNKNOWN: u32 = 4096;
 
-/// The beginning of the kernel's `struct tcp_info` (linux/tcp.h), which grows from version to version: the
-/// kernel fills as much as it is asked for, and all versions have this much. The binding panics if the kernel
-/// fills less than it is asked for, so nothing behind it may be asked for.
+/// The beginning of the kernel's `struct tcp_info` (linux/tcp.h). The struct grows from version to version:
+/// the kernel fills as many bytes as it is asked for, up to its own size, and every version has these. The
+/// binding panics if the kernel fills fewer bytes than it is asked for, so no later field may be asked for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[expect(unreachable_pub, reason = "the macro makes TcpInfo public")]
 pub struct TcpInfoStart {
     state_and_options: [u8; 8],
     timeouts_and_sizes: [u32; 4],
-    /// Of a socket that listens: how many connections wait to be accepted.
+    /// Of a listening socket: how many connections wait to be accepted.
     tcpi_unacked: u32,
-    /// Of a socket that listens: how many may wait.
+    /// Of a listening socket: how many may wait.
     tcpi_sacked: u32,
 }
 
@@ -38,8 +41,15 @@ sockopt_impl!(
     TcpInfoStart
 );
 
-/// How many connections wait to be accepted; 0 where the kernel does not tell.
-pub(super) fn waiting(listener: &impl AsFd) -> u32 {
+/// How many connections the queue may hold.
+pub(super) fn capacity(listener: &impl AsFd) -> u32 {
+    let backlog = getsockopt(listener, TcpInfo).map(|info| info.tcpi_sacked);
+    // The kernel takes one connection more than the backlog says.
+    backlog.unwrap_or(CAPACITY_UNKNOWN).saturating_add(1)
+}
+
+/// How many connections wait to be accepted; 0 where the kernel does not say.
+fn waiting(listener: &impl AsFd) -> u32 {
     getsockopt(listener, TcpInfo).map_or(0, |info| info.tcpi_unacked)
 }
 
@@ -50,59 +60,48 @@ pub(crate) fn is_waited_for(listener: &impl AsFd, within: Duration) -> bool {
     poll(&mut listener, within.as_ref()).is_ok_and(|count| count > 0)
 }
 
-/// The last connections to accept before a listening socket closes.
-///
-/// The queue is first in, first out: after as many accepts as it holds, all those are in that waited when
-/// this began, however many more have come.
-#[derive(Debug)]
-pub(super) struct LastAccepts {
-    left: u32,
-    /// Until then the driver waits for room.
-    pub(super) until: Instant,
-}
-
-impl LastAccepts {
-    pub(super) fn new(listener: &impl AsFd, until: Instant) -> Self {
-        let capacity = getsockopt(listener, TcpInfo).map(|info| info.tcpi_sacked);
-        // The kernel takes one more than it says.
-        Self { left: capacity.unwrap_or(CAPACITY_UNKNOWN).saturating_add(1), until }
-    }
-
-    /// Counts a connection that was accepted.
-    pub(super) fn count(&mut self) {
-        self.left = self.left.saturating_sub(1);
-    }
-
-    /// Whether to go on, for those who wait: `able` says whether one can be accepted now.
-    pub(super) fn go_on(&self, able: bool, now: Instant) -> bool {
-        self.left > 0 && (able || now < self.until)
-    }
-
-    /// Whether one more may be accepted.
-    pub(super) fn has_left(&self) -> bool {
-        self.left > 0
-    }
+/// Closes a listening socket. Says how many connections still waited: the kernel resets them.
+pub(super) fn close(listener: impl AsFd) -> u32 {
+    let reset = waiting(&listener);
+    // Each thread may have a table of descriptors of its own, a copy with this socket in it. To close one
+    // copy does not stop the socket listening. A shutdown does: listen(2) is undone for all copies.
+    let _ = shutdown(&listener, Shutdown::Read);
+    reset
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpStream};
 
     use socket2::{Domain, Socket, Type};
 
     use super::*;
 
-    #[test]
-    fn the_kernel_tells_who_waits_and_how_many_may() {
+    fn listening(backlog: i32) -> (Socket, SocketAddr) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        listener.bind(&any_port.into()).unwrap();
-        listener.listen(5).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(backlog).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let last = LastAccepts::new(&listener, Instant::now());
-        assert_eq!((last.left, waiting(&listener)), (6, 0));
+        (listener, address)
+    }
+
+    #[test]
+    fn length_and_capacity_come_from_the_kernel() {
+        let (listener, address) = listening(5);
+        assert_eq!((capacity(&listener), waiting(&listener)), (6, 0));
+        assert!(!is_waited_for(&listener, Duration::ZERO));
         let _waiting: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
         assert!(is_waited_for(&listener, Duration::from_secs(30)));
         assert_eq!(waiting(&listener), 3);
+    }
+
+    #[test]
+    fn a_closed_listener_refuses_though_a_copy_of_its_descriptor_is_open() {
+        let (listener, address) = listening(5);
+        let _copy = listener.try_clone().unwrap();
+        let _waiting = TcpStream::connect(address).unwrap();
+        assert!(is_waited_for(&listener, Duration::from_secs(30)));
+        assert_eq!(close(listener), 1);
+        assert!(TcpStream::connect(address).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! One suite over every driver: what the [contract](super) says, seen from both ends.
+//! One suite for all drivers: the [contract](super), checked at both ends of a connection.
 //!
-//! A [`World`] is a driver and a way to act as the peers. Nothing here waits for a time: each test
-//! polls until what it waits for has come. [`POLLS_MAX`] only ends a test that would never.
+//! A [`World`] is a driver with peers that a test controls. A test never sleeps: it
+//! polls until what it waits for has happened. [`POLLS_MAX`] only ends a test that would never end.
 
 mod flow;
 mod lifecycle;
@@ -16,28 +16,32 @@ use bytes::Bytes;
 use super::epoll::Epoll;
 use super::uring::Uring;
 use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
-use stress::Crowd;
+use stress::ManyConnections;
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
 const POLLS_MAX: usize = 20_000;
 
+/// Enough for the peers that a test connects between two polls.
+const BACKLOG: u16 = 128;
+
 /// A driver, and its peers by number.
 trait World {
     type Driver: Driver;
 
-    fn new() -> Self;
+    /// `backlog`: one connection fewer than the accept queue holds.
+    fn with_backlog(backlog: u16) -> Self;
     fn driver(&mut self) -> &mut Self::Driver;
-    /// `None`: refused.
+    /// `None`: the connection is refused.
     fn connect(&mut self) -> Option<usize>;
-    /// Writes what there is room for.
+    /// Writes what the connection takes. Says how many bytes.
     fn write(&mut self, peer: usize, bytes: &[u8]) -> usize;
     fn read(&mut self, peer: usize) -> Read;
     fn half_close(&mut self, peer: usize);
     fn reset(&mut self, peer: usize);
 }
 
-/// What a peer's read comes to.
+/// The result of a peer's read.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
     Bytes(Vec<u8>),
@@ -56,25 +60,25 @@ pub(super) enum Fact {
     Closed(ConnId, CloseCause),
     AcceptPaused,
     AcceptResumed,
-    /// With the number of those who still waited.
+    /// With the number of connections that were reset.
     ListeningStopped(u32),
 }
 
-/// A sink that notes what it is told, and holds the driver to what a sink may rely on.
+/// A sink that records the events, and checks that the driver keeps the contract.
 #[derive(Debug)]
 pub(super) struct Recorder {
     pub(super) facts: Vec<Fact>,
     pub(super) idle_for: Option<Duration>,
-    /// What the connections that are closed have left.
+    /// The unsent bytes of all closed connections.
     pub(super) unsent_bytes: usize,
     /// Connections that are open, and whether they have ended.
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
     /// What to reply on a connection, once.
     pub(super) replies: Vec<(ConnId, Bytes)>,
-    /// How many more connections may come in.
-    room: usize,
-    /// Facts that were there when it was last asked how long to wait.
+    /// How many more connections may be accepted.
+    accept_budget: usize,
+    /// How many facts there were when the driver last asked how long to wait.
     known: usize,
 }
 
@@ -88,7 +92,7 @@ impl Default for Recorder {
             open: Vec::new(),
             now: None,
             replies: Vec::new(),
-            room: usize::MAX,
+            accept_budget: usize::MAX,
             known: 0,
         }
     }
@@ -97,7 +101,7 @@ impl Default for Recorder {
 impl Recorder {
     fn open(&mut self, conn: ConnId) -> &mut bool {
         let open = self.open.iter_mut().find(|(open, _)| *open == conn);
-        &mut open.expect("an event comes between `Accepted` and `Closed`").1
+        &mut open.expect("events come between `Accepted` and `Closed` only").1
     }
 }
 
@@ -105,9 +109,10 @@ impl Sink for Recorder {
     fn event(&mut self, event: Event<'_>) {
         let fact = match event {
             Event::Accepted { conn, peer } => {
-                assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a place in use");
+                assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a slot in use");
                 assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
-                self.room = self.room.checked_sub(1).expect("there is room");
+                self.accept_budget =
+                    self.accept_budget.checked_sub(1).expect("the budget allows it");
                 self.open.push((conn, false));
                 Fact::Accepted(conn)
             }
@@ -137,8 +142,8 @@ impl Sink for Recorder {
         self.facts.push(fact);
     }
 
-    fn room(&mut self) -> usize {
-        self.room
+    fn accept_budget(&mut self) -> usize {
+        self.accept_budget
     }
 
     fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
@@ -147,9 +152,9 @@ impl Sink for Recorder {
     }
 
     fn idle_for(&mut self) -> Option<Duration> {
-        // Who was told something has something to do.
-        let told = std::mem::replace(&mut self.known, self.facts.len()) < self.facts.len();
-        if told { Some(Duration::ZERO) } else { self.idle_for }
+        // After an event the core has something to do.
+        let is_busy = std::mem::replace(&mut self.known, self.facts.len()) < self.facts.len();
+        if is_busy { Some(Duration::ZERO) } else { self.idle_for }
     }
 
     fn woken(&mut self, now: Instant) {
@@ -163,19 +168,27 @@ struct Bench<W> {
     world: W,
     recorder: Recorder,
     /// Dropped last.
-    crowd: Option<Crowd>,
+    many_connections: Option<ManyConnections>,
 }
 
 impl<W: World> Bench<W> {
     fn new() -> Self {
-        Self { world: W::new(), recorder: Recorder::default(), crowd: None }
+        Self::with_backlog(BACKLOG)
+    }
+
+    fn with_backlog(backlog: u16) -> Self {
+        Self {
+            world: W::with_backlog(backlog),
+            recorder: Recorder::default(),
+            many_connections: None,
+        }
     }
 
     fn driver(&mut self) -> &mut W::Driver {
         self.world.driver()
     }
 
-    /// Sends. What it comes to is noted as if it had been reported.
+    /// Sends. A send that is done at once is recorded as if it had been reported.
     fn send(&mut self, conn: ConnId, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         let count = bytes.len();
@@ -218,8 +231,8 @@ impl<W: World> Bench<W> {
     #[track_caller]
     fn connect(&mut self) -> (usize, ConnId) {
         let before = self.accepted().len();
-        let peer = self.world.connect().expect("someone listens");
-        self.until("nobody accepted", |bench| bench.accepted().len() > before);
+        let peer = self.world.connect().expect("the listener is open");
+        self.until("nothing is accepted", |bench| bench.accepted().len() > before);
         (peer, *self.accepted().last().unwrap())
     }
 
@@ -263,7 +276,7 @@ impl<W: World> Bench<W> {
         bytes
     }
 
-    /// Reads until the peer's connection is at its end, whichever.
+    /// Reads until the peer's connection has ended, or was reset.
     #[track_caller]
     fn peer_reads_to_the_end(&mut self, peer: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -290,7 +303,7 @@ impl<W: World> Bench<W> {
     }
 }
 
-/// Bytes that show when one is lost, doubled or out of place.
+/// Bytes in which a lost, doubled or misplaced one shows.
 fn pattern(count: usize) -> Vec<u8> {
     (0..count).map(|index| u8::try_from(index % 251).unwrap()).collect()
 }
@@ -314,40 +327,44 @@ macro_rules! conformance {
 conformance! {
     lifecycle:
         bytes_and_ends_are_reported,
-        a_close_right_behind_a_send_is_reported,
-        closed_comes_once_and_last,
-        a_late_name_hits_nobody,
+        a_close_right_after_a_send_is_reported,
+        closed_is_reported_once_and_last,
+        a_command_with_an_old_id_has_no_effect,
         a_reset_is_reported,
         a_reset_is_reported_while_paused,
-        a_reset_behind_an_end_is_reported,
+        a_reset_after_an_end_is_reported,
         close_cuts_a_send,
-        what_is_sent_behind_a_close_is_unsent,
-        what_is_sent_to_who_has_gone_is_unsent,
-        a_close_cuts_nothing_that_was_sent,
-        nobody_is_let_in_beyond_the_room,
+        bytes_sent_after_a_close_count_as_unsent,
+        bytes_sent_after_a_reset_count_as_unsent,
+        a_close_loses_no_byte_of_a_send_that_was_done,
+        nothing_is_accepted_beyond_the_budget,
         accepting_stops_and_starts_again,
-        nobody_connects_when_nobody_listens,
-        who_waits_is_let_in_before_listening_stops,
-        who_waits_for_room_is_let_in_before_listening_stops,
-        who_has_no_room_until_the_deadline_is_reset_and_counted,
-        nothing_known_waits;
+        connections_are_refused_once_listening_has_stopped,
+        waiting_connections_are_accepted_before_listening_stops,
+        waiting_connections_are_accepted_as_others_close,
+        connections_beyond_the_budget_at_the_deadline_are_reset_and_counted,
+        an_idle_listener_closes_without_a_wait,
+        the_deadline_ends_a_wait_for_ever,
+        the_last_accepts_are_as_many_as_the_queue_holds,
+        connections_accepted_beyond_the_budget_keep_until_the_deadline,
+        known_events_are_reported_without_a_wait;
     flow:
-        a_half_closed_peer_still_gets_what_is_sent,
-        a_slow_reader_gets_a_large_send_and_it_is_sent_once,
-        shutdown_lets_the_send_under_way_out,
+        a_half_closed_peer_still_receives,
+        a_large_send_to_a_slow_reader_is_reported_once,
+        shutdown_waits_for_the_send_under_way,
         receiving_goes_on_after_a_shutdown,
         pausing_stops_bytes_and_loses_none,
         an_end_while_paused_comes_after_the_bytes,
-        a_flood_starves_nobody,
-        what_comes_on_many_at_once_is_not_mixed,
-        a_reply_goes_out_and_is_reported_once;
+        one_flooding_peer_does_not_starve_others,
+        bytes_of_many_connections_are_not_mixed,
+        a_reply_is_sent_and_reported_once;
     stress:
-        bursts_of_connections_come_and_go,
-        a_turn_sends_on_very_many,
+        bursts_of_connections_open_and_close,
+        one_turn_sends_on_very_many_connections,
         many_are_reset_while_large_sends_wait,
-        storms_of_pauses_lose_nothing,
+        frequent_pauses_lose_nothing,
         more_bytes_than_buffers_arrive_whole,
-        closing_amid_everything_is_told_once;
+        closes_among_other_operations_are_reported_once;
 }
 
 #[test]

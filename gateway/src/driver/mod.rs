@@ -1,29 +1,50 @@
 //! Drivers: a kernel mechanism on one side, facts and intents on the other.
 //!
-//! A driver owns a shard's sockets and its waiting. It reports what happened as [`Event`]s and takes
-//! what should happen as the methods of [`Driver`]. It knows nothing of frames, users or rooms, and
-//! nothing outside this folder names a socket.
+//! A driver owns the sockets of a shard's clients, and the shard's wait. It reports what happened as
+//! [`Event`]s, and the shard says what should happen with the methods of [`Driver`]. A driver knows nothing
+//! of frames, users or chat rooms. Nothing outside this folder names a client's socket.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `epoll`, [`uring`], [`sim`] | a mechanism each |
+//! | `accept_state` | whether a driver accepts, pauses or stops: one state machine for all |
+//! | `accept_queue` | what the kernel says of a listening socket's queue |
+//! | `slots` | a table of connections by [`ConnId`] |
+//!
+//! # Who decides what
+//!
+//! | question | the core decides | the driver decides |
+//! |---|---|---|
+//! | Is a connection accepted? | how many: [`Sink::accept_budget`]; whether at all: [`Driver::set_accepting`] | when to try again where the kernel refuses |
+//! | Is a connection read from? | [`Driver::pause_receive`], [`Driver::resume_receive`] | how much in one poll |
+//! | Is a connection closed? | [`Driver::close`] | only where it is dead |
+//!
+//! With io_uring an accept may complete when the core has no budget any more: `uring/accept.rs` says what
+//! then becomes of the connection.
 //!
 //! # The contract
 //!
-//! 1. Inbound lends: the bytes of [`Event::Received`] are valid until [`Sink::event`] returns.
-//!    Outbound gives: [`Driver::send`] takes shared bytes and keeps them until they are sent.
+//! 1. Inbound bytes are lent: those of [`Event::Received`] are valid until [`Sink::event`] returns.
+//!    Outbound bytes are given: [`Driver::send`] takes shared bytes and keeps them until they are sent.
 //! 2. At most one send is under way on a connection. The next may follow its [`Event::Sent`], or
 //!    [`SendState::Done`].
-//! 3. Commands never report inline: what comes of them comes through [`Driver::poll`]. What a send came
-//!    to at once, it returns: an event later would find everything of the connection out of the cache,
+//! 3. Commands never report inline: their results are reported by [`Driver::poll`]. A send returns what it
+//!    has achieved at once. An event in a later poll would find the connection's state evicted from the cache,
 //!    which was measured to cost as much as the gateway's own work for a push.
-//! 4. [`Event::Closed`] is a connection's last event and comes exactly once, after all that was under
-//!    way has ended. A [`ConnId`] carries a generation, so a command that comes too late hits nobody.
-//! 5. After [`Driver::pause_receive`], bytes already on their way may still come: one event's worth.
+//! 4. [`Event::Closed`] is a connection's last event and comes exactly once, when no operation is in flight
+//!    on it any more. A [`ConnId`] carries a generation, so a command that comes too late has no effect.
+//! 5. After [`Driver::pause_receive`], bytes that were read already may still come: one event's worth.
 //! 6. Short writes, would-block, re-arming and the read budget stay inside the driver: one connection
 //!    gets at most [`RECEIVE_BYTES_MAX`] bytes in one poll, however much it sent.
 //! 7. A driver reports what it knows before it waits, and asks [`Sink::idle_for`] how long it may. It
-//!    says what time it is through [`Sink::woken`] after each wait: who waits knows the time.
+//!    passes the time to [`Sink::woken`] after each wait.
 //! 8. After an [`Event::Received`] a driver may ask [`Sink::reply`] for what to send on that connection at
-//!    once, while everything that the kernel knows of its socket is still in the cache.
+//!    once, while the kernel's state of its socket is still in the cache.
+//! 9. [`Event::AcceptPaused`] and [`Event::AcceptResumed`] alternate. [`Event::ListeningStopped`] is the last
+//!    event about accepting and comes once: no [`Event::Accepted`] follows, and a pause that lasts ends
+//!    without an event.
 //!
-//! `conformance` beside this module holds every driver to it.
+//! The tests in `conformance` check each driver against this contract.
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,10 +54,11 @@ use bytes::Bytes;
 
 pub mod epoll;
 pub mod sim;
-#[expect(unsafe_code, reason = "the kernel is met here")]
+#[expect(unsafe_code, reason = "the kernel shares memory with this driver")]
 pub mod uring;
 
 pub(crate) mod accept_queue;
+mod accept_state;
 #[cfg(test)]
 mod conformance;
 mod slots;
@@ -48,26 +70,26 @@ pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
 /// Names a connection of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
-    /// Its place in the shard's tables. Places are reused.
+    /// Its index in the shard's tables. Slots are reused.
     pub slot: u32,
-    /// Which of the place's connections it is: below [`GENERATIONS`].
+    /// Which of the slot's connections it is: below [`GENERATIONS`].
     pub generation: u32,
 }
 
-/// Generations start again after this many: 2^30.
+/// The number of a generation wraps here.
 pub const GENERATIONS: u32 = 1 << 30;
 
 /// What happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A connection came in.
+    /// A connection was accepted.
     Accepted {
-        /// Its name from now on.
+        /// Its id from now on.
         conn: ConnId,
-        /// Where it comes from.
+        /// The address of the client, or of what it connects through.
         peer: SocketAddr,
     },
-    /// Bytes came.
+    /// Bytes were received.
     Received {
         /// On which connection.
         conn: ConnId,
@@ -86,31 +108,31 @@ pub enum Event<'a> {
         /// How many bytes the send had.
         bytes: usize,
     },
-    /// The connection is no more. Its name is void.
+    /// The connection is closed. Its id is no longer valid.
     Closed {
         /// Which connection.
         conn: ConnId,
         /// Why.
         cause: CloseCause,
-        /// Bytes of its sends that the kernel never took, those of a send that was [`SendState::Done`]
-        /// included. What the kernel took and the peer did not is unknown.
+        /// Bytes of its sends that the kernel did not take, including those of a send that was
+        /// [`SendState::Done`]. How many bytes the peer has not received is unknown.
         unsent_bytes: usize,
     },
-    /// No connection can be accepted now; the driver tries again by itself.
+    /// No connection can be accepted now. The driver tries again by itself.
     AcceptPaused {
-        /// What the kernel says: descriptors or memory have run out.
+        /// Why: descriptors or memory have run out.
         error: io::Error,
     },
-    /// Connections are accepted again, after one pause and all the tries that it took.
+    /// Connections can be accepted again. One pause may have taken several tries.
     AcceptResumed,
-    /// The listening socket is closed, as [`Driver::stop_listening`] asked: nobody else comes in.
+    /// The listening socket is closed, after [`Driver::stop_listening`]. No connection is accepted any more.
     ListeningStopped {
-        /// Connections that still waited to be accepted: the kernel resets them.
+        /// Connections that still waited to be accepted. The kernel resets them.
         reset: u32,
     },
 }
 
-/// Why a connection is no more.
+/// Why a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {
     /// [`Driver::close`] was called.
@@ -135,7 +157,7 @@ impl CloseCause {
     }
 }
 
-/// What a send came to at once.
+/// What a send has achieved at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendState {
     /// The kernel has all of its bytes: no [`Event::Sent`] follows.
@@ -144,32 +166,32 @@ pub enum SendState {
     UnderWay,
 }
 
-/// Takes a driver's facts: a shard.
+/// Takes the events of a driver, and answers its questions: a shard.
 pub trait Sink {
-    /// Takes what happened.
+    /// Takes an event.
     fn event(&mut self, event: Event<'_>);
 
-    /// How many more connections may come in. A driver has at most as many accepts under way.
-    fn room(&mut self) -> usize {
+    /// How many more connections the driver may accept now. A driver has at most as many accepts in flight.
+    fn accept_budget(&mut self) -> usize {
         usize::MAX
     }
 
-    /// What to send on a connection that was just received from, if that is all there is to do for it.
+    /// What to send on a connection whose bytes were just reported, if that is all there is to send.
     /// It counts as a [`Driver::send`], and [`Event::Sent`] may follow at once.
     fn reply(&mut self, conn: ConnId) -> Option<Bytes> {
         let _ = conn;
         None
     }
 
-    /// How long the driver may wait before it must return from [`Driver::poll`]: zero when there is
-    /// work to do, `None` for as long as nothing happens.
+    /// How long the driver may wait before it must return from [`Driver::poll`]: zero when the core has
+    /// work to do, `None` until something happens.
     fn idle_for(&mut self) -> Option<Duration>;
 
-    /// Says what time it is. Called after each wait, before its events.
+    /// Takes the time. Called after each wait, before the events that ended it.
     fn woken(&mut self, now: Instant);
 }
 
-/// What a driver is, for operators.
+/// Which mechanism a driver uses, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mechanism {
     /// `epoll`, `uring`, or a test's.
@@ -180,15 +202,15 @@ pub struct Mechanism {
 
 /// A kernel mechanism, or a simulated one. See the [contract](self).
 pub trait Driver {
-    /// What it is.
+    /// Which mechanism it uses.
     fn mechanism(&self) -> Mechanism;
 
-    /// What time it is: one look at the clock.
+    /// The time: one read of the clock.
     fn now(&self) -> Instant {
         Instant::now()
     }
 
-    /// Reports what is known, waits if the sink is idle, and reports what came of it.
+    /// Reports what is known, waits if the sink is idle, and reports what has happened since.
     ///
     /// # Errors
     /// When the mechanism itself fails; the shard can't go on.
@@ -197,7 +219,8 @@ pub trait Driver {
     /// Sends bytes: at least one. No other send may be under way on the connection.
     fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState;
 
-    /// Stops receiving, so that the peer's TCP window fills.
+    /// Stops receiving, so that the peer's TCP window fills. The core alone decides this, where the calls or
+    /// the unsent bytes of a connection have reached their limit. A driver never pauses by itself.
     fn pause_receive(&mut self, conn: ConnId);
 
     /// Receives again.
@@ -206,17 +229,18 @@ pub trait Driver {
     /// Shuts down the sending side once the send under way is done. Receiving goes on.
     fn shutdown(&mut self, conn: ConnId);
 
-    /// Closes at once: a send under way is cut, bytes that were not received are lost. What was
-    /// [`SendState::Done`] still goes out to a peer that reads. [`Event::Closed`] says how much did not.
+    /// Closes at once: a send under way is cut, and bytes that were not received are lost. A send that was
+    /// [`SendState::Done`] still reaches a peer that reads. [`Event::Closed`] says how many bytes were not
+    /// sent.
     fn close(&mut self, conn: ConnId);
 
     /// Stops accepting, or starts again. The listening socket stays open.
     fn set_accepting(&mut self, accepting: bool);
 
     /// Closes the listening socket for good: new connections are refused. Connections that wait to be
-    /// accepted are accepted first, since the kernel would reset them: as many as the queue may hold, as
-    /// those that come meanwhile queue up behind them. Where the sink has no room, or descriptors have run
-    /// out, the driver goes on as connections close, until `until` at most.
+    /// accepted are accepted first, since the kernel would reset them. At most as many are accepted as the
+    /// queue may hold: those that come meanwhile are behind them in the queue. Where the sink has no budget,
+    /// or descriptors have run out, the driver goes on as connections close, until `until` at most.
     /// [`Event::ListeningStopped`] says when that is done, once.
     fn stop_listening(&mut self, until: Instant);
 }

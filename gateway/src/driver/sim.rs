@@ -1,12 +1,19 @@
 //! The simulated driver: a network without a kernel, repeatable from its seed.
 //!
-//! It stands where epoll stands, so that whole shards run in a test, in one thread and in simulated
-//! time. Its other face is the peers': who tests connects, writes, reads, stalls and resets through
-//! the same [`Sim`]. What a network may do to a connection, [`Faults`] makes likely. With the same
-//! seed and the same calls the same happens: no clock and no random number comes from outside.
+//! [`Sim`] takes the place of epoll, so that whole shards run in a test, in one thread and in simulated time.
+//! A shard calls it as its [`Driver`]. A test calls the same [`Sim`] as the peers: it connects, writes,
+//! reads, stalls and resets. [`Faults`] says how likely each thing is that a network may do to a connection.
+//! The same seed and the same calls give the same events: no clock and no random number comes from outside.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `faults` | what may go wrong |
+//! | `harness` | what a test does: as the peers, and with the clock and the faults |
+//! | `network` | the peers, and the bytes between them and the gateway |
 
+mod faults;
+mod harness;
 mod network;
-mod peers;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,45 +21,19 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes};
 use fastrand::Rng;
 
+use super::accept_state::{AcceptState, Wait, Waiting, report};
 use super::slots::Slots;
 use super::{CloseCause, ConnId, Driver, Event, Mechanism, RECEIVE_BYTES_MAX, SendState, Sink};
+pub use faults::Faults;
 use network::Network;
 pub use network::{Arrived, PeerId};
 
-/// How long accepting rests when descriptors are said to have run out.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How many connections the accept queue holds unless a test says otherwise: as many as the kernel's with the
+/// default of `socket.backlog`.
+const ACCEPT_QUEUE_MAX: u32 = 4097;
 
-/// A fault that lasts, lasts for fewer polls than this.
+/// A stall lasts for fewer polls than this.
 const STALL_POLLS: u32 = 40;
-
-/// How likely what a network may do is: from 0, never, to 1, whenever it can be.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// What was received is cut at a random place, and handed over in pieces.
-    pub cut: f64,
-    /// A send comes short: the rest waits for later polls.
-    pub short_send: f64,
-    /// A send that is done at once is reported a poll later.
-    pub late_send: f64,
-    /// Nobody asks for a reply at once to what was received.
-    pub late_reply: f64,
-    /// For some polls nothing moves on a connection, in either direction.
-    pub stall: f64,
-    /// The network resets a connection.
-    pub reset: f64,
-    /// A connection fails for want of acknowledgements.
-    pub time_out: f64,
-    /// A connection is accepted a poll later.
-    pub accept_delay: f64,
-    /// Accepting pauses, as if descriptors had run out.
-    pub accept_pause: f64,
-    /// The clock jumps forward, by up to [`Self::clock_jump_max`].
-    pub clock_jump: f64,
-    /// How far the clock jumps at most.
-    pub clock_jump_max: Duration,
-    /// The connections of a poll come in random order, rather than in that of their places.
-    pub shuffle: bool,
-}
 
 /// A shard's simulated sockets, and the peers at their other ends.
 #[derive(Debug)]
@@ -62,22 +43,13 @@ pub struct Sim {
     now: Instant,
     wait_max: Duration,
     idle_for: Option<Duration>,
-    acceptor: Acceptor,
+    accept_state: AcceptState,
+    accept_queue_max: u32,
     sockets: Slots<Socket>,
     network: Network,
     outcomes: Vec<Outcome>,
-    /// The order in which a poll looks at connections; kept for its memory.
+    /// The order in which a poll takes the connections. Kept for its memory.
     order: Vec<ConnId>,
-}
-
-#[derive(Debug)]
-struct Acceptor {
-    listening: bool,
-    /// The listening socket is to be closed: until then the driver waits for room.
-    last_until: Option<Instant>,
-    wanted: bool,
-    /// `Some` while descriptors are said to have run out: when to try again.
-    retry_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -89,9 +61,9 @@ struct Socket {
     ended: bool,
     /// Shut down once the send under way is done.
     shutdown: bool,
-    /// `Closed` is on its way.
+    /// `Closed` is in `outcomes`.
     closed: bool,
-    /// Polls for which nothing moves.
+    /// For so many polls the connection carries no bytes.
     stalled_polls: u32,
 }
 
@@ -108,8 +80,8 @@ enum Outcome {
 }
 
 impl Sim {
-    /// A driver that nobody has connected to. Its clock stands at `now` and goes on only while the
-    /// sink lets it wait, or when it is [told to](Self::set_now).
+    /// A driver without connections. Its clock starts at `now` and moves only while the sink lets it wait,
+    /// or when it is [set](Self::set_now).
     #[must_use]
     pub fn new(seed: u64, now: Instant, faults: Faults) -> Self {
         Self {
@@ -118,44 +90,12 @@ impl Sim {
             now,
             wait_max: Duration::MAX,
             idle_for: None,
-            acceptor: Acceptor { listening: true, last_until: None, wanted: true, retry_at: None },
+            accept_state: AcceptState::new(true),
+            accept_queue_max: ACCEPT_QUEUE_MAX,
             sockets: Slots::new(),
             network: Network::default(),
             outcomes: Vec::new(),
             order: Vec::new(),
-        }
-    }
-
-    /// What time it is.
-    #[must_use]
-    pub const fn now(&self) -> Instant {
-        self.now
-    }
-
-    /// Moves the clock on; never back.
-    pub fn set_now(&mut self, now: Instant) {
-        self.now = self.now.max(now);
-    }
-
-    /// Bounds how long one poll may wait: with zero, only [`Self::set_now`] and clock jumps move time.
-    pub const fn set_wait_max(&mut self, wait_max: Duration) {
-        self.wait_max = wait_max;
-    }
-
-    /// How long the last poll could have waited: zero when there was something to do, `None` for ever.
-    #[must_use]
-    pub const fn idle_for(&self) -> Option<Duration> {
-        self.idle_for
-    }
-
-    /// What the network does from now on. Stalls that have begun end.
-    pub fn set_faults(&mut self, faults: Faults) {
-        self.faults = faults;
-        self.list();
-        for index in 0..self.order.len() {
-            if let Some(socket) = self.sockets.get_mut(self.order[index]) {
-                socket.stalled_polls = 0;
-            }
         }
     }
 
@@ -181,25 +121,21 @@ impl Sim {
                     let sending = self.sockets.remove(conn).and_then(|socket| socket.sending);
                     let unsent_bytes = sending.map_or(0, |sending| sending.rest.len());
                     sink.event(Event::Closed { conn, cause, unsent_bytes });
-                    if self.acceptor.retry_at.take().is_some() {
-                        sink.event(Event::AcceptResumed);
-                    }
+                    self.accept_state.on_connection_closed();
                 }
             }
         }
         self.outcomes = outcomes;
     }
 
-    /// Lets time pass, as far as the sink and the harness allow and nothing is to be done.
+    /// Moves the clock on, as far as the sink and the test allow, where there is nothing to do.
     fn wait(&mut self, sink: &mut impl Sink) {
         let idle_for = sink.idle_for();
-        let has_room = sink.room() > 0;
-        self.idle_for = if self.is_ready(has_room) { Some(Duration::ZERO) } else { idle_for };
-        let retry_in = self.acceptor.retry_at.map(|at| at.saturating_duration_since(self.now));
-        let stop_in = self.acceptor.last_until.map(|at| at.saturating_duration_since(self.now));
-        // With nothing set, and nobody to move the clock, waiting for ever returns at once.
-        let wait =
-            self.idle_for.into_iter().chain(retry_in).chain(stop_in).min().unwrap_or_default();
+        let accept = self.accept_state.wait(self.waiting(), sink.accept_budget());
+        let has_work = self.has_work() || accept == Wait::No;
+        self.idle_for = if has_work { Some(Duration::ZERO) } else { idle_for };
+        // A wait without an end returns at once: only the test moves the clock then.
+        let wait = accept.or_shorter(self.idle_for, || self.now).unwrap_or_default();
         self.now += wait.min(self.wait_max);
         if self.roll(self.faults.clock_jump) {
             self.now += self.faults.clock_jump_max.mul_f64(self.rng.f64());
@@ -207,28 +143,26 @@ impl Sim {
         sink.woken(self.now);
     }
 
-    /// Whether a poll has something to report, or to move.
-    fn is_ready(&mut self, has_room: bool) -> bool {
+    fn waiting(&self) -> Waiting {
+        Waiting { in_queue: self.network.is_waiting(), parked: false }
+    }
+
+    /// Lists the connections. Says whether a poll has something to report or to carry on one.
+    fn has_work(&mut self) -> bool {
         self.list();
-        let accept = self.acceptor.listening
-            && self.acceptor.wanted
-            && self.acceptor.retry_at.is_none()
-            && has_room
-            && self.network.is_waiting();
-        accept
-            || self.acceptor.last_until.is_some() && !self.network.is_waiting()
-            || !self.outcomes.is_empty()
+        !self.outcomes.is_empty()
             || self.order.iter().any(|&conn| {
                 let socket = self.sockets.get_mut(conn).expect("it was just listed");
                 let side = self.network.side(socket.peer);
                 let receive = !socket.paused
                     && (side.unreceived_bytes() > 0 || side.has_ended() && !socket.ended);
-                let send = socket.sending.is_some() && (side.room() > 0 || side.is_gone());
+                let send =
+                    socket.sending.is_some() && (side.writable_bytes() > 0 || side.is_gone());
                 receive || send || side.is_reset()
             })
     }
 
-    /// Moves what can be moved on one connection.
+    /// Carries what one connection can carry now, in both directions.
     fn progress(&mut self, conn: ConnId, sink: &mut impl Sink) {
         if self.roll(self.faults.reset) {
             return self.end(conn, CloseCause::Reset);
@@ -253,7 +187,7 @@ impl Sim {
         self.receive(conn, sink);
     }
 
-    /// Hands over what came, within the budget, and the end behind it.
+    /// Reports the bytes that came, within the budget, and the end after them.
     fn receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
         let mut budget = RECEIVE_BYTES_MAX;
         while budget > 0 {
@@ -290,7 +224,7 @@ impl Sim {
         }
     }
 
-    /// Gives the peer's side what it takes of the send under way.
+    /// Passes on what the peer's window takes of the send under way.
     fn continue_send(&mut self, conn: ConnId) {
         let short = self.roll(self.faults.short_send);
         let Some(socket) = self.sockets.get_mut(conn) else { return };
@@ -299,7 +233,7 @@ impl Sim {
         if side.is_gone() {
             return self.end(conn, CloseCause::Reset);
         }
-        let mut count = sending.rest.len().min(side.room());
+        let mut count = sending.rest.len().min(side.writable_bytes());
         if short {
             count = self.rng.usize(0..=count);
         }
@@ -324,23 +258,20 @@ impl Sim {
     }
 
     fn accept(&mut self, sink: &mut impl Sink) {
-        if self.acceptor.retry_at.is_some_and(|at| at <= self.now) {
-            self.acceptor.retry_at = None;
-            sink.event(Event::AcceptResumed);
-        }
-        while self.acceptor.listening
-            && self.acceptor.wanted
-            && self.acceptor.retry_at.is_none()
-            && self.network.is_waiting()
-            && sink.room() > 0
-            && !self.roll(self.faults.accept_delay)
-        {
+        self.accept_state.on_time(self.now);
+        while self.accept_state.accepts_allowed(sink.accept_budget()) > 0 {
+            if !self.network.is_waiting() {
+                return report(self.accept_state.on_queue_empty(), sink);
+            }
+            if self.roll(self.faults.accept_delay) {
+                return;
+            }
             if self.roll(self.faults.accept_pause) {
-                self.acceptor.retry_at = Some(self.now + ACCEPT_RETRY);
                 let error = io::Error::other("the simulation has run out of descriptors");
-                return sink.event(Event::AcceptPaused { error });
+                return report(self.accept_state.on_refused(error, self.now), sink);
             }
             let Some(peer) = self.network.next_waiting() else { return };
+            report(self.accept_state.on_accepted(), sink);
             let conn = self.sockets.insert(Socket {
                 peer,
                 sending: None,
@@ -353,22 +284,13 @@ impl Sim {
             sink.event(Event::Accepted { conn, peer: peer.address() });
         }
     }
-}
 
-impl Sim {
-    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
-    fn stop_if_last(&mut self, sink: &mut impl Sink) {
-        let Some(until) = self.acceptor.last_until else { return };
-        let can_accept =
-            self.acceptor.wanted && self.acceptor.retry_at.is_none() && sink.room() > 0;
-        if self.network.is_waiting() && (can_accept || self.now < until) {
-            return;
+    /// Closes the listening socket, if it is to be closed and no connection waits that may still be accepted.
+    fn close_listener_if_due(&mut self, sink: &mut impl Sink) {
+        if self.accept_state.may_close(self.waiting(), sink.accept_budget(), self.now) {
+            let reset = self.network.refuse_waiting();
+            sink.event(self.accept_state.on_closed(reset));
         }
-        self.acceptor.last_until = None;
-        self.acceptor.listening = false;
-        self.acceptor.retry_at = None;
-        let reset = self.network.refuse_waiting();
-        sink.event(Event::ListeningStopped { reset });
     }
 }
 
@@ -391,7 +313,7 @@ impl Driver for Sim {
         order.clear();
         self.order = order;
         self.accept(sink);
-        self.stop_if_last(sink);
+        self.close_listener_if_due(sink);
         Ok(())
     }
 
@@ -438,14 +360,11 @@ impl Driver for Sim {
     }
 
     fn set_accepting(&mut self, accepting: bool) {
-        self.acceptor.wanted = accepting;
+        self.accept_state.set_wanted(accepting);
     }
 
     fn stop_listening(&mut self, until: Instant) {
-        if self.acceptor.listening && self.acceptor.last_until.is_none() {
-            self.acceptor.last_until = Some(until);
-            self.acceptor.wanted = true;
-        }
+        self.accept_state.stop(self.accept_queue_max, until);
     }
 }
 

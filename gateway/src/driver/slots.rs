@@ -1,12 +1,15 @@
 //! A table with generations: what a driver knows of each of its connections.
+//!
+//! Each driver has one. A value is found only by the whole [`ConnId`], so a late command never reaches the
+//! connection that has the slot by then.
 
 use super::{ConnId, GENERATIONS};
 
-/// Values by [`ConnId`]. A freed place is reused first, so the table stays dense.
+/// Values by [`ConnId`]. A freed slot is reused first, so the table stays dense.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     entries: Vec<Entry<T>>,
-    /// Places that are free.
+    /// Slots that are free.
     free: Vec<u32>,
 }
 
@@ -49,7 +52,7 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// Every connection, in the order of their places.
+    /// Every connection, in the order of their slots.
     pub(super) fn ids(&self) -> impl Iterator<Item = ConnId> {
         (0_u32..)
             .zip(&self.entries)
@@ -63,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_name_finds_nobody() {
+    fn an_old_id_finds_nothing() {
         let mut slots = Slots::new();
         let first = slots.insert('a');
         assert_eq!(slots.remove(first), Some('a'));

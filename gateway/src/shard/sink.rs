@@ -53,7 +53,7 @@ impl Sink for Shard {
     }
 
     #[inline]
-    fn room(&mut self) -> usize {
+    fn accept_budget(&mut self) -> usize {
         self.admission.budget(self.connections())
     }
 

@@ -271,4 +271,6 @@ pub fn describe() {
             _ => describe_counter!(name, help),
         }
     }
+    // It is shown before the first error.
+    counter!(offset_file::WRITE_ERRORS).increment(0);
 }

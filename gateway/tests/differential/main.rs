@@ -1,4 +1,4 @@
-//! The same bytes over every driver: what each client receives is the same, however the bytes are cut.
+//! The same bytes over every driver: each client receives the same, wherever the bytes are cut.
 //!
 //! A script is made from a seed, and played to a whole shard on the simulated driver, on epoll, and on
 //! io_uring with one ring and with many. `SEEDS=100` plays more scripts, and `SEED=7` repeats the one that a
@@ -10,19 +10,18 @@ mod networks;
 mod play;
 mod script;
 
-use std::panic::{self, AssertUnwindSafe};
-
 use tidegate::driver::epoll::Epoll;
 use tidegate::driver::uring::{self, Capacity, Uring};
+use tidegate_testing::for_each_seed;
 
 use networks::{Simulated, Sockets};
-use play::{Outcome, parts, play};
+use play::{Outcome, play};
 use script::Script;
 
 fn compare(seed: u64) {
     let script = Script::new(seed);
-    // Each run cuts the bytes elsewhere.
-    let expected = play(&script, &mut Simulated::new(&parts(), seed), seed);
+    // Each run cuts the bytes at other places.
+    let expected = play(&script, &mut Simulated::new(seed), seed);
     let differs = |driver: &str, outcome: Outcome| {
         for (client, (ours, expected)) in outcome.iter().zip(&expected).enumerate() {
             for (source, expected) in expected {
@@ -35,11 +34,11 @@ fn compare(seed: u64) {
                     expected.get(same)
                 );
             }
-            assert_eq!(ours.len(), expected.len(), "{driver}: client {client} hears from others");
+            assert_eq!(ours.len(), expected.len(), "{driver}: client {client} has other sources");
         }
     };
-    let again = play(&script, &mut Simulated::new(&parts(), seed + 1), seed + 1);
-    differs("simulated, cut elsewhere", again);
+    let other_cuts = play(&script, &mut Simulated::new(seed + 1), seed + 1);
+    differs("simulated, other cuts", other_cuts);
     let mut epoll = Sockets::new(|listener| Epoll::new(Some(listener)), Epoll::waker);
     differs("epoll", play(&script, &mut epoll, seed + 2));
     if uring::probe().is_err() {
@@ -49,22 +48,12 @@ fn compare(seed: u64) {
         let capacity = Capacity { connections: 1000, files_each };
         let new = |listener| Uring::new(Some(listener), capacity);
         let mut uring = Sockets::new(new, Uring::waker);
-        let name = format!("io_uring with {files_each} places a ring");
+        let name = format!("io_uring with {files_each} files per ring");
         differs(&name, play(&script, &mut uring, seed + 3));
     }
 }
 
 #[test]
-fn every_driver_gives_every_client_the_same() {
-    let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(8),
-    };
-    for seed in seeds {
-        if let Err(failure) = panic::catch_unwind(AssertUnwindSafe(|| compare(seed))) {
-            eprintln!("again: SEED={seed} cargo test -p tidegate --test differential");
-            panic::resume_unwind(failure);
-        }
-    }
+fn every_driver_delivers_the_same_to_each_client() {
+    for_each_seed("differential", 8, compare);
 }

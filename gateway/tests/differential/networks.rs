@@ -1,4 +1,4 @@
-//! A shard on a driver, and its clients: simulated, or over loopback.
+//! A shard, a driver and clients: simulated, or over loopback.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,22 +7,23 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tidegate::clock::WallClock;
 use tidegate::driver::Driver;
-use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use tidegate::driver::sim::{Arrived, Faults};
 use tidegate::parts::Parts;
-use tidegate::shard::Shard;
 use tidegate::shard::mailbox::Message;
 use tidegate_backend::batch::Wake;
+use tidegate_testing::{Peer, World, sim};
 
-use crate::play::parts;
+use crate::play::setup;
 use crate::script::CLIENTS;
 
-/// Between two looks at sockets that have nothing.
+/// The time between two reads of sockets that have nothing.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
-/// The clients' side.
+/// The clients' end of the connections, and a way to let the shard run.
 pub(crate) trait Network {
-    /// Writes what there is room for.
+    /// Writes as much as the connection takes; says how many bytes.
     fn write(&mut self, client: usize, bytes: &[u8]) -> usize;
     fn half_close(&mut self, client: usize);
     fn read(&mut self, client: usize) -> Arrived;
@@ -31,13 +32,12 @@ pub(crate) trait Network {
 }
 
 pub(crate) struct Simulated {
-    shard: Shard,
-    sim: Sim,
-    peers: Vec<PeerId>,
+    world: World,
+    peers: Vec<Peer>,
 }
 
 impl Simulated {
-    pub(crate) fn new(parts: &Parts, seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let faults = Faults {
             cut: 0.5,
             short_send: 0.5,
@@ -48,32 +48,31 @@ impl Simulated {
             shuffle: true,
             ..Faults::default()
         };
-        let mut sim = Sim::new(seed, Instant::now(), faults);
-        sim.set_wait_max(Duration::ZERO);
-        let peers = (0..CLIENTS).map(|_| sim.connect().unwrap()).collect();
-        Self { shard: parts.shard(0), sim, peers }
+        let mut world = setup().world_on(|_, now| sim(seed, now, faults.clone()));
+        let peers = (0..CLIENTS).map(|_| world.connect(0)).collect();
+        Self { world, peers }
     }
 }
 
 impl Network for Simulated {
     fn write(&mut self, client: usize, bytes: &[u8]) -> usize {
-        self.sim.write(self.peers[client], bytes)
+        self.world.write(self.peers[client], bytes)
     }
 
     fn half_close(&mut self, client: usize) {
-        self.sim.half_close(self.peers[client]);
+        self.world.half_close(self.peers[client]);
     }
 
     fn read(&mut self, client: usize) -> Arrived {
-        self.sim.read(self.peers[client])
+        self.world.read_at_most(self.peers[client], usize::MAX)
     }
 
     fn pass(&mut self) {
-        self.shard.turn(&mut self.sim).unwrap();
+        self.world.turns(1);
     }
 }
 
-/// A shard with a thread of its own, as in the gateway.
+/// A shard with its own thread and real sockets, as in the gateway.
 pub(crate) struct Sockets {
     parts: Parts,
     streams: Vec<TcpStream>,
@@ -88,7 +87,7 @@ impl Sockets {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let mut driver = new(listener).unwrap();
-        let parts = parts();
+        let (parts, _) = setup().assemble(Instant::now(), WallClock::system());
         parts.shared.addresses[0].mailbox().set_waker(waker(&driver));
         let shard_parts = parts.clone();
         let thread = thread::spawn(move || shard_parts.shard(0).run(&mut driver));

@@ -1,43 +1,45 @@
 //! What clients send, and how many answers and pushes they get for it.
 //!
-//! It goes in phases: one begins when everybody has all that the last one gave. Within a phase only one client
-//! pushes to a room, and nobody joins or leaves where somebody pushes. So all that a client receives is
-//! certain, but for the order among the rooms' pushes and its answers.
+//! A script has phases. A phase begins when all clients have received everything of the last one. Within a phase
+//! only one client pushes to a room, and no client joins or leaves a room that gets pushes. So everything that a
+//! client receives is certain, except for the order between its answers and the pushes of different rooms.
 
 use std::collections::BTreeSet;
 
 use fastrand::Rng;
+use tidegate_backend::RoomId;
+use tidegate_protocol::message::HEARTBEAT;
 use tidegate_protocol::{Request, frame};
+use tidegate_testing::login;
+use tidegate_testing::scripted::{ECHO, JOIN, LEAVE, PUSH, push_order};
 
 pub(crate) const CLIENTS: usize = 6;
 
-/// The longest frame that is taken, in bytes.
+/// The longest frame that the gateway accepts, in bytes.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// Rooms by number; the last is everybody's.
+/// Rooms by number; the last one is everybody's.
 pub(crate) const ROOMS: usize = 4;
 pub(crate) const EVERYBODY: usize = ROOMS - 1;
 
-/// Echoes.
-pub(crate) const ECHO: i32 = 1;
-/// Joins the room with this number.
-pub(crate) const JOIN: i32 = 2;
-/// Leaves it.
-pub(crate) const LEAVE: i32 = 3;
-/// Pushes what follows the number.
-pub(crate) const PUSH: i32 = 4;
+/// The type of a room's pushes is this plus the room's number.
+pub(crate) const PUSHED: i32 = 100;
+
+fn room_id(room: usize) -> RoomId {
+    RoomId::new(format!("room-{room}")).unwrap()
+}
 
 pub(crate) struct Script {
     pub(crate) phases: Vec<Phase>,
 }
 
-/// By client.
+/// What happens in a phase, by client.
 #[derive(Default)]
 pub(crate) struct Phase {
     pub(crate) bytes: [Vec<u8>; CLIENTS],
-    /// Frames that it gets.
+    /// How many responses the client gets.
     pub(crate) gets: [usize; CLIENTS],
-    /// It sends no more.
+    /// The client sends nothing more.
     pub(crate) ends: [bool; CLIENTS],
 }
 
@@ -64,27 +66,19 @@ impl Script {
 }
 
 impl Writer {
-    fn request(&mut self, phase: &mut Phase, client: usize, request: &Request<'_>) {
+    fn ask(&mut self, phase: &mut Phase, client: usize, kind: i32, biz_data: &[u8]) {
         self.sequence += 1;
-        let request = Request { sequence: self.sequence, ..*request };
+        let request = Request { kind, biz_data, sequence: self.sequence, ..Request::default() };
         request.encode_frame(&mut phase.bytes[client]);
         phase.gets[client] += 1;
-    }
-
-    fn ask(&mut self, phase: &mut Phase, client: usize, kind: i32, biz_data: &[u8]) {
-        self.request(phase, client, &Request { kind, biz_data, ..Request::default() });
     }
 
     fn logins(&mut self) -> Phase {
         let mut phase = Phase::default();
         for client in 0..CLIENTS {
-            let user_id = 7 + client as u64;
-            let token = format!("token-{user_id}");
-            self.request(
-                &mut phase,
-                client,
-                &Request { user_id, token: &token, ..Request::default() },
-            );
+            self.sequence += 1;
+            phase.bytes[client] = login(7 + client as u64, self.sequence);
+            phase.gets[client] = 1;
         }
         phase
     }
@@ -101,7 +95,7 @@ impl Writer {
                     self.members[room].insert(client);
                 }
                 let kind = if leaves { LEAVE } else { JOIN };
-                self.ask(&mut phase, client, kind, &[u8::try_from(room).unwrap()]);
+                self.ask(&mut phase, client, kind, room_id(room).as_str().as_bytes());
             }
             self.some_requests(&mut phase, client);
         }
@@ -115,7 +109,7 @@ impl Writer {
                 self.some_requests(&mut phase, client);
             }
             if self.rng.u8(0..4) == 0 {
-                // A burst: one write of very many.
+                // A burst: many requests in one write.
                 (0..300).for_each(|_| self.ask(&mut phase, client, ECHO, b"burst"));
             }
         }
@@ -129,8 +123,10 @@ impl Writer {
             for _ in 0..self.rng.usize(0..12) {
                 let mut data = self.bytes();
                 data.truncate(4000);
-                data.insert(0, u8::try_from(room).unwrap());
-                self.ask(&mut phase, client, PUSH, &data);
+                let target = (room != EVERYBODY).then(|| room_id(room));
+                let kind = PUSHED + i32::try_from(room).unwrap();
+                let order = push_order(target.as_ref(), kind, &data);
+                self.ask(&mut phase, client, PUSH, &order);
                 self.members[room].iter().for_each(|&member| phase.gets[member] += 1);
             }
         }
@@ -144,7 +140,7 @@ impl Writer {
             self.some_requests(&mut phase, client);
             match self.rng.u8(0..4) {
                 0 => {
-                    // No message: a key of field 0.
+                    // No message: the first key names field 0.
                     frame::put_prefix(&mut phase.bytes[client], 20);
                     phase.bytes[client].extend([0; 20]);
                     phase.gets[client] += 1;
@@ -154,7 +150,7 @@ impl Writer {
                     phase.gets[client] += 1;
                 }
                 2 => {
-                    // The end cuts a frame.
+                    // The connection ends within a frame.
                     frame::put_prefix(&mut phase.bytes[client], 20);
                     phase.bytes[client].push(8);
                     phase.ends[client] = true;
@@ -168,7 +164,7 @@ impl Writer {
     fn some_requests(&mut self, phase: &mut Phase, client: usize) {
         for _ in 0..self.rng.usize(0..10) {
             if self.rng.u8(0..4) == 0 {
-                self.ask(phase, client, tidegate_protocol::message::HEARTBEAT, b"");
+                self.ask(phase, client, HEARTBEAT, b"");
             } else {
                 let data = self.bytes();
                 self.ask(phase, client, ECHO, &data);

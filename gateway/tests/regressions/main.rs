@@ -1,29 +1,26 @@
-//! What was wrong once, and what must not go wrong: whole shards on the simulated driver, one story each.
+//! Regressions: what was wrong once and must not go wrong again. Each test runs whole shards on the simulated driver.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod crowds;
-mod refusals;
-mod windows;
-mod world;
+mod command_outcomes;
+mod mass_events;
+mod merge_windows;
 
 use std::time::Duration;
 
 use tidegate::config::SlowMember;
-use tidegate::control::Control as _;
 use tidegate::driver::sim::Arrived;
-use tidegate::shard::Shard;
-use tidegate::shard::clients::cause::Cause;
-use tidegate::shard::mailbox::Message;
 use tidegate_backend::{Code, RoomId};
 use tidegate_protocol::Request;
-
-use crate::world::{ECHO, JOIN, KEEP, Phone, RELEASE, World, room};
+use tidegate_testing::Cause;
+use tidegate_testing::scripted::{ECHO, JOIN, KEEP, RELEASE, room};
+use tidegate_testing::{Phone, Setup, World, frame, login};
 
 #[test]
-fn the_clock_of_silence_goes_on_after_49_days() {
+fn silence_is_measured_beyond_the_49_days_after_which_the_clock_wraps() {
     for days in [1, 49, 50, 120] {
-        let mut world = World::aged(1, Duration::from_secs(days * 86_400), |_| {});
+        let age = Duration::from_secs(days * 86_400);
+        let mut world = Setup { age, ..Setup::scripted(|_| {}) }.world();
         let mut alive = world.log_in(0);
         let mut silent = world.log_in(0);
         for _ in 0..12 {
@@ -33,17 +30,17 @@ fn the_clock_of_silence_goes_on_after_49_days() {
         alive.read(&mut world);
         silent.read(&mut world);
         assert_eq!((alive.count(-1), &alive.end), (12, &None), "after {days} days");
-        assert_eq!(silent.got[0].code, Some(Code::Idle), "after {days} days");
+        assert_eq!(silent.received[0].code, Some(Code::Idle), "after {days} days");
     }
 }
 
 #[test]
-fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
+fn a_member_that_reads_gets_every_push_of_a_burst_longer_than_the_log() {
     for slow_member in [SlowMember::Skip, SlowMember::Close] {
         let mut world = World::new(|config| config.rooms.default_policy.slow_member = slow_member);
         let mut phone = world.log_in(0);
-        // Its socket takes all of them; the log holds one.
-        world.sims[0].set_window(phone.peer, 4 << 20);
+        // The network takes all pushes of a burst; the log holds one of the long ones.
+        world.set_window(phone.peer, 4 << 20);
         for burst in 1..=3 {
             (0..5).for_each(|_| world.push_all(5, 200 * 1024));
             (0..1000).for_each(|_| world.push_all(6, 1000));
@@ -51,22 +48,20 @@ fn a_burst_longer_than_the_log_costs_who_reads_no_push() {
             assert_eq!((phone.count(5), phone.count(6)), (5 * burst, 1000 * burst));
         }
         assert_eq!(phone.end, None);
-        assert_eq!(world.shards[0].stats().skipped_pushes, 0);
+        assert_eq!(world.count(|stats| stats.skipped_pushes), 0);
         let log_bytes = everybodys_log_bytes(&mut world);
-        assert!(log_bytes <= 256 * 1024, "the log is as short as it should be: {log_bytes}");
-        assert_eq!(world.parts.shared.limiter.commands(), 0);
+        assert!(log_bytes <= 256 * 1024, "the log is within its bound again: {log_bytes}");
+        assert_eq!(world.commands_in_flight(), 0);
     }
 }
 
-/// Bytes that everybody's room remembers.
+/// Bytes in the log of everybody's room.
 fn everybodys_log_bytes(world: &mut World) -> u64 {
-    let mut answer = world.parts.hub.room(RoomId::everybody());
-    world.turns(3);
-    answer.try_recv().unwrap().expect("it is always there").log_bytes
+    world.room_info(RoomId::everybody()).expect("it always exists").log_bytes
 }
 
 #[test]
-fn answers_that_come_at_once_close_nobody_who_reads() {
+fn many_answers_at_once_do_not_close_a_client_that_reads() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
@@ -75,17 +70,17 @@ fn answers_that_come_at_once_close_nobody_who_reads() {
     }
     world.ask(&other, RELEASE, 1, b"");
     phone.read_for(&mut world, 100);
-    assert_eq!((phone.got.len(), &phone.end), (250, &None));
+    assert_eq!((phone.received.len(), &phone.end), (250, &None));
 }
 
 #[test]
-fn a_push_under_way_is_not_held_against_an_answer() {
+fn a_push_in_flight_does_not_count_against_the_outbox_bound() {
     let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
     world.ask(&phone, KEEP, 9, b"");
-    // A phone that reads, over a thin link.
-    world.sims[0].set_window(phone.peer, 10_000);
+    // The client reads, but its connection takes little at a time.
+    world.set_window(phone.peer, 10_000);
     world.push_all(5, 60_000);
     world.turns(2);
     world.ask(&other, RELEASE, 1, b"");
@@ -94,32 +89,32 @@ fn a_push_under_way_is_not_held_against_an_answer() {
 }
 
 #[test]
-fn who_does_not_read_answers_is_closed() {
+fn a_client_that_does_not_read_its_answers_is_closed() {
     let mut world = World::new(|config| config.limits.outbox_bytes_max = 16 * 1024);
     let phone = world.log_in(0);
     let other = world.log_in(0);
-    world.sims[0].set_window(phone.peer, 0);
+    world.set_window(phone.peer, 0);
     for sequence in 0..20 {
         world.ask(&phone, KEEP, sequence, b"");
     }
-    // The first of them goes under way, the others wait behind it.
+    // The push is in flight, and the answers wait behind it.
     world.push_all(5, 10);
     world.turns(2);
     world.ask(&other, RELEASE, 1, b"");
     assert_eq!(world.closed(Cause::OutboxFull), 1);
-    assert_eq!(world.shards[0].stats().orphan_answers, 16);
+    assert_eq!(world.count(|stats| stats.orphan_answers), 16);
 }
 
 #[test]
-fn a_room_that_never_rests_starves_no_other() {
+fn a_busy_room_does_not_starve_other_rooms() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.ask(&phone, JOIN, 1, b"");
     phone.read(&mut world);
-    world.sims[0].set_window(phone.peer, 20_000);
+    world.set_window(phone.peer, 20_000);
     for round in 0..200 {
         for _ in 0..4 {
-            world.parts.gateway.push_room(&room(), 6, vec![6; 40 * 1024]).unwrap();
+            world.push_room(&room(), 6, 40 * 1024);
         }
         if round % 10 == 0 {
             world.push_all(7, 10);
@@ -129,12 +124,12 @@ fn a_room_that_never_rests_starves_no_other() {
     phone.read_for(&mut world, 200);
     assert_eq!((phone.count(7), &phone.end), (20, &None));
     assert!(phone.count(6) > 20, "{}", phone.count(6));
-    let stats = world.shards[0].stats();
-    assert_eq!(phone.count(6) as u64 + stats.skipped_pushes, 800, "what it missed is counted");
+    let skipped = world.count(|stats| stats.skipped_pushes);
+    assert_eq!(phone.count(6) as u64 + skipped, 800, "each push is received or counted as skipped");
 }
 
 #[test]
-fn silence_that_nobody_listened_to_is_none() {
+fn silence_does_not_count_while_a_connection_is_not_read_from() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
         config.routes[0].timeout = Duration::from_secs(600);
@@ -152,18 +147,15 @@ fn silence_that_nobody_listened_to_is_none() {
     assert_eq!((phone.count(KEEP), phone.count(-1), &phone.end), (1, 12, &None));
     world.pass(Duration::from_secs(80));
     phone.read(&mut world);
-    assert_eq!(phone.got.last().unwrap().code, Some(Code::Idle), "now it is silent");
+    assert_eq!(phone.last_code(), Some(Code::Idle), "the connection is idle now");
 }
 
 #[test]
-fn a_shard_that_was_away_reads_before_it_judges() {
+fn a_shard_that_was_stopped_reads_before_it_closes_idle_connections() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
-    for sim in &mut world.sims {
-        let now = sim.now() + Duration::from_secs(600);
-        sim.set_now(now);
-    }
-    // What it sent meanwhile is read a turn later.
+    world.advance(Duration::from_secs(600));
+    // What the client sent meanwhile is read one turn later.
     world.turns(1);
     world.heartbeat(&phone);
     world.pass(Duration::from_secs(35));
@@ -171,101 +163,99 @@ fn a_shard_that_was_away_reads_before_it_judges() {
     assert_eq!((phone.count(-1), &phone.end), (1, &None));
     world.pass(Duration::from_secs(80));
     phone.read(&mut world);
-    assert_eq!(phone.got.last().unwrap().code, Some(Code::Idle), "grace ends");
+    assert_eq!(phone.last_code(), Some(Code::Idle), "the grace time ends");
 }
 
 #[test]
-fn a_drain_gives_answers_as_long_as_it_may_last() {
+fn a_drain_delivers_answers_until_its_timeout() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
-    world.sims[0].set_window(phone.peer, 10_000);
+    world.set_window(phone.peer, 10_000);
     for sequence in 0..10 {
         world.ask(&phone, ECHO, sequence, &[3; 30_000]);
     }
-    world.parts.hub.tell_all(|| Message::Drain);
-    // It takes longer than a connection lingers, but not as long as a drain may.
+    world.drain();
+    // That takes longer than a connection lingers, but less than a drain may last.
     for _ in 0..35 {
         world.pass(Duration::from_millis(250));
         phone.read(&mut world);
     }
     assert_eq!(phone.count(ECHO), 10);
-    assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+    assert_eq!(phone.last_code(), Some(Code::Draining));
     assert!(matches!(phone.end, Some(Arrived::End)), "{:?}", phone.end);
 }
 
 #[test]
-fn a_full_gateway_that_drains_lets_in_who_waits_and_counts_whom_it_resets() {
+fn a_full_gateway_that_drains_keeps_its_queue_and_counts_the_connections_it_resets() {
     let mut world = World::new(|config| {
         config.limits.connections_max = 1;
         config.routes[0].timeout = Duration::from_secs(60);
     });
     let mut phone = world.log_in(0);
-    // It keeps its place until the drain's end.
+    // This call keeps the only connection open until the end of the drain.
     world.ask(&phone, KEEP, 9, b"");
-    let mut waiting: Vec<_> = (0..2).map(|_| world.connect(0)).collect();
+    let mut waiting: Vec<_> = (0..2).map(|_| world.phone(0)).collect();
     world.turns(5);
-    world.parts.hub.tell_all(|| Message::Drain);
+    world.drain();
     world.pass(Duration::from_secs(5));
     waiting.iter_mut().for_each(|phone| phone.read(&mut world));
-    assert!(waiting.iter().all(|phone| phone.end.is_none()), "they may still be let in");
-    assert_eq!(world.shards[0].stats().queue_resets, 0);
+    assert!(waiting.iter().all(|phone| phone.end.is_none()), "they may still be accepted");
+    assert_eq!(world.count(|stats| stats.queue_resets), 0);
     world.pass(Duration::from_secs(6));
     phone.read(&mut world);
-    assert_eq!(phone.got.last().unwrap().code, Some(Code::Draining));
+    assert_eq!(phone.last_code(), Some(Code::Draining));
     waiting.iter_mut().for_each(|phone| phone.read(&mut world));
     assert!(waiting.iter().all(|phone| phone.end == Some(Arrived::Reset)));
-    assert_eq!(world.shards[0].stats().queue_resets, 2);
+    assert_eq!(world.count(|stats| stats.queue_resets), 2);
 }
 
 #[test]
-fn shards_end_together() {
-    let mut world = World::aged(2, Duration::ZERO, |_| {});
+fn a_drained_shard_runs_until_all_shards_are_drained() {
+    let mut world = World::new(|config| config.shards = 2);
     let mut phone = world.log_in(1);
     world.ask(&phone, KEEP, 9, b"");
-    world.parts.hub.tell_all(|| Message::Drain);
+    world.drain();
     world.turns(20);
-    assert!(world.shards.iter().all(|shard| !shard.is_finished()), "one waits for an answer");
-    // Everybody's room has its home on the other shard.
+    assert!(world.shards.iter().all(|shard| !shard.is_finished()), "a client waits for an answer");
+    // The home of everybody's room is the shard that has nothing left to do.
     world.push_all(7, 10);
     world.turns(10);
     phone.read(&mut world);
     assert_eq!(phone.count(7), 1);
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    assert_eq!(world.commands_in_flight(), 0);
     world.pass(Duration::from_secs(20));
-    assert!(world.shards.iter().all(Shard::is_finished));
+    assert!(world.is_finished());
 }
 
 #[test]
-fn who_has_shown_no_token_takes_little_memory() {
+fn a_client_without_a_session_takes_little_memory() {
     let mut world = World::new(|_| {});
-    let phones: Vec<_> = (0..50).map(|_| world.connect(0)).collect();
-    let mut beat = Vec::new();
-    Request { kind: -1, ..Request::default() }.encode_frame(&mut beat);
-    let beats = beat.repeat(60_000);
+    let phones: Vec<_> = (0..50).map(|_| world.phone(0)).collect();
+    let beats = frame(&Request { kind: -1, ..Request::default() }).repeat(60_000);
     for phone in &phones {
-        world.sims[0].set_window(phone.peer, 0);
-        world.sims[0].write(phone.peer, &beats);
+        world.set_window(phone.peer, 0);
+        world.write(phone.peer, &beats);
     }
     world.turns(10);
-    let each = world.shards[0].levels().outbox_bytes / phones.len();
+    let each = world.level(|levels| levels.outbox_bytes) / phones.len();
     assert!((4 * 1024..6 * 1024).contains(&each), "{each} bytes of unsent answers each");
 }
 
 #[test]
-fn a_half_closed_client_of_a_busy_room_is_closed() {
+fn a_half_closed_member_of_a_busy_room_is_closed_after_its_last_answer() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     world.ask(&phone, JOIN, 1, b"");
     world.ask(&phone, KEEP, 2, b"");
-    world.sims[0].half_close(phone.peer);
+    world.half_close(phone.peer);
     let other = world.log_in(0);
     let push = |world: &mut World, phone: &mut Phone| {
-        world.parts.gateway.push_room(&room(), 6, "again").unwrap();
+        world.push_room(&room(), 6, 5);
         world.turns(1);
         phone.read(world);
     };
     (0..20).for_each(|_| push(&mut world, &mut phone));
-    assert_eq!(phone.end, None, "it waits for an answer");
+    assert_eq!(phone.end, None, "the client waits for an answer");
     world.ask(&other, RELEASE, 1, b"");
     (0..20).for_each(|_| push(&mut world, &mut phone));
     assert_eq!(phone.count(KEEP), 1);
@@ -273,112 +263,114 @@ fn a_half_closed_client_of_a_busy_room_is_closed() {
 }
 
 #[test]
-fn rooms_max_bounds_the_rooms_that_have_their_home_on_a_shard() {
-    let mut world = World::aged(2, Duration::ZERO, |config| config.rooms.rooms_max = 3);
+fn rooms_max_bounds_the_rooms_of_each_home_shard() {
+    let mut world = World::new(|config| {
+        config.shards = 2;
+        config.rooms.rooms_max = 3;
+    });
     let rooms: Vec<_> = (0..40).map(|n| RoomId::new(format!("room-{n}")).unwrap()).collect();
     for room in &rooms {
-        world.parts.gateway.push_room(room, 5, "x").unwrap();
+        world.push_room(room, 5, 1);
     }
     world.turns(3);
     for shard in &world.shards {
-        assert_eq!(shard.levels().rooms, 1 + 3, "everybody's, and three");
+        assert_eq!(shard.levels().rooms, 1 + 3, "everybody's room and three others");
     }
-    let refused: u64 = world.shards.iter().map(|shard| shard.stats().refused_rooms).sum();
+    let refused = world.count(|stats| stats.refused_rooms);
     assert_eq!(refused, 40 - 6);
-    // Who was refused is as it was: no push, no membership.
-    assert_eq!(world.parts.shared.limiter.commands(), 0);
+    // A command that is refused is no longer in flight.
+    assert_eq!(world.commands_in_flight(), 0);
 }
 
 #[test]
-fn an_answer_too_long_for_a_frame_fails_and_the_next_is_served() {
+fn an_answer_too_long_for_a_frame_fails_and_the_next_one_succeeds() {
     let mut world = World::new(|config| config.limits.frame_to_client_bytes_max = 1_000);
     let mut phone = world.log_in(0);
     world.ask(&phone, ECHO, 1, &[1; 2_000]);
     world.ask(&phone, ECHO, 2, &[1; 500]);
     phone.read(&mut world);
-    assert_eq!(phone.got[0].code, Some(Code::BackendFailed));
-    assert_eq!((phone.got[1].code, phone.got[1].bytes), (None, 500));
-    assert_eq!(world.shards[0].stats().oversize_answers, 1);
+    assert_eq!(phone.received[0].code, Some(Code::BackendFailed));
+    assert_eq!((phone.received[1].code, phone.received[1].biz_data.len()), (None, 500));
+    assert_eq!(world.count(|stats| stats.oversize_answers), 1);
 }
 
 #[test]
-fn frames_that_are_thrown_away_are_counted() {
+fn discarded_bytes_are_counted() {
     let mut world = World::new(|config| config.limits.calls_per_connection_max = 1);
     let phone = world.log_in(0);
     world.ask(&phone, KEEP, 1, b"");
     world.ask(&phone, ECHO, 2, &[1; 100]);
-    let before = world.shards[0].stats().discarded_bytes;
-    world.parts.gateway.kick(7).unwrap();
+    let before = world.count(|stats| stats.discarded_bytes);
+    world.kick(7);
     world.turns(5);
-    let held = world.shards[0].stats().discarded_bytes - before;
+    let held = world.count(|stats| stats.discarded_bytes) - before;
     assert!(held > 100, "{held}");
     let phone = world.log_in(0);
     let overlong = [0x80, 0x80, 0x80, 0x80, 0x80];
-    world.sims[0].write(phone.peer, &[&overlong[..], &[7; 1000]].concat());
+    world.write_all(phone.peer, &[&overlong[..], &[7; 1000]].concat());
     world.turns(5);
-    assert_eq!(world.shards[0].stats().discarded_bytes - before, held + 1005);
+    assert_eq!(world.count(|stats| stats.discarded_bytes) - before, held + 1005);
 }
 
 #[test]
-fn bytes_that_are_never_sent_are_counted() {
+fn unsent_bytes_are_counted() {
     let mut world = World::new(|_| ());
     let mut phone = world.log_in(0);
-    // More than it has room for, and more behind that: a send under way, and what waits for its end.
+    // More than the network takes: a send is in flight, and other answers wait behind it.
     let answers = 40;
     for sequence in 1..=answers {
         world.ask(&phone, ECHO, sequence, &[1; 10_000]);
     }
-    assert_eq!(world.shards[0].stats().answers, answers);
-    world.parts.gateway.kick(7).unwrap();
+    assert_eq!(world.count(|stats| stats.answers), answers);
+    world.kick(7);
     world.turns(5);
-    assert_eq!(world.shards[0].stats().unsent_bytes, 0, "it may still read");
+    assert_eq!(world.count(|stats| stats.unsent_bytes), 0, "the client may still read");
     world.pass(Duration::from_secs(10));
     phone.read(&mut world);
     assert!(phone.end.is_some());
-    let got: usize = phone.got.iter().map(|got| got.bytes).sum();
-    let unsent = usize::try_from(world.shards[0].stats().unsent_bytes).unwrap();
-    // The last one is torn, and frames are a little longer than what they bring.
-    let sum = got + phone.reassembler.kept_bytes() + unsent;
+    let got: usize = phone.received.iter().map(|got| got.biz_data.len()).sum();
+    let unsent = usize::try_from(world.count(|stats| stats.unsent_bytes)).unwrap();
+    // The last frame is cut, and a frame is a little longer than its data.
+    let sum = got + phone.unread_bytes() + unsent;
     assert!((400_001..401_000).contains(&sum), "{sum}");
     assert!(got > 0 && unsent > 0, "{got} and {unsent}");
 }
 
 #[test]
-fn answers_that_let_others_ask_do_not_pile_up_on_the_stack() {
+fn answers_that_resume_held_requests_do_not_grow_the_stack() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
-        // They are all one user's.
+        // All connections are of one user.
         config.session.connections_per_user_max = 10_000;
     });
-    let mut asks = Vec::new();
-    Request { user_id: 1, token: "token-1", ..Request::default() }.encode_frame(&mut asks);
+    let mut asks = login(1, 0);
     for kind in [KEEP, ECHO, ECHO] {
-        Request { kind, ..Request::default() }.encode_frame(&mut asks);
+        asks.extend(frame(&Request { kind, ..Request::default() }));
     }
-    let peers: Vec<_> = (0..3_000).map(|_| world.sims[0].connect().unwrap()).collect();
+    let peers: Vec<_> = (0..3_000).map(|_| world.connect(0)).collect();
     for &peer in &peers {
-        world.sims[0].write(peer, &asks);
+        world.write_all(peer, &asks);
     }
     world.turns(5);
     let other = world.log_in(0);
     world.ask(&other, RELEASE, 1, b"");
     world.turns(3);
     for peer in peers {
-        let mut phone = Phone::on(0, peer);
+        let mut phone = Phone::on(peer);
         phone.read(&mut world);
         assert_eq!((phone.count(KEEP), phone.count(ECHO)), (1, 2));
     }
 }
 
 #[test]
-fn a_phone_that_reads_slowly_and_sends_heartbeats_stays() {
+fn a_slow_client_that_sends_heartbeats_stays_connected() {
     let mut world = World::new(|_| {});
     let mut phone = world.log_in(0);
     let other = world.log_in(0);
     for sequence in 0..150 {
         world.ask(&phone, KEEP, sequence, b"");
     }
-    world.sims[0].set_window(phone.peer, 4_000);
+    world.set_window(phone.peer, 4_000);
     world.ask(&other, RELEASE, 1, b"");
     for _ in 0..30 {
         world.heartbeat(&phone);
@@ -387,6 +379,25 @@ fn a_phone_that_reads_slowly_and_sends_heartbeats_stays() {
         phone.read(&mut world);
     }
     assert_eq!(phone.end, None);
-    // 4,000 bytes each 10 s.
+    // The client reads 4,000 bytes every 10 s.
     assert!(phone.count(KEEP) > 20, "{}", phone.count(KEEP));
+}
+
+#[test]
+fn a_room_that_opens_again_after_the_wall_clock_was_set_back_continues_above_its_offsets() {
+    let mut world = World::new(|config| config.rooms.idle_ttl = Duration::ZERO);
+    let mut last_offset = 0;
+    for _ in 0..3 {
+        let mut phone = world.log_in(0);
+        world.ask(&phone, JOIN, 1, b"");
+        world.push_room(&room(), 6, 1);
+        phone.read_for(&mut world, 3);
+        let offset = phone.received.last().unwrap().offset;
+        assert!(offset > last_offset, "{offset} after {last_offset}");
+        last_offset = offset;
+        world.reset(phone.peer);
+        world.set_wall_ms(world.wall_ms() - 3_600_000);
+        world.pass(Duration::from_secs(2));
+        assert_eq!(world.level(|levels| levels.rooms), 1, "only everybody's room is open");
+    }
 }

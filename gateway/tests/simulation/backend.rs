@@ -1,4 +1,4 @@
-//! A backend with moods, and the book of what it did: what clients are held to.
+//! A backend that behaves at random, and a record of what it did. Clients are checked against the record.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,24 +7,28 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use fastrand::Rng;
 use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
 
-/// Types of a route come in tens.
+/// Each route has this many types.
 pub(crate) const ROUTE_TYPES: i32 = 10;
 /// Echo on the shard's thread, in order.
 pub(crate) const INLINE: i32 = 10;
 /// Echo on workers, in order.
 pub(crate) const QUEUED: i32 = 20;
-/// Anything may happen, on workers.
-pub(crate) const WILD: i32 = 30;
-/// Anything may happen, on the shard's thread.
-pub(crate) const WILD_INLINE: i32 = 40;
+/// A random behaviour, on workers.
+pub(crate) const RANDOM: i32 = 30;
+/// A random behaviour, on the shard's thread.
+pub(crate) const RANDOM_INLINE: i32 = 40;
 /// Pushes, memberships and kicks, on the shard's thread.
 pub(crate) const COMMAND: i32 = 50;
 /// The same, on workers.
 pub(crate) const COMMAND_QUEUED: i32 = 60;
-/// No route.
-pub(crate) const NOWHERE: i32 = 90;
+/// Answers with as many bytes as the request asks for, on workers.
+pub(crate) const LARGE: i32 = 70;
+/// A type without a route.
+pub(crate) const UNROUTED: i32 = 90;
 /// The type of every push.
 pub(crate) const PUSH: i32 = 7;
+/// The longest push.
+pub(crate) const PUSH_BYTES_MAX: usize = 20_000;
 
 /// Who a push went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +45,15 @@ pub(crate) enum Membership {
     Joined(u64),
     /// It joined and asked for pushes from this one on.
     Resumed(u64),
-    /// It left: this push, and those after it, are not for it.
+    /// It left: it gets neither this push nor later ones.
     Left(u64),
 }
 
-/// What a client asks a command route for.
+/// What a request of a command route asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     Join(u64),
-    /// The last offset that was seen, and that push's number.
+    /// The room, the last offset that was seen, and that push's number.
     Resume(u64, u64, u64),
     Leave(u64),
     Push(Target),
@@ -58,32 +62,36 @@ pub(crate) enum Order {
 
 /// What the backend did.
 #[derive(Debug)]
-pub(crate) struct Book {
+pub(crate) struct Record {
     rng: Rng,
-    /// Pushes so far.
+    /// How many pushes were accepted.
     pub(crate) published: BTreeMap<Target, u64>,
-    /// By session and room.
+    /// Membership events by session and room.
     pub(crate) memberships: BTreeMap<(u64, u64), Vec<Membership>>,
-    /// Calls to be answered later.
+    /// Calls that are answered later.
     pub(crate) deferred: Vec<Call>,
     /// Every call is answered at once.
-    pub(crate) calm: bool,
-    /// Wild calls are kept until they are asked for.
-    pub(crate) keeps: bool,
+    pub(crate) answers_at_once: bool,
+    /// Calls of the random routes stay in `deferred` until a test takes them.
+    pub(crate) keeps_calls: bool,
 }
 
-/// The book, shared by the handlers and the world.
+/// The record, which the handler and the run share.
 #[derive(Clone, Debug)]
-pub(crate) struct Backend(Arc<Mutex<Book>>);
+pub(crate) struct Backend(Arc<Mutex<Record>>);
 
-/// What a push carries: to whom, its number, and bytes that show a cut or a mix.
+/// What a push carries: its target, its number, and bytes that reveal a cut or mixed-up push.
 pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
     let (tag, id) = match target {
         Target::Everybody => (0, 0),
         Target::Room(room) => (1, room),
         Target::User(user_id) => (2, user_id),
     };
-    let length = if number % 17 == 16 { 2500 } else { number as usize * 31 % 200 };
+    let length = match number {
+        _ if number % 50 == 49 => PUSH_BYTES_MAX - 17,
+        _ if number % 17 == 16 => 2500,
+        _ => number as usize * 31 % 200,
+    };
     let mut data = BytesMut::with_capacity(17 + length);
     data.put_u8(tag);
     data.put_u64(id);
@@ -92,17 +100,31 @@ pub(crate) fn push_data(target: Target, number: u64) -> Bytes {
     data.freeze()
 }
 
+/// The data of a request of type [`LARGE`].
+pub(crate) fn large_order(bytes: usize) -> Bytes {
+    Bytes::copy_from_slice(&(bytes as u64).to_be_bytes())
+}
+
+/// What a successful answer to a request carries.
+pub(crate) fn answer_data(kind: i32, asked: &Bytes) -> Bytes {
+    if kind / ROUTE_TYPES * ROUTE_TYPES != LARGE {
+        return asked.clone();
+    }
+    let bytes = u64::from_be_bytes(asked[..].try_into().unwrap());
+    vec![b'l'; bytes as usize].into()
+}
+
 /// Reads what [`push_data`] wrote.
 pub(crate) fn read_push(data: &[u8]) -> (Target, u64) {
     let id = u64::from_be_bytes(data[1..9].try_into().unwrap());
     let number = u64::from_be_bytes(data[9..17].try_into().unwrap());
     let target = [Target::Everybody, Target::Room(id), Target::User(id)][usize::from(data[0])];
-    assert_eq!(data, push_data(target, number), "a push comes as it was sent");
+    assert_eq!(data, push_data(target, number), "the push arrives as it was sent");
     (target, number)
 }
 
 pub(crate) fn room_id(room: u64) -> RoomId {
-    // Thirds: a log that holds everything, one that skips, one that closes.
+    // One third of the rooms each: a long log; a short log with skips; a short log that closes slow members.
     RoomId::new(format!("{}-{room}", ["big", "small", "strict"][room as usize % 3])).unwrap()
 }
 
@@ -136,23 +158,23 @@ impl Order {
 
 impl Backend {
     pub(crate) fn new(seed: u64) -> Self {
-        let book = Book {
+        let record = Record {
             rng: Rng::with_seed(seed),
             published: BTreeMap::new(),
             memberships: BTreeMap::new(),
             deferred: Vec::new(),
-            calm: false,
-            keeps: false,
+            answers_at_once: false,
+            keeps_calls: false,
         };
-        Self(Arc::new(Mutex::new(book)))
+        Self(Arc::new(Mutex::new(record)))
     }
 
-    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
         // Handlers panic on purpose.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pushes the target's next push.
+    /// Pushes the next push to a target. Says whether the gateway accepted it.
     pub(crate) fn push(&self, target: Target, gateway: &Gateway) -> bool {
         let number = self.published(target);
         let data = push_data(target, number);
@@ -162,21 +184,16 @@ impl Backend {
             Target::User(user_id) => gateway.push_user(user_id, PUSH, data),
         };
         if pushed.is_ok() {
-            self.book().published.insert(target, number + 1);
+            self.record().published.insert(target, number + 1);
         }
         pushed.is_ok()
     }
 
     pub(crate) fn published(&self, target: Target) -> u64 {
-        self.book().published.get(&target).copied().unwrap_or_default()
+        self.record().published.get(&target).copied().unwrap_or_default()
     }
 
-    fn follow(
-        &self,
-        order: Order,
-        session: tidegate_backend::SessionId,
-        gateway: &Gateway,
-    ) -> bool {
+    fn apply(&self, order: Order, session: tidegate_backend::SessionId, gateway: &Gateway) -> bool {
         let (room, outcome, membership) = match order {
             Order::Push(target) => return self.push(target, gateway),
             Order::Kick(user_id) => return gateway.kick(user_id).is_ok(),
@@ -195,27 +212,27 @@ impl Backend {
             }
         };
         if outcome.is_ok() {
-            self.book().memberships.entry((session.0, room)).or_default().push(membership);
+            self.record().memberships.entry((session.0, room)).or_default().push(membership);
         }
         outcome.is_ok()
     }
 
-    fn wild(&self, call: Call) {
-        let (mood, other) = {
-            let book = &mut *self.book();
-            let mood = match (book.calm, book.keeps) {
+    fn answer_at_random(&self, call: Call) {
+        let (behaviour, other) = {
+            let record = &mut *self.record();
+            let behaviour = match (record.answers_at_once, record.keeps_calls) {
                 (true, _) => 0,
                 (_, true) => 5,
-                _ => book.rng.u32(0..12),
+                _ => record.rng.u32(0..12),
             };
-            let other = (mood == 11 && !book.deferred.is_empty()).then(|| {
-                let index = book.rng.usize(0..book.deferred.len());
-                book.deferred.swap_remove(index)
+            let other = (behaviour == 11 && !record.deferred.is_empty()).then(|| {
+                let index = record.rng.usize(0..record.deferred.len());
+                record.deferred.swap_remove(index)
             });
-            (mood, other)
+            (behaviour, other)
         };
-        match mood {
-            4..=6 => self.book().deferred.push(call),
+        match behaviour {
+            4..=6 => self.record().deferred.push(call),
             7 => drop(call),
             // Unlike `panic!`, this prints nothing.
             8 => std::panic::resume_unwind(Box::new("the backend panics")),
@@ -230,17 +247,17 @@ impl Backend {
 }
 
 pub(crate) fn echo(call: Call) {
-    let same = call.biz_data().clone();
-    call.answer(same);
+    let data = answer_data(call.kind(), call.biz_data());
+    call.answer(data);
 }
 
 impl Handler for Backend {
     fn handle(&self, call: Call, gateway: &Gateway) {
         match call.kind() / ROUTE_TYPES * ROUTE_TYPES {
-            WILD | WILD_INLINE => self.wild(call),
+            RANDOM | RANDOM_INLINE => self.answer_at_random(call),
             COMMAND | COMMAND_QUEUED => {
                 let order = Order::decode(call.biz_data());
-                if self.follow(order, call.session(), gateway) {
+                if self.apply(order, call.session(), gateway) {
                     echo(call);
                 } else {
                     call.fail(Code::Overloaded);

@@ -1,60 +1,59 @@
-//! A model client: an app's end of one connection, and all that it may rely on.
+//! A model of a client: what it sends, and checks of everything that it may rely on.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tidegate::driver::sim::PeerId;
 use tidegate_backend::Code;
 use tidegate_protocol::client::{Client as Wire, Event};
+use tidegate_testing::Peer;
 
 use crate::backend::{
-    Book, INLINE, Membership, NOWHERE, PUSH, QUEUED, ROUTE_TYPES, Target, read_push,
+    INLINE, Membership, PUSH, QUEUED, ROUTE_TYPES, Record, Target, UNROUTED, answer_data, read_push,
 };
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum Ended {
     End,
     Reset,
 }
 
-/// What a room's rules allow.
+/// What the configuration allows rooms to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rules {
-    /// Rooms are forgotten and begin anew during the run.
+    /// Rooms close during the run, and open again with a new log.
     pub(crate) rooms_end: bool,
 }
 
-/// How far a session may have come in a room.
+/// A position that a session may have in a room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cursor {
-    /// The number of the push that comes next; `None`: not a member.
+    /// The number of the next push; `None`: not a member.
     next: Option<u64>,
-    /// It has asked to resume, and has got nothing since: what the log no longer holds is missing.
+    /// It resumed and has received nothing since. Pushes that the log no longer holds are missing.
     resumed: bool,
-    /// How much of the session's memberships was gone through.
-    followed: usize,
+    /// How many of the session's membership events are applied.
+    applied: usize,
 }
 
 impl Cursor {
-    fn follow(&mut self, event: &Membership) {
+    fn apply(&mut self, event: &Membership) {
         match *event {
             Membership::Joined(next) => self.next = self.next.or(Some(next)),
             Membership::Resumed(next) => {
-                // A member only goes back.
+                // The gateway never moves a member forward.
                 let next = self.next.map_or(next, |known| known.min(next));
                 (self.next, self.resumed) = (Some(next), true);
             }
             Membership::Left(_) => self.next = None,
         }
-        self.followed += 1;
+        self.applied += 1;
     }
 }
 
 pub(crate) struct Client {
-    pub(crate) peer: PeerId,
-    pub(crate) shard: usize,
+    pub(crate) peer: Peer,
     pub(crate) user_id: u64,
     pub(crate) wire: Wire,
     pub(crate) session: Option<u64>,
@@ -62,25 +61,27 @@ pub(crate) struct Client {
     pub(crate) outstanding: BTreeMap<u64, (i32, Bytes)>,
     /// The last request that was answered, by route.
     last_answered: BTreeMap<i32, u64>,
-    /// The number of the push that comes next to everybody, or to the user.
+    /// The number of the next push to everybody, and to the user.
     next: BTreeMap<Target, u64>,
     rooms: BTreeMap<u64, Vec<Cursor>>,
-    /// Offset less number: the same for all pushes in a log's life.
+    /// Offset minus number: constant as long as a log exists.
     offset_bases: BTreeMap<Target, u64>,
-    /// The last push that came of a room: its offset and its number.
+    /// The last push received from a room: its offset and its number.
     pub(crate) seen: BTreeMap<u64, (u64, u64)>,
-    /// Garbage was written: what the gateway makes of it is its own affair, up to its 106.
-    pub(crate) tainted: bool,
+    /// It sent random bytes. Responses are not checked from then on, except that 106 ends them.
+    pub(crate) sent_garbage: bool,
     pub(crate) half_closed: bool,
-    /// It doesn't read.
+    /// It does not read.
     pub(crate) stalled: bool,
-    /// It was slow, or resets, or the network may: a goodbye may have been given up.
-    pub(crate) excused: bool,
+    /// It does not read from its first request as a session until the healing phase.
+    pub(crate) never_reads: bool,
+    /// The client was slow or reset the connection, or the network may do so: its last frames may be lost.
+    pub(crate) may_be_cut_off: bool,
     pub(crate) auth_failures: u8,
     pub(crate) goodbye: Option<Code>,
-    pub(crate) over: Option<Over>,
+    pub(crate) ended: Option<Ended>,
     pub(crate) pushes: BTreeMap<Target, u64>,
-    /// Successful answers of backends; for a test to set back.
+    /// Successful answers of backends. A test may set it to 0.
     pub(crate) answers: usize,
     /// Pushes missed in rooms that skip.
     pub(crate) skipped: u64,
@@ -88,16 +89,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(
-        peer: PeerId,
-        shard: usize,
-        user_id: u64,
-        now: Instant,
-        rules: Rules,
-    ) -> Self {
+    pub(crate) fn new(peer: Peer, user_id: u64, now: Instant, rules: Rules) -> Self {
         Self {
             peer,
-            shard,
             user_id,
             wire: Wire::new(now),
             session: None,
@@ -107,13 +101,14 @@ impl Client {
             rooms: BTreeMap::new(),
             offset_bases: BTreeMap::new(),
             seen: BTreeMap::new(),
-            tainted: false,
+            sent_garbage: false,
             half_closed: false,
             stalled: false,
-            excused: false,
+            never_reads: false,
+            may_be_cut_off: false,
             auth_failures: 0,
             goodbye: None,
-            over: None,
+            ended: None,
             pushes: BTreeMap::new(),
             answers: 0,
             skipped: 0,
@@ -121,10 +116,10 @@ impl Client {
         }
     }
 
-    /// Whether it can still ask.
+    /// Whether it can still send requests.
     pub(crate) fn is_live(&self) -> bool {
-        let over = self.goodbye.is_some() || self.over.is_some() || self.auth_failures >= 3;
-        !self.tainted && !self.half_closed && !over
+        let has_ended = self.goodbye.is_some() || self.ended.is_some() || self.auth_failures >= 3;
+        !self.sent_garbage && !self.half_closed && !has_ended
     }
 
     pub(crate) fn request(&mut self, now: Instant, kind: i32, biz_data: &Bytes) {
@@ -150,28 +145,28 @@ impl Client {
         self.outstanding.insert(sequence, (0, Bytes::new()));
     }
 
-    pub(crate) fn receive(&mut self, bytes: &[u8], book: &Book) {
+    pub(crate) fn receive(&mut self, bytes: &[u8], record: &Record) {
         let mut events = Vec::new();
         self.wire
             .receive(bytes, |event| events.push(event))
             .expect("the gateway's frames are good");
-        events.into_iter().for_each(|event| self.on_event(event, book));
+        events.into_iter().for_each(|event| self.on_event(event, record));
     }
 
-    pub(crate) fn on_over(&mut self, over: Over, cut_off: bool) {
-        self.over = Some(over);
-        let excused = cut_off || self.excused || self.tainted;
-        // Goodbyes linger: nothing is lost to a reset that the network or the client didn't make.
-        assert!(over == Over::End || excused, "reset for nothing: {self:?}");
-        // Who has only half-closed is owed all its answers, and closed without a word after them.
-        if self.half_closed && self.goodbye.is_none() && self.auth_failures < 3 && !excused {
+    pub(crate) fn on_end(&mut self, ended: Ended, cut_off: bool) {
+        self.ended = Some(ended);
+        let may_be_cut_off = cut_off || self.may_be_cut_off || self.sent_garbage;
+        // The gateway lingers after its last frame, so only the network or the client resets a connection.
+        assert!(ended == Ended::End || may_be_cut_off, "reset without a reason: {self:?}");
+        // A client that only half-closed gets all its answers; then the gateway closes without a code.
+        if self.half_closed && self.goodbye.is_none() && self.auth_failures < 3 && !may_be_cut_off {
             assert!(self.outstanding.is_empty(), "half-closed and not answered: {self:?}");
         }
         self.outstanding.clear();
     }
 
-    fn on_event(&mut self, event: Event, book: &Book) {
-        assert_eq!(self.goodbye, None, "after the goodbye comes {event:?}");
+    fn on_event(&mut self, event: Event, record: &Record) {
+        assert_eq!(self.goodbye, None, "a response follows the last frame: {event:?}");
         match event {
             Event::Authenticated { sequence, session } => {
                 self.answered(0, sequence, true, None);
@@ -181,31 +176,34 @@ impl Client {
             Event::Pong { sequence, .. } => self.answered(-1, sequence, true, None),
             Event::Answer { kind, sequence, biz_data } => {
                 self.answered(kind, sequence, true, Some(&biz_data));
-                assert!(self.session.is_some() || self.tainted);
+                assert!(self.session.is_some() || self.sent_garbage);
                 self.answers += 1;
             }
             Event::Failed { kind, sequence, failure } => {
                 let code = failure.code.expect("a known code");
-                // A refusal may overtake: it was never handed over.
+                // A refusal may overtake answers: the request was never handed to a backend.
                 let in_turn = matches!(code, Code::BackendFailed | Code::Timeout);
                 self.answered(kind, sequence, in_turn, None);
                 if code == Code::Unauthenticated {
                     self.auth_failures += 1;
                 }
-                assert!(code != Code::NoRoute || kind == NOWHERE || self.tainted);
+                assert!(code != Code::NoRoute || kind == UNROUTED || self.sent_garbage);
             }
             Event::Push { kind, offset, biz_data } => {
                 assert_eq!(kind, PUSH);
                 assert!(self.session.is_some(), "a push without a session");
-                self.on_push(offset, &biz_data, book);
+                self.on_push(offset, &biz_data, record);
             }
             Event::Goodbye(failure) => {
                 let code = failure.code.expect("a known code");
-                if self.tainted && matches!(code, Code::Unauthenticated | Code::RateLimited) {
-                    // The garbage held an empty frame: a failed authentication of sequence 0.
+                if self.sent_garbage && matches!(code, Code::Unauthenticated | Code::RateLimited) {
+                    // The random bytes held an empty frame: a failed authentication with sequence 0.
                     return;
                 }
-                assert!(code != Code::Malformed || self.tainted, "106 for nothing: {self:?}");
+                assert!(
+                    code != Code::Malformed || self.sent_garbage,
+                    "106 without a reason: {self:?}"
+                );
                 assert!(matches!(
                     code,
                     Code::Malformed | Code::Replaced | Code::Draining | Code::Idle
@@ -216,7 +214,7 @@ impl Client {
     }
 
     fn answered(&mut self, kind: i32, sequence: u64, in_turn: bool, biz_data: Option<&Bytes>) {
-        if self.tainted {
+        if self.sent_garbage {
             return;
         }
         let asked = self.outstanding.remove(&sequence);
@@ -225,7 +223,7 @@ impl Client {
         });
         assert_eq!(asked_kind, kind);
         if let Some(biz_data) = biz_data {
-            assert_eq!(asked_data, biz_data, "another request's answer");
+            assert_eq!(answer_data(kind, &asked_data), biz_data, "another request's answer");
         }
         let route = kind / ROUTE_TYPES * ROUTE_TYPES;
         if in_turn && (route == INLINE || route == QUEUED) {
@@ -234,61 +232,63 @@ impl Client {
         }
     }
 
-    fn on_push(&mut self, offset: u64, biz_data: &[u8], book: &Book) {
+    fn on_push(&mut self, offset: u64, biz_data: &[u8], record: &Record) {
         let (target, number) = read_push(biz_data);
         *self.pushes.entry(target).or_default() += 1;
         match target {
             Target::User(user_id) => {
                 assert_eq!(user_id, self.user_id, "another user's push");
                 assert_eq!(offset, 0);
-                self.follow(target, number);
+                self.apply(target, number);
             }
-            Target::Everybody => self.follow(target, number),
+            Target::Everybody => self.apply(target, number),
             Target::Room(room) => {
                 let session = self.session.expect("a session");
-                let events = book.memberships.get(&(session, room)).map_or(&[][..], Vec::as_slice);
-                self.follow_room(room, number, events);
+                let events =
+                    record.memberships.get(&(session, room)).map_or(&[][..], Vec::as_slice);
+                self.apply_room_push(room, number, events);
                 self.seen.insert(room, (offset, number));
             }
         }
         if offset > 0 && !self.rules.rooms_end {
             let base = *self.offset_bases.entry(target).or_insert(offset - number);
-            assert_eq!(offset - number, base, "{target:?}: offsets have a hole");
+            assert_eq!(offset - number, base, "{target:?}: the offsets have a gap");
         }
     }
 
-    /// Whether it has got all that its rooms have for it.
-    pub(crate) fn is_up_to_date(&self, book: &Book) -> bool {
+    /// Whether it has received all pushes of its rooms.
+    pub(crate) fn is_up_to_date(&self, record: &Record) -> bool {
         let session = self.session.unwrap_or_default();
         let of_session = (session, 0)..=(session, u64::MAX);
-        book.memberships.range(of_session).all(|(&(_, room), events)| {
-            let published = book.published.get(&Target::Room(room)).copied().unwrap_or_default();
+        record.memberships.range(of_session).all(|(&(_, room), events)| {
+            let published = record.published.get(&Target::Room(room)).copied().unwrap_or_default();
             let cursors = self.rooms.get(&room).cloned().unwrap_or_default();
             let mut cursors = cursors.into_iter().chain([Cursor::default()]);
             self.rules.rooms_end
                 || cursors.any(|mut at| {
-                    events[at.followed..].iter().for_each(|event| at.follow(event));
+                    events[at.applied..].iter().for_each(|event| at.apply(event));
                     at.next.is_none_or(|next| next == published)
                 })
         })
     }
 
-    /// Pushes that nobody misses. The first may have been on its way before the session opened.
-    fn follow(&mut self, target: Target, number: u64) {
+    /// Checks a push to everybody or to a user: none is missed. The first may have been published before the session
+    /// opened.
+    fn apply(&mut self, target: Target, number: u64) {
         let next = self.next.insert(target, number + 1).unwrap_or(number);
-        assert_eq!(number, next, "{target:?}: a gap, or one twice");
+        assert_eq!(number, next, "{target:?}: a push is missing, or came twice");
     }
 
-    /// A push to a room has to be due in one of the ways in which the session's memberships may have
-    /// taken effect so far: what was skipped and what was asked for again look the same from here.
-    fn follow_room(&mut self, room: u64, number: u64, events: &[Membership]) {
+    /// Checks a push to a room. The client does not know which of its joins and leaves have taken effect, and
+    /// can't tell skipped pushes from those before a resume: so the push must fit one possible position.
+    fn apply_room_push(&mut self, room: u64, number: u64, events: &[Membership]) {
         let may_skip = room % 3 == 1 || self.rules.rooms_end;
         let before = self.rooms.remove(&room).unwrap_or_else(|| vec![Cursor::default()]);
         let mut after: Vec<Cursor> = Vec::new();
         let mut gap = u64::MAX;
         for mut at in before.iter().copied() {
             loop {
-                let event = events.get(at.followed);
+                let event = events.get(at.applied);
                 let left =
                     event.is_some_and(|e| matches!(e, Membership::Left(at) if *at <= number));
                 let skips = may_skip || at.resumed;
@@ -301,11 +301,11 @@ impl Client {
                     }
                 }
                 let Some(event) = event else { break };
-                at.follow(event);
+                at.apply(event);
             }
         }
         assert!(!after.is_empty(), "room {room}: push {number} was not due; {before:?} {events:?}");
-        // Who asks for what the log no longer holds misses it without a skip.
+        // Pushes that the log no longer held at a resume are not counted as skipped.
         if !events.iter().any(|event| matches!(event, Membership::Resumed(_))) {
             self.skipped += gap;
         }
@@ -318,15 +318,15 @@ impl std::fmt::Debug for Client {
         let asked: Vec<_> =
             self.outstanding.iter().map(|(asked, (kind, _))| (asked, kind)).collect();
         f.debug_struct("Client")
-            .field("peer", &(self.peer, self.shard))
+            .field("peer", &self.peer)
             .field("user_id", &self.user_id)
             .field("session", &self.session)
             .field("asked", &asked)
-            .field("tainted", &self.tainted)
+            .field("sent_garbage", &self.sent_garbage)
             .field("half_closed", &self.half_closed)
             .field("auth_failures", &self.auth_failures)
             .field("goodbye", &self.goodbye)
-            .field("over", &self.over)
+            .field("ended", &self.ended)
             .field("rooms", &self.rooms)
             .finish_non_exhaustive()
     }

@@ -1,8 +1,17 @@
 //! Whole shards on the simulated driver, in one thread, from a seed.
 //!
-//! A run is random steps, then a healing, then an end that must leave nothing behind; what clients may
-//! rely on is checked with each frame that they get. `SEEDS=1000` runs more seeds, and `SEED=7` repeats
-//! the one that a failure names.
+//! A run has three phases: random steps with faults; a healing phase without faults, in which every client must be
+//! served; and an end that must leave nothing behind. Each response is checked against a model of its client, and
+//! after each step the gateway's bounds are checked. `SEEDS=1000` runs more seeds, and `SEED=7` repeats the run
+//! that a failure names.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `backend` | a handler that behaves at random, and a record of what it did |
+//! | `client` | the model of a client |
+//! | `run` | one run: configuration and faults, random steps, what holds after each |
+//! | `run/acts`, `run/healing` | what clients do; the healing phase and the end |
+//! | `cases`, `drain` | tests that start from a random run |
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers on 64 bits")]
@@ -11,36 +20,23 @@ mod backend;
 mod cases;
 mod client;
 mod drain;
-mod world;
+mod run;
 
-use std::panic::{self, AssertUnwindSafe};
+use run::Run;
 
-use world::World;
-
-/// Steps of a run before the healing.
+/// Random steps of a run before the healing phase.
 const STEPS: usize = 1_500;
 
-/// Runs with each seed that the environment asks for; says which one failed.
 fn for_each_seed(run: impl Fn(u64)) {
-    let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(60),
-    };
-    for seed in seeds {
-        if let Err(failure) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("again: SEED={seed} cargo test -p tidegate --test simulation");
-            panic::resume_unwind(failure);
-        }
-    }
+    tidegate_testing::for_each_seed("simulation", 60, run);
 }
 
 #[test]
-fn clients_get_what_is_theirs_and_nothing_is_left_behind() {
+fn clients_get_their_answers_and_pushes_and_nothing_is_left_behind() {
     for_each_seed(|seed| {
-        let mut world = World::new(seed);
-        (0..STEPS).for_each(|_| world.step());
-        world.heal();
-        world.end();
+        let mut run = Run::new(seed);
+        (0..STEPS).for_each(|_| run.step());
+        run.heal();
+        run.end();
     });
 }

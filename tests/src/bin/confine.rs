@@ -1,4 +1,4 @@
-//! Runs a program with less than it could have, in its own place: `confine [--no-io-uring] [--nofile=N]
+//! Confines a program and becomes it (exec): `confine [--no-io-uring] [--nofile=N]
 //! [--seccomp=PROFILE] PROGRAM [ARGUMENT]...`
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let profile = std::fs::read_to_string(&profile["--seccomp=".len()..])?;
                 apply_filter(&filter_of(&serde_json::from_str(&profile)?))?;
             }
-            // It returns only when it fails.
+            // `exec` returns only when it fails.
             _ => return Err(Command::new(argument).args(arguments).exec().into()),
         }
     }
@@ -48,8 +48,8 @@ fn forbid_io_uring() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A container's profile as a filter. It reads what of the format `sysctl/seccomp.json` uses: names that are
-/// allowed, one of them with a demand on its first argument, and an errno for everything else.
+/// A container's profile as a filter. It reads the part of the format that `sysctl/seccomp.json` uses: allowed
+/// names, one of them with a condition on its first argument, and an errno for everything else.
 fn filter_of(profile: &Value) -> BpfProgram {
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
     let mut rules = Vec::new();

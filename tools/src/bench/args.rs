@@ -1,4 +1,4 @@
-//! What `tide bench` can be asked for.
+//! The command line of `tide bench`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::WORKERS_MAX;
-use super::report::{Asked, CompareArgs, OutputArgs};
+use super::report::{CompareArgs, Invocation, OutputArgs};
 use super::source::{Addresses, SourceRange};
 use crate::argument::{self, BYTES_MAX, whole};
 use crate::{count, duration};
 
 /// Loads a gateway and measures it.
 ///
-/// Everything that comes back is verified. One process holds as many connections as there is memory
-/// for: past the limit of open files they are split over threads with files of their own.
+/// Every byte that comes back is verified. Memory alone limits the connections of one process: beyond the
+/// limit of open files they are split over threads, each with its own descriptor table.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -23,70 +23,69 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Scenario {
-    /// Connects and authenticates many clients and holds them; or goes through whole connections.
+    /// Connects and authenticates many clients and holds them; with --cycle, connects and closes again and again.
     Connect(ConnectArgs),
     /// Sends requests and checks every byte of every answer.
     Request(RequestArgs),
-    /// Pushes to everybody and checks that everybody gets everything, once, in order.
+    /// Pushes to all clients and checks that each gets every push, once and in order.
     Broadcast(BroadcastArgs),
-    /// Connects, authenticates, closes, and again, as fast as it goes: `--connections` of these at a time.
+    /// Connects, authenticates, closes, and again, as fast as possible: `--connections` of these at a time.
     Storm(StormArgs),
-    /// A live show: everybody arrives, gets questions and a barrage of pushes, answers some, and leaves.
+    /// A live show: the audience arrives, gets questions and many other pushes, answers some, and leaves.
     Show(ShowArgs),
-    /// Puts two reports side by side: what --output wrote, or --json printed.
+    /// Compares two reports: files that --output wrote, or what --json printed.
     Compare(CompareArgs),
 }
 
-/// What every scenario takes.
+/// Options of every scenario.
 #[derive(Debug, clap::Args)]
 pub(super) struct CommonArgs {
     #[command(flatten)]
-    pub(super) asked: Asked,
-    /// Where the gateway listens; repeat it to spread the connections over several.
-    #[arg(long = "connect", value_name = "ADDR", required = true, value_parser = argument::address)]
+    pub(super) invocation: Invocation,
+    /// Where the gateway listens; repeat it to spread the connections over several gateways.
+    #[arg(id = "connect", long, value_name = "ADDR", required = true, value_parser = argument::address)]
     pub(super) addresses: Vec<SocketAddr>,
     /// Connections to hold: `1500`, `100k`, `1m`.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) connections: u32,
-    /// Threads that share the connections, each with open files of its own. Without it, as few as the
-    /// limit of open files needs: one, where that holds all. Where they share a core they take turns, and
-    /// latencies count the wait.
+    /// Threads that share the connections, each with its own descriptor table. By default, as few as the
+    /// limit of open files allows. Threads that share a core take turns, and latencies include that wait.
     #[arg(long, value_name = "COUNT", value_parser = whole(1..=WORKERS_MAX))]
     pub(super) workers: Option<usize>,
-    /// Addresses to connect from, in turn: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated. Each has
-    /// some 28,000 ports for each address to connect to. Without it, connections to 127.x.y.z come from a
-    /// source for every 2,500, and all others from where the kernel sees fit.
-    #[arg(long = "source", value_name = "ADDR")]
+    /// Source addresses to connect from, in rotation: `10.0.0.7`, or `10.0.0.7-10.0.0.99`; may be repeated.
+    /// Each has some 28,000 ports per destination. By default, each 2,500 connections to 127.x.y.z have their
+    /// own source address, and the kernel chooses it for all other destinations.
+    #[arg(id = "source", long, value_name = "ADDR")]
     pub(super) sources: Vec<SourceRange>,
-    /// Connections a second to open; without it, as fast as it goes.
+    /// Connections to open per second; by default, as fast as possible.
     #[arg(long, visible_alias = "ramp-rate", value_name = "PER_SECOND", value_parser = argument::rate)]
     pub(super) connect_rate: Option<f64>,
-    /// How long the gateway may let nobody in while somebody waits; then the run ends with an error.
+    /// How long connections may wait while the gateway admits none; then the run ends with an error.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse_interval)]
-    pub(super) patience: Duration,
-    /// How often each connection sends a heartbeat; without it, as often as the gateway asks for.
+    pub(super) admission_timeout: Duration,
+    /// How often each connection sends a heartbeat; by default, as often as the gateway asks for.
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     pub(super) heartbeat_interval: Option<Duration>,
     /// How long to measure: `4`, `4s`, `500ms`, `2m`, `1h`.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_or_seconds)]
     pub(super) duration: Duration,
-    /// How long to run before measuring.
+    /// How long to run the load before measuring.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse_or_seconds)]
     pub(super) warmup: Duration,
-    /// The token of a user; `{user}` stands for its id. The default fits a gateway with --auth demo.
+    /// The token of a user; `{user}` stands for the user's id. The default fits a gateway with --auth demo.
     #[arg(long, default_value = "token-{user}")]
     pub(super) token_template: String,
-    /// The first connection's user id; each one after it has the next.
+    /// The user id of the first connection; the next connection has the next id, and so on.
     #[arg(long, value_name = "ID", default_value_t = 1, value_parser = whole(0..=u64::MAX / 2))]
     pub(super) first_user: u64,
-    /// Never sleeps. Where the server runs on this machine, each send to a client that sleeps makes the
-    /// server pay for waking it, which no network would.
+    /// Polls without sleeping. On the same machine, a server pays CPU time to wake a client that sleeps; over
+    /// a network it would not.
     #[arg(long)]
     pub(super) spin: bool,
     /// The server's process: adds its CPU time and memory to the report.
     ///
-    /// Memory per connection means something only for a server that has just been started: an older one still
-    /// holds memory of connections that are gone.
+    /// Memory per connection is meaningful only for a server that was just started: an older one still holds
+    /// memory of closed connections.
     #[arg(long, value_parser = argument::process)]
     pub(super) pid: Option<u32>,
     #[command(flatten)]
@@ -103,17 +102,17 @@ pub(super) struct ConnectArgs {
     /// Sends authentication and heartbeat in one segment.
     #[arg(long, requires = "cycle")]
     pub(super) pipelined: bool,
-    /// Closes with a reset rather than in order.
+    /// Closes with a reset (RST) and not with a FIN.
     #[arg(long, requires = "cycle")]
     pub(super) reset: bool,
-    /// Speaks no protocol: sends as many bytes and expects them back.
+    /// Without the protocol: sends the same number of bare bytes and expects them back.
     #[arg(long)]
     pub(super) raw: bool,
-    /// Sends one heartbeat on each connection, as fast as they are answered, and measures that instead of
-    /// `--duration`.
+    /// Sends one heartbeat on each connection, as fast as they are answered, and measures for that long instead
+    /// of `--duration`.
     #[arg(long, conflicts_with_all = ["cycle", "raw"])]
     pub(super) heartbeat_sweep: bool,
-    /// Has each connection get one echo of this many bytes, then looks at the memory again.
+    /// Sends one echo of this many bytes on each connection, then measures the memory again.
     #[arg(long, value_name = "BYTES", conflicts_with = "cycle", value_parser = whole(0..=BYTES_MAX))]
     pub(super) large_answers: Option<usize>,
 }
@@ -125,21 +124,21 @@ pub(super) struct RequestArgs {
     /// Bytes of `biz_data` in each request.
     #[arg(long, default_value_t = 64, value_parser = whole(0..=BYTES_MAX))]
     pub(super) bytes: usize,
-    /// The requests' type; it has to be one that echoes.
-    #[arg(long = "type", default_value_t = 1, value_parser = whole(1..=i32::MAX))]
+    /// The type of the requests; the backend must answer it with an echo.
+    #[arg(id = "type", long, default_value_t = 1, value_parser = whole(1..=i32::MAX))]
     pub(super) kind: i32,
-    /// Closed loop: requests under way on each connection.
+    /// Closed loop: requests in flight on each connection.
     #[arg(long, default_value_t = 1, value_parser = whole::<u32>(1..=65_536))]
     pub(super) depth: u32,
-    /// Closed loop: requests under way in total. Each next one is sent on the next connection, so that
-    /// they move over all connections in turn.
+    /// Closed loop: requests in flight in total. Each further request goes to the next connection, so all
+    /// connections are used in rotation.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["depth", "rate"])]
     #[arg(value_parser = whole::<u32>(1..=1_000_000_000))]
-    pub(super) under_way: Option<u32>,
-    /// Open loop: requests a second in total; latency counts from the intended time.
+    pub(super) in_flight: Option<u32>,
+    /// Open loop: requests per second in total; latency counts from the scheduled time.
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "depth", value_parser = argument::rate)]
     pub(super) rate: Option<f64>,
-    /// Speaks no protocol: sends as many bytes as the request's frame has and expects them back.
+    /// Without the protocol: sends as many bare bytes as the request's frame has and expects them back.
     #[arg(long)]
     pub(super) raw: bool,
 }
@@ -151,25 +150,25 @@ pub(super) struct BroadcastArgs {
     /// Bytes of `biz_data` in each push.
     #[arg(long, default_value_t = 130, value_parser = whole(0..=BYTES_MAX))]
     pub(super) bytes: usize,
-    /// The publications' type; it has to be one that pushes to everybody.
-    #[arg(long = "type", default_value_t = 2, value_parser = whole(1..=i32::MAX))]
+    /// The type of the publications; the backend must push it to all clients.
+    #[arg(id = "type", long, default_value_t = 2, value_parser = whole(1..=i32::MAX))]
     pub(super) kind: i32,
-    /// Publications a second; 0 publishes nothing.
+    /// Publications per second; 0 publishes nothing.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0, value_parser = argument::rate_or_0)]
     pub(super) rate: f64,
-    /// As fast as it goes, with this many publications under way.
+    /// Publishes as fast as possible, with this many publications in flight.
     #[arg(long, conflicts_with = "rate", value_parser = whole::<u32>(1..=4096))]
     pub(super) in_flight: Option<u32>,
-    /// Echoes a second on connections of their own, measured at the same time.
+    /// Echoes per second on separate connections, measured at the same time.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 0.0, value_parser = argument::rate_or_0)]
     pub(super) echo_rate: f64,
-    /// The connections of those echoes.
+    /// The number of connections for these echoes.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) echo_connections: u32,
-    /// Bytes of `biz_data` in each of those echoes.
+    /// Bytes of `biz_data` in each of these echoes.
     #[arg(long, default_value_t = 64, value_parser = whole(0..=BYTES_MAX))]
     pub(super) echo_bytes: usize,
-    /// Speaks no protocol: publishes nothing and counts what comes, `--bytes` for a delivery.
+    /// Without the protocol: publishes nothing and counts received bytes, `--bytes` of them as one delivery.
     #[arg(long, conflicts_with_all = ["echo_rate", "in_flight"])]
     pub(super) raw: bool,
 }
@@ -178,14 +177,14 @@ pub(super) struct BroadcastArgs {
 pub(super) struct StormArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
-    /// The part of the connections, from 0 to 1, that connect and then say nothing: each has to be sent
-    /// away with a goodbye 109, and another comes.
+    /// The share of the connections, from 0 to 1, that connect and then send nothing. The gateway must close
+    /// each of them with a goodbye 109; then another one connects.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = argument::share)]
     pub(super) slow_share: f64,
-    /// The longest that one of these may be left waiting for its goodbye.
+    /// The gateway must close each of these within this time.
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration::parse_or_seconds)]
     pub(super) slow_deadline: Duration,
-    /// Closes with a reset rather than in order.
+    /// Closes with a reset (RST) and not with a FIN.
     #[arg(long)]
     pub(super) reset: bool,
 }
@@ -194,19 +193,19 @@ pub(super) struct StormArgs {
 pub(super) struct ShowArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
-    /// Everybody arrives within this long. The show lasts for `--warmup` and `--duration` after that.
+    /// The audience connects evenly over this time. The show then lasts for `--warmup` and `--duration`.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse_or_seconds)]
     pub(super) arrive: Duration,
-    /// How often there is a question: a push to everybody.
+    /// The time between two questions: each is a push to all clients.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_interval)]
     pub(super) question_every: Duration,
-    /// The part of the audience, from 0 to 1, that answers a question: with an echo, within a second.
+    /// The share of the audience, from 0 to 1, that answers a question: with an echo, within a second.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = argument::share)]
     pub(super) answer_share: f64,
-    /// Pushes a second to everybody, beside the questions; 0: none.
+    /// Barrage comments per second: pushes to all clients, beside the questions; 0: none.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0, value_parser = argument::rate_or_0)]
     pub(super) barrage: f64,
-    /// Everybody leaves within this long, at most 60s.
+    /// The audience disconnects evenly over this time, at most 60s.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_or_seconds)]
     pub(super) leave: Duration,
     /// Bytes of `biz_data` in each push.
@@ -218,19 +217,19 @@ pub(super) struct ShowArgs {
 }
 
 impl CommonArgs {
-    /// Where connections go and whence.
+    /// The destination and source addresses of the connections.
     pub(super) fn addresses(&self) -> Addresses {
         Addresses::new(self.addresses.clone(), self.sources.clone())
     }
 
-    /// Refuses a window in which nothing can happen, before anybody connects.
+    /// Refuses an empty measured window before anything connects.
     ///
     /// # Errors
-    /// It is such a one.
-    pub(super) fn demand_window(&self) -> anyhow::Result<()> {
+    /// `--duration` is 0.
+    pub(super) fn ensure_window(&self) -> anyhow::Result<()> {
         ensure!(
             !self.duration.is_zero(),
-            "--duration 0 measures nothing: name a time, such as 10s"
+            "--duration 0 measures nothing: use a longer time, such as 10s"
         );
         Ok(())
     }

@@ -1,30 +1,29 @@
-//! `tide bench broadcast`: pushes to everybody, and the check that everybody gets each one once, in
-//! order, byte by byte.
+//! `tide bench broadcast`: pushes to all clients, and checks that each gets every push once, in order and
+//! unchanged.
 
 use std::sync::{Arc, OnceLock};
 
 use anyhow::bail;
 
 use super::args::BroadcastArgs;
-use super::course::Seat;
-use super::crew::{self, Task};
-use super::crowd::Crowd;
-use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets, due_after};
-use super::latency::{Live, Pulse};
-use super::publication::{Board, HEADER_BYTES, Publications, Topic};
-use super::report::{Report, Unit, demand_any};
-use super::stopwatch::Edge;
+use super::clock::{Nanos, due_after};
+use super::echo::{ECHO_KIND, Echo, EchoPlan, Pace, for_each_answer};
+use super::engine::{Load, Next};
+use super::latency::{Counters, LiveStats};
+use super::phases::Transition;
+use super::publication::{HEADER_BYTES, Publications, SharedLog, Topic};
+use super::report::{Report, Unit, ensure_measured};
+use super::run_state::WorkerContext;
+use super::sockets::{CloseCause, ConnectionEvents, Link, Sockets};
+use super::steady_load::SteadyLoad;
+use super::workers::{self, RunPlan};
 use crate::count::counted;
 
-/// The type that echoes.
-const ECHO_KIND: i32 = 1;
-
 struct BroadcastLoad {
-    crowd: Crowd,
-    /// Slots below this one are receivers; this one publishes; those above it echo.
+    steady: SteadyLoad,
+    /// The slot that publishes. Slots below it receive, slots above it echo.
     publisher: usize,
-    /// Whether the publisher is this worker's.
+    /// Whether this worker has that slot.
     publishes: bool,
     publications: Publications,
     echo: Option<Echo>,
@@ -32,11 +31,11 @@ struct BroadcastLoad {
     publishing: bool,
     started_at: Nanos,
     counting: bool,
-    /// Reads of receivers, in the window.
+    /// Reads on receivers in the window.
     reads: u64,
-    /// Deliveries to receivers alone, in the window.
+    /// Deliveries to receivers in the window, without those to the publisher and the echoing clients.
     to_receivers: u64,
-    /// Raw: bytes that came to receivers, in the window.
+    /// Raw: bytes that receivers got in the window.
     raw_bytes: u64,
 }
 
@@ -44,41 +43,42 @@ struct BroadcastLoad {
 enum PublishPace {
     Never,
     PerSecond(f64),
-    InFlight(u64),
+    MaxInFlight(u64),
 }
 
-/// Runs it.
+/// Runs the scenario.
 pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
     let receivers = args.common.connections as usize;
     if !args.raw && args.bytes < HEADER_BYTES {
-        bail!("a push has at least {HEADER_BYTES} bytes: its number and its time");
+        bail!("--bytes is at least {HEADER_BYTES}: each push carries its number and its time");
     }
-    args.common.demand_window()?;
+    args.common.ensure_window()?;
     if !args.raw && args.in_flight.is_none() && args.rate == 0.0 && args.echo_rate == 0.0 {
         bail!(
-            "--rate 0 without --echo-rate measures nothing: name a --rate, or measure echoes alone with \
-             --echo-rate; `tide bench connect` holds connections that do nothing"
+            "--rate 0 without --echo-rate measures nothing: use a --rate above 0, or measure echoes alone with \
+             --echo-rate; `tide bench connect` holds idle connections"
         );
     }
     let echo_count = if args.echo_rate > 0.0 { args.echo_connections as usize } else { 0 };
     let count = if args.raw { receivers } else { receivers + 1 + echo_count };
-    let mut task = Task { bell_at: receivers, ..Task::new(&args.common, count) };
+    let mut plan = RunPlan { wakeup_slot: receivers, ..RunPlan::new(&args.common, count) };
     if echo_count > 0 {
-        task.urgent_from = receivers + 1;
+        plan.urgent_from = receivers + 1;
     }
     let in_flight_max = args.in_flight.unwrap_or_default() as usize;
-    let board = OnceLock::new();
-    let finished = crew::run(&task, |seat| {
-        let board = board.get_or_init(|| Board::new(seat.share.workers, in_flight_max));
-        BroadcastLoad::new(args, seat, board)
+    let shared_log = OnceLock::new();
+    let finished = workers::run(&plan, |context| {
+        let shared_log =
+            shared_log.get_or_init(|| SharedLog::new(context.share.workers, in_flight_max));
+        BroadcastLoad::new(args, context, shared_log)
     })?;
     let (mut load, series) = finished.merged(BroadcastLoad::merge);
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common)?;
-    load.publications.verdict()?;
+    report.print(&args.common.invocation, &args.common.output)?;
+    load.publications.check_deliveries()?;
     let echoes: u64 = load.echo.as_ref().map_or(0, |echo| echo.counted().iter().sum());
-    demand_any(load.publications.deliveries() + load.raw_bytes + echoes, "push was delivered")
+    ensure_measured(load.publications.deliveries() + load.raw_bytes + echoes, "push was delivered")
 }
 
 fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
@@ -86,19 +86,19 @@ fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
     let (of, to) = (counted(bytes, "byte"), counted(receivers, "receiver"));
     let mut report = Report::new("broadcast", format!("pushes of {of} to {to}"));
     report.add("connections", "receivers", u64::from(receivers), Unit::Number);
-    let raw = load.crowd.raw;
+    let raw = load.steady.raw;
     let deliveries =
         if raw { load.raw_bytes / bytes.max(1) as u64 } else { load.publications.deliveries() };
-    let stopwatch = &load.crowd.stopwatch;
+    let phases = &load.steady.phases;
     report.add("deliveries", "deliveries", deliveries, Unit::Number);
-    let per_second = deliveries as f64 / stopwatch.seconds();
-    report.add("per_second", "deliveries a second", per_second, Unit::PerSecond);
+    let per_second = deliveries as f64 / phases.seconds();
+    report.add("per_second", "deliveries per second", per_second, Unit::PerSecond);
     let mut counted = load.echo.as_ref().map_or_else(Vec::new, Echo::counted);
     let echoes: u64 = counted.iter().sum();
     match (deliveries, &load.echo) {
-        (0, Some(_)) => stopwatch.report(&mut report, "echo", echoes),
-        (_, Some(_)) => stopwatch.report(&mut report, "delivery, with echoes", deliveries),
-        _ => stopwatch.report(&mut report, "delivery", deliveries),
+        (0, Some(_)) => phases.report(&mut report, "echo", echoes),
+        (_, Some(_)) => phases.report(&mut report, "delivery, with echoes", deliveries),
+        _ => phases.report(&mut report, "delivery", deliveries),
     }
     let to_receivers = if raw { deliveries } else { load.to_receivers };
     if to_receivers > 0 {
@@ -109,9 +109,9 @@ fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
         load.publications.report(&mut report);
     }
     if let Some(echo) = &mut load.echo {
-        report.add("echoes", "echoes, all of them right", echoes, Unit::Number);
-        let per_second = echoes as f64 / stopwatch.seconds();
-        report.add("echoes_per_second", "echoes a second", per_second, Unit::PerSecond);
+        report.add("echoes", "echoes, all correct", echoes, Unit::Number);
+        let per_second = echoes as f64 / phases.seconds();
+        report.add("echoes_per_second", "echoes per second", per_second, Unit::PerSecond);
         report.add_latency("echo_latency", "echo latency", echo.latency.window());
         report.add_fairness(&mut counted);
     }
@@ -119,8 +119,12 @@ fn report(args: &BroadcastArgs, load: &mut BroadcastLoad) -> Report {
 }
 
 impl BroadcastLoad {
-    fn new(args: &BroadcastArgs, seat: &Seat, board: &Arc<Board>) -> anyhow::Result<Self> {
-        let share = seat.share;
+    fn new(
+        args: &BroadcastArgs,
+        context: &WorkerContext,
+        shared_log: &Arc<SharedLog>,
+    ) -> anyhow::Result<Self> {
+        let share = context.share;
         let publisher = args.common.connections as usize;
         let (first_slot, count) = share.from(publisher + 1);
         let echo = (count > 0).then(|| {
@@ -137,16 +141,16 @@ impl BroadcastLoad {
         });
         let pace = match args.in_flight {
             _ if args.raw => PublishPace::Never,
-            Some(in_flight) => PublishPace::InFlight(u64::from(in_flight)),
+            Some(in_flight) => PublishPace::MaxInFlight(u64::from(in_flight)),
             None if args.rate > 0.0 => PublishPace::PerSecond(args.rate),
             None => PublishPace::Never,
         };
-        let course = &seat.course;
+        let run_state = &context.run_state;
         Ok(Self {
-            crowd: Crowd::new(&args.common, seat, args.raw)?,
+            steady: SteadyLoad::new(&args.common, context, args.raw)?,
             publisher,
-            publishes: (share.first..share.end()).contains(&publisher),
-            publications: Publications::new(args.kind, args.bytes, share, board, course),
+            publishes: share.contains(publisher),
+            publications: Publications::new(args.kind, args.bytes, share, shared_log, run_state),
             echo,
             pace,
             publishing: false,
@@ -158,9 +162,9 @@ impl BroadcastLoad {
         })
     }
 
-    /// Takes another worker's findings in.
+    /// Adds another worker's results.
     fn merge(&mut self, other: Self) {
-        self.crowd.merge(other.crowd);
+        self.steady.merge(other.steady);
         self.publications.merge(other.publications);
         self.reads += other.reads;
         self.to_receivers += other.to_receivers;
@@ -172,54 +176,54 @@ impl BroadcastLoad {
         }
     }
 
-    /// Publishes what is due; says when the next will be.
+    /// Publishes what is due. Returns when the next publication is.
     fn publish(&mut self, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
         while self.publishing && self.publications.has_room() {
-            let intended_at = match self.pace {
+            let scheduled_at = match self.pace {
                 PublishPace::Never => return None,
-                PublishPace::InFlight(_) => now,
+                PublishPace::MaxInFlight(_) => now,
                 PublishPace::PerSecond(rate) => {
                     let number = self.publications.published();
                     self.started_at + due_after(number, 1e9 / rate)
                 }
             };
-            if intended_at > now {
-                return Some(intended_at);
+            if scheduled_at > now {
+                return Some(scheduled_at);
             }
-            if let PublishPace::InFlight(most) = self.pace
+            if let PublishPace::MaxInFlight(most) = self.pace
                 && self.publications.in_flight() >= most
             {
                 return None;
             }
             sockets.send(self.publisher, |out| {
-                self.publications.put_next(out, intended_at, Topic::News);
+                self.publications.put_next(out, scheduled_at, Topic::News);
             });
         }
         None
     }
 
     fn drained(&self) -> bool {
-        let published = self.crowd.raw || self.publications.drained(self.publishes);
+        let published = self.steady.raw || self.publications.drained(self.publishes);
         published && self.echo.as_ref().is_none_or(Echo::drained)
     }
 
-    fn step(&mut self, edge: Edge, sockets: &mut Sockets, now: Nanos) {
-        match edge {
-            Edge::Start => {
+    fn step(&mut self, transition: Transition, sockets: &mut Sockets, now: Nanos) {
+        match transition {
+            Transition::Start => {
                 self.publishing = self.publishes;
                 self.started_at = now;
                 if let Some(echo) = &mut self.echo {
                     echo.start(sockets, now);
                 }
             }
-            Edge::Measure => {
+            Transition::Measure => {
                 self.counting = true;
-                self.publications.count_from_now();
+                self.publications.start_counting();
                 if let Some(echo) = &mut self.echo {
-                    echo.count_from_now();
+                    echo.start_counting();
                 }
             }
-            Edge::Stop => {
+            Transition::Stop => {
                 (self.counting, self.publishing) = (false, false);
                 self.publications.stop_counting();
                 if self.publishes {
@@ -229,14 +233,14 @@ impl BroadcastLoad {
                     echo.stop();
                 }
             }
-            Edge::Done => {}
+            Transition::Done => {}
         }
     }
 }
 
-impl Load for BroadcastLoad {
+impl ConnectionEvents for BroadcastLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.crowd.opened(slot, link, now);
+        self.steady.opened(slot, link, now);
         Ok(())
     }
 
@@ -251,7 +255,7 @@ impl Load for BroadcastLoad {
         let Link { reassembler, out, .. } = link;
         let counted_receiver = self.counting && slot < self.publisher;
         self.reads += u64::from(counted_receiver);
-        if self.crowd.raw {
+        if self.steady.raw {
             self.raw_bytes += if self.counting { bytes.len() as u64 } else { 0 };
             return Ok(());
         }
@@ -261,32 +265,35 @@ impl Load for BroadcastLoad {
                 self.publications.received(slot, answer, now)?;
                 return Ok(());
             }
-            if self.crowd.sessions.answered(slot, answer, now)? {
+            if self.steady.sessions.answered(slot, answer, now)? {
                 return Ok(());
             }
             match &mut self.echo {
                 Some(echo) if slot > self.publisher => echo.answered(slot, answer, out, now),
                 _ if slot == self.publisher => self.publications.accepted(answer),
-                _ => bail!("receiver {slot}: {answer:?} came, which nothing asked for"),
+                _ => bail!("receiver {slot}: {answer:?} came without a request"),
             }
         })
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        self.crowd.closed(slot, &cause)
+        self.steady.closed(slot, &cause)
     }
+}
 
-    fn pulse(&self) -> Pulse {
+impl Load for BroadcastLoad {
+    fn counters(&self) -> Counters {
         let echoes = self.echo.as_ref().map_or((0, 0), Echo::sent_and_answered);
         let published = if self.publishes { self.publications.published() } else { 0 };
-        let received = self.publications.received_in_all();
-        self.crowd.sessions.pulse().with(echoes).with((published, received))
+        let received = self.publications.received_in_run();
+        self.steady.sessions.counters().plus(echoes).plus((published, received))
     }
 
-    fn flush(&mut self, live: &Live) {
-        self.crowd.sessions.flush(None);
-        // Where there are echoes, they are what is shown, by whichever worker has them.
-        let echoes = self.crowd.share().total > self.publisher + 1;
+    fn flush(&mut self, live: &LiveStats) {
+        self.steady.sessions.flush(None);
+        // The samples show the echoes' latencies where there are echoes in any worker, and the deliveries'
+        // otherwise.
+        let echoes = self.steady.share().total > self.publisher + 1;
         self.publications.flush((!echoes).then_some(live));
         if let Some(echo) = &mut self.echo {
             echo.flush(Some(live));
@@ -294,11 +301,11 @@ impl Load for BroadcastLoad {
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let received = self.pulse().received;
-        let standing = self.crowd.standing(self.drained(), received);
-        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
-        if let Some(edge) = edge {
-            self.step(edge, sockets, now);
+        let received = self.counters().received;
+        let standing = self.steady.standing(self.drained(), received);
+        let (transition, next) = self.steady.tick(standing, sockets, now)?;
+        if let Some(transition) = transition {
+            self.step(transition, sockets, now);
         }
         let publish_at = self.publish(sockets, now);
         let echo_at = self.echo.as_mut().and_then(|echo| echo.tick(sockets, now));

@@ -1,35 +1,35 @@
-//! `tide bench connect`: many connections that do little, and what they take.
+//! `tide bench connect`: holds many idle connections, and measures what each costs.
 
 use anyhow::Context as _;
 
 use super::args::ConnectArgs;
-use super::course::{Seat, Stage};
-use super::crew::{self, Task};
-use super::crowd::Crowd;
-use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
-use super::latency::{Live, Pulse};
+use super::clock::Nanos;
+use super::echo::{ECHO_KIND, Echo, EchoPlan, Pace, for_each_answer};
+use super::engine::{Load, Next};
+use super::latency::{Counters, LiveStats};
+use super::phases::{Transition, WindowEnd, WorkerStatus};
 use super::proc;
 use super::report::{Report, Unit};
-use super::stopwatch::{Edge, Ends, Standing};
+use super::run_state::{Stage, WorkerContext};
+use super::sockets::{CloseCause, ConnectionEvents, Link, Sockets};
+use super::steady_load::SteadyLoad;
+use super::workers::{self, RunPlan};
 use crate::count::counted;
 
-/// Large answers under way at once, of all workers: they are to be on sockets one after the other,
-/// not all together.
-const LARGE_UNDER_WAY_MAX: usize = 64;
-/// The type that echoes.
-const ECHO_KIND: i32 = 1;
-/// How often the server's memory is looked at while it settles.
-const LOOK_INTERVAL_NS: Nanos = 100_000_000;
-/// Memory has settled when it was the same for so many looks: the gateway gives back what a burst leaves when
-/// it was quiet for two seconds.
-const SAME_LOOKS: u32 = 30;
-/// Memory that has not settled by then is taken as it is.
+/// Large answers of all workers in flight at the same time. Few, since the connections are to have them one
+/// after the other and not all together.
+const LARGE_IN_FLIGHT_MAX: usize = 64;
+/// How often the server's memory is read while it settles.
+const CHECK_INTERVAL_NS: Nanos = 100_000_000;
+/// Memory has settled after this many equal readings, 3 s: the gateway gives the memory of a burst back after
+/// two quiet seconds.
+const SAME_READINGS: u32 = 30;
+/// After this time the last reading is taken, settled or not.
 const SETTLE_MAX_NS: Nanos = 15_000_000_000;
 
 struct ConnectLoad {
-    crowd: Crowd,
-    /// The first worker's: it looks at the server.
+    steady: SteadyLoad,
+    /// Set in the first worker only: it reads the server's memory.
     pid: Option<u32>,
     sweeps: bool,
     large: Option<Echo>,
@@ -47,38 +47,38 @@ enum Phase {
         settling: Settling,
     },
     Large,
-    /// All is prepared: the stopwatch runs.
+    /// All preparation is done, and [`Phases`](super::phases::Phases) takes over.
     Hold,
 }
 
 struct Settling {
     since: Nanos,
-    look_at: Nanos,
+    check_at: Nanos,
     rss_bytes: u64,
-    same_looks: u32,
+    same_readings: u32,
 }
 
-/// Runs it.
+/// Runs the scenario.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let common = &args.common;
-    let task = Task::new(common, common.connections as usize);
-    let finished = crew::run(&task, |seat| ConnectLoad::new(args, seat))?;
+    let plan = RunPlan::new(common, common.connections as usize);
+    let finished = workers::run(&plan, |context| ConnectLoad::new(args, context))?;
     let (mut load, series) =
-        finished.merged(|load, other: ConnectLoad| load.crowd.merge(other.crowd));
+        finished.merged(|load, other: ConnectLoad| load.steady.merge(other.steady));
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(common)
+    report.print(&common.invocation, &common.output)
 }
 
 fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {
     let connections = args.common.connections;
-    let rss_before_bytes = load.crowd.stopwatch.seat.course.rss_before_bytes;
-    let sessions = &mut load.crowd.sessions;
+    let rss_before_bytes = load.steady.phases.context.run_state.rss_before_bytes;
+    let sessions = &mut load.steady.sessions;
     let mut report =
         Report::new("connect", format!("{}, held", counted(connections, "connection")));
     report.add("connections", "connections", u64::from(connections), Unit::Number);
     let per_second = sessions.connects_per_second();
-    report.add("connects_per_second", "brought up a second", per_second, Unit::PerSecond);
+    report.add("connects_per_second", "connections opened per second", per_second, Unit::PerSecond);
     report.add_latency("connect", "connect", sessions.connect_latency.window());
     report.add_latency("auth", "authenticate", sessions.auth_latency.window());
     if args.common.pid.is_some() {
@@ -91,43 +91,43 @@ fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {
             report.add("idle_after_large_bytes_each", label, after, Unit::Bytes);
         }
         if !load.settled {
-            report.warn("the server's memory did not settle: it is what it was at the end");
+            report.warn("the server's memory did not settle: the figures show the last reading");
         }
     }
     let heartbeats = sessions.pongs();
     report.add("heartbeats", "heartbeats answered", heartbeats, Unit::Number);
     report.add_latency("heartbeat", "heartbeat", sessions.heartbeat_latency.window());
     if load.sweeps {
-        let per_second = heartbeats as f64 / load.crowd.stopwatch.seconds();
+        let per_second = heartbeats as f64 / load.steady.phases.seconds();
         report.add("heartbeats_per_second", "heartbeats a second", per_second, Unit::PerSecond);
-        load.crowd.stopwatch.report(&mut report, "heartbeat", heartbeats);
+        load.steady.phases.report(&mut report, "heartbeat", heartbeats);
     } else {
-        load.crowd.stopwatch.report(&mut report, "connection held", u64::from(connections));
+        load.steady.phases.report(&mut report, "connection held", u64::from(connections));
     }
     report
 }
 
 impl ConnectLoad {
-    fn new(args: &ConnectArgs, seat: &Seat) -> anyhow::Result<Self> {
-        let share = seat.share;
+    fn new(args: &ConnectArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+        let share = context.share;
         let large = args.large_answers.map(|bytes| {
-            let under_way_max = (LARGE_UNDER_WAY_MAX / share.workers).max(1) as u64;
+            let in_flight_max = (LARGE_IN_FLIGHT_MAX / share.workers).max(1) as u64;
             Echo::new(EchoPlan {
                 first_slot: share.first,
                 count: share.count,
                 kind: ECHO_KIND,
                 bytes,
-                pace: Pace::Once { under_way_max },
+                pace: Pace::Once { in_flight_max },
                 raw: args.raw,
             })
         });
-        let mut crowd = Crowd::new(&args.common, seat, args.raw)?;
+        let mut steady = SteadyLoad::new(&args.common, context, args.raw)?;
         if args.heartbeat_sweep {
-            crowd.stopwatch = crowd.stopwatch.ending(Ends::WhenFinished);
+            steady.phases = steady.phases.with_window_end(WindowEnd::WhenFinished);
         }
         Ok(Self {
-            crowd,
-            pid: args.common.pid.filter(|_| share.leads()),
+            steady,
+            pid: args.common.pid.filter(|_| share.is_leader()),
             sweeps: args.heartbeat_sweep,
             large,
             phase: Phase::Ramp,
@@ -137,19 +137,19 @@ impl ConnectLoad {
         })
     }
 
-    /// Moves on through what comes before the hold.
+    /// Runs the phases before the hold.
     fn prepare(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<()> {
         match &mut self.phase {
-            Phase::Ramp if self.crowd.sessions.all_up() => {
-                if self.crowd.stopwatch.seat.arrive(Stage::Up) {
+            Phase::Ramp if self.steady.sessions.all_up() => {
+                if self.steady.phases.context.reach(Stage::Up) {
                     self.settle(false, now);
                 }
             }
             Phase::Ramp | Phase::Hold => {}
             Phase::Large => {
-                let large = self.large.as_mut().context("there are large answers to ask for")?;
+                let large = self.large.as_mut().context("large answers are configured")?;
                 large.tick(sockets, now);
-                if large.all_answered() && self.crowd.stopwatch.seat.arrive(Stage::LargeAnswered) {
+                if large.all_answered() && self.steady.phases.context.reach(Stage::LargeAnswered) {
                     self.settle(true, now);
                 }
             }
@@ -158,16 +158,16 @@ impl ConnectLoad {
                     self.settled(large_done, sockets, now);
                     return Ok(());
                 };
-                if now < settling.look_at {
+                if now < settling.check_at {
                     return Ok(());
                 }
                 let rss_bytes = proc::rss_bytes(pid)?;
                 let same = rss_bytes == settling.rss_bytes;
-                settling.same_looks = if same { settling.same_looks + 1 } else { 0 };
+                settling.same_readings = if same { settling.same_readings + 1 } else { 0 };
                 settling.rss_bytes = rss_bytes;
-                settling.look_at = now + LOOK_INTERVAL_NS;
+                settling.check_at = now + CHECK_INTERVAL_NS;
                 let too_long = now >= settling.since + SETTLE_MAX_NS;
-                if settling.same_looks >= SAME_LOOKS || too_long {
+                if settling.same_readings >= SAME_READINGS || too_long {
                     self.settled &= !too_long;
                     let rss = if large_done {
                         &mut self.rss_after_large_bytes
@@ -183,14 +183,14 @@ impl ConnectLoad {
     }
 
     fn settle(&mut self, large_done: bool, now: Nanos) {
-        let settling = Settling { since: now, look_at: now, rss_bytes: 0, same_looks: 0 };
+        let settling = Settling { since: now, check_at: now, rss_bytes: 0, same_readings: 0 };
         self.phase = Phase::Settle { large_done, settling };
     }
 
-    /// This worker doesn't wait for the memory any more: goes on if all are so far.
+    /// This worker no longer waits for the memory. Continues when all workers are that far.
     fn settled(&mut self, large_done: bool, sockets: &mut Sockets, now: Nanos) {
         let stage = if large_done { Stage::LargeSettled } else { Stage::IdleSettled };
-        if !self.crowd.stopwatch.seat.arrive(stage) {
+        if !self.steady.phases.context.reach(stage) {
             return;
         }
         self.phase = match &mut self.large {
@@ -203,9 +203,9 @@ impl ConnectLoad {
     }
 }
 
-impl Load for ConnectLoad {
+impl ConnectionEvents for ConnectLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.crowd.opened(slot, link, now);
+        self.steady.opened(slot, link, now);
         Ok(())
     }
 
@@ -217,12 +217,12 @@ impl Load for ConnectLoad {
         now: Nanos,
     ) -> anyhow::Result<()> {
         let Link { reassembler, out, .. } = link;
-        let unasked = || format!("connection {slot}: bytes came that nothing asked for");
-        if self.crowd.raw {
+        let unasked = || format!("connection {slot}: bytes came without a request");
+        if self.steady.raw {
             return self.large.as_mut().with_context(unasked)?.echoed(slot, bytes, out, now);
         }
         for_each_answer(slot, reassembler, bytes, |answer| {
-            if !self.crowd.sessions.answered(slot, answer, now)? {
+            if !self.steady.sessions.answered(slot, answer, now)? {
                 let large = self.large.as_mut().with_context(unasked)?;
                 large.answered(slot, answer, out, now)?;
             }
@@ -231,31 +231,33 @@ impl Load for ConnectLoad {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        self.crowd.closed(slot, &cause)
+        self.steady.closed(slot, &cause)
     }
+}
 
-    fn pulse(&self) -> Pulse {
+impl Load for ConnectLoad {
+    fn counters(&self) -> Counters {
         let large = self.large.as_ref().map_or((0, 0), Echo::sent_and_answered);
-        self.crowd.sessions.pulse().with(large)
+        self.steady.sessions.counters().plus(large)
     }
 
-    fn flush(&mut self, live: &Live) {
-        self.crowd.sessions.flush(Some(live));
+    fn flush(&mut self, live: &LiveStats) {
+        self.steady.sessions.flush(Some(live));
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
         self.prepare(sockets, now)?;
-        let standing = Standing {
+        let standing = WorkerStatus {
             ready: matches!(self.phase, Phase::Hold),
-            finished: self.crowd.sessions.swept(),
-            ..self.crowd.standing(true, 0)
+            finished: self.steady.sessions.sweep_is_done(),
+            ..self.steady.standing(true, 0)
         };
-        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
-        match edge {
-            // What is under way then is answered before the sweep begins.
-            Some(Edge::Start) if self.sweeps => self.crowd.sessions.pause_heartbeats(),
-            Some(Edge::Measure) if self.sweeps => {
-                self.crowd.sessions.sweep();
+        let (transition, next) = self.steady.tick(standing, sockets, now)?;
+        match transition {
+            // The heartbeats in flight are answered in the warm-up, before the sweep begins.
+            Some(Transition::Start) if self.sweeps => self.steady.sessions.pause_heartbeats(),
+            Some(Transition::Measure) if self.sweeps => {
+                self.steady.sessions.sweep();
                 return Ok(next.min(Some(now)));
             }
             _ => {}

@@ -1,62 +1,66 @@
-//! `tide bench connect --cycle`: whole connections, from the connect to the close, again and again.
+//! `tide bench connect --cycle`: complete connections, from the connect to the close, again and again.
 
 use anyhow::{Context as _, bail};
 
 use super::args::ConnectArgs;
-use super::course::Seat;
-use super::crew::{self, Task};
+use super::churn_load::ChurnLoad;
+use super::clock::Nanos;
 use super::echo::for_each_answer;
-use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
-use super::latency::{Latency, Live, Pulse};
-use super::report::{Report, Unit, demand_any};
+use super::engine::{Load, Next};
+use super::latency::{Counters, Latency, LiveStats};
+use super::phases::Phases;
+use super::report::{Report, Unit, ensure_measured};
+use super::run_state::WorkerContext;
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
+use super::sockets::{CloseCause, ConnectionEvents, Link, Sockets};
 use super::source::Addresses;
-use super::stopwatch::Stopwatch;
-use super::turnover::Turnover;
+use super::workers::{self, RunPlan};
 use crate::count::grouped;
 
 struct CycleLoad<'a> {
     args: &'a ConnectArgs,
     addresses: Addresses,
     credentials: Credentials,
-    stopwatch: Stopwatch,
+    phases: Phases,
     lanes: Vec<Lane>,
-    turnover: Turnover,
-    /// Begun, over the whole run.
-    begun: usize,
-    pulse: Pulse,
+    churn: ChurnLoad,
+    /// Connections started in the whole run.
+    started: usize,
+    counters: Counters,
     counted: u64,
     latency: Latency,
 }
 
+/// What happens on one slot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
-    began_at: Nanos,
+    started_at: Nanos,
     step: Step,
-    /// Raw: bytes that have to come back yet. Otherwise unused.
-    owed_bytes: usize,
-    /// Raw: bytes of the heartbeat, which follow once those are back.
+    /// Raw: bytes that have not come back yet. Otherwise unused.
+    pending_bytes: usize,
+    /// Raw: bytes of the heartbeat, which is sent when those are back. Otherwise unused.
     heartbeat_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
-    /// Neither answer has come.
+    /// No answer has come.
     #[default]
     Authenticate,
-    /// The heartbeat's is missing.
+    /// The answer to the heartbeat is missing.
     Heartbeat,
-    /// The heartbeat's came first, as it may: the authentication's is missing.
-    Overtaken,
-    Over,
+    /// The answer to the heartbeat came first, which the protocol allows. That to the authentication is missing.
+    HeartbeatFirst,
+    /// Only the close is left.
+    Closing,
 }
 
-/// Runs it.
+/// Runs the scenario.
 pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
-    args.common.demand_window()?;
+    args.common.ensure_window()?;
     let count = args.common.connections as usize;
-    let task = Task { reset_on_close: args.reset, ..Task::new(&args.common, count) };
-    let finished = crew::run(&task, |seat| CycleLoad::new(args, seat))?;
+    let plan = RunPlan { reset_on_close: args.reset, ..RunPlan::new(&args.common, count) };
+    let finished = workers::run(&plan, |context| CycleLoad::new(args, context))?;
     let (mut load, series) = finished.merged(|load, other| {
         load.counted += other.counted;
         load.latency.merge(other.latency);
@@ -66,41 +70,41 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let title = format!("connect, authenticate, heartbeat, close: {together} at a time, {how}");
     let mut report = Report::new("cycle", title);
     report.add("connections", "connections at a time", count as u64, Unit::Number);
-    report.add("cycles", "whole connections", load.counted, Unit::Number);
-    let per_second = load.counted as f64 / load.stopwatch.seconds();
-    report.add("per_second", "whole connections a second", per_second, Unit::PerSecond);
-    load.stopwatch.report(&mut report, "connection", load.counted);
+    report.add("cycles", "complete connections", load.counted, Unit::Number);
+    let per_second = load.counted as f64 / load.phases.seconds();
+    report.add("per_second", "complete connections per second", per_second, Unit::PerSecond);
+    load.phases.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", load.latency.window());
     report.set_series(series);
-    report.print(&args.common)?;
-    demand_any(load.counted, "connection was gone through")
+    report.print(&args.common.invocation, &args.common.output)?;
+    ensure_measured(load.counted, "connection was completed")
 }
 
 impl<'a> CycleLoad<'a> {
-    fn new(args: &'a ConnectArgs, seat: &Seat) -> anyhow::Result<Self> {
-        let share = seat.share;
+    fn new(args: &'a ConnectArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+        let share = context.share;
         Ok(Self {
             args,
             addresses: args.common.addresses(),
             credentials: Credentials::new(&args.common),
-            stopwatch: Stopwatch::new(&args.common, seat)?,
+            phases: Phases::new(&args.common, context)?,
             lanes: vec![Lane::default(); share.count],
-            turnover: Turnover::new(share, 0, args.common.patience),
-            begun: 0,
-            pulse: Pulse::default(),
+            churn: ChurnLoad::new(share, 0, args.common.admission_timeout),
+            started: 0,
+            counters: Counters::default(),
             counted: 0,
             latency: Latency::new(),
         })
     }
 
     fn lane(&mut self, slot: usize) -> &mut Lane {
-        let first = self.stopwatch.share().first;
+        let first = self.phases.share().first;
         &mut self.lanes[slot - first]
     }
 
-    /// The lane's work is done: closes.
-    fn over(&mut self, slot: usize, link: &mut Link) {
-        self.lane(slot).step = Step::Over;
+    /// Closes a connection that has all its answers.
+    fn close(&mut self, slot: usize, link: &mut Link) {
+        self.lane(slot).step = Step::Closing;
         link.close = true;
     }
 
@@ -111,7 +115,7 @@ impl<'a> CycleLoad<'a> {
         link: &mut Link,
     ) -> anyhow::Result<()> {
         let pipelined = self.args.pipelined;
-        self.pulse.received += 1;
+        self.counters.received += 1;
         let lane = self.lane(slot);
         match (answer, lane.step) {
             (SessionAnswer::Authenticated { .. }, Step::Authenticate) => {
@@ -121,10 +125,10 @@ impl<'a> CycleLoad<'a> {
                 }
             }
             (SessionAnswer::Pong, Step::Authenticate) if pipelined => {
-                lane.step = Step::Overtaken;
+                lane.step = Step::HeartbeatFirst;
             }
             (SessionAnswer::Pong, Step::Heartbeat)
-            | (SessionAnswer::Authenticated { .. }, Step::Overtaken) => self.over(slot, link),
+            | (SessionAnswer::Authenticated { .. }, Step::HeartbeatFirst) => self.close(slot, link),
             (answer, step) => bail!("connection {slot}: {answer:?} came in step {step:?}"),
         }
         Ok(())
@@ -133,38 +137,39 @@ impl<'a> CycleLoad<'a> {
     fn echoed(&mut self, slot: usize, bytes: usize, link: &mut Link) -> anyhow::Result<()> {
         let lane = self.lane(slot);
         let more = || format!("connection {slot}: more bytes came back than were sent");
-        lane.owed_bytes = lane.owed_bytes.checked_sub(bytes).with_context(more)?;
-        if lane.owed_bytes > 0 {
+        lane.pending_bytes = lane.pending_bytes.checked_sub(bytes).with_context(more)?;
+        if lane.pending_bytes > 0 {
             return Ok(());
         }
         if lane.heartbeat_bytes > 0 {
             put_heartbeat(&mut link.out);
-            lane.owed_bytes = std::mem::take(&mut lane.heartbeat_bytes);
+            lane.pending_bytes = std::mem::take(&mut lane.heartbeat_bytes);
             return Ok(());
         }
-        self.over(slot, link);
+        self.close(slot, link);
         Ok(())
     }
 }
 
-impl Load for CycleLoad<'_> {
+impl ConnectionEvents for CycleLoad<'_> {
     fn opened(&mut self, slot: usize, link: &mut Link, _: Nanos) -> anyhow::Result<()> {
-        // Another user each time: the last one's connection may not be gone yet at the server.
-        let share = self.stopwatch.share();
-        let user = self.begun * share.workers + share.worker;
-        self.begun += 1;
+        // A new user each time: the server may not have closed the last user's connection yet, and would
+        // replace it (107).
+        let share = self.phases.share();
+        let user = self.started * share.workers + share.worker;
+        self.started += 1;
         // The authentication and the heartbeat.
-        self.pulse.sent += 2;
+        self.counters.sent += 2;
         self.credentials.put_authenticate(user, &mut link.out);
         let authenticate_bytes = link.out.len();
         put_heartbeat(&mut link.out);
         let (pipelined, raw) = (self.args.pipelined, self.args.raw);
         let lane = self.lane(slot);
         if pipelined {
-            lane.owed_bytes = if raw { link.out.len() } else { 0 };
+            lane.pending_bytes = if raw { link.out.len() } else { 0 };
         } else {
             lane.heartbeat_bytes = link.out.len() - authenticate_bytes;
-            lane.owed_bytes = authenticate_bytes;
+            lane.pending_bytes = authenticate_bytes;
             link.out.truncate(authenticate_bytes);
         }
         Ok(())
@@ -190,34 +195,36 @@ impl Load for CycleLoad<'_> {
 
     fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()> {
         let lane = *self.lane(slot);
-        if lane.step != Step::Over {
+        if lane.step != Step::Closing {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
         }
-        self.turnover.came_in(now);
-        self.counted += u64::from(self.turnover.counting());
-        self.latency.record(now.saturating_sub(lane.began_at));
-        self.turnover.gone(slot);
+        self.churn.record_admitted(now);
+        self.counted += u64::from(self.churn.counting());
+        self.latency.record(now.saturating_sub(lane.started_at));
+        self.churn.record_closed(slot);
         Ok(())
     }
+}
 
-    fn pulse(&self) -> Pulse {
-        Pulse { connections: self.turnover.under_way() as u64, ..self.pulse }
+impl Load for CycleLoad<'_> {
+    fn counters(&self) -> Counters {
+        Counters { connections: self.churn.open() as u64, ..self.counters }
     }
 
-    fn flush(&mut self, live: &Live) {
+    fn flush(&mut self, live: &LiveStats) {
         self.latency.flush(Some(live));
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
-        let received = self.pulse.received;
-        if self.turnover.tick(&mut self.stopwatch, &mut self.latency, received, now)? {
+        let received = self.counters.received;
+        if self.churn.tick(&mut self.phases, &mut self.latency, received, now)? {
             return Ok(Next::Done);
         }
-        while let Some(slot) = self.turnover.begin(now) {
+        while let Some(slot) = self.churn.start_next(now) {
             let (to, from) = self.addresses.of(slot);
             sockets.connect(slot, to, from)?;
-            *self.lane(slot) = Lane { began_at: now, ..Lane::default() };
+            *self.lane(slot) = Lane { started_at: now, ..Lane::default() };
         }
-        Ok(Next::Whenever.min(self.stopwatch.phase_ends_at()))
+        Ok(Next::NoDeadline.min(self.phases.phase_ends_at()))
     }
 }

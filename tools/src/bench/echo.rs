@@ -1,60 +1,64 @@
-//! Requests that come back: sending them in a closed or an open loop, and checking every byte.
+//! Echoes: sends requests in a closed or an open loop, and checks every byte of the answers.
 
 use anyhow::bail;
 use tidegate_protocol::frame::frame_len;
 use tidegate_protocol::limits::FRAME_TO_CLIENT_BYTES_MAX;
 use tidegate_protocol::message::{Request, Response, SUCCESS};
 
-use super::engine::{Nanos, Sockets, due_after};
-use super::latency::{Latency, Live};
+use super::clock::{Nanos, due_after};
+use super::latency::{Latency, LiveStats};
 use super::pattern::Pattern;
 use super::session::BUSINESS_SEQUENCE;
+use super::sockets::Sockets;
 use crate::count::{counted, grouped};
 
-/// Open loop: requests under way on one connection. More wait, and their latency counts the wait.
-const UNDER_WAY_MAX: u32 = 1024;
-/// Sequence by which a raw message takes its size from a request: two bytes, like most of a run.
+/// The demo backend's type that echoes.
+pub(super) const ECHO_KIND: i32 = 1;
+/// Open loop: requests in flight on one connection. Further ones wait, and their latency includes the wait.
+const IN_FLIGHT_MAX: u32 = 1024;
+/// A raw message is as long as a request with this sequence: it takes two bytes, as most of a run's do.
 const TYPICAL_SEQUENCE: u64 = 1000;
 
 /// When requests are sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pace {
-    /// The next one when one is answered, this many at a time on each connection.
+    /// A request follows each answer on the same connection: `depth` in flight on each.
     Closed { depth: u32 },
-    /// This many a second in total, whatever comes back.
+    /// This many a second in total, whether answers come or not.
     Open { per_second: f64 },
-    /// One on each connection, with this many under way.
-    Once { under_way_max: u64 },
-    /// The next one on the next connection when one is answered, this many at a time in total.
-    Moving { under_way: u64 },
-    /// When [`Echo::ask`] is called, one at a time on each connection.
+    /// One on each connection, with at most this many in flight.
+    Once { in_flight_max: u64 },
+    /// A request follows each answer on the next connection: this many in flight in total.
+    RoundRobin { in_flight: u64 },
+    /// When [`Echo::send_one`] is called, one at a time on each connection.
     OnDemand,
 }
 
-/// What is sent.
+/// What is sent, when, and on which connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EchoPlan {
     /// The first connection's slot.
     pub(super) first_slot: usize,
-    /// Connections.
+    /// The number of connections.
     pub(super) count: usize,
     /// The requests' type.
     pub(super) kind: i32,
     /// Bytes of `biz_data`.
     pub(super) bytes: usize,
-    /// When.
+    /// When requests are sent.
     pub(super) pace: Pace,
-    /// Without the protocol.
+    /// Sends and expects bare bytes, without the protocol.
     pub(super) raw: bool,
 }
 
+/// The requests of one connection.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     sent: u64,
     /// Answers in the window.
     counted: u64,
-    /// Requests not yet answered. under_way <= sent
-    under_way: u32,
+    /// Requests that are not answered. in_flight <= sent
+    in_flight: u32,
     /// Raw: bytes of the next answer that have come.
     partial_bytes: u32,
 }
@@ -62,28 +66,28 @@ struct Lane {
 impl Lane {
     #[inline]
     fn answered(&self) -> u64 {
-        self.sent - u64::from(self.under_way)
+        self.sent - u64::from(self.in_flight)
     }
 }
 
-/// Requests on some connections.
+/// The requests of a worker's connections.
 #[derive(Debug)]
 pub(super) struct Echo {
     plan: EchoPlan,
     pattern: Pattern,
     lanes: Vec<Lane>,
-    /// When each request under way was sent, where no plan says so: `depth` for each lane.
+    /// When each request in flight was sent, where no schedule tells: `depth` entries for each lane.
     sent_at: Vec<Nanos>,
     depth: u32,
-    /// Lanes' turns so far, where answers don't decide: number `n` is that of lane `n % count`.
+    /// Turns of the lanes so far, where the pace is not closed: number `n` belongs to lane `n % count`.
     turns: u64,
-    /// On all lanes. answered <= sent
+    /// Requests of all lanes. answered <= sent
     sent: u64,
     answered: u64,
     started_at: Nanos,
     sending: bool,
     counting: bool,
-    /// From the (intended) sending to the answer.
+    /// From the sending, scheduled or real, to the answer.
     pub(super) latency: Latency,
 }
 
@@ -93,7 +97,7 @@ impl Echo {
         plan.bytes = bytes;
         let depth = match plan.pace {
             Pace::Closed { depth } => depth,
-            Pace::Moving { .. } | Pace::OnDemand => 1,
+            Pace::RoundRobin { .. } | Pace::OnDemand => 1,
             Pace::Open { .. } | Pace::Once { .. } => 0,
         };
         Self {
@@ -112,7 +116,7 @@ impl Echo {
         }
     }
 
-    /// Starts to send.
+    /// Starts sending.
     pub(super) fn start(&mut self, sockets: &mut Sockets, now: Nanos) {
         self.sending = true;
         self.started_at = now;
@@ -125,14 +129,14 @@ impl Echo {
         }
     }
 
-    /// Starts to count, from zero.
-    pub(super) fn count_from_now(&mut self) {
+    /// Starts counting, from zero.
+    pub(super) fn start_counting(&mut self) {
         self.counting = true;
-        self.latency.count_from_now();
+        self.latency.start_counting();
         self.lanes.iter_mut().for_each(|lane| lane.counted = 0);
     }
 
-    /// Stops to count and to send. What is under way will still be checked.
+    /// Stops counting and sending. Answers to requests in flight are still checked.
     pub(super) fn stop(&mut self) {
         self.counting = false;
         self.sending = false;
@@ -144,63 +148,63 @@ impl Echo {
         self.sent == self.answered
     }
 
-    /// Whether every connection has had an answer.
+    /// Whether every connection has had its answer ([`Pace::Once`]).
     pub(super) fn all_answered(&self) -> bool {
         self.sent >= self.plan.count as u64 && self.drained()
     }
 
-    /// Requests sent, and answers that came, over the whole run.
+    /// Requests sent and answers received in the whole run.
     pub(super) fn sent_and_answered(&self) -> (u64, u64) {
         (self.sent, self.answered)
     }
 
-    /// Answers in the window, for each connection.
+    /// The answers of each connection in the window.
     pub(super) fn counted(&self) -> Vec<u64> {
         self.lanes.iter().map(|lane| lane.counted).collect()
     }
 
-    /// A second is over.
-    pub(super) fn flush(&mut self, live: Option<&Live>) {
+    /// Ends the second.
+    pub(super) fn flush(&mut self, live: Option<&LiveStats>) {
         self.latency.flush(live);
     }
 
-    /// Takes another worker's findings in, whose connections follow.
+    /// Adds another worker's results. Its connections follow this worker's.
     pub(super) fn merge(&mut self, other: Self) {
         self.lanes.extend(other.lanes);
         self.latency.merge(other.latency);
     }
 
-    /// Sends what is due, where answers don't decide that; says when the next will be.
+    /// Sends the requests that are due, where the pace is not closed. Returns when the next is.
     pub(super) fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
         let mut skipped = 0;
         while self.sending && skipped < self.plan.count {
             let lane = usize::try_from(self.turns % self.plan.count as u64).unwrap_or_default();
-            let under_way = self.sent - self.answered;
+            let in_flight = self.sent - self.answered;
             match self.plan.pace {
                 Pace::Closed { .. } | Pace::OnDemand => return None,
-                Pace::Once { under_way_max } => {
+                Pace::Once { in_flight_max } => {
                     let all_sent = self.sent == self.plan.count as u64;
-                    if all_sent || under_way == under_way_max {
+                    if all_sent || in_flight == in_flight_max {
                         return None;
                     }
                 }
-                Pace::Moving { under_way: most } => {
-                    if under_way == most {
+                Pace::RoundRobin { in_flight: most } => {
+                    if in_flight == most {
                         return None;
                     }
-                    if self.lanes[lane].under_way > 0 {
-                        // It is slow: its next turn comes.
+                    if self.lanes[lane].in_flight > 0 {
+                        // Its last answer is late: it is skipped until its next turn.
                         self.turns += 1;
                         skipped += 1;
                         continue;
                     }
                 }
                 Pace::Open { per_second } => {
-                    let due_at = self.intended_at(self.turns, per_second);
+                    let due_at = self.scheduled_at(self.turns, per_second);
                     if due_at > now {
                         return Some(due_at);
                     }
-                    if self.lanes[lane].under_way == UNDER_WAY_MAX {
+                    if self.lanes[lane].in_flight == IN_FLIGHT_MAX {
                         return None;
                     }
                 }
@@ -211,20 +215,20 @@ impl Echo {
         None
     }
 
-    /// Sends one on a connection, if the last one has been answered: whether it did.
-    pub(super) fn ask(&mut self, slot: usize, sockets: &mut Sockets, now: Nanos) -> bool {
+    /// Sends one request on a connection, unless one is in flight there. Returns whether it did.
+    pub(super) fn send_one(&mut self, slot: usize, sockets: &mut Sockets, now: Nanos) -> bool {
         let lane = slot - self.plan.first_slot;
-        let free = self.lanes[lane].under_way == 0;
+        let free = self.lanes[lane].in_flight == 0;
         if free {
             sockets.send(slot, |out| self.put_next(lane, out, now));
         }
         free
     }
 
-    /// Takes an answer; sends the next request in a closed loop.
+    /// Checks an answer. In a closed loop, sends the next request.
     ///
     /// # Errors
-    /// It is not the answer that is due, or not byte by byte what was sent.
+    /// It is not the answer that is due, or differs from what was sent.
     #[inline]
     pub(super) fn answered(
         &mut self,
@@ -234,16 +238,16 @@ impl Echo {
         now: Nanos,
     ) -> anyhow::Result<()> {
         if answer.sequence == 0 && answer.status == SUCCESS {
-            // A push: somebody else loads the gateway too, and everybody gets it.
+            // A push: another client or an operator may push to all clients at any time.
             return Ok(());
         }
         let lane = slot - self.plan.first_slot;
-        let Lane { under_way, .. } = self.lanes[lane];
+        let Lane { in_flight, .. } = self.lanes[lane];
         let expected = BUSINESS_SEQUENCE + self.lanes[lane].answered();
-        if under_way == 0 || answer.sequence != expected || answer.kind != self.plan.kind {
+        if in_flight == 0 || answer.sequence != expected || answer.kind != self.plan.kind {
             bail!(
                 "connection {slot}: an answer of type {} to request {} came; the one due was to \
-                 request {expected}, of {under_way} under way",
+                 request {expected}, with {in_flight} in flight",
                 answer.kind,
                 answer.sequence
             );
@@ -253,10 +257,10 @@ impl Echo {
         Ok(())
     }
 
-    /// Takes bytes that came back without the protocol.
+    /// Checks bytes that came back without the protocol.
     ///
     /// # Errors
-    /// They are not what was sent.
+    /// They differ from what was sent.
     pub(super) fn echoed(
         &mut self,
         slot: usize,
@@ -266,18 +270,18 @@ impl Echo {
     ) -> anyhow::Result<()> {
         let lane = slot - self.plan.first_slot;
         while !bytes.is_empty() {
-            let Lane { under_way, partial_bytes, .. } = self.lanes[lane];
-            if under_way == 0 {
+            let Lane { in_flight, partial_bytes, .. } = self.lanes[lane];
+            if in_flight == 0 {
                 let bytes = counted(bytes.len(), "byte");
                 bail!("connection {slot}: {bytes} came, and none was due");
             }
             let sequence = BUSINESS_SEQUENCE + self.lanes[lane].answered();
             let expected = &self.pattern.message(slot, sequence)[partial_bytes as usize..];
-            let (now_come, rest) = bytes.split_at(expected.len().min(bytes.len()));
-            check(slot, sequence, now_come, &expected[..now_come.len()])?;
+            let (part, rest) = bytes.split_at(expected.len().min(bytes.len()));
+            check(slot, sequence, part, &expected[..part.len()])?;
             bytes = rest;
-            if now_come.len() < expected.len() {
-                self.lanes[lane].partial_bytes += u32::try_from(now_come.len())?;
+            if part.len() < expected.len() {
+                self.lanes[lane].partial_bytes += u32::try_from(part.len())?;
             } else {
                 self.lanes[lane].partial_bytes = 0;
                 self.complete(lane, out, now);
@@ -289,14 +293,14 @@ impl Echo {
     #[inline]
     fn complete(&mut self, lane: usize, out: &mut Vec<u8>, now: Nanos) {
         let answered = self.lanes[lane].answered();
-        self.lanes[lane].under_way -= 1;
+        self.lanes[lane].in_flight -= 1;
         self.answered += 1;
         let sent_at = match self.plan.pace {
-            Pace::Closed { .. } | Pace::Moving { .. } | Pace::OnDemand => {
-                self.sent_at[place_of(lane, answered, self.depth)]
+            Pace::Closed { .. } | Pace::RoundRobin { .. } | Pace::OnDemand => {
+                self.sent_at[sent_at_index(lane, answered, self.depth)]
             }
             Pace::Open { per_second } => {
-                self.intended_at(answered * self.plan.count as u64 + lane as u64, per_second)
+                self.scheduled_at(answered * self.plan.count as u64 + lane as u64, per_second)
             }
             Pace::Once { .. } => self.started_at,
         };
@@ -320,24 +324,24 @@ impl Echo {
                 .encode_frame(out);
         }
         if self.depth > 0 {
-            self.sent_at[place_of(lane, number, self.depth)] = now;
+            self.sent_at[sent_at_index(lane, number, self.depth)] = now;
         }
         self.lanes[lane].sent += 1;
-        self.lanes[lane].under_way += 1;
+        self.lanes[lane].in_flight += 1;
         self.sent += 1;
     }
 
     #[inline]
-    fn intended_at(&self, number: u64, per_second: f64) -> Nanos {
+    fn scheduled_at(&self, number: u64, per_second: f64) -> Nanos {
         self.started_at + due_after(number, 1e9 / per_second)
     }
 }
 
-/// Where a lane's request `number` has its time of sending.
+/// The index into [`Echo::sent_at`] of a lane's request `number`.
 #[inline]
-fn place_of(lane: usize, number: u64, depth: u32) -> usize {
-    let place = number % u64::from(depth);
-    lane * depth as usize + usize::try_from(place).unwrap_or_default()
+fn sent_at_index(lane: usize, number: u64, depth: u32) -> usize {
+    let offset = number % u64::from(depth);
+    lane * depth as usize + usize::try_from(offset).unwrap_or_default()
 }
 
 fn request_bytes(plan: &EchoPlan) -> usize {
@@ -347,20 +351,20 @@ fn request_bytes(plan: &EchoPlan) -> usize {
 }
 
 #[inline]
-fn check(slot: usize, sequence: u64, came: &[u8], sent: &[u8]) -> anyhow::Result<()> {
-    if came == sent {
+fn check(slot: usize, sequence: u64, received: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+    if received == sent {
         return Ok(());
     }
-    let at = came.iter().zip(sent).take_while(|(came, sent)| came == sent).count();
+    let at = received.iter().zip(sent).take_while(|(received, sent)| received == sent).count();
     bail!(
-        "connection {slot}: request {sequence} came back with {}, sent were {}; they differ from byte \
+        "connection {slot}: the answer to request {sequence} has {}, the request had {}; they differ from byte \
          {at} on",
-        counted(came.len(), "byte"),
+        counted(received.len(), "byte"),
         grouped(sent.len())
     )
 }
 
-/// Reads the frames in `bytes` and hands each answer on.
+/// Decodes the frames in `bytes` and calls `take` with each answer.
 #[inline]
 pub(super) fn for_each_answer(
     slot: usize,
@@ -373,18 +377,18 @@ pub(super) fn for_each_answer(
         let answer = match frames.next() {
             Ok(Some(payload)) => Response::decode(payload),
             Ok(None) => return Ok(()),
-            Err(error) => bail!(misunderstood(slot, &error)),
+            Err(error) => bail!(not_a_gateway(slot, &error)),
         };
         match answer {
             Ok(answer) => take(&answer)?,
-            Err(error) => bail!(misunderstood(slot, &error)),
+            Err(error) => bail!(not_a_gateway(slot, &error)),
         }
     }
 }
 
-fn misunderstood(slot: usize, error: &dyn std::fmt::Display) -> String {
+fn not_a_gateway(slot: usize, error: &dyn std::fmt::Display) -> String {
     format!(
-        "connection {slot}: what came can't be understood ({error}); is it a gateway that listens there, and \
-         for clients?"
+        "connection {slot}: the bytes received are not Tidegate's protocol ({error}); does a gateway listen \
+         there, and is it its port for clients?"
     )
 }

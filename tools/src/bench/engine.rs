@@ -1,9 +1,9 @@
-//! Readiness and time. It knows no protocol: a [`Load`] says what to send and judges what comes, and
-//! [`Sockets`] has the connections. They are named by their slot, which the load picks from those of
-//! its share.
+//! The event loop of a worker: readiness and time. It knows no protocol. A [`Load`] decides what to send
+//! and checks what is received; [`Sockets`] has the connections. A connection is named by its slot, which the
+//! load takes from its share.
 
 use std::io::ErrorKind;
-use std::ops::Range;
+
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -15,84 +15,66 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::latency::{Live, Pulse};
-pub(super) use super::sockets::{CloseCause, Link, Sockets};
-
-/// Nanoseconds since the run started.
-pub(super) type Nanos = u64;
+use super::clock::{Nanos, nanos_since};
+use super::latency::{Counters, LiveStats};
+use super::sockets::{ConnectionEvents, SocketSetup, Sockets};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 1024;
-/// The longest sleep: bounds how late a load notices that its time is up.
+/// The longest sleep: bounds how late a load notices that a phase has ended.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
-/// Events taken at once when some connections are urgent: how long an urgent one waits for others.
+/// Events taken at once where some connections are urgent: bounds how long an urgent one waits for others.
 const EVENTS_BESIDE_URGENT_MAX: usize = 32;
 const TIMER: Token = Token(usize::MAX);
 const URGENT: Token = Token(usize::MAX - 1);
-const BELL: Token = Token(usize::MAX - 2);
+const WAKEUP: Token = Token(usize::MAX - 2);
 
-/// What a scenario does with its connections.
-pub(super) trait Load {
-    /// The connection is open.
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()>;
-    /// One read brought bytes.
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()>;
-    /// The connection is gone, and its slot free.
-    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
-    /// How far it is.
-    fn pulse(&self) -> Pulse;
-    /// Once a second: shows the latencies of the last one.
-    fn flush(&mut self, live: &Live);
-    /// Once a turn: opens connections, sends what is due, says when it has to be called again.
+/// What a scenario does. The engine calls it.
+pub(super) trait Load: ConnectionEvents {
+    /// What it has done so far.
+    fn counters(&self) -> Counters;
+    /// Called once a second: hands over the latencies of that second.
+    fn flush(&mut self, live: &LiveStats);
+    /// Called once a turn: opens connections, sends what is due, and returns when to be called again.
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next>;
 }
 
-/// When a load wants its next tick. There is one after each turn anyway.
+/// When a load wants its next tick. Each turn of the engine has one in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// At this moment at the latest.
+    /// At this time at the latest.
     At(Nanos),
-    /// When something has come.
-    Whenever,
-    /// Never: it is finished.
+    /// With the next event.
+    NoDeadline,
+    /// Never: the load is finished.
     Done,
 }
 
 impl Next {
-    /// The earlier of two.
+    /// The earlier of the two.
     pub(super) fn min(self, other: Option<Nanos>) -> Self {
         match (self, other) {
             (Self::At(mine), Some(other)) => Self::At(mine.min(other)),
-            (Self::Whenever, Some(other)) => Self::At(other),
+            (Self::NoDeadline, Some(other)) => Self::At(other),
             (next, _) => next,
         }
     }
 }
 
-/// What an engine is made for.
+/// How an engine is set up.
 #[derive(Clone, Debug)]
 pub(super) struct EngineSetup {
-    /// The slots that it has.
-    pub(super) slots: Range<usize>,
-    /// The connections of the whole run, which share the memory.
-    pub(super) total: usize,
-    /// The run's beginning: time counts from here.
+    /// How its sockets are set up.
+    pub(super) sockets: SocketSetup,
+    /// The start of the run, the origin of all its times.
     pub(super) origin: Instant,
-    /// Closes with a reset rather than in order.
-    pub(super) reset_on_close: bool,
-    /// Never sleeps.
+    /// Whether it polls again at once and never sleeps.
     pub(super) spin: bool,
 }
 
-/// Connections whose latency is measured while others are flooded. They have an epoll of their own,
-/// within the other, and are served first: what waits in this process's own queue behind thousands
-/// of pushes would be blamed on the server.
+/// Connections whose latency is measured while the others are flooded. They have their own epoll, nested in
+/// the main one, and are served first. Otherwise an answer would wait in this process behind thousands of
+/// pushes, and the report would blame the server for that wait.
 #[derive(Debug)]
 struct Urgent {
     poll: Poll,
@@ -109,29 +91,28 @@ pub(super) struct Engine {
     armed_at: Nanos,
     origin: Instant,
     sockets: Sockets,
-    /// Looks again at once, instead of waiting.
     spin: bool,
 }
 
 impl Engine {
-    /// One with room for the setup's slots. Its descriptors belong to the calling thread's table.
+    /// Its descriptors belong to the calling thread's table.
     pub(super) fn new(setup: &EngineSetup) -> anyhow::Result<Self> {
         let poll = Poll::new().context("cannot make an epoll")?;
-        // mio rounds a timeout up to a millisecond; a send that is due then would be late by one.
+        // mio rounds a timeout up to a millisecond, so that a send would be up to a millisecond late.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).context("no timer")?;
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
-        let sockets = Sockets::new(setup, poll.registry().try_clone()?);
+        let sockets = Sockets::new(&setup.sockets, setup.origin, poll.registry().try_clone()?);
         let events = Events::with_capacity(EVENTS_MAX);
         let (origin, spin) = (setup.origin, setup.spin);
         Ok(Self { poll, events, urgent: None, timer, armed_at: 0, origin, sockets, spin })
     }
 
-    /// Takes a turn whenever another worker writes to this eventfd.
-    pub(super) fn with_bell(self, bell: BorrowedFd<'_>) -> anyhow::Result<Self> {
-        let fd = bell.as_raw_fd();
-        self.poll.registry().register(&mut SourceFd(&fd), BELL, Interest::READABLE)?;
+    /// Takes a turn each time another worker writes to this eventfd.
+    pub(super) fn with_wakeup(self, wakeup: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let fd = wakeup.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), WAKEUP, Interest::READABLE)?;
         Ok(self)
     }
 
@@ -155,13 +136,13 @@ impl Engine {
             let timeout = match next {
                 Next::Done => return Ok(()),
                 _ if self.spin => Duration::ZERO,
-                _ if self.sockets.have_more() => Duration::ZERO,
+                _ if self.sockets.has_unfinished_reads() => Duration::ZERO,
                 Next::At(at) if at <= now => Duration::ZERO,
                 Next::At(at) => {
                     self.arm(at, now)?;
                     SLEEP_MAX
                 }
-                Next::Whenever => SLEEP_MAX,
+                Next::NoDeadline => SLEEP_MAX,
             };
             self.turn(load, timeout)?;
         }
@@ -172,17 +153,17 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
             result => result.context("epoll failed")?,
         }
-        self.sockets.read_again(load, self.origin)?;
+        self.sockets.resume_reads(load)?;
         if let Some(urgent) = &mut self.urgent {
             match urgent.poll.poll(&mut urgent.events, Some(Duration::ZERO)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => {
                     result.context("epoll failed")?;
-                    self.sockets.serve(&urgent.events, load, self.origin)?;
+                    self.sockets.serve(&urgent.events, load)?;
                 }
             }
         }
-        self.sockets.serve(&self.events, load, self.origin)
+        self.sockets.serve(&self.events, load)
     }
 
     fn now(&self) -> Nanos {
@@ -203,21 +184,4 @@ impl Engine {
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).context("no timer")?;
         Ok(())
     }
-}
-
-/// How long after the first of an even sequence number `number` is due.
-#[inline]
-pub(super) fn due_after(number: u64, interval_ns: f64) -> Nanos {
-    due_at(number as f64, interval_ns)
-}
-
-/// How long after the first of an even sequence that is due which comes so many intervals later.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "as a cast saturates, which is never in time")]
-pub(super) fn due_at(intervals: f64, interval_ns: f64) -> Nanos {
-    (intervals * interval_ns) as Nanos
-}
-
-pub(super) fn nanos_since(origin: Instant) -> Nanos {
-    u64::try_from(origin.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
 }

@@ -1,7 +1,7 @@
-//! Latencies and counts as they come about, second by second and over the measured window.
+//! Latencies and counters, for each second and for the measured window.
 //!
-//! A latency is recorded once, in the histogram of the current second. When the second is over, it
-//! goes to the window's, and to where the run's main thread picks it up.
+//! A latency is recorded once, in the histogram of the current second. At the end of the second that
+//! histogram is added to the window's, and to the one that the run's main thread takes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use super::report::{histogram, record};
 
-/// Latencies of one kind, as one worker sees them.
+/// Latencies of one kind in one worker.
 #[derive(Debug)]
 pub(super) struct Latency {
     second: Histogram<u64>,
@@ -19,13 +19,13 @@ pub(super) struct Latency {
 }
 
 impl Latency {
-    /// One that counts from when it is told to.
+    /// A recorder whose window opens with [`Self::start_counting`].
     pub(super) fn new() -> Self {
         Self { second: histogram(), window: histogram(), counting: false }
     }
 
-    /// One that counts from the outset, and to the end.
-    pub(super) fn counting() -> Self {
+    /// A recorder whose window is the whole run.
+    pub(super) fn counting_from_start() -> Self {
         Self { counting: true, ..Self::new() }
     }
 
@@ -35,7 +35,7 @@ impl Latency {
     }
 
     /// Opens the window.
-    pub(super) fn count_from_now(&mut self) {
+    pub(super) fn start_counting(&mut self) {
         self.clear_second();
         self.counting = true;
     }
@@ -47,8 +47,8 @@ impl Latency {
         }
     }
 
-    /// The second is over.
-    pub(super) fn flush(&mut self, live: Option<&Live>) {
+    /// Ends the second.
+    pub(super) fn flush(&mut self, live: Option<&LiveStats>) {
         if self.second.is_empty() {
             return;
         }
@@ -61,21 +61,22 @@ impl Latency {
         self.clear_second();
     }
 
-    /// Leaves pages alone that were never written to: each of many workers has them.
+    /// Empties the second's histogram, unless it is empty: that would write to pages that are untouched so
+    /// far and take no memory, in each of many workers.
     fn clear_second(&mut self) {
         if !self.second.is_empty() {
             self.second.reset();
         }
     }
 
-    /// Takes the window of another worker's in.
+    /// Adds the window of another worker.
     pub(super) fn merge(&mut self, mut other: Self) {
         self.stop_counting();
         other.stop_counting();
         add(&mut self.window, &other.window);
     }
 
-    /// All that was recorded in the window.
+    /// The latencies of the window.
     pub(super) fn window(&mut self) -> &Histogram<u64> {
         self.stop_counting();
         &self.window
@@ -86,9 +87,9 @@ fn add(sum: &mut Histogram<u64>, part: &Histogram<u64>) {
     sum.add(part).expect("all have the same bounds");
 }
 
-/// What has gone on in a worker since the run began.
+/// What a worker has done since the run began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pulse {
+pub(super) struct Counters {
     /// Connections that are up.
     pub(super) connections: u64,
     /// Messages sent.
@@ -97,23 +98,23 @@ pub(super) struct Pulse {
     pub(super) received: u64,
 }
 
-impl Pulse {
-    /// With messages sent and received beside.
-    pub(super) fn with(self, (sent, received): (u64, u64)) -> Self {
+impl Counters {
+    /// The same counters with further messages sent and received.
+    pub(super) fn plus(self, (sent, received): (u64, u64)) -> Self {
         Self { sent: self.sent + sent, received: self.received + received, ..self }
     }
 }
 
-/// What a worker shows to the run's main thread.
+/// What a worker publishes for the run's main thread.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveStats {
     connections: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
     second: Mutex<Histogram<u64>>,
 }
 
-impl Live {
+impl LiveStats {
     pub(super) fn new() -> Self {
         Self {
             connections: AtomicU64::new(0),
@@ -123,23 +124,23 @@ impl Live {
         }
     }
 
-    /// Shows how far the worker is.
-    pub(super) fn show(&self, pulse: Pulse) {
-        self.connections.store(pulse.connections, Ordering::Relaxed);
-        self.sent.store(pulse.sent, Ordering::Relaxed);
-        self.received.store(pulse.received, Ordering::Relaxed);
+    /// Publishes the worker's counters.
+    pub(super) fn publish(&self, counters: Counters) {
+        self.connections.store(counters.connections, Ordering::Relaxed);
+        self.sent.store(counters.sent, Ordering::Relaxed);
+        self.received.store(counters.received, Ordering::Relaxed);
     }
 
-    /// How far the worker is.
-    pub(super) fn pulse(&self) -> Pulse {
-        Pulse {
+    /// The counters that the worker published last.
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
             connections: self.connections.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
         }
     }
 
-    /// Moves the latencies shown since the last time to `sum`.
+    /// Moves the latencies published since the last call to `sum`.
     pub(super) fn take_second(&self, sum: &mut Histogram<u64>) {
         let mut second = self.second.lock().expect("no holder panics");
         if !second.is_empty() {
@@ -154,12 +155,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_window_has_what_was_recorded_in_it_and_live_has_each_second() {
-        let live = Live::new();
+    fn the_window_has_its_own_latencies_and_the_live_statistics_have_every_second() {
+        let live = LiveStats::new();
         let mut latency = Latency::new();
         latency.record(1);
         latency.flush(Some(&live));
-        latency.count_from_now();
+        latency.start_counting();
         latency.record(2);
         latency.flush(Some(&live));
         latency.record(3);
@@ -171,7 +172,7 @@ mod tests {
         live.take_second(&mut seconds);
         live.take_second(&mut seconds);
         assert_eq!((seconds.len(), seconds.max()), (4, 4));
-        let mut other = Latency::counting();
+        let mut other = Latency::counting_from_start();
         other.record(9);
         latency.merge(other);
         assert_eq!((latency.window().len(), latency.window().max()), (3, 9));

@@ -1,16 +1,17 @@
-//! Contents that follow from who sends them and when, so that every byte of an answer can be checked.
+//! Message contents that follow from the sender and the sequence, so that every byte of an answer can be checked.
 
-/// Where in the table a message can start: enough to differ, few enough to stay in the first cache.
+/// Positions in the table at which a message can start: many enough to differ, few enough to stay in the L1
+/// cache.
 const STARTS: usize = 4096;
-/// Bytes at the front of a message that name it.
+/// Bytes at the front of a message that identify it.
 const TAG_BYTES: usize = 8;
 
-/// Makes and checks contents of one size.
+/// Generates contents of one size.
 #[derive(Debug)]
 pub(super) struct Pattern {
     /// `STARTS` bytes longer than a message.
     table: Vec<u8>,
-    /// The message made last.
+    /// The message generated last.
     message: Vec<u8>,
 }
 
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_repeat_for_the_same_name_and_differ_for_another() {
+    fn the_same_sender_and_sequence_give_the_same_message() {
         let mut pattern = Pattern::new(64);
         let first = pattern.message(3, 7).to_vec();
         assert_ne!(pattern.message(3, 8), first);

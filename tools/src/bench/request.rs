@@ -1,62 +1,66 @@
-//! `tide bench request`.
+//! `tide bench request`: echoes on many connections.
 
 use anyhow::bail;
 
 use super::args::RequestArgs;
-use super::course::Seat;
-use super::crew::{self, Task};
-use super::crowd::Crowd;
+use super::clock::Nanos;
 use super::echo::{Echo, EchoPlan, Pace, for_each_answer};
-use super::engine::{CloseCause, Link, Load, Nanos, Next, Sockets};
-use super::latency::{Live, Pulse};
-use super::report::{Report, Unit, demand_any};
-use super::stopwatch::Edge;
+use super::engine::{Load, Next};
+use super::latency::{Counters, LiveStats};
+use super::phases::Transition;
+use super::report::{Report, Unit, ensure_measured};
+use super::run_state::WorkerContext;
+use super::sockets::{CloseCause, ConnectionEvents, Link, Sockets};
+use super::steady_load::SteadyLoad;
+use super::workers::{self, RunPlan};
 use crate::count::{counted, grouped};
 
 struct RequestLoad {
-    crowd: Crowd,
+    steady: SteadyLoad,
     echo: Echo,
 }
 
-/// Runs it.
+/// Runs the scenario.
 pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
-    args.common.demand_window()?;
+    args.common.ensure_window()?;
     let count = args.common.connections as usize;
-    if let Some(under_way) = args.under_way.filter(|most| *most > args.common.connections) {
+    if let Some(in_flight) = args.in_flight.filter(|most| *most > args.common.connections) {
         bail!(
-            "--under-way {} is more than one on each of {}: --depth puts several on each",
-            grouped(under_way),
+            "--in-flight {} is more than one on each of {}: use --depth to have several on each",
+            grouped(in_flight),
             counted(count, "connection")
         );
     }
-    let finished = crew::run(&Task::new(&args.common, count), |seat| RequestLoad::new(args, seat))?;
+    let finished = workers::run(&RunPlan::new(&args.common, count), |context| {
+        RequestLoad::new(args, context)
+    })?;
     let (mut load, series) = finished.merged(|load, other| {
-        load.crowd.merge(other.crowd);
+        load.steady.merge(other.steady);
         load.echo.merge(other.echo);
     });
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common)?;
-    demand_any(load.echo.counted().iter().sum(), "answer came")
+    report.print(&args.common.invocation, &args.common.output)?;
+    ensure_measured(load.echo.counted().iter().sum(), "answer came")
 }
 
-fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {
-    let share = seat.share;
-    Ok(match (args.rate, args.under_way) {
+fn pace(args: &RequestArgs, context: &WorkerContext) -> anyhow::Result<Pace> {
+    let share = context.share;
+    Ok(match (args.rate, args.in_flight) {
         (Some(rate), _) => {
             let per_second = rate * share.count as f64 / share.total as f64;
             Pace::Open { per_second }
         }
-        (None, Some(under_way)) => {
-            let part = share.part_of(under_way as usize) as u64;
+        (None, Some(in_flight)) => {
+            let part = share.part_of(in_flight as usize) as u64;
             if part == 0 {
                 bail!(
-                    "--under-way {} is less than one for each of {}",
-                    grouped(under_way),
+                    "--in-flight {} is less than one for each of {}",
+                    grouped(in_flight),
                     counted(share.workers, "worker")
                 );
             }
-            Pace::Moving { under_way: part.min(share.count as u64) }
+            Pace::RoundRobin { in_flight: part.min(share.count as u64) }
         }
         (None, None) => Pace::Closed { depth: args.depth },
     })
@@ -64,9 +68,9 @@ fn pace(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Pace> {
 
 fn report(args: &RequestArgs, load: &mut RequestLoad) -> Report {
     let (connections, bytes) = (args.common.connections, args.bytes);
-    let pace = match (args.rate, args.under_way) {
-        (Some(rate), _) => format!("{} a second", grouped(rate)),
-        (None, Some(under_way)) => format!("{} under way", grouped(under_way)),
+    let pace = match (args.rate, args.in_flight) {
+        (Some(rate), _) => format!("{} per second", grouped(rate)),
+        (None, Some(in_flight)) => format!("{} in flight", grouped(in_flight)),
         (None, None) => format!("depth {}", grouped(args.depth)),
     };
     let (of, on) = (counted(bytes, "byte"), counted(connections, "connection"));
@@ -75,28 +79,28 @@ fn report(args: &RequestArgs, load: &mut RequestLoad) -> Report {
     let mut counts = load.echo.counted();
     let messages: u64 = counts.iter().sum();
     report.add("connections", "connections", u64::from(connections), Unit::Number);
-    report.add("messages", "answers, all of them right", messages, Unit::Number);
-    let per_second = messages as f64 / load.crowd.stopwatch.seconds();
-    report.add("per_second", "answers a second", per_second, Unit::PerSecond);
-    load.crowd.stopwatch.report(&mut report, "message", messages);
+    report.add("messages", "answers, all correct", messages, Unit::Number);
+    let per_second = messages as f64 / load.steady.phases.seconds();
+    report.add("per_second", "answers per second", per_second, Unit::PerSecond);
+    load.steady.phases.report(&mut report, "message", messages);
     report.add_latency("latency", "latency", load.echo.latency.window());
     report.add_fairness(&mut counts);
     report
 }
 
 impl RequestLoad {
-    fn new(args: &RequestArgs, seat: &Seat) -> anyhow::Result<Self> {
-        let (first_slot, count) = (seat.share.first, seat.share.count);
+    fn new(args: &RequestArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+        let (first_slot, count) = (context.share.first, context.share.count);
         let (kind, bytes, raw) = (args.kind, args.bytes, args.raw);
-        let pace = pace(args, seat)?;
+        let pace = pace(args, context)?;
         let plan = EchoPlan { first_slot, count, kind, bytes, pace, raw };
-        Ok(Self { crowd: Crowd::new(&args.common, seat, raw)?, echo: Echo::new(plan) })
+        Ok(Self { steady: SteadyLoad::new(&args.common, context, raw)?, echo: Echo::new(plan) })
     }
 }
 
-impl Load for RequestLoad {
+impl ConnectionEvents for RequestLoad {
     fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
-        self.crowd.opened(slot, link, now);
+        self.steady.opened(slot, link, now);
         Ok(())
     }
 
@@ -109,11 +113,11 @@ impl Load for RequestLoad {
         now: Nanos,
     ) -> anyhow::Result<()> {
         let Link { reassembler, out, .. } = link;
-        if self.crowd.raw {
+        if self.steady.raw {
             return self.echo.echoed(slot, bytes, out, now);
         }
         for_each_answer(slot, reassembler, bytes, |answer| {
-            if !self.crowd.sessions.answered(slot, answer, now)? {
+            if !self.steady.sessions.answered(slot, answer, now)? {
                 self.echo.answered(slot, answer, out, now)?;
             }
             Ok(())
@@ -121,27 +125,29 @@ impl Load for RequestLoad {
     }
 
     fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
-        self.crowd.closed(slot, &cause)
+        self.steady.closed(slot, &cause)
+    }
+}
+
+impl Load for RequestLoad {
+    fn counters(&self) -> Counters {
+        self.steady.sessions.counters().plus(self.echo.sent_and_answered())
     }
 
-    fn pulse(&self) -> Pulse {
-        self.crowd.sessions.pulse().with(self.echo.sent_and_answered())
-    }
-
-    fn flush(&mut self, live: &Live) {
-        self.crowd.sessions.flush(None);
+    fn flush(&mut self, live: &LiveStats) {
+        self.steady.sessions.flush(None);
         self.echo.flush(Some(live));
     }
 
     fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
         let (_, answered) = self.echo.sent_and_answered();
-        let standing = self.crowd.standing(self.echo.drained(), answered);
-        let (edge, next) = self.crowd.tick(standing, sockets, now)?;
-        match edge {
-            Some(Edge::Start) => self.echo.start(sockets, now),
-            Some(Edge::Measure) => self.echo.count_from_now(),
-            Some(Edge::Stop) => self.echo.stop(),
-            Some(Edge::Done) | None => {}
+        let standing = self.steady.standing(self.echo.drained(), answered);
+        let (transition, next) = self.steady.tick(standing, sockets, now)?;
+        match transition {
+            Some(Transition::Start) => self.echo.start(sockets, now),
+            Some(Transition::Measure) => self.echo.start_counting(),
+            Some(Transition::Stop) => self.echo.stop(),
+            Some(Transition::Done) | None => {}
         }
         Ok(next.min(self.echo.tick(sockets, now)))
     }

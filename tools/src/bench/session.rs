@@ -1,4 +1,4 @@
-//! One session on the wire: authenticating, heartbeats, and what their answers are.
+//! The frames of one session: authentication, heartbeats, and their answers.
 
 use std::fmt::Write as _;
 
@@ -10,18 +10,19 @@ use tidegate_protocol::proto::v1::Session;
 
 use super::args::CommonArgs;
 
-/// Sequence of an authentication.
+/// The sequence of an authentication.
 const AUTHENTICATE_SEQUENCE: u64 = 1;
-/// Sequence of a heartbeat.
+/// The sequence of a heartbeat.
 const HEARTBEAT_SEQUENCE: u64 = 2;
-/// The first sequence of a business request: none of the above.
+/// The first sequence of a business request: above those of the session.
 pub(super) const BUSINESS_SEQUENCE: u64 = 16;
-/// Writes the frames of one user's session.
+
+/// Writes authentications. Slot `n` authenticates as user `first_user + n`.
 #[derive(Debug)]
 pub(super) struct Credentials {
     template: String,
     first_user: u64,
-    /// The token written last.
+    /// The token written last; kept so that its memory is used again.
     token: String,
 }
 
@@ -51,21 +52,21 @@ pub(super) fn put_heartbeat(out: &mut Vec<u8>) {
     Request { kind: HEARTBEAT, sequence, ..Request::default() }.encode_frame(out);
 }
 
-/// What an answer was, of those that belong to a session.
+/// An answer, as the session sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionAnswer {
-    /// The user is in; the gateway wants a heartbeat this often, in milliseconds, or 0.
+    /// The user is authenticated. The gateway asks for a heartbeat this often; 0: not at all.
     Authenticated { heartbeat_interval_ms: u32 },
     /// A heartbeat was answered.
     Pong,
-    /// Something else.
-    NotMine,
+    /// It does not belong to the session.
+    Other,
 }
 
-/// Judges an answer.
+/// Classifies an answer.
 ///
 /// # Errors
-/// It is a failure, or the end of the session.
+/// It is a failure, or it ends the session.
 #[inline]
 pub(super) fn read_answer(slot: usize, answer: &Response<'_>) -> anyhow::Result<SessionAnswer> {
     if answer.status != SUCCESS {
@@ -83,11 +84,11 @@ pub(super) fn read_answer(slot: usize, answer: &Response<'_>) -> anyhow::Result<
             "connection {slot}: an answer of type {} carries sequence {sequence}, which was never sent",
             answer.kind
         ),
-        _ => Ok(SessionAnswer::NotMine),
+        _ => Ok(SessionAnswer::Other),
     }
 }
 
-/// Says what a failure is.
+/// Describes a failure, with a hint where the token was refused.
 pub(super) fn failed(slot: usize, answer: &Response<'_>) -> anyhow::Error {
     let &Response { kind, sequence, retry_after_ms, .. } = answer;
     let code = answer.code().map_or_else(

@@ -1,4 +1,4 @@
-//! Connecting, authenticating, staying alive: what most scenarios' connections go through first.
+//! Opens many connections, authenticates them, and keeps them alive with heartbeats.
 
 use std::time::Duration;
 
@@ -7,87 +7,90 @@ use tidegate_protocol::limits::HEARTBEAT_INTERVAL_MS;
 use tidegate_protocol::message::Response;
 
 use super::args::CommonArgs;
-use super::course::Share;
-use super::engine::{CloseCause, Nanos, Sockets, due_after, due_at};
-use super::latency::{Latency, Live, Pulse};
+use super::clock::{Nanos, due_after, due_at};
+use super::latency::{Counters, Latency, LiveStats};
+use super::run_state::Share;
 use super::session::{Credentials, SessionAnswer, put_heartbeat, read_answer};
+use super::sockets::{CloseCause, Sockets};
 use super::source::Addresses;
 
-/// Connections under way at once, of all workers: less than any accept queue holds.
-const UNDER_WAY_MAX: usize = 128;
-/// Connections under way at once in each of many workers: fewer would have it wake for each.
-const UNDER_WAY_MIN: usize = 8;
-/// A heartbeat that isn't answered by then never will be.
+/// Connections of all workers that connect or authenticate at the same time: fewer than any accept queue holds.
+const IN_FLIGHT_MAX: usize = 128;
+/// The same for each of many workers: with fewer, a worker would wake up for each single connection.
+const IN_FLIGHT_MIN: usize = 8;
+/// A heartbeat that is not answered within this time is an error.
 const PONG_MAX_NS: Nanos = 10_000_000_000;
-/// Heartbeats under way at once in a sweep, of all workers.
-const SWEEP_UNDER_WAY_MAX: usize = 4096;
+/// Heartbeats of all workers in flight at the same time in a sweep.
+const SWEEP_IN_FLIGHT_MAX: usize = 4096;
 
-/// Brings connections up and keeps them up. Slot `n` is user `first_user + n`.
+/// The sessions of a worker's share of the connections. Slot `n` is user `first_user + n`.
 #[derive(Debug)]
 pub(super) struct Sessions {
     share: Share,
     addresses: Addresses,
     credentials: Credentials,
     raw: bool,
-    /// Nanoseconds between two connects; 0: as fast as it goes.
+    /// Nanoseconds between two connects; 0: as fast as possible.
     connect_interval_ns: f64,
-    under_way_max: usize,
-    /// Of its share, those before this one have been told to connect. up <= started <= share.count
+    /// Connections that may connect or authenticate at the same time.
+    in_flight_max: usize,
+    /// Connections that have started to connect, in slot order. up <= started <= share.count
     started: usize,
+    /// Connections that are authenticated, or open where the load is raw.
     up: usize,
-    /// Since when somebody waits to come up: since the last one did, or the first began to.
-    waits_since: Nanos,
-    /// When each began to connect, then when it began to authenticate, then when its last heartbeat
-    /// was sent.
+    /// When the last connection came up, or when the first of those that wait started.
+    waiting_since: Nanos,
+    /// For each connection: when it started to connect, then when it started to authenticate, then when its
+    /// last heartbeat was sent.
     since: Vec<Nanos>,
-    lines: Vec<Line>,
-    /// Connections that await a pong.
-    owed: usize,
+    states: Vec<ConnectionState>,
+    /// Connections in [`ConnectionState::AwaitsPong`].
+    pongs_pending: usize,
     first_connect_at: Option<Nanos>,
     all_up_at: Nanos,
     heartbeats: Heartbeats,
     heartbeat_interval_ns: Nanos,
-    /// `--heartbeat-interval`: whatever the gateway names.
-    interval_is_ours: bool,
-    /// Heartbeats' turns so far: number `n` is that of `n % share.count`.
+    /// Whether `--heartbeat-interval` sets the interval. Otherwise the gateway does.
+    interval_is_fixed: bool,
+    /// Heartbeats that have been due so far: number `n` belongs to connection `n % share.count`.
     turns: u64,
+    /// When the turns began: when the first connection came up.
     turns_since: Option<Nanos>,
     counting: bool,
     pongs: u64,
     sent: u64,
     received: u64,
-    /// From the first byte of the authentication to its answer.
+    /// From writing the authentication to its answer.
     pub(super) auth_latency: Latency,
-    /// From the connect to the socket's being open.
+    /// From the start of the connect until the socket is open.
     pub(super) connect_latency: Latency,
     /// From a heartbeat to its answer.
     pub(super) heartbeat_latency: Latency,
 }
 
-/// How a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    /// It is not authenticated.
+enum ConnectionState {
+    /// Not authenticated.
     Down,
-    /// It is.
+    /// Authenticated.
     Up,
-    /// And its heartbeat has not been answered.
+    /// Authenticated, and its heartbeat has not been answered.
     AwaitsPong,
 }
 
-/// Who is sent a heartbeat.
+/// Which connections are sent a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heartbeats {
     /// Each connection, once an interval.
-    InTurn,
-    /// Each connection from this one on, once, as fast as they are answered.
+    Periodic,
+    /// Each connection once, as fast as they are answered. `next` is the first that has not been sent its own.
     Sweep { next: usize },
-    /// Nobody.
+    /// None.
     Paused,
 }
 
 impl Sessions {
-    /// Plans a share of the connections. Raw ones are up as soon as they are open.
+    /// A share of which no connection is open. Raw connections are up as soon as they are open.
     pub(super) fn new(args: &CommonArgs, share: Share, raw: bool) -> Self {
         let interval = args.heartbeat_interval.map(|it| u64::try_from(it.as_nanos()));
         let interval_ns = interval.and_then(Result::ok);
@@ -98,102 +101,102 @@ impl Sessions {
             credentials: Credentials::new(args),
             raw,
             connect_interval_ns: args.connect_rate.map_or(0.0, |rate| 1e9 / rate * of_all),
-            under_way_max: (UNDER_WAY_MAX / share.workers).max(UNDER_WAY_MIN),
+            in_flight_max: (IN_FLIGHT_MAX / share.workers).max(IN_FLIGHT_MIN),
             started: 0,
             up: 0,
-            waits_since: 0,
+            waiting_since: 0,
             since: vec![0; share.count],
-            lines: vec![Line::Down; share.count],
-            owed: 0,
+            states: vec![ConnectionState::Down; share.count],
+            pongs_pending: 0,
             first_connect_at: None,
             all_up_at: 0,
-            heartbeats: Heartbeats::InTurn,
+            heartbeats: Heartbeats::Periodic,
             heartbeat_interval_ns: interval_ns
                 .unwrap_or(u64::from(HEARTBEAT_INTERVAL_MS) * 1_000_000),
-            interval_is_ours: interval_ns.is_some(),
+            interval_is_fixed: interval_ns.is_some(),
             turns: 0,
             turns_since: None,
             counting: false,
             pongs: 0,
             sent: 0,
             received: 0,
-            auth_latency: Latency::counting(),
-            connect_latency: Latency::counting(),
+            auth_latency: Latency::counting_from_start(),
+            connect_latency: Latency::counting_from_start(),
             heartbeat_latency: Latency::new(),
         }
     }
 
-    /// Has everybody arrive evenly within this long.
-    pub(super) fn arriving_within(mut self, arrive: Duration) -> Self {
-        self.connect_interval_ns = arrive.as_secs_f64() * 1e9 / self.share.count as f64;
+    /// Spreads the connects evenly over this time.
+    pub(super) fn connecting_within(mut self, ramp: Duration) -> Self {
+        self.connect_interval_ns = ramp.as_secs_f64() * 1e9 / self.share.count as f64;
         self
     }
 
-    /// Whether all are up.
+    /// Whether all connections are up.
     pub(super) fn all_up(&self) -> bool {
         self.up == self.share.count
     }
 
-    /// Heartbeats answered since the counting began.
+    /// Heartbeats answered in the window.
     pub(super) fn pongs(&self) -> u64 {
         self.pongs
     }
 
-    /// Starts to count heartbeats, from zero.
-    pub(super) fn count_pongs_from_now(&mut self) {
+    /// Starts counting heartbeats, from zero.
+    pub(super) fn start_counting_pongs(&mut self) {
         (self.counting, self.pongs) = (true, 0);
-        self.heartbeat_latency.count_from_now();
+        self.heartbeat_latency.start_counting();
     }
 
-    /// Stops to count heartbeats.
+    /// Stops counting heartbeats.
     pub(super) fn stop_counting_pongs(&mut self) {
         self.counting = false;
         self.heartbeat_latency.stop_counting();
     }
 
-    /// Sends no heartbeat any more.
+    /// Stops sending heartbeats.
     pub(super) fn pause_heartbeats(&mut self) {
         self.heartbeats = Heartbeats::Paused;
     }
 
-    /// Sends one on each connection, once.
+    /// Starts to send one heartbeat on each connection.
     pub(super) fn sweep(&mut self) {
         self.heartbeats = Heartbeats::Sweep { next: 0 };
     }
 
-    /// Whether every connection has had its heartbeat of a sweep, and answered it.
-    pub(super) fn swept(&self) -> bool {
-        self.heartbeats == Heartbeats::Sweep { next: self.share.count } && self.pongs_are_in()
+    /// Whether every heartbeat of a sweep has been sent and answered.
+    pub(super) fn sweep_is_done(&self) -> bool {
+        self.heartbeats == Heartbeats::Sweep { next: self.share.count } && self.all_pongs_received()
     }
 
-    /// How many are up.
+    /// How many connections are up.
     pub(super) fn up(&self) -> usize {
         self.up
     }
 
-    /// Since when somebody waits to come up, with nobody coming up; `None`: nobody waits.
-    pub(super) fn waits_since(&self) -> Option<Nanos> {
-        (self.started > self.up).then_some(self.waits_since)
+    /// Since when connections wait without any of them coming up; `None` where none waits.
+    pub(super) fn waiting_since(&self) -> Option<Nanos> {
+        (self.started > self.up).then_some(self.waiting_since)
     }
 
     /// Whether every heartbeat has been answered.
-    pub(super) fn pongs_are_in(&self) -> bool {
-        self.owed == 0
+    pub(super) fn all_pongs_received(&self) -> bool {
+        self.pongs_pending == 0
     }
 
-    /// How far it is.
-    pub(super) fn pulse(&self) -> Pulse {
-        Pulse { connections: self.up as u64, sent: self.sent, received: self.received }
+    /// What the sessions have done so far.
+    pub(super) fn counters(&self) -> Counters {
+        Counters { connections: self.up as u64, sent: self.sent, received: self.received }
     }
 
-    /// A second is over. What it shows: authentications at first, then heartbeats.
-    pub(super) fn flush(&mut self, live: Option<&Live>) {
+    /// Ends the second. Publishes the latencies of authentications and heartbeats.
+    pub(super) fn flush(&mut self, live: Option<&LiveStats>) {
         self.auth_latency.flush(live);
         self.connect_latency.flush(None);
         self.heartbeat_latency.flush(live);
     }
 
-    /// Takes another worker's findings in.
+    /// Adds another worker's results.
     pub(super) fn merge(&mut self, other: Self) {
         self.up += other.up;
         self.pongs += other.pongs;
@@ -204,13 +207,13 @@ impl Sessions {
         self.heartbeat_latency.merge(other.heartbeat_latency);
     }
 
-    /// Connections brought up a second, over the whole ramp.
+    /// Connections that came up per second, over the whole ramp.
     pub(super) fn connects_per_second(&self) -> f64 {
         let began_at = self.first_connect_at.unwrap_or_default();
         self.up as f64 * 1e9 / (self.all_up_at.saturating_sub(began_at).max(1)) as f64
     }
 
-    /// Opens what is due and sends the heartbeats that are; says when more will be.
+    /// Opens the connections and sends the heartbeats that are due. Returns when the next are.
     pub(super) fn tick(
         &mut self,
         sockets: &mut Sockets,
@@ -218,8 +221,8 @@ impl Sessions {
     ) -> anyhow::Result<Option<Nanos>> {
         let began_at = *self.first_connect_at.get_or_insert(now);
         let mut next = None;
-        while self.started < self.share.count && self.started - self.up < self.under_way_max {
-            // The workers' connects lie between each other.
+        while self.started < self.share.count && self.started - self.up < self.in_flight_max {
+            // Offset by the worker's number: the workers' connects interleave evenly.
             let number = self.started as f64 + self.share.worker as f64 / self.share.workers as f64;
             let due_at = began_at + due_at(number, self.connect_interval_ns);
             if due_at > now {
@@ -231,12 +234,12 @@ impl Sessions {
             sockets.connect(slot, to, from)?;
             self.since[self.started] = now;
             if self.started == self.up {
-                self.waits_since = now;
+                self.waiting_since = now;
             }
             self.started += 1;
         }
         let heartbeat_at = match self.heartbeats {
-            Heartbeats::InTurn => self.heartbeat(sockets, now)?,
+            Heartbeats::Periodic => self.send_due_heartbeats(sockets, now)?,
             Heartbeats::Sweep { next } => self.sweep_from(next, sockets, now),
             Heartbeats::Paused => None,
         };
@@ -246,8 +249,12 @@ impl Sessions {
         })
     }
 
-    /// Spreads the heartbeats evenly: each connection has its turn once an interval.
-    fn heartbeat(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Option<Nanos>> {
+    /// Spreads the heartbeats evenly over the interval: each connection has one turn in it.
+    fn send_due_heartbeats(
+        &mut self,
+        sockets: &mut Sockets,
+        now: Nanos,
+    ) -> anyhow::Result<Option<Nanos>> {
         let Some(since) = self.turns_since.filter(|_| !self.raw) else { return Ok(None) };
         let spacing_ns = self.heartbeat_interval_ns as f64 / self.share.count as f64;
         loop {
@@ -258,22 +265,25 @@ impl Sessions {
             let count = self.share.count as u64;
             let number = usize::try_from(self.turns % count).unwrap_or_default();
             self.turns += 1;
-            match self.lines[number] {
-                Line::Up => self.put_heartbeat(number, sockets, now),
-                Line::AwaitsPong if now > self.since[number] + PONG_MAX_NS => {
+            match self.states[number] {
+                ConnectionState::Up => self.put_heartbeat(number, sockets, now),
+                ConnectionState::AwaitsPong if now > self.since[number] + PONG_MAX_NS => {
                     bail!("connection {}: a heartbeat was not answered", self.share.first + number)
                 }
-                // One that is not authenticated yet will be, or fail, before a heartbeat matters; one
-                // that the server has not come to yet stands for this one too.
-                Line::Down | Line::AwaitsPong => {}
+                // Skips this turn. A connection that is down authenticates or fails long before the gateway
+                // wants a heartbeat. One that awaits a pong has shown that it lives.
+                ConnectionState::Down | ConnectionState::AwaitsPong => {}
             }
         }
     }
 
     fn sweep_from(&mut self, from: usize, sockets: &mut Sockets, now: Nanos) -> Option<Nanos> {
-        let under_way_max = (SWEEP_UNDER_WAY_MAX / self.share.workers).max(1);
+        let in_flight_max = (SWEEP_IN_FLIGHT_MAX / self.share.workers).max(1);
         let mut next = from;
-        while next < self.share.count && self.owed < under_way_max && self.lines[next] == Line::Up {
+        while next < self.share.count
+            && self.pongs_pending < in_flight_max
+            && self.states[next] == ConnectionState::Up
+        {
             self.put_heartbeat(next, sockets, now);
             next += 1;
         }
@@ -284,8 +294,8 @@ impl Sessions {
     fn put_heartbeat(&mut self, number: usize, sockets: &mut Sockets, now: Nanos) {
         sockets.send(self.share.first + number, |out| {
             put_heartbeat(out);
-            (self.lines[number], self.since[number]) = (Line::AwaitsPong, now);
-            self.owed += 1;
+            (self.states[number], self.since[number]) = (ConnectionState::AwaitsPong, now);
+            self.pongs_pending += 1;
             self.sent += 1;
         });
     }
@@ -296,17 +306,17 @@ impl Sessions {
         self.connect_latency.record(now.saturating_sub(*since));
         *since = now;
         if self.raw {
-            self.is_up(now);
+            self.record_up(now);
         } else {
             self.credentials.put_authenticate(slot, out);
             self.sent += 1;
         }
     }
 
-    /// Takes an answer; says whether it belonged to the session.
+    /// Handles an answer. Returns whether it belongs to the session.
     ///
     /// # Errors
-    /// It is a failure, or out of place.
+    /// It is a failure, or no such answer is due.
     #[inline]
     pub(super) fn answered(
         &mut self,
@@ -316,40 +326,40 @@ impl Sessions {
     ) -> anyhow::Result<bool> {
         let number = slot - self.share.first;
         match read_answer(slot, answer)? {
-            SessionAnswer::NotMine => return Ok(false),
+            SessionAnswer::Other => return Ok(false),
             SessionAnswer::Pong => {
-                if self.lines[number] != Line::AwaitsPong {
-                    bail!("connection {slot}: a heartbeat was answered that was never sent");
+                if self.states[number] != ConnectionState::AwaitsPong {
+                    bail!("connection {slot}: the answer to a heartbeat came, but none was sent");
                 }
-                self.lines[number] = Line::Up;
-                self.owed -= 1;
+                self.states[number] = ConnectionState::Up;
+                self.pongs_pending -= 1;
                 self.pongs += u64::from(self.counting);
                 self.heartbeat_latency.record(now.saturating_sub(self.since[number]));
             }
             SessionAnswer::Authenticated { heartbeat_interval_ms } => {
-                if self.lines[number] != Line::Down {
+                if self.states[number] != ConnectionState::Down {
                     bail!("connection {slot}: its authentication was answered twice");
                 }
-                self.lines[number] = Line::Up;
+                self.states[number] = ConnectionState::Up;
                 self.auth_latency.record(now.saturating_sub(self.since[number]));
-                if heartbeat_interval_ms > 0 && !self.interval_is_ours {
+                if heartbeat_interval_ms > 0 && !self.interval_is_fixed {
                     self.heartbeat_interval_ns = u64::from(heartbeat_interval_ms) * 1_000_000;
                 }
-                self.is_up(now);
+                self.record_up(now);
             }
         }
         self.received += 1;
         Ok(true)
     }
 
-    /// A connection that is lost is an error: nobody asked for it.
+    /// The error for a closed connection: the load closes none before the end.
     pub(super) fn closed(&self, slot: usize, cause: &CloseCause) -> anyhow::Error {
-        anyhow!("connection {slot}, one of {} up, was {cause}", self.up)
+        anyhow!("connection {slot} was {cause}, while {} were up", self.up)
     }
 
-    fn is_up(&mut self, now: Nanos) {
+    fn record_up(&mut self, now: Nanos) {
         self.up += 1;
-        (self.all_up_at, self.waits_since) = (now, now);
+        (self.all_up_at, self.waiting_since) = (now, now);
         self.turns_since.get_or_insert(now);
     }
 }

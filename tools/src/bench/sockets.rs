@@ -1,11 +1,12 @@
-//! The connections of one engine: opening, reading, writing, closing, by slot.
+//! The connections of one engine, by slot: opens, reads, writes and closes them.
 //!
-//! Edge-triggered: a socket is read until a read comes back short, which saves the read that would
-//! only say "nothing more". What a load writes in answer to one stretch of bytes goes out in one
-//! write. An idle connection keeps little beside its descriptor.
+//! Epoll is edge-triggered. A socket is read until a read fills less than the buffer: this saves the read
+//! that would only return EAGAIN. All that a load writes in answer to one read goes out in one write. An idle
+//! connection keeps little memory beside its descriptor.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -15,25 +16,52 @@ use mio::{Events, Interest, Registry, Token};
 use rustix::net::sockopt::set_socket_linger;
 use tidegate_protocol::Reassembler;
 
-use super::engine::{EngineSetup, Load, Nanos, nanos_since};
+use super::clock::{Nanos, nanos_since};
 use super::source::{self, Source};
 
-/// The one receive buffer: larger than what an echo or a burst of pushes leaves on a socket.
+/// The size of the one receive buffer: more than an echo or a burst of pushes leaves on a socket.
 const BUFFER_BYTES: usize = 128 * 1024;
-/// Full reads of one connection in one turn; more wait for the next.
+/// Full reads of one connection in one turn. The rest waits for the next turn.
 const READS_MAX: usize = 16;
-/// Room to write that an idle connection keeps, where connections are few.
+/// The most send-buffer memory that an idle connection keeps, where connections are few.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
-/// Room to write that an idle connection keeps in any case: an authentication or a small request.
+/// Send-buffer memory that an idle connection may keep in any case: an authentication or a small request.
 const KEPT_BYTES_MIN: usize = 128;
-/// Room to write that all of the run's connections keep, as long as each has its least.
+/// Send-buffer memory that all idle connections of the run keep together, above the minimum of each.
 const KEPT_BYTES_TOTAL: usize = 128 * 1024 * 1024;
 
-/// Why a connection is gone.
+/// How sockets are set up.
+#[derive(Clone, Debug)]
+pub(super) struct SocketSetup {
+    /// The slots of this engine.
+    pub(super) slots: Range<usize>,
+    /// The connections of the whole run: they share the memory for send buffers.
+    pub(super) total: usize,
+    /// Whether a connection is closed with a reset (RST) and not with a FIN.
+    pub(super) reset_on_close: bool,
+}
+
+/// Receives what happens to connections.
+pub(super) trait ConnectionEvents {
+    /// The connection is open.
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()>;
+    /// A read returned these bytes.
+    fn received(
+        &mut self,
+        slot: usize,
+        link: &mut Link,
+        bytes: &[u8],
+        now: Nanos,
+    ) -> anyhow::Result<()>;
+    /// The connection is closed and its slot is free.
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
+}
+
+/// Why a connection is closed.
 #[derive(Debug)]
 pub(super) enum CloseCause {
-    /// The load asked for it.
-    Asked,
+    /// The load closed it.
+    Local,
     /// The other end closed.
     Peer,
     /// The socket failed.
@@ -43,21 +71,21 @@ pub(super) enum CloseCause {
 impl std::fmt::Display for CloseCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Asked => f.write_str("closed by this end"),
+            Self::Local => f.write_str("closed by tide"),
             Self::Peer => f.write_str("closed by the server"),
-            Self::Failed(error) => write!(f, "cut off: {error}"),
+            Self::Failed(error) => write!(f, "broken: {error}"),
         }
     }
 }
 
-/// What a load sees of a connection.
+/// The part of a connection that a load works with.
 #[derive(Debug, Default)]
 pub(super) struct Link {
-    /// Puts cut frames together.
+    /// Assembles frames that arrive in several reads.
     pub(super) reassembler: Reassembler,
-    /// What is to be sent; written once a turn.
+    /// Bytes to send; written once a turn.
     pub(super) out: Vec<u8>,
-    /// Close once `out` is written.
+    /// Set to close the connection when `out` is written.
     pub(super) close: bool,
 }
 
@@ -68,42 +96,44 @@ struct Connection {
     /// Bytes at the front of `link.out` that are sent. sent <= link.out.len()
     sent: usize,
     open: bool,
-    /// Where it goes: a place in `Sockets::places`, in bytes that would be padding.
-    place: u16,
+    /// Its destination: an index into `Sockets::destinations`. 16 bits fit into what would be padding.
+    destination: u16,
 }
 
 /// The connections, by slot.
 #[derive(Debug)]
 pub(super) struct Sockets {
     registry: Registry,
-    /// For the slots from this one on.
+    /// The first urgent slot, and where urgent slots are registered.
     urgent: Option<(usize, Registry)>,
-    /// The slot of the first of `connections`.
+    origin: Instant,
+    /// The slot of `connections[0]`.
     first: usize,
     connections: Vec<Option<Connection>>,
-    /// Where connections go: as many as --connect names.
-    places: Vec<SocketAddr>,
-    /// Connections with something to send, to be written when the tick is over.
+    /// The addresses that connections go to: at most as many as `--connect` names.
+    destinations: Vec<SocketAddr>,
+    /// Slots with bytes to send. They are written after the tick.
     dirty: Vec<usize>,
-    /// Connections that had more to read than one turn allows.
-    again: Vec<usize>,
+    /// Slots that had more to read than one turn allows.
+    unfinished_reads: Vec<usize>,
     buffer: Box<[u8]>,
     reset_on_close: bool,
     kept_bytes_max: usize,
 }
 
 impl Sockets {
-    /// None yet. They will be registered here.
-    pub(super) fn new(setup: &EngineSetup, registry: Registry) -> Self {
+    /// No connections yet. They will be registered with `registry`.
+    pub(super) fn new(setup: &SocketSetup, origin: Instant, registry: Registry) -> Self {
         let slots = setup.slots.len();
         Self {
             registry,
             urgent: None,
+            origin,
             first: setup.slots.start,
             connections: std::iter::repeat_with(|| None).take(slots).collect(),
-            places: Vec::new(),
+            destinations: Vec::new(),
             dirty: Vec::with_capacity(slots),
-            again: Vec::new(),
+            unfinished_reads: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             reset_on_close: setup.reset_on_close,
             kept_bytes_max: (KEPT_BYTES_TOTAL / setup.total.max(1))
@@ -111,24 +141,20 @@ impl Sockets {
         }
     }
 
-    /// Those from this slot on are registered elsewhere.
+    /// Registers the slots from `first` on with another epoll.
     pub(super) fn set_urgent(&mut self, first: usize, registry: Registry) {
         self.urgent = Some((first, registry));
     }
 
     /// Whether a connection had more to read than one turn allows.
-    pub(super) fn have_more(&self) -> bool {
-        !self.again.is_empty()
+    pub(super) fn has_unfinished_reads(&self) -> bool {
+        !self.unfinished_reads.is_empty()
     }
 
-    /// Goes on where one turn did not allow more.
-    pub(super) fn read_again(
-        &mut self,
-        load: &mut impl Load,
-        origin: Instant,
-    ) -> anyhow::Result<()> {
-        for slot in std::mem::take(&mut self.again) {
-            self.read(slot, load, origin, true)?;
+    /// Continues the reads that one turn did not finish.
+    pub(super) fn resume_reads(&mut self, load: &mut impl ConnectionEvents) -> anyhow::Result<()> {
+        for slot in std::mem::take(&mut self.unfinished_reads) {
+            self.read(slot, load, true)?;
         }
         Ok(())
     }
@@ -148,27 +174,29 @@ impl Sockets {
             _ => &self.registry,
         };
         registry.register(&mut stream, Token(slot), interest)?;
-        let place = self.place_of(address)?;
-        let connection = Connection { stream, link: Link::default(), sent: 0, open: false, place };
+        let destination = self.destination_index(address)?;
+        let link = Link::default();
+        let connection = Connection { stream, link, sent: 0, open: false, destination };
         self.connections[slot - self.first] = Some(connection);
         Ok(())
     }
 
-    fn place_of(&mut self, address: SocketAddr) -> anyhow::Result<u16> {
-        let known = self.places.iter().position(|place| *place == address);
-        let place = known.unwrap_or_else(|| {
-            self.places.push(address);
-            self.places.len() - 1
+    fn destination_index(&mut self, address: SocketAddr) -> anyhow::Result<u16> {
+        let known = self.destinations.iter().position(|known| *known == address);
+        let index = known.unwrap_or_else(|| {
+            self.destinations.push(address);
+            self.destinations.len() - 1
         });
-        u16::try_from(place).context("--connect names more than 65536 places")
+        u16::try_from(index).context("--connect names more than 65536 addresses")
     }
 
-    /// Closes a connection, which reports nothing.
-    pub(super) fn hang_up(&mut self, slot: usize) {
+    /// Closes a connection without calling [`ConnectionEvents::closed`].
+    pub(super) fn drop_connection(&mut self, slot: usize) {
         self.connections[slot - self.first] = None;
     }
 
-    /// Lets a load write to a connection; it goes out when the tick is over.
+    /// Has `write` append to a connection's output, which is sent after the tick. Does nothing where the
+    /// slot has no open connection.
     #[inline]
     pub(super) fn send(&mut self, slot: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(connection) = self.connections[slot - self.first].as_mut().filter(|it| it.open)
@@ -181,50 +209,48 @@ impl Sockets {
         write(&mut connection.link.out);
     }
 
-    /// Reads and writes what is ready.
+    /// Reads from and writes to the connections that are ready.
     pub(super) fn serve(
         &mut self,
         events: &Events,
-        load: &mut impl Load,
-        origin: Instant,
+        load: &mut impl ConnectionEvents,
     ) -> anyhow::Result<()> {
         for event in events {
             let Token(slot) = event.token();
-            // The timer and the bell are no slots: their turn was all they are for.
+            // The timer and the wakeup eventfd are no slots: they only have to end the wait.
             let connection = self.connections.get(slot.wrapping_sub(self.first));
             if connection.is_none_or(Option::is_none) {
                 continue;
             }
             if event.is_writable() {
-                self.writable(slot, load, origin)?;
+                self.writable(slot, load)?;
             }
             if event.is_readable() || event.is_error() {
-                let to_the_end = event.is_read_closed() || event.is_error();
-                self.read(slot, load, origin, to_the_end)?;
+                let until_empty = event.is_read_closed() || event.is_error();
+                self.read(slot, load, until_empty)?;
             }
         }
         Ok(())
     }
 
-    /// Writes what the tick left.
-    pub(super) fn write_dirty(&mut self, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
+    /// Writes to the connections that the tick left with bytes to send.
+    pub(super) fn write_dirty(
+        &mut self,
+        load: &mut impl ConnectionEvents,
+        now: Nanos,
+    ) -> anyhow::Result<()> {
         while let Some(slot) = self.dirty.pop() {
             self.flush(slot, load, now)?;
         }
         Ok(())
     }
 
-    fn writable(
-        &mut self,
-        slot: usize,
-        load: &mut impl Load,
-        origin: Instant,
-    ) -> anyhow::Result<()> {
+    fn writable(&mut self, slot: usize, load: &mut impl ConnectionEvents) -> anyhow::Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         if connection.open && connection.link.out.is_empty() {
             return Ok(());
         }
-        let now = nanos_since(origin);
+        let now = nanos_since(self.origin);
         if !connection.open {
             if let Some(error) = connection.stream.take_error()? {
                 return self.close(slot, CloseCause::Failed(error), load, now);
@@ -242,24 +268,23 @@ impl Sockets {
     fn read(
         &mut self,
         slot: usize,
-        load: &mut impl Load,
-        origin: Instant,
-        to_the_end: bool,
+        load: &mut impl ConnectionEvents,
+        until_empty: bool,
     ) -> anyhow::Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
-        let now = nanos_since(origin);
+        let now = nanos_since(self.origin);
         let mut reads = 0;
         let cause = loop {
             match connection.stream.read(&mut self.buffer) {
                 Ok(0) => break Some(CloseCause::Peer),
                 Ok(bytes) => {
                     load.received(slot, &mut connection.link, &self.buffer[..bytes], now)?;
-                    if bytes < BUFFER_BYTES && !to_the_end {
+                    if bytes < BUFFER_BYTES && !until_empty {
                         break None;
                     }
                     reads += 1;
                     if reads == READS_MAX {
-                        self.again.push(slot);
+                        self.unfinished_reads.push(slot);
                         break None;
                     }
                 }
@@ -276,7 +301,12 @@ impl Sockets {
     }
 
     #[inline]
-    fn flush(&mut self, slot: usize, load: &mut impl Load, now: Nanos) -> anyhow::Result<()> {
+    fn flush(
+        &mut self,
+        slot: usize,
+        load: &mut impl ConnectionEvents,
+        now: Nanos,
+    ) -> anyhow::Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         let out = &mut connection.link.out;
         while connection.sent < out.len() {
@@ -293,7 +323,7 @@ impl Sockets {
             *out = Vec::new();
         }
         if connection.link.close {
-            return self.close(slot, CloseCause::Asked, load, now);
+            return self.close(slot, CloseCause::Local, load, now);
         }
         Ok(())
     }
@@ -302,13 +332,14 @@ impl Sockets {
         &mut self,
         slot: usize,
         cause: CloseCause,
-        load: &mut impl Load,
+        load: &mut impl ConnectionEvents,
         now: Nanos,
     ) -> anyhow::Result<()> {
         let cause = match (self.connections[slot - self.first].take(), cause) {
-            // Nobody ever answered: no load knows more of that than where it was.
-            (Some(Connection { open: false, place, .. }), CloseCause::Failed(error)) => {
-                return Err(source::failed(self.places[usize::from(place)], None, error));
+            // The connect failed: an error of its own, since loads know open connections only.
+            (Some(Connection { open: false, destination, .. }), CloseCause::Failed(error)) => {
+                let address = self.destinations[usize::from(destination)];
+                return Err(source::failed(address, None, error));
             }
             (Some(connection), cause) => {
                 if self.reset_on_close {

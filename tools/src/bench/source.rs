@@ -1,6 +1,6 @@
-//! Where connections come from. A source address has some 28,000 ports for each destination, and
-//! the kernel searches them: the fuller they are, the slower, down to 2,000 connects a second. So
-//! many connections are spread over many source addresses, which on loopback cost nothing.
+//! The source addresses of connections. A source address has some 28,000 ports per destination. The kernel
+//! searches for a free one, and the fewer are free the slower: down to 2,000 connects a second. So many
+//! connections are spread over many source addresses, which cost nothing on loopback.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,24 +13,25 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start, socket_with};
 
-use crate::absent::no_gateway;
+use crate::not_running::no_gateway;
 
-/// Connections from one source address to one destination on loopback: fast at any time.
+/// Connections from one source address to one destination on loopback: few enough that a free port is always
+/// found fast.
 pub(crate) const PER_SOURCE: usize = 2_500;
-/// Source addresses used on loopback at most, in turn: enough for 100 million connections.
+/// Source addresses on loopback, used in rotation: enough for 100 million connections.
 pub(crate) const LOOPBACK_SOURCES: usize = 200 * 200;
 
-/// Where a connection comes from: `None` leaves it to the kernel.
+/// A connection's source address. `None`: the kernel chooses it.
 pub(super) type Source = Option<IpAddr>;
 
-/// An address, or the first and the last of some.
+/// One address, or a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SourceRange {
     first: IpAddr,
     count: u32,
 }
 
-/// Picks addresses.
+/// Chooses the addresses of each connection.
 #[derive(Clone, Debug)]
 pub(super) struct Addresses {
     to: Vec<SocketAddr>,
@@ -44,20 +45,20 @@ impl Addresses {
         Self { to, from, from_count }
     }
 
-    /// Where connection `number` goes, and whence.
+    /// The destination and the source of connection `number`.
     pub(super) fn of(&self, number: usize) -> (SocketAddr, Source) {
         let to = self.to[number % self.to.len()];
-        // Each destination has its connections numbered from 0.
+        // From here on the number among the connections to the same destination.
         let number = number / self.to.len();
         let from = match (self.from_count, to.ip()) {
             (0, IpAddr::V4(ip)) if ip.is_loopback() => loopback(number / PER_SOURCE),
             (0, _) => None,
-            (count, _) => Some(self.given(number % count)),
+            (count, _) => Some(self.configured(number % count)),
         };
         (to, from)
     }
 
-    fn given(&self, mut number: usize) -> IpAddr {
+    fn configured(&self, mut number: usize) -> IpAddr {
         for range in &self.from {
             if number < range.count as usize {
                 return range.nth(u32::try_from(number).unwrap_or_default());
@@ -68,7 +69,7 @@ impl Addresses {
     }
 }
 
-/// The first few come from where the kernel sees fit, which is 127.0.0.1; others from 127.1.x.y.
+/// Group 0 leaves the choice to the kernel, which takes 127.0.0.1. Others have 127.1.x.y.
 fn loopback(group: usize) -> Source {
     if group == 0 {
         return None;
@@ -92,30 +93,31 @@ impl FromStr for SourceRange {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let ip = |text: &str| {
-            let wrong = || format!("\"{text}\" is no IP address: 10.0.0.7, or 10.0.0.7-10.0.0.99");
+            let wrong =
+                || format!("\"{text}\" is no IP address; use 10.0.0.7, or 10.0.0.7-10.0.0.99");
             text.trim().parse::<IpAddr>().map_err(|_| wrong())
         };
         let Some((first, last)) = text.split_once('-') else {
             return Ok(Self { first: ip(text)?, count: 1 });
         };
         let (first, last) = (ip(first)?, ip(last)?);
-        let apart = match (first, last) {
+        let distance = match (first, last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => {
                 last.to_bits().checked_sub(first.to_bits()).map(u128::from)
             }
             (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits().checked_sub(first.to_bits()),
             _ => None,
         };
-        let count = apart.and_then(|apart| u32::try_from(apart).ok()?.checked_add(1));
+        let count = distance.and_then(|distance| u32::try_from(distance).ok()?.checked_add(1));
         let count = count.ok_or_else(|| {
-            format!("no range leads from {first} to {last}: 10.0.0.7-10.0.0.99 is one")
+            format!("{first}-{last} is no range of addresses; 10.0.0.7-10.0.0.99 is one")
         })?;
         Ok(Self { first, count })
     }
 }
 
-/// Starts to connect. The port is chosen when both ends are known, so that a source's ports can be
-/// used once for each destination.
+/// Starts to connect. The kernel chooses the port when both addresses are known, so that each source port can
+/// be used once per destination.
 pub(super) fn connect(address: SocketAddr, source: Source) -> anyhow::Result<TcpStream> {
     let Some(ip) = source else {
         return TcpStream::connect(address).map_err(|error| failed(address, source, error));
@@ -138,19 +140,19 @@ fn bound_to(ip: IpAddr) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Says why there is no connection.
+/// The error for a connect that failed, with a hint.
 pub(super) fn failed(address: SocketAddr, source: Source, error: std::io::Error) -> anyhow::Error {
     if error.kind() == ErrorKind::ConnectionRefused {
         return anyhow!(error).context(no_gateway(&address.to_string(), " --auth demo"));
     }
     let from = source.map_or_else(String::new, |ip| format!(" from {ip}"));
-    let way_out = match error.kind() {
+    let hint = match error.kind() {
         ErrorKind::AddrNotAvailable => {
-            ": no port is free there: more --source addresses, fewer connections, or --reset"
+            ": no source port is free; use more --source addresses, fewer connections, or --reset"
         }
         _ => "",
     };
-    anyhow!(error).context(format!("cannot connect to {address}{from}{way_out}"))
+    anyhow!(error).context(format!("cannot connect to {address}{from}{hint}"))
 }
 
 #[cfg(test)]
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_each_2500_have_a_source_of_their_own() {
+    fn on_loopback_each_2500_connections_have_their_own_source() {
         let one = addresses(&["127.0.0.1:7400"], &[]);
         assert_eq!(one.of(2_499).1, None);
         let sources: std::collections::HashSet<_> =
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn given_sources_are_used_in_turn() {
+    fn configured_sources_are_used_in_rotation() {
         let some = addresses(&["192.0.2.1:7400"], &["10.0.0.254-10.0.1.1", "10.9.9.9"]);
         let used: Vec<String> =
             (0..6).map(|number| some.of(number).1.unwrap().to_string()).collect();
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_source_is_refused_in_words() {
+    fn a_text_that_is_no_source_is_refused() {
         for wrong in ["", "x", "10.0.0.2-10.0.0.1", "10.0.0.1-::1", "::-ffff::"] {
             assert!(wrong.parse::<SourceRange>().is_err(), "{wrong}");
         }

@@ -1,28 +1,29 @@
-//! The timeline of a show: what is published when, and who answers when.
+//! The timeline of a show: what is published when, and which client answers when.
 
 use std::time::Duration;
 
-use super::engine::{Nanos, due_after};
+use super::clock::{Nanos, due_after};
 use super::publication::Topic;
 
-/// Everybody who answers does so within this long of the question.
+/// All answers to a question are sent within this time.
 const ANSWER_NS: Nanos = 1_000_000_000;
-/// Answers are spread over so many moments.
-pub(super) const MOMENTS: u32 = 64;
-/// When something is published.
+/// That time is divided into this many buckets.
+pub(super) const BUCKETS: u32 = 64;
+
+/// When what is published.
 #[derive(Debug)]
 pub(super) struct Schedule {
     started_at: Nanos,
-    /// Between two questions.
+    /// The time between two questions.
     question_ns: f64,
     questions: u64,
-    /// Between two pushes of the barrage; infinite without one.
+    /// The time between two pushes of the barrage; infinite without a barrage.
     barrage_ns: f64,
     barrage: u64,
 }
 
 impl Schedule {
-    /// A question every so often, and so many other pushes a second.
+    /// A question every `question_every`, and `barrage` other pushes a second.
     pub(super) fn new(question_every: Duration, barrage: f64) -> Self {
         Self {
             started_at: 0,
@@ -33,33 +34,33 @@ impl Schedule {
         }
     }
 
-    /// Whether anything is published between these two times after the start.
+    /// Whether anything is published in this window, given in time after the start.
     pub(super) fn has_any(&self, from: Duration, to: Duration) -> bool {
         let (from, to) = (from.as_secs_f64() * 1e9, to.as_secs_f64() * 1e9);
-        // The first question comes at once, the first of the barrage one interval later.
+        // The first question comes at the start, the first push of the barrage one interval later.
         let falls_in = |interval_ns: f64, first: f64| {
             (from / interval_ns).ceil().max(first) * interval_ns < to
         };
         falls_in(self.question_ns, 0.0) || falls_in(self.barrage_ns, 1.0)
     }
 
-    /// The first question comes now.
+    /// Starts the timeline: the first question is due now.
     pub(super) fn start(&mut self, now: Nanos) {
         self.started_at = now;
     }
 
-    /// Questions that were published.
+    /// The number of questions published.
     pub(super) fn questions(&self) -> u64 {
         self.questions
     }
 
-    /// Takes another worker's in: one of them publishes.
+    /// Adds another worker's counts. Only one worker publishes.
     pub(super) fn merge(&mut self, other: &Self) {
         self.questions += other.questions;
         self.barrage += other.barrage;
     }
 
-    /// What comes next, and when.
+    /// What is published next, and when.
     pub(super) fn next(&self) -> (Nanos, Topic) {
         let question_at = due_after(self.questions, self.question_ns);
         let barrage_at = due_after(self.barrage + 1, self.barrage_ns);
@@ -71,7 +72,7 @@ impl Schedule {
         (self.started_at.saturating_add(after), topic)
     }
 
-    /// It is published.
+    /// Notes that the next item is published.
     pub(super) fn done(&mut self, topic: Topic) {
         match topic {
             Topic::Question => self.questions += 1,
@@ -80,54 +81,54 @@ impl Schedule {
     }
 }
 
-/// Who answers when: a ring of moments, with the slots that answer at each.
+/// The clients that have to answer: a ring of time buckets, each with the slots that answer at its end.
 #[derive(Debug)]
-pub(super) struct Answers {
-    moments: Vec<Vec<u32>>,
-    /// Moments that are over, since the run began.
-    over: u64,
-    waiting: usize,
+pub(super) struct AnswerQueue {
+    buckets: Vec<Vec<u32>>,
+    /// Buckets that have ended since the run began.
+    elapsed: u64,
+    pending: usize,
 }
 
-impl Answers {
-    const MOMENT_NS: Nanos = ANSWER_NS / MOMENTS as Nanos;
+impl AnswerQueue {
+    const BUCKET_NS: Nanos = ANSWER_NS / BUCKETS as Nanos;
 
-    /// Nobody's.
+    /// An empty queue.
     pub(super) fn new() -> Self {
-        Self { moments: vec![Vec::new(); MOMENTS as usize], over: 0, waiting: 0 }
+        Self { buckets: vec![Vec::new(); BUCKETS as usize], elapsed: 0, pending: 0 }
     }
 
-    /// Has a connection answer that many moments after this one's end.
-    pub(super) fn plan(&mut self, slot: u32, moments_later: u32) {
-        let moment = (self.over + u64::from(moments_later)) % u64::from(MOMENTS);
-        self.moments[usize::try_from(moment).unwrap_or_default()].push(slot);
-        self.waiting += 1;
+    /// Has a connection answer at the end of a bucket: the present one, or one `buckets_later`.
+    pub(super) fn push(&mut self, slot: u32, buckets_later: u32) {
+        let bucket = (self.elapsed + u64::from(buckets_later)) % u64::from(BUCKETS);
+        self.buckets[usize::try_from(bucket).unwrap_or_default()].push(slot);
+        self.pending += 1;
     }
 
-    /// The slots of the next moment that is over by now.
+    /// Takes the slots of the next bucket that has ended by now.
     pub(super) fn take_due(&mut self, now: Nanos) -> Option<Vec<u32>> {
-        if self.waiting == 0 {
-            self.over = now / Self::MOMENT_NS;
+        if self.pending == 0 {
+            self.elapsed = now / Self::BUCKET_NS;
             return None;
         }
         if now < self.next_at() {
             return None;
         }
-        let moment = usize::try_from(self.over % u64::from(MOMENTS)).unwrap_or_default();
-        self.over += 1;
-        let due = std::mem::take(&mut self.moments[moment]);
-        self.waiting -= due.len();
+        let bucket = usize::try_from(self.elapsed % u64::from(BUCKETS)).unwrap_or_default();
+        self.elapsed += 1;
+        let due = std::mem::take(&mut self.buckets[bucket]);
+        self.pending -= due.len();
         Some(due)
     }
 
-    /// Whether somebody is to answer yet.
-    pub(super) fn are_waiting(&self) -> bool {
-        self.waiting > 0
+    /// Whether an answer is still to be sent.
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending > 0
     }
 
-    /// When the next moment is over.
+    /// When the present bucket ends.
     pub(super) fn next_at(&self) -> Nanos {
-        (self.over + 1) * Self::MOMENT_NS
+        (self.elapsed + 1) * Self::BUCKET_NS
     }
 }
 
@@ -136,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_and_the_barrage_come_in_the_order_of_their_times() {
+    fn questions_and_barrage_are_published_in_order_of_time() {
         let mut schedule = Schedule::new(Duration::from_nanos(100), 25e6);
         schedule.start(5);
         let order: Vec<(Nanos, Topic)> = (0..5)
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_has_questions_or_barrage_or_nothing() {
+    fn a_window_without_any_publication_is_recognised() {
         let has = |barrage: f64, from: u64, to: u64| {
             let schedule = Schedule::new(Duration::from_secs(10), barrage);
             schedule.has_any(Duration::from_secs(from), Duration::from_secs(to))
@@ -166,18 +167,18 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_at_their_moments_and_none_is_forgotten() {
-        let mut answers = Answers::new();
+    fn every_answer_is_due_in_its_bucket() {
+        let mut answers = AnswerQueue::new();
         assert_eq!(answers.take_due(10 * ANSWER_NS), None);
         let began_at = answers.next_at();
-        (0..MOMENTS).for_each(|moment| answers.plan(moment, moment));
+        (0..BUCKETS).for_each(|bucket| answers.push(bucket, bucket));
         assert_eq!(answers.take_due(began_at - 1), None);
         let mut all = Vec::new();
         let end = began_at + ANSWER_NS;
         while let Some(due) = answers.take_due(end) {
             all.extend(due);
         }
-        assert_eq!(all, (0..MOMENTS).collect::<Vec<_>>());
-        assert_eq!(answers.waiting, 0);
+        assert_eq!(all, (0..BUCKETS).collect::<Vec<_>>());
+        assert!(!answers.has_pending());
     }
 }

@@ -1,4 +1,4 @@
-//! What a person types: a line <-> a command, and what a command sends.
+//! The commands of a user: parses them, and encodes what they send.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -7,28 +7,28 @@ use anyhow::{Error, Result, anyhow, bail, ensure};
 use prost::Message as _;
 use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, MessageUser, SayInRoom};
 
-use super::view::{bytes_of_hex, shown};
+use super::text::{bytes_of_hex, printable};
 use crate::argument;
 
-/// The demo backend's type that answers with the bytes that came.
+/// The demo backend's type that answers with the same bytes.
 pub(super) const ECHO: i32 = 1;
-/// The demo backend's type that pushes to everybody.
+/// The demo backend's type that pushes to all users.
 pub(super) const PUSH_ALL: i32 = 2;
 /// The demo backend's type that joins a room.
 pub(super) const JOIN: i32 = 10;
 /// The demo backend's type that leaves a room.
 pub(super) const LEAVE: i32 = 11;
-/// The demo backend's type that says something in a room.
+/// The demo backend's type that publishes a text in a room.
 pub(super) const SAY: i32 = 12;
-/// The demo backend's type that says something to a user.
+/// The demo backend's type that pushes a text to one user.
 pub(super) const MESSAGE: i32 = 20;
 
-/// Every command: how it is used, and what it does.
+/// Every command: its usage, and what it does.
 const COMMANDS: [(&str, &str); 11] = [
     ("help", "this list"),
     ("echo TEXT", "send TEXT as type 1; the demo backend answers with it"),
     ("send TYPE TEXT", "send TEXT as it is; hex:0aff for bytes"),
-    ("all TEXT", "push TEXT to everybody"),
+    ("all TEXT", "push TEXT to all users"),
     ("join ROOM [LAST_OFFSET]", "join a room, from where it was left or after LAST_OFFSET"),
     ("leave ROOM", "leave a room"),
     ("say ROOM TEXT", "say something in a room"),
@@ -38,27 +38,27 @@ const COMMANDS: [(&str, &str); 11] = [
     ("quit", "leave; so does the end of the input"),
 ];
 
-/// One thing to do.
+/// One command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     /// Show the commands.
     Help,
-    /// Send bytes that come back.
+    /// Send a text that the gateway sends back.
     Echo(String),
-    /// Send bytes of any type, as they are.
+    /// Send bytes with any type, unchanged.
     Send {
         /// Greater than 0.
         kind: i32,
-        /// Opaque.
+        /// Not interpreted.
         biz_data: Vec<u8>,
     },
-    /// Push to everybody.
+    /// Push to all users.
     All(String),
     /// Join a room.
     Join {
         /// Its name, not empty.
         room: String,
-        /// What was seen last; 0 for nothing. `None`: what this session remembers.
+        /// The last offset seen; 0: none. `None`: the one that this session remembers.
         last_offset: Option<u64>,
     },
     /// Leave a room.
@@ -66,29 +66,29 @@ pub(super) enum Command {
         /// Its name, not empty.
         room: String,
     },
-    /// Say something in a room.
+    /// Publish a text in a room.
     Say {
         /// Its name, not empty.
         room: String,
-        /// What.
+        /// The text.
         text: String,
     },
-    /// Say something to a user.
+    /// Push a text to a user.
     Message {
-        /// Who.
+        /// The user.
         user_id: u64,
-        /// What.
+        /// The text.
         text: String,
     },
     /// Send a heartbeat.
     Ping,
     /// Connect and log in again.
     Reconnect,
-    /// End.
+    /// End the client.
     Quit,
 }
 
-/// What a command puts on the wire.
+/// What a command sends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Sends {
     /// A heartbeat.
@@ -98,10 +98,10 @@ pub(super) enum Sends {
 }
 
 impl Command {
-    /// Reads a line; `None` for an empty line and for a comment, which starts with `#`.
+    /// Parses a line; `None` for an empty line and for a comment, which starts with `#`.
     ///
     /// # Errors
-    /// Says what the command wants, or that there is no such command.
+    /// The line is no command, or its arguments are wrong. The error tells the usage.
     pub(super) fn parse(line: &str) -> Result<Option<Self>> {
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
@@ -109,17 +109,17 @@ impl Command {
         }
         let (verb, rest) = word(line);
         Ok(Some(match verb {
-            "help" => alone(verb, rest, Self::Help)?,
-            "ping" => alone(verb, rest, Self::Ping)?,
-            "reconnect" => alone(verb, rest, Self::Reconnect)?,
-            "quit" => alone(verb, rest, Self::Quit)?,
+            "help" => without_arguments(verb, rest, Self::Help)?,
+            "ping" => without_arguments(verb, rest, Self::Ping)?,
+            "reconnect" => without_arguments(verb, rest, Self::Reconnect)?,
+            "quit" => without_arguments(verb, rest, Self::Quit)?,
             "echo" => Self::Echo(rest.to_owned()),
             "all" => Self::All(rest.to_owned()),
             "send" => parse_send(rest)?,
             "join" => parse_join(rest)?,
             "leave" => {
                 let (room, rest) = named(verb, rest)?;
-                alone(verb, rest, Self::Leave { room })?
+                without_arguments(verb, rest, Self::Leave { room })?
             }
             "say" => {
                 let (room, text) = named(verb, rest)?;
@@ -127,15 +127,18 @@ impl Command {
             }
             "msg" => {
                 let (user, text) = named(verb, rest)?;
-                let user_id = argument::user(&user).map_err(|said| wrong(verb, &user, &said))?;
+                let user_id =
+                    argument::user(&user).map_err(|said| invalid_argument(verb, &user, &said))?;
                 Self::Message { user_id, text: text.to_owned() }
             }
-            _ => bail!("there is no command \"{}\"; \"help\" lists them", shown(verb.as_bytes())),
+            _ => {
+                bail!("there is no command \"{}\"; \"help\" lists them", printable(verb.as_bytes()))
+            }
         }))
     }
 
-    /// What goes to the gateway; `None` for a command that is for this end alone.
-    pub(super) fn sends(&self) -> Option<Sends> {
+    /// What the command sends to the gateway; `None` for a command that sends nothing.
+    pub(super) fn message(&self) -> Option<Sends> {
         let (kind, biz_data) = match self {
             Self::Help | Self::Reconnect | Self::Quit => return None,
             Self::Ping => return Some(Sends::Heartbeat),
@@ -160,10 +163,10 @@ impl Command {
     }
 }
 
-/// A command's short name, by which its answer is shown.
+/// A command's short name, which its answer is shown with.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let room_name = |room: &str| shown(room.as_bytes());
+        let room_name = |room: &str| printable(room.as_bytes());
         match self {
             Self::Help => f.write_str("help"),
             Self::Echo(_) => f.write_str("echo"),
@@ -198,7 +201,7 @@ pub(super) fn help() -> String {
 fn parse_send(rest: &str) -> Result<Command> {
     let (kind, text) = named("send", rest)?;
     let kind: i32 = kind.parse().map_err(|_| {
-        wrong("send", &kind, &format!("a type is a whole number from 1 to {}", i32::MAX))
+        invalid_argument("send", &kind, &format!("a type is a whole number from 1 to {}", i32::MAX))
     })?;
     ensure!(
         kind > 0,
@@ -216,39 +219,43 @@ fn parse_join(rest: &str) -> Result<Command> {
     let last_offset = match rest.trim().trim_start_matches('#') {
         "" => None,
         offset => Some(offset.parse().map_err(|_| {
-            wrong("join", offset, &format!("an offset is a whole number from 0 to {}", u64::MAX))
+            invalid_argument(
+                "join",
+                offset,
+                &format!("an offset is a whole number from 0 to {}", u64::MAX),
+            )
         })?),
     };
     Ok(Command::Join { room, last_offset })
 }
 
-/// The first word and what is behind the space after it.
+/// The first word, and the rest after the space behind it.
 fn word(text: &str) -> (&str, &str) {
     let text = text.trim_start();
     text.split_once(char::is_whitespace).unwrap_or((text, ""))
 }
 
-/// The room or user that a command starts with, and the rest of the line.
+/// The room or user that a command's arguments start with, and the rest of the line.
 fn named<'a>(verb: &str, rest: &'a str) -> Result<(String, &'a str)> {
     let (name, rest) = word(rest);
     ensure!(!name.is_empty(), usage(verb));
     Ok((name.to_owned(), rest))
 }
 
-/// The command, if nothing is behind it.
-fn alone(verb: &str, rest: &str, command: Command) -> Result<Command> {
+/// The command, if nothing follows it.
+fn without_arguments(verb: &str, rest: &str, command: Command) -> Result<Command> {
     ensure!(rest.trim().is_empty(), usage(verb));
     Ok(command)
 }
 
-/// Something that was typed is not what it should be.
-fn wrong(verb: &str, typed: &str, what_is_taken: &str) -> Error {
-    anyhow!("\"{}\": {what_is_taken}; {}", shown(typed.as_bytes()), usage(verb))
+/// The error for an argument that can't be read.
+fn invalid_argument(verb: &str, typed: &str, what_is_taken: &str) -> Error {
+    anyhow!("\"{}\": {what_is_taken}; {}", printable(typed.as_bytes()), usage(verb))
 }
 
 fn usage(verb: &str) -> String {
     let usage = COMMANDS.iter().map(|(usage, _)| *usage).find(|usage| word(usage).0 == verb);
-    format!("it goes: {}", usage.unwrap_or(verb))
+    format!("usage: {}", usage.unwrap_or(verb))
 }
 
 #[cfg(test)]
@@ -291,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_wrong_is_told_how_it_goes() {
+    fn the_error_for_a_wrong_line_has_the_usage() {
         assert!(complaint("jion quiz").contains("no command \"jion\""));
         assert!(complaint("join").contains("join ROOM [LAST_OFFSET]"));
         assert!(complaint("join quiz soon").contains("join ROOM [LAST_OFFSET]"));
@@ -302,7 +309,7 @@ mod tests {
         assert!(complaint("send 0 hi").contains("start at 1"));
         assert!(complaint("send 9 hex:0").contains("hex"));
         assert!(complaint("quit now").contains("quit"));
-        // What was typed, what would be taken, and nothing that a library says.
+        // The error names the typed text and the accepted values, and has no text of a library.
         for (line, typed) in [("msg bob hi", "bob"), ("send x hi", "x"), ("join quiz soon", "soon")]
         {
             let error = Command::parse(line).unwrap_err();
@@ -314,15 +321,15 @@ mod tests {
 
     #[test]
     fn a_command_sends_what_the_demo_backend_reads() {
-        let Some(Sends::Request(kind, biz_data)) = parse("join quiz 5").sends() else {
+        let Some(Sends::Request(kind, biz_data)) = parse("join quiz 5").message() else {
             panic!("a join sends a request");
         };
         assert_eq!(kind, JOIN);
         let wanted = JoinRoom { room: "quiz".into(), last_offset: 5 };
         assert_eq!(JoinRoom::decode(&biz_data[..]).unwrap(), wanted);
-        assert_eq!(parse("echo hi").sends(), Some(Sends::Request(ECHO, b"hi".to_vec())));
-        assert_eq!(parse("ping").sends(), Some(Sends::Heartbeat));
-        assert_eq!(parse("help").sends(), None);
+        assert_eq!(parse("echo hi").message(), Some(Sends::Request(ECHO, b"hi".to_vec())));
+        assert_eq!(parse("ping").message(), Some(Sends::Heartbeat));
+        assert_eq!(parse("help").message(), None);
     }
 
     #[test]

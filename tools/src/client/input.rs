@@ -1,7 +1,7 @@
-//! Where commands come from and lines go to: a terminal with an editor, or plain input and output.
+//! Where commands come from and lines go to: a terminal with a line editor, or plain standard input and output.
 //!
-//! A thread reads, so that pushes are shown while nobody types. It understands `quit` by itself:
-//! once it has read that, it gives the terminal back and reads no more.
+//! A thread of its own reads, so that pushes are shown while nobody types. It handles `quit` itself: after that it
+//! restores the terminal and reads no more.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -12,82 +12,82 @@ use anyhow::{Context as _, Error, Result};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor, ExternalPrinter};
 
-use super::Wake;
 use super::command::Command;
+use super::event::LoopEvent;
 use crate::stdout;
 
-/// What the editor shows before what is typed.
+/// The editor's prompt.
 const PROMPT: &str = "tide> ";
 
-/// Where lines go to. It writes beside what is being typed, not into it.
+/// Where lines are shown. On a terminal they appear above the line that is being typed.
 pub(super) struct Screen {
-    /// `None`: plain output.
+    /// The editor's printer; `None`: plain output.
     editor: Option<Box<dyn ExternalPrinter + Send>>,
-    /// Whether somebody still reads it: not so once `tide client | head` has its lines.
+    /// Whether standard output is still read. `tide client | head` stops reading early.
     is_read: bool,
 }
 
-/// The thread that reads commands.
+/// The thread that reads commands. It needs a permit for each command of a script.
 #[derive(Debug)]
 pub(super) struct Input {
-    turns: SyncSender<()>,
-    /// Whether somebody types, and need not wait for a turn.
+    permits: SyncSender<()>,
+    /// Whether a person types. Then no permits are needed after the first.
     is_interactive: bool,
-    turn_is_out: bool,
+    read_allowed: bool,
 }
 
-/// Starts reading when the first turn is given: an editor if both ends are a terminal.
+/// Starts the thread, which reads once the first permit is given. Uses an editor if standard input and output are a
+/// terminal.
 ///
 /// # Errors
-/// When the thread can't be started.
-pub(super) fn start(wakes: &Sender<Wake>) -> Result<(Input, Screen)> {
-    let (turns, my_turns) = mpsc::sync_channel(1);
-    let wakes = wakes.clone();
-    let edited = edited();
+/// The thread can't be started.
+pub(super) fn start(events: &Sender<LoopEvent>) -> Result<(Input, Screen)> {
+    let (permits, granted) = mpsc::sync_channel(1);
+    let events = events.clone();
+    let edited = open_editor();
     let is_interactive = edited.is_some();
     let thread = thread::Builder::new().name("tide-input".into());
     let screen = match edited {
         Some((editor, printer)) => {
             thread
-                .spawn(move || read_edited(editor, &my_turns, &wakes))
+                .spawn(move || read_edited(editor, &granted, &events))
                 .context("can't start the thread that reads commands")?;
             Screen { editor: Some(printer), is_read: true }
         }
         None => {
             thread
-                .spawn(move || read_plain(&my_turns, &wakes))
+                .spawn(move || read_plain(&granted, &events))
                 .context("can't start the thread that reads commands")?;
             Screen { editor: None, is_read: true }
         }
     };
-    Ok((Input { turns, is_interactive, turn_is_out: false }, screen))
+    Ok((Input { permits, is_interactive, read_allowed: false }, screen))
 }
 
 impl Input {
-    /// Whether somebody types. A script, which is anything else, gets one turn after another.
+    /// Whether a person types. Anything else is a script.
     pub(super) fn is_interactive(&self) -> bool {
         self.is_interactive
     }
 
-    /// Lets the thread read a command, unless it already may.
-    pub(super) fn give_turn(&mut self) {
-        if !self.turn_is_out {
-            self.turn_is_out = self.turns.try_send(()).is_ok();
+    /// Gives the thread a permit to read a command, unless it has one.
+    pub(super) fn allow_read(&mut self) {
+        if !self.read_allowed {
+            self.read_allowed = self.permits.try_send(()).is_ok();
         }
     }
 
-    /// A command came: a script waits for its next turn.
-    pub(super) fn took_turn(&mut self) {
-        self.turn_is_out = self.is_interactive;
+    /// Notes that a command came. A script has used its permit up by that.
+    pub(super) fn command_read(&mut self) {
+        self.read_allowed = self.is_interactive;
     }
 }
 
 impl Screen {
-    /// Shows a line that answers, or that came from the gateway. Nobody may read it: a script goes on to its
-    /// end all the same.
+    /// Shows an answer or a push. That nobody reads it is no error: a script runs to its end.
     ///
     /// # Errors
-    /// When standard output can't be written to.
+    /// Standard output can't be written to.
     pub(super) fn show(&mut self, line: &str) -> Result<()> {
         let shown = match &mut self.editor {
             Some(editor) => print_beside(editor.as_mut(), line),
@@ -97,28 +97,29 @@ impl Screen {
         stdout::unless_gone(shown).context("can't write to standard output")
     }
 
-    /// Whether somebody still reads what is shown, as far as is known.
+    /// Whether standard output is still read, as far as is known.
     pub(super) const fn is_read(&self) -> bool {
         self.is_read
     }
 
-    /// Shows a line about the connection. A script's output stays clear of it.
+    /// Shows a line about the connection. A script gets it on standard error, so that its output has answers and pushes
+    /// only.
     ///
     /// # Errors
-    /// When the terminal can't be written to.
-    pub(super) fn remark(&mut self, line: &str) -> Result<()> {
+    /// The terminal can't be written to.
+    pub(super) fn show_status(&mut self, line: &str) -> Result<()> {
         match &mut self.editor {
             Some(editor) => {
                 print_beside(editor.as_mut(), line).context("can't write to the terminal")
             }
             None => {
-                stdout::remark(line);
+                stdout::print_stderr(line);
                 Ok(())
             }
         }
     }
 
-    /// The editor has gone: from now on output is plain.
+    /// The editor has ended: from now on output is plain.
     pub(super) fn input_ended(&mut self) {
         self.editor = None;
     }
@@ -128,12 +129,12 @@ fn print_beside(editor: &mut dyn ExternalPrinter, line: &str) -> io::Result<()> 
     let has_colours = anstream::AutoStream::choice(&io::stdout()) != ColorChoice::Never;
     let line =
         if has_colours { line.to_owned() } else { anstream::adapter::strip_str(line).to_string() };
-    // It fails only when the editor has just gone, and took the terminal's raw mode with it.
+    // This fails only when the editor has just ended. The terminal is in its normal mode again by then.
     editor.print(format!("{line}\n")).or_else(|_| writeln!(anstream::stdout(), "{line}"))
 }
 
-/// An editor and the way to print beside it, if this is a terminal that can be edited on.
-fn edited() -> Option<(DefaultEditor, Box<dyn ExternalPrinter + Send>)> {
+/// An editor and its printer, if standard input and output are a terminal that supports one.
+fn open_editor() -> Option<(DefaultEditor, Box<dyn ExternalPrinter + Send>)> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return None;
     }
@@ -143,72 +144,74 @@ fn edited() -> Option<(DefaultEditor, Box<dyn ExternalPrinter + Send>)> {
     Some((editor, Box::new(printer)))
 }
 
-/// Reads what is typed. After the first turn it waits for none: the prompt stands while answers are
-/// on their way, and what is printed beside it is only taken while it stands.
-fn read_edited(mut editor: DefaultEditor, turns: &Receiver<()>, wakes: &Sender<Wake>) {
-    if turns.recv().is_err() {
+/// Reads what is typed. Only the first command needs a permit: the prompt is shown while answers are in flight, and the
+/// printer works only while the prompt is shown.
+fn read_edited(mut editor: DefaultEditor, permits: &Receiver<()>, events: &Sender<LoopEvent>) {
+    if permits.recv().is_err() {
         return;
     }
     let end = 'typing: loop {
         match editor.readline(PROMPT) {
-            // What was pasted comes as one, with its line ends inside.
+            // Pasted text comes as one line with line ends inside.
             Ok(lines) => {
-                for wake in lines.lines().filter_map(understand) {
-                    if matches!(wake, Wake::Quit) {
-                        break 'typing Wake::Quit;
+                for event in lines.lines().filter_map(parse_line) {
+                    if matches!(event, LoopEvent::Quit) {
+                        break 'typing LoopEvent::Quit;
                     }
-                    if wakes.send(wake).is_err() {
+                    if events.send(event).is_err() {
                         return;
                     }
                 }
             }
-            // Ctrl-C drops the line, as it does in a shell.
+            // Ctrl-C discards the line, as in a shell.
             Err(ReadlineError::Interrupted) => {}
-            Err(ReadlineError::Eof) => break Wake::EndOfInput,
+            Err(ReadlineError::Eof) => break LoopEvent::EndOfInput,
             Err(error) => {
-                break Wake::NoInput(Error::new(error).context("can't read the terminal"));
+                break LoopEvent::InputFailed(Error::new(error).context("can't read the terminal"));
             }
         }
     };
-    // The editor goes first: who still prints beside it would wait for nobody.
+    // Drop the editor before the last event is sent: a later print would wait for a prompt that never comes.
     drop(editor);
-    let _nobody_listens = wakes.send(end);
+    let _receiver_gone = events.send(end);
 }
 
-/// Reads a script: a command for each turn.
-fn read_plain(turns: &Receiver<()>, wakes: &Sender<Wake>) {
+/// Reads a script: one command per permit.
+fn read_plain(permits: &Receiver<()>, events: &Sender<LoopEvent>) {
     let mut lines = io::stdin().lock().lines();
-    while turns.recv().is_ok() {
-        let wake = next_command(&mut lines);
-        let is_last = !matches!(wake, Wake::Command(_) | Wake::Misread(_));
-        if wakes.send(wake).is_err() || is_last {
+    while permits.recv().is_ok() {
+        let event = next_command(&mut lines);
+        let is_last = !matches!(event, LoopEvent::Command(_) | LoopEvent::ParseFailed(_));
+        if events.send(event).is_err() || is_last {
             return;
         }
     }
 }
 
-fn next_command(lines: &mut impl Iterator<Item = io::Result<String>>) -> Wake {
+fn next_command(lines: &mut impl Iterator<Item = io::Result<String>>) -> LoopEvent {
     loop {
         match lines.next() {
-            None => return Wake::EndOfInput,
+            None => return LoopEvent::EndOfInput,
             Some(Err(error)) => {
-                return Wake::NoInput(Error::new(error).context("can't read standard input"));
+                return LoopEvent::InputFailed(
+                    Error::new(error).context("can't read standard input"),
+                );
             }
             Some(Ok(line)) => {
-                if let Some(wake) = understand(&line) {
-                    return wake;
+                if let Some(event) = parse_line(&line) {
+                    return event;
                 }
             }
         }
     }
 }
 
-/// What a line wakes the loop for; `None` when it says nothing.
-fn understand(line: &str) -> Option<Wake> {
+/// The event for a line; `None` for an empty line or a comment.
+fn parse_line(line: &str) -> Option<LoopEvent> {
     match Command::parse(line) {
         Ok(None) => None,
-        Ok(Some(Command::Quit)) => Some(Wake::Quit),
-        Ok(Some(command)) => Some(Wake::Command(command)),
-        Err(error) => Some(Wake::Misread(error)),
+        Ok(Some(Command::Quit)) => Some(LoopEvent::Quit),
+        Ok(Some(command)) => Some(LoopEvent::Command(command)),
+        Err(error) => Some(LoopEvent::ParseFailed(error)),
     }
 }

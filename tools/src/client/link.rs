@@ -1,4 +1,4 @@
-//! The socket: connecting, writing, and the thread that reads.
+//! The socket: connects, writes, and starts the thread that reads.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
@@ -8,25 +8,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result};
 
-use super::Wake;
-use crate::absent;
+use super::event::{LinkId, LoopEvent};
+use crate::not_running;
 
-/// Bytes that one read takes at most.
+/// The most bytes of one read.
 const READ_BYTES_MAX: usize = 16 * 1024;
 
-/// Reads that may wait for the loop; then the thread stops reading, and TCP holds the gateway back.
+/// Reads that may wait for the loop. When there are as many, the thread stops reading, and TCP slows the gateway down.
 const READS_WAITING_MAX: usize = 16;
-
-/// Names a connection, so that what a former one still says is not taken for this one's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LinkId(pub(super) u64);
 
 /// A connection to the gateway. It closes when it is dropped.
 #[derive(Debug)]
 pub(super) struct Link {
     id: LinkId,
     stream: TcpStream,
-    /// The reading thread puts one in for each read; the loop takes one out.
+    /// The reading thread adds an entry for each read; the loop removes it.
     waiting: Receiver<()>,
 }
 
@@ -34,39 +30,40 @@ impl Link {
     /// Connects, and starts the thread that reads.
     ///
     /// # Errors
-    /// When the address names no place, or nobody answers there in time.
+    /// The address can't be resolved, or nobody accepts there in time.
     pub(super) fn open(
         id: LinkId,
         address: &str,
-        patience: Duration,
-        wakes: &Sender<Wake>,
+        timeout: Duration,
+        events: &Sender<LoopEvent>,
     ) -> Result<Self> {
-        let stream = connect(address, patience).map_err(|error| unreachable(address, error))?;
+        let stream = connect(address, timeout).map_err(|error| unreachable(address, error))?;
         stream.set_nodelay(true).context("can't set TCP_NODELAY")?;
-        stream.set_write_timeout(Some(patience)).context("can't bound the time of a write")?;
+        stream.set_write_timeout(Some(timeout)).context("can't bound the time of a write")?;
         let reading = stream.try_clone().context("can't share the socket with a thread")?;
         let (permits, waiting) = mpsc::sync_channel(READS_WAITING_MAX);
-        let wakes = wakes.clone();
+        let events = events.clone();
         thread::Builder::new()
             .name("tide-reader".into())
-            .spawn(move || read(id, reading, &permits, &wakes))
+            .spawn(move || read(id, reading, &permits, &events))
             .context("can't start the thread that reads")?;
         Ok(Self { id, stream, waiting })
     }
 
-    /// Which connection this is.
+    /// The connection's id.
     pub(super) fn id(&self) -> LinkId {
         self.id
     }
 
-    /// Lets the thread read once more. For each [`Wake::Received`] once.
-    pub(super) fn took_read(&self) {
-        // Never empty: the permit was put in before the bytes were sent.
+    /// Lets the thread read once more. Call it once for each [`LoopEvent::Received`].
+    pub(super) fn release_read(&self) {
+        // Never empty: the thread adds the entry before it sends the bytes.
         let _permit = self.waiting.try_recv();
     }
 
-    /// Writes all of it. A write that fails ends the connection; what the gateway had said before
-    /// is still read, and then the thread reports the end.
+    /// Writes all bytes. A failed write shuts the connection down: the thread still reads what the gateway sent
+    /// before, and
+    /// then reports the end.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         if self.stream.write_all(bytes).is_err() {
             let _already_closed = self.stream.shutdown(Shutdown::Both);
@@ -80,10 +77,10 @@ impl Drop for Link {
     }
 }
 
-fn connect(address: &str, patience: Duration) -> io::Result<TcpStream> {
+fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
     let mut failed = None;
     for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, patience) {
+        match TcpStream::connect_timeout(&address, timeout) {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = Some(error),
         }
@@ -93,7 +90,7 @@ fn connect(address: &str, patience: Duration) -> io::Result<TcpStream> {
 
 fn unreachable(address: &str, error: io::Error) -> Error {
     let said = match error.kind() {
-        ErrorKind::ConnectionRefused => absent::no_gateway(address, ""),
+        ErrorKind::ConnectionRefused => not_running::no_gateway(address, ""),
         ErrorKind::InvalidInput => {
             format!("--connect {address} is no place: it has to be HOST:PORT")
         }
@@ -102,17 +99,17 @@ fn unreachable(address: &str, error: io::Error) -> Error {
     Error::new(error).context(said)
 }
 
-/// Reads until the end, which is the last that it reports.
-fn read(id: LinkId, mut stream: TcpStream, permits: &SyncSender<()>, wakes: &Sender<Wake>) {
+/// Reads until the connection ends. The end is the last event.
+fn read(id: LinkId, mut stream: TcpStream, permits: &SyncSender<()>, events: &Sender<LoopEvent>) {
     let mut buffer = vec![0; READ_BYTES_MAX];
     let end = loop {
         match stream.read(&mut buffer) {
             Ok(0) => break None,
             Ok(count) => {
                 let bytes = buffer[..count].to_vec();
-                let nobody_listens =
-                    permits.send(()).is_err() || wakes.send(Wake::Received(id, bytes)).is_err();
-                if nobody_listens {
+                let receiver_gone = permits.send(()).is_err()
+                    || events.send(LoopEvent::Received(id, bytes)).is_err();
+                if receiver_gone {
                     return;
                 }
             }
@@ -120,5 +117,5 @@ fn read(id: LinkId, mut stream: TcpStream, permits: &SyncSender<()>, wakes: &Sen
             Err(error) => break Some(error),
         }
     };
-    let _nobody_listens = wakes.send(Wake::Closed(id, end));
+    let _receiver_gone = events.send(LoopEvent::Closed(id, end));
 }

@@ -1,20 +1,21 @@
 //! `tide client`: one user's connection at a terminal or in a script.
 //!
-//! Three threads and one channel: one thread reads the socket, one reads commands, and the loop here
-//! takes from both and owns everything else. All meaning is in [`session`], which has no I/O.
+//! Three threads and one channel: one thread reads the socket, one reads commands, and the loop in this file receives
+//! from both and owns everything else. All logic is in [`session`], which does no I/O.
 //!
-//! The loop's channel has no bound of its own; each who sends into it has one: the socket's thread
-//! may be 16 reads ahead, a script one command, and a person types.
+//! The channel itself is unbounded, but each sender has a bound: the socket's thread may be 16 reads ahead, a script
+//! one command, and a person types slowly.
 
 mod command;
+mod event;
 mod input;
 mod link;
 mod notice;
 mod rooms;
 mod session;
+mod text;
 mod view;
 
-use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,9 @@ use anyhow::{Context as _, Error, Result, bail, ensure};
 use clap::Args;
 
 use self::command::Command;
+use self::event::{LinkId, LoopEvent};
 use self::input::{Input, Screen};
-use self::link::{Link, LinkId};
+use self::link::Link;
 use self::notice::Notice;
 use self::session::Session;
 use crate::count::counted;
@@ -32,20 +34,20 @@ use crate::{argument, duration};
 
 /// The arguments of `tide client`.
 ///
-/// From a terminal it is interactive. Anything else on standard input is a script: a command is sent
-/// once the one before it is answered, and the exit code says whether all went well.
+/// With a terminal as standard input it is interactive. Otherwise standard input is a script: each command is sent when
+/// the one before it is answered, and the exit status tells whether all of them succeeded.
 #[derive(Args, Debug)]
 pub(crate) struct ClientArgs {
     /// Where the gateway listens
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT", value_parser = argument::place)]
     connect: String,
-    /// Who to log in as
+    /// The user to log in as
     #[arg(long, value_name = "ID", value_parser = argument::user)]
     user: u64,
-    /// The token to log in with; without one, it is made from the key file as `tide token` does
+    /// The token to log in with; by default one is made from the key file, as `tide token` does
     #[arg(long)]
     token: Option<String>,
-    /// Log in with `token-ID`, which a gateway in demo mode takes
+    /// Log in with `token-ID`, which a gateway with --auth demo accepts
     #[arg(long, conflicts_with = "token")]
     demo_token: bool,
     #[command(flatten)]
@@ -53,130 +55,111 @@ pub(crate) struct ClientArgs {
     /// How long to wait for the connection and for each answer
     #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = duration::parse_above_0)]
     timeout: Duration,
-    /// Go on showing pushes for so long after the end of the input
+    /// After the end of the input, keep showing pushes for this long
     #[arg(long, value_name = "SECONDS|forever", value_parser = parse_watch)]
     watch: Option<Watch>,
 }
 
-/// What helps when the token of `--token` is refused.
-const GIVEN_WAY_OUT: &str = "without --token, one is made with the gateway's key (--key-file); a gateway \
+/// The hint where a token given with `--token` is refused.
+const GIVEN_TOKEN_HINT: &str = "without --token, one is made with the gateway's key (--key-file); a gateway \
      with --auth demo takes --demo-token";
 
-/// What helps when a demo token is refused.
-const DEMO_WAY_OUT: &str = "only a gateway with --auth demo takes --demo-token; without it, a token is \
+/// The hint where a demo token is refused.
+const DEMO_TOKEN_HINT: &str = "only a gateway with --auth demo takes --demo-token; without it, a token is \
      made with the gateway's key (--key-file)";
 
-/// What helps when a token that was made here is refused.
-const MINTED_WAY_OUT: &str = "--key-file must be the gateway's own key; a gateway with --auth demo takes \
+/// The hint where a token made from the key file is refused.
+const MINTED_TOKEN_HINT: &str = "--key-file must be the gateway's own key; a gateway with --auth demo takes \
      --demo-token";
 
-/// How long to stay after the end of the input.
+/// How long to run after the end of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     Forever,
     For(Duration),
 }
 
-/// What the loop wakes up for.
-#[derive(Debug)]
-enum Wake {
-    /// A command was read.
-    Command(Command),
-    /// A line is no command.
-    Misread(Error),
-    /// There is no more input.
-    EndOfInput,
-    /// There is no more input, and no reason to stay.
-    Quit,
-    /// The input can't be read.
-    NoInput(Error),
-    /// Bytes came from the gateway.
-    Received(LinkId, Vec<u8>),
-    /// A connection ended, perhaps for a reason.
-    Closed(LinkId, Option<io::Error>),
-}
-
-/// What becomes of the loop once there is no more input.
+/// Where the client is between its first command and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stay {
-    /// There is input.
+enum Stage {
+    /// It reads input.
     Reading,
-    /// Answers are outstanding; then this.
-    Settling(Option<Watch>),
-    /// Pushes are shown until then; `None`: for ever.
+    /// The input has ended; answers are still due. Then it watches, or ends where this is `None`.
+    Draining(Option<Watch>),
+    /// It shows pushes until this time; `None`: without end.
     Watching(Option<Instant>),
-    /// It is over.
+    /// It has ended.
     Over,
 }
 
 struct Shell {
     address: String,
-    patience: Duration,
+    timeout: Duration,
     watch: Option<Watch>,
     session: Session,
     link: Option<Link>,
     links_made: u64,
     input: Input,
     screen: Screen,
-    stay: Stay,
-    wakes: Receiver<Wake>,
-    wake: Sender<Wake>,
+    stage: Stage,
+    events: Receiver<LoopEvent>,
+    events_tx: Sender<LoopEvent>,
 }
 
-/// Runs until the input ends, or as long as it is told to stay after that.
+/// Runs until the input ends, and then for as long as `--watch` says.
 ///
 /// # Errors
-/// When it can't connect or log in. From a script, also when a command failed or the gateway closed.
+/// It can't connect or log in. A script also fails when a command failed or the gateway closed the connection.
 pub(crate) fn run(args: ClientArgs) -> Result<()> {
-    let (token, way_out) = match args.token {
-        Some(token) => (token, GIVEN_WAY_OUT),
-        None if args.demo_token => (format!("token-{}", args.user), DEMO_WAY_OUT),
+    let (token, hint) = match args.token {
+        Some(token) => (token, GIVEN_TOKEN_HINT),
+        None if args.demo_token => (format!("token-{}", args.user), DEMO_TOKEN_HINT),
         None => {
             let token = args.signing.mint(args.user).context(
                 "no token to log in with; --token gives one, --demo-token makes one for a demo gateway",
             )?;
-            (token, MINTED_WAY_OUT)
+            (token, MINTED_TOKEN_HINT)
         }
     };
-    let (wake, wakes) = mpsc::channel();
-    let (input, screen) = input::start(&wake)?;
+    let (events_tx, events) = mpsc::channel();
+    let (input, screen) = input::start(&events_tx)?;
     let mut shell = Shell {
         address: args.connect,
-        patience: args.timeout,
+        timeout: args.timeout,
         watch: args.watch,
         session: Session::new(args.user, token, args.timeout),
         link: None,
         links_made: 0,
         input,
         screen,
-        stay: Stay::Reading,
-        wakes,
-        wake,
+        stage: Stage::Reading,
+        events,
+        events_tx,
     };
-    shell.log_in(way_out)?;
+    shell.log_in(hint)?;
     shell.run()
 }
 
 impl Shell {
-    /// Connects and waits for the session; input waits as well.
-    fn log_in(&mut self, way_out: &str) -> Result<()> {
+    /// Connects and waits for the session. No command is read until then.
+    fn log_in(&mut self, hint: &str) -> Result<()> {
         self.open()?;
         while self.session.is_logging_in() {
             self.turn()?;
         }
         ensure!(
-            self.session.is_in(),
-            "could not log in; if the token was refused: {way_out}; if nobody answered: the gateway may be full, \
-             and then its log says so (limits.connections_max, ulimit -n)"
+            self.session.is_logged_in(),
+            "could not log in. Where the token was refused: {hint}. Where no answer came: the gateway may be full, \
+             and its log says so (limits.connections_max, ulimit -n)"
         );
         Ok(())
     }
 
     fn run(&mut self) -> Result<()> {
-        while self.stay != Stay::Over {
-            let is_ready = self.session.is_settled() && !self.session.is_logging_in();
-            if self.stay == Stay::Reading && (is_ready || self.input.is_interactive()) {
-                self.input.give_turn();
+        while self.stage != Stage::Over {
+            let is_ready = self.session.is_idle() && !self.session.is_logging_in();
+            if self.stage == Stage::Reading && (is_ready || self.input.is_interactive()) {
+                self.input.allow_read();
             }
             self.turn()?;
             self.move_on();
@@ -185,13 +168,13 @@ impl Shell {
             return Ok(());
         }
         match self.session.failures() {
-            0 if self.session.is_in() => Ok(()),
+            0 if self.session.is_logged_in() => Ok(()),
             0 => bail!("the gateway closed the connection"),
             failures => bail!("{} failed", counted(failures, "command")),
         }
     }
 
-    /// Writes what is to be written, waits for one thing to happen, and shows what came of it.
+    /// Writes pending bytes, waits for one event, and shows the result.
     fn turn(&mut self) -> Result<()> {
         let outgoing = self.session.take_outgoing();
         if let Some(link) = &mut self.link
@@ -199,68 +182,70 @@ impl Shell {
         {
             link.write(&outgoing);
         }
-        if let Some(wake) = self.wait() {
-            self.take(wake)?;
+        if let Some(event) = self.wait() {
+            self.take(event)?;
         }
         self.session.handle_timeout(Instant::now());
         self.show()
     }
 
-    /// The next thing that happens; `None` when a time came first.
-    fn wait(&self) -> Option<Wake> {
-        let watched = match self.stay {
-            Stay::Watching(until) => until,
+    /// The next event; `None` when a timeout came first.
+    fn wait(&self) -> Option<LoopEvent> {
+        let watched = match self.stage {
+            Stage::Watching(until) => until,
             _ => None,
         };
         let until = self.session.poll_timeout().into_iter().chain(watched).min();
-        let wake = match until {
-            None => self.wakes.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(until) => self.wakes.recv_timeout(until.saturating_duration_since(Instant::now())),
+        let event = match until {
+            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => {
+                self.events.recv_timeout(until.saturating_duration_since(Instant::now()))
+            }
         };
-        match wake {
-            Ok(wake) => Some(wake),
+        match event {
+            Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => unreachable!("the shell holds a sender"),
         }
     }
 
-    fn take(&mut self, wake: Wake) -> Result<()> {
+    fn take(&mut self, event: LoopEvent) -> Result<()> {
         let now = Instant::now();
-        match wake {
-            Wake::Command(command) => {
-                self.input.took_turn();
-                self.obey(now, command)
+        match event {
+            LoopEvent::Command(command) => {
+                self.input.command_read();
+                self.execute(now, command)
             }
-            Wake::Misread(error) => {
-                self.input.took_turn();
-                self.complain(&error)
+            LoopEvent::ParseFailed(error) => {
+                self.input.command_read();
+                self.report_error(&error)
             }
-            Wake::EndOfInput => self.end_input(self.watch),
-            Wake::Quit => self.end_input(None),
-            Wake::NoInput(error) => {
+            LoopEvent::EndOfInput => self.end_input(self.watch),
+            LoopEvent::Quit => self.end_input(None),
+            LoopEvent::InputFailed(error) => {
                 self.end_input(None)?;
-                self.complain(&error)
+                self.report_error(&error)
             }
-            Wake::Received(id, bytes) => self.received(now, id, &bytes),
-            Wake::Closed(id, why) => {
+            LoopEvent::Received(id, bytes) => self.received(now, id, &bytes),
+            LoopEvent::Closed(id, error) => {
                 if self.link.as_ref().is_some_and(|link| link.id() == id) {
-                    let why = why.map_or_else(String::new, |error| format!(": {error}"));
-                    return self.closed(&format!("the gateway closed the connection{why}"));
+                    let reason = error.map_or_else(String::new, |error| format!(": {error}"));
+                    return self.closed(&format!("the gateway closed the connection{reason}"));
                 }
                 Ok(())
             }
         }
     }
 
-    fn obey(&mut self, now: Instant, command: Command) -> Result<()> {
+    fn execute(&mut self, now: Instant, command: Command) -> Result<()> {
         match command {
             Command::Help => self.screen.show(&command::help()),
             Command::Reconnect => {
-                self.hang_up()?;
-                self.open().or_else(|error| self.complain(&error))
+                self.disconnect()?;
+                self.open().or_else(|error| self.report_error(&error))
             }
             command => {
-                self.session.ask(now, command);
+                self.session.send(now, command);
                 Ok(())
             }
         }
@@ -268,14 +253,14 @@ impl Shell {
 
     fn received(&mut self, now: Instant, id: LinkId, bytes: &[u8]) -> Result<()> {
         let Some(link) = self.link.as_ref().filter(|link| link.id() == id) else { return Ok(()) };
-        link.took_read();
+        link.release_read();
         match self.session.receive(now, bytes) {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.show()?;
                 self.closed(&format!(
-                    "closed, since what came can't be understood ({error}); is it a gateway that listens there, \
-                     and for clients?"
+                    "closed: the bytes received are not Tidegate's protocol ({error}); does a gateway listen there, and is it \
+                     its port for clients?"
                 ))
             }
         }
@@ -284,65 +269,65 @@ impl Shell {
     fn open(&mut self) -> Result<()> {
         self.links_made += 1;
         let id = LinkId(self.links_made);
-        self.link = Some(Link::open(id, &self.address, self.patience, &self.wake)?);
+        self.link = Some(Link::open(id, &self.address, self.timeout, &self.events_tx)?);
         self.session.opened(Instant::now());
-        self.screen.remark(&view::note(&format!("connected to {}", self.address)))
+        self.screen.show_status(&view::status_line(&format!("connected to {}", self.address)))
     }
 
-    /// Ends the connection from this end.
-    fn hang_up(&mut self) -> Result<()> {
+    /// Closes the connection from this side.
+    fn disconnect(&mut self) -> Result<()> {
         self.link = None;
         self.session.closed();
         self.show()
     }
 
-    /// The connection has ended from the other end.
-    fn closed(&mut self, why: &str) -> Result<()> {
-        self.hang_up()?;
-        let way_out = if self.stay == Stay::Reading { "; \"reconnect\" tries again" } else { "" };
-        self.screen.remark(&view::note(&format!("{why}{way_out}")))
+    /// Handles a connection that the gateway closed.
+    fn closed(&mut self, reason: &str) -> Result<()> {
+        self.disconnect()?;
+        let hint = if self.stage == Stage::Reading { "; \"reconnect\" tries again" } else { "" };
+        self.screen.show_status(&view::status_line(&format!("{reason}{hint}")))
     }
 
-    fn complain(&mut self, error: &Error) -> Result<()> {
+    fn report_error(&mut self, error: &Error) -> Result<()> {
         self.session.count_failure();
-        self.screen.show(&view::complaint(&format!("{error:#}")))
+        self.screen.show(&view::error_line(&format!("{error:#}")))
     }
 
     fn end_input(&mut self, watch: Option<Watch>) -> Result<()> {
         self.screen.input_ended();
-        self.stay = Stay::Settling(watch);
+        self.stage = Stage::Draining(watch);
         Ok(())
     }
 
-    /// After the end of the input: from settling to watching to over.
+    /// After the end of the input: moves from draining to watching to the end.
     fn move_on(&mut self) {
-        if let Stay::Settling(watch) = self.stay
-            && self.session.is_settled()
+        if let Stage::Draining(watch) = self.stage
+            && self.session.is_idle()
         {
-            self.stay = match watch {
-                None => Stay::Over,
-                Some(Watch::Forever) => Stay::Watching(None),
-                Some(Watch::For(span)) => Stay::Watching(Instant::now().checked_add(span)),
+            self.stage = match watch {
+                None => Stage::Over,
+                Some(Watch::Forever) => Stage::Watching(None),
+                Some(Watch::For(span)) => Stage::Watching(Instant::now().checked_add(span)),
             };
         }
-        if let Stay::Watching(until) = self.stay {
+        if let Stage::Watching(until) = self.stage {
             let is_over = until.is_some_and(|until| Instant::now() >= until);
-            if is_over || !self.session.is_in() || !self.screen.is_read() {
-                self.stay = Stay::Over;
+            if is_over || !self.session.is_logged_in() || !self.screen.is_read() {
+                self.stage = Stage::Over;
             }
         }
     }
 
-    /// Shows what the session has to tell. A login that failed ends its connection.
+    /// Shows the session's notices. A failed login closes the connection.
     fn show(&mut self) -> Result<()> {
         for notice in self.session.take_notices() {
             let line = view::render(&notice);
             match notice {
                 Notice::LoginFailed { .. } => {
                     self.link = None;
-                    self.screen.remark(&line)?;
+                    self.screen.show_status(&line)?;
                 }
-                Notice::LoggedIn { .. } | Notice::Goodbye(_) => self.screen.remark(&line)?,
+                Notice::LoggedIn { .. } | Notice::Goodbye(_) => self.screen.show_status(&line)?,
                 _ => self.screen.show(&line)?,
             }
         }

@@ -1,4 +1,4 @@
-//! What a session has to tell. [`view`](super::view) turns it into lines.
+//! What a session reports. [`view`](super::view) turns it into lines.
 
 use std::time::Duration;
 
@@ -14,72 +14,72 @@ use super::rooms::Gap;
 pub(super) enum Notice {
     /// The session is open.
     LoggedIn {
-        /// Whose.
+        /// The user.
         user_id: u64,
-        /// What the gateway says of it.
+        /// The session, as the gateway describes it.
         session: v1::Session,
     },
-    /// The session is not open.
+    /// The login failed.
     LoginFailed {
-        /// Whose.
+        /// The user.
         user_id: u64,
-        /// Why not.
-        why: Why,
+        /// The reason.
+        reason: Reason,
     },
     /// A command was answered.
     Done {
-        /// Which.
+        /// The command.
         command: Command,
-        /// With what.
+        /// The answer's contents.
         biz_data: Bytes,
     },
     /// A `ping` was answered.
     Pong {
-        /// How long that took.
+        /// The time until the answer.
         took: Duration,
         /// The gateway's clock, in milliseconds since the Unix epoch.
         server_time_ms: u64,
     },
     /// A command failed.
     Failed {
-        /// Which.
+        /// The command.
         what: String,
-        /// Why.
-        why: Why,
+        /// The reason.
+        reason: Reason,
     },
     /// A push.
     Push {
         /// Its type.
         kind: i32,
-        /// Its place in a room's log, or 0.
+        /// Its offset in a room's log, or 0.
         offset: u64,
-        /// What it carries.
+        /// Its contents.
         biz_data: Bytes,
     },
-    /// Some of a room's pushes did not come.
+    /// Some pushes of a room are missing.
     Gap(Gap),
-    /// An answer that nobody waits for any more.
+    /// An answer to a request that has timed out, or that was never sent.
     Stray {
-        /// The type that it answers.
+        /// The type of the request.
         kind: i32,
-        /// The request that it answers.
+        /// The sequence of the request.
         sequence: u64,
-        /// What it carries.
+        /// Its contents.
         biz_data: Bytes,
     },
     /// The gateway ends the session.
     Goodbye(Failure),
 }
 
-/// Why something failed.
+/// The reason of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// The gateway said so.
+pub(super) enum Reason {
+    /// The gateway refused.
     Refused(Failure),
-    /// The gateway said nothing for this long.
+    /// No answer came within this time.
     NoAnswer(Duration),
-    /// There is no session to ask it in.
-    NotIn,
-    /// The connection ended first.
+    /// There is no session.
+    NotLoggedIn,
+    /// The connection closed before the answer.
     Closed,
 }

@@ -1,30 +1,30 @@
-//! What a client remembers of its rooms: which it is in, and how far it has read each.
+//! What a client remembers of its rooms: which it has joined, and the last offset of each.
 //!
-//! Only rooms that were joined by a command are remembered, so this is bounded by what was typed.
+//! Only rooms that a command named are remembered, so memory is bounded by what was typed.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// How many offsets of pushes that name no room are remembered, to tell them from missed ones.
+/// The most offsets that are remembered of pushes that name no room. They tell such pushes from missing ones.
 const UNCLAIMED_OFFSETS_MAX: usize = 1024;
 
-/// Some of a room's pushes did not come.
+/// Some pushes of a room are missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Gap {
-    /// Which room.
+    /// The room.
     pub(super) room: String,
     /// The last offset before the gap.
     pub(super) last_offset: u64,
-    /// The offset that came instead of the next one. Greater than `last_offset` + 1.
+    /// The next offset that came. Greater than `last_offset` + 1.
     pub(super) offset: u64,
-    /// How many pushes are missing at most. A log that began anew leaves numbers out.
+    /// The most pushes that can be missing. A room's log that was started again skips offsets.
     pub(super) missing_max: u64,
 }
 
-/// The rooms.
+/// The rooms, by name.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
     rooms: BTreeMap<String, Room>,
-    /// Of pushes that carry an offset and do not say which room they are of; oldest first.
+    /// Offsets of pushes that do not name their room; oldest first.
     unclaimed: VecDeque<u64>,
 }
 
@@ -36,9 +36,8 @@ struct Room {
 }
 
 impl Rooms {
-    /// A room is about to be joined: says after which offset. `wanted` moves the place; `None`
-    /// keeps what is remembered.
-    pub(super) fn joining(&mut self, room: &str, wanted: Option<u64>) -> u64 {
+    /// The offset after which to join a room. `wanted` replaces the remembered one.
+    pub(super) fn resume_offset(&mut self, room: &str, wanted: Option<u64>) -> u64 {
         let room = self.rooms.entry(room.to_owned()).or_default();
         if let Some(offset) = wanted {
             room.last_offset = offset;
@@ -46,12 +45,12 @@ impl Rooms {
         room.last_offset
     }
 
-    /// The gateway said that this is a member now.
+    /// The gateway has confirmed a join.
     pub(super) fn joined(&mut self, room: &str) {
         self.rooms.entry(room.to_owned()).or_default().joined = true;
     }
 
-    /// The gateway said that this is no member any more. The place is kept for another join.
+    /// The gateway has confirmed a leave. The offset is kept for another join.
     pub(super) fn left(&mut self, room: &str) {
         if let Some(room) = self.rooms.get_mut(room) {
             room.joined = false;
@@ -59,11 +58,11 @@ impl Rooms {
     }
 
     /// The rooms to join again on a new connection.
-    pub(super) fn to_rejoin(&self) -> Vec<String> {
+    pub(super) fn joined_rooms(&self) -> Vec<String> {
         self.rooms.iter().filter(|(_, room)| room.joined).map(|(name, _)| name.clone()).collect()
     }
 
-    /// A push of this room came: moves its place, and says what is missing in front of it.
+    /// A push of this room came. Remembers its offset, and returns the gap in front of it, if there is one.
     pub(super) fn pushed(&mut self, name: &str, offset: u64) -> Option<Gap> {
         let room = self.rooms.get_mut(name)?;
         let last_offset = room.last_offset;
@@ -82,8 +81,8 @@ impl Rooms {
         })
     }
 
-    /// A push with an offset came that does not say its room.
-    pub(super) fn pushed_somewhere(&mut self, offset: u64) {
+    /// A push with an offset came that does not name its room.
+    pub(super) fn push_without_room(&mut self, offset: u64) {
         if self.unclaimed.len() == UNCLAIMED_OFFSETS_MAX {
             self.unclaimed.pop_front();
         }
@@ -98,21 +97,21 @@ mod tests {
     #[test]
     fn a_join_resumes_after_the_last_push() {
         let mut rooms = Rooms::default();
-        assert_eq!(rooms.joining("quiz", None), 0);
+        assert_eq!(rooms.resume_offset("quiz", None), 0);
         rooms.joined("quiz");
         assert_eq!(rooms.pushed("quiz", 7), None);
         assert_eq!(rooms.pushed("quiz", 8), None);
-        assert_eq!(rooms.to_rejoin(), ["quiz"]);
+        assert_eq!(rooms.joined_rooms(), ["quiz"]);
         rooms.left("quiz");
-        assert_eq!(rooms.to_rejoin(), [""; 0]);
-        assert_eq!(rooms.joining("quiz", None), 8);
-        assert_eq!(rooms.joining("quiz", Some(0)), 0);
+        assert_eq!(rooms.joined_rooms(), [""; 0]);
+        assert_eq!(rooms.resume_offset("quiz", None), 8);
+        assert_eq!(rooms.resume_offset("quiz", Some(0)), 0);
     }
 
     #[test]
     fn a_larger_offset_than_the_next_is_a_gap() {
         let mut rooms = Rooms::default();
-        rooms.joining("quiz", Some(5));
+        rooms.resume_offset("quiz", Some(5));
         let gap = Gap { room: "quiz".into(), last_offset: 5, offset: 9, missing_max: 3 };
         assert_eq!(rooms.pushed("quiz", 9), Some(gap));
         assert_eq!(rooms.pushed("quiz", 9), None, "a push that came twice is no gap");
@@ -122,10 +121,10 @@ mod tests {
     #[test]
     fn a_push_that_names_no_room_may_fill_the_gap() {
         let mut rooms = Rooms::default();
-        rooms.joining("quiz", Some(5));
-        rooms.pushed_somewhere(6);
+        rooms.resume_offset("quiz", Some(5));
+        rooms.push_without_room(6);
         assert_eq!(rooms.pushed("quiz", 7), None);
-        rooms.pushed_somewhere(8);
+        rooms.push_without_room(8);
         let gap = Gap { room: "quiz".into(), last_offset: 7, offset: 10, missing_max: 1 };
         assert_eq!(rooms.pushed("quiz", 10), Some(gap));
     }

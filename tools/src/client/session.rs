@@ -1,7 +1,7 @@
-//! One user's session: what was asked and not yet answered, and what each event means.
+//! One user's session: the requests without an answer, and what each event means.
 //!
-//! Like the protocol's client it has no socket and no clock: the loop hands it commands, bytes and
-//! the time, and takes bytes and notices. It lives on when a connection ends, since its rooms do.
+//! Like the protocol's client it has no socket and no clock: the loop passes commands, bytes and the time in, and takes
+//! bytes and notices out. It outlives a connection, since it remembers the rooms.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tidegate_protocol::client::{Client, ClientError, Event};
 use tidegate_protocol::proto::v1;
 
 use super::command::{Command, Sends};
-use super::notice::{Notice, Why};
+use super::notice::{Notice, Reason};
 use super::rooms::Rooms;
 use super::view::{self, Pushed};
 
@@ -21,9 +21,9 @@ pub(super) struct Session {
     user_id: u64,
     token: String,
     /// How long an answer may take.
-    patience: Duration,
+    timeout: Duration,
     state: State,
-    /// By sequence; sequences grow, so the first was asked first.
+    /// By sequence. Sequences grow, so the first entry is the oldest request.
     pending: BTreeMap<u64, Pending>,
     rooms: Rooms,
     notices: Vec<Notice>,
@@ -34,30 +34,30 @@ pub(super) struct Session {
 enum State {
     Closed,
     LoggingIn(Client),
-    In(Client),
-    /// The gateway said goodbye: it may still answer what was asked, and takes nothing more.
+    LoggedIn(Client),
+    /// The gateway said goodbye: it may still answer what was sent before, and accepts nothing more.
     Leaving(Client),
 }
 
 #[derive(Debug)]
 struct Pending {
-    asked: Asked,
+    kind: PendingKind,
     at: Instant,
 }
 
 #[derive(Debug)]
-enum Asked {
+enum PendingKind {
     Login,
     Command(Command),
 }
 
 impl Session {
-    /// A session that is not connected yet.
-    pub(super) fn new(user_id: u64, token: String, patience: Duration) -> Self {
+    /// A session without a connection.
+    pub(super) fn new(user_id: u64, token: String, timeout: Duration) -> Self {
         Self {
             user_id,
             token,
-            patience,
+            timeout,
             state: State::Closed,
             pending: BTreeMap::new(),
             rooms: Rooms::default(),
@@ -66,34 +66,34 @@ impl Session {
         }
     }
 
-    /// A connection was made: logs in on it.
+    /// A connection is open: logs in.
     pub(super) fn opened(&mut self, now: Instant) {
         let mut client = Client::new(now);
         let sequence = client.authenticate(now, self.user_id, &self.token);
-        self.pending.insert(sequence, Pending { asked: Asked::Login, at: now });
+        self.pending.insert(sequence, Pending { kind: PendingKind::Login, at: now });
         self.state = State::LoggingIn(client);
     }
 
-    /// The connection ended: whatever was asked fails.
+    /// The connection has ended: all pending requests fail.
     pub(super) fn closed(&mut self) {
         self.state = State::Closed;
         for pending in std::mem::take(&mut self.pending).into_values() {
-            self.fail(pending, Why::Closed);
+            self.fail(pending, Reason::Closed);
         }
     }
 
-    /// Whether a connection has a session that takes requests.
-    pub(super) fn is_in(&self) -> bool {
-        matches!(self.state, State::In(_))
+    /// Whether there is a session that accepts requests.
+    pub(super) fn is_logged_in(&self) -> bool {
+        matches!(self.state, State::LoggedIn(_))
     }
 
-    /// Whether a connection waits for its session.
+    /// Whether the login has no answer yet.
     pub(super) fn is_logging_in(&self) -> bool {
         matches!(self.state, State::LoggingIn(_))
     }
 
-    /// Whether everything that was asked was answered, or given up.
-    pub(super) fn is_settled(&self) -> bool {
+    /// Whether no request is pending.
+    pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
 
@@ -102,43 +102,44 @@ impl Session {
         self.failures
     }
 
-    /// Counts a failure that this session did not see.
+    /// Counts a failure from outside of the session.
     pub(super) fn count_failure(&mut self) {
         self.failures += 1;
     }
 
-    /// What there is to show, oldest first.
+    /// Takes the notices, oldest first.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// What has to be written to the socket.
+    /// Takes the bytes to write to the socket.
     pub(super) fn take_outgoing(&mut self) -> BytesMut {
         self.client().map_or_else(BytesMut::new, |client| client.outgoing().split())
     }
 
-    /// Asks the gateway. A command that sends nothing is not for a session.
-    pub(super) fn ask(&mut self, now: Instant, mut command: Command) {
-        let State::In(client) = &mut self.state else {
+    /// Sends a command. One that sends nothing is ignored.
+    pub(super) fn send(&mut self, now: Instant, mut command: Command) {
+        let State::LoggedIn(client) = &mut self.state else {
             self.failures += 1;
-            self.notices.push(Notice::Failed { what: command.to_string(), why: Why::NotIn });
+            self.notices
+                .push(Notice::Failed { what: command.to_string(), reason: Reason::NotLoggedIn });
             return;
         };
         if let Command::Join { room, last_offset } = &mut command {
-            *last_offset = Some(self.rooms.joining(room, *last_offset));
+            *last_offset = Some(self.rooms.resume_offset(room, *last_offset));
         }
-        let sequence = match command.sends() {
+        let sequence = match command.message() {
             None => return,
             Some(Sends::Heartbeat) => client.heartbeat(now),
             Some(Sends::Request(kind, biz_data)) => client.request(now, kind, &biz_data),
         };
-        self.pending.insert(sequence, Pending { asked: Asked::Command(command), at: now });
+        self.pending.insert(sequence, Pending { kind: PendingKind::Command(command), at: now });
     }
 
-    /// Takes bytes that came from the socket.
+    /// Handles bytes from the socket.
     ///
     /// # Errors
-    /// [`ClientError`]: the connection can't be read any further; close it.
+    /// [`ClientError`]: the rest of the stream can't be read; close the connection.
     pub(super) fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), ClientError> {
         let Some(client) = self.client() else { return Ok(()) };
         let mut events = Vec::new();
@@ -153,29 +154,31 @@ impl Session {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let client = match &self.state {
             State::Closed => return None,
-            State::LoggingIn(client) | State::In(client) | State::Leaving(client) => client,
+            State::LoggingIn(client) | State::LoggedIn(client) | State::Leaving(client) => client,
         };
-        let oldest = self.pending.values().map(|pending| pending.at + self.patience).next();
+        let oldest = self.pending.values().map(|pending| pending.at + self.timeout).next();
         Some(oldest.map_or(client.poll_timeout(), |at| at.min(client.poll_timeout())))
     }
 
-    /// Sends a heartbeat if one is due; gives up what has waited too long.
+    /// Sends a heartbeat if one is due, and fails requests that have timed out.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         if let Some(client) = self.client() {
             client.handle_timeout(now);
         }
         while let Some(oldest) = self.pending.first_entry()
-            && now >= oldest.get().at + self.patience
+            && now >= oldest.get().at + self.timeout
         {
             let pending = oldest.remove();
-            self.fail(pending, Why::NoAnswer(self.patience));
+            self.fail(pending, Reason::NoAnswer(self.timeout));
         }
     }
 
     fn client(&mut self) -> Option<&mut Client> {
         match &mut self.state {
             State::Closed => None,
-            State::LoggingIn(client) | State::In(client) | State::Leaving(client) => Some(client),
+            State::LoggingIn(client) | State::LoggedIn(client) | State::Leaving(client) => {
+                Some(client)
+            }
         }
     }
 
@@ -186,29 +189,29 @@ impl Session {
                 self.logged_in(now, session);
             }
             Event::Pong { sequence, server_time_ms } => {
-                // A heartbeat that nobody typed is not pending, and its answer not worth a line.
+                // Heartbeats that the client sends by itself are not pending, and their answers are not shown.
                 if let Some(pending) = self.pending.remove(&sequence) {
                     let took = now.saturating_duration_since(pending.at);
                     self.notices.push(Notice::Pong { took, server_time_ms });
                 }
             }
             Event::Answer { kind, sequence, biz_data } => match self.pending.remove(&sequence) {
-                Some(Pending { asked: Asked::Command(command), .. }) => {
+                Some(Pending { kind: PendingKind::Command(command), .. }) => {
                     self.done(command, biz_data);
                 }
                 _ => self.notices.push(Notice::Stray { kind, sequence, biz_data }),
             },
             Event::Failed { kind, sequence, failure } => match self.pending.remove(&sequence) {
-                Some(pending) => self.fail(pending, Why::Refused(failure)),
+                Some(pending) => self.fail(pending, Reason::Refused(failure)),
                 None => {
                     self.failures += 1;
                     let what = format!("type {kind}, request {sequence}");
-                    self.notices.push(Notice::Failed { what, why: Why::Refused(failure) });
+                    self.notices.push(Notice::Failed { what, reason: Reason::Refused(failure) });
                 }
             },
             Event::Push { kind, offset, biz_data } => self.pushed(kind, offset, biz_data),
             Event::Goodbye(failure) => {
-                self.leaving();
+                self.begin_leaving();
                 self.notices.push(Notice::Goodbye(failure));
             }
         }
@@ -216,19 +219,19 @@ impl Session {
 
     fn logged_in(&mut self, now: Instant, session: v1::Session) {
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
-            State::LoggingIn(client) => State::In(client),
+            State::LoggingIn(client) => State::LoggedIn(client),
             other => other,
         };
         self.notices.push(Notice::LoggedIn { user_id: self.user_id, session });
-        for room in self.rooms.to_rejoin() {
-            self.ask(now, Command::Join { room, last_offset: None });
+        for room in self.rooms.joined_rooms() {
+            self.send(now, Command::Join { room, last_offset: None });
         }
     }
 
-    /// A session that is not open yet stays as it is: its login fails when the connection closes.
-    fn leaving(&mut self) {
+    /// A session that is still logging in keeps its state: the login fails when the connection closes.
+    fn begin_leaving(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
-            State::In(client) => State::Leaving(client),
+            State::LoggedIn(client) => State::Leaving(client),
             other => other,
         };
     }
@@ -242,14 +245,14 @@ impl Session {
         self.notices.push(Notice::Done { command, biz_data });
     }
 
-    fn fail(&mut self, pending: Pending, why: Why) {
+    fn fail(&mut self, pending: Pending, reason: Reason) {
         self.failures += 1;
-        self.notices.push(match pending.asked {
-            Asked::Login => {
+        self.notices.push(match pending.kind {
+            PendingKind::Login => {
                 self.state = State::Closed;
-                Notice::LoginFailed { user_id: self.user_id, why }
+                Notice::LoginFailed { user_id: self.user_id, reason }
             }
-            Asked::Command(command) => Notice::Failed { what: command.to_string(), why },
+            PendingKind::Command(command) => Notice::Failed { what: command.to_string(), reason },
         });
     }
 
@@ -259,7 +262,7 @@ impl Session {
                 let gap = self.rooms.pushed(&message.room, offset);
                 self.notices.extend(gap.map(Notice::Gap));
             }
-            _ if offset > 0 => self.rooms.pushed_somewhere(offset),
+            _ if offset > 0 => self.rooms.push_without_room(offset),
             _ => {}
         }
         self.notices.push(Notice::Push { kind, offset, biz_data });
@@ -277,9 +280,9 @@ mod tests {
     use crate::client::command::{ECHO, JOIN, SAY};
     use crate::client::rooms::Gap;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// What the session wrote: sequence, type and `biz_data` of each business request.
+    /// The business requests that the session wrote: sequence, type and `biz_data`.
     fn written(session: &mut Session) -> Vec<(u64, i32, Vec<u8>)> {
         let bytes = session.take_outgoing();
         let mut reassembler = Reassembler::new();
@@ -303,11 +306,11 @@ mod tests {
         server::put_session(&mut bytes, sequence, &opened);
         session.take_outgoing();
         session.receive(now, &bytes).unwrap();
-        assert!(session.is_in());
+        assert!(session.is_logged_in());
     }
 
     fn logged_in(now: Instant) -> Session {
-        let mut session = Session::new(7, "token-7".into(), PATIENCE);
+        let mut session = Session::new(7, "token-7".into(), TIMEOUT);
         log_in(&mut session, now);
         session.take_notices();
         session
@@ -321,10 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn a_room_is_joined_again_where_it_was_left() {
+    fn a_room_is_joined_again_after_the_last_offset() {
         let now = Instant::now();
         let mut session = logged_in(now);
-        session.ask(now, Command::Join { room: "quiz".into(), last_offset: None });
+        session.send(now, Command::Join { room: "quiz".into(), last_offset: None });
         let (sequence, kind, _) = written(&mut session).remove(0);
         assert_eq!(kind, JOIN);
         let mut bytes = Vec::new();
@@ -345,16 +348,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_answered_is_given_up_in_time() {
+    fn a_request_without_an_answer_times_out() {
         let now = Instant::now();
         let mut session = logged_in(now);
-        session.ask(now, Command::Echo("a".into()));
-        assert_eq!(session.poll_timeout(), Some(now + PATIENCE));
-        session.handle_timeout(now + PATIENCE);
-        assert!(session.is_settled());
+        session.send(now, Command::Echo("a".into()));
+        assert_eq!(session.poll_timeout(), Some(now + TIMEOUT));
+        session.handle_timeout(now + TIMEOUT);
+        assert!(session.is_idle());
         assert_eq!(session.failures(), 1);
-        let why = Why::NoAnswer(PATIENCE);
-        assert_eq!(session.take_notices(), [Notice::Failed { what: "echo".into(), why }]);
+        let reason = Reason::NoAnswer(TIMEOUT);
+        assert_eq!(session.take_notices(), [Notice::Failed { what: "echo".into(), reason }]);
 
         let mut late = Vec::new();
         server::put_answer(&mut late, ECHO, 2, b"a");
@@ -373,7 +376,7 @@ mod tests {
         session.receive(now, &bytes).unwrap();
         assert_eq!(session.take_notices(), []);
 
-        session.ask(now, Command::Ping);
+        session.send(now, Command::Ping);
         let sequence = *session.pending.first_key_value().unwrap().0;
         bytes.clear();
         server::put_pong(&mut bytes, sequence, 5);
@@ -383,44 +386,47 @@ mod tests {
     }
 
     #[test]
-    fn after_a_goodbye_what_was_asked_is_still_answered_and_nothing_more_is_asked() {
+    fn after_a_goodbye_pending_requests_are_answered_and_new_ones_fail() {
         let now = Instant::now();
         let mut session = logged_in(now);
-        session.ask(now, Command::Echo("a".into()));
+        session.send(now, Command::Echo("a".into()));
         let (sequence, ..) = written(&mut session).remove(0);
         let mut bytes = Vec::new();
         server::put_goodbye(&mut bytes, Code::Draining, 0);
         session.receive(now, &bytes).unwrap();
-        session.ask(now, Command::Ping);
+        session.send(now, Command::Ping);
         bytes.clear();
         server::put_answer(&mut bytes, ECHO, sequence, b"a");
         session.receive(now, &bytes).unwrap();
         let notices = session.take_notices();
         assert!(matches!(notices[0], Notice::Goodbye(_)));
-        assert_eq!(notices[1], Notice::Failed { what: "ping".into(), why: Why::NotIn });
+        assert_eq!(notices[1], Notice::Failed { what: "ping".into(), reason: Reason::NotLoggedIn });
         assert!(matches!(notices[2], Notice::Done { .. }));
-        assert!(session.is_settled());
+        assert!(session.is_idle());
     }
 
     #[test]
-    fn a_login_that_fails_and_a_connection_that_ends_fail_what_waits() {
+    fn a_failed_login_and_a_closed_connection_fail_pending_requests() {
         let now = Instant::now();
-        let mut session = Session::new(7, "wrong".into(), PATIENCE);
+        let mut session = Session::new(7, "wrong".into(), TIMEOUT);
         session.opened(now);
         let mut bytes = Vec::new();
         server::put_failure(&mut bytes, 0, 1, Code::Unauthenticated, 0);
         session.receive(now, &bytes).unwrap();
-        assert!(!session.is_in() && !session.is_logging_in());
-        session.ask(now, Command::Ping);
+        assert!(!session.is_logged_in() && !session.is_logging_in());
+        session.send(now, Command::Ping);
         let notices = session.take_notices();
-        assert!(matches!(notices[0], Notice::LoginFailed { user_id: 7, why: Why::Refused(_) }));
-        assert_eq!(notices[1], Notice::Failed { what: "ping".into(), why: Why::NotIn });
+        assert!(matches!(
+            notices[0],
+            Notice::LoginFailed { user_id: 7, reason: Reason::Refused(_) }
+        ));
+        assert_eq!(notices[1], Notice::Failed { what: "ping".into(), reason: Reason::NotLoggedIn });
 
         log_in(&mut session, now);
         session.take_notices();
-        session.ask(now, Command::Ping);
+        session.send(now, Command::Ping);
         session.closed();
-        let failed = Notice::Failed { what: "ping".into(), why: Why::Closed };
+        let failed = Notice::Failed { what: "ping".into(), reason: Reason::Closed };
         assert_eq!(session.take_notices(), [failed]);
         assert_eq!(session.failures(), 3);
     }

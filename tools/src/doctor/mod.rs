@@ -38,7 +38,7 @@ const PROBE_ARGUMENTS: [&str; 4] = ["doctor", "--connections", "1", "--probe-io-
 pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
     let done = if args.probe_io_uring { answer_probe() } else { examine(args) };
     done.unwrap_or_else(|error| {
-        stdout::remark(&format!("tide: {error:#}"));
+        stdout::print_stderr(&format!("tide: {error:#}"));
         UNREADABLE.into()
     })
 }

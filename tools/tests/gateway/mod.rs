@@ -1,4 +1,4 @@
-//! A gateway small enough for a test: one thread, real sockets, the protocol's own server half.
+//! A minimal gateway for tests: one thread, real sockets, the server half of the protocol crate.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,29 +13,29 @@ use tidegate_protocol::proto::v1;
 use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::{Code, Reassembler};
 
-/// A type that is answered with 103 and a time to wait.
+/// The type that is answered with 103 and a `retry_after_ms`.
 pub(crate) const LIMITED: i32 = 50;
-/// A type that ends the session with 107.
+/// The type that ends the session with 107.
 pub(crate) const KICK: i32 = 51;
-/// A type that is never answered.
+/// The type that is never answered.
 pub(crate) const SILENT: i32 = 52;
-/// A type that is answered at once; then the gateway waits for [`Gateway::release`] and for a
-/// heartbeat, pushes `late` and closes.
+/// The type that is answered at once. Then the gateway waits for [`Gateway::release`] and for a heartbeat, pushes `late`,
+/// and closes.
 pub(crate) const LATE: i32 = 53;
 
-/// The room's offset before the gateway was started.
+/// The room's last offset at the start.
 const FIRST_OFFSET: u64 = 30;
 
-/// What tests ask of the gateway. It ends with its test.
+/// The running gateway. It ends when it is dropped.
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
-    /// `None`: it is ending.
+    /// `None` when it is stopping.
     released: Option<Sender<()>>,
     stopping: Arc<AtomicBool>,
     serving: Option<JoinHandle<()>>,
 }
 
-/// One room, whatever its name, and what every connection shares.
+/// One room, whatever its name, that all connections share.
 struct Served {
     offset: u64,
     released: Receiver<()>,
@@ -61,18 +61,18 @@ impl Gateway {
         Self { address, released: Some(released), stopping, serving: Some(serving) }
     }
 
-    /// Lets a [`LATE`] request go on.
+    /// Lets a [`LATE`] request continue.
     pub(crate) fn release(&self) {
         self.released.as_ref().unwrap().send(()).unwrap();
     }
 }
 
-/// The clients have ended by now, and with them what is served.
+/// All clients have ended by then, and so have their connections.
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
         self.released = None;
-        // Whoever comes wakes it. It is refused where the thread has ended already.
+        // This connection wakes the accepting thread. It is refused where the thread has ended already.
         drop(TcpStream::connect(self.address));
         let ended = self.serving.take().unwrap().join();
         assert!(ended.is_ok() || thread::panicking(), "the test's gateway panicked: see above");
@@ -126,7 +126,7 @@ impl Served {
         match kind {
             1 => server::put_answer(out, kind, sequence, biz_data),
             10 => {
-                // Whoever comes back has missed two pushes, of which the log holds the second.
+                // A client that joins again has missed two pushes. The log holds the second of them.
                 let JoinRoom { room, last_offset } = JoinRoom::decode(biz_data).unwrap();
                 server::put_answer(out, kind, sequence, b"");
                 if last_offset > 0 {

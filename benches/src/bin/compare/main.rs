@@ -1,7 +1,7 @@
-//! `make bench`: the gateway beside the floors, in one run.
+//! `make bench`: compares the gateway with bare floors in one run.
 //!
-//! A time says little by itself: it changes with the machine and with what else runs on it. So the
-//! floor and the gateway are measured by turns, and what counts is the median of the rounds' ratios.
+//! A single time means little: it depends on the machine and on what else runs there. So floor and gateway are measured
+//! alternately, and the result is the median of the rounds' ratios.
 
 mod outcome;
 mod process;
@@ -19,35 +19,36 @@ use outcome::Round;
 use process::Bench;
 use rows::{Driver, Row, Side};
 
-/// What a run may take beyond its seconds: connecting, settling, draining.
+/// The time limit of a run beyond its seconds: for connecting, settling and draining.
 const OVERHEAD_MAX: Duration = Duration::from_secs(240);
 
-/// Puts the gateway beside the bare floors.
+/// Compares the gateway with bare floors.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Rounds: in each, the floor and then the gateway.
+    /// Rounds. Each measures the floor and then the gateway.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Seconds that each measures.
+    /// Seconds of each measurement.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
     /// Only rows whose name contains this.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Other rows: echoes and pushes at 1,000 to 1,000,000 connections. A million takes 9 GiB, and a round of all
-    /// a quarter of an hour.
+    /// Other rows: echoes and pushes at 1,000 to 1,000,000 connections. A million needs 9 GiB of memory, and one
+    /// round of
+    /// all rows takes a quarter of an hour.
     #[arg(long)]
     scale: bool,
-    /// How the gateway talks to the kernel.
+    /// The gateway's driver.
     #[arg(long, value_enum, default_value = "auto")]
     driver: Driver,
-    /// Puts the gateway beside itself with epoll instead of the floors.
+    /// Compares the gateway with itself on epoll, and not with the floors.
     #[arg(long)]
     against_epoll: bool,
-    /// Says which rows there are.
+    /// Lists the rows.
     #[arg(long)]
     list: bool,
-    /// Takes the binaries as they are.
+    /// Does not build the binaries.
     #[arg(long)]
     no_build: bool,
     /// The core of the servers.
@@ -61,10 +62,10 @@ struct Args {
     output: Option<PathBuf>,
 }
 
-/// What was measured.
+/// The result of all rows.
 struct Measured {
     results: Vec<(Row, Vec<Round>)>,
-    /// Rows that could not be.
+    /// The number of rows that could not be measured.
     failed: usize,
 }
 
@@ -128,7 +129,7 @@ fn chosen(args: &Args) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A row that fails says so and does not keep the others from being measured.
+/// A row that fails is reported, and the others are still measured.
 fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measured> {
     let total = rows.len() as u64 * u64::from(args.rounds) * 2;
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -161,7 +162,7 @@ fn measure(args: &Args, bench: &Bench, rows: Vec<Row>) -> anyhow::Result<Measure
     Ok(measured)
 }
 
-/// One side of one round: a fresh server, a fresh client.
+/// One side of one round, with a new server and a new client.
 fn run(
     bench: &Bench,
     side: &Side,
@@ -170,7 +171,7 @@ fn run(
     let server = bench.serve(&side.server)?;
     let time_max = OVERHEAD_MAX + duration;
     let beside = match &side.beside {
-        // It is ended when the load has: its own end is only for the case that nobody ends it.
+        // It is killed when the measured load has ended. Its own duration matters only if that does not happen.
         Some(beside) => Some(bench.start_load(&server, &with_duration(beside, time_max))?),
         None => None,
     };

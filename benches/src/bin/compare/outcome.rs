@@ -1,10 +1,10 @@
-//! What the rounds of a row add up to: medians, a table, JSON.
+//! The results of a row's rounds: medians, a table, JSON.
 
 use serde_json::{Map, Value, json};
 
 use crate::rows::{Figure, Row, Unit};
 
-/// The reports of one round: the floor's and the gateway's.
+/// The two reports of one round: the floor's and the gateway's.
 pub(crate) type Round = (Map<String, Value>, Map<String, Value>);
 
 /// One line of the table.
@@ -14,7 +14,7 @@ pub(crate) struct Outcome {
     unit: Unit,
     floor: f64,
     gateway: f64,
-    /// The median of the rounds' ratios, which need not be the ratio of the medians.
+    /// The median of the rounds' ratios. It can differ from the ratio of the medians.
     ratio: f64,
     target: f64,
     fairness: Option<f64>,
@@ -46,7 +46,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it is good enough.
+    /// Whether the target is met.
     pub(crate) fn is_met(&self) -> bool {
         match self.unit {
             Unit::Nanos => self.ratio <= self.target,
@@ -93,12 +93,12 @@ impl Outcome {
     }
 }
 
-/// What a row's rounds add up to.
+/// The outcomes of a row.
 pub(crate) fn outcomes(row: &Row, rounds: &[Round]) -> Vec<Outcome> {
     row.figures.iter().map(|figure| Outcome::new(row, figure, rounds)).collect()
 }
 
-/// Everything, for programs.
+/// Everything as JSON.
 pub(crate) fn json(rows: &[(Row, Vec<Round>)]) -> Value {
     rows.iter()
         .map(|(row, rounds)| {
@@ -112,7 +112,7 @@ pub(crate) fn json(rows: &[(Row, Vec<Round>)]) -> Value {
         .collect()
 }
 
-/// The table, for people.
+/// The table as text.
 pub(crate) fn table(outcomes: &[Outcome], sides: [&str; 2]) -> String {
     let head = ["", sides[0], sides[1], "ratio", "target", "", "fairness", "p99/p50"];
     let mut lines = vec![head.map(String::from)];

@@ -1,4 +1,4 @@
-//! Processes that are pinned to a core, and that never outlive the comparison.
+//! Child processes, pinned to a core. None outlives the comparison.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -16,19 +16,19 @@ use signal_hook::iterator::Signals;
 
 use crate::rows::{Driver, Placement, Server};
 
-/// How long a server may take to say where it listens.
+/// How long a server may take to print its address.
 const START_MAX: Duration = Duration::from_secs(20);
-/// How often a running client is looked at.
+/// How often a running client is polled.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// What the gateway says before its address.
+/// The text before the address in the gateway's output.
 const ANNOUNCEMENT: &str = "listening for clients on ";
-/// Exit status after a signal, as a shell has it for SIGINT.
+/// The exit status after a signal, as shells use it for SIGINT.
 const INTERRUPTED: i32 = 130;
 
 /// Processes that were started and not yet waited for.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Sees to it that a signal ends the processes that were started, and then this one.
+/// On a signal, kills the started processes and exits.
 pub(crate) fn end_all_on_signal() -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -48,7 +48,7 @@ fn kill(pid: u32) {
     }
 }
 
-/// A child that is killed, by its id, when it is dropped.
+/// A child process that is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Owned {
     child: Child,
@@ -70,7 +70,7 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Taken off the list before it is waited for: afterwards its id may be another's.
+        // Remove it from the list before waiting: afterwards its id may belong to another process.
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|&pid| pid != self.child.id());
         let _ = self.child.kill();
@@ -78,12 +78,12 @@ impl Drop for Owned {
     }
 }
 
-/// Where the binaries are and which cores they get.
+/// The folder of the binaries and the cores they run on.
 #[derive(Clone, Debug)]
 pub(crate) struct Bench {
     /// The directory of the binaries.
     pub(crate) binaries: PathBuf,
-    /// A directory for what a server writes.
+    /// A directory for files that a server writes.
     pub(crate) scratch: PathBuf,
     /// The servers' core.
     pub(crate) server_core: usize,
@@ -91,7 +91,7 @@ pub(crate) struct Bench {
     pub(crate) client_core: usize,
 }
 
-/// A server that is up.
+/// A running server.
 #[derive(Debug)]
 pub(crate) struct Running {
     owned: Owned,
@@ -129,7 +129,7 @@ impl Bench {
             .args(["--auth", "demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--shards", "1", "--set", "backends.demo.workers=1", "--set", placement])
             .args(["--driver", driver.name(), "--log", "warn"])
-            // No row measures what heartbeats by the clock cost, and a million of them would be in the figure.
+            // No row measures periodic heartbeats. A million of them would distort the figures.
             .args(["--set", "session.heartbeat_interval_ms=900000"]);
         command
     }
@@ -140,7 +140,7 @@ impl Bench {
         command
     }
 
-    /// Does something while the client's core is kept from halting.
+    /// Runs `work` while the client's core is kept from halting.
     pub(crate) fn while_awake<T>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T>,
@@ -156,7 +156,7 @@ impl Bench {
         Ok(outcome)
     }
 
-    /// Starts to load a server. The load ends with what is returned.
+    /// Starts to load a server. The load ends when the returned process is dropped.
     pub(crate) fn start_load(&self, running: &Running, load: &[String]) -> anyhow::Result<Owned> {
         let mut command = self.pinned(self.client_core, "tide");
         command
@@ -188,7 +188,7 @@ impl Bench {
             .stderr(Stdio::piped());
         let mut owned = Owned::start(&mut command)?;
         let (report, errors) = (owned.child.stdout.take(), owned.child.stderr.take());
-        // A report with many samples is longer than a pipe holds: the client would wait to be read.
+        // A report with many samples is longer than a pipe holds, and the client would block: read while it runs.
         let report = read_whole(report.context("standard output is piped")?)?;
         let errors = read_whole(errors.context("standard error is piped")?)?;
         let deadline = Instant::now() + time_max;
@@ -209,7 +209,7 @@ impl Bench {
     }
 }
 
-/// Reads to the end, beside whatever else there is to do.
+/// Reads to the end on a thread of its own.
 fn read_whole(
     mut output: impl std::io::Read + Send + 'static,
 ) -> std::io::Result<JoinHandle<std::io::Result<String>>> {
@@ -219,7 +219,7 @@ fn read_whole(
     })
 }
 
-/// Reads on until the end, so that the process is never held up by a full pipe.
+/// Reads to the end, so that the process never blocks on a full pipe.
 fn read_lines(output: impl std::io::Read + Send + 'static) -> anyhow::Result<Receiver<String>> {
     let (sender, lines) = channel();
     std::thread::Builder::new().name("output".into()).spawn(move || {
@@ -246,7 +246,7 @@ fn wait_for_port(lines: &Receiver<String>, is_gateway: bool) -> anyhow::Result<u
     }
 }
 
-/// Builds what is compared.
+/// Builds the compared binaries.
 pub(crate) fn build(root: &Path) -> anyhow::Result<()> {
     let packages = ["-p", "tidegate", "-p", "tidegate-tools", "-p", "tidegate-benches"];
     let status = Command::new("cargo")

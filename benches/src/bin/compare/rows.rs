@@ -184,7 +184,7 @@ fn scale_threads(connections: u32) -> String {
 
 fn scaled_echo(name: &'static str, connections: u32) -> Row {
     let (threads, connections) = (scale_threads(connections), connections.to_string());
-    let load = ["request", "--connections", &connections, "--under-way", "1000"];
+    let load = ["request", "--connections", &connections, "--in-flight", "1000"];
     Row {
         name,
         floor: floor("floor-echo", &["--threads", &threads], &[&load[..], &["--raw"]].concat()),

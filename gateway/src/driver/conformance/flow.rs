@@ -1,9 +1,9 @@
-//! How bytes flow, and how they are held back.
+//! Receiving, sending and flow control.
 
 use super::{Bench, Fact, Read, World, pattern};
 use crate::driver::{CloseCause, Driver as _, RECEIVE_BYTES_MAX};
 
-pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
+pub(super) fn a_half_closed_peer_still_receives<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.world.write(peer, b"ask");
@@ -21,7 +21,7 @@ pub(super) fn a_half_closed_peer_still_gets_what_is_sent<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
 }
 
-pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
+pub(super) fn a_large_send_to_a_slow_reader_is_reported_once<W: World>() {
     const BYTES: usize = 8 * 1024 * 1024;
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
@@ -29,7 +29,7 @@ pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
     bench.send(conn, pattern(BYTES));
     bench.polls(20);
     assert_eq!(bench.outcomes(conn), [], "more than the buffers hold");
-    // Meanwhile others are served.
+    // Meanwhile other connections are served.
     bench.send(other_conn, &b"hello"[..]);
     assert_eq!(bench.peer_reads(other, 5), b"hello");
     assert_eq!(bench.peer_reads(peer, BYTES), pattern(BYTES));
@@ -41,7 +41,7 @@ pub(super) fn a_slow_reader_gets_a_large_send_and_it_is_sent_once<W: World>() {
     assert_eq!(bench.outcomes(conn), [Fact::Sent(conn, BYTES), Fact::Sent(conn, 4)]);
 }
 
-pub(super) fn shutdown_lets_the_send_under_way_out<W: World>() {
+pub(super) fn shutdown_waits_for_the_send_under_way<W: World>() {
     for count in [10, 8 * 1024 * 1024] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
@@ -50,11 +50,7 @@ pub(super) fn shutdown_lets_the_send_under_way_out<W: World>() {
         assert_eq!(bench.peer_reads(peer, count), pattern(count));
         assert_eq!(bench.peer_reads_end(peer), Read::End);
         bench.until_fact(&Fact::Sent(conn, count));
-        assert_eq!(
-            bench.outcomes(conn),
-            [Fact::Sent(conn, count)],
-            "it is open until it is closed"
-        );
+        assert_eq!(bench.outcomes(conn), [Fact::Sent(conn, count)], "a shutdown does not close it");
     }
 }
 
@@ -117,8 +113,8 @@ pub(super) fn an_end_while_paused_comes_after_the_bytes<W: World>() {
     }
 }
 
-/// However much one peer sends, a poll takes a bounded part of it and looks at the others.
-pub(super) fn a_flood_starves_nobody<W: World>() {
+/// However much one peer sends, a poll takes a bounded part of it and serves the other connections.
+pub(super) fn one_flooding_peer_does_not_starve_others<W: World>() {
     let mut bench = Bench::<W>::new();
     let (flooder, flooded) = bench.connect();
     let (other, quiet) = bench.connect();
@@ -138,8 +134,8 @@ pub(super) fn a_flood_starves_nobody<W: World>() {
         }
         received == flood.len()
     });
-    let at_hello = at_hello.expect("the other is heard");
-    assert!(at_hello <= 8 * RECEIVE_BYTES_MAX, "heard after {at_hello} bytes of the flood");
+    let at_hello = at_hello.expect("the quiet peer is received from");
+    assert!(at_hello <= 8 * RECEIVE_BYTES_MAX, "received after {at_hello} bytes of the flood");
 }
 
 impl<W: World> Bench<W> {
@@ -152,7 +148,7 @@ impl<W: World> Bench<W> {
     }
 }
 
-pub(super) fn what_comes_on_many_at_once_is_not_mixed<W: World>() {
+pub(super) fn bytes_of_many_connections_are_not_mixed<W: World>() {
     let mut bench = Bench::<W>::new();
     let peers: Vec<_> = (0..40).map(|_| bench.connect()).collect();
     let said = |round: usize, peer: usize| format!("{round}: {}", "x".repeat(peer)).into_bytes();
@@ -186,7 +182,7 @@ pub(super) fn what_comes_on_many_at_once_is_not_mixed<W: World>() {
     }
 }
 
-pub(super) fn a_reply_goes_out_and_is_reported_once<W: World>() {
+pub(super) fn a_reply_is_sent_and_reported_once<W: World>() {
     let mut bench = Bench::<W>::new();
     let peers: Vec<_> = (0..20).map(|_| bench.connect()).collect();
     for length in [1, 1000] {
@@ -194,7 +190,7 @@ pub(super) fn a_reply_goes_out_and_is_reported_once<W: World>() {
             bench.recorder.replies.push((conn, pattern(length + peer).into()));
             bench.world.write(peer, b"ask");
         }
-        bench.until("somebody was not asked for a reply", |bench| {
+        bench.until("the driver did not ask for all replies", |bench| {
             let lacks: Vec<_> = bench.recorder.replies.iter().map(|(conn, _)| *conn).collect();
             for &(peer, _) in peers.iter().filter(|(_, conn)| lacks.contains(conn)) {
                 bench.world.write(peer, b"again");

@@ -1,4 +1,4 @@
-//! How connections come, end and leave nothing behind.
+//! How connections are accepted and closed, and how listening stops.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub(super) fn bytes_and_ends_are_reported<W: World>() {
     assert_eq!(bench.peer_reads_end(peer), Read::End);
 }
 
-pub(super) fn a_close_right_behind_a_send_is_reported<W: World>() {
+pub(super) fn a_close_right_after_a_send_is_reported<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, conn) = bench.connect();
     let _ = bench.driver().send(conn, Bytes::from_static(b"hello"));
@@ -39,7 +39,7 @@ pub(super) fn a_close_right_behind_a_send_is_reported<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Local));
 }
 
-pub(super) fn closed_comes_once_and_last<W: World>() {
+pub(super) fn closed_is_reported_once_and_last<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.send(conn, pattern(LARGE));
@@ -50,17 +50,17 @@ pub(super) fn closed_comes_once_and_last<W: World>() {
     bench.until("not closed", |bench| !bench.outcomes(conn).is_empty());
     assert!((1..=LARGE).contains(&bench.recorder.unsent_bytes), "{}", bench.recorder.unsent_bytes);
     bench.polls(50);
-    // The recorder refuses what comes after `Closed`.
+    // The recorder fails on an event after `Closed`.
     assert!(matches!(bench.outcomes(conn)[..], [Fact::Closed(..)]), "{:?}", bench.outcomes(conn));
 }
 
-pub(super) fn a_late_name_hits_nobody<W: World>() {
+pub(super) fn a_command_with_an_old_id_has_no_effect<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, old) = bench.connect();
     bench.driver().close(old);
     bench.until_fact(&Fact::Closed(old, CloseCause::Local));
     let (peer, new) = bench.connect();
-    assert_eq!(new.slot, old.slot, "places are reused");
+    assert_eq!(new.slot, old.slot, "slots are reused");
     assert_ne!(new, old);
     let driver = bench.driver();
     driver.pause_receive(old);
@@ -94,8 +94,8 @@ pub(super) fn a_reset_is_reported_while_paused<W: World>() {
     bench.until_fact(&Fact::Closed(conn, CloseCause::Reset));
 }
 
-/// A peer that has said its last may still go away before it was answered.
-pub(super) fn a_reset_behind_an_end_is_reported<W: World>() {
+/// A peer that has shut down its sending side may still reset the connection.
+pub(super) fn a_reset_after_an_end_is_reported<W: World>() {
     for paused in [false, true] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
@@ -128,8 +128,8 @@ pub(super) fn close_cuts_a_send<W: World>() {
     assert_eq!(bench.recorder.unsent_bytes, LARGE - got.len());
 }
 
-/// What is asked for in the same turn as a close, and behind it.
-pub(super) fn what_is_sent_behind_a_close_is_unsent<W: World>() {
+/// The send follows the close in the same turn.
+pub(super) fn bytes_sent_after_a_close_count_as_unsent<W: World>() {
     let mut bench = Bench::<W>::new();
     let (_, conn) = bench.connect();
     bench.driver().close(conn);
@@ -138,14 +138,14 @@ pub(super) fn what_is_sent_behind_a_close_is_unsent<W: World>() {
     assert_eq!(bench.recorder.unsent_bytes, 1000);
 }
 
-/// The kernel knows that the peer has gone, and the driver does not yet.
-pub(super) fn what_is_sent_to_who_has_gone_is_unsent<W: World>() {
+/// The kernel knows of the reset, and the driver does not yet.
+pub(super) fn bytes_sent_after_a_reset_count_as_unsent<W: World>() {
     for pushed in [1000, LARGE] {
         let mut bench = Bench::<W>::new();
         let (peer, conn) = bench.connect();
         bench.world.reset(peer);
         let mut asked = 0;
-        // A second one, where the first is said to be done, waits behind it.
+        // Where the first send is reported as done, the second one waits for its end.
         for _ in 0..2 {
             asked += pushed;
             if bench.driver().send(conn, pattern(pushed).into()) == SendState::UnderWay {
@@ -157,10 +157,10 @@ pub(super) fn what_is_sent_to_who_has_gone_is_unsent<W: World>() {
     }
 }
 
-/// What a driver says is sent reaches who reads, also when the connection is closed right behind it.
-pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
+/// What a driver reports as sent reaches a peer that reads, also if the connection is closed right after.
+pub(super) fn a_close_loses_no_byte_of_a_send_that_was_done<W: World>() {
     let chunk = Bytes::from(pattern(15_000));
-    // How many chunks are sent before the close; none are polled for behind the last.
+    // How many chunks are sent before the close. No poll follows the last one.
     let mut counts = vec![usize::MAX];
     while let Some(most) = counts.pop() {
         let mut bench = Bench::<W>::new();
@@ -188,18 +188,18 @@ pub(super) fn a_close_cuts_nothing_that_was_sent<W: World>() {
     }
 }
 
-/// Places that were free when it was asked for accepts may have gone to others since.
-pub(super) fn nobody_is_let_in_beyond_the_room<W: World>() {
+/// The budget may get smaller after the driver has asked for accepts.
+pub(super) fn nothing_is_accepted_beyond_the_budget<W: World>() {
     let mut bench = Bench::<W>::new();
-    bench.recorder.room = 3;
+    bench.recorder.accept_budget = 3;
     bench.polls(3);
-    bench.recorder.room = 1;
+    bench.recorder.accept_budget = 1;
     let peers: Vec<_> =
-        (0..3).map(|_| bench.world.connect().expect("the queue takes it")).collect();
-    bench.until("nobody accepted", |bench| !bench.accepted().is_empty());
+        (0..3).map(|_| bench.world.connect().expect("a place in the queue")).collect();
+    bench.until("nothing is accepted", |bench| !bench.accepted().is_empty());
     bench.polls(20);
     assert_eq!(bench.accepted().len(), 1);
-    bench.recorder.room = 2;
+    bench.recorder.accept_budget = 2;
     bench.until("not all accepted", |bench| bench.accepted().len() == 3);
     for (peer, conn) in peers.into_iter().zip(bench.accepted()) {
         bench.send(conn, &b"hello"[..]);
@@ -211,10 +211,10 @@ pub(super) fn accepting_stops_and_starts_again<W: World>() {
     let mut bench = Bench::<W>::new();
     let (first, conn) = bench.connect();
     bench.driver().set_accepting(false);
-    bench.world.connect().expect("the queue takes it");
+    bench.world.connect().expect("a place in the queue");
     bench.polls(20);
     assert_eq!(bench.accepted().len(), 1);
-    // Who is in already notices nothing.
+    // A connection that was accepted before is served.
     bench.world.write(first, b"hello");
     bench.until("no bytes", |bench| bench.received(conn) == b"hello");
     assert_eq!(bench.accepted().len(), 1);
@@ -222,7 +222,7 @@ pub(super) fn accepting_stops_and_starts_again<W: World>() {
     bench.until("not accepted", |bench| bench.accepted().len() == 2);
 }
 
-pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
+pub(super) fn connections_are_refused_once_listening_has_stopped<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.driver().stop_listening(at_once());
@@ -230,20 +230,25 @@ pub(super) fn nobody_connects_when_nobody_listens<W: World>() {
     assert!(bench.world.connect().is_none());
     bench.driver().set_accepting(true);
     bench.polls(5);
-    assert!(bench.world.connect().is_none(), "it is for good");
+    assert!(bench.world.connect().is_none(), "it listened again");
     bench.world.write(peer, b"hello");
     bench.until("no bytes", |bench| bench.received(conn) == b"hello");
 }
 
-pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
+pub(super) fn waiting_connections_are_accepted_before_listening_stops<W: World>() {
     for accepting in [true, false] {
         let mut bench = Bench::<W>::new();
         bench.driver().set_accepting(accepting);
-        let peers: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
+        let peers: Vec<_> =
+            (0..3).map(|_| bench.world.connect().expect("a place in the queue")).collect();
         bench.driver().stop_listening(at_once());
         bench.until_fact(&Fact::ListeningStopped(0));
         assert_eq!(bench.accepted().len(), 3);
-        assert_eq!(bench.facts().last(), Some(&Fact::ListeningStopped(0)), "nobody comes after it");
+        assert_eq!(
+            bench.facts().last(),
+            Some(&Fact::ListeningStopped(0)),
+            "nothing is accepted after it"
+        );
         bench.driver().stop_listening(at_once());
         bench.polls(5);
         let stops = bench.facts().iter().filter(|fact| matches!(fact, Fact::ListeningStopped(_)));
@@ -256,38 +261,40 @@ pub(super) fn who_waits_is_let_in_before_listening_stops<W: World>() {
     }
 }
 
-/// Connections that are let in as others leave make room: none is reset, and none waits for the deadline.
-pub(super) fn who_waits_for_room_is_let_in_before_listening_stops<W: World>() {
+/// Each connection that closes lets the driver accept the next: none is reset, and none waits for the
+/// deadline.
+pub(super) fn waiting_connections_are_accepted_as_others_close<W: World>() {
     let mut bench = Bench::<W>::new();
-    bench.recorder.room = 1;
+    bench.recorder.accept_budget = 1;
     let (_, first) = bench.connect();
     bench.driver().set_accepting(false);
-    let waiting: Vec<_> = (0..5).map(|_| bench.world.connect().expect("a place")).collect();
+    let waiting: Vec<_> =
+        (0..5).map(|_| bench.world.connect().expect("a place in the queue")).collect();
     let until = Instant::now() + Duration::from_secs(3600);
     bench.driver().stop_listening(until);
     bench.polls(20);
-    assert_eq!(bench.accepted().len(), 1, "nobody is let in beyond the room");
+    assert_eq!(bench.accepted().len(), 1, "one was accepted beyond the budget");
     let mut leaving = first;
     for count in 2..=6 {
         bench.driver().close(leaving);
         bench.until_fact(&Fact::Closed(leaving, CloseCause::Local));
-        bench.recorder.room = 1;
-        bench.until("not let in", |bench| bench.accepted().len() == count);
+        bench.recorder.accept_budget = 1;
+        bench.until("not accepted", |bench| bench.accepted().len() == count);
         leaving = bench.accepted()[count - 1];
     }
     bench.until_fact(&Fact::ListeningStopped(0));
     bench.send(leaving, &b"hello"[..]);
-    assert_eq!(bench.peer_reads(waiting[4], 5), b"hello", "the last to come is the last to go in");
+    assert_eq!(bench.peer_reads(waiting[4], 5), b"hello", "the order is that of the queue");
     assert!(bench.world.connect().is_none());
 }
 
-/// Connections for which there is no room until the deadline are reset, and counted.
-pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>() {
+pub(super) fn connections_beyond_the_budget_at_the_deadline_are_reset_and_counted<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.driver().set_accepting(false);
     bench.polls(5);
-    let waiting: Vec<_> = (0..3).map(|_| bench.world.connect().expect("a place")).collect();
-    bench.recorder.room = 1;
+    let waiting: Vec<_> =
+        (0..3).map(|_| bench.world.connect().expect("a place in the queue")).collect();
+    bench.recorder.accept_budget = 1;
     bench.driver().stop_listening(at_once());
     bench.until_fact(&Fact::ListeningStopped(2));
     let accepted = bench.accepted();
@@ -299,14 +306,83 @@ pub(super) fn who_has_no_room_until_the_deadline_is_reset_and_counted<W: World>(
     assert_eq!(bench.peer_reads(waiting[0], 5), b"hello");
 }
 
-/// A sink that would wait for ever still hears at once of what came of its commands.
-pub(super) fn nothing_known_waits<W: World>() {
+/// Also where the core has no budget and would wait for ever.
+pub(super) fn an_idle_listener_closes_without_a_wait<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.accept_budget = 0;
+    bench.recorder.idle_for = None;
+    let until = Instant::now() + Duration::from_secs(60);
+    bench.driver().stop_listening(until);
+    bench.until_fact(&Fact::ListeningStopped(0));
+    assert!(bench.recorder.now < Some(until), "it waited for the deadline");
+}
+
+pub(super) fn the_deadline_ends_a_wait_for_ever<W: World>() {
+    let mut bench = Bench::<W>::new();
+    bench.recorder.accept_budget = 0;
+    bench.recorder.idle_for = None;
+    let peer = bench.world.connect().expect("a place in the queue");
+    bench.driver().stop_listening(Instant::now() + Duration::from_millis(50));
+    bench.until_fact(&Fact::ListeningStopped(1));
+    assert_eq!(bench.peer_reads_end(peer), Read::Reset);
+}
+
+/// Connections keep coming, so one waits at all times. Those that came before the stop are accepted.
+pub(super) fn the_last_accepts_are_as_many_as_the_queue_holds<W: World>() {
+    const BACKLOG: u16 = 2;
+    let queue_max = usize::from(BACKLOG) + 1;
+    let mut bench = Bench::<W>::with_backlog(BACKLOG);
+    bench.recorder.accept_budget = 0;
+    bench.polls(3);
+    let connect = |bench: &mut Bench<W>| bench.world.connect().expect("a place in the queue");
+    let first: Vec<_> = (0..queue_max).map(|_| connect(&mut bench)).collect();
+    bench.driver().stop_listening(Instant::now() + Duration::from_secs(3600));
+    let mut later = Vec::new();
+    for count in 1..=queue_max {
+        bench.recorder.accept_budget = 1;
+        bench.until("not accepted", |bench| bench.accepted().len() == count);
+        if count < queue_max {
+            later.push(connect(&mut bench));
+        }
+    }
+    bench.until_fact(&Fact::ListeningStopped(2));
+    for (peer, conn) in first.into_iter().zip(bench.accepted()) {
+        bench.send(conn, &b"hello"[..]);
+        assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    }
+    for peer in later {
+        assert_eq!(bench.peer_reads_end(peer), Read::Reset);
+    }
+}
+
+/// They complete after the stop and use up the last accepts, and the budget has gone to other shards.
+pub(super) fn connections_accepted_beyond_the_budget_keep_until_the_deadline<W: World>() {
+    let mut bench = Bench::<W>::with_backlog(1);
+    bench.recorder.accept_budget = 2;
+    bench.polls(3);
+    let peers = [(); 2].map(|()| bench.world.connect().expect("a place in the queue"));
+    bench.driver().stop_listening(Instant::now() + Duration::from_secs(3600));
+    bench.recorder.accept_budget = 0;
+    bench.polls(20);
+    assert_eq!(bench.facts(), [], "accepted beyond the budget, or closed before the deadline");
+    bench.recorder.accept_budget = 2;
+    bench.until_fact(&Fact::ListeningStopped(0));
+    let accepted = bench.accepted();
+    assert_eq!(accepted.len(), 2);
+    for (peer, conn) in peers.into_iter().zip(accepted) {
+        bench.send(conn, &b"hello"[..]);
+        assert_eq!(bench.peer_reads(peer, 5), b"hello");
+    }
+}
+
+/// A sink that would wait for ever still gets the results of its commands at once.
+pub(super) fn known_events_are_reported_without_a_wait<W: World>() {
     let mut bench = Bench::<W>::new();
     let (peer, conn) = bench.connect();
     bench.recorder.idle_for = None;
     bench.send(conn, &b"hello"[..]);
     bench.until_fact(&Fact::Sent(conn, 5));
-    // Bytes that came while paused: resuming is all it takes.
+    // Bytes that came while paused are reported after a resume alone.
     bench.recorder.idle_for = Some(std::time::Duration::from_millis(1));
     bench.driver().pause_receive(conn);
     bench.world.write(peer, b"hello");

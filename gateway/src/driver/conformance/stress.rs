@@ -1,4 +1,4 @@
-//! Many connections, and everything at once.
+//! Many connections, and many operations at once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,25 +11,26 @@ use crate::driver::{CloseCause, ConnId, Driver as _, RECEIVE_BYTES_MAX};
 /// More than a socket takes at once.
 const LARGE: usize = 8 * 1024 * 1024;
 
-/// Held by the one test that has many connections. All tests of a process share its limit of open files.
-static CROWD: Mutex<()> = Mutex::new(());
+/// Held by a test while it has many connections: all tests of the process share its limit on open files.
+static MANY_CONNECTIONS: Mutex<()> = Mutex::new(());
 
-/// See [`CROWD`].
-pub(super) type Crowd = MutexGuard<'static, ()>;
+/// See [`MANY_CONNECTIONS`].
+pub(super) type ManyConnections = MutexGuard<'static, ()>;
 
 impl<W: World> Bench<W> {
-    /// So many peers and their connections, all of which come between two polls. While the bench lasts, no
-    /// other has as many.
+    /// Peers that connect between two polls, and their connections. While the bench lasts, no other has as
+    /// many.
     #[track_caller]
-    fn connect_together(&mut self, count: usize) -> Vec<(usize, ConnId)> {
-        // A test that fails takes no other with it.
-        self.crowd.get_or_insert_with(|| CROWD.lock().unwrap_or_else(PoisonError::into_inner));
+    fn connect_many(&mut self, count: usize) -> Vec<(usize, ConnId)> {
+        // A test that fails must not fail the others.
+        self.many_connections
+            .get_or_insert_with(|| MANY_CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner));
         let before = self.accepted().len();
         let mut peers = Vec::new();
-        // Who accepts is slower than who connects; a queue has room for so many.
+        // Accepting is slower than connecting, and the queue holds so many.
         while peers.len() < count {
             let burst = (count - peers.len()).min(100);
-            peers.extend((0..burst).map(|_| self.world.connect().expect("someone listens")));
+            peers.extend((0..burst).map(|_| self.world.connect().expect("the listener is open")));
             let accepted = before + peers.len();
             self.until("not all are accepted", |bench| bench.accepted().len() >= accepted);
         }
@@ -53,17 +54,17 @@ impl<W: World> Bench<W> {
     }
 }
 
-/// Which connection is whose shows by what comes on it.
+/// Bytes that show which peer a connection is of.
 fn greeting(round: usize, peer: usize) -> Vec<u8> {
     format!("round {round}, peer {peer:05}").into_bytes()
 }
 
-/// Rings, queues and places fill and empty, and are used again.
-pub(super) fn bursts_of_connections_come_and_go<W: World>() {
+/// Rings, queues and slots fill and empty, and are used again.
+pub(super) fn bursts_of_connections_open_and_close<W: World>() {
     let mut bench = Bench::<W>::new();
     for round in 0..4 {
-        let together = bench.connect_together(110);
-        // They may be accepted in another order than they came in: who is who shows by what comes.
+        let together = bench.connect_many(110);
+        // They may be accepted in another order than they connected: the bytes show which is which.
         for &(peer, _) in &together {
             bench.world.write(peer, &greeting(round, peer));
         }
@@ -77,19 +78,19 @@ pub(super) fn bursts_of_connections_come_and_go<W: World>() {
             let greeting = greeting(round, peer);
             assert_eq!(bench.peer_reads(peer, greeting.len()), greeting);
         }
-        // Some stay, so that what is free is in pieces.
+        // Some stay open, so that the free slots are scattered.
         let (stays, goes) = together.split_at(if round == 3 { 0 } else { 5 });
         bench.closes(goes);
         assert!(stays.iter().all(|&(_, conn)| bench.closed(conn).is_none()));
     }
 }
 
-/// More sends in one turn than any queue on the way holds.
-pub(super) fn a_turn_sends_on_very_many<W: World>() {
+/// More sends in one turn than any queue of the driver holds.
+pub(super) fn one_turn_sends_on_very_many_connections<W: World>() {
     // A ring takes 256 at once.
     const COUNT: usize = 300;
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(COUNT);
+    let together = bench.connect_many(COUNT);
     for round in 0..3 {
         for &(_, conn) in &together {
             bench.send(conn, vec![round; 100]);
@@ -106,7 +107,7 @@ pub(super) fn a_turn_sends_on_very_many<W: World>() {
 
 pub(super) fn many_are_reset_while_large_sends_wait<W: World>() {
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(24);
+    let together = bench.connect_many(24);
     let bytes = Bytes::from(pattern(LARGE));
     for &(_, conn) in &together {
         bench.send(conn, bytes.clone());
@@ -115,13 +116,13 @@ pub(super) fn many_are_reset_while_large_sends_wait<W: World>() {
     for &(peer, _) in together.iter().filter(|(peer, _)| peer % 2 == 0) {
         bench.world.reset(peer);
     }
-    bench.until("somebody's reset is not told", |bench| {
+    bench.until("a reset is not reported", |bench| {
         together.iter().filter(|&&(_, conn)| bench.closed(conn).is_some()).count() == 12
     });
     for &(peer, _) in together.iter().filter(|(peer, _)| peer % 2 == 1) {
         assert!(bench.peer_reads(peer, LARGE) == bytes, "bytes of {peer} are wrong");
     }
-    bench.until("a send is not told", |bench| {
+    bench.until("a send is not reported", |bench| {
         together.iter().all(|&(_, conn)| !bench.outcomes(conn).is_empty())
     });
     bench.polls(5);
@@ -131,11 +132,11 @@ pub(super) fn many_are_reset_while_large_sends_wait<W: World>() {
     assert_eq!(together.iter().filter(|&&(_, conn)| reset(conn)).count(), 12);
 }
 
-pub(super) fn storms_of_pauses_lose_nothing<W: World>() {
+pub(super) fn frequent_pauses_lose_nothing<W: World>() {
     const BYTES: usize = 200_000;
     let mut rng = Rng::with_seed(7);
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(8);
+    let together = bench.connect_many(8);
     let sent: Vec<_> = (0..together.len()).map(|_| pattern(BYTES)).collect();
     let mut written = vec![0; together.len()];
     let mut received = vec![Vec::new(); together.len()];
@@ -173,10 +174,10 @@ pub(super) fn storms_of_pauses_lose_nothing<W: World>() {
     assert!(received.iter().all(|received| *received == pattern(BYTES)));
 }
 
-/// All peers write at once what is, together, far more than the driver has buffers for.
+/// All peers together write far more at once than the driver has buffers for.
 pub(super) fn more_bytes_than_buffers_arrive_whole<W: World>() {
     let mut bench = Bench::<W>::new();
-    let together = bench.connect_together(40);
+    let together = bench.connect_many(40);
     for _ in 0..3 {
         let mut seen = bench.facts().len();
         let sent = pattern(RECEIVE_BYTES_MAX);
@@ -199,11 +200,11 @@ pub(super) fn more_bytes_than_buffers_arrive_whole<W: World>() {
     }
 }
 
-pub(super) fn closing_amid_everything_is_told_once<W: World>() {
+pub(super) fn closes_among_other_operations_are_reported_once<W: World>() {
     let mut bench = Bench::<W>::new();
     let bytes = Bytes::from(pattern(LARGE));
     for round in 0..3 {
-        let together = bench.connect_together(60);
+        let together = bench.connect_many(60);
         for (index, &(peer, conn)) in together.iter().enumerate() {
             if index % 2 == 0 {
                 bench.send(conn, bytes.clone());
@@ -228,11 +229,11 @@ pub(super) fn closing_amid_everything_is_told_once<W: World>() {
         bench.closes(&together);
         bench.polls(5);
         for &(_, conn) in &together {
-            let told = bench.outcomes(conn);
-            let closed = told.iter().filter(|fact| matches!(fact, Fact::Closed(..))).count();
-            assert_eq!(closed, 1, "{told:?}");
+            let outcomes = bench.outcomes(conn);
+            let closed = outcomes.iter().filter(|fact| matches!(fact, Fact::Closed(..))).count();
+            assert_eq!(closed, 1, "{outcomes:?}");
         }
-        // Those who take the freed places get what is theirs alone.
+        // A connection that reuses a slot gets its own bytes alone.
         let (peer, conn) = bench.connect();
         bench.send(conn, &b"hello"[..]);
         assert_eq!(bench.peer_reads(peer, 5), b"hello");

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Read, World};
 use crate::driver::epoll::Epoll;
@@ -30,7 +30,7 @@ impl Real for Uring {
     }
 }
 
-/// io_uring where a ring has places for few: most tests need several.
+/// io_uring with few direct descriptors for each ring, so that most tests need several rings.
 pub(super) struct ManyRings(Uring);
 
 impl Real for ManyRings {
@@ -81,6 +81,8 @@ impl Driver for ManyRings {
 /// Real sockets over loopback.
 pub(super) struct RealWorld<D> {
     driver: D,
+    /// As another thread's table of descriptors may have one. The driver has to end listening for it, too.
+    _copy_of_listener: TcpListener,
     address: SocketAddr,
     peers: Vec<Option<TcpStream>>,
 }
@@ -88,10 +90,14 @@ pub(super) struct RealWorld<D> {
 impl<D: Real> World for RealWorld<D> {
     type Driver = D;
 
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn with_backlog(backlog: u16) -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(backlog.into()).unwrap();
+        let listener = TcpListener::from(listener);
         let address = listener.local_addr().unwrap();
-        Self { driver: D::new(listener), address, peers: Vec::new() }
+        let _copy_of_listener = listener.try_clone().unwrap();
+        Self { driver: D::new(listener), _copy_of_listener, address, peers: Vec::new() }
     }
 
     fn driver(&mut self) -> &mut D {
@@ -138,7 +144,7 @@ impl<D: Real> World for RealWorld<D> {
     }
 }
 
-/// The simulation, with nothing going wrong but what every network does: cuts and short sends.
+/// The simulation, with the faults that every network has: cuts and short sends.
 pub(super) struct SimWorld {
     driver: Sim,
     peers: Vec<PeerId>,
@@ -147,7 +153,7 @@ pub(super) struct SimWorld {
 impl World for SimWorld {
     type Driver = Sim;
 
-    fn new() -> Self {
+    fn with_backlog(backlog: u16) -> Self {
         let faults = Faults {
             cut: 0.3,
             short_send: 0.3,
@@ -155,7 +161,9 @@ impl World for SimWorld {
             late_reply: 0.3,
             ..Faults::default()
         };
-        Self { driver: Sim::new(7, Instant::now(), faults), peers: Vec::new() }
+        let mut driver = Sim::new(7, Instant::now(), faults);
+        driver.set_accept_queue_max(u32::from(backlog) + 1);
+        Self { driver, peers: Vec::new() }
     }
 
     fn driver(&mut self) -> &mut Sim {

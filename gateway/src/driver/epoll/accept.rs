@@ -1,137 +1,123 @@
-//! Connections in: accepting in portions, pausing when descriptors run out, and the last who are let in.
+//! Accepting with epoll.
+//!
+//! Owns the listening socket and the one fact that only epoll has: whether an edge has announced connections
+//! that no accept has looked for. [`AcceptState`] decides whether connections are accepted. The poll loop
+//! calls this once in each poll, with the connections to add to. It accepts a bounded number each time and
+//! never blocks.
 
-use std::io;
-use std::mem;
-use std::net;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use mio::Interest;
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
+use mio::{Interest, Poll, Token};
 
-use super::{Epoll, Flags, Socket, token};
-use crate::driver::accept_queue::{self, LastAccepts};
-use crate::driver::{Event, Sink};
+use super::connections::Connections;
+use crate::driver::Sink;
+use crate::driver::accept_queue;
+use crate::driver::accept_state::{AcceptState, Wait, Waiting, is_of_one_connection, report};
 
-/// Connections that one poll accepts at most, so that a storm of them doesn't starve the others.
+/// Connections that one poll accepts at most, so that very many at once do not delay the bytes of others.
 const ACCEPTS_MAX: usize = 64;
 
-/// How long to wait before accepting is tried again when descriptors have run out.
-pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// The listening socket, and whether it is to be accepted from.
+/// The listening socket.
 #[derive(Debug)]
 pub(super) struct Acceptor {
-    pub(super) listener: Option<TcpListener>,
-    /// Whether the shard wants connections.
-    pub(super) wanted: bool,
-    /// Whether the queue may hold connections: set by an edge, cleared by would-block.
-    pub(super) ready: bool,
-    /// Descriptors have run out, and the sink was told. Nobody came in since.
-    pub(super) paused: bool,
-    /// When to try again; `Some` only while `paused`.
-    pub(super) retry_at: Option<Instant>,
-    /// The listening socket is to be closed, after these.
-    pub(super) last: Option<LastAccepts>,
+    /// `None` once it is closed, or where there never was one.
+    listener: Option<TcpListener>,
+    /// The queue may hold connections: set by an edge, cleared by would-block.
+    ready: bool,
+    pub(super) state: AcceptState,
 }
 
 impl Acceptor {
-    /// Begins to close the listening socket.
+    pub(super) fn new(
+        listener: Option<std::net::TcpListener>,
+        poll: &Poll,
+        token: Token,
+    ) -> io::Result<Self> {
+        let mut listener = match listener {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                Some(TcpListener::from_std(listener))
+            }
+            None => None,
+        };
+        if let Some(listener) = &mut listener {
+            poll.registry().register(listener, token, Interest::READABLE)?;
+        }
+        let state = AcceptState::new(listener.is_some());
+        Ok(Self { listener, ready: false, state })
+    }
+
+    /// An edge: the queue has got a connection.
+    pub(super) const fn on_edge(&mut self) {
+        self.ready = true;
+    }
+
     pub(super) fn stop(&mut self, until: Instant) {
-        if let Some(listener) = &self.listener
-            && self.last.is_none()
-        {
-            self.last = Some(LastAccepts::new(listener, until));
-            // Connections that came since the last edge are accepted too, where accepting was off.
-            self.ready = true;
-            self.wanted = true;
+        if let Some(listener) = &self.listener {
+            self.state.stop(accept_queue::capacity(listener), until);
         }
     }
 
-    /// Whether a connection that waits can be accepted now.
-    pub(super) fn can_accept(&self, sink: &mut impl Sink) -> bool {
-        self.wanted && self.retry_at.is_none() && sink.room() > 0
+    /// How long the driver may wait, as far as accepting is concerned.
+    pub(super) fn wait(&mut self, sink: &mut impl Sink) -> Wait {
+        let waiting = self.waiting();
+        let budget = if waiting.in_queue { sink.accept_budget() } else { 0 };
+        self.state.wait(waiting, budget)
     }
-}
 
-impl Epoll {
-    pub(super) fn accept(&mut self, sink: &mut impl Sink) {
-        for _ in 0..ACCEPTS_MAX {
-            let may_accept = self.acceptor.last.as_ref().is_none_or(LastAccepts::has_left);
-            if !may_accept || !self.acceptor.can_accept(sink) {
-                return;
-            }
-            let Some(listener) = &self.acceptor.listener else { return };
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    if let Some(last) = &mut self.acceptor.last {
-                        last.count();
-                    }
-                    self.end_pause(sink);
-                    self.take_in(stream, peer, sink);
-                }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.acceptor.ready = false;
-                        return self.end_pause(sink);
-                    }
-                    // The connection was gone before it was taken: accept(2).
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    _ => {
-                        self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
-                        if !mem::replace(&mut self.acceptor.paused, true) {
-                            sink.event(Event::AcceptPaused { error });
-                        }
-                        return;
-                    }
-                },
-            }
+    /// Accepts the connections that wait, as many as this poll may. Then closes the listening socket, if it
+    /// is to be closed and no connection waits that may still be accepted.
+    pub(super) fn on_poll(
+        &mut self,
+        connections: &mut Connections,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        self.state.on_time(now);
+        if self.ready {
+            self.accept(connections, sink);
         }
-    }
-
-    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
-    pub(super) fn stop_if_last(&mut self, now: Instant, sink: &mut impl Sink) {
-        let Some(last) = &self.acceptor.last else { return };
-        // Where descriptors have run out, accept(2) says so whether or not somebody waits.
-        let listener = self.acceptor.listener.as_ref();
-        let waits = listener.is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
-        if waits && last.go_on(self.acceptor.can_accept(sink), now) {
-            self.acceptor.ready = true;
+        if !self.state.is_stopping() {
             return;
         }
-        self.acceptor.last = None;
-        self.acceptor.retry_at = None;
-        let mut reset = 0;
-        if let Some(listener) = self.acceptor.listener.take() {
-            reset = accept_queue::waiting(&listener);
-            // Other threads' tables of descriptors may have copies of it, which would keep it open.
-            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
-        }
-        sink.event(Event::ListeningStopped { reset });
-    }
-
-    /// Somebody came in, or nobody waits any longer.
-    fn end_pause(&mut self, sink: &mut impl Sink) {
-        if mem::take(&mut self.acceptor.paused) {
-            sink.event(Event::AcceptResumed);
+        let waiting = self.waiting();
+        if self.state.may_close(waiting, sink.accept_budget(), now) {
+            let reset = self.listener.take().map_or(0, accept_queue::close);
+            sink.event(self.state.on_closed(reset));
         }
     }
 
-    fn take_in(&mut self, stream: TcpStream, peer: net::SocketAddr, sink: &mut impl Sink) {
-        let socket = Socket { stream, sending: None, flags: Flags::default() };
-        let conn = self.sockets.insert(socket);
-        let socket = self.sockets.get_mut(conn).expect("it was just inserted");
-        let registered =
-            self.poll.registry().register(&mut socket.stream, token(conn), Interest::READABLE);
-        sink.event(Event::Accepted { conn, peer });
-        if let Err(error) = registered {
-            self.fail(conn, &error);
+    fn accept(&mut self, connections: &mut Connections, sink: &mut impl Sink) {
+        for _ in 0..ACCEPTS_MAX {
+            if self.state.accepts_allowed(sink.accept_budget()) == 0 {
+                return;
+            }
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    report(self.state.on_accepted(), sink);
+                    connections.add(stream, peer, sink);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    return report(self.state.on_queue_empty(), sink);
+                }
+                Err(error) if error.raw_os_error().is_some_and(is_of_one_connection) => {}
+                Err(error) => return report(self.state.on_refused(error, Instant::now()), sink),
+            }
         }
     }
 
-    pub(super) fn retry_accept(&mut self, now: Instant) {
-        if self.acceptor.retry_at.is_some_and(|at| at <= now) {
-            self.acceptor.retry_at = None;
-            self.acceptor.ready = true;
+    fn waiting(&mut self) -> Waiting {
+        if self.state.is_stopping() {
+            // accept(2) can't say it: without a descriptor it fails whether or not a connection waits. The
+            // last edge can't either: accepts since then may have emptied the queue.
+            let listener = self.listener.as_ref();
+            self.ready =
+                listener.is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
         }
+        Waiting { in_queue: self.ready, parked: false }
     }
 }

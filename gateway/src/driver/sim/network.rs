@@ -1,7 +1,8 @@
 //! The peers of simulated connections, and the bytes between: what TCP keeps in its buffers.
 //!
-//! It has TCP's sharp edge: who closes while bytes it hasn't read are there, or come later, resets the
-//! connection, and a reset takes with it what the other side hasn't read.
+//! [`Network`] owns both. The driver takes the gateway's end through [`Side`], and a test the peers' ends
+//! through the harness. It loses bytes as TCP does: an end that closes while it has unread bytes, or gets
+//! some later, resets the connection, and a reset discards what the other end has not read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,10 +14,10 @@ use crate::driver::CloseCause;
 /// What a connection holds of a peer's bytes before the gateway receives them.
 const UNRECEIVED_BYTES_MAX: usize = 512 * 1024;
 
-/// What a connection holds of the gateway's bytes before the peer reads them, unless told.
+/// What a connection holds of the gateway's bytes before the peer reads them, unless a test says otherwise.
 const WINDOW_BYTES: usize = 256 * 1024;
 
-/// Names a peer. No other ever gets the same.
+/// Names a peer. It is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(u32);
 
@@ -28,14 +29,14 @@ impl PeerId {
     }
 }
 
-/// What a peer's read comes to.
+/// The result of a peer's read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arrived {
     /// Bytes: at least one.
     Bytes(Bytes),
-    /// Nothing now; perhaps later.
+    /// Nothing now, and the connection is open.
     Nothing,
-    /// The gateway has shut down its sending side, or closed; everything was read.
+    /// The gateway has shut down its sending side, or has closed, and everything was read.
     End,
     /// The connection was reset.
     Reset,
@@ -64,13 +65,13 @@ struct Peer {
     shut_down: bool,
     /// The gateway has closed its end.
     closed: bool,
-    /// The peer has closed its end: nobody will read.
+    /// The peer has closed its end, and reads no more.
     gone: bool,
-    /// The connection was reset: nothing moves any more.
+    /// The connection was reset: it carries no bytes any more.
     reset: bool,
 }
 
-/// A connection as the gateway's end sees it.
+/// The gateway's end of a connection.
 pub(super) struct Side<'a>(Option<&'a mut Peer>);
 
 impl Side<'_> {
@@ -90,8 +91,8 @@ impl Side<'_> {
         self.0.as_ref().is_none_or(|peer| peer.gone)
     }
 
-    /// How many bytes may arrive.
-    pub(super) fn room(&self) -> usize {
+    /// How many more bytes the peer's window takes.
+    pub(super) fn writable_bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |peer| peer.window.saturating_sub(peer.to_peer.len()))
     }
 
@@ -113,7 +114,7 @@ impl Side<'_> {
 }
 
 impl Peer {
-    fn lose_everything(&mut self) {
+    fn discard_all(&mut self) {
         self.reset = true;
         self.to_gateway = BytesMut::new();
         self.to_peer = BytesMut::new();
@@ -147,7 +148,7 @@ impl Network {
         self.waiting.pop_front()
     }
 
-    /// Nobody listens any more: who waits is reset. Says how many.
+    /// The listening socket is closed: resets the connections that wait. Says how many they were.
     pub(super) fn refuse_waiting(&mut self) -> u32 {
         let mut count = 0;
         while let Some(id) = self.waiting.pop_front() {
@@ -161,21 +162,21 @@ impl Network {
         Side(self.peers.get_mut(&id))
     }
 
-    /// The gateway's end is closed, or fails.
+    /// Closes the gateway's end: by the core, or by a failure.
     pub(super) fn close(&mut self, id: PeerId, cause: CloseCause) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.closed = true;
         peer.shut_down = true;
         if cause != CloseCause::Local || !peer.to_gateway.is_empty() {
-            peer.lose_everything();
+            peer.discard_all();
         }
-        self.forget_if_over(id);
+        self.free_if_closed(id);
     }
 
     pub(super) fn write(&mut self, id: PeerId, bytes: &[u8]) -> usize {
         let Some(peer) = self.peers.get_mut(&id) else { return 0 };
         if peer.closed && !bytes.is_empty() {
-            peer.lose_everything();
+            peer.discard_all();
         }
         if peer.reset || peer.ended {
             return 0;
@@ -214,20 +215,20 @@ impl Network {
         peer.ended = true;
         peer.gone = true;
         if !peer.to_peer.is_empty() {
-            peer.lose_everything();
+            peer.discard_all();
         }
-        self.forget_if_over(id);
+        self.free_if_closed(id);
     }
 
     pub(super) fn reset(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.gone = true;
-        peer.lose_everything();
-        self.forget_if_over(id);
+        peer.discard_all();
+        self.free_if_closed(id);
     }
 
-    /// Forgets a connection that has no ends left.
-    fn forget_if_over(&mut self, id: PeerId) {
+    /// Frees a connection that both ends have closed.
+    fn free_if_closed(&mut self, id: PeerId) {
         if self.peers.get(&id).is_some_and(|peer| peer.gone && peer.closed) {
             self.peers.remove(&id);
         }

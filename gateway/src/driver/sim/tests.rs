@@ -53,3 +53,40 @@ fn time_passes_only_while_there_is_nothing_to_do() {
     sim.poll(&mut recorder).unwrap();
     assert_eq!(sim.now(), start + Duration::from_secs(4));
 }
+
+#[test]
+fn a_pause_is_reported_once_and_ends_once_however_many_tries_it_takes() {
+    let start = Instant::now();
+    let faults = Faults { accept_pause: 1.0, ..Faults::default() };
+    let mut sim = Sim::new(0, start, faults);
+    let mut recorder = Recorder::default();
+    recorder.idle_for = None;
+    sim.connect().unwrap();
+    for _ in 0..10 {
+        sim.poll(&mut recorder).unwrap();
+    }
+    assert!(sim.now() > start + Duration::from_millis(500), "there were several tries");
+    assert_eq!(recorder.facts, [Fact::AcceptPaused]);
+    sim.set_faults(Faults::default());
+    for _ in 0..3 {
+        sim.poll(&mut recorder).unwrap();
+    }
+    let conn = ConnId { slot: 0, generation: 0 };
+    let facts = [Fact::AcceptPaused, Fact::AcceptResumed, Fact::Accepted(conn)];
+    assert_eq!(recorder.facts, facts);
+}
+
+#[test]
+fn a_pause_that_lasts_when_listening_stops_has_no_end() {
+    let start = Instant::now();
+    let faults = Faults { accept_pause: 1.0, ..Faults::default() };
+    let mut sim = Sim::new(0, start, faults);
+    let mut recorder = Recorder::default();
+    sim.connect().unwrap();
+    sim.poll(&mut recorder).unwrap();
+    sim.stop_listening(start + Duration::from_millis(250));
+    for _ in 0..500 {
+        sim.poll(&mut recorder).unwrap();
+    }
+    assert_eq!(recorder.facts, [Fact::AcceptPaused, Fact::ListeningStopped(1)]);
+}

@@ -1,4 +1,18 @@
-//! Connections in: a number of accepts is always under way, each into a free place of a ring's table.
+//! Accepting with io_uring: a number of accepts is always in flight, each for a direct descriptor of a ring.
+//!
+//! [`Acceptor`] owns the listening socket, the accepts in flight and the parked connections. The poll loop
+//! calls it: [`Acceptor::accept_more`] before it submits, [`Acceptor::on_completed`] for each accept that
+//! completes, and [`Acceptor::on_poll`] at the end. [`AcceptState`] decides whether connections are accepted.
+//! The driver never has more accepts in flight than the core's budget when it asks for them.
+//!
+//! **An accept may complete beyond the budget.** It was in flight when another shard took the last of
+//! `limits.connections_max`, or when the core stopped accepting. The kernel has established that connection
+//! and taken it from its queue, so it can't be put back. The driver *parks* it: the core does not hear of it,
+//! nothing is received on it, and its peer can't tell it from one that waits in the kernel's queue. As soon
+//! as the core has a budget and wants connections, the next [`Acceptor::accept_more`] reports the parked ones
+//! first, in the order in which they came. Each parked connection counts as an accept in flight, so there are
+//! never more than [`ACCEPTS_MAX`]. Those that are still parked when the listening socket closes are reset
+//! and counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,43 +21,41 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use super::connections::Connections;
 use super::ring::ACCEPTS_MAX;
+use super::rings::Rings;
 use super::socket::Socket;
 use super::token::{SLOTS_MAX, Token};
-use super::{CloseCause, Uring};
-use crate::driver::accept_queue::{self, LastAccepts};
-use crate::driver::{Event, Sink};
+use crate::driver::accept_queue;
+use crate::driver::accept_state::{
+    AcceptState, RETRY_AFTER, Wait, Waiting, is_of_one_connection, report,
+};
+use crate::driver::{CloseCause, Event, Sink};
 
-/// How long to wait before accepting is tried again when the kernel has nothing to give.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// How often the kernel is asked to give back what it still accepts into.
-const CANCEL_TRIES: u32 = 1_000;
-
-/// The listening socket, and who is on the way in.
+/// The listening socket, and the connections on their way in.
 #[derive(Debug)]
 pub(super) struct Acceptor {
+    /// `None` once it is closed, or where there never was one.
     listener: Option<TcpListener>,
-    /// Whether the shard wants connections.
-    wanted: bool,
-    /// Places for addresses that nobody is accepted into.
+    state: AcceptState,
+    /// Addresses that no accept uses.
     free: Vec<u16>,
-    /// The ring that each of the others belongs to.
-    under_way: Vec<(u16, u16)>,
-    /// Those who came in when the sink had no room left, or wanted nobody: as if they waited in the
-    /// kernel's queue. At most as many as there are accepts.
+    in_flight: Vec<InFlight>,
+    /// `in_flight.len() + parked.len() <= ACCEPTS_MAX`.
     parked: VecDeque<Parked>,
-    /// The ring that takes connections in.
-    ring: u16,
-    /// The kernel had nothing to give, and the sink was told. Nobody came in since.
-    paused: bool,
-    /// When to try again; `Some` only while `paused`, or when one more ring can't be had.
-    retry_at: Option<Instant>,
-    /// The listening socket is to be closed, after these.
-    last: Option<LastAccepts>,
+    /// When one more ring is tried for. Without it, each poll would try while the accepts in flight wait.
+    next_ring_at: Option<Instant>,
 }
 
-/// A connection that the sink has not heard of.
+/// An accept that the kernel has not completed.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    /// Which of the ring's addresses it uses.
+    address: u16,
+    ring: u16,
+}
+
+/// A connection that was accepted when the core had no budget for it. See the [module](self).
 #[derive(Debug)]
 struct Parked {
     ring: usize,
@@ -54,232 +66,192 @@ struct Parked {
 impl Acceptor {
     pub(super) fn new(listener: Option<TcpListener>) -> Self {
         Self {
+            state: AcceptState::new(listener.is_some()),
             listener,
-            wanted: true,
             free: (0..ACCEPTS_MAX).collect(),
-            under_way: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
+            in_flight: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
             parked: VecDeque::new(),
-            ring: 0,
-            paused: false,
-            retry_at: None,
-            last: None,
+            next_ring_at: None,
         }
     }
 
-    /// Tries again now, if it was to be tried later.
-    pub(super) fn retry(&mut self) {
-        self.retry_at = None;
-    }
-
-    pub(super) fn retry_if_due(&mut self, now: Instant) {
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-        }
-    }
-
-    /// How long until it is tried again.
-    pub(super) fn retry_in(&self) -> Option<Duration> {
-        self.retry_at.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    /// How long the driver may wait while the listening socket is to be closed: not at all where a
-    /// connection can be accepted.
-    pub(super) fn stops_in(&self, sink: &mut impl Sink) -> Option<Duration> {
-        let last = self.last.as_ref()?;
-        if self.can_accept(sink) {
-            return Some(Duration::ZERO);
-        }
-        Some(last.until.saturating_duration_since(Instant::now()))
-    }
-
-    pub(super) fn stop(&mut self, until: Instant) {
-        if let Some(listener) = &self.listener
-            && self.last.is_none()
+    /// Reports the parked connections that the core has a budget for, then asks for as many accepts as it
+    /// still allows.
+    pub(super) fn accept_more(&mut self, connections: &mut Connections, sink: &mut impl Sink) {
+        while !self.parked.is_empty()
+            && self.state.may_report(sink.accept_budget())
+            && let Some(Parked { ring, file, peer }) = self.parked.pop_front()
         {
-            self.last = Some(LastAccepts::new(listener, until));
-            self.wanted = true;
+            take_in(connections, ring, file, peer, sink);
         }
-    }
-
-    /// Whether a connection that waits can be accepted now.
-    fn can_accept(&self, sink: &mut impl Sink) -> bool {
-        self.wanted && self.retry_at.is_none() && sink.room() > 0
-    }
-
-    /// Whether somebody waits to be let in.
-    fn is_waited_for(&self) -> bool {
-        let in_queue = |listener| accept_queue::is_waited_for(listener, Duration::ZERO);
-        !self.parked.is_empty() || self.listener.as_ref().is_some_and(in_queue)
-    }
-}
-
-impl Uring {
-    /// Has as many accepts under way as there is room for.
-    pub(super) fn accept_more(&mut self, sink: &mut impl Sink) {
-        while self.acceptor.wanted
-            && sink.room() > 0
-            && let Some(Parked { ring, file, peer }) = self.acceptor.parked.pop_front()
-        {
-            self.take_in(ring, file, peer, sink);
-        }
-        let may_accept = self.acceptor.last.as_ref().is_none_or(LastAccepts::has_left);
-        if !may_accept
-            || !self.acceptor.wanted
-            || self.acceptor.retry_at.is_some()
-            || self.acceptor.free.is_empty()
-        {
+        if self.free.is_empty() {
             return;
         }
-        let Some(listener) = self.acceptor.listener.take() else { return };
-        let wanted = sink.room().min(usize::from(ACCEPTS_MAX));
-        while self.acceptor.under_way.len() + self.acceptor.parked.len() < wanted {
-            let ring = match self.ring_with_a_place() {
-                Ok(ring) => ring,
-                Err(error) if self.acceptor.under_way.is_empty() => {
-                    self.pause_accepting(error, sink);
-                    break;
-                }
-                Err(_) => {
-                    // Those under way may be all that come: nothing is to be told yet.
-                    self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
-                    break;
-                }
-            };
-            let Some(place) = self.acceptor.free.pop() else { break };
-            self.acceptor.under_way.push((place, ring));
-            self.ask(ring, |ring| ring.accept(listener.as_fd(), place));
+        let Some(listener) = self.listener.take() else { return };
+        let budget = sink.accept_budget().min(usize::from(ACCEPTS_MAX));
+        let allowed = self.state.accepts_allowed(budget.saturating_sub(self.parked.len()));
+        while self.in_flight.len() < allowed
+            && let Some(ring) = self.ring_for_one(&mut connections.rings, sink)
+            && let Some(address) = self.free.pop()
+        {
+            self.in_flight.push(InFlight { address, ring });
+            connections.rings.ask(ring, |ring| ring.accept(listener.as_fd(), address));
         }
-        self.acceptor.listener = Some(listener);
+        self.listener = Some(listener);
     }
 
-    /// The ring to take the next connection in: the one that did so last, for as long as it has places.
-    fn ring_with_a_place(&mut self) -> io::Result<u16> {
-        let free = |ring: &super::Ring| ring.files_max - ring.files;
-        if free(&self.rings[usize::from(self.acceptor.ring)]) == 0 {
-            let emptiest = self.rings.iter().map(free).enumerate().max_by_key(|(_, free)| *free);
-            let ring = match emptiest {
-                Some((ring, 1..)) => ring,
-                _ => {
-                    self.add_ring()?;
-                    self.rings.len() - 1
-                }
-            };
-            self.acceptor.ring = u16::try_from(ring).map_err(io::Error::other)?;
+    /// A ring with a free descriptor. Where no ring has one and none can be added, the accepts in flight may
+    /// still be enough, so accepting pauses only when none is in flight.
+    fn ring_for_one(&mut self, rings: &mut Rings, sink: &mut impl Sink) -> Option<u16> {
+        if let Some(ring) = rings.with_free_file() {
+            return Some(ring);
         }
-        Ok(self.acceptor.ring)
+        let none_in_flight = self.in_flight.is_empty();
+        let now = Instant::now();
+        if !none_in_flight && self.next_ring_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        match rings.add() {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                self.next_ring_at = Some(now + RETRY_AFTER);
+                if none_in_flight {
+                    report(self.state.on_refused(error, now), sink);
+                }
+                None
+            }
+        }
     }
 
-    pub(super) fn on_accepted(
+    /// An accept has completed.
+    pub(super) fn on_completed(
         &mut self,
+        connections: &mut Connections,
         ring: usize,
-        place: u16,
+        address: u16,
         result: i32,
         sink: &mut impl Sink,
     ) {
-        let peer = self.rings[ring].take_peer(place);
-        self.acceptor.under_way.retain(|(under_way, _)| *under_way != place);
-        self.acceptor.free.push(place);
-        if result >= 0 {
-            self.end_pause(sink);
-            if let Some(last) = &mut self.acceptor.last {
-                last.count();
+        let peer = connections.rings[ring].take_peer(address);
+        self.in_flight.retain(|accept| accept.address != address);
+        self.free.push(address);
+        if let Ok(file) = u32::try_from(result) {
+            if !self.state.listens() {
+                // It could not be cancelled in time. No connection is reported after the end of listening.
+                let number = u16::try_from(ring).expect("rings are numbered with 16 bits");
+                return connections.rings.ask(number, |ring| ring.close(file));
             }
+            report(self.state.on_accepted(), sink);
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-            let file = result.cast_unsigned();
-            if self.acceptor.wanted && sink.room() > 0 {
-                return self.take_in(ring, file, peer, sink);
+            if self.parked.is_empty() && self.state.may_report(sink.accept_budget()) {
+                return take_in(connections, ring, file, peer, sink);
             }
-            // It was accepted before the sink's room went to others.
-            return self.acceptor.parked.push_back(Parked { ring, file, peer });
+            return self.parked.push_back(Parked { ring, file, peer });
         }
-        self.rings[ring].files -= 1;
+        connections.rings[ring].accept_failed();
         match -result {
-            // The connection was gone before it was taken: accept(2).
-            libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => {}
-            errno => self.pause_accepting(io::Error::from_raw_os_error(errno), sink),
-        }
-    }
-
-    fn take_in(&mut self, ring: usize, file: u32, peer: SocketAddr, sink: &mut impl Sink) {
-        let index = u16::try_from(ring).expect("rings are numbered with 16 bits");
-        let conn = self.sockets.insert(Socket::new(index, file));
-        sink.event(Event::Accepted { conn, peer });
-        if conn.slot < SLOTS_MAX {
-            self.settle(conn);
-        } else {
-            self.end(conn, CloseCause::Failed);
-        }
-    }
-
-    /// The kernel has nothing to give: accepting is tried again later.
-    fn pause_accepting(&mut self, error: io::Error, sink: &mut impl Sink) {
-        self.acceptor.retry_at = Some(Instant::now() + ACCEPT_RETRY);
-        if !mem::replace(&mut self.acceptor.paused, true) {
-            sink.event(Event::AcceptPaused { error });
-        }
-    }
-
-    fn end_pause(&mut self, sink: &mut impl Sink) {
-        if mem::take(&mut self.acceptor.paused) {
-            sink.event(Event::AcceptResumed);
-        }
-    }
-
-    pub(super) fn set_wanted(&mut self, wanted: bool) {
-        if mem::replace(&mut self.acceptor.wanted, wanted) && !wanted {
-            // At once: who connects from now on is to wait in the queue.
-            self.cancel_accepts();
-        }
-    }
-
-    fn cancel_accepts(&mut self) {
-        for index in 0..self.acceptor.under_way.len() {
-            let (place, ring) = self.acceptor.under_way[index];
-            self.ask(ring, |ring| ring.cancel(Token::Accept(place)));
-        }
-        for index in 0..self.rings.len() {
-            let ring = &mut self.rings[index];
-            if ring.has_submissions()
-                && let Err(error) = ring.submit()
-            {
-                self.failure.get_or_insert(error);
+            // It was cancelled, or found no connection after all.
+            libc::ECANCELED | libc::EAGAIN => {}
+            errno if is_of_one_connection(errno) => {}
+            errno => {
+                let error = io::Error::from_raw_os_error(errno);
+                report(self.state.on_refused(error, Instant::now()), sink);
             }
         }
     }
 
-    /// Closes the listening socket, if it is to be closed and nobody waits who may still be let in.
-    pub(super) fn stop_listening_if_last(
-        &mut self,
-        now: Instant,
-        sink: &mut impl Sink,
-    ) -> io::Result<()> {
-        let Some(last) = &self.acceptor.last else { return Ok(()) };
-        if self.acceptor.is_waited_for() && last.go_on(self.acceptor.can_accept(sink), now) {
-            return Ok(());
+    /// The end of a poll: all that has completed was seen.
+    pub(super) fn on_poll(&mut self, now: Instant, sink: &mut impl Sink) {
+        if !self.in_flight.is_empty() {
+            // The kernel tries each accept as it is submitted. One that did not fail waits for a connection.
+            report(self.state.on_queue_empty(), sink);
         }
-        for _ in 0..CANCEL_TRIES {
-            // One that is on its way to its second try is found by none but a later cancellation.
-            self.cancel_accepts();
-            if self.acceptor.under_way.is_empty() {
-                break;
-            }
-            for ring in &mut self.rings[1..] {
-                ring.submit()?;
-            }
-            self.rings[0].submit_and_wait(Some(Duration::from_millis(1)))?;
-            self.harvest(sink)?;
+        self.state.on_time(now);
+    }
+
+    pub(super) fn on_connection_closed(&mut self) {
+        self.state.on_connection_closed();
+    }
+
+    /// How long the driver may wait, as far as accepting is concerned.
+    pub(super) fn wait(&self, sink: &mut impl Sink) -> Wait {
+        if self.state.is_trying_again() && self.has_in_flight() {
+            // What the try comes to is known once it is submitted: see `on_poll`.
+            return Wait::No;
         }
-        self.acceptor.wanted = false;
-        let mut reset = self.acceptor.listener.as_ref().map_or(0, accept_queue::waiting);
-        // There is no room for these, now or later.
-        for Parked { ring, file, .. } in mem::take(&mut self.acceptor.parked) {
-            self.rings[ring].close(file)?;
+        let waiting = self.waiting();
+        let needs_budget = waiting.in_queue || waiting.parked;
+        let budget = if needs_budget { sink.accept_budget() } else { 0 };
+        self.state.wait(waiting, budget)
+    }
+
+    pub(super) fn set_wanted(&mut self, wanted: bool, rings: &mut Rings) {
+        if self.state.set_wanted(wanted) && !wanted {
+            // At once: connections that come from now on are to wait in the kernel's queue.
+            self.cancel(rings);
+        }
+    }
+
+    pub(super) fn stop(&mut self, until: Instant) {
+        if let Some(listener) = &self.listener {
+            self.state.stop(accept_queue::capacity(listener), until);
+        }
+    }
+
+    /// Whether the listening socket is to be closed now. The poll loop then [cancels](Self::cancel) until
+    /// [nothing is in flight](Self::has_in_flight), and [closes](Self::close) it.
+    pub(super) fn may_close(&self, now: Instant, sink: &mut impl Sink) -> bool {
+        self.state.is_stopping() && self.state.may_close(self.waiting(), sink.accept_budget(), now)
+    }
+
+    pub(super) fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Cancels the accepts in flight. Each completes, as cancelled or otherwise.
+    pub(super) fn cancel(&self, rings: &mut Rings) {
+        for &InFlight { address, ring } in &self.in_flight {
+            rings.ask(ring, |ring| ring.cancel(Token::Accept(address)));
+        }
+        rings.submit_all();
+    }
+
+    /// Closes the listening socket, and resets the connections that the core never had a budget for.
+    pub(super) fn close(&mut self, rings: &mut Rings, sink: &mut impl Sink) -> io::Result<()> {
+        let mut reset = self.listener.take().map_or(0, accept_queue::close);
+        for Parked { ring, file, .. } in mem::take(&mut self.parked) {
+            rings[ring].close(file)?;
             reset += 1;
         }
-        self.acceptor.last = None;
-        self.acceptor.retry_at = None;
-        self.acceptor.listener = None;
-        sink.event(Event::ListeningStopped { reset });
+        sink.event(self.state.on_closed(reset));
         Ok(())
+    }
+
+    fn waiting(&self) -> Waiting {
+        // Before a stop, the accepts in flight complete when a connection comes.
+        let in_queue = self.state.is_stopping()
+            && self
+                .listener
+                .as_ref()
+                .is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
+        Waiting { in_queue, parked: !self.parked.is_empty() }
+    }
+}
+
+/// Reports an accepted connection, and receives on it from now on.
+fn take_in(
+    connections: &mut Connections,
+    ring: usize,
+    file: u32,
+    peer: SocketAddr,
+    sink: &mut impl Sink,
+) {
+    let number = u16::try_from(ring).expect("rings are numbered with 16 bits");
+    let conn = connections.sockets.insert(Socket::new(number, file));
+    sink.event(Event::Accepted { conn, peer });
+    if conn.slot < SLOTS_MAX {
+        connections.arm(conn);
+    } else {
+        connections.end(conn, CloseCause::Failed);
     }
 }

@@ -1,5 +1,8 @@
-//! Buffers that the kernel receives into: it takes one when bytes come, not when a receive is armed, so
-//! that a million connections share a few hundred.
+//! Buffers that the kernel receives into. It takes one when bytes come, not when a receive is armed, so
+//! a million connections share a few hundred.
+//!
+//! [`Buffers`] owns the memory, and a [`Ring`](super::ring::Ring) owns it. Each buffer is either the
+//! kernel's, or lent to the driver between a completion and [`Buffers::give_back`].
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
@@ -19,13 +22,13 @@ const PAGE_BYTES: usize = 4096;
 /// A ring's buffers. See `io_uring_register_buf_ring(3)`.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    /// `count` entries; the kernel reads them, and its view of the tail lies in the first.
+    /// `count` entries. The kernel reads them. The tail that it sees is in the first.
     entries: NonNull<BufRingEntry>,
-    /// `count * BUFFER_BYTES` bytes; the kernel writes to the buffers that it has.
+    /// `count * BUFFER_BYTES` bytes. The kernel writes to the buffers that it has.
     bytes: NonNull<u8>,
     /// A power of two, at most 2^15.
     count: u16,
-    /// Where the next buffer goes that is given to the kernel.
+    /// The entry for the next buffer that is given to the kernel, before it wraps.
     tail: u16,
 }
 
@@ -55,7 +58,7 @@ impl Buffers {
     /// `&mut self`.
     #[inline]
     pub(super) fn bytes(&self, buffer: u16, bytes: usize) -> &[u8] {
-        assert!(buffer < self.count && bytes <= BUFFER_BYTES as usize, "the kernel's word");
+        assert!(buffer < self.count && bytes <= BUFFER_BYTES as usize, "no buffer of this ring");
         // SAFETY: the range lies within the allocation, and a completion has handed it over.
         unsafe { slice::from_raw_parts(self.address(buffer), bytes) }
     }
@@ -75,7 +78,7 @@ impl Buffers {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Tells the kernel of the buffers that it was given.
+    /// Makes the buffers that were given back visible to the kernel.
     #[inline]
     pub(super) fn publish(&self) {
         // SAFETY: the tail is an aligned `u16` within the first entry, which the kernel reads with acquire.

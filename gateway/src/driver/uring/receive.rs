@@ -1,16 +1,22 @@
-//! Bytes in.
+//! Receiving with io_uring.
 //!
-//! A receive is armed once and goes on by itself. It can't be held back, only cancelled; what still comes
-//! is kept until the shard wants it. A poll sees [`EVENTS_MAX`](super::EVENTS_MAX) completions, and what its
-//! last look brings, of a buffer each; the cancellation is done with the next. So of all connections together
-//! no more than some 3 MiB come after it was asked for.
+//! A receive is armed once and goes on by itself, into the ring's buffers. The poll loop calls
+//! [`Connections::on_received`] for each completion.
+//!
+//! The core decides whether a connection is read from: see
+//! [`Driver::pause_receive`](crate::driver::Driver::pause_receive). This module carries that out. A receive
+//! can't be held back, only cancelled, and it is cancelled only when bytes come: most paused connections get
+//! none. What comes until the cancellation is done is kept as `unread`, and reported once the core wants it.
+//! A poll sees [`EVENTS_MAX`](super::EVENTS_MAX) completions, and what its last look brings, of one buffer
+//! each; the cancellation is done with the next poll. So all connections of a driver together have at most
+//! some 3 MiB unread.
 
-use super::Uring;
+use super::connections::Connections;
 use super::ring::Completion;
 use super::socket::Flags;
 use crate::driver::{ConnId, Event, RECEIVE_BYTES_MAX, SendState, Sink};
 
-impl Uring {
+impl Connections {
     #[inline]
     pub(super) fn on_received(
         &mut self,
@@ -27,7 +33,7 @@ impl Uring {
             (Some(buffer), Ok(bytes)) if bytes > 0 => self.take(ring, conn, buffer, bytes, sink),
             (_, Ok(_)) => self.on_end(conn, sink),
             (_, Err(_)) => match -result {
-                // Armed again below: what was cancelled may be wanted again, and buffers come back.
+                // Armed again below: what was cancelled may be wanted again, and buffers are given back.
                 libc::ECANCELED | libc::ENOBUFS | libc::EINTR | libc::EAGAIN => {}
                 errno => self.fail(conn, errno),
             },
@@ -36,11 +42,11 @@ impl Uring {
             self.rings[ring].buffers.give_back(buffer);
         }
         if !more {
-            self.settle(conn);
+            self.arm(conn);
         }
     }
 
-    /// Hands bytes over, or keeps them.
+    /// Hands bytes over, or keeps them where the connection is paused or has had its share of this poll.
     #[inline]
     fn take(&mut self, ring: usize, conn: ConnId, buffer: u16, bytes: usize, sink: &mut impl Sink) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
@@ -48,18 +54,18 @@ impl Uring {
             return;
         }
         let keeps = socket.has(Flags::PAUSED)
-            || socket.has(Flags::RARE)
-                && self.rare.get(&conn.slot).is_some_and(|rare| !rare.unread.is_empty());
-        if !keeps && socket.takes(self.poll, bytes) {
+            || socket.has(Flags::COLD)
+                && self.cold.get(&conn.slot).is_some_and(|cold| !cold.unread.is_empty());
+        if !keeps && socket.within_share(self.poll, bytes) {
             let bytes = self.rings[ring].buffers.bytes(buffer, bytes);
             sink.event(Event::Received { conn, bytes });
             return self.reply(conn, sink);
         }
-        socket.flags.insert(Flags::RARE);
-        let rare = self.rare.entry(conn.slot).or_default();
-        rare.unread.extend_from_slice(self.rings[ring].buffers.bytes(buffer, bytes));
+        socket.flags.insert(Flags::COLD);
+        let cold = self.cold.entry(conn.slot).or_default();
+        cold.unread.extend_from_slice(self.rings[ring].buffers.bytes(buffer, bytes));
         self.queue_ready(conn);
-        self.settle(conn);
+        self.arm(conn);
     }
 
     fn reply(&mut self, conn: ConnId, sink: &mut impl Sink) {
@@ -78,19 +84,32 @@ impl Uring {
             return;
         }
         socket.flags.insert(Flags::ENDED);
-        let unread = self.rare.get(&conn.slot).is_some_and(|rare| !rare.unread.is_empty());
+        let unread = self.cold.get(&conn.slot).is_some_and(|cold| !cold.unread.is_empty());
         if unread || socket.has(Flags::PAUSED) {
-            self.rare(conn).end = true;
+            self.cold(conn).end = true;
             self.queue_ready(conn);
         } else {
             sink.event(Event::Ended { conn });
         }
     }
 
-    /// Has the next poll report what the connection has, if the shard wants it.
-    pub(super) fn queue_ready(&mut self, conn: ConnId) {
+    pub(super) fn pause_receive(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.flags.insert(Flags::PAUSED);
+        }
+    }
+
+    pub(super) fn resume_receive(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.flags.remove(Flags::PAUSED);
+            self.queue_ready(conn);
+        }
+    }
+
+    /// Has the next poll report what was kept of a connection, unless it is paused.
+    fn queue_ready(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
-            && socket.has(Flags::RARE)
+            && socket.has(Flags::COLD)
             && !socket.flags.intersects(Flags::PAUSED | Flags::QUEUED | Flags::CLOSED)
         {
             socket.flags.insert(Flags::QUEUED);
@@ -98,42 +117,42 @@ impl Uring {
         }
     }
 
-    /// Reports what was kept.
+    /// Reports what was kept. `ready` is what was queued before this poll's completions.
     pub(super) fn report_ready(&mut self, mut ready: Vec<ConnId>, sink: &mut impl Sink) {
         for conn in ready.drain(..) {
             let Some(socket) = self.sockets.get_mut(conn) else { continue };
             socket.flags.remove(Flags::QUEUED);
             self.report_kept(conn, sink);
         }
-        // Who was queued meanwhile has its turn in the next poll.
+        // Those that were queued meanwhile are reported in the next poll.
         ready.append(&mut self.ready);
         self.ready = ready;
     }
 
     fn report_kept(&mut self, conn: ConnId, sink: &mut impl Sink) {
-        let Some(rare) = self.rare.get_mut(&conn.slot) else { return };
+        let Some(cold) = self.cold.get_mut(&conn.slot) else { return };
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if socket.flags.intersects(Flags::PAUSED | Flags::CLOSED) {
             return;
         }
-        if !rare.unread.is_empty() {
-            let count = rare.unread.len().min(RECEIVE_BYTES_MAX);
-            if !socket.takes(self.poll, count) {
+        if !cold.unread.is_empty() {
+            let count = cold.unread.len().min(RECEIVE_BYTES_MAX);
+            if !socket.within_share(self.poll, count) {
                 return self.queue_ready(conn);
             }
-            let rest = rare.unread.split_off(count);
-            let bytes = std::mem::replace(&mut rare.unread, rest);
+            let rest = cold.unread.split_off(count);
+            let bytes = std::mem::replace(&mut cold.unread, rest);
             sink.event(Event::Received { conn, bytes: &bytes });
             self.reply(conn, sink);
         }
-        let Some(rare) = self.rare.get_mut(&conn.slot) else { return };
-        if !rare.unread.is_empty() {
+        let Some(cold) = self.cold.get_mut(&conn.slot) else { return };
+        if !cold.unread.is_empty() {
             return self.queue_ready(conn);
         }
-        if std::mem::take(&mut rare.end) {
+        if std::mem::take(&mut cold.end) {
             sink.event(Event::Ended { conn });
         }
-        self.tidy(conn);
-        self.settle(conn);
+        self.drop_cold_if_empty(conn);
+        self.arm(conn);
     }
 }

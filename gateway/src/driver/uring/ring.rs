@@ -1,8 +1,8 @@
 //! One ring: the operations that the driver needs, as safe functions.
 //!
-//! A ring keeps what the kernel may still read or write (buffers, the bytes of sends, the places for
-//! addresses) until the operation's completion has been seen. All unsafe code of the driver is here and
-//! in [`buffers`](super::buffers).
+//! A [`Ring`] keeps what the kernel may still read or write (buffers, the bytes of sends, addresses) until
+//! the completion of the operation has been seen. It knows nothing of what an operation is for: it gives back
+//! the [`Token`] that came with it. All unsafe code of the driver is here and in [`buffers`](super::buffers).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -24,33 +24,33 @@ use crate::driver::ConnId;
 /// Operations that are submitted in one system call at most. 128 to 256 measured best.
 const SUBMISSIONS: u32 = 256;
 
-/// Completions that the ring holds; the kernel keeps what is beyond, at a price.
+/// Completions that the ring holds. The kernel keeps more than that in a list, which costs an allocation
+/// each.
 const COMPLETIONS: u32 = 4096;
 
-/// Connections that are being accepted at once: a storm of them is taken in with one system call for so
-/// many.
+/// Accepts in flight at most: of very many new connections, one system call takes so many in.
 pub(super) const ACCEPTS_MAX: u16 = 32;
 
-/// Passes of the kernel that may complete nothing though there was something to do: each does some twenty
-/// pieces of work, and not every piece completes an operation.
+/// How often in a row the kernel may complete nothing though it had work: it does some twenty pieces of work
+/// at a time, and not every piece completes an operation.
 const FRUITLESS_MAX: u8 = 3;
 
-/// How long the kernel may take to give back what it still has when a ring ends.
+/// How long the kernel may take to cancel what is in flight when a ring ends.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A send that is yet to fail or not. See [`Ring::send_now`].
+/// An unconfirmed send: see [`Ring::send_now`].
 #[derive(Debug)]
 pub(super) struct SentNow {
-    /// `None`: it failed, and what is left of it goes out otherwise.
+    /// `None`: it has failed, and what it has left goes out in steps.
     pub(super) conn: Option<ConnId>,
     bytes: Bytes,
 }
 
-/// What became of an operation.
+/// What an operation has come to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
     pub(super) token: Token,
-    /// As the system call would return: not negative, or a negated `errno`.
+    /// As the system call would return it: not negative, or a negated `errno`.
     pub(super) result: i32,
     /// The buffer that bytes were received into.
     pub(super) buffer: Option<u16>,
@@ -60,28 +60,28 @@ pub(super) struct Completion {
 
 /// A ring, with a table of direct descriptors and buffers of its own.
 pub(super) struct Ring {
-    /// First, so that it is dropped before what the kernel may write to.
+    /// The first field, so that it is dropped before the memory that the kernel may write to.
     uring: IoUring,
     pub(super) buffers: Buffers,
-    /// Where the kernel puts the addresses of who comes in.
+    /// The kernel writes the peers' addresses here, one for each accept in flight.
     addresses: Box<[Address]>,
-    /// Sends that must not wait, in order, until it is certain that they did not fail.
+    /// Unconfirmed sends, in order.
     sends_now: VecDeque<SentNow>,
     /// The number of the first of them.
     first_send_now: u64,
     /// The kernel has seen all before this number.
     submitted_sends_now: u64,
-    /// Sends that tell how far they came.
+    /// Steps of sends in flight.
     sends: HashMap<u64, Bytes>,
     /// It signals an eventfd when it gets something to do.
     signals: bool,
-    /// How often in a row it said that it has something to do, and nothing completed: another processor may
-    /// say so when this one has done it already, and it goes on saying so. After [`FRUITLESS_MAX`] times it is
-    /// believed again only when it signals.
+    /// How often in a row the kernel had set the flag that it has work, and nothing completed. Another
+    /// processor may set it when this one has done the work already, and it then stays set. After
+    /// [`FRUITLESS_MAX`] times the flag is ignored until the ring signals.
     fruitless: u8,
-    /// Places in the table of direct descriptors.
-    pub(super) files_max: u32,
-    /// Places that are taken, or will be by who is being accepted.
+    /// Direct descriptors that the table holds.
+    files_max: u32,
+    /// Direct descriptors in use, or reserved by an accept in flight: at most `files_max`.
     pub(super) files: u32,
 }
 
@@ -92,8 +92,8 @@ struct Address {
 }
 
 impl Ring {
-    /// A ring with `files_max` direct descriptors and `buffers` buffers, which does nothing before it is
-    /// [enabled](Self::enable) by the thread that it belongs to from then on.
+    /// A ring with `files_max` direct descriptors and `buffers` buffers. It does nothing before a thread
+    /// [enables](Self::enable) it. From then on only that thread may use it.
     ///
     /// # Errors
     /// When the kernel gives none.
@@ -118,42 +118,53 @@ impl Ring {
         })
     }
 
-    /// Starts it: this thread is the one that uses it.
+    /// Starts it, for this thread.
     pub(super) fn enable(&self) -> io::Result<()> {
         self.uring.submitter().register_enable_rings()
     }
 
-    /// Has it signal an eventfd whenever something completes.
+    /// Makes it signal an eventfd whenever something completes.
     pub(super) fn signal(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         self.signals = true;
         self.uring.submitter().register_eventfd(eventfd.as_raw_fd())
     }
 
-    /// Has it complete [`Token::Wake`] each time somebody writes to an eventfd.
+    /// Completes [`Token::Wake`] each time an eventfd is written to.
     pub(super) fn watch_wakeups(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         let poll = opcode::PollAdd::new(Fd(eventfd.as_raw_fd()), libc::POLLIN as u32).multi(true);
         self.push(poll.build(), Token::Wake)
     }
 
-    /// Takes one connection in, into a free place of the table: there must be one.
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, place: u16) -> io::Result<()> {
-        debug_assert!(self.files < self.files_max, "a connection would be lost");
-        self.files += 1;
-        let address = &mut self.addresses[usize::from(place)];
-        address.bytes = address.storage.size_of();
-        let storage = (&raw mut address.storage).cast();
-        let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), storage, &raw mut address.bytes)
-            .file_index(Some(DestinationSlot::auto_target()));
-        self.push(accept.build(), Token::Accept(place))
+    /// How many more direct descriptors the table holds.
+    pub(super) fn free_files(&self) -> u32 {
+        self.files_max - self.files
     }
 
-    /// Who was accepted into a place, once.
-    pub(super) fn take_peer(&mut self, place: u16) -> Option<SocketAddr> {
-        let Address { storage, bytes } = &mut self.addresses[usize::from(place)];
+    /// Accepts one connection into a free direct descriptor: there must be one. It stays reserved until the
+    /// connection is [closed](Self::close), or the [accept has failed](Self::accept_failed).
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, address: u16) -> io::Result<()> {
+        debug_assert!(self.files < self.files_max, "a connection would be lost");
+        self.files += 1;
+        let Address { storage, bytes } = &mut self.addresses[usize::from(address)];
+        *bytes = storage.size_of();
+        let storage = (&raw mut *storage).cast();
+        let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), storage, &raw mut *bytes)
+            .file_index(Some(DestinationSlot::auto_target()));
+        self.push(accept.build(), Token::Accept(address))
+    }
+
+    /// An accept has failed: the descriptor that it reserved is free.
+    pub(super) fn accept_failed(&mut self) {
+        self.files -= 1;
+    }
+
+    /// Where the connection comes from whose accept used an address, once.
+    pub(super) fn take_peer(&mut self, address: u16) -> Option<SocketAddr> {
+        let Address { storage, bytes } = &mut self.addresses[usize::from(address)];
         let storage = mem::replace(storage, SockAddrStorage::zeroed());
         let bytes = (*bytes).min(storage.size_of());
-        // SAFETY: the kernel has filled the storage as accept(2) does, and set its length; where it accepted
-        // nobody, all of it is zero, which is an address of no family.
+        // SAFETY: the kernel has filled the storage as accept(2) does, and set its length. Where the accept
+        // failed, all of it is zero, which is an address of no family.
         unsafe { SockAddr::new(storage, bytes) }.as_socket()
     }
 
@@ -163,53 +174,53 @@ impl Ring {
         self.push(receive.build(), Token::Receive(conn))
     }
 
-    /// Completes whenever something more is known of a connection's end, until it is cancelled.
+    /// Completes on each change of a connection's end (an error, a hang-up), until it is cancelled.
     pub(super) fn watch(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
-        // Errors and hang-ups are told unasked: poll(2). So is POLLRDHUP, which may be known already: who
-        // watched once would hear of that, and not of the reset that follows.
+        // Errors and hang-ups complete it unasked: poll(2). So does POLLRDHUP, which may be set already: a
+        // watch for one event would end with that, and miss the reset that follows.
         let watch = opcode::PollAdd::new(Fixed(file), 0).multi(true);
         self.push(watch.build(), Token::Watch(conn))
     }
 
-    /// Asks what a connection died of: a send fails with it. It sends nothing.
+    /// Asks for the error of a dead connection: a send of no bytes fails with it.
     pub(super) fn ask_error(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fixed(file), std::ptr::null(), 0).flags(flags);
         self.push(send.build(), Token::Error(conn))
     }
 
-    /// Sends as far as there is room. Only a failure completes, a short send among them; the bytes are kept
-    /// until it is certain that there was none.
+    /// Sends what the socket takes now. Only a failure completes, a short send among them. The send is
+    /// *unconfirmed* until it is known that it has not failed, and its bytes are kept until then.
     #[inline]
     pub(super) fn send_now(&mut self, file: u32, conn: ConnId, bytes: Bytes) -> io::Result<()> {
         let number = self.first_send_now + self.sends_now.len() as u64;
-        // With MSG_WAITALL a short send counts as a failure, so that it is told: otherwise it would not be.
+        // With MSG_WAITALL a short send counts as a failure, so it completes. Without it, it would not.
         let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fixed(file), bytes.as_ptr(), length(&bytes)).flags(flags);
         let entry = send.build().flags(squeue::Flags::SKIP_SUCCESS);
-        // Kept only now: to push may be to submit what came before, which must not count this one.
+        // Kept only now: a push may submit the operations before it, and this one must not count among them.
         self.push(entry, Token::SendNow(number))?;
         self.sends_now.push_back(SentNow { conn: Some(conn), bytes });
         Ok(())
     }
 
-    /// A send that failed, once. That it is done will be said of nobody.
+    /// Takes an unconfirmed send that has failed. It will not be confirmed.
     pub(super) fn take_failed_send(&mut self, number: u64) -> Option<(ConnId, Bytes)> {
         let index = usize::try_from(number.checked_sub(self.first_send_now)?).ok()?;
         let sent = self.sends_now.get_mut(index)?;
         Some((sent.conn.take()?, sent.bytes.clone()))
     }
 
-    /// The kernel has seen all sends before this number: their failures are among the completions, or were.
+    /// The kernel has tried all sends before this number. Their failures are among the completions, or were.
     #[inline]
     pub(super) fn submitted_sends(&mut self) -> u64 {
-        // What the kernel keeps for want of room is yet to be seen.
+        // The completions that the kernel keeps in its list are not seen yet.
         let overflow = self.uring.submission().cq_overflow();
         if overflow { self.first_send_now } else { self.submitted_sends_now }
     }
 
-    /// Forgets the next send before number `until`: all completions have been seen that were there when
-    /// [`Self::submitted_sends`] said so.
+    /// Takes the next send before number `until`, which is confirmed. The caller has seen all completions
+    /// that were there when [`Self::submitted_sends`] returned that number.
     #[inline]
     pub(super) fn confirm_send(&mut self, until: u64) -> Option<SentNow> {
         if self.first_send_now >= until {
@@ -220,7 +231,7 @@ impl Ring {
         Some(sent)
     }
 
-    /// Sends as far as there is room, and tells how far. At most one at a time on a connection.
+    /// Sends what the socket takes now, and completes with how much. At most one at a time on a connection.
     pub(super) fn send(&mut self, file: u32, conn: ConnId, bytes: Bytes) -> io::Result<()> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fixed(file), bytes.as_ptr(), length(&bytes)).flags(flags);
@@ -230,14 +241,14 @@ impl Ring {
         self.push(send.build(), token)
     }
 
-    /// Completes whenever there is room to send, or a connection is dead, until it is cancelled. The peer's
+    /// Completes when the socket gets writable, or the connection is dead, until it is cancelled. The peer's
     /// end completes it too, once: see [`Self::watch`].
-    pub(super) fn watch_for_room(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
+    pub(super) fn watch_writable(&mut self, file: u32, conn: ConnId) -> io::Result<()> {
         let watch = opcode::PollAdd::new(Fixed(file), libc::POLLOUT as u32).multi(true);
-        self.push(watch.build(), Token::Room(conn))
+        self.push(watch.build(), Token::Writable(conn))
     }
 
-    /// The bytes of a send that has completed.
+    /// The bytes of a step that has completed.
     pub(super) fn take_send(&mut self, conn: ConnId) -> Option<Bytes> {
         self.sends.remove(&Token::Send(conn).to_bits())
     }
@@ -248,14 +259,13 @@ impl Ring {
         self.push(shutdown.build(), Token::Shutdown(conn))
     }
 
-    /// Cancels an operation: it completes with `ECANCELED`, unless it completes otherwise.
+    /// Cancels an operation. It completes with `ECANCELED`, unless it completes otherwise before.
     pub(super) fn cancel(&mut self, token: Token) -> io::Result<()> {
         let entry = opcode::AsyncCancel::new(token.to_bits()).build();
         self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), Token::Nothing)
     }
 
-    /// Takes a descriptor out of the table: its place is free. What is under way goes on, but for a shutdown,
-    /// which must have completed.
+    /// Frees a direct descriptor. Operations in flight go on, but for a shutdown, which must have completed.
     pub(super) fn close(&mut self, file: u32) -> io::Result<()> {
         self.files -= 1;
         let entry = opcode::Close::new(Fixed(file)).build();
@@ -268,18 +278,18 @@ impl Ring {
             self.submit()?;
         }
         let entry = entry.user_data(token.to_bits());
-        // SAFETY: what the entry points to outlives the operation. Addresses and buffers are the ring's, the
+        // SAFETY: what the entry points to outlives the operation. Addresses and buffers are the ring's. The
         // bytes of sends are kept in `sends_now` and `sends` until their completion has been seen.
         let pushed = unsafe { self.uring.submission().push(&entry) };
-        pushed.map_err(|_| io::Error::other("the kernel took nothing of a full submission queue"))
+        pushed.map_err(|_| io::Error::other("the kernel took nothing from a full submission queue"))
     }
 
-    /// Hands what was asked for to the kernel, and lets it complete what it can.
+    /// Submits what was pushed, and lets the kernel complete what it can.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         self.enter(0, None)
     }
 
-    /// The same, and waits for a completion, at most so long.
+    /// The same, and waits for a completion, at most for `wait`.
     pub(super) fn submit_and_wait(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.enter(1, wait)
     }
@@ -294,14 +304,15 @@ impl Ring {
             None => submitter.submit_and_wait(want),
         };
         match entered.as_ref().map_err(io::Error::raw_os_error) {
-            // Time is up, a signal came, or completions have to be seen first: what was submitted is.
+            // The time is up, a signal came, or completions have to be taken first. The operations are
+            // submitted.
             Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(_) => return entered.map(drop),
         }
         if self.uring.submission().is_empty() {
             self.submitted_sends_now = self.first_send_now + self.sends_now.len() as u64;
         }
-        if self.signals && !self.has_completions() && self.says_more() {
+        if self.signals && !self.has_completions() && self.has_kernel_work() {
             self.fruitless = self.fruitless.saturating_add(1);
         } else {
             self.fruitless = 0;
@@ -309,36 +320,35 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether there is something to submit.
     #[inline]
     pub(super) fn has_submissions(&mut self) -> bool {
         !self.uring.submission().is_empty()
     }
 
-    /// How much there is to submit.
+    /// How many operations there are to submit.
     #[cfg(test)]
     pub(super) fn submissions(&mut self) -> usize {
         self.uring.submission().len()
     }
 
-    /// Whether there is something to see.
+    /// Whether there are completions to take.
     #[inline]
     pub(super) fn has_completions(&mut self) -> bool {
         !self.uring.completion().is_empty()
     }
 
-    /// Whether there may be something to see after a [`Self::submit`].
+    /// Whether there may be completions to take after a [`Self::submit`].
     #[inline]
     pub(super) fn may_complete(&mut self) -> bool {
-        self.fruitless < FRUITLESS_MAX && self.says_more()
+        self.fruitless < FRUITLESS_MAX && self.has_kernel_work()
     }
 
-    /// Some ring has got something to do: perhaps this one.
+    /// A ring has signalled: perhaps this one.
     pub(super) fn signalled(&mut self) {
         self.fruitless = 0;
     }
 
-    fn says_more(&mut self) -> bool {
+    fn has_kernel_work(&mut self) -> bool {
         let submissions = self.uring.submission();
         submissions.taskrun() || submissions.cq_overflow()
     }
@@ -360,9 +370,9 @@ impl Drop for Ring {
         let timeout = Timespec::from(CANCEL_TIMEOUT);
         let all = CancelBuilder::any().all();
         let cancelled = self.uring.submitter().register_sync_cancel(Some(timeout), all);
-        // ENOENT: nothing was under way.
+        // ENOENT: nothing was in flight.
         if cancelled.is_err_and(|error| error.raw_os_error() != Some(libc::ENOENT)) {
-            // The kernel may still read and write: better lost than wrong.
+            // The kernel may still read and write this memory, so it is leaked.
             mem::forget(mem::replace(&mut self.buffers, Buffers::new(1)));
             mem::forget(mem::take(&mut self.addresses));
             mem::forget(mem::take(&mut self.sends));
@@ -377,7 +387,7 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// A send's length. A longer one is cut: it is short, and the rest follows.
+/// The length of a send. A longer one is cut: it comes short, and the rest follows.
 fn length(bytes: &Bytes) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1)
 }

@@ -1,4 +1,4 @@
-//! What only this driver can get wrong. What every driver must get right is in `conformance`.
+//! What only this driver can get wrong. `conformance` has the tests of all drivers.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -31,7 +31,7 @@ fn until(driver: &mut Uring, recorder: &mut Recorder, happened: impl Fn(&Recorde
         }
         driver.poll(recorder).unwrap();
     }
-    panic!("it never happened");
+    panic!("it did not happen");
 }
 
 fn accepted(recorder: &Recorder) -> Vec<ConnId> {
@@ -53,7 +53,7 @@ fn kernel_threads() -> usize {
 }
 
 #[test]
-fn who_has_ended_and_does_not_read_costs_no_thread() {
+fn a_half_closed_peer_that_does_not_read_costs_no_kernel_thread() {
     let (mut driver, address) = listening(100, 100);
     let mut recorder = Recorder::default();
     let mut peers: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -66,7 +66,7 @@ fn who_has_ended_and_does_not_read_costs_no_thread() {
     peers.iter().for_each(|peer| peer.shutdown(Shutdown::Write).unwrap());
     (0..500).for_each(|_| driver.poll(&mut recorder).unwrap());
     assert_eq!(kernel_threads(), 0);
-    // One reads after all, and gets everything; the others are closed, and that is told.
+    // One peer reads at last, and gets everything. The others are closed, which is reported.
     let reader = peers.remove(0);
     let reading = std::thread::spawn(move || {
         let mut got = vec![0; LARGE];
@@ -85,29 +85,30 @@ fn who_has_ended_and_does_not_read_costs_no_thread() {
     assert_eq!(kernel_threads(), 0);
 }
 
-/// The kernel looks a shutdown's place up late: whoever had it by then would be shut down instead.
+/// The kernel looks the descriptor of a shutdown up late: a connection that has it by then would be shut
+/// down.
 #[test]
-fn a_place_is_kept_until_its_shutdown_is_done() {
+fn a_direct_descriptor_is_kept_until_its_shutdown_is_done() {
     let (mut driver, address) = listening(1000, 1000);
     let mut recorder = Recorder::default();
     let _peer = TcpStream::connect(address).unwrap();
     until(&mut driver, &mut recorder, |recorder| !accepted(recorder).is_empty());
     let conn = accepted(&recorder)[0];
-    // As many accepts as there may be are under way again.
+    // Now as many accepts as possible are in flight again.
     driver.poll(&mut recorder).unwrap();
-    let files = driver.rings[0].files;
+    let files = driver.connections.rings[0].files;
     driver.shutdown(conn);
     driver.close(conn);
-    assert_eq!(driver.rings[0].files, files, "its place is free too early");
+    assert_eq!(driver.connections.rings[0].files, files, "the descriptor is free too early");
     until(&mut driver, &mut recorder, |recorder| {
         recorder.facts.iter().any(|fact| matches!(fact, Fact::Closed(..)))
     });
-    assert_eq!(driver.rings[0].files, files - 1);
+    assert_eq!(driver.connections.rings[0].files, files - 1);
 }
 
-/// The failure of a send that must not wait is among completions for which the ring had no room.
+/// The failure of an unconfirmed send is among the completions that do not fit into the ring.
 #[test]
-fn a_failed_send_is_heard_of_though_completions_overflow() {
+fn a_failed_send_is_seen_when_completions_overflow() {
     let (mut driver, address) = listening(10, 10);
     let mut recorder = Recorder::default();
     let peer = TcpStream::connect(address).unwrap();
@@ -116,28 +117,28 @@ fn a_failed_send_is_heard_of_though_completions_overflow() {
     // Until the socket is full.
     let mut count = 0;
     let bytes = Bytes::from(vec![1; 16 * 1024]);
-    while !driver.rare.contains_key(&conn.slot) {
+    while !driver.connections.cold.contains_key(&conn.slot) {
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
         count += bytes.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
     }
     let mut read = vec![0; 8 * 1024 * 1024];
-    // A little room comes back, for this send to come short or fail.
+    // The socket takes some bytes again, so that the next sends come short or fail.
     let reader = peer.try_clone().unwrap();
     let got = drain(&reader, &mut driver, &mut recorder, &mut read, count);
     assert_eq!(got, count);
     let mut count = 0;
     loop {
-        let before = driver.rare.contains_key(&conn.slot);
-        assert!(!before, "the send is certain");
-        // Each of these completes with a failure, and is of nobody.
+        let before = driver.connections.cold.contains_key(&conn.slot);
+        assert!(!before, "the send is confirmed");
+        // Each of these completes with a failure that belongs to no operation.
         for _ in 0..5000 {
-            driver.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
+            driver.connections.rings.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
         }
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
         count += bytes.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
-        if driver.rare.contains_key(&conn.slot) {
+        if driver.connections.cold.contains_key(&conn.slot) {
             break;
         }
     }
@@ -160,14 +161,15 @@ fn drain(
             got += more;
         }
         driver.poll(recorder).unwrap();
-        if got >= count && driver.rare.is_empty() {
+        if got >= count && driver.connections.cold.is_empty() {
             break;
         }
     }
     got
 }
 
-/// The send that finds the queue full is not among those that are submitted to make room for it.
+/// A send that finds the submission queue full is not among the operations that are submitted before it is
+/// pushed.
 #[test]
 fn no_send_counts_as_submitted_before_the_kernel_has_it() {
     let (mut driver, address) = listening(1000, 1000);
@@ -181,7 +183,7 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
     let bytes = Bytes::from_static(b"hello");
     for (sent, conn) in (1..).zip(accepted(&recorder)) {
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
-        let ring = &mut driver.rings[0];
+        let ring = &mut driver.connections.rings[0];
         let waiting = ring.submissions() as u64;
         assert!(ring.submitted_sends() <= sent - waiting, "{sent} sent, {waiting} of them wait");
     }
@@ -193,21 +195,21 @@ fn no_send_counts_as_submitted_before_the_kernel_has_it() {
     }
 }
 
-/// What was said to be sent waits for its peer for a while after a close, and is told when it does not go.
+/// What was reported as sent waits for the peer for a while after a close, and then counts as unsent.
 #[test]
-fn what_a_closed_connection_never_sends_is_told() {
+fn bytes_that_a_closed_connection_never_sends_are_counted() {
     let (mut driver, address) = listening(1, 1);
-    driver.finish_within = Duration::from_millis(50);
+    driver.connections.linger_max = Duration::from_millis(50);
     let mut recorder = Recorder::default();
     let mut peer = TcpStream::connect(address).unwrap();
     until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == 1);
     let conn = accepted(&recorder)[0];
     let chunk = Bytes::from(vec![7; 15_000]);
-    let mut said = 0;
-    // The peer reads nothing: the last of these finds no room.
-    while driver.rare.is_empty() {
+    let mut reported = 0;
+    // The peer reads nothing, so the last of these does not fit.
+    while driver.connections.cold.is_empty() {
         assert_eq!(driver.send(conn, chunk.clone()), SendState::Done);
-        said += chunk.len();
+        reported += chunk.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
     }
     driver.close(conn);
@@ -218,12 +220,12 @@ fn what_a_closed_connection_never_sends_is_told() {
     let mut got = Vec::new();
     peer.read_to_end(&mut got).unwrap();
     assert!((1..=chunk.len()).contains(&recorder.unsent_bytes), "{}", recorder.unsent_bytes);
-    assert_eq!(got.len() + recorder.unsent_bytes, said);
+    assert_eq!(got.len() + recorder.unsent_bytes, reported);
 }
 
-/// The kernel had said that the peer was gone before it was asked to send, and only then was told so.
+/// The kernel knows of the reset before the reply is sent, and the driver sees it only after.
 #[test]
-fn a_reply_that_goes_nowhere_is_told_before_the_end() {
+fn a_reply_after_a_reset_counts_as_unsent() {
     let (mut driver, address) = listening(1, 1);
     let mut recorder = Recorder::default();
     let mut peer = TcpStream::connect(address).unwrap();
@@ -231,20 +233,20 @@ fn a_reply_that_goes_nowhere_is_told_before_the_end() {
     (0..5).for_each(|_| driver.poll(&mut recorder).unwrap());
     let conn = accepted(&recorder)[0];
     recorder.replies.push((conn, Bytes::from(vec![7; 1000])));
-    // Its bytes and its reset are seen in one look.
+    // The driver sees the bytes and the reset in one poll.
     peer.write_all(b"ask").unwrap();
-    driver.rings[0].submit().unwrap();
-    assert!(driver.rings[0].has_completions());
+    driver.connections.rings[0].submit().unwrap();
+    assert!(driver.connections.rings[0].has_completions());
     SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
     drop(peer);
-    driver.rings[0].submit().unwrap();
+    driver.connections.rings[0].submit().unwrap();
     let closed = Fact::Closed(conn, CloseCause::Reset);
     until(&mut driver, &mut recorder, |recorder| recorder.facts.contains(&closed));
-    assert!(recorder.replies.is_empty(), "it was asked for a reply");
+    assert!(recorder.replies.is_empty(), "the driver did not ask for the reply");
     assert_eq!(recorder.unsent_bytes, 1000);
 }
 
-/// A thread's reads that wait with a time limit, of 50: how many of them the kernel interrupted.
+/// Makes this thread read 50 times with a time limit. Says how many of the reads the kernel interrupted.
 fn interrupted_reads(mut before_each: impl FnMut()) -> usize {
     let (mut here, _there) = UnixStream::pair().unwrap();
     here.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
@@ -256,12 +258,12 @@ fn interrupted_reads(mut before_each: impl FnMut()) -> usize {
 }
 
 #[test]
-fn who_asks_for_it_is_not_interrupted() {
+fn a_probe_interrupts_no_read_of_its_caller() {
     assert_eq!(interrupted_reads(|| probe().unwrap()), 0);
 }
 
 #[test]
-fn who_makes_a_driver_is_not_interrupted_when_it_ends() {
+fn the_end_of_a_driver_interrupts_no_read_of_its_maker() {
     let end_one = || {
         let (mut driver, _) = listening(1, 1);
         let user = move || driver.poll(&mut Recorder::default()).unwrap();

@@ -1,4 +1,5 @@
-//! What a completion is of: 64 bits that go to the kernel with each operation and come back.
+//! Which operation a completion is of: 64 bits that go to the kernel with each operation and come back with
+//! its completion.
 
 use crate::driver::ConnId;
 
@@ -11,26 +12,26 @@ const KIND_SHIFT: u32 = 56;
 /// What an operation was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// Nobody asks: a cancellation, a close.
+    /// No module waits for it: a cancellation, a close.
     Nothing,
     /// Another thread wakes the driver.
     Wake,
-    /// One connection is taken in; the number names the place for its address.
+    /// A connection is accepted. The number says which of the ring's addresses it uses.
     Accept(u16),
-    /// Bytes come, shot after shot.
+    /// Bytes are received, in a completion each time.
     Receive(ConnId),
-    /// A connection that is not read from is watched for its death.
+    /// A connection that is not received on is watched for its end.
     Watch(ConnId),
-    /// A send that must not wait, by its number. Only its failure completes.
+    /// A send that was reported as done, by its number. Only its failure completes.
     SendNow(u64),
-    /// A send that tells how far it came.
+    /// A step of a send, which completes in any case.
     Send(ConnId),
     /// The sending side is shut down.
     Shutdown(ConnId),
-    /// The kernel is asked what a connection died of.
+    /// The kernel is asked for the error of a dead connection.
     Error(ConnId),
-    /// What is left to send waits for room.
-    Room(ConnId),
+    /// The next step of a send waits until the socket is writable.
+    Writable(ConnId),
 }
 
 impl Token {
@@ -39,21 +40,21 @@ impl Token {
         let (kind, payload) = match self {
             Self::Nothing => (0, 0),
             Self::Wake => (1, 0),
-            Self::Accept(place) => (2, u64::from(place)),
+            Self::Accept(address) => (2, u64::from(address)),
             Self::Receive(conn) => (3, pack(conn)),
             Self::Watch(conn) => (4, pack(conn)),
             Self::SendNow(number) => (5, number),
             Self::Send(conn) => (6, pack(conn)),
             Self::Shutdown(conn) => (7, pack(conn)),
             Self::Error(conn) => (8, pack(conn)),
-            Self::Room(conn) => (9, pack(conn)),
+            Self::Writable(conn) => (9, pack(conn)),
         };
         debug_assert!(payload >> KIND_SHIFT == 0, "{self:?} needs more than 56 bits");
         kind << KIND_SHIFT | payload
     }
 
-    /// What came back.
-    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
+    /// From what came back.
+    #[expect(clippy::cast_possible_truncation, reason = "it was made from 16 bits")]
     pub(super) fn from_bits(bits: u64) -> Self {
         let payload = bits & ((1 << KIND_SHIFT) - 1);
         match bits >> KIND_SHIFT {
@@ -65,7 +66,7 @@ impl Token {
             6 => Self::Send(unpack(payload)),
             7 => Self::Shutdown(unpack(payload)),
             8 => Self::Error(unpack(payload)),
-            9 => Self::Room(unpack(payload)),
+            9 => Self::Writable(unpack(payload)),
             _ => Self::Nothing,
         }
     }
@@ -95,7 +96,7 @@ mod tests {
                 Token::Send,
                 Token::Shutdown,
                 Token::Error,
-                Token::Room,
+                Token::Writable,
             ];
             for token in of_conn.map(|kind| kind(conn)) {
                 assert_eq!(Token::from_bits(token.to_bits()), token);

@@ -1,31 +1,98 @@
-//! Which plots there are: of one run, or of several over each other; and why one is left out.
+//! Which plots a page has, for one run or for several runs in the same plots; and why a plot is missing.
 
-use super::axis::Quantity;
 use super::document::Document;
 use super::figure::Unit;
-use super::plot::{Curve, Look, Plot};
 use crate::bench::series::Sample;
 
-/// Colours that can be told apart: the style sheet has as many.
+/// The number of colours in the style sheet. They can be told apart.
 const COLOURS: usize = 6;
-/// Kinds of dashes, the first being none.
+/// The number of dash patterns in the style sheet. The first is a solid line.
 const DASHES: usize = 4;
 
-/// One run of those that share a plot.
+/// One of the runs of a page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source<'a> {
-    /// What it is called, and nothing where there is only one.
+    /// The run's name; empty where there is only one run.
     pub(super) name: &'a str,
     pub(super) document: &'a Document,
 }
 
-/// A plot and what is to be said about it.
+/// A plot, and notes about it.
 #[derive(Debug)]
 pub(super) struct Chart {
-    /// `None` when nothing of it is known.
+    /// `None` where no run has a value for it.
     pub(super) plot: Option<Plot>,
     /// What is missing, and why.
     pub(super) notes: Vec<String>,
+}
+
+/// A plot. Each of its curves has at least one value.
+#[derive(Debug)]
+pub(super) struct Plot {
+    pub(super) title: &'static str,
+    pub(super) x: XAxis,
+    pub(super) y_label: &'static str,
+    /// The unit of the curves' values.
+    pub(super) y: Unit,
+    pub(super) tables: Vec<Table>,
+}
+
+/// Curves that have their points at the same places of the x axis.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Ascending.
+    pub(super) xs: Vec<f64>,
+    pub(super) curves: Vec<Curve>,
+}
+
+/// One curve.
+#[derive(Debug)]
+pub(super) struct Curve {
+    pub(super) name: String,
+    pub(super) style: Style,
+    /// A value for each x of the table; `None` is a gap in the curve.
+    pub(super) ys: Vec<Option<f64>>,
+}
+
+/// How a curve looks: numbers of a colour and of a dash pattern in the style sheet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Style {
+    pub(super) colour: usize,
+    pub(super) dashes: usize,
+}
+
+/// What an x axis shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum XAxis {
+    /// Seconds since the start of the run.
+    Time,
+    /// A quantile, from 0 to 1.
+    Quantile,
+}
+
+impl XAxis {
+    /// The name by which the script knows it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Quantile => "quantile",
+        }
+    }
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Time => "time since the start",
+            Self::Quantile => "percentile",
+        }
+    }
+
+    /// A value for people.
+    pub(super) fn format(self, value: f64) -> String {
+        match self {
+            Self::Time => format!("{value:.1} s"),
+            Self::Quantile => format!("{:.3} %", value * 100.0),
+        }
+    }
 }
 
 /// One curve of a plot over time.
@@ -36,25 +103,25 @@ struct Line {
 
 struct OverTime {
     title: &'static str,
-    y: Quantity,
-    show: fn(f64) -> String,
+    y_label: &'static str,
+    y: Unit,
     lines: &'static [Line],
-    /// What to say of a run with samples of which none knows this.
+    /// Why a run that has samples has no value for this plot.
     missing: fn(&Document) -> &'static str,
 }
 
 const OVER_TIME: [OverTime; 6] = [
     OverTime {
         title: "Connections",
-        y: Quantity::Connections,
-        show: |number| Unit::Number.show(number),
+        y_label: "number",
+        y: Unit::Number,
         lines: &[Line { name: "connections", value: |at| Some(at.connections as f64) }],
         missing: |_| "the connections were not counted",
     },
     OverTime {
         title: "Rates",
-        y: Quantity::Rate,
-        show: |number| Unit::PerSecond.show(number),
+        y_label: "messages per second",
+        y: Unit::PerSecond,
         lines: &[
             Line { name: "sent", value: |at| Some(at.sent_per_s) },
             Line { name: "received", value: |at| Some(at.received_per_s) },
@@ -63,20 +130,20 @@ const OVER_TIME: [OverTime; 6] = [
     },
     OverTime {
         title: "Latency",
-        y: Quantity::Latency,
-        show: |nanos| Unit::Nanos.show(nanos),
+        y_label: "time",
+        y: Unit::Nanos,
         lines: &[
             Line { name: "p50", value: |at| at.p50_ns },
             Line { name: "p90", value: |at| at.p90_ns },
             Line { name: "p99", value: |at| at.p99_ns },
             Line { name: "max", value: |at| at.max_ns },
         ],
-        missing: |_| "nothing was timed: the latency over time is unknown",
+        missing: |_| "no latency was measured",
     },
     OverTime {
         title: "Server CPU",
-        y: Quantity::CpuShare,
-        show: |share| Unit::Share.show(share),
+        y_label: "share of one core",
+        y: Unit::Share,
         lines: &[Line { name: "server CPU", value: |at| at.server_cpu_share }],
         missing: |document| match document.run.option("pid") {
             None => "no --pid: the server's CPU time is unknown",
@@ -85,8 +152,8 @@ const OVER_TIME: [OverTime; 6] = [
     },
     OverTime {
         title: "Server memory (RSS)",
-        y: Quantity::Memory,
-        show: |bytes| Unit::Bytes.show(bytes),
+        y_label: "size",
+        y: Unit::Bytes,
         lines: &[Line { name: "server RSS", value: |at| at.server_rss_bytes }],
         missing: |document| match document.run.option("pid") {
             None => "no --pid: the server's memory is unknown",
@@ -95,8 +162,8 @@ const OVER_TIME: [OverTime; 6] = [
     },
     OverTime {
         title: "Growth of kernel memory (slab)",
-        y: Quantity::Memory,
-        show: |bytes| Unit::Bytes.show(bytes),
+        y_label: "size",
+        y: Unit::Bytes,
         lines: &[Line { name: "kernel slab", value: |at| at.kernel_slab_bytes }],
         missing: |document| match document.run.option("pid") {
             None => "no --pid: the memory of the server's kernel is unknown",
@@ -116,36 +183,38 @@ pub(super) fn over_time(sources: &[Source<'_>]) -> Vec<Chart> {
 
 impl OverTime {
     fn chart(&self, sources: &[Source<'_>]) -> Chart {
-        let (mut curves, mut notes) = (Vec::new(), Vec::new());
+        let (mut tables, mut notes) = (Vec::new(), Vec::new());
         for (run, source) in sources.iter().enumerate() {
             let samples = &source.document.series;
-            let before = curves.len();
-            for (number, line) in self.lines.iter().enumerate() {
-                let seconds = |at: &Sample| at.at_ms as f64 / 1e3;
+            let curve = |(number, line): (usize, &Line)| {
                 let value = |at: &Sample| (line.value)(at).filter(|value| value.is_finite());
-                let points = samples.iter().map(|at| (seconds(at), value(at))).collect();
-                let look = look(number, self.lines.len(), run, sources.len());
-                curves.push(Curve { name: named(source, line.name), look, points });
-            }
-            curves.retain(|curve| curve.points.iter().any(|(_, value)| value.is_some()));
-            if curves.len() == before {
-                let why = match samples.is_empty() {
+                let style = style(number, self.lines.len(), run, sources.len());
+                let ys = samples.iter().map(value).collect();
+                Curve { name: full_name(source, line.name), style, ys }
+            };
+            let mut curves: Vec<_> = self.lines.iter().enumerate().map(curve).collect();
+            curves.retain(|curve| curve.ys.iter().any(Option::is_some));
+            if curves.is_empty() {
+                let reason = match samples.is_empty() {
                     true => "no samples were taken",
                     false => (self.missing)(source.document),
                 };
-                notes.push(format!("{}: {}.", named(source, self.title), why));
+                notes.push(format!("{}: {reason}.", full_name(source, self.title)));
+                continue;
             }
+            let xs = samples.iter().map(|at| at.at_ms as f64 / 1e3).collect();
+            tables.push(Table { xs, curves });
         }
-        let &Self { title, y, show, .. } = self;
-        let plot = Plot { title, x: Quantity::Time, y, show, curves };
-        Chart { plot: (!plot.curves.is_empty()).then_some(plot), notes }
+        let &Self { title, y_label, y, .. } = self;
+        let plot = Plot { title, x: XAxis::Time, y_label, y, tables };
+        Chart { plot: (!plot.tables.is_empty()).then_some(plot), notes }
     }
 }
 
-/// The plot of latencies by percentile, over the whole run.
+/// The plot of latencies by percentile, for the whole run.
 pub(super) fn distribution(sources: &[Source<'_>]) -> Chart {
-    let (mut curves, mut notes) = (Vec::new(), Vec::new());
-    // A latency has one colour in every run, also where a run has others before it.
+    let (mut tables, mut notes) = (Vec::new(), Vec::new());
+    // The colour follows from the key, so that a latency has the same colour in each run.
     let mut keys: Vec<&str> = Vec::new();
     for distribution in sources.iter().flat_map(|source| &source.document.distributions) {
         if !keys.contains(&distribution.key.as_str()) {
@@ -155,39 +224,39 @@ pub(super) fn distribution(sources: &[Source<'_>]) -> Chart {
     for (run, source) in sources.iter().enumerate() {
         for distribution in &source.document.distributions {
             let number = keys.iter().position(|key| *key == distribution.key).unwrap_or_default();
-            let point = |&(quantile, nanos): &(f64, f64)| (quantile, Some(nanos));
-            let points: Vec<_> = distribution.points.iter().map(point).collect();
-            let look = look(number, keys.len(), run, sources.len());
-            if !points.is_empty() {
-                curves.push(Curve { name: named(source, &distribution.label), look, points });
+            let style = style(number, keys.len(), run, sources.len());
+            let points = &distribution.points;
+            let (xs, ys): (Vec<_>, Vec<_>) = points.iter().map(|&(x, y)| (x, Some(y))).unzip();
+            let curve = Curve { name: full_name(source, &distribution.label), style, ys };
+            if !xs.is_empty() {
+                tables.push(Table { xs, curves: vec![curve] });
             }
         }
         if source.document.distributions.is_empty() {
-            let what = named(source, "Latency distribution");
-            notes.push(format!("{what}: nothing was timed."));
+            let title = full_name(source, "Latency distribution");
+            notes.push(format!("{title}: no latency was measured."));
         }
     }
-    let (x, y, show) = (Quantity::Quantile, Quantity::Latency, |nanos| Unit::Nanos.show(nanos));
-    let plot = Plot { title: "Latency distribution", x, y, show, curves };
-    Chart { plot: (!plot.curves.is_empty()).then_some(plot), notes }
+    let (title, x, y) = ("Latency distribution", XAxis::Quantile, Unit::Nanos);
+    let plot = Plot { title, x, y_label: "time", y, tables };
+    Chart { plot: (!plot.tables.is_empty()).then_some(plot), notes }
 }
 
-fn named(source: &Source<'_>, name: &str) -> String {
+fn full_name(source: &Source<'_>, name: &str) -> String {
     match source.name {
         "" => name.to_owned(),
         run => format!("{run}: {name}"),
     }
 }
 
-/// In one run, curves differ in both colour and dashes, for who prints without colours. Where runs
-/// lie over each other, the dashes are the run's; the colour is the curve's, or the run's too where
-/// each has one curve, so that both show where they meet.
-fn look(number: usize, of: usize, run: usize, runs: usize) -> Look {
-    let small = |number: usize| u8::try_from(number).unwrap_or_default();
-    let (colour, dashes) = match (of, runs) {
-        (_, 1) => (number, number % DASHES),
+/// In a page of one run, curves differ in both colour and dashes, for prints without colours. In a page of several
+/// runs the dashes tell the run and the colour tells the curve. Where each run has a single curve, the colour
+/// tells the run too, so that curves that cross can be told apart.
+fn style(curve: usize, curves: usize, run: usize, runs: usize) -> Style {
+    let (colour, dashes) = match (curves, runs) {
+        (_, 1) => (curve, curve % DASHES),
         (1, _) => (run, run),
-        _ => (number, run),
+        _ => (curve, run),
     };
-    Look { colour: small(colour % COLOURS), dashes: small(dashes) }
+    Style { colour: colour % COLOURS, dashes }
 }

@@ -1,48 +1,35 @@
-//! A report as it is written and read: what its JSON says, and nothing that is only for the eye.
+//! A report as its JSON has it, written and read.
 
-use std::fmt;
-use std::marker::PhantomData;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::figure::{Entry, Unit};
 use super::latency::Distribution;
+use super::pairs::Pairs;
 use super::run::Run;
 use crate::bench::series::Sample;
 
-/// The version of the JSON. It goes up when a member changes its meaning or goes, not when one comes.
+/// The version of the JSON. It increases when a member is removed or changes its meaning, not when one is added.
 pub(super) const SCHEMA: u64 = 1;
 
-/// All that is known of a run.
+/// Everything that a report contains.
 #[derive(Clone, Debug)]
 pub(super) struct Document {
-    /// Which one, as the JSON names it.
+    /// The scenario's name in the JSON.
     pub(super) scenario: String,
-    /// What was done, in a line.
+    /// What was done, in one line.
     pub(super) title: String,
     pub(super) run: Run,
     /// In the order of the table.
     pub(super) figures: Vec<Entry>,
-    /// Ascending in time.
+    /// In order of time.
     pub(super) series: Vec<Sample>,
     pub(super) distributions: Vec<Distribution>,
-    /// What the reader has to know.
+    /// What the reader of the figures has to know.
     pub(super) warnings: Vec<String>,
-}
-
-/// An object whose order is kept. No meaning hangs on it: a table reads better in the order in
-/// which it was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pairs<V>(pub(super) Vec<(String, V)>);
-
-impl<V> Pairs<V> {
-    pub(super) fn get(&self, key: &str) -> Option<&V> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-    }
 }
 
 /// The JSON, member by member.
@@ -65,7 +52,7 @@ struct Wire {
 }
 
 impl Document {
-    /// The figure with this name.
+    /// The figure with this key.
     pub(super) fn figure(&self, key: &str) -> Option<&Entry> {
         self.figures.iter().find(|entry| entry.key == key)
     }
@@ -98,7 +85,7 @@ impl Document {
     /// Reads a file.
     ///
     /// # Errors
-    /// It can't be read, is no report, or is one of a later schema; the error names it and says which.
+    /// It can't be read, is no report, or has a later schema. The error names the file.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
         let text =
@@ -111,19 +98,19 @@ impl Document {
         match (value["schema"].as_u64(), value["scenario"].as_str()) {
             (Some(..=SCHEMA), Some(_)) => {}
             (Some(schema), Some(_)) => bail!(
-                "it has schema {schema}, and this tide reads up to {SCHEMA}: take the tide that wrote it, \
-                 or a later one"
+                "it has schema {schema}, and this tide reads up to {SCHEMA}: use the tide that wrote it, or a \
+                 later one"
             ),
             (None, Some(_)) => bail!(
-                "it has no `schema`: it is from a tide that wrote none; run the scenario again with this one"
+                "it has no `schema`: an old tide wrote it; run the scenario again with this one"
             ),
             _ => bail!(
-                "it is no report of tide bench: it names no `scenario`; --output or --json of \
-                 tide bench writes one"
+                "it is no report of tide bench, since it has no `scenario`; --output or --json of tide bench \
+                 writes one"
             ),
         }
         let wire: Wire =
-            serde_json::from_str(text).context("it is no whole report of tide bench")?;
+            serde_json::from_str(text).context("it is no complete report of tide bench")?;
         Ok(wire.into())
     }
 }
@@ -139,35 +126,5 @@ impl From<Wire> for Document {
         };
         let figures = wire.labels.0.iter().map(entry).collect();
         Self { scenario, title, run, figures, series, distributions, warnings }
-    }
-}
-
-impl<V: Serialize> Serialize for Pairs<V> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
-    }
-}
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder<V>(PhantomData<V>);
-
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
-            type Value = Pairs<V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(InOrder(PhantomData))
     }
 }

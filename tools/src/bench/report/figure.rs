@@ -1,21 +1,21 @@
-//! A number of a report: how it is to be read, written, and told better from worse.
+//! A number of a report: its unit, how it is written, and which direction is better.
 
 use serde_json::Number;
 
 use crate::count::grouped;
 
-/// How a number is to be read.
+/// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bench) enum Unit {
-    /// As it is.
+    /// No unit.
     Number,
-    /// A count a second.
+    /// A count per second.
     PerSecond,
     /// Nanoseconds.
     Nanos,
     /// Bytes.
     Bytes,
-    /// A part of 1.
+    /// A fraction: 1 is all.
     Share,
 }
 
@@ -33,19 +33,19 @@ impl Unit {
         }
     }
 
-    /// The one with this name; one that is not known is a plain number.
+    /// The unit with this name. An unknown name is a plain number.
     pub(super) fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|unit| unit.name() == name).unwrap_or(Self::Number)
     }
 
     /// Writes a number for people.
-    pub(super) fn show(self, number: f64) -> String {
+    pub(super) fn format(self, number: f64) -> String {
         grouped(match self {
             Self::Share => format!("{:.1} %", number * 100.0),
             Self::Number if number.fract() == 0.0 => format!("{number:.0}"),
             Self::Number => format!("{number:.2}"),
             Self::PerSecond => format!("{number:.0} /s"),
-            // Each unit begins where the one below would be rounded up to a thousand.
+            // A unit is used from where the smaller one would round up to a thousand.
             Self::Nanos => match number {
                 ..999.5 => format!("{number:.0} ns"),
                 999.5..999.95e3 => format!("{:.1} us", number / 1e3),
@@ -60,7 +60,7 @@ impl Unit {
     }
 }
 
-/// A number of a report, as a scenario states it.
+/// A number that a scenario adds to its report.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bench) enum Figure {
     /// Counted.
@@ -86,10 +86,10 @@ impl From<f64> for Figure {
 pub(super) struct Entry {
     /// Its name in the JSON.
     pub(super) key: String,
-    /// Its name for people. Two blanks at the front: it belongs to the one above.
+    /// Its name for people. Two spaces at the front: it is a detail of the figure above.
     pub(super) label: String,
     pub(super) unit: Unit,
-    /// `None` when it could not be computed.
+    /// `None` where it could not be computed.
     pub(super) number: Option<Number>,
 }
 
@@ -107,12 +107,12 @@ impl Entry {
     }
 
     /// The number for people.
-    pub(super) fn shown(&self) -> String {
-        self.value().map_or_else(|| "unknown".into(), |number| self.unit.show(number))
+    pub(super) fn formatted(&self) -> String {
+        self.value().map_or_else(|| "unknown".into(), |number| self.unit.format(number))
     }
 }
 
-/// Which way a figure gets better.
+/// Which direction of a figure is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     LowerIsBetter,
@@ -120,8 +120,8 @@ pub(super) enum Direction {
 }
 
 impl Direction {
-    /// That of a figure, where it has one: a count by itself is neither good nor bad, nor is what
-    /// the client takes or what was there before the run.
+    /// The direction of a figure. `None` for a figure that does not judge the server: a count, what `tide` itself
+    /// used, and the memory before the run.
     pub(super) fn of(key: &str, unit: Unit) -> Option<Self> {
         if key.starts_with("own_") || key == "rss_before_bytes" {
             return None;
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_time_is_shown_in_the_unit_of_its_size() {
-        let shown = |nanos| Unit::Nanos.show(nanos);
+        let shown = |nanos| Unit::Nanos.format(nanos);
         assert_eq!(shown(0.0), "0 ns");
         assert_eq!(shown(999.0), "999 ns");
         assert_eq!(shown(999.6), "1.0 us");
@@ -165,11 +165,11 @@ mod tests {
 
     #[test]
     fn every_thousand_has_a_comma() {
-        assert_eq!(Unit::Number.show(8_000_000.0), "8,000,000");
-        assert_eq!(Unit::Number.show(1_234.5), "1,234.50");
-        assert_eq!(Unit::PerSecond.show(114_285.7), "114,286 /s");
-        assert_eq!(Unit::Bytes.show(-54_321.0), "-54,321 B");
-        assert_eq!(Unit::Bytes.show(4e9), "3,814.7 MiB");
-        assert_eq!(Unit::Share.show(12.345), "1,234.5 %");
+        assert_eq!(Unit::Number.format(8_000_000.0), "8,000,000");
+        assert_eq!(Unit::Number.format(1_234.5), "1,234.50");
+        assert_eq!(Unit::PerSecond.format(114_285.7), "114,286 /s");
+        assert_eq!(Unit::Bytes.format(-54_321.0), "-54,321 B");
+        assert_eq!(Unit::Bytes.format(4e9), "3,814.7 MiB");
+        assert_eq!(Unit::Share.format(12.345), "1,234.5 %");
     }
 }

@@ -1,40 +1,40 @@
-//! Latencies: recording them, and what a report keeps of the whole distribution.
+//! Recording latencies, and what a report keeps of their distribution.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// The longest latency that is told apart: two minutes.
+/// The longest latency that is recorded exactly: two minutes.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
-/// Points of a distribution for each further nine of the percentile.
+/// Points of a distribution per nine: from 0 to 90 %, from 90 to 99 %, and so on.
 const POINTS_PER_NINE: u32 = 20;
 
-/// A histogram of latencies in nanoseconds, good to 0.1 %.
+/// A histogram of latencies in nanoseconds, exact to 0.1 %.
 pub(in crate::bench) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("the bounds are valid")
 }
 
-/// Records a latency. What is longer than two minutes counts as that.
+/// Records a latency. A longer one than two minutes counts as two minutes.
 #[inline]
 pub(in crate::bench) fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
     histogram.saturating_record(latency_ns);
 }
 
-/// How latencies are distributed over a whole run.
+/// The distribution of latencies over a whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Distribution {
-    /// The front of its figures' names in the JSON.
+    /// The prefix of its figures' names in the JSON.
     pub(super) key: String,
-    /// The same for people.
+    /// The prefix of their names for people.
     pub(super) label: String,
-    /// Latencies recorded.
+    /// The number of latencies.
     pub(super) count: u64,
-    /// Quantile from 0 to below 1, and latency in nanoseconds, both ascending. The last one is the
-    /// longest latency of all, and stands where one in `count` does.
+    /// Pairs of quantile, from 0 to below 1, and latency in nanoseconds, both ascending. The last pair is the
+    /// longest latency, at the quantile `1 - 1 / count`.
     pub(super) points: Vec<(f64, f64)>,
 }
 
 impl Distribution {
-    /// That of a histogram that isn't empty.
+    /// The distribution of a histogram, which must not be empty.
     pub(super) fn of(key: &str, label: &str, latency: &Histogram<u64>) -> Self {
         let count = latency.len();
         let nines = (count as f64).log10();

@@ -1,13 +1,13 @@
-//! How far a run is, for who waits for it.
+//! The progress bar of a run.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::bench::engine::Nanos;
+use crate::bench::clock::Nanos;
 
 /// How often a progress bar moves.
 const PROGRESS_INTERVAL_NS: Nanos = 100_000_000;
 
-/// A progress bar on standard error, and nothing where that is no terminal.
+/// A progress bar on standard error. Shows nothing where that is no terminal.
 #[derive(Debug)]
 pub(in crate::bench) struct Progress {
     bar: ProgressBar,
@@ -26,12 +26,12 @@ impl Progress {
         Self { bar, moved_at: 0 }
     }
 
-    /// Takes the bar away while something else is said.
-    pub(in crate::bench) fn aside(&self, say: impl FnOnce()) {
-        self.bar.suspend(say);
+    /// Hides the bar while `print` writes to the terminal.
+    pub(in crate::bench) fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
     }
 
-    /// Moves the bar, now and then.
+    /// Moves the bar, at most once per interval.
     #[inline]
     pub(in crate::bench) fn set(&mut self, position: u64, now: Nanos) {
         if now >= self.moved_at + PROGRESS_INTERVAL_NS {

@@ -1,4 +1,4 @@
-//! What was run, when and where: enough to run it again, and to see why two runs differ.
+//! What was run, when and where: enough to repeat the run, and to see why two runs differ.
 
 use std::fs;
 
@@ -7,15 +7,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::document::Pairs;
-use crate::bench::args::BenchArgs;
+use super::pairs::Pairs;
 use crate::count::grouped;
 
-/// Options that say where a report goes, not what is run.
+/// Options that tell where a report goes and not what is run.
 const OUTPUTS: [&str; 3] = ["json", "html", "output"];
 
-/// Options whose numbers are names.
-const NAMES: [&str; 3] = ["--first-user", "--pid", "--type"];
+/// Options whose number is an identifier, which is shown without separators.
+const IDENTIFIERS: [&str; 3] = ["--first-user", "--pid", "--type"];
 
 /// What was run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,27 +25,28 @@ pub(super) struct Run {
     pub(super) date_utc: String,
     /// The kernel of the machine that `tide` ran on.
     pub(super) kernel: String,
-    /// The CPUs of that machine; 0 when it does not say.
+    /// The CPUs of that machine; 0 where that is unknown.
     pub(super) cpus: u64,
-    /// The options by their long names, defaults too. A flag that is not given is not there.
+    /// The options by their long names, defaults included. A flag that was not given is absent.
     pub(super) options: Pairs<String>,
 }
 
 impl Run {
-    /// The one that was asked for, on this machine.
-    pub(super) fn on_this_machine(asked: &Asked) -> Self {
-        let began = asked.began_at.replace_nanosecond(0).unwrap_or(asked.began_at);
+    /// A run of `invocation` on this machine.
+    pub(super) fn on_this_machine(invocation: &Invocation) -> Self {
+        let began = invocation.began_at;
+        let began = began.replace_nanosecond(0).unwrap_or(began);
         Self {
             tide: env!("CARGO_PKG_VERSION").into(),
             date_utc: began.format(&Rfc3339).unwrap_or_else(|_| "unknown".into()),
             kernel: kernel(),
             cpus: cpus(),
-            options: asked.options.clone(),
+            options: invocation.options.clone(),
         }
     }
 
-    /// When, where and with what, for people.
-    pub(super) fn circumstances(&self) -> [(&'static str, String); 4] {
+    /// When, where and with which version, for people.
+    pub(super) fn environment(&self) -> [(&'static str, String); 4] {
         let cpus = if self.cpus == 0 { "unknown".into() } else { self.cpus.to_string() };
         [
             ("Date (UTC)", self.date_utc.clone()),
@@ -62,10 +62,10 @@ impl Run {
     }
 }
 
-/// An option's value, for people: a number that counts something has a comma for every thousand, and is taken
-/// so, too.
-pub(super) fn for_people(option: &str, value: &str) -> String {
-    let is_count = option.starts_with("--") && !NAMES.contains(&option);
+/// An option's value for people: a count has a comma for every thousand. The command line takes it in this
+/// form too.
+pub(super) fn display_value(option: &str, value: &str) -> String {
+    let is_count = option.starts_with("--") && !IDENTIFIERS.contains(&option);
     let is_whole = value.bytes().all(|byte| byte.is_ascii_digit());
     if is_count && is_whole { grouped(value) } else { value.to_owned() }
 }
@@ -78,7 +78,7 @@ fn kernel() -> String {
     }
 }
 
-/// All that are on line, where `available_parallelism` would count those this process may use.
+/// All CPUs that are online. `available_parallelism` would count only those that this process may use.
 fn cpus() -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_cpu = |line: &&str| {
@@ -87,15 +87,16 @@ fn cpus() -> u64 {
     stat.lines().filter(is_cpu).count() as u64
 }
 
-/// What the command line said, read beside the arguments themselves, so that a report shows any
-/// option that any scenario has. It has to come first among a command's fields: those take what they read.
+/// The options of the command line as text, so that a report shows every option of every scenario without
+/// a list of its own. It has to be the first field of a command's arguments, since each field removes what it
+/// reads from the matches. Each argument's id has to be its long name, with `_` for `-`.
 #[derive(Clone, Debug)]
-pub(in crate::bench) struct Asked {
+pub(in crate::bench) struct Invocation {
     options: Pairs<String>,
     began_at: OffsetDateTime,
 }
 
-impl Args for Asked {
+impl Args for Invocation {
     fn augment_args(command: Command) -> Command {
         command
     }
@@ -105,15 +106,14 @@ impl Args for Asked {
     }
 }
 
-impl FromArgMatches for Asked {
+impl FromArgMatches for Invocation {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let bench = BenchArgs::augment_args(Command::new("bench"));
-        // A group of arguments is listed among them; its values are names of arguments.
+        // The ids include those of groups, whose values are ids of arguments.
         let is_option = |id: &&Id| matches.try_get_one::<Id>(id.as_str()).is_err();
         let options = matches
             .ids()
             .filter(is_option)
-            .filter_map(|id| Some((long_name(&bench, id.as_str()), value(matches, id.as_str())?)))
+            .filter_map(|id| Some((id.as_str().replace('_', "-"), value(matches, id.as_str())?)))
             .filter(|(name, _)| !OUTPUTS.contains(&name.as_str()))
             .collect();
         Ok(Self { options: Pairs(options), began_at: OffsetDateTime::now_utc() })
@@ -125,14 +125,7 @@ impl FromArgMatches for Asked {
     }
 }
 
-/// The long name of an option of any scenario.
-fn long_name(bench: &Command, id: &str) -> String {
-    let mut options = bench.get_subcommands().flat_map(Command::get_arguments);
-    let long = options.find(|option| option.get_id() == id).and_then(clap::Arg::get_long);
-    long.unwrap_or(id).to_owned()
-}
-
-/// A value of this type, as one spells it without separators.
+/// A value of this type, written without separators.
 fn number<N: ToString + Clone + Send + Sync + 'static>(
     matches: &ArgMatches,
     id: &str,
@@ -141,7 +134,7 @@ fn number<N: ToString + Clone + Send + Sync + 'static>(
 }
 
 fn value(matches: &ArgMatches, id: &str) -> Option<String> {
-    // 100k is no other number than 100000, whichever was typed.
+    // `100k` and `100000` are the same number, so both are written in the same way.
     if let Some(number) = number::<u32>(matches, id)
         .or_else(|| number::<u64>(matches, id))
         .or_else(|| number::<usize>(matches, id))
@@ -152,7 +145,7 @@ fn value(matches: &ArgMatches, id: &str) -> Option<String> {
         matches.get_raw(id)?.map(std::ffi::OsStr::to_string_lossy).map(String::from).collect();
     match values.join(", ").as_str() {
         "false" => None,
-        // One that names no user is somebody's token, and a report is shown around.
+        // Without `{user}` the template is a real token. Reports are shared, so it is left out.
         template if id == "token_template" && !template.contains("{user}") => {
             Some("(one token, not shown)".into())
         }

@@ -1,4 +1,4 @@
-//! The report for who stands at the terminal.
+//! The report as text, for a terminal.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ pub(super) fn write(out: &mut dyn Write, document: &Document) -> io::Result<()> 
     let width = document.figures.iter().map(|entry| entry.label.len()).max().unwrap_or_default();
     writeln!(out, "{}", document.title)?;
     for entry in &document.figures {
-        writeln!(out, "  {:width$}  {:>12}", entry.label, entry.shown())?;
+        writeln!(out, "  {:width$}  {:>12}", entry.label, entry.formatted())?;
     }
     Ok(())
 }

@@ -1,14 +1,17 @@
-//! Pages and JSON of reports that the tests make.
+//! Tests of a report's JSON, and of its page as text. `drawing_tests` has the page in a browser.
 
-use clap::Parser as _;
+use std::collections::BTreeSet;
+
+use clap::{Args as _, Parser as _};
 use roxmltree::{Document as Xml, Node, ParsingOptions};
 
+use super::output::parse_new_file;
 use super::*;
 use crate::bench::BenchArgs;
 use crate::bench::args::{CommonArgs, Scenario};
 
-/// A text that would do harm if a page took it as it is, with a character that XML can't hold.
-const HOSTILE: &str = "<script>alert('1')</script>&\"\u{1b}{user}";
+/// A text that would run a script if a page did not escape it, with a character that XML does not allow.
+pub(super) const HOSTILE: &str = "<script>alert('1')</script>&\"\u{1b}{user}";
 
 #[derive(clap::Parser)]
 struct Cli {
@@ -30,21 +33,21 @@ pub(super) fn asked(line: &[&str]) -> CommonArgs {
 }
 
 #[test]
-fn counts_of_connections_are_kept_in_one_way() {
+fn equal_numbers_of_connections_are_recorded_equally() {
     let of = |count: &str| {
         let common = asked(&["request", "--connect", "127.0.0.1:1", "--connections", count]);
-        let document = report("", 1.0, Vec::new()).document(&common.asked);
+        let document = report("", 1.0, Vec::new()).document(&common.invocation);
         document.run.option("connections").map(str::to_owned)
     };
     assert_eq!(of("100k"), Some("100000".into()));
     assert_eq!(of("100k"), of("100000"));
 }
 
-/// Thirty seconds of a run that comes up for ten; every latency is `slower` times as long.
+/// Thirty seconds of a run whose ramp takes ten; every latency is multiplied by `slower`.
 pub(super) fn samples(slower: f64) -> Vec<Sample> {
     let sample = |second: u32| {
         let wave = slower * (1.2 + f64::from(second).sin());
-        // While connections come up, nothing is asked.
+        // No requests in the first seconds of the ramp.
         let answered = (second >= 5).then_some(wave);
         Sample {
             at_ms: u64::from(second) * 1000,
@@ -93,11 +96,19 @@ impl Figure {
 }
 
 pub(super) fn document(line: &[&str], series: Vec<Sample>) -> Document {
-    report("a title", 1.0, series).document(&asked(line).asked)
+    report("a title", 1.0, series).document(&asked(line).invocation)
 }
 
-/// Reads a page as XML, which finds every tag that isn't closed and every sign that isn't escaped.
-pub(super) fn parse(page: &str) -> Xml<'_> {
+/// A page without its script.
+pub(super) fn without_script(page: &str) -> String {
+    let (before, rest) = page.split_once("<script>").unwrap();
+    let (_, after) = rest.split_once("</script>").unwrap();
+    format!("{before}{after}")
+}
+
+/// Reads a page without its script as XML, which finds every tag that is not closed and every character that is not
+/// escaped.
+pub(super) fn xml(page: &str) -> Xml<'_> {
     let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
     Xml::parse_with_options(page, options).unwrap_or_else(|error| panic!("{error}:\n{page}"))
 }
@@ -107,26 +118,18 @@ pub(super) fn text(node: Node<'_, '_>) -> String {
     node.descendants().filter(Node::is_text).filter_map(|it| it.text()).collect()
 }
 
-/// The figure with this caption: the names in its legend, and how many looks its curves have.
-pub(super) fn plot(page: &Xml<'_>, caption: &str) -> Option<(Vec<String>, usize)> {
-    let is_it = |figure: &Node<'_, '_>| {
-        figure.has_tag_name(("http://www.w3.org/1999/xhtml", "figure"))
-            && text(figure.first_element_child().unwrap()) == caption
+/// The plot with this title: the names of its curves, and how many different styles they have.
+pub(super) fn plot(page: &Xml<'_>, title: &str) -> Option<(Vec<String>, usize)> {
+    let is_it = |node: &Node<'_, '_>| {
+        node.tag_name().name() == "figure" && text(node.first_element_child().unwrap()) == title
     };
     let figure = page.descendants().find(is_it)?;
-    let with_name =
-        |name: &'static str| figure.descendants().filter(move |it| it.tag_name().name() == name);
-    let legend = with_name("li").map(text).collect();
-    let svg = with_name("svg").find(|svg| svg.has_attribute("aria-label")).unwrap();
-    let mut looks: Vec<_> = svg
-        .descendants()
-        .filter(|it| it.tag_name().name() == "polyline")
-        .filter_map(|it| it.attribute("class"))
-        .filter(|class| class.starts_with("curve "))
-        .collect();
-    looks.sort_unstable();
-    looks.dedup();
-    Some((legend, looks.len()))
+    let curves = || figure.descendants().filter(|node| node.has_attribute("data-color"));
+    let style = |node: Node<'_, '_>| {
+        ["data-color", "data-dashes"].map(|name| node.attribute(name).unwrap().to_owned())
+    };
+    let styles: BTreeSet<_> = curves().map(style).collect();
+    Some((curves().map(text).collect(), styles.len()))
 }
 
 const LINE: [&str; 6] = ["request", "--connect", "127.0.0.1:7400", "--pid", "1", "--spin"];
@@ -135,8 +138,8 @@ const WITHOUT_PID: [&str; 3] = ["request", "--connect", "127.0.0.1:7400"];
 #[test]
 fn a_page_has_every_figure_with_its_label_and_unit() {
     let document = document(&LINE, samples(1.0));
-    let html = page::page(&document).unwrap();
-    let xml = parse(&html);
+    let html = without_script(&page::page(&document));
+    let xml = xml(&html);
     let rows: Vec<_> = xml
         .descendants()
         .filter(|node| node.tag_name().name() == "tr")
@@ -144,7 +147,7 @@ fn a_page_has_every_figure_with_its_label_and_unit() {
         .collect();
     assert_eq!(document.figures.len(), 6 + 5 + 4);
     for entry in &document.figures {
-        let row = vec![entry.label.trim().to_owned(), entry.shown()];
+        let row = vec![entry.label.trim().to_owned(), entry.formatted()];
         assert!(rows.contains(&row), "{row:?} is not in {rows:?}");
     }
     for row in
@@ -157,9 +160,9 @@ fn a_page_has_every_figure_with_its_label_and_unit() {
 }
 
 #[test]
-fn each_plot_has_its_curves_and_titles_of_its_axes() {
-    let html = page::page(&document(&LINE, samples(1.0))).unwrap();
-    let xml = parse(&html);
+fn each_plot_has_its_curves() {
+    let html = without_script(&page::page(&document(&LINE, samples(1.0))));
+    let xml = xml(&html);
     let expected: [(&str, &[&str]); 7] = [
         ("Connections", &["connections"]),
         ("Rates", &["sent", "received"]),
@@ -169,27 +172,20 @@ fn each_plot_has_its_curves_and_titles_of_its_axes() {
         ("Growth of kernel memory (slab)", &["kernel slab"]),
         ("Latency distribution", &["latency"]),
     ];
-    for (caption, curves) in expected {
-        let (legend, looks) = plot(&xml, caption).unwrap_or_else(|| panic!("no {caption}"));
-        assert_eq!(legend, curves, "{caption}");
-        assert_eq!(looks, curves.len(), "{caption}");
-    }
-    let labels: Vec<_> = xml
-        .descendants()
-        .filter(|node| node.tag_name().name() == "text")
-        .map(|node| text(node).trim().to_owned())
-        .collect();
-    for title in ["time since the start, s", "messages a second", "memory, MiB", "100 us", "99.9"] {
-        assert!(labels.iter().any(|label| label == title), "{title} is not in {labels:?}");
+    for (title, curves) in expected {
+        let (names, styles) = plot(&xml, title).unwrap_or_else(|| panic!("no {title}"));
+        assert_eq!(names, curves, "{title}");
+        assert_eq!(styles, curves.len(), "{title}");
     }
 }
 
 #[test]
-fn a_page_needs_nothing_else() {
-    let html = page::page(&document(&LINE, samples(1.0))).unwrap();
-    let xml = parse(&html);
-    for node in xml.descendants().filter(Node::is_element) {
-        assert!(!["script", "link", "img", "iframe", "object"].contains(&node.tag_name().name()));
+fn a_page_loads_nothing() {
+    let page = page::page(&document(&LINE, samples(1.0)));
+    assert_eq!(page.matches("<script").count(), 1);
+    let html = without_script(&page);
+    for node in xml(&html).descendants().filter(Node::is_element) {
+        assert!(!["link", "img", "iframe", "object"].contains(&node.tag_name().name()));
         for attribute in node.attributes() {
             assert!(!["src", "href", "style"].contains(&attribute.name()), "{attribute:?}");
         }
@@ -198,7 +194,7 @@ fn a_page_needs_nothing_else() {
 }
 
 #[test]
-fn what_is_unknown_is_left_out_and_the_page_says_why() {
+fn a_plot_without_values_is_omitted_and_the_page_gives_the_reason() {
     let unknown = |sample: Sample| Sample {
         server_cpu_share: None,
         server_rss_bytes: None,
@@ -206,39 +202,32 @@ fn what_is_unknown_is_left_out_and_the_page_says_why() {
         ..sample
     };
     let series = samples(1.0).into_iter().map(unknown).collect();
-    let html = page::page(&document(&WITHOUT_PID, series)).unwrap();
-    let xml = parse(&html);
-    for caption in ["Server CPU", "Server memory (RSS)", "Growth of kernel memory (slab)"] {
-        assert!(plot(&xml, caption).is_none(), "{caption}");
-        assert!(html.contains(&format!("<li>{caption}: no --pid: ")), "{html}");
+    let html = without_script(&page::page(&document(&WITHOUT_PID, series)));
+    let with_latency = xml(&html);
+    for title in ["Server CPU", "Server memory (RSS)", "Growth of kernel memory (slab)"] {
+        assert!(plot(&with_latency, title).is_none(), "{title}");
+        assert!(html.contains(&format!("<li>{title}: no --pid: ")), "{html}");
     }
-    assert!(plot(&xml, "Latency").is_some());
+    assert!(plot(&with_latency, "Latency").is_some());
 
-    let html = page::page(&document(&WITHOUT_PID, Vec::new())).unwrap();
+    let html = without_script(&page::page(&document(&WITHOUT_PID, Vec::new())));
     assert!(html.contains("No samples were taken"), "{html}");
-    assert!(plot(&parse(&html), "Connections").is_none());
+    assert!(plot(&xml(&html), "Connections").is_none());
 }
 
 #[test]
-fn one_sample_and_gaps_are_drawn() {
+fn a_value_that_is_no_number_is_a_gap() {
     let mut series = samples(1.0);
-    for gap in [10, 12, 20] {
-        series[gap].p50_ns = None;
-    }
+    series[10].p50_ns = None;
     series[15].p50_ns = Some(f64::NAN);
-    let html = page::page(&document(&LINE, series)).unwrap();
-    assert_eq!(plot(&parse(&html), "Latency").unwrap().1, 4);
-    // The sample between two gaps stands alone.
-    assert_eq!(html.matches("class=\"dot c0\"").count(), 1);
-    assert_eq!(html.matches("class=\"curve c0 d0\" stroke-width=\"2\"").count(), 6 + 4);
-
-    let html = page::page(&document(&LINE, samples(1.0).split_off(30))).unwrap();
-    assert_eq!(html.matches("class=\"dot c0\"").count(), 6);
-    parse(&html);
+    let before = page::page(&document(&LINE, samples(1.0)));
+    let after = page::page(&document(&LINE, series));
+    let gaps = |html: &str| html.matches("<td class=\"number\">-</td>").count();
+    assert_eq!(gaps(&after), gaps(&before) + 2);
 }
 
 #[test]
-fn hostile_texts_are_shown_and_do_nothing() {
+fn a_hostile_text_is_escaped() {
     let line = [&LINE[..], &["--token-template", HOSTILE]].concat();
     let mut report = report(HOSTILE, 1.0, samples(1.0));
     report.warn(HOSTILE);
@@ -248,9 +237,10 @@ fn hostile_texts_are_shown_and_do_nothing() {
         record(&mut latency, 5);
         latency
     });
-    let html = page::page(&report.document(&asked(&line).asked)).unwrap();
-    let xml = parse(&html);
-    assert!(!html.contains("<script") && !html.contains('\u{1b}'), "{html}");
+    let html = page::page(&report.document(&asked(&line).invocation));
+    assert!(!html.contains("<script>alert") && !html.contains('\u{1b}'), "{html}");
+    let html = without_script(&html);
+    let xml = xml(&html);
     let shown = HOSTILE.replace('\u{1b}', "\u{fffd}");
     for name in ["title", "h1", "td", "th", "li"] {
         let mut with_name = xml.descendants().filter(|node| node.tag_name().name() == name);
@@ -259,7 +249,7 @@ fn hostile_texts_are_shown_and_do_nothing() {
 }
 
 #[test]
-fn the_json_has_flat_figures_as_ever_and_what_was_run() {
+fn the_json_has_flat_figures_and_the_run() {
     let line = [&LINE[..], &["--connect", "[::1]:7400", "--depth", "8"]].concat();
     let json = document(&line, samples(1.0)).to_json().unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -307,8 +297,22 @@ fn every_option_of_every_scenario_is_recorded() {
     }
 }
 
+/// A report takes an option's name from its id.
 #[test]
-fn a_token_is_not_shown_where_a_template_would_be() {
+fn every_option_has_its_long_name_as_id() {
+    let bench = BenchArgs::augment_args(clap::Command::new("bench"));
+    let mut count = 0;
+    for option in bench.get_subcommands().flat_map(clap::Command::get_arguments) {
+        if let Some(long) = option.get_long() {
+            assert_eq!(option.get_id().as_str().replace('_', "-"), long);
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count}");
+}
+
+#[test]
+fn a_template_that_is_a_token_is_not_recorded() {
     let with = |template| {
         let line = [&LINE[..], &["--token-template", template]].concat();
         document(&line, Vec::new()).to_json().unwrap()
@@ -318,17 +322,17 @@ fn a_token_is_not_shown_where_a_template_would_be() {
 }
 
 #[test]
-fn what_is_no_number_is_unknown_and_valid_json() {
+fn a_figure_that_is_no_number_is_unknown_and_null_in_the_json() {
     let mut report = Report::new("request", String::new());
     report.add("nothing", "nothing", f64::NAN, Unit::Nanos);
-    let document = report.document(&asked(&LINE).asked);
-    assert_eq!(document.figures[0].shown(), "unknown");
+    let document = report.document(&asked(&LINE).invocation);
+    assert_eq!(document.figures[0].formatted(), "unknown");
     let json: serde_json::Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
     assert!(json["nothing"].is_null());
 }
 
 #[test]
-fn where_a_file_can_not_be_is_found_out_before_the_run() {
+fn an_output_file_that_can_not_be_created_is_refused_before_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let of = |name: &str| parse_new_file(folder.path().join(name).to_str().unwrap());
     assert!(of("run.html").is_ok());

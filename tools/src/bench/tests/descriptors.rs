@@ -1,4 +1,4 @@
-//! The tests' server keeps nothing of a connection that has ended.
+//! The tests' server frees the descriptor of each connection that has ended.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,18 +10,18 @@ use tidegate_protocol::message::{AUTHENTICATE, Request};
 
 use super::server::{Fault, Server};
 
-/// Connections that come and go.
+/// Connections that are opened and closed.
 const CONNECTIONS: u64 = 1_000;
-/// Descriptors that the process may have: far fewer than there are connections.
+/// The limit of open files of the process: far below the number of connections.
 const DESCRIPTORS_MAX: u32 = 256;
-/// Connections that the server may be late to let go of.
+/// Closed connections that the server may still hold open.
 const LATE_MAX: usize = 16;
-/// How long it may take to let go of one.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the server may take to close one.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Descriptors are counted for a whole process, so this one has a process of its own.
+/// Descriptors are counted per process, so the check runs in its own process.
 #[test]
-fn who_comes_and_goes_leaves_no_descriptor() {
+fn a_closed_connection_leaves_no_descriptor() {
     let script = format!("ulimit -n {DESCRIPTORS_MAX} && exec \"$0\" \"$@\"");
     let test = "bench::tests::descriptors::in_a_process_of_its_own";
     let mut command = Command::new("sh");
@@ -32,7 +32,7 @@ fn who_comes_and_goes_leaves_no_descriptor() {
 }
 
 #[test]
-#[ignore = "counts the descriptors of its process: the test above gives it one of its own"]
+#[ignore = "counts the descriptors of its process, which has to run no other test: the test above starts it"]
 fn in_a_process_of_its_own() {
     let before = descriptors();
     let server = Server::start(Fault::None);
@@ -42,7 +42,7 @@ fn in_a_process_of_its_own() {
         Request { kind: AUTHENTICATE, user_id, token: &token, sequence: 1, ..Request::default() }
             .encode_frame(&mut frame);
         stream.write_all(&frame).unwrap();
-        assert!(stream.read(&mut [0; 64]).unwrap() > 0, "user {user_id} is let in");
+        assert!(stream.read(&mut [0; 64]).unwrap() > 0, "user {user_id} is authenticated");
         drop(stream);
         wait_until_open_are(&server, LATE_MAX);
     }
@@ -52,7 +52,7 @@ fn in_a_process_of_its_own() {
 }
 
 fn wait_until_open_are(server: &Server, most: usize) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while server.open() > most {
         assert!(Instant::now() < deadline, "{} connections are still open", server.open());
         thread::yield_now();

@@ -1,4 +1,4 @@
-//! The scenarios against a server of a few lines, well-behaved or not.
+//! The scenarios against a small server, correct or faulty.
 
 mod descriptors;
 mod server;
@@ -13,12 +13,12 @@ struct Cli {
     bench: super::BenchArgs,
 }
 
-/// What a storm and a show are like in a test.
 const STORM: &str = "storm --connections 6 --warmup 50ms --duration 200ms";
 const SHOW: &str = "show --connections 20 --arrive 50ms --warmup 50ms --duration 300ms \
                     --question-every 100ms --answer-share 0.5 --leave 50ms";
 
-/// Runs a scenario for a short while, or for longer where the machine is so busy that nothing came of that.
+/// Runs a scenario for a short time, and for longer where the machine was too busy to measure anything in that
+/// time.
 fn bench(fault: Fault, arguments: &str) -> anyhow::Result<()> {
     let short = run(fault, arguments);
     match &short {
@@ -33,8 +33,8 @@ fn bench(fault: Fault, arguments: &str) -> anyhow::Result<()> {
 fn run(fault: Fault, arguments: &str) -> anyhow::Result<()> {
     let server = Server::start(fault);
     let mut line = format!("tide {arguments} --connect {}", server.address);
-    // Who holds connections waits until the server's memory has settled: that of a process with other tests
-    // never does.
+    // `connect` waits until the server's memory has settled, which it never does here: other tests run in the
+    // same process.
     if !arguments.starts_with("connect ") || arguments.contains("--cycle") {
         line += &format!(" --pid {}", std::process::id());
     }
@@ -44,7 +44,7 @@ fn run(fault: Fault, arguments: &str) -> anyhow::Result<()> {
 const SHORT: &str = "--connections 5 --warmup 50ms --duration 200ms";
 
 #[test]
-fn requests_in_closed_and_open_loops_come_back_right() {
+fn requests_in_closed_and_open_loops_are_answered_correctly() {
     bench(Fault::None, &format!("request {SHORT} --depth 3 --json")).unwrap();
     bench(Fault::None, &format!("request {SHORT} --rate 500 --bytes 3")).unwrap();
     bench(Fault::None, &format!("request {SHORT} --bytes 60000")).unwrap();
@@ -61,7 +61,7 @@ fn a_wrong_answer_is_described() {
 }
 
 #[test]
-fn pushes_are_followed_to_everybody() {
+fn pushes_are_checked_at_every_receiver() {
     bench(Fault::None, &format!("broadcast {SHORT} --in-flight 4 --json")).unwrap();
     let echoes = "--echo-rate 200 --echo-connections 2";
     bench(Fault::None, &format!("broadcast {SHORT} --rate 50 {echoes}")).unwrap();
@@ -80,7 +80,7 @@ fn a_push_that_is_lost_or_repeated_is_named() {
 }
 
 #[test]
-fn connections_are_held_and_gone_through() {
+fn connections_are_held_and_cycled() {
     bench(Fault::None, &format!("connect {SHORT} --large-answers 60000 --json")).unwrap();
     bench(Fault::None, &format!("connect {SHORT} --connect-rate 100")).unwrap();
     bench(Fault::None, &format!("connect {SHORT} --cycle")).unwrap();
@@ -88,13 +88,13 @@ fn connections_are_held_and_gone_through() {
 }
 
 #[test]
-fn more_connections_than_files_are_refused_in_words() {
+fn more_connections_than_the_workers_may_open_are_refused() {
     let refused = bench(Fault::None, "request --connections 400000000").unwrap_err().to_string();
     assert!(refused.contains("are too many for one process"), "{refused}");
 }
 
 #[test]
-fn storms_pass_and_shows_go_on() {
+fn storms_and_shows_run_with_one_worker_and_with_several() {
     for workers in [1, 3] {
         bench(Fault::None, &format!("{STORM} --workers {workers} --json")).unwrap();
         bench(Fault::None, &format!("{STORM} --workers {workers} --reset")).unwrap();
@@ -104,7 +104,7 @@ fn storms_pass_and_shows_go_on() {
 }
 
 #[test]
-fn what_would_measure_nothing_is_refused_before_it_runs() {
+fn options_that_would_measure_nothing_are_refused_before_the_run() {
     let refused = |arguments: &str| bench(Fault::None, arguments).unwrap_err().to_string();
     for scenario in ["request", "broadcast", "connect --cycle", "storm"] {
         let said = refused(&format!("{scenario} --connections 5 --duration 0"));
@@ -121,13 +121,13 @@ fn what_would_measure_nothing_is_refused_before_it_runs() {
 }
 
 #[test]
-fn what_turns_out_to_measure_nothing_is_an_error() {
+fn a_run_that_measured_nothing_is_an_error() {
     let rare = bench(Fault::None, &format!("request {SHORT} --rate 0.1")).unwrap_err().to_string();
     assert!(rare.contains("nothing was measured: no answer came"), "{rare}");
 }
 
 #[test]
-fn what_goes_wrong_in_a_show_is_named() {
+fn an_error_in_a_show_is_named() {
     let wrong = |fault| bench(fault, &format!("{SHOW} --workers 3")).unwrap_err().to_string();
     let lost = wrong(Fault::LostPush);
     assert!(lost.contains("push 2 never came"), "{lost}");
@@ -136,19 +136,19 @@ fn what_goes_wrong_in_a_show_is_named() {
 }
 
 #[test]
-fn who_stays_silent_has_to_be_sent_away() {
+fn a_silent_client_that_the_server_does_not_close_is_an_error() {
     let arguments = format!("{STORM} --slow-share 0.5 --slow-deadline 300ms");
-    // This server waits for as long as it takes.
-    let forgotten = bench(Fault::None, &arguments).unwrap_err().to_string();
-    assert!(forgotten.contains("was not sent away with 109"), "{forgotten}");
+    // This server closes no silent client.
+    let error = bench(Fault::None, &arguments).unwrap_err().to_string();
+    assert!(error.contains("did not close it with 109"), "{error}");
 }
 
 #[test]
-fn several_workers_do_what_one_does() {
+fn several_workers_run_each_scenario() {
     let run = |arguments: &str| bench(Fault::None, &format!("{arguments} --workers 3")).unwrap();
     run(&format!("request {SHORT} --depth 3 --json"));
     run(&format!("request {SHORT} --rate 500"));
-    run(&format!("request {SHORT} --under-way 4"));
+    run(&format!("request {SHORT} --in-flight 4"));
     run(&format!("broadcast {SHORT} --in-flight 4 --echo-rate 200 --echo-connections 4"));
     run(&format!("broadcast {SHORT} --rate 50"));
     run(&format!("connect {SHORT} --large-answers 60000"));
@@ -172,20 +172,20 @@ fn an_error_in_one_worker_ends_all_with_that_error() {
 }
 
 #[test]
-fn one_worker_moves_over_all_connections_and_sweeps_them() {
-    bench(Fault::None, &format!("request {SHORT} --under-way 2 --json")).unwrap();
+fn one_worker_uses_all_connections_in_rotation_and_sweeps_them() {
+    bench(Fault::None, &format!("request {SHORT} --in-flight 2 --json")).unwrap();
     bench(Fault::None, &format!("connect {SHORT} --heartbeat-sweep --json")).unwrap();
 }
 
 #[test]
-fn what_workers_can_not_do_is_refused_in_words() {
+fn options_that_do_not_fit_the_number_of_workers_are_refused() {
     let refused = |arguments: &str| bench(Fault::None, arguments).unwrap_err().to_string();
     let spin = refused(&format!("request {SHORT} --workers 2 --spin"));
-    assert!(spin.contains("--spin is for one worker"), "{spin}");
+    assert!(spin.contains("--spin works with one worker only"), "{spin}");
     let many = refused(&format!("request {SHORT} --workers 6"));
-    assert!(many.contains("no more than the connections: 5"), "{many}");
-    let idle = refused(&format!("request {SHORT} --workers 3 --under-way 2"));
+    assert!(many.contains("at most the number of connections, 5"), "{many}");
+    let idle = refused(&format!("request {SHORT} --workers 3 --in-flight 2"));
     assert!(idle.contains("less than one for each of 3 workers"), "{idle}");
-    let deep = refused(&format!("request {SHORT} --under-way 6"));
-    assert!(deep.contains("--depth puts several on each"), "{deep}");
+    let deep = refused(&format!("request {SHORT} --in-flight 6"));
+    assert!(deep.contains("use --depth to have several on each"), "{deep}");
 }

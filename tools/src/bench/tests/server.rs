@@ -1,7 +1,8 @@
-//! A server of a few lines, well-behaved or not.
+//! A small server, correct or faulty.
 //!
-//! It lets go of a connection when that ends, and of everything when it is dropped: a storm comes and goes
-//! a thousand times a second, and all tests of `tide` share one process and its limit of open files.
+//! It closes its end of a connection when the client's end closes, and everything when it is dropped: a storm
+//! opens and closes a thousand connections a second, and all tests of `tide` share one process and its limit
+//! of open files.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,7 +15,7 @@ use tidegate_protocol::server::{
 };
 use tidegate_protocol::{Code, Reassembler};
 
-/// What the server does wrong, when it comes to its third echo or push.
+/// The server's fault, at its third echo or push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
@@ -26,14 +27,14 @@ pub(super) enum Fault {
     Hangup,
 }
 
-/// A server that runs. It ends with its test.
+/// A running server. It ends when it is dropped.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     served: Arc<Served>,
     accepting: Option<JoinHandle<()>>,
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Served {
     fault: Fault,
     state: Mutex<State>,
@@ -42,7 +43,7 @@ struct Served {
 #[derive(Default)]
 struct State {
     stopping: bool,
-    /// In the order in which they came.
+    /// In the order in which they were accepted.
     open: Vec<Connection>,
     echoes: u32,
     pushes: u64,
@@ -71,14 +72,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Where a thread of the server has panicked, the lock is poisoned and the join below says so.
+        // Where a thread of the server has panicked, the lock is poisoned and the join below reports it.
         let mut state = self.served.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.stopping = true;
         for connection in &state.open {
             drop(connection.stream.shutdown(Shutdown::Both));
         }
         drop(state);
-        // Whoever comes wakes it. It is refused where the thread has ended already.
+        // This connection wakes the accepting thread. It is refused where the thread has ended already.
         drop(TcpStream::connect(self.address));
         let ended = self.accepting.take().unwrap().join();
         assert!(ended.is_ok() || thread::panicking(), "the test's server panicked: see above");
@@ -86,7 +87,7 @@ impl Drop for Server {
 }
 
 impl Served {
-    /// Serves whoever comes, until it is stopped and all have gone.
+    /// Serves each connection, until the server stops and all connections have ended.
     fn accept(&self, listener: &TcpListener) {
         thread::scope(|scope| {
             for stream in listener.incoming() {
@@ -107,7 +108,7 @@ impl Served {
         let mut state = self.state.lock().unwrap();
         state.open.retain(|connection| !Arc::ptr_eq(&connection.stream, stream));
         drop(state);
-        // The workers of other tests have copies of this descriptor: closing it alone says nothing.
+        // Workers of other tests may hold copies of this descriptor, so closing it may not close the connection.
         drop(stream.shutdown(Shutdown::Both));
     }
 
@@ -119,7 +120,7 @@ impl Served {
             let mut frames = reassembler.frames(&buffer[..bytes], 100_000);
             while let Some(payload) = frames.next().unwrap() {
                 let mut out = Vec::new();
-                // Held while writing, so that a push never cuts an answer in two.
+                // The lock is held while writing, so that no push gets between the parts of an answer.
                 let mut state = self.state.lock().unwrap();
                 if !self.answer(&mut state, stream, Incoming::decode(payload).unwrap(), &mut out) {
                     return;
@@ -129,7 +130,7 @@ impl Served {
         }
     }
 
-    /// Whether the connection goes on.
+    /// Returns whether the connection stays open.
     fn answer(
         &self,
         state: &mut State,

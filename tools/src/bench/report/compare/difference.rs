@@ -1,30 +1,30 @@
-//! What differs between two runs, and whether for better or worse.
+//! The differences between two runs, and whether each is better or worse.
 
 use super::super::document::Document;
 use super::super::figure::{Direction, Entry, Unit};
 use super::super::run;
 
-/// What differs by less is called the same in words and colours; ratios are exact.
+/// A figure that differs by less is called the same. Ratios are not rounded by this.
 const SAME_WITHIN: f64 = 0.01;
 
-/// How a figure went from A to B.
+/// How a figure changed from A to B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Better,
     Worse,
     Same,
-    /// It has no direction: a count is neither good nor bad.
+    /// It has no better direction, as a count.
     Neutral,
-    /// It can't be compared: one run does not know it, or has it at 0 or below.
+    /// It can't be compared: one run has no value, or one of 0 or below.
     Unknown,
 }
 
-/// A figure of either run.
+/// A figure of one run or of both.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) key: String,
     pub(super) label: String,
-    /// The label where no table shows what it belongs to: with that in front.
+    /// The label, with that of the figure it is a detail of in front: for use outside of a table.
     pub(super) name: String,
     pub(super) unit: Unit,
     pub(super) a: Option<f64>,
@@ -35,27 +35,27 @@ pub(super) struct Row {
     pub(super) change: Change,
 }
 
-/// Something that is not a figure and differs.
+/// An option or another fact of the run that differs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Differing {
-    /// An option with its dashes, or what else it is.
+    /// The option with its dashes, or the name of the fact.
     pub(super) what: String,
     pub(super) a: String,
     pub(super) b: String,
 }
 
-/// Two runs.
+/// The comparison of two runs.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
     /// The files.
     pub(super) names: [String; 2],
     pub(super) documents: [&'a Document; 2],
-    /// In the order of A's table; then what only B has.
+    /// In the order of A's table, then the figures that only B has.
     pub(super) rows: Vec<Row>,
     pub(super) differing: Vec<Differing>,
-    /// The factor that was asked for.
+    /// `--fail-above`.
     pub(super) fail_above: Option<f64>,
-    /// Keys of the figures that got worse by more than that.
+    /// Keys of the figures that got worse by more than that factor.
     pub(super) failed: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ impl Row {
         let [a, b] = documents.map(|document| document.figure(key));
         let entry = a.or(b)?;
         let (label, unit) = (entry.label.clone(), entry.unit);
-        let name = documents.into_iter().find_map(|document| whole_name(document, key))?;
+        let name = documents.into_iter().find_map(|document| full_label(document, key))?;
         let (a, b) = (a.and_then(Entry::value), b.and_then(Entry::value));
         let direction = Direction::of(key, unit);
         let ratio = a.zip(b).and_then(|(a, b)| ratio(a, b, direction));
@@ -93,29 +93,29 @@ impl Row {
         Some(row)
     }
 
-    /// Whether this is its name, for people or in the JSON.
-    pub(super) fn is_called(&self, name: &str) -> bool {
+    /// Whether this is one of its names, for people or in the JSON.
+    pub(super) fn matches_name(&self, name: &str) -> bool {
         [&self.key[..], &self.name, self.label.trim()].contains(&name)
     }
 
-    /// Whether it can be said to have got better or worse.
+    /// Whether the change can be judged as better or worse.
     pub(super) fn is_judged(&self) -> bool {
         self.worse_by().is_some()
     }
 
-    /// The factor by which it got worse; below 1 it got better. None where that can't be said.
+    /// The factor by which it got worse; below 1 it got better. `None` where that can't be judged.
     fn worse_by(&self) -> Option<f64> {
         let ratio = self.ratio?;
         Some(match self.direction? {
             Direction::LowerIsBetter => ratio,
-            // A rate that came to nothing is worse by any factor, and the division by 0 says so.
+            // For a rate of 0 this is infinite: worse than any factor allows.
             Direction::HigherIsBetter => 1.0 / ratio,
         })
     }
 }
 
 impl<'a> Comparison<'a> {
-    /// Puts them side by side.
+    /// Compares all figures and options.
     pub(super) fn of(names: [String; 2], documents: [&'a Document; 2]) -> Self {
         let [a, b] = documents;
         let only_b = b.figures.iter().filter(|entry| a.figure(&entry.key).is_none());
@@ -125,23 +125,23 @@ impl<'a> Comparison<'a> {
         Self { names, documents, rows, differing, fail_above: None, failed: Vec::new() }
     }
 
-    /// Finds what got worse by more than this factor.
+    /// Finds the figures that got worse by more than this factor.
     pub(super) fn judge(&mut self, factor: f64) {
         self.fail_above = Some(factor);
         let worse = self.rows.iter().filter(|row| row.worse_by().is_some_and(|by| by > factor));
         self.failed = worse.map(|row| row.key.clone()).collect();
     }
 
-    /// What got worse by more than it may, for people.
+    /// The names of the figures that got worse by more than allowed.
     pub(super) fn failed_names(&self) -> Vec<String> {
         let failed = self.rows.iter().filter(|row| self.failed.contains(&row.key));
         failed.map(|row| row.name.clone()).collect()
     }
 
-    /// What a reader of the figures has to know before.
+    /// What the reader of the figures has to know.
     pub(super) fn notes(&self) -> Vec<String> {
         let differs = |it: &Differing| {
-            let [a, b] = [&it.a, &it.b].map(|value| run::for_people(&it.what, value));
+            let [a, b] = [&it.a, &it.b].map(|value| run::display_value(&it.what, value));
             format!("{} differs: {a} in A, {b} in B", it.what)
         };
         let mut notes: Vec<_> = self.differing.iter().map(differs).collect();
@@ -154,7 +154,7 @@ impl<'a> Comparison<'a> {
                 self.rows.iter().filter(unjudged).map(|row| &row.name[..]).collect();
             if !names.is_empty() {
                 notes.push(format!(
-                    "not judged, as a run has no such figure, or one of 0 or below: {}",
+                    "not judged, since a run has no value or one of 0 or below: {}",
                     names.join(", ")
                 ));
             }
@@ -163,8 +163,8 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// B/A, where that says anything. A time or a size of 0 was not measured, so that going there is no gain, and
-/// coming from there no loss. A rate may have come to nothing; one that was nothing has no ratio.
+/// B/A, where it is meaningful. A time or a size of 0 was not measured, so a change to or from 0 is neither better
+/// nor worse. A rate of 0 in B is a real result; a rate of 0 in A has no ratio.
 fn ratio(a: f64, b: f64, direction: Option<Direction>) -> Option<f64> {
     let can_be = |value: f64, least_is_0: bool| {
         value.is_finite() && (value > 0.0 || (least_is_0 && value == 0.0))
@@ -177,8 +177,8 @@ fn ratio(a: f64, b: f64, direction: Option<Direction>) -> Option<f64> {
     }
 }
 
-/// A figure's label and, in front of one that is indented, the label that it belongs to.
-fn whole_name(document: &Document, key: &str) -> Option<String> {
+/// A figure's label. An indented label has that of the figure above in front.
+fn full_label(document: &Document, key: &str) -> Option<String> {
     let mut above = "";
     for entry in &document.figures {
         let indented = entry.label.starts_with(' ');
@@ -204,7 +204,7 @@ fn differing(a: &Document, b: &Document) -> Vec<Differing> {
     let only_b = options_b.iter().filter(|(name, _)| a.run.option(name).is_none());
     for (name, _) in options_a.iter().chain(only_b) {
         let value = |document: &Document| match document.run.option(name) {
-            // A process has another number in each run.
+            // The process id differs in each run and has no meaning.
             Some(_) if name == "pid" => "given".to_owned(),
             Some(value) => value.to_owned(),
             None => "not given".to_owned(),

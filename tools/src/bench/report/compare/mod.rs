@@ -1,16 +1,19 @@
-//! `tide bench compare`: two reports side by side.
+//! `tide bench compare`: compares two reports.
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `difference` | which figures differ, by how much, and for better or worse; what else differs |
-//! | `output` | the table and the JSON |
+//! | `difference` | which figures and options differ, by how much, and what is better or worse |
+//! | `text` | the table and the JSON |
 //! | `page` | the page |
 
 mod difference;
-mod output;
 mod page;
 #[cfg(test)]
 mod tests;
+mod text;
+
+#[cfg(test)]
+pub(super) use tests::test_page;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,66 +21,69 @@ use std::process::ExitCode;
 use anyhow::{bail, ensure};
 
 use super::document::Document;
-use super::{parse_new_file, write_file};
+use super::output::{parse_new_file, write_file};
 use crate::stdout;
 use difference::{Comparison, Row};
 
-/// A figure got worse by more than was allowed.
+/// The exit status where a figure got worse by more than allowed.
 const WORSE: u8 = 1;
-/// There was nothing to compare: so `diff` has it too, and a wrong command line.
-const TROUBLE: u8 = 2;
+/// The exit status where nothing was compared. `diff` uses the same, and so does a wrong command line.
+const NOT_COMPARED: u8 = 2;
 
-/// Puts two reports of one scenario side by side.
+/// Compares two reports of the same scenario.
 ///
-/// Exit codes: 0, compared; 1, a figure got worse by more than --fail-above; 2, they can't be compared, as
-/// where one is of another scenario, or --fail-above could judge nothing, or not what --only names.
+/// Exit status: 0, compared; 1, a figure got worse by more than --fail-above; 2, not compared: the scenarios
+/// differ, a file can't be read, or --fail-above can't judge any figure, or not each one that --only names.
 #[derive(Debug, clap::Args)]
 pub(in crate::bench) struct CompareArgs {
-    /// The report to start from.
+    /// The report to compare with.
     #[arg(value_name = "A.json")]
     a: PathBuf,
-    /// The report that is held against it: ratios are B/A.
+    /// The report to judge: ratios are B/A.
     #[arg(value_name = "B.json")]
     b: PathBuf,
     /// Compares only this figure, by its name in the table or in the JSON; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Ends with exit code 1 when a figure got worse by more than this factor, 1.10 being a tenth.
-    /// Latency, CPU time and memory are better when lower, rates when higher; counts are neither.
+    /// Exits with status 1 when a figure got worse by more than this factor; 1.10 allows a tenth.
+    /// Latency, CPU time and memory are better when lower, rates when higher; counts are not judged.
     #[arg(long, value_name = "FACTOR", value_parser = parse_factor)]
     fail_above: Option<f64>,
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Writes a page with both runs' figures and plots: one file that needs nothing else.
+    /// Writes a page with the figures and plots of both runs: one self-contained file.
     #[arg(long, value_name = "FILE", value_parser = parse_new_file)]
     html: Option<PathBuf>,
 }
 
-/// Compares, and says how it ended by the exit code.
+/// Compares the reports. Returns the exit status.
 pub(in crate::bench) fn run(args: &CompareArgs) -> ExitCode {
     match compare(args) {
         Ok(worse) if worse.is_empty() => ExitCode::SUCCESS,
         Ok(worse) => {
             let factor = args.fail_above.unwrap_or_default();
-            stdout::remark(&format!("tide: worse by more than {factor}: {}", worse.join(", ")));
+            stdout::print_stderr(&format!(
+                "tide: worse by more than {factor}: {}",
+                worse.join(", ")
+            ));
             ExitCode::from(WORSE)
         }
         Err(error) => {
-            stdout::remark(&format!("tide: {error:#}"));
-            ExitCode::from(TROUBLE)
+            stdout::print_stderr(&format!("tide: {error:#}"));
+            ExitCode::from(NOT_COMPARED)
         }
     }
 }
 
-/// What got worse by more than it may, by its names for people.
+/// Returns the names of the figures that got worse by more than allowed.
 fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
     let (a, b) = (Document::read(&args.a)?, Document::read(&args.b)?);
     let names = [&args.a, &args.b].map(|path| path.display().to_string());
     ensure!(
         a.scenario == b.scenario,
-        "{} is a report of `tide bench {}` and {} one of `tide bench {}`: no figure of one says anything about \
-         the other; compare two runs of the same scenario",
+        "{} is a report of `tide bench {}` and {} one of `tide bench {}`: their figures can't be compared; \
+         compare two runs of the same scenario",
         names[0],
         command(&a.scenario),
         names[1],
@@ -86,52 +92,52 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
     let mut comparison = Comparison::of(names, [&a, &b]);
     if !args.only.is_empty() {
         for name in &args.only {
-            if !comparison.rows.iter().any(|row| row.is_called(name)) {
+            if !comparison.rows.iter().any(|row| row.matches_name(name)) {
                 let known = |row: &Row| format!("{} ({})", row.name, row.key);
                 let known: Vec<_> = comparison.rows.iter().map(known).collect();
                 bail!(
-                    "--only {name}: neither report has that figure; there are {}",
+                    "--only {name}: neither report has that figure; they have {}",
                     known.join(", ")
                 );
             }
         }
-        comparison.rows.retain(|row| args.only.iter().any(|name| row.is_called(name)));
+        comparison.rows.retain(|row| args.only.iter().any(|name| row.matches_name(name)));
     }
     if let Some(factor) = args.fail_above {
         comparison.judge(factor);
     }
     stdout::print(|out| {
         if args.json {
-            writeln!(out, "{}", output::json(&comparison))
+            writeln!(out, "{}", text::json(&comparison))
         } else {
-            output::table(out, &comparison)
+            text::table(out, &comparison)
         }
     })?;
     if let Some(path) = &args.html {
-        write_file(path, &page::page(&comparison)?)?;
+        write_file(path, &page::page(&comparison))?;
     }
     if args.fail_above.is_some() && comparison.failed.is_empty() {
-        demand_judgement(&comparison, &args.only)?;
+        ensure_judged(&comparison, &args.only)?;
     }
     Ok(comparison.failed_names())
 }
 
-/// A gate that judged nothing, or not what it was to judge, has not been passed.
-fn demand_judgement(comparison: &Comparison<'_>, only: &[String]) -> anyhow::Result<()> {
+/// Fails where --fail-above judged no figure, or not each one that --only names: then nothing was checked.
+fn ensure_judged(comparison: &Comparison<'_>, only: &[String]) -> anyhow::Result<()> {
     let unjudged = comparison.rows.iter().filter(|row| !row.is_judged());
     let names: Vec<_> = unjudged.map(|row| &row.name[..]).collect();
     let is_passed =
         if only.is_empty() { names.len() < comparison.rows.len() } else { names.is_empty() };
     ensure!(
         is_passed,
-        "--fail-above can't judge {}: it takes a figure that gets better or worse, as a time or a rate does, and \
+        "--fail-above can't judge {}: a figure can be judged if it has a better direction, as a time or a rate, and \
          is above 0 in both reports",
         names.join(", ")
     );
     Ok(())
 }
 
-/// What is typed to run a scenario.
+/// The command line that runs a scenario.
 fn command(scenario: &str) -> &str {
     if scenario == "cycle" { "connect --cycle" } else { scenario }
 }

@@ -1,17 +1,14 @@
-//! The comparison as a page: both runs' curves lie over each other.
+//! The comparison as a page, with the curves of both runs in the same plots.
 
 use super::super::chart::{self, Source};
 use super::super::html::Page;
 use super::super::run;
 use super::difference::{Change, Comparison};
 
-/// Writes it.
-///
-/// # Errors
-/// A plot can't be drawn.
-pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
+/// Writes the page.
+pub(super) fn page(comparison: &Comparison<'_>) -> String {
     let [a, b] = &comparison.names;
-    let mut page = Page::new(&format!("A: {a} beside B: {b}"));
+    let mut page = Page::new(&format!("A: {a} compared with B: {b}"));
     for (name, document) in ["A", "B"].into_iter().zip(comparison.documents) {
         page.raw("<p>").raw(name).raw(": ").text(&document.scenario).raw(", ");
         page.text(&document.title).raw(", ").text(&document.run.date_utc).raw("</p>\n");
@@ -20,13 +17,13 @@ pub(super) fn page(comparison: &Comparison<'_>) -> anyhow::Result<String> {
     page.raw("<div class=\"sides\">\n<div>");
     figures(&mut page, comparison);
     page.raw("</div>\n<div>");
-    what_was_run(&mut page, comparison);
+    run_table(&mut page, comparison);
     page.raw("</div>\n</div>\n");
     let [a, b] = comparison.documents;
     let sources = [Source { name: "A", document: a }, Source { name: "B", document: b }];
-    page.heading("Over time").charts(&chart::over_time(&sources))?;
-    page.heading("Latency of the whole runs").charts(&[chart::distribution(&sources)])?;
-    Ok(page.finish())
+    page.heading("Over time").charts(&chart::over_time(&sources));
+    page.heading("Latency of the whole runs").charts(&[chart::distribution(&sources)]);
+    page.finish()
 }
 
 fn figures(page: &mut Page, comparison: &Comparison<'_>) {
@@ -37,7 +34,7 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
     page.raw("<th></th></tr></thead>\n<tbody>\n");
     for row in &comparison.rows {
         page.row_head(&row.label);
-        for shown in row.shown() {
+        for shown in row.formatted() {
             page.raw("<td class=\"number\">").text(&shown).raw("</td>");
         }
         let failed = if comparison.failed.contains(&row.key) { ", more than allowed" } else { "" };
@@ -46,20 +43,20 @@ fn figures(page: &mut Page, comparison: &Comparison<'_>) {
             Change::Worse => " worse",
             _ => "",
         };
-        page.raw("<td class=\"number").raw(class).raw("\">").text(&row.shown_ratio());
+        page.raw("<td class=\"number").raw(class).raw("\">").text(&row.formatted_ratio());
         page.raw("</td><td class=\"verdict").raw(class).raw("\">");
         page.raw(row.verdict()).raw(failed).raw("</td></tr>\n");
     }
     page.raw("</tbody></table></div>\n");
 }
 
-fn what_was_run(page: &mut Page, comparison: &Comparison<'_>) {
+fn run_table(page: &mut Page, comparison: &Comparison<'_>) {
     let [a, b] = comparison.documents;
-    page.heading("What was run").raw("<div class=\"wide\"><table>\n");
+    page.heading("Runs").raw("<div class=\"wide\"><table>\n");
     page.raw("<thead><tr><th></th><th scope=\"col\">A</th><th scope=\"col\">B</th></tr></thead>\n<tbody>\n");
     line(page, "Scenario", &a.scenario, &b.scenario);
-    let circumstances = a.run.circumstances().into_iter().zip(b.run.circumstances());
-    for ((name, of_a), (_, of_b)) in circumstances {
+    let environment = a.run.environment().into_iter().zip(b.run.environment());
+    for ((name, of_a), (_, of_b)) in environment {
         line(page, name, &of_a, &of_b);
     }
     let only_b = b.run.options.0.iter().filter(|(name, _)| a.run.option(name).is_none());
@@ -67,7 +64,7 @@ fn what_was_run(page: &mut Page, comparison: &Comparison<'_>) {
         let option = format!("--{name}");
         let [of_a, of_b] = [a, b].map(|document| {
             let value = document.run.option(name).unwrap_or("not given");
-            run::for_people(&option, value)
+            run::display_value(&option, value)
         });
         line(page, &option, &of_a, &of_b);
     }
