@@ -199,7 +199,7 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
     let missed = 300 - pushes.len();
     assert!(missed > 0, "the member was not too slow");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_push_skipped_total", "", |n| n == missed as f64);
+    operator.wait_for_metric("tidegate_room_pushes_skipped_total", "", |n| n == missed as f64);
     // It is still a member.
     publish(&gateway, "quiz", 300..301);
     assert_eq!(number(&slow.push()), 300);
@@ -261,7 +261,7 @@ fn pushes_within_a_window_arrive_together_and_in_order() {
     let pushes = phone.pushes(2);
     assert!(pushes.iter().map(Push::text).eq(["one", "two"]));
     assert_eq!(pushes[1].offset, pushes[0].offset + 1);
-    operator.wait_for_metric("tidegate_push_merged_total", "", |n| n == 1.0);
+    operator.wait_for_metric("tidegate_room_pushes_merged_total", "", |n| n == 1.0);
     // Everybody's room has a policy too: an urgent push releases those that wait.
     talker.ask(demo::PUSH_ALL, b"three").unwrap();
     assert_eq!(operator.push_all(51, b"four"), 2);
