@@ -11,12 +11,14 @@
 //! |---|---|
 //! | [`table`], [`connection`] | the connections, and what is kept of one |
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
-//! | [`timers`] | one deadline for each connection |
-//! | [`rate`] | how many requests a connection may send |
+//! | [`deadlines`], [`timers`] | one deadline for each connection, and what it means |
+//! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
 
 pub mod cause;
 pub mod connection;
+pub mod deadlines;
+pub mod intake;
 pub mod outbox;
 pub mod output;
 pub mod rate;
@@ -29,44 +31,33 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::UserId;
-use tidegate_protocol::limits::FRAME_BEFORE_SESSION_BYTES_MAX;
 use tidegate_protocol::message::Response;
 use tidegate_protocol::proto::v1;
 use tidegate_protocol::{Code, Reassembler, server};
 
 use super::clock::{Clock, millis};
 use super::stats::{ClientCounters, Labelled};
-use crate::allocator::SHORT_BYTES;
 use crate::auth::AuthError;
 use crate::config::Config;
 use crate::driver::{CloseCause, ConnId, Driver, SendState};
 use cause::Cause;
 use connection::{Connection, Flags, Phase};
+use deadlines::{Deadlines, Due};
+use intake::Intake;
 use output::Output;
-use rate::{Rate, RateLimiters};
 use table::Table;
-use timers::Timers;
-
-/// Unsent bytes of a peer that has not authenticated, before it is not read from: a hundred answers.
-const ANONYMOUS_UNSENT_BYTES_MAX: usize = 4 * 1024;
 
 /// How long a connection lingers after its last frame, in milliseconds: a few round trips of a bad
 /// mobile network.
 const LINGER_MS: u64 = 2_000;
 
-/// Deadlines that one turn handles. It spreads a mass timeout over several turns.
-const DEADLINES_MAX: usize = 1024;
-
 /// What connections are configured to.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
-    frame_bytes_max: usize,
     answer_bytes_max: usize,
     outbox_bytes_max: usize,
-    calls_max: u16,
     auth_failures_max: u8,
     auth_timeout_ms: u64,
-    idle_timeout_ms: u64,
     heartbeat_interval_ms: u64,
 }
 
@@ -104,20 +95,11 @@ pub enum Login {
 pub struct Clients {
     settings: Settings,
     table: Table,
-    /// The rate limits, if there are any.
-    rates: Option<RateLimiters>,
+    intake: Intake,
     session_count: usize,
     output: Output,
-    timers: Timers,
-    /// Slots of held connections whose reason to be held may be gone.
-    resumable: VecDeque<u32>,
-    /// Slots whose deadline has passed; kept for its memory.
-    expired: Vec<u32>,
-    /// More deadlines have passed than one turn handles.
-    has_deadlines_left: bool,
+    deadlines: Deadlines,
     ended: VecDeque<Ended>,
-    /// Bytes of long frames received, and of long sends, since they were last asked for.
-    long_bytes: usize,
     counters: ClientCounters,
     labelled: Labelled,
 }
@@ -127,29 +109,20 @@ impl Clients {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let limits = &config.limits;
-        let rate = limits.requests_per_second;
-        let rate = rate.map(|per_second| Rate::new(per_second, limits.requests_burst));
         Self {
             settings: Settings {
-                frame_bytes_max: limits.frame_bytes_max,
                 answer_bytes_max: limits.frame_to_client_bytes_max,
                 outbox_bytes_max: limits.outbox_bytes_max,
-                calls_max: limits.calls_per_connection_max,
                 auth_failures_max: config.auth.failures_max,
                 auth_timeout_ms: millis(config.auth.timeout),
-                idle_timeout_ms: millis(config.session.idle_timeout),
                 heartbeat_interval_ms: millis(config.session.heartbeat_interval),
             },
             table: Table::default(),
-            rates: rate.map(RateLimiters::new),
+            intake: Intake::new(limits),
             session_count: 0,
             output: Output::default(),
-            timers: Timers::new(),
-            resumable: VecDeque::new(),
-            expired: Vec::new(),
-            has_deadlines_left: false,
+            deadlines: Deadlines::new(millis(config.session.idle_timeout)),
             ended: VecDeque::new(),
-            long_bytes: 0,
             counters: ClientCounters::default(),
             labelled: Labelled::default(),
         }
@@ -194,18 +167,18 @@ impl Clients {
     /// Whether there is work for the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.output.is_idle() || !self.resumable.is_empty() || self.has_deadlines_left
+        !self.output.is_idle() || !self.intake.is_idle() || self.deadlines.has_more()
     }
 
     /// Milliseconds until a deadline may pass.
     #[must_use]
     pub fn next_deadline_in_ms(&self, now_ms: u64) -> Option<u64> {
-        self.timers.next_in_ms(now_ms)
+        self.deadlines.next_in_ms(now_ms)
     }
 
     /// Bytes of long messages since the last call of this function.
     pub const fn take_long_bytes(&mut self) -> usize {
-        mem::replace(&mut self.long_bytes, 0) + self.output.take_long_bytes()
+        self.intake.take_long_bytes() + self.output.take_long_bytes()
     }
 
     /// Frees the memory that is kept for reuse.
@@ -248,11 +221,9 @@ impl Clients {
     /// A connection came in. `shard` and `peer` are for the log.
     pub fn accepted(&mut self, conn: ConnId, peer: SocketAddr, shard: u16, clock: &Clock) {
         self.table.insert(conn, clock.wrapping_ms(), shard, peer);
-        if let Some(rates) = &mut self.rates {
-            rates.reset(conn.slot);
-        }
+        self.intake.reset(conn.slot);
         self.counters.accepted += 1;
-        self.timers.set(conn.slot, clock.now_ms() + self.settings.auth_timeout_ms);
+        self.deadlines.set(conn.slot, clock.now_ms() + self.settings.auth_timeout_ms);
     }
 
     #[inline]
@@ -276,47 +247,27 @@ impl Clients {
     /// Puts the inbox back, with what was not read.
     #[inline]
     pub fn finish_reading(&mut self, slot: u32, inbox: Reassembler) {
-        let kept_bytes = inbox.kept_bytes();
-        if kept_bytes > SHORT_BYTES {
-            self.long_bytes += kept_bytes;
-        }
+        self.intake.count_bytes(inbox.kept_bytes());
         self.table.at_mut(slot).inbox = inbox;
     }
 
     /// Whether the next frame may be read. If not, the connection is held.
     #[inline]
     pub fn may_read(&mut self, slot: u32) -> bool {
-        let must_wait = self.must_wait(slot);
+        let connection = self.table.at_mut(slot);
+        let must_wait = self.intake.must_wait(connection, self.output.unsent_bytes(connection));
         if must_wait {
-            self.table.at_mut(slot).flags |= Flags::HELD;
-            self.touch(slot);
+            connection.flags |= Flags::HELD;
+            self.output.touch(slot, connection);
         }
         !must_wait
     }
 
-    /// Whether requests must wait: for the session, for answers, or for unsent bytes to be sent.
-    #[inline]
-    fn must_wait(&self, slot: u32) -> bool {
-        let connection = self.at(slot);
-        let unsent_bytes_max = match connection.phase {
-            Phase::Anonymous => ANONYMOUS_UNSENT_BYTES_MAX,
-            _ => self.settings.outbox_bytes_max / 2,
-        };
-        connection.phase == Phase::Registering
-            || connection.calls >= self.settings.calls_max
-            || self.unsent_bytes(slot) > unsent_bytes_max
-    }
-
-    /// The longest frame that is read from a connection, in bytes of payload. Without a session it is what an
-    /// authentication needs.
+    /// The longest frame that is read from a connection, in bytes of payload.
     #[inline]
     #[must_use]
     pub fn frame_bytes_max(&self, slot: u32) -> usize {
-        let frame_bytes_max = self.settings.frame_bytes_max;
-        match self.at(slot).phase {
-            Phase::Open => frame_bytes_max,
-            _ => frame_bytes_max.min(FRAME_BEFORE_SESSION_BYTES_MAX),
-        }
+        self.intake.frame_bytes_max(self.at(slot))
     }
 
     /// Bytes that were received are not read.
@@ -331,36 +282,23 @@ impl Clients {
     #[inline]
     pub fn count_frame(&mut self, slot: u32, bytes: usize, clock: &Clock) -> Result<(), u32> {
         self.counters.received_frames += 1;
-        if bytes > SHORT_BYTES {
-            self.long_bytes += bytes;
-        }
-        self.table.at_mut(slot).last_seen_ms = clock.wrapping_ms();
-        match &mut self.rates {
-            Some(rates) => rates.admit(slot, clock.now_ms()),
-            None => Ok(()),
-        }
+        self.intake.count_frame(slot, self.table.at_mut(slot), bytes, clock)
     }
 
     /// The next held connection that may be read from again.
     pub fn next_resumed(&mut self, clock: &Clock) -> Option<u32> {
-        while let Some(slot) = self.resumable.pop_front() {
-            if self.at(slot).has(Flags::HELD) && !self.must_wait(slot) {
-                let connection = self.table.at_mut(slot);
+        while let Some(slot) = self.intake.next_resumable() {
+            let connection = self.table.at_mut(slot);
+            let unsent_bytes = self.output.unsent_bytes(connection);
+            if connection.has(Flags::HELD) && !self.intake.must_wait(connection, unsent_bytes) {
                 connection.flags -= Flags::HELD;
                 // The time that the connection was held is not silence.
                 connection.last_seen_ms = clock.wrapping_ms();
-                self.touch(slot);
+                self.output.touch(slot, connection);
                 return Some(slot);
             }
         }
         None
-    }
-
-    #[inline]
-    fn resume_later(&mut self, slot: u32) {
-        if self.at(slot).has(Flags::HELD) {
-            self.resumable.push_back(slot);
-        }
     }
 
     /// The peer has shut down its sending side. It still gets its answers.
@@ -397,8 +335,8 @@ impl Clients {
         self.log(conn.slot, || tracing::debug!(user_id, "authenticated"));
         self.counters.sessions += 1;
         self.session_count += 1;
-        self.timers.set(conn.slot, clock.now_ms() + self.settings.idle_timeout_ms);
-        self.resume_later(conn.slot);
+        self.deadlines.set_idle(conn.slot, clock.now_ms());
+        self.intake.resume_later(conn.slot, self.table.at(conn.slot));
         true
     }
 
@@ -454,7 +392,7 @@ impl Clients {
         if let Some(connection) = self.table.get_mut(conn) {
             connection.calls -= 1;
             if !connection.is_closing() {
-                self.resume_later(conn.slot);
+                self.intake.resume_later(conn.slot, connection);
                 return true;
             }
         }
@@ -649,7 +587,7 @@ impl Clients {
         if connection.has(Flags::HELD) {
             // The client takes what it is sent: a sign of life while it is not read from.
             connection.last_seen_ms = clock.wrapping_ms();
-            self.resumable.push_back(slot);
+            self.intake.resume_later(slot, connection);
         }
         if connection.outbox.is_some()
             || connection.has(Flags::PENDING_PUSHES | Flags::ENDED)
@@ -748,11 +686,11 @@ impl Clients {
             } else {
                 connection.phase = Phase::Lingering;
                 driver.shutdown(conn);
-                self.timers.set(slot, clock.now_ms() + LINGER_MS);
+                self.deadlines.set(slot, clock.now_ms() + LINGER_MS);
             }
         } else if connection.has_finished() {
             self.record_close(slot, Cause::Peer);
-            self.timers.clear(slot);
+            self.deadlines.clear(slot);
             self.table.at_mut(slot).phase = Phase::Aborted;
             driver.close(conn);
         }
@@ -776,7 +714,7 @@ impl Clients {
             self.write_control(slot, |out| server::put_goodbye(out, code, retry_after_ms));
         }
         self.table.at_mut(slot).phase = Phase::Closing;
-        self.timers.set(slot, until_ms.unwrap_or(clock.now_ms() + LINGER_MS));
+        self.deadlines.set(slot, until_ms.unwrap_or(clock.now_ms() + LINGER_MS));
         self.touch(slot);
     }
 
@@ -785,7 +723,7 @@ impl Clients {
         if !self.at(slot).is_closing() {
             self.record_close(slot, cause);
             self.table.at_mut(slot).phase = Phase::Aborted;
-            self.timers.clear(slot);
+            self.deadlines.clear(slot);
             self.touch(slot);
         }
     }
@@ -815,7 +753,7 @@ impl Clients {
         if !self.at(slot).is_closing() {
             self.record_close(slot, cause.into());
         }
-        self.timers.clear(slot);
+        self.deadlines.clear(slot);
         self.counters.unsent_bytes += self.output.discard(self.table.at_mut(slot)) as u64;
         self.table.remove(slot);
         true
@@ -823,48 +761,21 @@ impl Clients {
 
     /// Collects the deadlines that have passed: as many as one turn handles.
     pub fn collect_deadlines(&mut self, clock: &Clock) {
-        let Self { timers, expired, .. } = self;
-        self.has_deadlines_left =
-            timers.expire(clock.now_ms(), DEADLINES_MAX, |slot| expired.push(slot));
+        self.deadlines.collect(clock.now_ms());
     }
 
     /// The next connection of those collected that is to be closed gracefully with 109, and the cause.
     pub fn next_overdue(&mut self, clock: &Clock) -> Option<(u32, Cause)> {
-        while let Some(slot) = self.expired.pop() {
-            if let Some(cause) = self.check_deadline(slot, clock) {
-                return Some((slot, cause));
-            }
-        }
-        None
-    }
-
-    fn check_deadline(&mut self, slot: u32, clock: &Clock) -> Option<Cause> {
-        let (now_ms, grace_until_ms) = (clock.now_ms(), clock.grace_until_ms());
-        let idle_timeout_ms = self.settings.idle_timeout_ms;
-        let connection = self.table.at_mut(slot);
-        match connection.phase {
-            Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
-                self.timers.set(slot, grace_until_ms);
-            }
-            Phase::Registering | Phase::Open if connection.has(Flags::HELD) => {
-                // It is not read from, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes it; if it
-                // waits for a call, the call's timeout ends that.
-                self.timers.set(slot, now_ms + idle_timeout_ms);
-            }
-            Phase::Anonymous => return Some(Cause::AuthTimeout),
-            Phase::Registering | Phase::Open => {
-                let silent_ms = clock.wrapping_ms().wrapping_sub(connection.last_seen_ms);
-                let at_ms = now_ms - u64::from(silent_ms) + idle_timeout_ms;
-                if at_ms <= now_ms {
-                    return Some(Cause::Idle);
+        while let Some(slot) = self.deadlines.next_expired() {
+            match self.deadlines.check(self.at(slot), clock) {
+                Due::Later(at_ms) => self.deadlines.set(slot, at_ms),
+                Due::Close(cause) => return Some((slot, cause)),
+                Due::Abort => {
+                    self.table.at_mut(slot).phase = Phase::Aborted;
+                    self.touch(slot);
                 }
-                self.timers.set(slot, at_ms);
+                Due::Nothing => {}
             }
-            Phase::Closing | Phase::Lingering => {
-                connection.phase = Phase::Aborted;
-                self.touch(slot);
-            }
-            Phase::Vacant | Phase::Aborted => {}
         }
         None
     }
