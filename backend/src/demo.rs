@@ -14,7 +14,7 @@
 //!
 //! Types 10, 11 and 12 are answered when the gateway has done what they ask, or has refused it: a connection
 //! is a member when its join is answered, and a room's members have a message before its sender has the
-//! answer. A join or a push that would open a room beyond `rooms.rooms_max` fails with 104, as rooms without
+//! answer. A join or a push that would open a room beyond `rooms.rooms_per_shard_max` fails with 104, as rooms without
 //! members are closed in time; a join beyond `rooms.rooms_per_connection_max` fails with 101, as it stays until
 //! the client leaves a room. Everybody's room is always there, and a user is no room: types 2 and 20 are
 //! answered at once.

@@ -133,7 +133,9 @@ pub enum PushError {
     )]
     Overloaded,
     /// The push would be a longer frame than the gateway sends.
-    #[error("a push of {bytes} bytes is longer than max_frame_to_client ({bytes_max})")]
+    #[error(
+        "a push of {bytes} bytes is longer than limits.frame_to_client_bytes_max ({bytes_max})"
+    )]
     TooLong {
         /// The frame's payload.
         bytes: usize,
@@ -151,7 +153,7 @@ pub enum PushError {
     Stopping,
     /// The push, or the join, would open one room too many.
     #[error(
-        "there are as many rooms as rooms.rooms_max allows ({rooms_max} on each shard): raise it, or wait until \
+        "there are as many rooms as rooms.rooms_per_shard_max allows ({rooms_max} on each shard): raise it, or wait until \
          rooms without members are closed, rooms.idle_ttl_ms after their last push"
     )]
     RoomsFull {

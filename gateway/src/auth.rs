@@ -1,8 +1,7 @@
-//! Who may come in: what a token proves.
+//! Authentication: verifies clients' tokens.
 //!
-//! A [`Verifier`] is made once, with its key read and prepared, and then asked by the shards, on their
-//! own threads: it opens no file, takes no lock and never waits. What HS256 costs is microseconds, an
-//! RS256 or EdDSA signature some tens of them.
+//! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no file, takes
+//! no lock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens of them.
 
 mod claims;
 mod jws;
@@ -21,19 +20,19 @@ use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_cr
 /// Shortest modulus of an RSA key, in bits: RFC 7518, 3.3.
 const RSA_BITS_MIN: usize = 2048;
 
-/// Longest token that is looked at, in bytes: no honest one comes near, and an attacker's costs no more.
+/// Longest token that is parsed, in bytes. Real tokens are far shorter, and a longer one costs nothing.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a token does not let a user in: the peer's fault, answered with 100.
+/// Why a token is refused: the peer's fault, answered with 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// It is no token, or lacks a claim, or has one of another type than RFC 7519 gives it.
+    /// It is not a token, or lacks a claim, or has a claim whose type is not that of RFC 7519.
     #[error("the token can't be read, or lacks a claim, or has one of the wrong type")]
     Malformed,
-    /// It was not signed with the key, or not with the one algorithm that is accepted.
+    /// It was not signed with the key, or with another algorithm than the accepted one.
     #[error("the token was not signed with the gateway's key and algorithm")]
     Signature,
-    /// `exp` has passed, or `nbf` is to come.
+    /// `exp` has passed, or `nbf` has not.
     #[error("the token has expired, or is not valid yet")]
     Expired,
     /// It was made for another audience, or by another issuer.
@@ -45,9 +44,9 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = Self::ALL.len();
-    /// All of them, in order.
+    /// All variants, in order.
     pub const ALL: [Self; 5] =
         [Self::Malformed, Self::Signature, Self::Expired, Self::Audience, Self::WrongUser];
 
@@ -64,7 +63,7 @@ impl AuthError {
     }
 }
 
-/// Why there is no verifier: the operator's to mend.
+/// Why there is no verifier. The operator can fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The secret of HS256.
@@ -78,7 +77,7 @@ pub enum KeyError {
         /// Why.
         cause: KeyFileError,
     },
-    /// The key can be broken.
+    /// The key is too short to be secure.
     #[error(
         "auth.key_file: the RSA key in {path} has {bits} bits, and must have at least {RSA_BITS_MIN}: \
          `openssl genrsa 3072` makes one",
@@ -114,13 +113,13 @@ pub struct Verifier {
 
 struct Jwt {
     key: DecodingKey,
-    /// The one that is accepted, whatever a token says.
+    /// The one algorithm that is accepted, whatever a token's header says.
     algorithm: Algorithm,
     demands: Demands,
 }
 
 impl Verifier {
-    /// Reads the key and prepares it. The secret of HS256 is made where it is missing.
+    /// Reads and prepares the key. Makes the secret of HS256 if it is missing.
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
@@ -156,8 +155,7 @@ impl Verifier {
         Ok(Self { jwt: Some(Jwt { key, algorithm, demands }) })
     }
 
-    /// Checks that there is a key to read, and makes none: a missing secret of HS256 is made on first
-    /// start.
+    /// Checks that the key can be read. Makes none: the first start makes a missing secret of HS256.
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
@@ -200,12 +198,12 @@ impl Jwt {
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Never the key.
+        // This never shows the key.
         f.debug_struct("Verifier").field("jwt", &self.jwt.is_some()).finish()
     }
 }
 
-/// Whether a text is a user id in decimal, as it is usually written: not `+7`, not `007`.
+/// Whether a text is a user id in plain decimal digits: not `+7`, not `007`.
 fn names(text: &str, user_id: UserId) -> bool {
     let usual = text == "0" || text.starts_with(|c: char| ('1'..='9').contains(&c));
     usual && text.parse() == Ok(user_id)
@@ -220,16 +218,16 @@ fn public_key(
         .map_err(|cause| KeyError::Unreadable { path: path.to_owned(), cause })?
         .bytes;
     let no_key = |cause| KeyError::NoKey { path: path.to_owned(), algorithm, cause };
-    // The library takes a private key too, and then verifies nothing with it.
+    // The library accepts a private key too, but then verifies no token with it.
     if !pem.windows(10).any(|window| window == b"PUBLIC KEY") {
-        return Err(no_key("it is no public key".into()));
+        return Err(no_key("it is not a public key".into()));
     }
     parse(&pem).map_err(|error| no_key(error.into()))
 }
 
-/// Bits of the modulus of an RSA key in DER (RFC 8017, A.1.1), whole bytes of them; 0 if it is none.
+/// Bits of the modulus of an RSA key in DER (RFC 8017, A.1.1), in whole bytes; 0 if it is not an RSA key.
 fn rsa_bits(der: &[u8]) -> usize {
-    // A tag, a length in one byte or in the bytes that it counts, and the contents.
+    // A tag, a length in one byte or in as many bytes as that byte says, and the contents.
     let contents = |der: &'_ [u8], tag: u8| -> Option<(usize, usize)> {
         let [first, length, rest @ ..] = der else { return None };
         if *first != tag {

@@ -1,35 +1,35 @@
-//! What operators ask of a running gateway, as the admin API sees it.
+//! What the operators' HTTP asks a running gateway.
 //!
-//! A question goes to the shards that know the answer and comes back through a one-shot channel. A
-//! channel that closes without an answer means that the shard which should give it has ended.
+//! A question goes to the shard that knows the answer, which comes back through a one-shot channel. If the channel
+//! closes without an answer, that shard has ended.
 
 use serde::Serialize;
 use tidegate_backend::publisher::{Command, CommandOutcome, RoomId, UserId};
 use tokio::sync::oneshot;
 
-/// The code of `GET /readyz` while the gateway drains: a successor looks for it.
+/// The error code of `GET /readyz` while the gateway drains. A successor looks for it.
 pub(crate) const DRAINING: &str = "draining";
 
-/// An answer to come.
+/// An answer that is still to come.
 pub type Reply<T> = oneshot::Receiver<T>;
 
-/// What operators may ask.
+/// What operators can ask.
 pub trait Control: Send + Sync + 'static {
-    /// Whether new connections are welcome, and if not, why.
+    /// Whether new connections are accepted, and if not, why.
     fn readiness(&self) -> Readiness;
 
-    /// Whether new connections are welcome.
+    /// Whether new connections are accepted.
     fn is_ready(&self) -> bool {
         self.readiness() == Readiness::Ready
     }
 
-    /// Does what a backend may ask for too; answers with how it ended.
+    /// Gives a command, as backends do. The answer is its outcome.
     fn command(&self, command: Command) -> Reply<CommandOutcome>;
 
     /// Asks for a user's connections.
     fn user(&self, user_id: UserId) -> Reply<UserInfo>;
 
-    /// Asks for a room; `None` when there is none of that name.
+    /// Asks for a room; `None`: there is no room of that name.
     fn room(&self, room: RoomId) -> Reply<Option<RoomInfo>>;
 
     /// How many shards there are.
@@ -39,15 +39,27 @@ pub trait Control: Send + Sync + 'static {
     fn shard(&self, shard: u16) -> Reply<ShardInfo>;
 }
 
-/// Whether new connections are welcome.
+/// Whether new connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not yet.
+    /// Not yet: the gateway starts.
     Starting,
-    /// Every shard listens, and none drains.
+    /// Yes: every shard listens, and none drains.
     Ready,
-    /// No more: it goes away.
+    /// No longer: the gateway drains.
     Draining,
+}
+
+impl Readiness {
+    /// Its name in `/stats`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => DRAINING,
+        }
+    }
 }
 
 /// A user and its connections.
@@ -55,7 +67,7 @@ pub enum Readiness {
 pub struct UserInfo {
     /// The user.
     pub user_id: UserId,
-    /// Its connections, oldest first; none when it is not here.
+    /// Its connections, oldest first; empty when it has none.
     pub connections: Vec<ConnectionInfo>,
 }
 
@@ -98,7 +110,7 @@ pub struct ShardInfo {
     pub sessions: u64,
     /// Users whose directory entry this shard keeps.
     pub users: u64,
-    /// Rooms that this shard has members or the log of.
+    /// Rooms that have members on this shard, or their log.
     pub rooms: u64,
     /// Memberships of this shard's connections.
     pub memberships: u64,

@@ -1,6 +1,7 @@
-//! An address that another process has: how long it is waited for.
+//! How long a start waits for an address that another process holds.
 //!
-//! [`PATIENCE`], and as long before as the holder drains. Its operators' port says so to everybody.
+//! It waits as long as the holder is a gateway that drains, and [`PATIENCE`] more. The holder's operators' port says
+//! whether it drains, without a token.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -11,22 +12,22 @@ use serde::Deserialize;
 
 use crate::control::DRAINING;
 
-/// How long an address may still be in use: by a gateway whose drain has ended, for the two seconds that
-/// goodbyes linger; by one on io_uring that was killed, until the kernel has ended what it had under way; by
-/// a gateway that starts at the same time, until one of the two has lost.
+/// How long an address may stay in use. A gateway whose drain has ended keeps it for the two seconds in which closing
+/// connections linger. A killed gateway on io_uring keeps it until the kernel has ended its operations. A gateway that
+/// starts at the same time keeps it until one of the two has lost.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Between two tries to have the address, in milliseconds: drawn anew each time, or two gateways that start
-/// together might fail together again and again.
+/// Time between two tries to bind the address, in milliseconds. It is random, since two gateways that start together
+/// could otherwise collide at each try.
 const TRY_AGAIN_MS: std::ops::Range<u64> = 10..30;
 
-/// Between two questions whether the holder drains.
+/// Time between two questions whether the holder drains.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// How long the holder may take to say that it drains, all in all.
+/// Deadline for the holder's whole answer.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two looks at whether the start is given up, while an answer is waited for.
+/// How often a wait for an answer checks whether the start was interrupted.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Longest answer that is read, in bytes.
@@ -35,36 +36,36 @@ const ANSWER_BYTES_MAX: usize = 4 * 1024;
 /// How a start waits for its addresses.
 #[derive(Clone, Copy)]
 pub(crate) struct Wait<'a> {
-    /// How long for one whose holder does not drain.
+    /// How long it waits for a holder that does not drain.
     pub(crate) patience: Duration,
-    /// Whether the start is given up. Once true, it stays true.
-    pub(crate) given_up: &'a dyn Fn() -> bool,
+    /// Whether the start was interrupted. Once true, it stays true.
+    pub(crate) interrupted: &'a dyn Fn() -> bool,
 }
 
-/// Why an address was not had.
+/// Why an address could not be bound.
 #[derive(Debug)]
-pub(crate) enum NotHad {
-    /// The start was given up.
-    GivenUp,
-    /// The system refuses it.
+pub(crate) enum AddressError {
+    /// The start was interrupted.
+    Interrupted,
+    /// The system refused it.
     Refused(io::Error),
 }
 
-/// Which kind of process has the address; also what the log has said of it.
+/// What kind of process holds the address. It is also what the log has said last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Holder {
     Other,
     Drains,
 }
 
-/// Tries until the address is not in use, or the patience is over. It begins anew as long as the holder
-/// `drains`.
+/// Tries to bind until the address is free or the patience is over. The patience counts from when the holder last
+/// drained.
 pub(crate) fn once_released<T>(
     address: SocketAddr,
     wait: &Wait<'_>,
     mut drains: impl FnMut() -> bool,
     mut open: impl FnMut() -> io::Result<T>,
-) -> Result<T, NotHad> {
+) -> Result<T, AddressError> {
     let mut until = Instant::now() + wait.patience;
     let mut ask_at = Instant::now();
     let mut told = None;
@@ -72,7 +73,7 @@ pub(crate) fn once_released<T>(
         let in_use = match open() {
             Ok(opened) => return Ok(opened),
             Err(error) if error.kind() == ErrorKind::AddrInUse => error,
-            Err(error) => return Err(NotHad::Refused(error)),
+            Err(error) => return Err(AddressError::Refused(error)),
         };
         if Instant::now() >= ask_at {
             let holder = if drains() { Holder::Drains } else { Holder::Other };
@@ -85,11 +86,11 @@ pub(crate) fn once_released<T>(
                 told = Some(holder);
             }
         }
-        if (wait.given_up)() {
-            return Err(NotHad::GivenUp);
+        if (wait.interrupted)() {
+            return Err(AddressError::Interrupted);
         }
         if Instant::now() >= until {
-            return Err(NotHad::Refused(in_use));
+            return Err(AddressError::Refused(in_use));
         }
         thread::sleep(Duration::from_millis(fastrand::u64(TRY_AGAIN_MS)));
     }
@@ -100,23 +101,27 @@ fn tell(address: SocketAddr, holder: Holder, patience: Duration) {
     match holder {
         Holder::Drains => tracing::info!(
             %address,
-            "a gateway that drains has this address: waiting until it has told all in its queue to go"
+            "a gateway that drains holds this address: waiting until it has answered all connections in its queue"
         ),
         Holder::Other => {
-            tracing::warn!(%address, "another process has this address: waiting {seconds} s for it");
+            tracing::warn!(%address, "another process holds this address: waiting {seconds} s for it");
         }
     }
 }
 
-/// Whether a gateway that drains serves these operators: as `GET /readyz` tells everybody.
-pub(crate) fn drains(operators: SocketAddr, given_up: &dyn Fn() -> bool) -> bool {
-    // A port that is still to be chosen is nobody's.
+/// Whether the gateway whose operators' port this is drains, as its `GET /readyz` says.
+pub(crate) fn drains(operators: SocketAddr, interrupted: &dyn Fn() -> bool) -> bool {
+    // Nobody holds port 0, which stands for any.
     operators.port() != 0
-        && ask(operators, ASK_TIMEOUT, given_up).is_ok_and(|code| code == DRAINING)
+        && ask(operators, ASK_TIMEOUT, interrupted).is_ok_and(|code| code == DRAINING)
 }
 
-/// The code of the error that the operators' port answers `GET /readyz` with.
-fn ask(operators: SocketAddr, within: Duration, given_up: &dyn Fn() -> bool) -> io::Result<String> {
+/// The error code in the operators' port's answer to `GET /readyz`.
+fn ask(
+    operators: SocketAddr,
+    within: Duration,
+    interrupted: &dyn Fn() -> bool,
+) -> io::Result<String> {
     let until = Instant::now() + within;
     let mut stream = TcpStream::connect_timeout(&operators, within)?;
     stream.set_read_timeout(Some(LOOK_AGAIN))?;
@@ -125,7 +130,7 @@ fn ask(operators: SocketAddr, within: Duration, given_up: &dyn Fn() -> bool) -> 
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut part = [0; 1024];
-    while answer.len() < ANSWER_BYTES_MAX && Instant::now() < until && !given_up() {
+    while answer.len() < ANSWER_BYTES_MAX && Instant::now() < until && !interrupted() {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&part[..count]),
@@ -140,7 +145,7 @@ fn ask(operators: SocketAddr, within: Duration, given_up: &dyn Fn() -> bool) -> 
     Err(ErrorKind::InvalidData.into())
 }
 
-/// The code of an error, once all of it is there.
+/// The code of an error, once the whole answer has arrived.
 fn code(answer: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Told {
@@ -168,7 +173,7 @@ mod tests {
 
     #[test]
     fn one_that_drains_is_waited_for_as_long_as_it_takes() {
-        let wait = Wait { patience: Duration::from_millis(600), given_up: &|| false };
+        let wait = Wait { patience: Duration::from_millis(600), interrupted: &|| false };
         let began = Instant::now();
         // Longer than the patience lasts.
         let drains = || began.elapsed() < Duration::from_secs(2);
@@ -187,20 +192,25 @@ mod tests {
 
     #[test]
     fn who_does_not_drain_is_not_waited_for() {
-        let wait = Wait { patience: Duration::ZERO, given_up: &|| false };
+        let wait = Wait { patience: Duration::ZERO, interrupted: &|| false };
         let had = once_released(NOWHERE, &wait, || false, || Err::<(), _>(in_use()));
-        assert!(matches!(had, Err(NotHad::Refused(error)) if error.kind() == ErrorKind::AddrInUse));
+        assert!(
+            matches!(had, Err(AddressError::Refused(error)) if error.kind() == ErrorKind::AddrInUse)
+        );
     }
 
     #[test]
     fn who_gives_up_waits_no_more() {
         let tries = Cell::new(0);
-        let wait = Wait { patience: Duration::from_secs(3600), given_up: &|| tries.get() == 3 };
+        let wait = Wait { patience: Duration::from_secs(3600), interrupted: &|| tries.get() == 3 };
         let open = || {
             tries.set(tries.get() + 1);
             Err::<(), _>(in_use())
         };
-        assert!(matches!(once_released(NOWHERE, &wait, || true, open), Err(NotHad::GivenUp)));
+        assert!(matches!(
+            once_released(NOWHERE, &wait, || true, open),
+            Err(AddressError::Interrupted)
+        ));
         assert_eq!(tries.get(), 3);
     }
 
@@ -209,7 +219,7 @@ mod tests {
         says: &'static str,
         drips: bool,
         within: Duration,
-        given_up: &dyn Fn() -> bool,
+        interrupted: &dyn Fn() -> bool,
     ) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -224,7 +234,7 @@ mod tests {
                     thread::sleep(Duration::from_millis(20));
                 }
             });
-            ask(address, within, given_up).ok()
+            ask(address, within, interrupted).ok()
         })
     }
 
@@ -256,8 +266,8 @@ mod tests {
     #[test]
     fn an_answer_that_drips_can_be_given_up() {
         let looks = Cell::new(0);
-        let given_up = || looks.replace(looks.get() + 1) == 3;
-        assert_eq!(asked("", true, Duration::from_secs(3600), &given_up), None);
+        let interrupted = || looks.replace(looks.get() + 1) == 3;
+        assert_eq!(asked("", true, Duration::from_secs(3600), &interrupted), None);
         assert_eq!(looks.get(), 4);
     }
 }

@@ -1,7 +1,7 @@
-//! The way into all shards at once: what backends command and operators ask.
+//! Routes commands of backends and questions of operators to the shards.
 //!
-//! It finds the shard that a user, a room or a session has its home on, and posts there. It keeps
-//! the bound on commands under way, and never blocks.
+//! It finds the home shard of a user, a room or a session, and posts to that shard's mailbox. It enforces the bound on
+//! commands in flight. It never blocks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::shard::mailbox::{Address, Message};
 use crate::shard::rooms::{self, message::RoomMessage};
 use crate::shard::users::{self, message::UserMessage};
 
-/// All shards' mailboxes, and who is to be found where.
+/// The mailboxes of all shards, and which shard is the home of what.
 #[derive(Debug)]
 pub struct Hub {
     addresses: Vec<Address>,
@@ -29,7 +29,7 @@ pub struct Hub {
     session_ids: SessionIds,
     frame_bytes_max: usize,
     readiness: AtomicCell<Readiness>,
-    /// The shards have ended, or are about to: nobody takes commands.
+    /// The shards have ended, or are about to: commands are refused.
     stopped: AtomicBool,
 }
 
@@ -47,17 +47,17 @@ impl Hub {
         Self { addresses, limiter, session_ids, frame_bytes_max, readiness, stopped }
     }
 
-    /// Says whether new connections are welcome.
+    /// Sets whether new connections are accepted.
     pub fn set_readiness(&self, readiness: Readiness) {
         self.readiness.store(readiness);
     }
 
-    /// Takes no more commands: [`PushError::Stopping`].
+    /// Refuses commands from now on: [`PushError::Stopping`].
     pub fn set_stopped(&self) {
         self.stopped.store(true, Ordering::Release);
     }
 
-    /// Tells every shard the same.
+    /// Posts a message to every shard.
     pub fn tell_all(&self, message: impl Fn() -> Message) {
         self.addresses.iter().for_each(|address| address.post(message()));
     }
@@ -79,7 +79,7 @@ impl Hub {
         if addr.shard() < self.shards() { Ok(addr) } else { Err(PushError::UnknownSession) }
     }
 
-    /// Takes a command. Its report, if it has one, is taken with it; it is left where the command is not.
+    /// Posts a command. Takes the report with it, if there is one. An error leaves the report to the caller.
     fn take(&self, command: Command, report: &mut Option<Report>) -> Result<(), PushError> {
         match command {
             Command::Push { target, kind, biz_data } => {
@@ -112,7 +112,7 @@ impl Hub {
         if kind <= 0 {
             return Err(PushError::BadType(kind));
         }
-        // The offset isn't known yet: it is taken as the longest.
+        // The offset is not known yet, so its longest encoding counts.
         let push = Response { kind, status: 1, biz_data: &biz_data, ..Response::default() };
         let longest = Response { offset: u64::MAX, ..push };
         if longest.payload_len() > self.frame_bytes_max {
@@ -170,7 +170,7 @@ impl Control for Hub {
     fn command(&self, command: Command) -> Reply<CommandOutcome> {
         let (reply, answer) = oneshot::channel();
         let report = move |outcome| {
-            // Who asked may have stopped waiting.
+            // The receiver may have stopped waiting.
             let _ = reply.send(outcome);
         };
         self.command_reporting(command, Box::new(report));

@@ -4,6 +4,7 @@
 //! [`driver`] -> [`shard`] -> [`router`] -> backend, and the same
 //! back through the shard's [mailbox](shard::mailbox).
 
+pub mod about;
 pub mod admin;
 pub mod allocator;
 pub mod auth;

@@ -1,4 +1,4 @@
-//! The page that Prometheus reads: what the recorder has, and the histogram that it can't hold.
+//! The page that Prometheus reads: the recorder's metrics, and the histogram that shards count themselves.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct MetricsPage {
 }
 
 impl MetricsPage {
-    /// A page of all that is measured.
+    /// A page with all metrics.
     #[must_use]
     pub const fn new(recorder: PrometheusHandle, durations: Arc<CallDurations>) -> Self {
         Self { recorder, durations: Some(durations) }
@@ -31,7 +31,7 @@ impl MetricsPage {
     }
 }
 
-/// A page of what the recorder has.
+/// A page with the recorder's metrics alone.
 impl From<PrometheusHandle> for MetricsPage {
     fn from(recorder: PrometheusHandle) -> Self {
         Self { recorder, durations: None }

@@ -107,6 +107,8 @@ impl OffsetKeeper {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(path: PathBuf, first_offset: u64, started: Instant) -> io::Result<Self> {
+        // Prometheus shows the counter before the first error.
+        counter!(WRITE_ERRORS).increment(0);
         let mut file = OffsetFile { path, first_offset, started, warnings: LogLimit::new() };
         file.write(RESERVED);
         let (stop, stopped) = channel::bounded::<()>(0);

@@ -1,7 +1,7 @@
-//! Secrets that live in a file: one line whose text is the secret.
+//! Secrets in files: one line whose text is the secret.
 //!
-//! They are made on first start, so that no gateway ever runs with a secret that others know. The text
-//! itself is the key, so that whatever else needs it only reads a line.
+//! A missing secret is made on first start, so no gateway runs with a secret that others know. The text itself is the
+//! key, so other programs that need it only read a line.
 
 mod file;
 
@@ -16,10 +16,10 @@ pub use file::KeyFileError;
 /// Shortest secret, in bytes: as many as the hash of HS256 has.
 pub const SECRET_BYTES_MIN: usize = 32;
 
-/// Random bytes of a new secret, which is twice as long in hexadecimal.
+/// Random bytes of a new secret. In hexadecimal it is twice as long.
 const RANDOM_BYTES: usize = 32;
 
-/// Why there is no secret: the operator's to mend.
+/// Why there is no secret. The operator can fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file can't be read.
@@ -30,7 +30,7 @@ pub enum SecretError {
         /// Why.
         cause: KeyFileError,
     },
-    /// There is no file, and none can be made.
+    /// The file does not exist, and can't be made.
     #[error(
         "there is no secret {path}, and it can't be made: {cause}; put one there with \
          `(umask 077; openssl rand -hex 32 > {path})`, or name another file",
@@ -48,9 +48,9 @@ pub enum SecretError {
         /// The link.
         path: PathBuf,
     },
-    /// The file's mode lets others at it.
+    /// The file's mode lets other users read or change it.
     #[error(
-        "others can read or change the secret {path} (mode {mode:03o}): {way_out}",
+        "others can read or change the secret {path} (mode {mode:03o}): {hint}",
         path = path.display()
     )]
     Exposed {
@@ -58,10 +58,10 @@ pub enum SecretError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
-        /// What to do about it.
-        way_out: String,
+        /// How to fix it.
+        hint: String,
     },
-    /// The file holds bytes that are no text.
+    /// The file does not hold UTF-8 text.
     #[error(
         "{path} holds no secret: it must be text, one line of at least {SECRET_BYTES_MIN} bytes; \
          `openssl rand -hex 32` makes one",
@@ -71,7 +71,7 @@ pub enum SecretError {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds something else.
+    /// The file does not hold one line of the right length.
     #[error(
         "{path} holds no secret: it must be one line of at least {SECRET_BYTES_MIN} bytes, this has \
          {bytes} bytes in {lines} lines; `openssl rand -hex 32` makes one, or remove the file and start \
@@ -94,12 +94,11 @@ impl SecretError {
     }
 }
 
-/// Reads a secret, and makes it first where there is no file: 32 random bytes in hexadecimal, mode
-/// 0600, in a folder that only its owner may enter. Of several processes that start at once all get
-/// the same secret.
+/// Reads a secret. Where there is no file, makes one: 32 random bytes in hexadecimal, mode 0600, in a folder that only
+/// its owner may enter. Several processes that start at the same time all get the same secret.
 ///
-/// The group may read a file, as that is how orchestrators hand secrets to a process that is not root;
-/// others may not.
+/// The file's group may read it, since orchestrators give secrets to a process that is not root in this way. Other users
+/// may not.
 ///
 /// # Errors
 /// [`SecretError`] when the file can't be read or made, when others can read it, or when it holds no
@@ -109,7 +108,7 @@ pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
         Err(error) if error.is_not_found() => {
             create(path).map_err(|cause| SecretError::NotMade { path: path.to_owned(), cause })?;
             read(path).map_err(|error| match error.is_not_found() {
-                // What is in the way of making it is the link itself.
+                // The link itself prevents making the file.
                 true => SecretError::Dangling { path: path.to_owned() },
                 false => error,
             })
@@ -118,8 +117,7 @@ pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     }
 }
 
-/// Checks a secret that is there already, and makes none: a missing one is made on first start, if it can
-/// be.
+/// Checks a secret that exists, and that a missing one can be made. Makes none.
 ///
 /// # Errors
 /// As [`load_or_create_secret`].
@@ -138,8 +136,8 @@ fn read(path: &Path) -> Result<String, SecretError> {
     let file = KeyFile::read(path)
         .map_err(|cause| SecretError::Unreadable { path: path.to_owned(), cause })?;
     if file.mode & 0o027 != 0 {
-        let (mode, way_out) = (file.mode, file.way_to_hide(path));
-        return Err(SecretError::Exposed { path: path.to_owned(), mode, way_out });
+        let (mode, hint) = (file.mode, file.way_to_hide(path));
+        return Err(SecretError::Exposed { path: path.to_owned(), mode, hint });
     }
     let text =
         String::from_utf8(file.bytes).map_err(|_| SecretError::Binary { path: path.to_owned() })?;
@@ -151,8 +149,8 @@ fn read(path: &Path) -> Result<String, SecretError> {
     Ok(secret.to_owned())
 }
 
-/// Makes the file whole or not at all: it is written under another name and then linked to its own,
-/// which, unlike renaming, leaves one alone that somebody else made meanwhile.
+/// Makes the file atomically: it is written under another name and then linked to its own. Unlike a rename, a link does
+/// not replace a file that another process made meanwhile.
 fn create(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {

@@ -28,13 +28,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_backend::pool::{Pool, PoolOptions};
 use tidegate_backend::{Gateway, Handler, Placement};
 
+use crate::about::About;
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
 use crate::config::nearest;
 use crate::config::{BackendConfig, Config};
 use crate::control::{Control, Readiness};
-use crate::holder::{NotHad, PATIENCE, Wait};
+use crate::holder::{AddressError, PATIENCE, Wait};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
@@ -46,9 +47,9 @@ use crate::shard::stats;
 use listener::listen;
 use threads::start_shards;
 
-/// Why a gateway did not start, or did not end well. The operator's to mend.
+/// Why a gateway did not start, or failed. The operator can fix it.
 ///
-/// A cause that the text says is no `source`: who prints the whole chain says it once.
+/// A cause that is part of the text is no `source`, so that a printed chain of errors says it once.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The token's key can't be used.
@@ -62,14 +63,14 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The operators' HTTP did not start.
     #[error(transparent)]
     Admin(AdminError),
-    /// It was given up: see [`Builder::start_unless`].
-    #[error("the start was given up while it waited for an address")]
+    /// It was interrupted: see [`Builder::start_unless`].
+    #[error("the start was interrupted while it waited for an address")]
     Interrupted,
     /// A configured backend has no handler.
     #[error(
@@ -79,18 +80,18 @@ pub enum StartError {
     UnknownBackend {
         /// The backend.
         name: String,
-        /// One with a similar name, as a question; empty where there is none.
+        /// A question that names a similar backend; empty where there is none.
         hint: String,
-        /// The handlers there are.
+        /// The handlers of the program.
         known: String,
     },
     /// The system gives no thread, no epoll, or no random numbers.
     #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
-    /// A shard ended though nobody told it to.
+    /// A shard ended without being told to.
     #[error("shard {shard} failed: {reason}")]
     Shard {
-        /// Which.
+        /// The shard.
         shard: u16,
         /// Why.
         reason: String,
@@ -106,7 +107,7 @@ impl From<AdminError> for StartError {
     }
 }
 
-/// A gateway to be.
+/// A gateway that is not started yet.
 pub struct Builder {
     config: Config,
     handlers: Vec<(String, Arc<dyn Handler>)>,
@@ -135,15 +136,15 @@ impl Builder {
         self
     }
 
-    /// Shows operators the metrics of a recorder that is installed already. Without, they see none.
+    /// Shows operators the metrics of a recorder that the program has installed. Without it they see none.
     #[must_use]
     pub fn metrics(mut self, metrics: PrometheusHandle) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Checks what can be checked without starting anything: each backend has a handler, and what
-    /// there is of keys and tokens can be used. It makes no file.
+    /// Checks what can be checked without starting anything: each backend has a handler, and the keys and tokens
+    /// that exist can be used. It makes no file.
     ///
     /// # Errors
     /// [`StartError`]: what [`Self::start`] would fail with.
@@ -157,27 +158,27 @@ impl Builder {
         Ok(())
     }
 
-    /// Starts listening. An address that another process has is waited for: 3 seconds, and before as long as
-    /// `GET /readyz` at the operators' address says that a gateway drains there.
+    /// Starts listening. If another process holds an address, this waits for it: as long as `GET /readyz` at the
+    /// operators' address says that a gateway drains there, and 3 seconds more.
     ///
     /// # Errors
-    /// [`StartError`]: what can't be had. Nothing runs then.
+    /// [`StartError`]. Nothing runs then.
     pub fn start(self) -> Result<Server, StartError> {
         self.start_unless(|| false)
     }
 
-    /// Like [`Self::start`], but while it waits for an address it asks again and again whether it is to give
-    /// up. Once the answer is true, it has to stay true.
+    /// Like [`Self::start`], but while it waits for an address it asks again and again whether it is interrupted.
+    /// Once the answer is true, it has to stay true.
     ///
     /// # Errors
-    /// [`StartError`]: what can't be had, or [`StartError::Interrupted`]. Nothing runs then.
-    pub fn start_unless(self, given_up: impl Fn() -> bool) -> Result<Server, StartError> {
+    /// [`StartError`], also [`StartError::Interrupted`]. Nothing runs then.
+    pub fn start_unless(self, interrupted: impl Fn() -> bool) -> Result<Server, StartError> {
         let Self { config, handlers, metrics } = self;
-        let wait = Wait { patience: PATIENCE, given_up: &given_up };
+        let wait = Wait { patience: PATIENCE, interrupted: &interrupted };
         let verifier = Verifier::new(&config.auth)?;
         let listeners = listen(&config, &wait).map_err(|error| match error {
-            NotHad::GivenUp => StartError::Interrupted,
-            NotHad::Refused(cause) => StartError::Listen { address: config.listen, cause },
+            AddressError::Interrupted => StartError::Interrupted,
+            AddressError::Refused(cause) => StartError::Listen { address: config.listen, cause },
         })?;
         let client_address = listeners[0].local_addr()?;
         let admin_config = config.admin.clone();
@@ -186,6 +187,8 @@ impl Builder {
         let first_offset = offset_file::first_offset(offset_file.as_deref(), wall_clock.unix_us())?;
         let origin = Origin { started, first_offset, wall_clock, session_key: random_number()? };
         stats::describe();
+        let about = About::new(&config, client_address);
+        about.export();
         let parts = Parts::new(config, verifier, origin, |config, gateway| {
             let backends = config.backends.iter();
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
@@ -196,7 +199,7 @@ impl Builder {
             None => detached_metrics().into(),
         };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
-        let admin = admin::serve_once_released(&admin_config, control, metrics, &wait)?;
+        let admin = admin::serve_once_released(&admin_config, control, metrics, about, &wait)?;
         let (report, ended) = channel::unbounded();
         let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;
@@ -231,28 +234,28 @@ impl Server {
         &self.gateway
     }
 
-    /// What operators may ask.
+    /// What operators can ask.
     #[must_use]
     pub fn control(&self) -> Arc<dyn Control> {
         Arc::clone(&self.hub) as Arc<dyn Control>
     }
 
-    /// Starts to go away: no new connections; goodbye to everybody as soon as its answers are out.
-    /// [`Self::wait`] returns when the last has gone, or `shutdown.drain_timeout_ms` is over.
+    /// Drains: accepts no new connections, and closes each connection with 108 once its answers are sent.
+    /// [`Self::wait`] returns when the last is closed, or `shutdown.drain_timeout_ms` is over.
     pub fn shutdown(&self) {
         self.hub.set_readiness(Readiness::Draining);
         self.admin.allow_successor();
         self.hub.tell_all(|| Message::Drain);
     }
 
-    /// Ends at once, without goodbyes.
+    /// Ends at once: connections get no 108.
     pub fn stop(&self) {
         self.hub.set_readiness(Readiness::Draining);
         self.hub.set_stopped();
         self.hub.tell_all(|| Message::Stop);
     }
 
-    /// Tells when a shard has ended, whether it was told to or not. See [`Self::wait`].
+    /// Receives a message from each shard that ends, whether it was told to or not. See [`Self::wait`].
     #[must_use]
     pub const fn ended(&self) -> &Receiver<(u16, Result<(), String>)> {
         &self.ended
@@ -261,7 +264,7 @@ impl Server {
     /// Waits until all shards have ended, and ends the operators' HTTP.
     ///
     /// # Errors
-    /// [`StartError::Shard`] when one ended though nobody told it to.
+    /// [`StartError::Shard`] when one ended without being told to.
     pub fn wait(self) -> Result<(), StartError> {
         let mut outcome = Ok(());
         for _ in 0..self.threads.len() {
@@ -272,7 +275,7 @@ impl Server {
         }
         self.hub.set_stopped();
         for thread in self.threads {
-            // It has reported how it ended.
+            // The thread has reported how it ended.
             drop(thread.join());
         }
         drop(self.offset_keeper);
@@ -316,7 +319,7 @@ fn start_backend(
     Ok(Backend { name: config.name.as_str().into(), handler: Arc::clone(handler), pool })
 }
 
-/// For who installs no recorder: a page without metrics.
+/// A page without metrics, for a program that installs no recorder.
 fn detached_metrics() -> PrometheusHandle {
     metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle()
 }

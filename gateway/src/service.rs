@@ -1,8 +1,8 @@
-//! What a service manager is told (sd_notify(3)): that the gateway is ready, alive, going away.
+//! Tells a service manager (sd_notify(3)) that the gateway is ready, alive, or stopping.
 //!
-//! Without `NOTIFY_SOCKET` in the environment nothing is told to anybody. A sign of life is one of the
-//! shards, not of the process: it is given only after each has answered a question from its own loop,
-//! so that one shard that hangs has the gateway restarted.
+//! Without `NOTIFY_SOCKET` in the environment it tells nobody. A watchdog message vouches for the shards, not for the
+//! process: it is sent only after each shard has answered a question from its own loop. So the manager restarts a
+//! gateway of which one shard hangs.
 
 use std::io;
 use std::sync::Arc;
@@ -16,23 +16,23 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::control::{Control, Reply, ShardInfo};
 
-/// Looks at the shards within one watchdog interval. A question is asked at one and answered before the
-/// next, so signs of life come twice in an interval even where every other answer is late by a look.
-/// The operators' HTTP has a [`Pulse`] of its own.
-const LOOKS_PER_INTERVAL: u32 = 4;
+/// How often the shards are checked within one watchdog interval. A question is asked at one check and answered
+/// before the next, so the manager gets two messages in an interval even if every other answer is one check late.
+/// The operators' HTTP has a [`Liveness`] of its own.
+const CHECKS_PER_INTERVAL: u32 = 4;
 
 /// How long the gateway waits for its service manager to take a message.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The gateway, as its service manager sees it.
+/// Tells the service manager about the gateway.
 #[derive(Debug)]
 pub struct Service {
     stopping: Arc<AtomicBool>,
 }
 
 impl Service {
-    /// Says that the gateway listens and, where the manager wants signs of life, gives them from now on
-    /// until the process ends.
+    /// Tells the manager that the gateway is ready. If the manager has a watchdog, feeds it from now on until the
+    /// process ends.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -40,64 +40,64 @@ impl Service {
         let stopping = Arc::new(AtomicBool::new(false));
         tell_in_time(NotifyState::Ready);
         if let Some(interval) = sd_notify::watchdog_enabled() {
-            let (mut pulse, stopping) = (Pulse::new(control), Arc::clone(&stopping));
+            let (mut liveness, stopping) = (Liveness::new(control), Arc::clone(&stopping));
             thread::Builder::new().name("watchdog".into()).spawn(move || {
                 loop {
-                    // Shards end one by one while the gateway stops, and then there is another bound:
-                    // how long the manager lets it take.
-                    if pulse.all_answered() || stopping.load(Ordering::Acquire) {
+                    // A stopping gateway's shards end one by one. Then the manager's own stop timeout is
+                    // the bound.
+                    if liveness.all_answered() || stopping.load(Ordering::Acquire) {
                         tell(NotifyState::Watchdog);
                     }
-                    thread::sleep(interval / LOOKS_PER_INTERVAL);
+                    thread::sleep(interval / CHECKS_PER_INTERVAL);
                 }
             })?;
         }
         Ok(Self { stopping })
     }
 
-    /// Says that the gateway is going away.
+    /// Tells the manager that the gateway is stopping.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Release);
         tell_in_time(NotifyState::Stopping);
     }
 }
 
-/// A shard that has not answered for longer than this hangs: on a crowded machine a turn takes a second or
-/// two, and a restart of what was only slow costs everybody's connection.
+/// A shard that has not answered for longer than this hangs. On an overloaded machine a turn takes a second or two,
+/// and to restart a gateway that is only slow would cost all connections.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// The longest that one look counts as silence. Who looks late may have been away with the whole machine,
-/// and then says nothing of the shards.
+/// The most silence that one check adds. If a check is late, the whole machine may have been stopped, which says
+/// nothing about the shards.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
-/// Whether all shards turn: asks each a question that its own loop answers. Never waits; what it knows is as
-/// fresh as the last look.
-pub struct Pulse {
+/// Whether all shards run: it asks each a question that the shard's own loop answers. It never waits. Its knowledge is
+/// as old as the last check.
+pub struct Liveness {
     control: Arc<dyn Control>,
     shards: Vec<Asked>,
     looked_at: Instant,
 }
 
-/// What a shard was asked.
+/// The question to one shard.
 struct Asked {
-    /// `None`: the shard has ended, as each does when the gateway drains.
+    /// The answer to come. `None`: the shard has ended, as each does when the gateway drains.
     answer: Option<Reply<ShardInfo>>,
-    /// For how long the answer is due, as far as somebody looked.
+    /// How long the answer has been due, as far as checks have seen.
     silence: Duration,
-    /// It has answered, or ended, since `all_answered` last returned true.
+    /// Whether it has answered or ended since `all_answered` last returned true.
     answered: bool,
 }
 
 /// A shard that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// Which.
+    /// The shard.
     pub shard: u16,
-    /// For how long it has not answered.
+    /// How long it has not answered.
     pub lasts: Duration,
 }
 
-impl Pulse {
+impl Liveness {
     /// Asks every shard.
     #[must_use]
     pub fn new(control: Arc<dyn Control>) -> Self {
@@ -110,8 +110,8 @@ impl Pulse {
         Self { control, shards, looked_at: Instant::now() }
     }
 
-    /// Notes which shards have answered, and asks those again.
-    pub fn look(&mut self) {
+    /// Records which shards have answered, and asks those again.
+    pub fn check(&mut self) {
         self.look_at(Instant::now());
     }
 
@@ -131,9 +131,9 @@ impl Pulse {
         }
     }
 
-    /// Looks, and returns whether every shard has answered since this last returned true.
+    /// Checks, and returns whether every shard has answered since this last returned true.
     pub fn all_answered(&mut self) -> bool {
-        self.look();
+        self.check();
         let all = self.shards.iter().all(|asked| asked.answered);
         if all {
             self.shards.iter_mut().for_each(|asked| asked.answered = asked.answer.is_none());
@@ -141,7 +141,7 @@ impl Pulse {
         all
     }
 
-    /// The shards that hang, as of the last look.
+    /// The shards that hang, as of the last check.
     pub fn silent(&self) -> impl Iterator<Item = Silence> {
         (0..)
             .zip(&self.shards)
@@ -156,8 +156,8 @@ impl Asked {
     }
 }
 
-/// Tells the manager from a thread of its own, since a socket that nobody reads blocks once it is full, and
-/// waits for that thread no longer than [`TOLD_WITHIN`].
+/// Sends a message to the manager from a thread of its own, since a socket that nobody reads blocks once it is full.
+/// Waits for that thread no longer than [`NOTIFY_TIMEOUT`].
 fn tell_in_time(state: NotifyState<'static>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
@@ -169,7 +169,7 @@ fn tell_in_time(state: NotifyState<'static>) {
         tell(state);
     };
     let spawned = thread::Builder::new().name("notify".into()).spawn(work);
-    if spawned.is_err() || told.recv_timeout(TOLD_WITHIN) == Err(RecvTimeoutError::Timeout) {
+    if spawned.is_err() || told.recv_timeout(NOTIFY_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
         tracing::warn!("the service manager does not take {text}: is its NOTIFY_SOCKET read?");
     }
 }
@@ -233,72 +233,72 @@ mod tests {
     }
 
     /// Looks twice a second for this many seconds; the shards of `answers` answer.
-    fn pass(pulse: &mut Pulse, shards: &Shards, answers: &[u16], seconds: u32) {
+    fn pass(liveness: &mut Liveness, shards: &Shards, answers: &[u16], seconds: u32) {
         for _ in 0..2 * seconds {
             answers.iter().for_each(|&shard| shards.answer(shard));
-            let next = pulse.looked_at + Duration::from_millis(500);
-            pulse.look_at(next);
+            let next = liveness.looked_at + Duration::from_millis(500);
+            liveness.look_at(next);
         }
     }
 
-    fn silent(pulse: &Pulse) -> Vec<(u16, u64)> {
-        pulse.silent().map(|silence| (silence.shard, silence.lasts.as_secs())).collect()
+    fn silent(liveness: &Liveness) -> Vec<(u16, u64)> {
+        liveness.silent().map(|silence| (silence.shard, silence.lasts.as_secs())).collect()
     }
 
     #[test]
     fn a_shard_that_hangs_is_named_until_it_answers() {
         let shards = Arc::<Shards>::default();
-        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
-        pass(&mut pulse, &shards, &[0, 1], 60);
-        assert_eq!(silent(&pulse), []);
-        pass(&mut pulse, &shards, &[0], 5);
-        assert_eq!(silent(&pulse), [], "a turn may take a while");
-        pass(&mut pulse, &shards, &[0], 1);
-        assert_eq!(silent(&pulse), [(1, 6)]);
-        pass(&mut pulse, &shards, &[], 10);
-        assert_eq!(silent(&pulse), [(0, 10), (1, 16)], "each is asked by itself");
+        let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
+        pass(&mut liveness, &shards, &[0, 1], 60);
+        assert_eq!(silent(&liveness), []);
+        pass(&mut liveness, &shards, &[0], 5);
+        assert_eq!(silent(&liveness), [], "a turn may take a while");
+        pass(&mut liveness, &shards, &[0], 1);
+        assert_eq!(silent(&liveness), [(1, 6)]);
+        pass(&mut liveness, &shards, &[], 10);
+        assert_eq!(silent(&liveness), [(0, 10), (1, 16)], "each is asked by itself");
         assert_eq!(shards.0.lock().unwrap_or_else(PoisonError::into_inner).len(), 2, "once");
-        pass(&mut pulse, &shards, &[1], 1);
-        assert_eq!(silent(&pulse), [(0, 11)]);
-        pass(&mut pulse, &shards, &[0, 1], 1);
-        assert_eq!(silent(&pulse), []);
+        pass(&mut liveness, &shards, &[1], 1);
+        assert_eq!(silent(&liveness), [(0, 11)]);
+        pass(&mut liveness, &shards, &[0, 1], 1);
+        assert_eq!(silent(&liveness), []);
     }
 
     #[test]
     fn a_shard_that_has_ended_does_not_hang() {
         let shards = Arc::<Shards>::default();
-        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
+        let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
         shards.asked(1).for_each(drop);
-        pass(&mut pulse, &shards, &[0], 60);
-        assert_eq!(silent(&pulse), []);
-        assert!(pulse.all_answered());
+        pass(&mut liveness, &shards, &[0], 60);
+        assert_eq!(silent(&liveness), []);
+        assert!(liveness.all_answered());
         shards.answer(0);
-        assert!(pulse.all_answered());
+        assert!(liveness.all_answered());
     }
 
     #[test]
     fn a_machine_that_was_stopped_says_nothing_of_the_shards() {
         let shards = Arc::<Shards>::default();
-        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
-        pass(&mut pulse, &shards, &[0, 1], 1);
-        // The whole process was: whoever looks first finds what was asked before.
-        let next = pulse.looked_at + Duration::from_secs(3600);
-        pulse.look_at(next);
-        assert_eq!(silent(&pulse), []);
-        pass(&mut pulse, &shards, &[0, 1], 1);
-        assert_eq!(silent(&pulse), []);
+        let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
+        pass(&mut liveness, &shards, &[0, 1], 1);
+        // The whole process was: whoever checks first finds what was asked before.
+        let next = liveness.looked_at + Duration::from_secs(3600);
+        liveness.look_at(next);
+        assert_eq!(silent(&liveness), []);
+        pass(&mut liveness, &shards, &[0, 1], 1);
+        assert_eq!(silent(&liveness), []);
     }
 
     #[test]
     fn all_have_answered_once_each_has_since_the_last_time() {
         let shards = Arc::<Shards>::default();
-        let mut pulse = Pulse::new(Arc::clone(&shards) as Arc<dyn Control>);
-        assert!(!pulse.all_answered());
+        let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
+        assert!(!liveness.all_answered());
         shards.answer(0);
-        assert!(!pulse.all_answered());
+        assert!(!liveness.all_answered());
         shards.answer(0);
-        assert!(!pulse.all_answered(), "one shard does not answer for the other");
+        assert!(!liveness.all_answered(), "one shard does not answer for the other");
         shards.answer(1);
-        assert!(pulse.all_answered() && !pulse.all_answered());
+        assert!(liveness.all_answered() && !liveness.all_answered());
     }
 }

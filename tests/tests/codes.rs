@@ -79,7 +79,7 @@ fn a_handler_that_panics_on_a_shard_or_a_worker_answers_101() {
 
 #[test]
 fn an_answer_too_long_for_a_frame_becomes_101() {
-    let gateway = Setup::demo().set("limits.max_frame_to_client_bytes", 1000).start();
+    let gateway = Setup::demo().set("limits.frame_to_client_bytes_max", 1000).start();
     let mut phone = gateway.login(7);
     let asked = phone.send(demo::ECHO, &[b'x'; 1000]);
     phone.fails(asked, Code::BackendFailed);
@@ -106,8 +106,10 @@ fn a_backend_that_does_not_answer_in_time_causes_102() {
 
 #[test]
 fn a_connection_above_its_request_rate_gets_103() {
-    let gateway =
-        Setup::demo().set("limits.requests_per_second", 1).set("limits.requests_burst", 5).start();
+    let gateway = Setup::demo()
+        .set("limits.frames_per_second_max", 1)
+        .set("limits.frames_burst_max", 5)
+        .start();
     let mut phone = gateway.login(7);
     let asked = phone.send_together(&[(demo::ECHO, "x"); 50]);
     let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();

@@ -85,9 +85,9 @@ fn health_and_metrics_are_answered_despite_hostile_connections() {
     }
     assert!(measured().is_none() || too_slow.is_empty(), "too slow: {too_slow:?}");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_operator_connections_cut_total", "evicted", |n| n > 0.0);
+    operator.wait_for_metric("tidegate_operator_connections_closed_total", "evicted", |n| n > 0.0);
     let malformed = |n| n > 0.0;
-    operator.wait_for_metric("tidegate_operator_connections_cut_total", "malformed", malformed);
+    operator.wait_for_metric("tidegate_operator_connections_closed_total", "malformed", malformed);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_connection_that_stalls_in_its_request_or_does_not_read_is_closed() {
     // Far more answers than the kernel buffers.
     let _never_reads = connect(guarded("/metrics").repeat(1000).as_bytes());
     let operator = gateway.operator();
-    let cut = "tidegate_operator_connections_cut_total";
+    let cut = "tidegate_operator_connections_closed_total";
     operator.wait_for_metric(cut, "write_timeout", |n| n == 1.0);
     operator.wait_for_metric(cut, "head_timeout", |n| n == 2.0);
     operator.wait_for_metric(cut, "idle", |n| n >= 1.0);

@@ -83,7 +83,7 @@ fn memory_is_given_back_after_a_burst_of_long_messages() {
             assert_eq!(phone.outcome(sequence).unwrap(), body[..]);
         }
     }
-    operator.wait_for_metric("tidegate_memory_give_backs_total", "", |n| n >= 1.0);
+    operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
     until("its memory is back, within one MiB", || {
         (resident_bytes(&gateway) < before + MIB).then_some(())
     });
@@ -316,7 +316,7 @@ fn operators_get_503_while_commands_max_is_reached() {
 
 #[test]
 fn memory_is_given_back_after_large_answers() {
-    let gateway = Setup::demo().set("limits.max_frame_bytes", MIB).start();
+    let gateway = Setup::demo().set("limits.frame_bytes_max", MIB).start();
     let operator = gateway.operator();
     let body = vec![b'x'; MIB - 100];
     let mut phones: Vec<_> = (1..=32).map(|user_id| gateway.login(user_id)).collect();

@@ -85,14 +85,16 @@ fn sample(line: &str) -> (String, Labels, f64) {
 
 /// Checks a metric by its type.
 fn check(name: &str, family: &Family) {
-    assert!(is_name(name) && name.starts_with("tidegate_"), "{name}");
+    // Prometheus' own names for what holds for each process begin with "process_".
+    let prefixes = ["tidegate_", "process_"];
+    assert!(is_name(name) && prefixes.iter().any(|it| name.starts_with(it)), "{name}");
     assert!(family.help.ends_with('.'), "{name}: {}", family.help);
     assert!(!family.samples.is_empty(), "{name} has no value");
     let not_base = ["ms", "milliseconds", "us", "microseconds", "kb", "kib", "minutes"];
     assert!(!name.split('_').any(|word| not_base.contains(&word)), "{name}: not a base unit");
     for (sample, _, value) in &family.samples {
         assert!(value.is_finite() && *value >= 0.0, "{sample} {value}");
-        assert!(value.fract() == 0.0 || sample.ends_with("_sum"), "{sample} {value}");
+        assert!(value.fract() == 0.0 || name.ends_with("_seconds"), "{sample} {value}");
     }
     assert_eq!(name.ends_with("_total"), family.kind == "counter", "{name} is a {}", family.kind);
     if family.kind == "histogram" {

@@ -1,5 +1,9 @@
 //! The operators' HTTP against a gateway that serves clients.
 
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
 use tidegate::shard::stats::{COUNTERS, OTHERS};
 use tidegate_tests::phone::quiz;
 use tidegate_tests::{Code, Operator, Setup, until};
@@ -13,9 +17,8 @@ fn metrics() -> impl Iterator<Item = &'static str> {
 #[test]
 fn without_the_token_only_health_and_the_page_are_served() {
     let gateway = Setup::demo().start();
-    for anonymous in
-        [Operator::new(gateway.operators(), "wrong"), Operator::new(gateway.operators(), "")]
-    {
+    for (token, code) in [("wrong", "wrong_token"), ("", "no_token")] {
+        let anonymous = Operator::new(gateway.operators(), token);
         assert_eq!(anonymous.get("/healthz"), (200, "ok\n".into()));
         assert_eq!(anonymous.get("/readyz"), (200, "ready\n".into()));
         let (status, page) = anonymous.get("/");
@@ -23,6 +26,7 @@ fn without_the_token_only_health_and_the_page_are_served() {
         for path in ["/metrics", "/stats", "/users/7", "/rooms/quiz"] {
             let (status, body) = anonymous.get(path);
             assert!(status == 401 && body.contains("admin.token_file"), "{path}: {status} {body}");
+            assert!(body.contains(&format!("\"code\":\"{code}\"")), "{path}: {body}");
         }
         for path in ["/push/all?type=5", "/push/users/7?type=5", "/users/7/kick"] {
             assert_eq!(anonymous.post(path, b"x").0, 401, "{path}");
@@ -85,6 +89,64 @@ fn an_invalid_push_is_refused_with_the_reason() {
 }
 
 #[test]
+fn stats_say_what_the_gateway_is() {
+    let toml = "[limits]\nconnections_max = 300\n[session]\nheartbeat_interval_ms = 12345";
+    let gateway = Setup::demo().shards(2).descriptors(900).toml(toml).start();
+    let stats = gateway.operator().json("/stats");
+    let about = &stats["gateway"];
+    assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(about["pid"].to_string(), gateway.process.pid().to_string());
+    assert_eq!(about["state"], "ready");
+    assert_eq!(about["listen"], gateway.clients().to_string());
+    assert_eq!(about["admin_listen"], gateway.operators().to_string());
+    assert_eq!(about["driver"], stats["shards"][0]["driver"]);
+    assert_eq!(about["driver_refusal"].is_null(), about["driver"] == "uring" || is_told_epoll());
+    let rings = |shard: &Value| shard["rings"].as_u64().unwrap();
+    let shards = stats["shards"].as_array().unwrap();
+    assert_eq!(stats["totals"]["rings"], shards.iter().map(rings).sum::<u64>());
+    assert_eq!(about["descriptors_max"], 900);
+    assert!(about["memory_bytes_max"].as_u64() > Some(0), "{about}");
+    assert_eq!(
+        (&about["connections_max"], &about["connections_max_basis"]),
+        (&300.into(), &"configured".into())
+    );
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let start_ms = about["start_time_unix_ms"].as_u64().unwrap();
+    assert!(
+        u128::from(start_ms + about["uptime_ms"].as_u64().unwrap()) <= now_ms + 1_000,
+        "{about}"
+    );
+    let config = &about["config"];
+    assert_eq!(config["shards"], 2);
+    assert_eq!(config["auth"]["mode"], "demo");
+    assert_eq!(config["session"]["heartbeat_interval_ms"], 12_345);
+    assert_eq!(
+        config["session"]["idle_timeout_ms"], 30_862,
+        "the value that 0 leaves to the gateway"
+    );
+    assert_eq!(config["admin"]["token_file"], ".tidegate/admin.token");
+    let token = fs::read_to_string(gateway.folder().join(".tidegate/admin.token")).unwrap();
+    assert!(!stats.to_string().contains(token.trim()), "a secret");
+}
+
+/// Whether all gateways of this run are to use epoll.
+fn is_told_epoll() -> bool {
+    std::env::var("TIDEGATE_DRIVER").is_ok_and(|driver| driver == "epoll")
+}
+
+#[test]
+fn stats_say_what_bounds_the_connections_where_nothing_is_configured() {
+    let epoll = Setup::demo().shards(2).descriptors(500).set("driver", "epoll").start();
+    let about = epoll.operator().json("/stats")["gateway"].clone();
+    // 64 and 4 for each of 2 shards are no connections.
+    assert_eq!(
+        (&about["connections_max"], &about["connections_max_basis"]),
+        (&428.into(), &"descriptors".into())
+    );
+    epoll.operator().wait_for_metric("tidegate_connections_max", "", |max| max == 428.0);
+}
+
+#[test]
 fn users_rooms_and_stats_show_what_clients_did() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
@@ -130,10 +192,10 @@ fn a_draining_gateway_is_healthy_and_not_ready() {
     assert!(drained.contains("draining"), "{drained}");
     assert_eq!(operator.get("/healthz").0, 200);
     let stats = operator.json("/stats");
-    assert_eq!(stats["ready"], false);
+    assert_eq!((&stats["ready"], &stats["gateway"]["state"]), (&false.into(), &"draining".into()));
     // A shard with nothing left to do does not count as hanging, whether it has ended or waits for the other shard.
     let known = |list: &str| stats[list].as_array().unwrap().len();
-    assert_eq!((known("shards") + known("ended_shards"), known("silent_shards")), (2, 0));
+    assert_eq!((known("shards") + known("ended_shards"), known("unresponsive_shards")), (2, 0));
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
     assert_eq!(operator.kick(7), 1);
     phone.goodbye(Code::Replaced);
@@ -192,8 +254,8 @@ fn metrics_count_what_happened() {
         ("tidegate_received_frames_total", 14.0),
         ("tidegate_room_pushes_total", 1.0),
         ("tidegate_user_pushes_total", 1.0),
-        ("tidegate_room_push_deliveries_total", 1.0),
-        ("tidegate_user_push_deliveries_total", 1.0),
+        ("tidegate_room_pushes_delivered_total", 1.0),
+        ("tidegate_user_pushes_delivered_total", 1.0),
         ("tidegate_calls_in_flight", 0.0),
         ("tidegate_outbox_bytes", 0.0),
     ] {
@@ -206,17 +268,17 @@ fn metrics_count_what_happened() {
 
 #[test]
 fn a_push_beyond_rooms_max_gets_503() {
-    let gateway = Setup::demo().set("rooms.rooms_max", 1).start();
+    let gateway = Setup::demo().set("rooms.rooms_per_shard_max", 1).start();
     let operator = gateway.operator();
     assert_eq!(operator.push_room("first", 5, b"x"), 0, "an empty room has no members");
     let (status, body) = operator.post("/push/rooms/second?type=5", b"x");
-    assert!(status == 503 && body.contains("rooms.rooms_max"), "{status} {body}");
+    assert!(status == 503 && body.contains("rooms.rooms_per_shard_max"), "{status} {body}");
     assert!(body.contains("\"code\":\"rooms_full\""), "{body}");
     let arguments = ["push", "room", "second", "--type", "5", "x", "--admin"];
     let address = gateway.operators().to_string();
     let (ended, said, complaint) = gateway.tide(&[&arguments[..], &[&address]].concat(), "");
     assert!(!ended.success() && said.is_empty(), "{said}");
-    assert!(complaint.contains("rooms.rooms_max"), "{complaint}");
+    assert!(complaint.contains("rooms.rooms_per_shard_max"), "{complaint}");
     assert_eq!(operator.push_room("first", 5, b"x"), 0);
     assert_eq!(operator.push_all(5, b"x"), 0, "everybody's room always exists");
 }

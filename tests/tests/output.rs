@@ -190,7 +190,7 @@ fn a_second_signal_ends_the_process_whatever_its_readers_do() {
 #[test]
 fn log_lines_that_clients_cause_are_rate_limited() {
     let requests = 3_000;
-    let mut gateway = Setup::quiz().set("limits.max_frame_to_client_bytes", 1024).start();
+    let mut gateway = Setup::quiz().set("limits.frame_to_client_bytes_max", 1024).start();
     let mut phone = gateway.login(7);
     let operator = gateway.operator();
     let too_long = [b'x'; 2_000];

@@ -130,9 +130,9 @@ fn check_config_starts_nothing() {
 #[test]
 fn a_wrong_configuration_is_reported_with_its_place_and_advice() {
     let wrong = [
-        (Setup::demo().set("limits.max_frame_byte", 1), "\"limits.max_frame_bytes\""),
-        (Setup::demo().toml("[limts]\nmax_frame_bytes = 100"), "did you mean \"limits\""),
-        (Setup::demo().set("limits.max_frame_bytes", 1), "64"),
+        (Setup::demo().set("limits.frame_byte_max", 1), "\"limits.frame_bytes_max\""),
+        (Setup::demo().toml("[limts]\nframe_bytes_max = 100"), "did you mean \"limits\""),
+        (Setup::demo().set("limits.frame_bytes_max", 1), "64"),
         (Setup::demo().toml("shards = \"two\""), "whole number"),
         (Setup::demo().toml("shards = = 2"), "tidegate.toml"),
         (Setup::demo().set("auth.mode", "none"), "\"demo\""),
@@ -178,19 +178,19 @@ fn check_config_fails_where_a_start_would_fail() {
 fn the_environment_overrides_the_file_and_flags_override_both() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file.toml");
-    std::fs::write(&file, "limits.max_frame_bytes = 1\n").unwrap();
+    std::fs::write(&file, "limits.frame_bytes_max = 1\n").unwrap();
     let check = |flags: &[&str]| {
         let mut command = Command::new(&programs().tidegate);
         command.arg("--check-config").args(flags).current_dir(folder.path());
-        command.env("TIDEGATE_CONFIG", &file).env("TIDEGATE_LIMITS__MAX_FRAME_BYTES", "2");
+        command.env("TIDEGATE_CONFIG", &file).env("TIDEGATE_LIMITS__FRAME_BYTES_MAX", "2");
         Process::run(&mut command, "")
     };
     let (status, _, log) = check(&[]);
     assert_eq!(status.code(), Some(2));
-    assert!(log.contains("= 2") && log.contains("TIDEGATE_LIMITS__MAX_FRAME_BYTES"), "{log}");
-    let (_, _, log) = check(&["--max-frame-bytes", "3"]);
-    assert!(log.contains("= 3") && log.contains("--max-frame-bytes"), "{log}");
-    let (status, _, log) = check(&["--max-frame-bytes", "4096"]);
+    assert!(log.contains("= 2") && log.contains("TIDEGATE_LIMITS__FRAME_BYTES_MAX"), "{log}");
+    let (_, _, log) = check(&["--frame-bytes-max", "3"]);
+    assert!(log.contains("= 3") && log.contains("--frame-bytes-max"), "{log}");
+    let (status, _, log) = check(&["--frame-bytes-max", "4096"]);
     assert!(status.success(), "{log}");
 }
 

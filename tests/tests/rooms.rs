@@ -199,7 +199,7 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
     let missed = 300 - pushes.len();
     assert!(missed > 0, "the member was not too slow");
     let operator = gateway.operator();
-    operator.wait_for_metric("tidegate_push_skipped_total", "", |n| n == missed as f64);
+    operator.wait_for_metric("tidegate_room_pushes_skipped_total", "", |n| n == missed as f64);
     // It is still a member.
     publish(&gateway, "quiz", 300..301);
     assert_eq!(number(&slow.push()), 300);
@@ -228,7 +228,7 @@ fn a_slow_member_is_closed_if_the_policy_says_so() {
 #[test]
 fn a_policy_applies_only_to_rooms_with_its_prefix() {
     let policy = r#"
-        [[room_policy]]
+        [[room_policies]]
         prefix = "short-"
         log_bytes_max = 3000
     "#;
@@ -245,10 +245,10 @@ fn a_policy_applies_only_to_rooms_with_its_prefix() {
 #[test]
 fn pushes_within_a_window_arrive_together_and_in_order() {
     let policies = r#"
-        [[room_policy]]
+        [[room_policies]]
         prefix = "barrage-"
         merge_window_ms = 1000
-        [[room_policy]]
+        [[room_policies]]
         prefix = "*"
         merge_window_ms = 10000
         urgent_types = [51, 51]
@@ -261,7 +261,7 @@ fn pushes_within_a_window_arrive_together_and_in_order() {
     let pushes = phone.pushes(2);
     assert!(pushes.iter().map(Push::text).eq(["one", "two"]));
     assert_eq!(pushes[1].offset, pushes[0].offset + 1);
-    operator.wait_for_metric("tidegate_push_merged_total", "", |n| n == 1.0);
+    operator.wait_for_metric("tidegate_room_pushes_merged_total", "", |n| n == 1.0);
     // Everybody's room has a policy too: an urgent push releases those that wait.
     talker.ask(demo::PUSH_ALL, b"three").unwrap();
     assert_eq!(operator.push_all(51, b"four"), 2);
@@ -336,7 +336,7 @@ fn a_connection_may_be_in_64_rooms_and_no_more() {
 #[test]
 fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
     for shards in [1, 2] {
-        let setup = Setup::demo().shards(shards).set("rooms.rooms_max", 1);
+        let setup = Setup::demo().shards(shards).set("rooms.rooms_per_shard_max", 1);
         let gateway = setup.set("rooms.idle_ttl_ms", 0).start();
         let operator = gateway.operator();
         let mut phone = gateway.login(7);
@@ -366,7 +366,7 @@ fn a_join_or_push_beyond_rooms_max_is_refused_until_a_room_closes() {
 #[test]
 fn a_burst_longer_than_one_send_arrives_without_a_further_push() {
     // One member is served per turn, so pushes accumulate meanwhile.
-    let gateway = Setup::demo().set("limits.fan_out_slice", 1).start();
+    let gateway = Setup::demo().set("limits.fan_out_slice_members", 1).start();
     let mut members: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
     members.iter_mut().for_each(|member| member.join("quiz", 0));
     let text = "x".repeat(700);

@@ -353,7 +353,7 @@ fn unknown_fields_are_ignored() {
 
 #[test]
 fn a_frame_of_maximal_length_is_accepted_and_a_longer_one_is_not() {
-    let gateway = Setup::demo().set("limits.max_frame_bytes", 5000).start();
+    let gateway = Setup::demo().set("limits.frame_bytes_max", 5000).start();
     let overhead = request_frame(demo::ECHO, &vec![0; 4000], 1).len() - 4000 - 2;
     let longest = 5000 - overhead;
     let mut phone = gateway.login(7);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate::Server;
 use tidegate::config::Config;
-use tidegate::service::Pulse;
+use tidegate::service::Liveness;
 use tidegate_backend::{Call, Gateway, Handler, Placement};
 use tidegate_tests::{Operator, Phone, Setup, TIMEOUT, until};
 
@@ -148,20 +148,20 @@ impl Hanging {
 #[test]
 fn one_hanging_shard_stops_the_watchdog_notifications() {
     let hanging = Hanging::start();
-    let mut pulse = Pulse::new(hanging.server.control());
-    let all_answer = |pulse: &mut Pulse| {
-        until("all shards have answered", || pulse.all_answered().then_some(()));
+    let mut liveness = Liveness::new(hanging.server.control());
+    let all_answer = |liveness: &mut Liveness| {
+        until("all shards have answered", || liveness.all_answered().then_some(()));
     };
-    all_answer(&mut pulse);
+    all_answer(&mut liveness);
     let phone = hanging.hang();
     // The shard may have answered a question from before it hung, and the last answer of the other shard may count once
     // more.
     // It does not answer later questions.
-    let count = (0..10_000).filter(|_| pulse.all_answered()).count();
+    let count = (0..10_000).filter(|_| liveness.all_answered()).count();
     assert!(count <= 2, "all shards answered {count} times while one hangs");
 
     hanging.release.send(()).unwrap();
-    all_answer(&mut pulse);
+    all_answer(&mut liveness);
     drop(phone);
     hanging.end();
 }
@@ -181,14 +181,17 @@ fn health_reports_a_hanging_shard_until_it_answers_again() {
     let said = until_it_says("/healthz", 503);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["code"], "shards_hang");
-    let shard = &said["silent_shards"][0]["shard"];
-    assert!(said["silent_shards"][0]["silent_ms"].as_u64().unwrap() >= 5_000, "{said}");
+    let shard = &said["unresponsive_shards"][0]["shard"];
+    assert!(said["unresponsive_shards"][0]["silent_ms"].as_u64().unwrap() >= 5_000, "{said}");
     let text = said["error"].as_str().unwrap();
     assert!(text.contains(&format!("shard {shard} has not answered for ")), "{text}");
     assert_eq!(operator.get("/readyz").0, 503);
     // The figures of the other shards are available at once.
     let stats = operator.json("/stats");
-    assert_eq!((&stats["silent_shards"][0]["shard"], &stats["ready"]), (shard, &false.into()));
+    assert_eq!(
+        (&stats["unresponsive_shards"][0]["shard"], &stats["ready"]),
+        (shard, &false.into())
+    );
     let shards = stats["shards"].as_array().unwrap();
     assert!(shards.len() == 1 && shards[0]["shard"] != *shard, "{stats}");
     // A push that needs the hanging shard may not be done, and the answer says so. Everybody's room
@@ -202,7 +205,7 @@ fn health_reports_a_hanging_shard_until_it_answers_again() {
     hanging.release.send(()).unwrap();
     until_it_says("/healthz", 200);
     until_it_says("/readyz", 200);
-    assert_eq!(operator.json("/stats")["silent_shards"].as_array().unwrap().len(), 0);
+    assert_eq!(operator.json("/stats")["unresponsive_shards"].as_array().unwrap().len(), 0);
     phone.heartbeat();
     drop(phone);
     hanging.end();

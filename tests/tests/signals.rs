@@ -137,7 +137,7 @@ fn a_closed_terminal_drains_the_gateway() {
 fn a_closed_terminal_ends_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     let mut run = start_in_a_terminal(setup, Shell::Replaced(""));
-    run.terminal.stdout.wait_for("a gateway that drains has this address");
+    run.terminal.stdout.wait_for("a gateway that drains holds this address");
     run.terminal.kill();
     wait_for_end(run.gateway);
 }

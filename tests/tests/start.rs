@@ -28,7 +28,7 @@ fn has_the_port(process: &Process) -> Option<bool> {
     if process.stdout.so_far().contains("listening for clients on") {
         return Some(true);
     }
-    process.stderr.so_far().contains("another process has this address").then_some(false)
+    process.stderr.so_far().contains("another process holds this address").then_some(false)
 }
 
 /// Both are killed after each round, and the next round starts on the same port at once.
@@ -223,7 +223,7 @@ fn a_new_gateway_waits_for_a_full_one_that_drains() {
 }
 
 fn waits_for_a_drain(process: &Process) -> Option<()> {
-    process.stderr.so_far().contains("a gateway that drains has this address").then_some(())
+    process.stderr.so_far().contains("a gateway that drains holds this address").then_some(())
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn signals_that_drain_end_a_start_that_waits() {
     let setup = Setup::demo().set("listen", hold(keep_silent)).set("admin.listen", hold(drain));
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let mut process = setup.begin();
-        process.stderr.wait_for("a gateway that drains has this address");
+        process.stderr.wait_for("a gateway that drains holds this address");
         // These signals do not end a start.
         for (signal, text) in [(Signal::HUP, "SIGHUP: this version"), (Signal::USR1, "SIGUSR1 has")]
         {

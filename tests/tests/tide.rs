@@ -262,19 +262,6 @@ fn where_no_gateway_listens_the_error_names_the_address_and_a_start_command() {
 }
 
 #[test]
-fn doctor_reads_the_settings_of_a_running_gateway() {
-    let gateway = Setup::demo().shards(3).flag("--driver").flag("epoll").start();
-    let pid = gateway.process.pid().to_string();
-    let (status, said, log) =
-        gateway.tide(&["doctor", "--connections", "50", "--json", "--pid", &pid], "");
-    assert!(matches!(status.code(), Some(0..=2)), "{log}");
-    let report = json(&said);
-    assert_eq!((&report["shards"], &report["driver"]), (&3.into(), &"epoll".into()), "{report}");
-    let basis = report["basis"].to_string();
-    assert!(basis.contains("3 shards, running") && !basis.contains("assumed"), "{basis}");
-}
-
-#[test]
 fn a_bench_of_a_show_has_questions_answered() {
     for workers in ["1", "3"] {
         let timeline = ["--arrive", "200ms", "--leave", "100ms", "--question-every", "300ms"];

@@ -9,7 +9,7 @@ use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
 use crate::count::{digits_of, grouped};
 
-/// The longest message, in bytes: the gateway's highest `limits.max_frame_bytes`.
+/// The longest message, in bytes: the gateway's highest `limits.frame_bytes_max`.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Parses a whole number within bounds.

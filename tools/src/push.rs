@@ -20,14 +20,20 @@ use crate::{not_running, stdout};
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The default address of a gateway's operators' HTTP.
+pub(crate) const ADMIN: &str = "127.0.0.1:7401";
+
+/// The default file of a gateway's operators' token.
+pub(crate) const TOKEN_FILE: &str = ".tidegate/admin.token";
+
 /// The address of the gateway's operators' HTTP, and the token for it.
 #[derive(Args, Debug)]
-struct Operator {
+pub(crate) struct Operator {
     /// The address of the gateway's operators' HTTP
-    #[arg(long, default_value = "127.0.0.1:7401", value_name = "HOST:PORT", value_parser = argument::place)]
+    #[arg(long, default_value = ADMIN, value_name = "HOST:PORT", value_parser = argument::place)]
     admin: String,
     /// The file with the operators' token
-    #[arg(long, default_value = ".tidegate/admin.token", value_name = "FILE")]
+    #[arg(long, default_value = TOKEN_FILE, value_name = "FILE")]
     token_file: PathBuf,
 }
 
@@ -210,13 +216,25 @@ impl Operator {
         self.answer(request.content_type("application/octet-stream").send(body))
     }
 
-    /// Gets JSON, and prints it indented.
-    fn show(&self, path: &str) -> Result<()> {
+    /// The operators' HTTP of the gateway that listens at `admin`.
+    pub(crate) const fn new(admin: String, token_file: PathBuf) -> Self {
+        Self { admin, token_file }
+    }
+
+    /// Gets JSON.
+    ///
+    /// # Errors
+    /// When the gateway can't be reached, or it refuses.
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
         let request = agent().get(self.url(path)).header("Authorization", self.authorization()?);
         let answer = self.answer(request.call())?;
-        let value: Value = serde_json::from_str(&answer)
-            .with_context(|| format!("the gateway's answer is no JSON: {answer}"))?;
-        print(&serde_json::to_string_pretty(&value)?)
+        serde_json::from_str(&answer)
+            .with_context(|| format!("the gateway's answer is no JSON: {answer}"))
+    }
+
+    /// Gets JSON, and prints it for people.
+    fn show(&self, path: &str) -> Result<()> {
+        print(&serde_json::to_string_pretty(&self.get(path)?)?)
     }
 
     fn url(&self, path: &str) -> String {

@@ -8,7 +8,7 @@ use axum::response::Response;
 use subtle::ConstantTimeEq;
 use tokio::task::AbortHandle;
 
-use super::api::App;
+use super::app::App;
 use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 
@@ -20,9 +20,9 @@ pub(super) async fn demand_token(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let sent = bearer(request.headers()).unwrap_or_default();
+    let sent = bearer(request.headers()).ok_or(ApiError::NoToken)?;
     if !bool::from(sent.as_bytes().ct_eq(app.token.as_bytes())) {
-        return Err(ApiError::Unauthorized);
+        return Err(ApiError::WrongToken);
     }
     connection.mark_authenticated();
     // Where there is one, the body is still to come.
@@ -41,8 +41,10 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// The token that a request sends, if it sends one.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let token = Some(token.trim()).filter(|token| !token.is_empty())?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }

@@ -1,10 +1,9 @@
-//! The operators' listening socket: how it is taken, and how a gateway that drains hands it over.
+//! The operators' listening socket, and how a gateway that drains hands its port over.
 //!
-//! A gateway that drains serves its operators to the end: an orchestrator asks whether it is ready, and
-//! whoever watches the drain asks for metrics. A gateway that starts meanwhile on the same address is the
-//! one that operators want from then on, and must not wait for the other's drain. So a draining gateway
-//! lets its successor share the port, and the kernel sends new connections to the successor alone.
-//! Connections that the old gateway has stay with it.
+//! A gateway that drains serves its operators to the end: orchestrators ask whether it is ready, and operators who watch
+//! the drain ask for metrics. A gateway that starts meanwhile on the same address is the one that operators need from
+//! then on, and must not wait for the other's drain. So a draining gateway lets its successor share the port, and the
+//! kernel sends new connections only to the successor. The old gateway keeps the connections that it has.
 //!
 //! Only a gateway of the same user can be a successor (socket(7), SO_REUSEPORT).
 
@@ -15,21 +14,20 @@ use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::driver::accept_queue;
-use crate::holder::{ASK_TIMEOUT, NotHad, Wait, drains, once_released};
+use crate::holder::{ASK_TIMEOUT, AddressError, Wait, drains, once_released};
 
 /// Connections that the kernel queues until they are accepted, as far as `net.core.somaxconn` allows. A peer that
 /// finds the queue full tries again after a second; in a longer queue it would wait as long for those before it
 /// (see `connection_table`).
 pub(super) const BACKLOG: u16 = 4000;
 
-/// Bytes of its answers that the kernel keeps for a connection, about. A client that reads none of them soon holds up
-/// nobody but itself.
+/// `SO_SNDBUF` of a connection, in bytes. It bounds what the kernel keeps for a client that does not read its answers.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// A way to let a successor have the port. See the [module](self).
+/// Lets a successor share the port. See the [module](self).
 #[derive(Debug)]
 pub(super) struct HandOver {
-    /// The listening socket; `None`: the kernel can't send connections to the successor alone.
+    /// The listening socket; `None`: the kernel can't send new connections only to the successor.
     socket: Option<TcpListener>,
 }
 
@@ -44,31 +42,31 @@ impl HandOver {
     }
 }
 
-/// Listens on an address that nobody else listens on, or a gateway that drains. Waits for it.
+/// Listens on an address, alone or beside a gateway that drains. Waits for it.
 ///
 /// # Errors
-/// What the system says.
+/// When it stays in use, or the wait was interrupted.
 pub(super) fn bind(
     address: SocketAddr,
     wait: &Wait<'_>,
-) -> Result<(TcpListener, HandOver), NotHad> {
+) -> Result<(TcpListener, HandOver), AddressError> {
     let open = || match listen(address) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && drains(address, wait.given_up) => {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && drains(address, wait.interrupted) => {
             tracing::info!(%address, "taking the operators' port over from a gateway that drains");
             succeed(address)
         }
         other => other,
     };
-    // One that drains and can't be joined is another user's: the clients' port is had already, and its clients
-    // are not to wait for the end of that drain.
+    // A gateway that drains and can't be joined is another user's. This one has the clients' port already, so its
+    // clients must not wait for the end of that drain.
     once_released(address, wait, || false, open)
 }
 
-/// Listens, if nobody else does.
+/// Listens, unless another socket does.
 fn listen(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
     let socket = bound(address, false)?;
-    // The group has to be there before the socket listens. SO_REUSEPORT is off again by then, so that the
-    // port is shared with nobody until it is handed over.
+    // The group must exist before the socket listens. SO_REUSEPORT is off again by then, so nobody shares the port
+    // until it is handed over.
     socket.set_reuse_port(true)?;
     let can_be_steered = prefer_second(&socket).is_ok();
     socket.set_reuse_port(false)?;
@@ -78,8 +76,8 @@ fn listen(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
     Ok((listener, HandOver { socket }))
 }
 
-/// Listens beside a gateway that drains, if new connections come here from now on: of two gateways that
-/// start meanwhile one has the port.
+/// Listens beside a gateway that drains. Fails unless new connections come here from now on, so that only one of two
+/// gateways that start meanwhile has the port.
 fn succeed(address: SocketAddr) -> io::Result<(TcpListener, HandOver)> {
     let socket = bound(address, true)?;
     socket.listen(BACKLOG.into())?;
@@ -96,7 +94,7 @@ fn bound(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
-    // Those that are accepted inherit it.
+    // Accepted sockets inherit it.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
     Ok(socket)
@@ -122,12 +120,12 @@ pub(super) mod tests {
 
     /// Waits for nobody.
     pub(in super::super) const AT_ONCE: Wait<'_> =
-        Wait { patience: Duration::ZERO, given_up: &|| false };
+        Wait { patience: Duration::ZERO, interrupted: &|| false };
 
-    fn refused(bound: Result<(TcpListener, HandOver), NotHad>) -> ErrorKind {
+    fn refused(bound: Result<(TcpListener, HandOver), AddressError>) -> ErrorKind {
         match bound.unwrap_err() {
-            NotHad::Refused(error) => error.kind(),
-            NotHad::GivenUp => unreachable!(),
+            AddressError::Refused(error) => error.kind(),
+            AddressError::Interrupted => unreachable!(),
         }
     }
 
@@ -177,7 +175,7 @@ pub(super) mod tests {
         let _answering = answer(second, "second");
         (0..50).for_each(|_| assert_eq!(asked(address), "second"));
         // A gateway that comes later, or came at the same time, gets no connections and does not have the port.
-        for late in [bind(address, &AT_ONCE), succeed(address).map_err(NotHad::Refused)] {
+        for late in [bind(address, &AT_ONCE), succeed(address).map_err(AddressError::Refused)] {
             assert_eq!(refused(late), ErrorKind::AddrInUse);
         }
         (0..50).for_each(|_| assert_eq!(asked(address), "second"));

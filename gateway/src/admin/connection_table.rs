@@ -1,7 +1,7 @@
 //! The table of open operators' connections, and which of them is closed when a newcomer needs its slot.
 //!
-//! Descriptors are the gateway's scarcest resource: a peer that leaves connections to this server open must
-//! neither take them from clients nor lock other operators out. So the table has [`CONNECTIONS_MAX`] slots.
+//! Descriptors are scarce: a peer that leaves connections to this server open must neither take them from clients nor
+//! lock other operators out. So the table has [`CONNECTIONS_MAX`] slots.
 //! When all are in use, a newcomer gets the slot of another connection, which is closed:
 //!
 //! - Connections that have not shown the token lose theirs first, in the order in which their protection ended.
@@ -31,14 +31,14 @@ pub(super) const CONNECTIONS_MAX: usize = 40;
 /// Most connections that keep their slots because they have shown the token. Newcomers share the others.
 const AUTHENTICATED_MAX: usize = 24;
 
-/// How long a new connection keeps its slot in any case: its request may come a moment after it. It is evicted
-/// later than those that came before it, so only if newcomers take all other slots within this time, too.
+/// How long a new connection keeps its slot in any case, since its request may come a moment later. Older ones are
+/// evicted before it.
 const NEW_PROTECTED: Duration = Duration::from_millis(5);
 
 /// How long a connection keeps its slot while the gateway works on its request. Most are answered sooner.
 const WORK_PROTECTED: Duration = Duration::from_millis(100);
 
-/// The longest wait of a newcomer for those before it in the kernel's queue, half of what a prober waits.
+/// The longest wait of a newcomer for the connections before it in the kernel's queue: half a usual probe's timeout.
 const QUEUE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 const _: () = assert!(
@@ -205,7 +205,7 @@ impl ConnectionHandle {
     pub(super) fn mark_closing(&self) {
         self.update(|entry| {
             entry.closing = Some(Instant::now());
-            // It asks for nothing more, so it needs no slot.
+            // No further request comes on it, so it needs no slot.
             entry.authenticated = false;
         });
         self.table.changed.notify_one();

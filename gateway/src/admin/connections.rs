@@ -29,12 +29,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio::{select, task, time};
 
-use super::api::Arrived;
 use super::connection_table::{ConnectionTable, Slot};
+use super::metrics_cache::Arrived;
 use super::stream::Stream;
 
-/// How long a request's head may take to come, from when the connection waits for it. So it is also how
-/// long a connection may be silent, before its first request and between two.
+/// How long a request's head may take to arrive, from when the connection waits for it. So it is also how long a
+/// connection may be silent before its first request and between two.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head. Longer: 431.
@@ -52,14 +52,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Dead connections that are accepted and dropped in one go, before other tasks have their turn.
 const DEAD_MAX: usize = 256;
 
-/// Why the gateway ended a connection: the label of [`CUT`].
-const CAUSES: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
+/// Why the gateway closed a connection: the values of the label `reason` of [`CLOSED`].
+const REASONS: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
 
-/// Counts connections that the gateway ended.
-const CUT: &str = "tidegate_operator_connections_cut_total";
+/// Counts connections that the gateway closed.
+const CLOSED: &str = "tidegate_operator_connections_closed_total";
 
-fn count(cause: &'static str) {
-    counter!(CUT, "cause" => cause).increment(1);
+fn count(reason: &'static str) {
+    counter!(CLOSED, "reason" => reason).increment(1);
 }
 
 /// Accepts and serves connections until `stopped`, and then ends them: a request under way gets its answer if it
@@ -70,7 +70,7 @@ pub(super) async fn serve(
     stopped: oneshot::Receiver<()>,
     grace: Duration,
 ) {
-    CAUSES.iter().for_each(|&cause| counter!(CUT, "cause" => cause).increment(0));
+    REASONS.iter().for_each(|&reason| counter!(CLOSED, "reason" => reason).increment(0));
     let table = Arc::<ConnectionTable>::default();
     let (drain, draining) = watch::channel(());
     let accepting = {
@@ -90,7 +90,7 @@ pub(super) async fn serve(
 #[derive(Clone)]
 pub(super) struct HttpService {
     pub(super) router: Router,
-    /// [`HEAD_TIMEOUT`], but for tests.
+    /// [`HEAD_TIMEOUT`]; tests use another.
     pub(super) head_timeout: Duration,
 }
 
@@ -145,7 +145,7 @@ async fn accept_all(
     service: &HttpService,
     draining: &watch::Receiver<()>,
 ) {
-    // One line in the log for each time that it begins to fail.
+    // The log gets one line each time that accepting begins to fail.
     let mut fails = false;
     for number in 0.. {
         let stream = loop {
@@ -241,7 +241,7 @@ async fn serve_one(
     }
 }
 
-/// Why a connection was ended. `None`: its peer did, or the network.
+/// Why the gateway closed a connection. `None`: the peer or the network closed it.
 fn cause_of(error: &hyper::Error, answered: bool) -> Option<&'static str> {
     let timed_out = || {
         let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;

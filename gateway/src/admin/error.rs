@@ -1,4 +1,4 @@
-//! What goes wrong with a request, and what the operator is told.
+//! Errors of requests, and how operators see them.
 
 use std::time::Duration;
 
@@ -8,21 +8,27 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tidegate_backend::publisher::{PushError, RoomIdError};
 
-use super::api::SilentShard;
+use super::silence::SilentShard;
 use crate::control::DRAINING;
 use crate::service::Silence;
 
-/// What clients are told to wait after a 503, in seconds: overload passes, a restart takes longer.
+/// `Retry-After` of a 503, in seconds: overload is over sooner, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// Why a request gets no answer, by whose fault it is.
+/// Why a request fails, grouped by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    // The operator's mistakes.
+    // Mistakes of the operator.
     #[error(
-        "this needs `Authorization: Bearer <token>`, with the token in the gateway's admin.token_file"
+        "the request has no token: send `Authorization: Bearer <token>`, with the token in the gateway's \
+         admin.token_file"
     )]
-    Unauthorized,
+    NoToken,
+    #[error(
+        "the token is wrong: it is not the one in the gateway's admin.token_file, which each gateway has for \
+         itself"
+    )]
+    WrongToken,
     #[error(
         "{0:?} is no user id: it is a whole number from 0 to 18446744073709551615, in plain digits: no sign, no \
          zero before it, not percent-encoded"
@@ -39,32 +45,32 @@ pub(super) enum ApiError {
     BadType(String),
     #[error("there is no parameter {0:?} here: a push takes `type`, and nothing else takes any")]
     BadParameter(String),
-    #[error("the parameter {0:?} is repeated: say it once")]
+    #[error("the parameter {0:?} is repeated: give it once")]
     RepeatedParameter(String),
-    #[error("a kick takes no body: whom it is for stands in the path")]
+    #[error("a kick takes no body: the path names the user")]
     UnexpectedBody,
-    #[error("the body has Content-Encoding {0:?}: it goes out as it is, so send it plain")]
+    #[error("the body has Content-Encoding {0:?}: it is pushed unchanged, so send it uncompressed")]
     EncodedBody(String),
     #[error("the body did not arrive whole: {0}")]
     BadBody(String),
     #[error(
-        "the body did not arrive within {} s, so nothing was done: send all that Content-Length announces, or \
+        "the body did not arrive within {} s, so nothing was done: send as many bytes as Content-Length says, or \
          the last chunk", .0.as_secs_f64()
     )]
     LateBody(Duration),
-    #[error("the body is longer than limits.max_frame_to_client_bytes ({bytes_max})")]
+    #[error("the body is longer than limits.frame_to_client_bytes_max ({bytes_max})")]
     TooLong { bytes_max: usize },
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),
     #[error(
-        "there is no {method} {path}: GET / shows a page, the gateway's README.md lists the rest; no path but \
-         that ends in a slash"
+        "there is no {method} {path}: GET / shows a page, and the gateway's README.md lists the other paths; only GET / \
+         ends in a slash"
     )]
     NoPath { method: String, path: String },
     #[error("{path} does not take {method}; the header Allow says what it takes")]
     BadMethod { method: String, path: String },
 
-    // The gateway.
+    // Failures of the gateway.
     #[error("{0}")]
     Refused(#[from] PushError),
     #[error("the gateway is stopping")]
@@ -73,10 +79,10 @@ pub(super) enum ApiError {
     Starting,
     #[error("the gateway does not take new connections: it is draining")]
     Draining,
-    #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it stays so", names(.0))]
+    #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it persists", names(.0))]
     Silent(Vec<Silence>),
     #[error(
-        "the shards did not answer in time{}; whether it was done is unknown: look at /healthz and /stats",
+        "the shards did not answer in time{}; whether it was done is unknown: see /healthz and /stats",
         also(.0)
     )]
     Timeout(Vec<Silence>),
@@ -86,13 +92,13 @@ pub(super) enum ApiError {
 
 /// An error as JSON.
 #[derive(Serialize)]
-struct Told {
+struct ErrorBody {
     /// For people.
     error: String,
-    /// For programs: it stays the same.
+    /// For programs: it never changes.
     code: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    silent_shards: Vec<SilentShard>,
+    unresponsive_shards: Vec<SilentShard>,
 }
 
 fn names(silent: &[Silence]) -> String {
@@ -109,7 +115,8 @@ fn also(silent: &[Silence]) -> String {
 impl ApiError {
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NoToken => (StatusCode::UNAUTHORIZED, "no_token"),
+            Self::WrongToken => (StatusCode::UNAUTHORIZED, "wrong_token"),
             Self::BadUser(_) => (StatusCode::BAD_REQUEST, "bad_user_id"),
             Self::BadRoom(_) => (StatusCode::BAD_REQUEST, "bad_room_id"),
             Self::NoType => (StatusCode::BAD_REQUEST, "no_type"),
@@ -134,7 +141,7 @@ impl ApiError {
         }
     }
 
-    fn silent_shards(&self) -> Vec<SilentShard> {
+    fn unresponsive_shards(&self) -> Vec<SilentShard> {
         match self {
             Self::Silent(silent) | Self::Timeout(silent) => silent.iter().map(Into::into).collect(),
             _ => Vec::new(),
@@ -167,9 +174,9 @@ impl From<RoomIdError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status_and_code();
-        let silent_shards = self.silent_shards();
-        let told = Told { error: self.to_string(), code, silent_shards };
-        let mut response = (status, Json(told)).into_response();
+        let unresponsive_shards = self.unresponsive_shards();
+        let body = ErrorBody { error: self.to_string(), code, unresponsive_shards };
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         match status {
             StatusCode::UNAUTHORIZED => {

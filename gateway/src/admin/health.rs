@@ -1,7 +1,7 @@
 //! Answers `/healthz` and `/readyz`.
 //!
-//! A tick asks the shards, and a request only reads what the last tick saw. So health is answered at once
-//! whatever the shards do, and costs them the same however often it is requested.
+//! A timer asks the shards, and a request reads only the last result. So health is answered at once even if shards
+//! hang, and costs the shards the same however often it is requested.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,28 +11,25 @@ use metrics::gauge;
 use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
 
-use super::api::App;
+use super::app::App;
 use super::error::ApiError;
 use crate::control::{Control, Readiness};
-use crate::service::{Pulse, Silence};
+use crate::service::{Liveness, Silence};
 
-/// Time between two looks at the shards.
+/// Time between two checks of the shards.
 const TICK: Duration = Duration::from_millis(500);
 
-/// The shards that hang.
-pub(super) type Silent = watch::Receiver<Vec<Silence>>;
-
-/// Publishes the shards that hang, until nobody subscribes any more.
+/// Publishes the shards that hang, as long as there are subscribers.
 pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<Silence>>) {
-    let mut pulse = Pulse::new(control);
+    let mut liveness = Liveness::new(control);
     let mut ticks = time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !silent.is_closed() {
         ticks.tick().await;
-        pulse.look();
-        let now: Vec<_> = pulse.silent().collect();
+        liveness.check();
+        let now: Vec<_> = liveness.silent().collect();
         #[expect(clippy::cast_precision_loss, reason = "at most 256 shards")]
-        gauge!("tidegate_silent_shards").set(now.len() as f64);
+        gauge!("tidegate_unresponsive_shards").set(now.len() as f64);
         log_changes(&silent.borrow(), &now);
         silent.send_replace(now);
     }
@@ -55,23 +52,16 @@ fn log_changes(before: &[Silence], now: &[Silence]) {
 
 /// 200 while every shard answers.
 pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiError> {
-    app.no_silence()?;
+    app.all_shards_answer()?;
     Ok("ok\n")
 }
 
-/// 200 while every shard answers, and new connections are welcome.
+/// 200 while every shard answers and new connections are accepted.
 pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
     match app.control.readiness() {
-        // This comes first: a successor waits for it, and need not wait for what hangs.
+        // This comes first: a successor waits for it, and need not wait for shards that hang.
         Readiness::Draining => Err(ApiError::Draining),
         Readiness::Starting => Err(ApiError::Starting),
-        Readiness::Ready => app.no_silence().map(|()| "ready\n"),
-    }
-}
-
-impl App {
-    fn no_silence(&self) -> Result<(), ApiError> {
-        let silent = self.silent.borrow().clone();
-        if silent.is_empty() { Ok(()) } else { Err(ApiError::Silent(silent)) }
+        Readiness::Ready => app.all_shards_answer().map(|()| "ready\n"),
     }
 }

@@ -1,7 +1,7 @@
-//! Ids and parameters, as they are spelled in a request: each in one way.
+//! Reads ids and parameters from a request. Each has exactly one spelling.
 //!
-//! What can be spelled in two ways is mistyped in one of them: `007` may have been meant as a name, and a `+`
-//! as a space. So a number is its digits, and only a room's name is percent-encoded.
+//! A second spelling is probably a mistake: `007` may be meant as a name, and a `+` as a space. So a number is plain
+//! digits, and only a room's name is percent-encoded.
 
 use axum::http::Uri;
 use percent_encoding::percent_decode_str;
@@ -18,7 +18,7 @@ pub(super) fn user(uri: &Uri, segment: usize) -> Result<UserId, ApiError> {
     number(text).ok_or_else(|| ApiError::BadUser(text.to_owned()))
 }
 
-/// The name of a room to look at; everybody's may be.
+/// The name of a room to show; the room of everybody is allowed.
 pub(super) fn any_room(uri: &Uri, segment: usize) -> Result<RoomId, ApiError> {
     match decoded(uri, segment)? {
         name if name == EVERYBODY => Ok(RoomId::everybody()),
@@ -31,7 +31,7 @@ pub(super) fn room(uri: &Uri, segment: usize) -> Result<RoomId, ApiError> {
     Ok(RoomId::new(decoded(uri, segment)?)?)
 }
 
-/// A push's type: the one parameter there is.
+/// A push's type: the only parameter.
 pub(super) fn kind(uri: &Uri) -> Result<i32, ApiError> {
     let mut kind = None;
     for (name, value) in parameters(uri) {

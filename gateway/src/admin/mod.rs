@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `GET /` | the page for operators |
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
-//! | `GET /readyz` | likewise, and 503 while new connections are not welcome |
+//! | `GET /readyz` | likewise, and 503 while new connections are not accepted |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "totals", "shards", "silent_shards", "ended_shards"}`: of each shard its driver, rings and figures, or for how long it has not answered |
+//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
@@ -19,17 +19,17 @@
 //! `scrape_config`. A room's id is percent-encoded, and nothing else is: numbers are plain digits. Nothing but a
 //! push takes a parameter, and it takes `type` once; health and the page ignore what they are given.
 //!
-//! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 what was
-//! asked makes no sense, 401 no token, 404 no such room or path, 405 no such method, 408 the body
+//! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the request
+//! makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the body
 //! stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging, starting,
 //! draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there is 404 also without
 //! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
 //! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
 //!
-//! A push opens its room where there is none: a client that joins it later with an offset gets the push. So a
-//! name that was mistyped is answered like an empty room's, with 200 and `{"connections": 0}`, and leaves a
-//! room for `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells them apart beforehand: 404. Where the room can't be
-//! opened because there are `rooms.rooms_max`, nothing is pushed: 503.
+//! A push opens its room if there is none, so that a client that joins later with an offset gets the push. So a push to
+//! a mistyped name is answered like one to an empty room, with 200 and `{"connections": 0}`, and leaves a room for
+//! `rooms.idle_ttl_ms`. `GET /rooms/{id}` tells the two apart beforehand: 404. If the room can't be opened because its
+//! home shard has `rooms.rooms_per_shard_max` rooms, nothing is pushed: 503.
 //!
 //! The thread `admin` accepts connections, reads requests, answers health and refuses requests without the token.
 //! It never blocks and does no long work. The thread `admin-work` answers requests with the token. So health is
@@ -40,12 +40,16 @@
 
 mod access;
 mod api;
+mod app;
 mod binding;
 mod connection_table;
 mod connections;
 mod error;
 mod health;
 mod ids;
+mod metrics_cache;
+mod silence;
+mod stats;
 mod stream;
 
 #[cfg(test)]
@@ -60,17 +64,19 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
 
+use crate::about::About;
 use crate::config::AdminConfig;
 use crate::control::Control;
-use crate::holder::{NotHad, PATIENCE, Wait};
+use crate::holder::{AddressError, PATIENCE, Wait};
 use crate::metrics_page::MetricsPage;
 use crate::secret::{SecretError, load_or_create_secret};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
-use api::{App, Metrics, Timeouts};
+use app::{App, Timeouts};
 use binding::HandOver;
 use connections::{AcceptQueue, HttpService};
+use metrics_cache::MetricsCache;
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,7 +87,7 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests under way may take when the server is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// Why there is no server: the operator's to mend.
+/// Why there is no server. The operator can fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address can't be listened on.
@@ -95,8 +101,8 @@ pub enum AdminError {
     /// There is no token.
     #[error("admin.token_file: {0}")]
     Token(SecretError),
-    /// The start was given up.
-    #[error("the start was given up while it waited for the operators' address")]
+    /// The start was interrupted.
+    #[error("the start was interrupted while it waited for the operators' address")]
     Interrupted,
     /// The system gives no thread, or no poller.
     #[error("can't start the operators' HTTP server")]
@@ -119,8 +125,7 @@ impl AdminServer {
         self.local_addr
     }
 
-    /// Lets a gateway that starts have the address, and new connections with it. To be called when this
-    /// one drains.
+    /// Lets a gateway that starts share the address and get its new connections. Call it when this gateway drains.
     pub fn allow_successor(&self) {
         self.hand_over.allow();
     }
@@ -143,34 +148,43 @@ pub fn serve(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
 ) -> Result<AdminServer, AdminError> {
-    serve_once_released(config, control, metrics, &Wait { patience: PATIENCE, given_up: &|| false })
+    serve_once_released(
+        config,
+        control,
+        metrics,
+        about,
+        &Wait { patience: PATIENCE, interrupted: &|| false },
+    )
 }
 
-/// Likewise, and waits for the address.
+/// Like [`serve`], with another wait for the address.
 pub(crate) fn serve_once_released(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
     let timeouts =
         Timeouts { head: connections::HEAD_TIMEOUT, body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
-    serve_with(config, control, metrics, timeouts, wait)
+    serve_with(config, control, metrics, about, timeouts, wait)
 }
 
 fn serve_with(
     config: &AdminConfig,
     control: Arc<dyn Control>,
     metrics: impl Into<MetricsPage>,
+    about: About,
     timeouts: Timeouts,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
     let token = load_or_create_secret(&config.token_file).map_err(AdminError::Token)?;
     let address = config.listen;
     let (listener, hand_over) = binding::bind(address, wait).map_err(|error| match error {
-        NotHad::GivenUp => AdminError::Interrupted,
-        NotHad::Refused(cause) => AdminError::Bind { address, cause },
+        AddressError::Interrupted => AdminError::Interrupted,
+        AddressError::Refused(cause) => AdminError::Bind { address, cause },
     })?;
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
@@ -179,7 +193,9 @@ fn serve_with(
     let (silence, silent) = watch::channel(Vec::new());
     let app = App {
         control: Arc::clone(&control),
-        metrics: Arc::new(Metrics::new(metrics.into())),
+        metrics: Arc::new(MetricsCache::new(metrics.into())),
+        about: Arc::new(about),
+        admin_listen: local_addr,
         token: token.into(),
         body_bytes_max: config.body_bytes_max,
         timeouts,

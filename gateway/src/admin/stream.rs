@@ -1,4 +1,4 @@
-//! A connection's socket: a write has a deadline, and a close waits for the peer's, so that the answer arrives.
+//! A connection's socket: a write has a deadline, and a close waits for the peer to close, so that the answer arrives.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,16 +11,16 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection_table::ConnectionHandle;
 
-/// How long the peer may take to read an answer, once the kernel has no room for more. It counts from the
-/// first wait until all of the answer is out, so that it also holds for a peer that reads a byte now and then.
+/// How long the peer may take to read an answer once the kernel's buffer is full. It counts from the first wait until
+/// the whole answer is written, so it also bounds a peer that reads a byte now and then.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long what still comes is thrown away after the last answer: a close with unread bytes would be a
-/// reset, and take the answer with it.
+/// How long received bytes are discarded after the last answer. A close with unread bytes would reset the connection,
+/// and the peer would lose the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes that are thrown away at most after the last answer, so that a peer which goes on sending costs a bounded
-/// amount of work: a fraction of a millisecond.
+/// Most bytes that are discarded after the last answer, so that a peer that goes on sending costs a bounded amount of
+/// work: a fraction of a millisecond.
 const LINGER_BYTES_MAX: usize = 512 * 1024;
 
 /// A socket with these deadlines. Tells the connection table when the last answer is out.
@@ -31,7 +31,7 @@ pub(super) struct Stream {
     write_by: Option<Pin<Box<Sleep>>>,
     /// Deadline of the peer's close.
     end_by: Option<Pin<Box<Sleep>>>,
-    /// Bytes thrown away after the last answer.
+    /// Bytes that were discarded after the last answer.
     thrown_away: usize,
 }
 
@@ -88,7 +88,7 @@ impl AsyncWrite for Stream {
         self.tcp.is_write_vectored()
     }
 
-    /// Called when all that there was to write is written.
+    /// Called when everything is written.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.write_by = None;
         Pin::new(&mut self.tcp).poll_flush(context)

@@ -11,6 +11,7 @@ use tidegate_backend::CommandOutcome;
 use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
 
 use super::*;
+use crate::config::Config;
 use crate::control::{ConnectionInfo, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::service::SILENCE_MAX;
 
@@ -36,6 +37,11 @@ struct Fake {
     /// A look-up of the room "blocks": whether it has begun, and whether it may go on.
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
+}
+
+/// What a gateway is that listens on another address.
+fn about() -> About {
+    About::new(&Config::embedded_default(), "127.0.0.1:7400".parse().unwrap())
 }
 
 fn reply<T>(value: T) -> Reply<T> {
@@ -154,9 +160,15 @@ impl TestServer {
             metrics::counter!("tidegate_tests").increment(4);
         });
         let control = Arc::clone(&fake) as Arc<dyn Control>;
-        let server =
-            serve_with(&config, control, recorder.handle(), timeouts, &binding::tests::AT_ONCE)
-                .unwrap();
+        let server = serve_with(
+            &config,
+            control,
+            recorder.handle(),
+            about(),
+            timeouts,
+            &binding::tests::AT_ONCE,
+        )
+        .unwrap();
         let token = std::fs::read_to_string(&config.token_file).unwrap().trim().to_owned();
         Self { server, fake, token, _folder: folder }
     }
@@ -226,8 +238,16 @@ fn everything_else_needs_the_token() {
         ("POST", "/push/all?type=1"),
     ];
     for (method, path) in guarded {
-        for token in [None, Some(""), Some("x"), Some(&*wrong), Some(&test.token[1..])] {
+        let tokens = [
+            (None, "no_token"),
+            (Some(""), "no_token"),
+            (Some("x"), "wrong_token"),
+            (Some(&*wrong), "wrong_token"),
+            (Some(&test.token[1..]), "wrong_token"),
+        ];
+        for (token, code) in tokens {
             let answer = test.ask_as(token, method, path, b"");
+            assert_eq!(answer.code(), code, "{method} {path}");
             assert!(answer.error(401).contains("admin.token_file"), "{method} {path}");
             assert!(answer.head.contains("www-authenticate: bearer"));
         }
@@ -294,7 +314,7 @@ fn what_makes_no_sense_is_refused_with_the_way_out() {
         assert!(error.contains(&format!("{kind:?}")), "{error}");
     }
     let error = test.post("/push/all?type=1", &[0; BODY_BYTES_MAX + 1]).error(413);
-    assert!(error.contains("max_frame_to_client_bytes (1000)"), "{error}");
+    assert!(error.contains("frame_to_client_bytes_max (1000)"), "{error}");
     assert_eq!(test.post("/push/all?type=1", &[0; BODY_BYTES_MAX]).status, 200);
     for path in [
         "/push/all?type=1&type=1",
@@ -431,7 +451,7 @@ fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
     assert!(test.post("/push/all?type=1", b"x").error(413).contains("9 bytes"));
     refuse(PushError::RoomsFull { rooms_max: 3 });
     let full = test.post("/push/rooms/x?type=1", b"x");
-    assert!(full.error(503).contains("rooms.rooms_max") && full.code() == "rooms_full");
+    assert!(full.error(503).contains("rooms.rooms_per_shard_max") && full.code() == "rooms_full");
     refuse(PushError::Stopping);
     assert!(test.post("/push/all?type=1", b"x").error(503).contains("stopping"));
     assert!(test.get("/rooms/gone").error(503).contains("stopping"));
@@ -623,6 +643,6 @@ fn an_address_in_use_is_named() {
         body_bytes_max: BODY_BYTES_MAX,
     };
     let metrics = PrometheusBuilder::new().build_recorder().handle();
-    let error = serve(&config, Arc::<Fake>::default(), metrics).unwrap_err().to_string();
+    let error = serve(&config, Arc::<Fake>::default(), metrics, about()).unwrap_err().to_string();
     assert!(error.contains("on 127.0.0.1:") && error.contains("--admin"), "{error}");
 }

@@ -1,27 +1,26 @@
-//! What a token says: RFC 7519's registered claims.
+//! Checks a token's claims: RFC 7519's registered ones.
 //!
-//! A claim that is there has the type that the RFC gives it, also where the gateway makes nothing of it: a
-//! token with another was not made by who the operator thinks.
+//! Each claim that is present must have the RFC's type, also one that the gateway does not use. A token with another
+//! type was probably not made by the expected issuer.
 
 use serde_json::Value;
 
 use super::AuthError;
 use super::jws::Members;
 
-/// What the configuration demands.
+/// What the configuration requires.
 #[derive(Debug)]
 pub(super) struct Demands {
-    /// What `aud` must hold; `None`: it must not be there.
+    /// The audience that `aud` must contain; `None`: there must be no `aud`.
     pub(super) audience: Option<String>,
-    /// What `iss` must be; `None`: anything.
+    /// The issuer that `iss` must be; `None`: any.
     pub(super) issuer: Option<String>,
-    /// How far the clock of who made the token may be off, in seconds.
+    /// How far the issuer's clock may differ from the gateway's, in seconds.
     pub(super) leeway_s: f64,
 }
 
 impl Demands {
-    /// Checks all claims but whose the token is, and says that: its `sub`. `now_s` is the time, in seconds
-    /// since the Unix epoch.
+    /// Checks all claims except `sub`, and returns that. `now_s` is the time in seconds since the Unix epoch.
     pub(super) fn check<'a>(&self, claims: &'a Members, now_s: f64) -> Result<&'a str, AuthError> {
         let subject = text(claims, "sub")?.ok_or(AuthError::Malformed)?;
         let expires_s = date(claims, "exp")?.ok_or(AuthError::Malformed)?;
@@ -30,14 +29,14 @@ impl Demands {
         text(claims, "jti")?;
         let issuer = text(claims, "iss")?;
         let audience = audience(claims)?;
-        // "On or after" `exp` a token is over: RFC 7519, 4.1.4.
+        // A token has expired "on or after" `exp`: RFC 7519, 4.1.4.
         let over = now_s >= expires_s + self.leeway_s;
         let to_come = begins_s.is_some_and(|begins_s| now_s < begins_s - self.leeway_s);
         if over || to_come {
             return Err(AuthError::Expired);
         }
         let for_us = match (&self.audience, &audience) {
-            // Who does not name itself is no audience: RFC 7519, 4.1.3.
+            // A gateway without a configured audience is none of the token's audiences: RFC 7519, 4.1.3.
             (None, audience) => audience.is_none(),
             (Some(_), None) => return Err(AuthError::Malformed),
             (Some(ours), Some(audience)) => audience.contains(&ours.as_str()),

@@ -1,7 +1,7 @@
-//! A token's outside: RFC 7515's compact serialization, and its header.
+//! Parses a token's envelope: RFC 7515's compact serialization, and its header.
 //!
-//! It is read more strictly than most libraries do, so that a token has one reading, whoever reads it:
-//! canonical base64url, no member twice, no header parameter that changes what the rest means.
+//! It is stricter than most libraries, so that all readers understand a token alike: base64url must be canonical, no
+//! member may come twice, and no header parameter may change the meaning of the rest.
 
 use std::fmt;
 
@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 
 use super::AuthError;
 
-/// What `typ` may say, in small letters and without `application/`: a JSON Web Token, or an OAuth access
-/// token (RFC 9068). Issuers sign other things with the same key, such as logout tokens (RFC 8725, 3.11).
+/// The values of `typ`, in small letters and without `application/`: a JSON Web Token, or an OAuth access token
+/// (RFC 9068). Issuers sign other tokens with the same key, such as logout tokens (RFC 8725, 3.11).
 const TYPES: [&str; 2] = ["jwt", "at+jwt"];
 
 /// The members of a JSON object.
@@ -30,7 +30,7 @@ pub(super) fn open(
     let (message, signature) = token.rsplit_once('.').ok_or(AuthError::Malformed)?;
     let (header, claims) = message.split_once('.').ok_or(AuthError::Malformed)?;
     check_header(&object(header)?, algorithm)?;
-    // The claims are decoded before they are trusted, and read after.
+    // The claims are decoded before the signature is verified, but read only afterwards.
     let claims = decoded(claims)?;
     decoded(signature)?;
     match crypto::verify(signature, message.as_bytes(), key, algorithm) {
@@ -45,7 +45,7 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
         Some(Value::String(text)) => Ok(Some(text.as_str())),
         Some(_) => Err(AuthError::Malformed),
     };
-    // What the gateway makes nothing of has the RFC's type all the same: 4.1.2 to 4.1.8.
+    // Parameters that the gateway does not use must have the RFC's types too: 4.1.2 to 4.1.8.
     for name in ["jku", "kid", "x5u", "x5t", "x5t#S256"] {
         text(name)?;
     }
@@ -61,7 +61,7 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
     if name != name_of(algorithm) {
         return Err(AuthError::Signature);
     }
-    // Extensions that must be understood, and none is: 4.1.11.
+    // Extensions that a reader must understand; the gateway understands none: 4.1.11.
     let critical = header.contains_key("crit");
     // An unencoded payload, which no token may have: RFC 7797, 7.
     let unencoded = header.get("b64").is_some_and(|b64| *b64 != Value::Bool(true));
@@ -72,7 +72,7 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
     if critical || unencoded || strange || nested { Err(AuthError::Malformed) } else { Ok(()) }
 }
 
-/// As a header names it; `""`: one that no configuration can ask for.
+/// The algorithm's name in a header; `""`: an algorithm that can't be configured.
 const fn name_of(algorithm: Algorithm) -> &'static str {
     match algorithm {
         Algorithm::HS256 => "HS256",
@@ -82,7 +82,7 @@ const fn name_of(algorithm: Algorithm) -> &'static str {
     }
 }
 
-/// A media type as it is compared: RFC 7515, 4.1.9.
+/// A media type in the form in which it is compared: RFC 7515, 4.1.9.
 fn media_type(text: &str) -> String {
     let small = text.to_ascii_lowercase();
     small.strip_prefix("application/").map_or(small.clone(), str::to_owned)
@@ -92,7 +92,7 @@ fn object(part: &str) -> Result<Members, AuthError> {
     members(&decoded(part)?)
 }
 
-/// No padding, no white space, no bits left over: RFC 7515, 2.
+/// base64url without padding, white space and leftover bits: RFC 7515, 2.
 fn decoded(part: &str) -> Result<Vec<u8>, AuthError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| AuthError::Malformed)
 }
@@ -102,7 +102,7 @@ fn members(json: &[u8]) -> Result<Members, AuthError> {
     Ok(unique.0)
 }
 
-/// A JSON object none of whose members comes twice: RFC 7515, 4, and RFC 7519, 4.
+/// A JSON object in which no member comes twice: RFC 7515, 4, and RFC 7519, 4.
 struct Unique(Members);
 
 impl<'de> Deserialize<'de> for Unique {

@@ -1,13 +1,13 @@
-//! Whether two addresses can both be listened on.
+//! Whether two sockets can listen on two addresses at the same time.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Whether who listens on one address keeps others off the other.
+/// Whether a listener on one address excludes listeners on the other.
 ///
-/// `[::]` takes connections to IPv4 addresses too, unless the system says otherwise
-/// (`net.ipv6.bindv6only`): a configuration should work on either.
+/// `[::]` accepts connections to IPv4 addresses too, unless `net.ipv6.bindv6only` is set. A configuration should work
+/// with either setting.
 pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    // Port 0 is one that nobody has.
+    // Port 0 gets a port that nobody has.
     one.port() != 0 && one.port() == other.port() && ips_overlap(one, other)
 }
 

@@ -1,4 +1,4 @@
-//! Typed -> checked: ranges, names, and what one key demands of another.
+//! Typed -> checked: ranges, names, and rules between keys.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,35 +9,23 @@ use tidegate_backend::Placement;
 use tidegate_protocol::limits::IDLE_INTERVAL_TENTHS;
 use tracing_subscriber::EnvFilter;
 
+use super::addresses;
 use super::checked::*;
 use super::layers::Origins;
 use super::nearest::nearest;
 use super::typed::{self, DEMO, Typed};
 use super::values::{Checked, Checker, quoted};
-use super::{ConfigError, addresses, descriptors, memory};
 use crate::driver::uring;
-use crate::session_id::SLOT_BITS;
 
-/// What a connection takes of the system's or the control group's memory, in bytes, rounded up: 3.7 kB of
-/// socket, 0.9 kB of an armed receive, what the gateway remembers, and room for bytes on their way.
-const MEMORY_BYTES_EACH: u64 = 6 * 1024;
-
-/// A day, and the longest that most timeouts may be.
+/// A day: the maximum of most timeouts.
 pub(super) const DAY_MS: i64 = 86_400_000;
 
-/// The longest leeway of clocks: more would be a lifetime.
+/// The maximum of the clocks' leeway: more would be as long as a token's life.
 const LEEWAY_MS_MAX: i64 = 600_000;
 
-const KIB: i64 = 1024;
-const MIB: i64 = 1024 * KIB;
+pub(super) const KIB: i64 = 1024;
+pub(super) const MIB: i64 = 1024 * KIB;
 pub(super) const GIB: i64 = 1024 * MIB;
-
-/// What decides how many connections there are places for.
-#[derive(Clone, Copy)]
-struct Places {
-    shards: u16,
-    driver: DriverKind,
-}
 
 /// Makes the configuration that the gateway uses.
 pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
@@ -47,7 +35,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         shards => shards,
     };
     let (driver, driver_refusal) = checker.driver(&typed.driver)?;
-    let limits = checker.limits(&typed.limits, Places { shards, driver })?;
+    let limits = checker.limits(&typed.limits, driver, shards)?;
     let listen = checker.address("listen", &typed.listen)?;
     let backends = checker.backends(typed)?;
     Ok(Config {
@@ -60,7 +48,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         session: checker.session(&typed.session)?,
         limits,
         socket: checker.socket(&typed.socket)?,
-        rooms: checker.rooms(&typed.rooms, &typed.room_policy)?,
+        rooms: checker.rooms(&typed.rooms, &typed.room_policies)?,
         routes: checker.routes(&typed.routes, &typed.backends)?,
         backends,
         log: checker.log(&typed.log)?,
@@ -69,13 +57,10 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
 }
 
 impl Checker<'_> {
-    /// The driver to use, and why it is not io_uring where "auto" would have taken that.
+    /// The driver to use. Where "auto" can't have io_uring, also why.
     fn driver(&self, driver: &str) -> Checked<(DriverKind, Option<String>)> {
-        let choices = [
-            ("auto", None),
-            ("epoll", Some(DriverKind::Epoll)),
-            ("uring", Some(DriverKind::Uring)),
-        ];
+        let kinds = [DriverKind::Epoll, DriverKind::Uring].map(|kind| (kind.name(), Some(kind)));
+        let choices = [("auto", None), kinds[0], kinds[1]];
         let choice = self.choice("driver", driver, &choices)?;
         if choice == Some(DriverKind::Epoll) {
             return Ok((DriverKind::Epoll, None));
@@ -114,11 +99,8 @@ impl Checker<'_> {
 
     fn auth(&self, auth: &typed::Auth, listen: SocketAddr) -> Checked<AuthConfig> {
         let jwt = self.choice("auth.mode", &auth.mode, &[("jwt", true), ("demo", false)])?;
-        let algorithms = [
-            ("HS256", JwtAlgorithm::Hs256),
-            ("RS256", JwtAlgorithm::Rs256),
-            ("EdDSA", JwtAlgorithm::EdDsa),
-        ];
+        let algorithms = [JwtAlgorithm::Hs256, JwtAlgorithm::Rs256, JwtAlgorithm::EdDsa];
+        let algorithms = algorithms.map(|algorithm| (algorithm.name(), algorithm));
         let algorithm = self.choice("auth.algorithm", &auth.algorithm, &algorithms)?;
         let key_file = self.path("auth.key_file", &auth.key_file)?;
         if jwt && algorithm != JwtAlgorithm::Hs256 && !self.origins.is_set("auth.key_file") {
@@ -173,99 +155,6 @@ impl Checker<'_> {
             idle_timeout,
             connections_per_user_max: self.choice("session.login", &session.login, &logins)?,
         })
-    }
-
-    fn limits(&self, limits: &typed::Limits, places: Places) -> Checked<LimitsConfig> {
-        let per_second = limits.requests_per_second;
-        let checked = LimitsConfig {
-            frame_bytes_max: self.number(
-                "limits.max_frame_bytes",
-                limits.max_frame_bytes,
-                64..=16 * MIB,
-            )?,
-            frame_to_client_bytes_max: self.number(
-                "limits.max_frame_to_client_bytes",
-                limits.max_frame_to_client_bytes,
-                64..=64 * MIB,
-            )?,
-            outbox_bytes_max: self.number(
-                "limits.outbox_bytes_max",
-                limits.outbox_bytes_max,
-                KIB..=GIB,
-            )?,
-            connections_max: self.connections_max(limits.connections_max, places)?,
-            requests_per_second: Some(self.number(
-                "limits.requests_per_second",
-                per_second,
-                0..=1_000_000,
-            )?)
-            .filter(|&limit| limit > 0),
-            requests_burst: self.number(
-                "limits.requests_burst",
-                limits.requests_burst,
-                1..=1_000_000,
-            )?,
-            calls_per_connection_max: self.number(
-                "limits.calls_per_connection_max",
-                limits.calls_per_connection_max,
-                1..=65_535,
-            )?,
-            commands_max: self.number(
-                "limits.commands_max",
-                limits.commands_max,
-                1..=10_000_000,
-            )?,
-            commands_bytes_max: self.number(
-                "limits.commands_bytes_max",
-                limits.commands_bytes_max,
-                64..=1024 * GIB,
-            )?,
-            fan_out_slice: self.number(
-                "limits.fan_out_slice",
-                limits.fan_out_slice,
-                1..=1_000_000,
-            )?,
-        };
-        if checked.commands_bytes_max < checked.frame_to_client_bytes_max {
-            let reason = format!(
-                "this must be at least limits.max_frame_to_client_bytes ({}), or the largest push could \
-                 never be taken",
-                checked.frame_to_client_bytes_max
-            );
-            let key = "limits.commands_bytes_max";
-            return Err(self.refuse(key, limits.commands_bytes_max, reason));
-        }
-        Ok(checked)
-    }
-
-    /// 0: what the driver has places for.
-    fn connections_max(&self, typed: i64, places: Places) -> Checked<usize> {
-        let key = "limits.connections_max";
-        // All of them may be on one shard, whose slots are numbered in so many bits.
-        let range = 0..=1 << SLOT_BITS;
-        let typed_max = self.number::<u64>(key, typed, range.clone())?;
-        let ceiling = range.end().unsigned_abs();
-        let shards = u64::from(places.shards);
-        let reserve = descriptors::reserve(places.shards);
-        let limit = descriptors::limit().unwrap_or(u64::MAX);
-        let one_table = descriptors::for_connections(places.shards).min(ceiling);
-        if one_table == 0 {
-            return Err(ConfigError::Descriptors { limit, reserve });
-        }
-        let (by_default, most) = match places.driver {
-            DriverKind::Epoll => (one_table, one_table.saturating_mul(shards).min(ceiling)),
-            DriverKind::Uring => ((memory::limit() / MEMORY_BYTES_EACH).clamp(1, ceiling), ceiling),
-        };
-        if typed_max > most {
-            let reason = format!(
-                "with epoll, the limit of open descriptors ({limit}) has room for {one_table} a shard, {most} in \
-                 all: raise it with `ulimit -n` or systemd's LimitNOFILE=, use more shards or \
-                 driver = \"uring\", or use 0 for what one table of descriptors allows"
-            );
-            return Err(self.refuse(key, typed, reason));
-        }
-        let max = if typed_max == 0 { by_default } else { typed_max };
-        Ok(usize::try_from(max).expect("at most 2^26"))
     }
 
     fn socket(&self, socket: &typed::Socket) -> Checked<SocketConfig> {
@@ -391,7 +280,7 @@ impl Checker<'_> {
             let levels = LEVELS.join(", ");
             return Err(refuse(&format!("\"{word}\" is no level: there are {levels}")));
         }
-        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let formats = [LogFormat::Text, LogFormat::Json].map(|format| (format.name(), format));
         Ok(LogConfig {
             filter: log.filter.clone(),
             format: self.choice("log.format", &log.format, &formats)?,
@@ -407,11 +296,11 @@ impl Checker<'_> {
     }
 }
 
-/// What a filter of the log may be without a target.
+/// The levels: a part of a filter without a target is one of these.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// The part of a filter that is neither a level nor says for which target it is one. The filter would take it
-/// for a target: a level with a typing error logs nothing at all.
+/// The first part of a filter that is neither a level nor assigns one to a target. The filter would take a mistyped
+/// level for a target, and nothing would be logged.
 fn unknown_level(filter: &str) -> Option<&str> {
     let is_known = |part: &str| {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tidegate_machine::capacity::Basis;
+
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -13,17 +15,17 @@ pub struct Config {
     pub shards: u16,
     /// How shards talk to the kernel.
     pub driver: DriverKind,
-    /// Why it is not io_uring, where that would have been taken.
+    /// Why it is not io_uring, where `driver = "auto"` would have used that.
     pub driver_refusal: Option<String>,
     /// The operators' HTTP server.
     pub admin: AdminConfig,
-    /// Who may come in.
+    /// Authentication.
     pub auth: AuthConfig,
-    /// Sessions and signs of life.
+    /// Sessions and heartbeats.
     pub session: SessionConfig,
-    /// Bounds.
+    /// Limits.
     pub limits: LimitsConfig,
-    /// What is set on sockets.
+    /// Options of clients' sockets.
     pub socket: SocketConfig,
     /// Rooms.
     pub rooms: RoomsConfig,
@@ -33,7 +35,7 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// Logging.
     pub log: LogConfig,
-    /// How the gateway goes away.
+    /// How the gateway drains.
     pub shutdown: ShutdownConfig,
 }
 
@@ -46,6 +48,17 @@ pub enum DriverKind {
     Uring,
 }
 
+impl DriverKind {
+    /// Its name in the configuration and in `/stats`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::Uring => "uring",
+        }
+    }
+}
+
 /// The operators' HTTP server.
 #[derive(Clone, Debug)]
 pub struct AdminConfig {
@@ -53,16 +66,16 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// The file that holds the bearer token; made on first start where it is missing.
     pub token_file: PathBuf,
-    /// Longest body of a request, in bytes: what a push to a client may have at most. Longer: 413.
+    /// Longest body of a request, in bytes: as long as a push to a client may be. Longer: 413.
     pub body_bytes_max: usize,
 }
 
-/// Who may come in.
+/// Authentication.
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
     /// How a token proves a user.
     pub mode: AuthMode,
-    /// How far the clock of who made a token may be off: it lengthens each token's life.
+    /// How far the issuer's clock may differ from the gateway's. It lengthens each token's life.
     pub leeway: Duration,
     /// How long a connection may stay unauthenticated.
     pub timeout: Duration,
@@ -79,12 +92,12 @@ pub enum AuthMode {
         algorithm: JwtAlgorithm,
         /// HS256: the secret, made on first start where it is missing. Others: the public key, PEM.
         key_file: PathBuf,
-        /// What `aud` must hold. `None`: a token that names an audience is refused.
+        /// The audience that `aud` must contain. `None`: a token that names an audience is refused.
         audience: Option<String>,
-        /// What `iss` must be. `None`: anything.
+        /// The issuer that `iss` must be. `None`: any.
         issuer: Option<String>,
     },
-    /// `token-<user_id>`: for benches, on loopback alone.
+    /// `token-<user_id>`: for benchmarks, only on loopback.
     Demo,
 }
 
@@ -99,19 +112,31 @@ pub enum JwtAlgorithm {
     EdDsa,
 }
 
-/// Sessions and signs of life.
+impl JwtAlgorithm {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hs256 => "HS256",
+            Self::Rs256 => "RS256",
+            Self::EdDsa => "EdDSA",
+        }
+    }
+}
+
+/// Sessions and heartbeats.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// What clients are told.
+    /// The heartbeat interval that clients are told.
     pub heartbeat_interval: Duration,
-    /// Silence after which a connection is closed with 109.
+    /// How long a connection may be silent before it is closed with 109.
     pub idle_timeout: Duration,
     /// Connections of one user, at least 1. One more closes the oldest with 107. The login policy
     /// `newest-wins` is a maximum of 1.
     pub connections_per_user_max: usize,
 }
 
-/// Bounds. Each has a named outcome.
+/// Limits. Each has a named outcome.
 #[derive(Clone, Debug)]
 pub struct LimitsConfig {
     /// Longest frame from a client, in bytes of payload. Longer: 106 and close.
@@ -123,27 +148,28 @@ pub struct LimitsConfig {
     pub outbox_bytes_max: usize,
     /// Open connections, all shards together: at least 1. More wait in the kernel's accept queue.
     pub connections_max: usize,
-    /// Requests a second of one connection; `None`: unlimited. More: 103.
+    /// What decides `connections_max`.
+    pub connections_max_basis: Basis,
+    /// Frames a second of one connection; `None`: unlimited. More: 103.
     pub requests_per_second: Option<u32>,
-    /// Requests that may come at once before `requests_per_second` bites: at least 1.
+    /// Frames that may come at once before `requests_per_second` applies: at least 1.
     pub requests_burst: u32,
     /// Calls of one connection that wait for their answer: at least 1. More are not read yet.
     pub calls_per_connection_max: u16,
-    /// Pushes and other commands under way, all together: at least 1. More are refused.
+    /// Pushes and other commands in flight, all shards together: at least 1. More are refused.
     pub commands_max: usize,
-    /// Bytes of the pushes under way. More are refused.
+    /// Bytes of the pushes in flight. More are refused.
     pub commands_bytes_max: usize,
-    /// Members of a room that one turn of a shard serves, at least 1, before it looks at its sockets.
+    /// Members of a room that a shard serves in one turn, at least 1, before it polls its sockets.
     pub fan_out_slice: usize,
 }
 
-/// What is set on sockets.
+/// Options of clients' sockets.
 #[derive(Clone, Debug)]
 pub struct SocketConfig {
     /// Connections that the kernel holds until they are accepted. `net.core.somaxconn` caps it.
     pub backlog: u32,
-    /// `SO_SNDBUF`, in bytes, which the kernel doubles: the most that a client which doesn't read
-    /// can hold of kernel memory.
+    /// `SO_SNDBUF`, in bytes. The kernel doubles it. It bounds the kernel memory of a client that does not read.
     pub send_buffer_bytes: usize,
     /// `TCP_USER_TIMEOUT`: how long sent bytes may stay unacknowledged.
     pub user_timeout: Duration,
@@ -152,63 +178,73 @@ pub struct SocketConfig {
 /// Rooms.
 #[derive(Clone, Debug)]
 pub struct RoomsConfig {
-    /// For rooms that no policy names.
+    /// For rooms without a policy of their own.
     pub default_policy: RoomPolicy,
-    /// By prefix of the room's id, longest first: the first that fits is taken. `*` names
-    /// everybody's room.
+    /// By prefix of the room's id, longest first: the first that matches applies. `*` is the room of everybody.
     pub policies: Vec<(String, RoomPolicy)>,
     /// How long a room with no members keeps its log after its last push.
     pub idle_ttl: Duration,
     /// Rooms at most, on each shard. More: joins and pushes to a new room are refused and counted.
     pub rooms_max: usize,
-    /// Rooms of one connection, beside everybody's. More: the join is refused and counted.
+    /// Rooms of one connection, without the room of everybody. More: the join is refused and counted.
     pub rooms_per_connection_max: usize,
     /// The file that keeps a restart from giving offsets again; `None`: there is none.
     pub offset_file: Option<PathBuf>,
 }
 
-/// How one room treats its members.
+/// The policy of one room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomPolicy {
-    /// Bytes of pushes that the log holds: the oldest go first. The newest is always held.
+    /// Bytes of pushes that the log keeps. The oldest are dropped first; the newest is always kept.
     pub log_bytes_max: usize,
-    /// What happens to a member that stands further back than the log reaches.
+    /// What happens to a member whose cursor is behind the start of the log.
     pub slow_member: SlowMember,
-    /// How long a push waits for others that go out with it. Zero: it doesn't.
+    /// How long a push waits for others, to be sent together. Zero: it does not wait.
     pub merge_window: Duration,
-    /// The first and the last type of pushes that end a window: they go out at once, with what waits.
+    /// The first and the last type of pushes that end a window: they are sent at once, with the pushes that wait.
     pub urgent_types: Option<(i32, i32)>,
 }
 
 impl RoomPolicy {
-    /// Whether a push of this type waits for nobody.
+    /// Whether a push of this type is sent at once.
     #[must_use]
     pub fn is_urgent(&self, kind: i32) -> bool {
         self.urgent_types.is_some_and(|(first, last)| (first..=last).contains(&kind))
     }
 }
 
-/// What happens to a member that stands further back than its room's log reaches.
+/// What happens to a member whose cursor is behind the start of its room's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowMember {
-    /// It skips to the oldest push that is left; the client sees the gap in `offset`.
+    /// Its cursor moves to the oldest push that is left. The client sees the gap in `offset`.
     Skip,
-    /// It is closed.
+    /// Its connection is closed.
     Close,
+}
+
+impl SlowMember {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Close => "close",
+        }
+    }
 }
 
 /// One backend.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
-    /// Its name: what routes and handlers refer to.
+    /// Its name, by which routes and handlers refer to it.
     pub name: String,
-    /// Where it runs; `None`: where the handler asks to.
+    /// Where it runs; `None`: the handler decides.
     pub placement: Option<tidegate_backend::Placement>,
     /// Worker threads: at least 1.
     pub workers: usize,
     /// Calls that may wait for a worker. More: 104.
     pub queue_calls_max: usize,
-    /// Calls that a worker takes at once: at least 1.
+    /// Calls that a worker takes from its queue at once: at least 1.
     pub batch_calls_max: usize,
 }
 
@@ -232,24 +268,35 @@ pub struct RouteConfig {
 pub struct LogConfig {
     /// A `tracing` filter: `info`, or `warn,tidegate=debug`.
     pub filter: String,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// The format of a line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For machines: one JSON object a line.
+    /// One JSON object per line, for programs.
     Json,
 }
 
-/// How the gateway goes away.
+impl LogFormat {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// How the gateway drains.
 #[derive(Clone, Debug)]
 pub struct ShutdownConfig {
-    /// How long answers under way may take before their connections are closed without them.
+    /// How long a drain waits for calls in flight before it closes their connections without the answers.
     pub drain_timeout: Duration,
-    /// What clients are told to wait before they reconnect.
+    /// How long clients are told to wait before they reconnect.
     pub retry_after: Duration,
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration: all of it the operator's to mend.
+//! Errors of a configuration. The operator can fix each of them.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub enum ConfigError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the cause.
         cause: Box<toml::de::Error>,
     },
     /// There is no such key.
@@ -40,7 +40,7 @@ pub enum ConfigError {
         /// The nearest known key, or all that are known in this table.
         hint: String,
     },
-    /// An environment variable of the gateway's names no key.
+    /// An environment variable begins with `TIDEGATE_` and names no key.
     #[error("unknown environment variable {name}: {hint}")]
     UnknownVariable {
         /// The variable.
@@ -48,7 +48,7 @@ pub enum ConfigError {
         /// The nearest known variable.
         hint: String,
     },
-    /// A value that can't be.
+    /// A value is wrong.
     #[error("{key} = {value} ({origin}): {reason}")]
     Value {
         /// The key.
@@ -57,10 +57,10 @@ pub enum ConfigError {
         value: String,
         /// Where the value came from.
         origin: String,
-        /// What is wrong, and the way out.
+        /// What is wrong, and how to fix it.
         reason: String,
     },
-    /// The process may open too few descriptors to serve anybody.
+    /// The limit of descriptors leaves none for connections.
     #[error(
         "the limit of open descriptors ({limit}) leaves none for connections: the gateway itself \
          needs {reserve}; raise it with `ulimit -n` or systemd's LimitNOFILE="
@@ -68,14 +68,13 @@ pub enum ConfigError {
     Descriptors {
         /// The soft limit.
         limit: u64,
-        /// What the gateway needs beside its connections.
+        /// Descriptors that the gateway needs beside its connections.
         reserve: u64,
     },
 }
 
 impl ConfigError {
-    /// Prints this and ends the process: with code 0 after `--help` and `--version`, with 2
-    /// otherwise.
+    /// Prints this error and ends the process, with code 0 after `--help` and `--version`, otherwise with 2.
     pub fn exit(&self) -> ! {
         let Self::Flags(error) = self else {
             output::stderr().line(format!("tidegate: {self}"));

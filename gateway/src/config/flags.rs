@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 /// A TCP gateway between phones and backends.
 ///
 /// Every key of the configuration can be set in a TOML file, in the environment (TIDEGATE_LISTEN,
-/// TIDEGATE_LIMITS__MAX_FRAME_BYTES) and by flags; a flag wins over the environment, the environment
+/// TIDEGATE_LIMITS__FRAME_BYTES_MAX) and by flags; a flag wins over the environment, the environment
 /// over the file. tidegate.toml, in the source tree, documents every key.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, max_term_width = 100)]
@@ -35,23 +35,23 @@ pub(super) struct Flags {
     #[arg(long, value_name = "DRIVER", allow_negative_numbers = true)]
     driver: Option<String>,
 
-    /// How a token proves a user: jwt, or demo, which is for loopback alone [default: jwt].
+    /// How a token proves a user: jwt, or demo, which works only on loopback [default: jwt].
     #[arg(long, value_name = "MODE", allow_negative_numbers = true)]
     auth: Option<String>,
 
     /// Longest frame that a client may send, in bytes [default: 65536].
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
-    max_frame_bytes: Option<String>,
+    frame_bytes_max: Option<String>,
 
     /// What to log: info, or warn,tidegate=debug [default: info].
     #[arg(long, value_name = "FILTER", allow_negative_numbers = true)]
     log: Option<String>,
 
-    /// How a line of the log looks: text or json [default: text].
+    /// The format of the log: text or json [default: text].
     #[arg(long, value_name = "FORMAT", allow_negative_numbers = true)]
     log_format: Option<String>,
 
-    /// Sets any key of the configuration, as in --set limits.requests_per_second=50. May be repeated.
+    /// Sets any key of the configuration, as in --set limits.frames_per_second_max=50. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", allow_negative_numbers = true)]
     set: Vec<String>,
 
@@ -61,7 +61,7 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    /// What the flags set: the flag, the key, the value's text. Later ones win.
+    /// The settings of the flags: flag, key and the value as text. Later ones win.
     pub(super) fn settings(&self) -> Result<Vec<(&'static str, String, String)>, clap::Error> {
         let named = [
             ("--listen", "listen", &self.listen),
@@ -69,7 +69,7 @@ impl Flags {
             ("--shards", "shards", &self.shards),
             ("--driver", "driver", &self.driver),
             ("--auth", "auth.mode", &self.auth),
-            ("--max-frame-bytes", "limits.max_frame_bytes", &self.max_frame_bytes),
+            ("--frame-bytes-max", "limits.frame_bytes_max", &self.frame_bytes_max),
             ("--log", "log.filter", &self.log),
             ("--log-format", "log.format", &self.log_format),
         ];
@@ -80,7 +80,7 @@ impl Flags {
         for setting in &self.set {
             let Some((key, value)) = setting.split_once('=') else {
                 let message = format!(
-                    "--set {setting}: there is no `=` in it; write --set limits.max_frame_bytes=65536\n"
+                    "--set {setting}: there is no `=` in it; write --set limits.frame_bytes_max=65536\n"
                 );
                 return Err(clap::Error::raw(ErrorKind::ValueValidation, message));
             };

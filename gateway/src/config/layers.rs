@@ -1,7 +1,7 @@
-//! The layers of the configuration, merged, with where each value came from.
+//! Merges the layers of the configuration, and remembers where each value came from.
 //!
-//! A layer is checked as it is laid: its keys against the known ones, the kind of its values
-//! against that of the defaults. So what is merged always fits [`Typed`].
+//! Each layer is checked when it is added: its keys must be known, and its values must have the types of the defaults.
+//! So the result always fits [`Typed`].
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use super::nearest::nearest;
 use super::typed::{DEMO, Typed};
 use super::{CONFIG_VARIABLE, ConfigError};
 
-/// What the environment's variables begin with.
+/// The prefix of environment variables.
 const PREFIX: &str = "TIDEGATE_";
 
 /// Where a value came from.
@@ -41,7 +41,7 @@ impl fmt::Display for Origin {
 pub(super) struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    /// Where a key's value came from, in words. A list's parts came from where the list did.
+    /// Where a key's value came from, as text. The elements of a list came from the same layer as the list.
     pub(super) fn of(&self, key: &str) -> String {
         let list = key.split('[').next().unwrap_or(key);
         self.0.get(list).map_or_else(|| "the default".into(), |origin| format!("from {origin}"))
@@ -55,7 +55,7 @@ impl Origins {
     }
 }
 
-/// The layers so far, merged.
+/// The layers that were added so far, merged.
 #[derive(Debug)]
 pub(super) struct Layers {
     sample: Table,
@@ -74,7 +74,7 @@ impl Layers {
         }
     }
 
-    /// Lays a file's text over what is there.
+    /// Adds a file's text as a layer.
     pub(super) fn toml(&mut self, text: &str, path: &Path) -> Result<(), ConfigError> {
         let table: Table = toml::from_str(text).map_err(|cause| ConfigError::Syntax {
             path: path.to_owned(),
@@ -84,7 +84,7 @@ impl Layers {
         self.table("", table, &origin)
     }
 
-    /// Lays the environment over what is there.
+    /// Adds the environment as a layer.
     pub(super) fn environment(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -106,7 +106,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays one value, given as text, over what is there.
+    /// Adds one value, given as text, as a layer.
     pub(super) fn text(
         &mut self,
         key: &str,
@@ -118,7 +118,7 @@ impl Layers {
         };
         let parsed = text.trim().parse::<Value>().ok();
         let value = match (sample, parsed) {
-            // A text needs no quotes here, as shells take them away.
+            // Text needs no quotes here, since shells remove them.
             (Value::String(_), Some(Value::String(text))) => Value::String(text),
             (Value::String(_), _) | (_, None) => Value::String(text.to_owned()),
             (_, Some(value)) => value,
@@ -130,7 +130,7 @@ impl Layers {
         self.value(key, value, origin)
     }
 
-    /// What the layers come to, and where each value came from.
+    /// The merged configuration, and where each value came from.
     pub(super) fn finish(self) -> (Typed, Origins) {
         let typed = Typed::deserialize(Value::Table(self.merged))
             .expect("each layer's keys and kinds are checked");
@@ -167,7 +167,7 @@ impl Layers {
         }
     }
 
-    /// Checks that a value is of the same kind as the sample's, and a list's elements as its first.
+    /// Checks that a value has the type of the sample's, and each element of a list that of the sample's first.
     fn check_kind(
         &self,
         key: &str,
@@ -258,21 +258,21 @@ impl Layers {
         let key = name.trim_start_matches(PREFIX).to_lowercase().replace("__", ".");
         let hint = match nearest(&key, known.iter().map(String::as_str)) {
             Some(near) => format!("did you mean {}?", variable_of_key(near)),
-            None => "tidegate.toml lists all keys; limits.max_frame_bytes is \
-                     TIDEGATE_LIMITS__MAX_FRAME_BYTES"
+            None => "tidegate.toml lists all keys; limits.frame_bytes_max is \
+                     TIDEGATE_LIMITS__FRAME_BYTES_MAX"
                 .into(),
         };
         ConfigError::UnknownVariable { name: name.to_owned(), hint }
     }
 }
 
-/// The error for a value that can't be.
+/// The error for a wrong value.
 pub(super) fn refuse(key: &str, value: &Value, origin: &Origin, reason: String) -> ConfigError {
     let (key, value) = (key.to_owned(), value.to_string());
     ConfigError::Value { key, value, origin: format!("from {origin}"), reason }
 }
 
-/// Puts a value where the path leads, or only makes sure that there is a table.
+/// Sets the value at a path, or only ensures that there is a table.
 fn place(table: &mut Table, path: &[&str], value: Option<Value>) {
     let Some((first, rest)) = path.split_first() else { return };
     if let ([], Some(value)) = (rest, value.clone()) {
@@ -285,7 +285,7 @@ fn place(table: &mut Table, path: &[&str], value: Option<Value>) {
     }
 }
 
-/// Whether a text that is no number of TOML's is only too long for one.
+/// Whether a text is a whole number that is too large for TOML.
 fn is_whole(text: &str) -> bool {
     let digits = text.trim_start_matches(['+', '-']);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
@@ -319,8 +319,7 @@ fn join<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     keys.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a variable is one of those that container orchestrators set for a service that happens to
-/// be called "tidegate": `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_PORT_7400_TCP`.
+/// Whether a variable is one of those that container orchestrators set for a service with the name "tidegate": `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_PORT_7400_TCP`.
 fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")

@@ -1,22 +1,22 @@
 //! The configuration: as typed -> checked.
 //!
-//! What operators write comes in layers, each over the one before: the defaults, those of a program
-//! with backends of its own, a TOML file, the environment (`TIDEGATE_LIMITS__MAX_FRAME_BYTES`), flags.
-//! `layers` merges them and remembers where each value came from; `typed` is their shape, with all
-//! defaults; `check` makes the [`Config`] of it, which the gateway uses and which holds nothing out of
-//! range. Each error names the key, the value, where it came from, and the way out.
+//! Operators configure in layers, and a later layer wins: the defaults, those of a program with backends of its own, a
+//! TOML file, the environment (`TIDEGATE_LIMITS__FRAME_BYTES_MAX`), flags. `layers` merges them and remembers where each
+//! value came from. `typed` is their shape, with all defaults. `check` turns it into the [`Config`] that the gateway
+//! uses, in which every value is in range; `limits` and `rooms` are parts of it. `effective` shows that configuration.
+//! Each error names the key, the value, where it came from, and how to fix it.
 //!
-//! Only a file that is named is read, by `--config` or by `TIDEGATE_CONFIG`: what a server does must
-//! not depend on the folder that it was started in.
+//! A file is read only if `--config` or `TIDEGATE_CONFIG` names it: what a server does must not depend on the folder in
+//! which it was started.
 
 mod addresses;
 mod check;
 mod checked;
-pub mod descriptors;
+mod effective;
 mod error;
 mod flags;
 mod layers;
-mod memory;
+mod limits;
 mod nearest;
 mod rooms;
 mod typed;
@@ -32,6 +32,8 @@ use clap::Parser;
 
 pub use checked::*;
 pub use error::ConfigError;
+
+use tidegate_machine::descriptors;
 
 use flags::Flags;
 use layers::{Layers, Origin};
@@ -76,7 +78,7 @@ pub fn load_over(
 ) -> Result<Loaded, ConfigError> {
     let flags = Flags::try_parse_from(arguments)?;
     let variables: Vec<_> = variables.into_iter().collect();
-    // Where this fails, the limit as it stands is what the check is made with.
+    // Where the kernel refuses, the check uses the limit that holds.
     drop(descriptors::raise_limit());
     let mut layers = Layers::new();
     layers.toml(defaults, Path::new("the program's defaults"))?;

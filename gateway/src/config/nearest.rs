@@ -1,14 +1,13 @@
-//! What somebody who mistyped a name may have meant.
+//! Suggests the known name that a mistyped one probably means.
 
 use strsim::damerau_levenshtein as distance;
 
-/// The known name nearest to `wrong`, if one is near enough to be meant. A right name in the wrong
-/// table is near.
+/// The known name that is nearest to `wrong`, if it is near enough. A right name in the wrong table is near.
 pub(crate) fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // Two letters, or a third of the name: past that, a guess says more about the list than the typo.
+    // At most two letters, or a third of the name, may differ. A guess beyond that is more likely wrong than right.
     let far = (wrong.chars().count() / 3).max(2);
     let wrong_last = last(wrong);
     known

@@ -1,4 +1,4 @@
-//! Rooms' part of typed -> checked: what holds for all, and what for those that a policy names.
+//! The rooms' part of typed -> checked: the default policy, and the policies by prefix.
 
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
@@ -7,7 +7,7 @@ use super::checked::{RoomPolicy, RoomsConfig, SlowMember};
 use super::typed;
 use super::values::{Checked, Checker, quoted};
 
-/// The longest merge window, in milliseconds: who wants more wants another room.
+/// The longest merge window, in milliseconds: a push that waits longer is no longer live.
 const MERGE_WINDOW_MS_MAX: i64 = 10_000;
 
 impl Checker<'_> {
@@ -19,7 +19,7 @@ impl Checker<'_> {
         let default_policy = self.policy("rooms", rooms, &typed::RoomPolicy::default())?;
         let mut checked: Vec<(String, RoomPolicy)> = Vec::with_capacity(policies.len());
         for (index, policy) in policies.iter().enumerate() {
-            let (at, prefix) = (format!("room_policy[{index}]"), &policy.prefix);
+            let (at, prefix) = (format!("room_policies[{index}]"), &policy.prefix);
             let reason = if prefix.is_empty() {
                 "this is missing, or empty: what holds for all other rooms is set in [rooms]"
             } else if prefix.len() > ROOM_ID_BYTES_MAX {
@@ -37,7 +37,11 @@ impl Checker<'_> {
             default_policy,
             policies: checked,
             idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
-            rooms_max: self.number("rooms.rooms_max", rooms.rooms_max, 1..=10_000_000)?,
+            rooms_max: self.number(
+                "rooms.rooms_per_shard_max",
+                rooms.rooms_per_shard_max,
+                1..=10_000_000,
+            )?,
             rooms_per_connection_max: self.number(
                 "rooms.rooms_per_connection_max",
                 rooms.rooms_per_connection_max,
@@ -47,7 +51,7 @@ impl Checker<'_> {
         })
     }
 
-    /// A policy as it is typed at `at`, and where it says nothing, what holds for all rooms.
+    /// The policy that is typed at `at`. What it leaves out is as for all rooms.
     fn policy(
         &self,
         at: &str,
@@ -57,7 +61,7 @@ impl Checker<'_> {
         let key = |key| format!("{at}.{key}");
         let log_bytes_max = policy.log_bytes_max.unwrap_or(rooms.log_bytes_max);
         let slow_member = policy.slow_member.as_ref().unwrap_or(&rooms.slow_member);
-        let slow_members = [("skip", SlowMember::Skip), ("close", SlowMember::Close)];
+        let slow_members = [SlowMember::Skip, SlowMember::Close].map(|kind| (kind.name(), kind));
         let merge_window_ms = policy.merge_window_ms.unwrap_or(rooms.merge_window_ms);
         let urgent_types = policy.urgent_types.as_ref().unwrap_or(&rooms.urgent_types);
         Ok(RoomPolicy {

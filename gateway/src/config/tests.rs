@@ -69,9 +69,25 @@ fn the_documented_file_has_every_key_at_its_default() {
     leaves("", &Value::Table(table), &mut stated);
     leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
     // A policy has no default prefix: the file gives an example.
-    stated.remove(".room_policy.prefix");
-    known.remove(".room_policy.prefix");
+    stated.remove(".room_policies.prefix");
+    known.remove(".room_policies.prefix");
     assert_eq!(stated, known);
+}
+
+#[test]
+fn the_effective_configuration_has_every_key_and_no_value_that_is_left_open() {
+    let config = Config::from_toml(&uncommented()).unwrap();
+    let effective: Value = serde_json::from_value(config.effective()).unwrap();
+    let (mut shown, mut known) = (BTreeMap::new(), BTreeMap::new());
+    leaves("", &effective, &mut shown);
+    leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
+    assert_eq!(shown.keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
+    let open =
+        ["shards", "limits.connections_max", "session.idle_timeout_ms", "backends.demo.workers"];
+    for key in open {
+        let value = shown[&format!(".{key}")].as_integer();
+        assert!(value > Some(0), "{key} = {value:?}");
+    }
 }
 
 /// Each number's documented range is the one that is checked.
@@ -89,7 +105,7 @@ fn the_documented_ranges_hold() {
             let (low, high): (i64, i64) = range.take().expect(line);
             let rest = match table.as_str() {
                 "[[routes]]" => "types = [1, 1]\nbackend = \"demo\"",
-                "[[room_policy]]" => "prefix = \"x\"",
+                "[[room_policies]]" => "prefix = \"x\"",
                 _ => "",
             };
             for outside in [low - 1, high + 1] {
@@ -115,12 +131,13 @@ fn the_documented_ranges_hold() {
 fn layers_win_over_each_other_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("some.toml");
-    std::fs::write(&file, "shards = 2\n[limits]\nrequests_burst = 5\nfan_out_slice = 7").unwrap();
+    std::fs::write(&file, "shards = 2\n[limits]\nframes_burst_max = 5\nfan_out_slice_members = 7")
+        .unwrap();
     let path = file.to_str().unwrap();
     let environment = [
         ("TIDEGATE_CONFIG", path),
         ("TIDEGATE_SHARDS", "3"),
-        ("TIDEGATE_LIMITS__REQUESTS_BURST", "6"),
+        ("TIDEGATE_LIMITS__FRAMES_BURST_MAX", "6"),
         ("TIDEGATE_BACKENDS__DEMO__WORKERS", "9"),
         ("HOME", "/"),
     ];
@@ -138,7 +155,7 @@ fn layers_win_over_each_other_in_order() {
 #[test]
 fn what_is_derived_is_derived() {
     let config = Config::from_toml(
-        "[session]\nheartbeat_interval_ms = 1000\nlogin = \"many\"\n[limits]\nrequests_per_second = 3",
+        "[session]\nheartbeat_interval_ms = 1000\nlogin = \"many\"\n[limits]\nframes_per_second_max = 3",
     )
     .unwrap();
     assert_eq!(config.session.idle_timeout, Duration::from_millis(2500));
@@ -156,7 +173,7 @@ fn lists_and_backends_are_read_from_every_layer() {
     let toml = "[[routes]]\ntypes = [10, 19]\nbackend = \"mine\"\n\
                 [[routes]]\ntypes = [1, 9]\nbackend = \"mine\"\ntimeout_ms = 7\n\
                 [backends.mine]\n\
-                [[room_policy]]\nprefix = \"a\"\n[[room_policy]]\nprefix = \"ab\"\nslow_member = \"close\"";
+                [[room_policies]]\nprefix = \"a\"\n[[room_policies]]\nprefix = \"ab\"\nslow_member = \"close\"";
     let config = Config::from_toml(toml).unwrap();
     let firsts: Vec<_> = config.routes.iter().map(|route| route.first_type).collect();
     assert_eq!(firsts, [1, 10]);
@@ -174,8 +191,8 @@ fn lists_and_backends_are_read_from_every_layer() {
 #[test]
 fn rooms_windows_and_urgent_types_are_checked() {
     let toml = "[rooms]\nmerge_window_ms = 100\nurgent_types = [7, 9]\n\
-                [[room_policy]]\nprefix = \"*\"\nmerge_window_ms = 0\n\
-                [[room_policy]]\nprefix = \"quiz-\"\nurgent_types = []";
+                [[room_policies]]\nprefix = \"*\"\nmerge_window_ms = 0\n\
+                [[room_policies]]\nprefix = \"quiz-\"\nurgent_types = []";
     let rooms = Config::from_toml(toml).unwrap().rooms;
     let policy = rooms.default_policy;
     assert_eq!(
@@ -186,11 +203,12 @@ fn rooms_windows_and_urgent_types_are_checked() {
     let policies: BTreeMap<_, _> = rooms.policies.into_iter().collect();
     assert_eq!(policies["*"], RoomPolicy { merge_window: Duration::ZERO, ..policy });
     assert_eq!(policies["quiz-"], RoomPolicy { urgent_types: None, ..policy });
-    let refused =
-        |types: &str| refusal(&format!("[[room_policy]]\nprefix = \"x\"\nurgent_types = {types}"));
+    let refused = |types: &str| {
+        refusal(&format!("[[room_policies]]\nprefix = \"x\"\nurgent_types = {types}"))
+    };
     assert_says(
         &refused("[7]"),
-        &["room_policy[0].urgent_types = [7]", "as in urgent_types = [1, 99]"],
+        &["room_policies[0].urgent_types = [7]", "as in urgent_types = [1, 99]"],
     );
     assert_says(&refused("[0, 7]"), &["from 1 to 2147483647"]);
     assert_says(&refused("7"), &["it takes a list of whole numbers, as in [1, 99]"]);
@@ -202,15 +220,15 @@ fn rooms_windows_and_urgent_types_are_checked() {
 fn an_unknown_key_is_refused_with_the_nearest() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tidegate.toml");
-    std::fs::write(&file, "[limits]\nmax_fram_bytes = 1").unwrap();
+    std::fs::write(&file, "[limits]\nfram_bytes_max = 1").unwrap();
     let path = file.to_str().unwrap();
     let message = load_from(&["--config", path], &[]).unwrap_err().to_string();
     let expected = format!(
-        "unknown key \"limits.max_fram_bytes\" in {path}: did you mean \"limits.max_frame_bytes\"?"
+        "unknown key \"limits.fram_bytes_max\" in {path}: did you mean \"limits.frame_bytes_max\"?"
     );
     assert_eq!(message, expected);
 
-    assert_says(&refusal("max_frame_bytes = 1"), &["did you mean \"limits.max_frame_bytes\"?"]);
+    assert_says(&refusal("frame_bytes_max = 1"), &["did you mean \"limits.frame_bytes_max\"?"]);
     assert_says(&refusal("[limit]\nx = 1"), &["unknown key \"limit\"", "mean \"limits\"?"]);
     assert_says(&refusal("[log]\nxyzzy = 1"), &["known here: ", "log.filter", "log.format"]);
     let message = refusal("[[routes]]\ntypes = [1, 2]\nbackned = \"demo\"");
@@ -223,11 +241,11 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 fn an_unknown_variable_is_refused_with_the_nearest() {
     let refused = |name, value| load_from(&[], &[(name, value)]).unwrap_err().to_string();
     assert_eq!(
-        refused("TIDEGATE_LIMITS__MAX_FRAM_BYTES", "1"),
-        "unknown environment variable TIDEGATE_LIMITS__MAX_FRAM_BYTES: did you mean \
-         TIDEGATE_LIMITS__MAX_FRAME_BYTES?"
+        refused("TIDEGATE_LIMITS__FRAM_BYTES_MAX", "1"),
+        "unknown environment variable TIDEGATE_LIMITS__FRAM_BYTES_MAX: did you mean \
+         TIDEGATE_LIMITS__FRAME_BYTES_MAX?"
     );
-    assert_says(&refused("TIDEGATE_XYZZY", "1"), &["TIDEGATE_LIMITS__MAX_FRAME_BYTES"]);
+    assert_says(&refused("TIDEGATE_XYZZY", "1"), &["TIDEGATE_LIMITS__FRAME_BYTES_MAX"]);
     assert_says(&refused("TIDEGATE_listen", "1"), &["did you mean TIDEGATE_LISTEN?"]);
     // Kubernetes sets these where a service is called "tidegate".
     let links = [
@@ -245,10 +263,10 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
     let message = load_from(&[], &wrong_in_environment).unwrap_err().to_string();
     let variable = "the environment variable TIDEGATE_SHARDS";
     assert_says(&message, &["shards = \"many\"", variable, "whole number"]);
-    let message = load_from(&["--max-frame-bytes", "1"], &[]).unwrap_err().to_string();
+    let message = load_from(&["--frame-bytes-max", "1"], &[]).unwrap_err().to_string();
     assert_eq!(
         message,
-        "limits.max_frame_bytes = 1 (from the flag --max-frame-bytes): this must be from 64 to 16777216"
+        "limits.frame_bytes_max = 1 (from the flag --frame-bytes-max): this must be from 64 to 16777216"
     );
     assert_says(&refusal("driver = \"kqueue\""), &["\"auto\" or \"epoll\" or \"uring\""]);
     assert_says(&refusal("listen = \"localhost\""), &["listen = \"localhost\"", "127.0.0.1:7400"]);
@@ -267,9 +285,9 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
         let text = "driver = \"epoll\"\nshards = 2\n[limits]\nconnections_max = 67108864";
         assert_says(&refusal(text), &["LimitNOFILE", "uring", "in all"]);
     }
-    assert_says(&refusal("[limits]\ncommands_bytes_max = 100"), &["max_frame_to_client_bytes"]);
+    assert_says(&refusal("[limits]\ncommands_bytes_max = 100"), &["frame_to_client_bytes_max"]);
     assert_says(&refusal("[backends.\"Big One\"]"), &["a-z"]);
-    assert_says(&refusal("[[room_policy]]\nslow_member = \"skip\""), &["prefix", "missing"]);
+    assert_says(&refusal("[[room_policies]]\nslow_member = \"skip\""), &["prefix", "missing"]);
     assert_says(&load_from(&["--set", "x"], &[]).unwrap_err().to_string(), &["no `=`"]);
     let message = load_from(&["--config", "/nowhere/t.toml"], &[]).unwrap_err().to_string();
     assert_says(&message, &["/nowhere/t.toml", "No such file"]);
@@ -376,11 +394,11 @@ fn a_wrong_value_of_a_flag_is_refused_with_the_flag_the_value_and_what_is_taken(
         ("--shards", "99999999999999999999", &["larger than any"]),
         ("--driver", "-1", &["\"auto\" or \"epoll\" or \"uring\""]),
         ("--auth", "-1", &["\"jwt\" or \"demo\""]),
-        ("--max-frame-bytes", "-1", &["from 64 to 16777216"]),
-        ("--max-frame-bytes", "1.5", &["a whole number"]),
+        ("--frame-bytes-max", "-1", &["from 64 to 16777216"]),
+        ("--frame-bytes-max", "1.5", &["a whole number"]),
         ("--log", "inof", &["is no level", "info"]),
         ("--log-format", "-1", &["\"text\" or \"json\""]),
-        ("--set", "-1", &["no `=`", "limits.max_frame_bytes=65536"]),
+        ("--set", "-1", &["no `=`", "limits.frame_bytes_max=65536"]),
         ("--config", "-1", &["No such file", "TIDEGATE_CONFIG"]),
     ];
     for (flag, value, taken) in cases {

@@ -1,15 +1,15 @@
 //! The configuration as operators type it, with every default.
 //!
-//! Numbers are `i64` and names are `String`, which is all that TOML gives, so that it is one place,
-//! [`super::check`], that refuses a value, with one kind of message. What the keys mean is
-//! said once, in `tidegate.toml`; the list of known keys is what [`Typed::sample`] serialises to.
+//! Numbers are `i64` and names are `String`, as TOML has them, so only [`super::check`] refuses values, with one kind of
+//! message. `tidegate.toml` documents the keys. [`Typed::sample`] serialises to the list of known keys.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tidegate_machine::capacity;
 use tidegate_protocol::limits;
 
-/// The backend that is there without being configured.
+/// The backend that exists without being configured.
 pub(super) const DEMO: &str = "demo";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub(super) struct Typed {
     pub(super) limits: Limits,
     pub(super) socket: Socket,
     pub(super) rooms: Rooms,
-    pub(super) room_policy: Vec<RoomPolicy>,
+    pub(super) room_policies: Vec<RoomPolicy>,
     pub(super) backends: BTreeMap<String, Backend>,
     pub(super) routes: Vec<Route>,
     pub(super) log: Log,
@@ -63,16 +63,16 @@ pub(super) struct Session {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Limits {
-    pub(super) max_frame_bytes: i64,
-    pub(super) max_frame_to_client_bytes: i64,
+    pub(super) frame_bytes_max: i64,
+    pub(super) frame_to_client_bytes_max: i64,
     pub(super) outbox_bytes_max: i64,
     pub(super) connections_max: i64,
-    pub(super) requests_per_second: i64,
-    pub(super) requests_burst: i64,
+    pub(super) frames_per_second_max: i64,
+    pub(super) frames_burst_max: i64,
     pub(super) calls_per_connection_max: i64,
     pub(super) commands_max: i64,
     pub(super) commands_bytes_max: i64,
-    pub(super) fan_out_slice: i64,
+    pub(super) fan_out_slice_members: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ pub(super) struct Rooms {
     pub(super) merge_window_ms: i64,
     pub(super) urgent_types: Vec<i64>,
     pub(super) idle_ttl_ms: i64,
-    pub(super) rooms_max: i64,
+    pub(super) rooms_per_shard_max: i64,
     pub(super) rooms_per_connection_max: i64,
     pub(super) offset_file: String,
 }
@@ -143,7 +143,7 @@ pub(super) struct Shutdown {
 }
 
 impl Typed {
-    /// The defaults, with one element in each list and something in each key that may be left out.
+    /// The defaults, with one element in each list and a value for each optional key.
     pub(super) fn sample() -> Self {
         let rooms = Rooms::default();
         let policy = RoomPolicy {
@@ -153,7 +153,7 @@ impl Typed {
             merge_window_ms: Some(rooms.merge_window_ms),
             urgent_types: Some(rooms.urgent_types),
         };
-        Self { room_policy: vec![policy], ..Self::default() }
+        Self { room_policies: vec![policy], ..Self::default() }
     }
 }
 
@@ -170,7 +170,7 @@ impl Default for Typed {
             limits: Limits::default(),
             socket: Socket::default(),
             rooms: Rooms::default(),
-            room_policy: Vec::new(),
+            room_policies: Vec::new(),
             backends: BTreeMap::from([(DEMO.into(), Backend::default())]),
             routes: vec![demo],
             log: Log::default(),
@@ -214,23 +214,27 @@ impl Default for Session {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_frame_bytes: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
-            max_frame_to_client_bytes: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
+            frame_bytes_max: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
+            frame_to_client_bytes_max: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
             outbox_bytes_max: 1024 * 1024,
             connections_max: 0,
-            requests_per_second: 0,
-            requests_burst: 100,
+            frames_per_second_max: 0,
+            frames_burst_max: 100,
             calls_per_connection_max: 256,
             commands_max: 8192,
             commands_bytes_max: 64 * 1024 * 1024,
-            fan_out_slice: 64,
+            fan_out_slice_members: 64,
         }
     }
 }
 
 impl Default for Socket {
     fn default() -> Self {
-        Self { backlog: 4096, send_buffer_bytes: 64 * 1024, user_timeout_ms: 20_000 }
+        Self {
+            backlog: capacity::BACKLOG.into(),
+            send_buffer_bytes: capacity::SEND_BUFFER_BYTES.cast_signed(),
+            user_timeout_ms: 20_000,
+        }
     }
 }
 
@@ -242,7 +246,7 @@ impl Default for Rooms {
             merge_window_ms: 0,
             urgent_types: Vec::new(),
             idle_ttl_ms: 60_000,
-            rooms_max: 100_000,
+            rooms_per_shard_max: 100_000,
             rooms_per_connection_max: 64,
             offset_file: ".tidegate/offset".into(),
         }

@@ -1,4 +1,4 @@
-//! What every value's check is made of: ranges, choices, addresses, and the one kind of refusal.
+//! The building blocks of checks: ranges, choices, addresses, and the one kind of refusal.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -103,7 +103,7 @@ impl Checker<'_> {
     }
 }
 
-/// A text as TOML has it.
+/// A text in TOML's quotes.
 pub(super) fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }

@@ -1,4 +1,4 @@
-//! What the gateway says once it listens: where, and what to type next.
+//! What the gateway prints once it listens: its addresses, and commands to try.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::server::Server;
 use crate::telemetry::output;
 
-/// Says where the gateway listens and what to type next.
+/// Prints where the gateway listens and which commands to try.
 pub(super) fn announce(server: &Server, demo_tokens: bool) {
     let client = server.client_address();
     let demo = if demo_tokens { " --demo-token" } else { "" };
@@ -31,9 +31,8 @@ fn is_in_checkout(folder: &Path) -> bool {
     })
 }
 
-/// Whether an executable lies where cargo put it: cargo marks the folder that holds those of all
-/// profiles, which may have any name (`CARGO_TARGET_DIR`), and is up to two levels further up with `--target`
-/// or for an example.
+/// Whether cargo built an executable. Cargo marks its target folder, which may have any name (`CARGO_TARGET_DIR`) and is
+/// up to two levels further up with `--target` or for an example.
 fn is_built_here(executable: &Path) -> bool {
     let is_cargos = |folder: &Path| {
         let mark = fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();

@@ -11,18 +11,18 @@
 //!
 //! | signal | what it does |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGQUIT | drains, or gives up the start while it waits for an address; a second one ends the process at once, with exit status 130 |
+//! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one ends the process at once, with exit status 130 |
 //! | SIGHUP | drains where the terminal has closed; otherwise it is kept for a reload, and changes nothing |
 //! | SIGUSR1, SIGUSR2 | nothing; a line in the log says so |
 //!
 //! | exit status | meaning |
 //! |---|---|
-//! | 0 | it drained, or was told to go before it had started, or the configuration is valid (`--check-config`) |
-//! | 1 | it did not start, or would not (`--check-config`), or a shard failed; the standard error says why |
+//! | 0 | it drained, or a signal interrupted its start, or the configuration is valid (`--check-config`) |
+//! | 1 | it did not start, or could not (`--check-config`), or a shard failed; the standard error says why |
 //! | 2 | a flag, a key or a value is wrong, or a backend has no handler |
 //! | 130 | a second signal ended it at once |
 //!
-//! Nothing here writes to a standard stream by itself: see [`output`].
+//! All lines for the standard streams go through [`output`].
 
 mod announcement;
 mod signals;
@@ -44,20 +44,19 @@ use signals::Request;
 /// The exit status where the configuration is wrong, as after a wrong flag.
 const WRONG_CONFIGURATION: u8 = 2;
 
-/// The exit status after a second signal: what a shell reports of a process that SIGINT ended.
+/// The exit status after a second signal: the one that a shell reports for a process that SIGINT ended.
 const ENDED_AT_ONCE: i32 = 130;
 
-/// How long the last lines may take then.
+/// How long the last lines may take after a second signal.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// Runs a gateway until it is told to go, and has gone. To be called from `main`, once.
+/// Runs a gateway until a signal has it drain, and it has drained. Call it once, from `main`.
 ///
-/// `defaults` is TOML over the gateway's own defaults: the backends that the program brings, and the types
-/// that go to them. Operators overlay it with a file, the environment and flags, like all of
-/// `tidegate.toml`. `build` adds the handlers.
+/// `defaults` is TOML that replaces the gateway's own defaults: the program's backends, and the types that go to them.
+/// A file, the environment and flags replace it in turn. `build` adds the handlers.
 ///
-/// It installs the log, a recorder of metrics, and a panic hook that logs, for the whole process; it ends
-/// the process by itself after `--help`, a wrong flag or a wrong key, and at a second signal.
+/// It installs the log, a recorder of metrics, and a panic hook that logs, for the whole process. It ends the process
+/// after `--help`, a wrong flag or a wrong key, and at a second signal.
 pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
     let _flushed = FlushAtEnd;
     let (arguments, variables) = (std::env::args_os(), std::env::vars_os());
@@ -88,7 +87,7 @@ pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
     }
 }
 
-/// Waits for the last lines when it is dropped, also by a panic.
+/// Waits for the last lines when it is dropped, also during a panic.
 struct FlushAtEnd;
 
 impl Drop for FlushAtEnd {
@@ -104,12 +103,12 @@ fn check(builder: &Builder) -> anyhow::Result<()> {
 }
 
 fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
-    // Before anything starts: from now on a signal drains.
+    // This comes before anything starts: from now on a signal drains.
     let requests = signals::listen().context("can't listen for signals")?;
-    let told_to_go = Cell::new(false);
+    let told_to_drain = Cell::new(false);
     let started = builder.start_unless(|| {
-        told_to_go.set(told_to_go.get() || requests.try_iter().any(asks_to_go));
-        told_to_go.get()
+        told_to_drain.set(told_to_drain.get() || requests.try_iter().any(asks_to_drain));
+        told_to_drain.get()
     });
     let server = match started {
         Ok(server) => server,
@@ -121,11 +120,11 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     };
     announcement::announce(&server, demo_tokens);
     let service = Service::ready(server.control()).context("can't watch the shards")?;
-    // A signal may have come at the very end of the start.
-    while !told_to_go.get() {
+    // A signal may have come at the end of the start.
+    while !told_to_drain.get() {
         select! {
             recv(requests) -> request => {
-                told_to_go.set(asks_to_go(request.context("the thread for signals has ended")?));
+                told_to_drain.set(asks_to_drain(request.context("the thread for signals has ended")?));
             }
             recv(server.ended()) -> ended => {
                 let (shard, outcome) = ended?;
@@ -136,7 +135,7 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
             }
         }
     }
-    // The shards first: nothing that follows may keep them from it.
+    // The shards come first: nothing that follows may delay them.
     server.shutdown();
     service.stopping();
     output::stdout().line("saying goodbye to everybody; once more to end at once");
@@ -146,8 +145,8 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a request asks the gateway to go. Any other is answered in the log.
-fn asks_to_go(request: Request) -> bool {
+/// Whether a request asks the gateway to drain. The log answers any other.
+fn asks_to_drain(request: Request) -> bool {
     match request {
         Request::Drain | Request::Hangup => return true,
         Request::Reload => signals::tell_that_nothing_reloads(),
@@ -156,8 +155,8 @@ fn asks_to_go(request: Request) -> bool {
     false
 }
 
-/// Ends the process at the next request to drain. A terminal that closes is none: whoever closes it after Ctrl-C
-/// does not ask to lose answers.
+/// Ends the process at the next request to drain. A terminal that closes is no such request: a person who closes it
+/// after Ctrl-C does not ask to lose answers.
 fn end_at_a_second_signal(requests: Receiver<Request>) {
     let watch = move || {
         for request in requests {
@@ -165,11 +164,11 @@ fn end_at_a_second_signal(requests: Receiver<Request>) {
                 output::flush_within(AT_ONCE);
                 std::process::exit(ENDED_AT_ONCE);
             }
-            asks_to_go(request);
+            asks_to_drain(request);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("second-signal".into()).spawn(watch) {
-        // The drain goes on all the same.
+        // The drain goes on without it.
         tracing::warn!(%error, "a second signal will not end the gateway at once: no thread for it");
     }
 }

@@ -1,5 +1,4 @@
-//! Signals, and what each asks for. None ends the process by its default action but those that must: SIGKILL,
-//! and those of a crash.
+//! Signals, and what each asks for. Only SIGKILL and the signals of a crash end the process by their default action.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,18 +12,18 @@ use signal_hook::iterator::Signals;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// Say goodbye to everybody and end. A second one: end at once.
+    /// Drain. A second one: end at once.
     Drain,
-    /// The same, since the terminal has closed. It may be said several times for one closing, by the shell and by
-    /// the kernel, so it is never a second request.
+    /// Drain, since the terminal has closed. The shell and the kernel may both send it for one closing, so it never
+    /// counts as a second request.
     Hangup,
     /// Read the configuration again.
     Reload,
-    /// Nothing: this signal has no meaning here.
+    /// Nothing: the gateway gives this signal no meaning.
     Nothing(i32),
 }
 
-/// Requests as they come, from a thread of its own, from now on.
+/// Starts a thread that receives signals from now on, and returns their requests.
 pub(super) fn listen() -> io::Result<Receiver<Request>> {
     let mut handled = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2];
     if !is_ignored(SIGHUP) {
@@ -49,7 +48,7 @@ pub(super) fn listen() -> io::Result<Receiver<Request>> {
     Ok(requests)
 }
 
-/// Answers a request that can't be met yet.
+/// Logs that a request is not supported yet.
 pub(super) fn tell_that_nothing_reloads() {
     tracing::warn!(
         "SIGHUP: this version reads its configuration only when it starts; nothing has changed. \
@@ -57,24 +56,24 @@ pub(super) fn tell_that_nothing_reloads() {
     );
 }
 
-/// Answers a signal without a meaning.
+/// Logs that a signal has no meaning.
 pub(super) fn tell_that_nothing_happens(signal: i32) {
     let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
     tracing::info!("{name} has no meaning here; nothing has changed");
 }
 
-/// Whether the process has a controlling terminal (tty(4)). One that has closed is none.
+/// Whether the process has a controlling terminal (tty(4)) that is open.
 fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
 
-/// Whether whoever started the process had it ignore a signal, as nohup(1) does with SIGHUP.
+/// Whether the process was started with this signal ignored, as nohup(1) does with SIGHUP.
 fn is_ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored(&status) & (1 << (signal - 1)) != 0
 }
 
-/// The signals that proc(5)'s status says are ignored, a bit each.
+/// The ignored signals, a bit each, from `/proc/self/status` (proc(5)).
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Key files: read only if they are files, never for ever, and refused with what their owner can do.
+//! Reads key files: only regular files, without waiting, and with a hint for their owner where that fails.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -14,27 +14,27 @@ const BYTES_MAX: u64 = 64 * 1024;
 /// Why a key file can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// The system says no.
-    #[error("{cause}{way_out}")]
+    /// The system refuses it.
+    #[error("{cause}{hint}")]
     System {
-        /// What it says.
+        /// Its error.
         cause: io::Error,
-        /// What to do about it: empty, or behind a colon.
-        way_out: String,
+        /// How to fix it: empty, or text that begins with a colon.
+        hint: String,
     },
-    /// It is something else.
+    /// It is not a regular file.
     #[error("it is {kind}, not a file")]
     NoFile {
         /// What it is.
         kind: &'static str,
     },
     /// It is too long for a key.
-    #[error("it is longer than {} KiB: that is no key", BYTES_MAX / 1024)]
+    #[error("it is longer than {} KiB: a key is shorter", BYTES_MAX / 1024)]
     TooLong,
 }
 
 impl KeyFileError {
-    /// Whether there is no file of that name.
+    /// Whether the file does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::System { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
     }
@@ -50,13 +50,13 @@ pub(crate) struct KeyFile {
 }
 
 impl KeyFile {
-    /// Reads a file. What is no file is not waited for.
+    /// Reads a file. It never waits for a FIFO or a device.
     pub(crate) fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let system = |cause| KeyFileError::System { way_out: way_in(path, &cause), cause };
-        // A FIFO would wait for a writer. A file knows no such thing as waiting.
+        let system = |cause| KeyFileError::System { hint: way_in(path, &cause), cause };
+        // Opening a FIFO would wait for a writer. For a file this flag changes nothing.
         let nonblocking = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = nonblocking.map_err(|cause| match cause.raw_os_error() {
-            // A socket can't even be opened.
+            // A socket can't be opened.
             Some(libc::ENXIO) => KeyFileError::NoFile { kind: "a socket or a device" },
             _ => system(cause),
         })?;
@@ -72,7 +72,7 @@ impl KeyFile {
         Ok(Self { bytes, mode: metadata.mode() & 0o777, file, metadata })
     }
 
-    /// What keeps others from the file.
+    /// Whether other users can read or change the file, and how to prevent it.
     pub(crate) fn way_to_hide(&self, path: &Path) -> String {
         let read_only = fstatvfs(&self.file)
             .is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY));
@@ -96,8 +96,8 @@ impl KeyFile {
     }
 }
 
-/// Whether a file is in a volume that Kubernetes fills: a link to `..data/<name>`, which links to the folder
-/// of the version in use.
+/// Whether Kubernetes manages the file's volume: the file is a link to `..data/<name>`, and `..data` links to the folder
+/// of the current version.
 fn is_projected(path: &Path) -> bool {
     path.parent().is_some_and(|folder| fs::symlink_metadata(folder.join("..data")).is_ok())
 }
@@ -113,7 +113,7 @@ fn other_kind(metadata: &Metadata) -> Option<&'static str> {
     kinds.into_iter().find_map(|(is, name)| is.then_some(name))
 }
 
-/// What to do when a file can't be opened or read.
+/// How to fix that a file can't be opened or read.
 fn way_in(path: &Path, cause: &io::Error) -> String {
     if cause.kind() != io::ErrorKind::PermissionDenied {
         return String::new();
@@ -133,7 +133,7 @@ fn way_in(path: &Path, cause: &io::Error) -> String {
     }
 }
 
-/// Whether a file could be made: what the system would say, else.
+/// Whether a file could be made; otherwise the error that the system would give.
 pub(crate) fn can_be_made(path: &Path) -> io::Result<()> {
     let named = path
         .ancestors()

@@ -1,10 +1,9 @@
 //! The listening sockets: one for each shard, on one port.
 //!
-//! SO_REUSEPORT lets the shards' sockets share the port, and would let a second gateway share it too. So
-//! the first socket listens without it. listen(2) then fails if anybody listens on an overlapping address
-//! (the kernel checks under the port's lock, and a socket with SO_REUSEADDR alone has no other right to the
-//! port), and from then on it fails for every other socket without SO_REUSEPORT, and each gateway's first
-//! socket is one. Nothing is left behind: the claim is the socket itself.
+//! SO_REUSEPORT lets the shards' sockets share the port, and would let a second gateway share it too. So the first
+//! socket of a gateway listens without it. listen(2) then fails if anybody listens on an overlapping address: the
+//! kernel checks that under the port's lock. From then on it fails for every other socket without SO_REUSEPORT, also
+//! for another gateway's first one. The socket itself is the claim, so a crash leaves nothing behind.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -12,34 +11,36 @@ use std::net::{SocketAddr, TcpListener};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Config;
-use crate::holder::{NotHad, Wait, drains, once_released};
+use crate::holder::{AddressError, Wait, drains, once_released};
 
 /// One listening socket for each shard, on the same port.
 ///
-/// Its holder, if it is a gateway that drains, is asked where this one is to have its operators' port.
-pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Vec<TcpListener>, NotHad> {
-    let drains = || drains(config.admin.listen, wait.given_up);
+/// Whether the port's holder is a gateway that drains is asked at this gateway's own operators' address, which the
+/// two share.
+pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Vec<TcpListener>, AddressError> {
+    let drains = || drains(config.admin.listen, wait.interrupted);
     let own = || open(config.listen, config, Port::Own);
     let first = once_released(config.listen, wait, drains, own)?;
-    let address = first.local_addr().map_err(NotHad::Refused)?;
-    SockRef::from(&first).set_reuse_port(true).map_err(NotHad::Refused)?;
+    let address = first.local_addr().map_err(AddressError::Refused)?;
+    SockRef::from(&first).set_reuse_port(true).map_err(AddressError::Refused)?;
     let mut listeners = vec![first];
     while listeners.len() < usize::from(config.shards) {
-        // The port is ours; a gateway that tries to have it is in the way for a moment.
+        // This gateway has the port. Another one that tries to bind it may be in the way for a moment.
         let shared = || open(address, config, Port::Shared);
         listeners.push(once_released(address, wait, || false, shared)?);
     }
     Ok(listeners)
 }
 
-/// Whether a socket shares its port with others that do.
+/// Whether a socket shares its port with other sockets that share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
     Own,
     Shared,
 }
 
-/// Binds and listens, and sets what accepted sockets inherit (tcp(7), socket(7)): nothing is set on each.
+/// Binds and listens, and sets the options that accepted sockets inherit (tcp(7), socket(7)). So accepted sockets need
+/// no system call for them.
 fn open(address: SocketAddr, config: &Config, port: Port) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -80,9 +81,9 @@ mod tests {
     }
 
     fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListener>> {
-        listen(config, &Wait { patience, given_up: &|| false }).map_err(|error| match error {
-            NotHad::Refused(error) => error,
-            NotHad::GivenUp => unreachable!(),
+        listen(config, &Wait { patience, interrupted: &|| false }).map_err(|error| match error {
+            AddressError::Refused(error) => error,
+            AddressError::Interrupted => unreachable!(),
         })
     }
 
@@ -143,7 +144,7 @@ mod tests {
         let holder = listen_within(&config(any_port(), 2), Duration::ZERO).unwrap();
         let address = holder[0].local_addr().unwrap();
         let mut holder = Some(holder);
-        let wait = Wait { patience: Duration::from_secs(60), given_up: &|| false };
+        let wait = Wait { patience: Duration::from_secs(60), interrupted: &|| false };
         let got = once_released(
             address,
             &wait,

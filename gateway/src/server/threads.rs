@@ -9,9 +9,10 @@ use std::thread::{self, JoinHandle};
 use crossbeam::channel::Sender;
 use nix::sched::{CloneFlags, unshare};
 use tidegate_backend::batch::Wake;
+use tidegate_machine::{capacity, descriptors};
 
 use super::StartError;
-use crate::config::{Config, DriverKind, descriptors};
+use crate::config::{Config, DriverKind};
 use crate::driver::Driver;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::{Capacity, Uring};
@@ -19,13 +20,13 @@ use crate::parts::Parts;
 use crate::shard::mailbox::Message;
 use crate::telemetry::panics::text_of;
 
-/// How a shard ended: its number, and what went wrong.
+/// How a shard ended: its number, and its error.
 pub(super) type Report = (u16, Result<(), String>);
 
 /// Starts a thread for each shard.
 ///
 /// # Errors
-/// What the system refuses. No thread runs then.
+/// When the system refuses a driver or a thread. No thread runs then.
 pub(super) fn start_shards(
     listeners: Vec<TcpListener>,
     parts: &Parts,
@@ -35,7 +36,7 @@ pub(super) fn start_shards(
     if let Some(reason) = &config.driver_refusal {
         tracing::warn!("epoll is used, since io_uring can't be: {reason}");
     }
-    // What can fail comes first: no thread runs when it does.
+    // All drivers are made before the first thread runs, since making one can fail.
     match config.driver {
         DriverKind::Epoll => {
             let new = |listener| Epoll::new(Some(listener));
@@ -44,7 +45,7 @@ pub(super) fn start_shards(
             spawn(drivers, wakers, Descriptors::of(config), parts, report)
         }
         DriverKind::Uring => {
-            let capacity = capacity(config);
+            let capacity = ring_capacity(config);
             let new = |listener| Uring::new(Some(listener), capacity);
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Uring::waker).collect();
@@ -53,26 +54,27 @@ pub(super) fn start_shards(
     }
 }
 
-/// Whose table of descriptors a shard's thread uses.
+/// Which table of descriptors a shard's thread uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptors {
     /// The process's.
     Shared,
-    /// Its own, a copy of the process's: the limit holds for each (unshare(2), CLONE_FILES).
+    /// Its own, a copy of the process's. The limit applies to each table (unshare(2), CLONE_FILES).
     Own,
 }
 
 impl Descriptors {
-    /// A table each, where the configuration asks for more connections than one has places for.
+    /// A table for each shard, where the configuration allows more connections than one table has room for.
     fn of(config: &Config) -> Self {
-        let places = descriptors::for_connections(config.shards);
-        let more = config.limits.connections_max as u64 > places;
-        if more { Self::Own } else { Self::Shared }
+        let shards = u64::from(config.shards);
+        let one_table = capacity::connections_per_table(descriptors::limit(), shards);
+        let needs_more = config.limits.connections_max as u64 > one_table;
+        if needs_more { Self::Own } else { Self::Shared }
     }
 }
 
-/// All connections may be on one shard: SO_REUSEPORT spreads them by hash, and a client alone.
-fn capacity(config: &Config) -> Capacity {
+/// Each shard has room for all connections, since SO_REUSEPORT spreads them by hash, however unevenly.
+fn ring_capacity(config: &Config) -> Capacity {
     let limit = descriptors::limit().unwrap_or(u64::MAX);
     Capacity {
         connections: config.limits.connections_max,
@@ -104,13 +106,13 @@ fn spawn<D: Driver + Send + 'static>(
             };
             let outcome = panic::catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|payload| Err(format!("it panicked: {}", text_of(&*payload))));
-            // Nobody listens when the server itself was dropped.
+            // The receiver is gone when the server itself was dropped.
             drop(report.send((id, outcome)));
         };
         match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                // Those that run already must not go on without it.
+                // The threads that run already must not go on without it.
                 parts.hub.set_stopped();
                 parts.hub.tell_all(|| Message::Stop);
                 threads.into_iter().for_each(|thread| drop(thread.join()));

@@ -99,7 +99,7 @@ counters! {
         turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
         accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
         queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
-        memory_give_backs, "tidegate_memory_give_backs_total", "Times free memory was given back to the kernel after a burst of long messages.";
+        memory_give_backs, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
         refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     }
     /// Counted by [`Clients`](super::clients::Clients).
@@ -114,8 +114,8 @@ counters! {
         sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
         answers, "tidegate_answers_total", "Calls whose success was written to the client.";
         orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
-        oversize_answers, "tidegate_oversize_answers_total", "Answers longer than max_frame_to_client_bytes, failed with 101.";
-        user_deliveries, "tidegate_user_push_deliveries_total", "Pushes to a user, counted once for each connection that they were written to.";
+        oversize_answers, "tidegate_oversize_answers_total", "Answers longer than frame_to_client_bytes_max, failed with 101.";
+        user_deliveries, "tidegate_user_pushes_delivered_total", "Pushes to a user, counted once for each connection that they were written to.";
         stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
         sends, "tidegate_sends_total", "Sends completed.";
         sent_bytes, "tidegate_sent_bytes_total", "Bytes handed to the kernel.";
@@ -132,11 +132,11 @@ counters! {
     /// Counted by [`Rooms`](super::rooms::Rooms).
     rooms: RoomCounters {
         pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
-        room_deliveries, "tidegate_room_push_deliveries_total", "Pushes to a room, counted once for each member that they were written or sent to.";
+        room_deliveries, "tidegate_room_pushes_delivered_total", "Pushes to a room, counted once for each member that they were written or sent to.";
         skipped_pushes, "tidegate_room_pushes_skipped_total", "Pushes that a slow member of a room missed.";
         merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
-        short_windows, "tidegate_merge_windows_short_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
-        refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_max or rooms_per_connection_max was reached.";
+        short_windows, "tidegate_merge_windows_ended_early_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
+        refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_per_shard_max or rooms_per_connection_max was reached.";
         stale_commands, "tidegate_room_commands_stale_total", "Joins and leaves for a connection that was gone.";
     }
 }
@@ -163,7 +163,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "",
         "Pushes and other commands under way, all shards together.",
     ),
-    ("tidegate_connections_closed_total", "cause", "Connections closed, by cause."),
+    ("tidegate_connections_closed_total", "reason", "Connections closed, by reason."),
     (
         "tidegate_log_lines_dropped_total",
         "stream, reason",
@@ -177,11 +177,14 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ),
     (durations::NAME, "backend, le", durations::HELP),
     (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
-    ("tidegate_silent_shards", "", "Shards that have not answered for 5 s: they hang."),
+    ("tidegate_unresponsive_shards", "", "Shards that have not answered for 5 s: they hang."),
+    ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),
+    ("tidegate_connections_max", "", "Connections that the gateway accepts at most."),
+    ("process_start_time_seconds", "", "When the gateway started, in seconds since 1970."),
     (
-        "tidegate_operator_connections_cut_total",
-        "cause",
-        "Operators' connections that the gateway ended, by cause.",
+        "tidegate_operator_connections_closed_total",
+        "reason",
+        "Operators' connections that the gateway closed, by reason.",
     ),
 ];
 
@@ -219,7 +222,7 @@ impl Exporter {
         Self {
             counters: Counters::new(),
             closed: Cause::ALL.map(
-                |cause| counter!("tidegate_connections_closed_total", "cause" => cause.label()),
+                |cause| counter!("tidegate_connections_closed_total", "reason" => cause.label()),
             ),
             failures: Code::ALL.map(
                 |code| counter!("tidegate_failures_total", "code" => code.number().to_string()),
@@ -262,7 +265,7 @@ pub fn describe() {
     Counters::describe();
     for &(name, labels, help) in OTHERS {
         match labels {
-            "shard" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
+            "shard" | "version" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
             // It says so itself.
             _ if name == durations::NAME => {}
             _ => describe_counter!(name, help),

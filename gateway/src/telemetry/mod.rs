@@ -1,6 +1,6 @@
-//! What the gateway says of itself: the log, the recorder of metrics, and lines on the standard output.
+//! The log, the recorder of metrics, and lines on the standard output.
 //!
-//! Nothing here makes the caller wait for a reader: see [`output`].
+//! No call here waits for a reader: see [`output`].
 
 pub mod output;
 pub(crate) mod panics;
@@ -17,14 +17,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{LogConfig, LogFormat};
 use output::{Dropped, Lines};
 
-/// How often dropped lines are exported, and what histograms have gathered is folded together, so that it
-/// takes no more and more memory where nobody asks for the metrics.
+/// How often dropped lines are exported and the samples of histograms are folded together. Without the latter, samples
+/// would take ever more memory while nobody requests the metrics.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why nothing can be said: ours, or the caller's who installed another logger.
+/// Why telemetry can't be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter can't be read; a checked configuration's can.
+    /// The filter can't be parsed. That of a checked configuration can.
     #[error("log.filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// The process logs already.
@@ -38,27 +38,27 @@ pub enum TelemetryError {
     Thread(#[from] io::Error),
 }
 
-/// Installs the log and the recorder, for the whole process and until it ends. To be called once.
+/// Installs the log and the recorder, for the whole process and until it ends. Call it once.
 ///
 /// # Errors
-/// [`TelemetryError`], where they are installed already above all.
+/// [`TelemetryError`], for example when they are installed already.
 pub fn install(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
     install_log(config)?;
     install_recorder()
 }
 
-/// Installs the log alone: to the standard error, coloured where that is a terminal. Panics go there too,
-/// in place of what the process did with them before.
+/// Installs the log alone. It goes to the standard error, in colours on a terminal. It installs a panic hook too, which
+/// logs panics.
 ///
-/// A line never waits: it is dropped and counted where the standard error takes no more. Call
-/// [`output::flush`] before the process ends, or the last lines may be missing.
+/// Logging never waits: a line that finds no room is dropped and counted. Call [`output::flush`] before the process
+/// ends, or the last lines may be missing.
 ///
 /// # Errors
 /// [`TelemetryError`] when the process logs already.
 pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.filter)?)
-        // An error of its own it would write with `eprintln!`, which may block or panic.
+        // It would write errors of its own with `eprintln!`, which may block or panic.
         .log_internal_errors(false)
         .with_writer(|| Lines(output::stderr()));
     match config.format {

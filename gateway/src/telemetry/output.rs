@@ -1,13 +1,13 @@
 //! Lines for the standard output and the standard error, from any thread, without waiting for a reader.
 //!
 //! A write to a pipe that nobody reads blocks, and a write to a pipe without a reader or to a full disk
-//! fails. Neither may stop a shard, so no thread of the gateway writes by itself: it leaves its line in a
+//! fails. Neither may stop a shard, so no other thread of the gateway writes to a stream: it puts its line into a
 //! bounded queue, and a thread for each stream writes. A line that finds the queue full, or that the kernel
-//! refuses, is dropped and counted ([`Output::dropped`]). Once the reader is back, the log tells how many
-//! lines are missing.
+//! refuses, is dropped and counted ([`Output::dropped`]). Once the reader is back, the log says how many lines are
+//! missing.
 //!
-//! `tracing-appender` does nearly this, but its guard reports a slow end with `eprintln!`, which blocks on the
-//! very pipe that is full, and its queue is bounded in lines alone.
+//! `tracing-appender` has such a queue, but its guard reports a slow end with `eprintln!`, which blocks on the same full
+//! pipe, and it bounds lines, not bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -33,7 +33,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 /// One of the two standard streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
-    /// What the gateway says to who started it.
+    /// For whoever started the gateway.
     Stdout,
     /// The log.
     Stderr,
@@ -51,7 +51,7 @@ impl Stream {
 /// Why lines were dropped, and how many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// The queue was full: the reader is slower than the gateway, or reads no longer.
+    /// The queue was full: the reader is slower than the gateway, or has stopped reading.
     pub queue_full: u64,
     /// The kernel refused the write: the reader is gone, or the disk is full.
     pub write_failed: u64,
@@ -97,17 +97,17 @@ pub fn stderr() -> &'static Output {
     STDERR.get_or_init(|| Output::start(Stream::Stderr))
 }
 
-/// Waits for what is queued for both streams, for a second at most. To be called before the process ends.
+/// Waits until the queued lines of both streams are written, for a second at most. Call it before the process ends.
 pub fn flush() {
     flush_within(FLUSH_PATIENCE);
 }
 
-/// As [`flush`], for `patience` at most, both streams together.
+/// Like [`flush`], for `patience` at most, both streams together.
 pub fn flush_within(patience: Duration) {
     let deadline = Instant::now() + patience;
     let flushed = [stdout(), stderr()].map(|output| output.begin_flush(deadline));
     for flushed in flushed {
-        // The other end is dropped, or the time is up: there is nothing to tell apart.
+        // Either the other end was dropped or the time is over. Both end the wait.
         let _ = flushed.recv_deadline(deadline);
     }
 }
@@ -117,8 +117,14 @@ impl Output {
         let (queue, lines) = channel::bounded(LINES_MAX);
         let state = Arc::<State>::default();
         let state_of_writer = Arc::clone(&state);
-        let writer =
-            Writer { stream, lines, state: state_of_writer, told: 0, confirmed: 0, is_cut: false };
+        let writer = Writer {
+            stream,
+            lines,
+            state: state_of_writer,
+            reported: 0,
+            confirmed: 0,
+            is_cut: false,
+        };
         // Without a thread the queue has no receiver, and every line counts as dropped.
         drop(thread::Builder::new().name(stream.label().into()).spawn(move || writer.run()));
         Self { stream, queue, state }
@@ -153,10 +159,10 @@ impl Output {
         is_terminal && !refused
     }
 
-    /// What is closed once everything that is queued now has been written or dropped.
+    /// A channel that closes once everything that is queued now has been written or dropped.
     fn begin_flush(&self, deadline: Instant) -> Receiver<()> {
         let (done, flushed) = channel::bounded(1);
-        // Where the queue stays full, what waits is closed at once.
+        // If the queue stays full, the channel closes at once.
         let _ = self.queue.send_deadline(Entry::Flush(done), deadline);
         flushed
     }
@@ -164,7 +170,7 @@ impl Output {
     fn push(&self, line: Box<[u8]>) {
         let bytes = line.len();
         let queued = self.state.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // A line that is alone may be longer than the bound.
+        // A single line may be longer than the bound.
         let fits = queued == 0 || queued + bytes <= BYTES_MAX;
         if !fits || self.queue.try_send(Entry::Line(line)).is_err() {
             self.state.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -182,7 +188,7 @@ impl State {
     }
 }
 
-/// What a formatter writes its events to: one call of `write` is one line.
+/// The writer of a formatter: one call of `write` is one line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lines(pub(super) &'static Output);
 
@@ -202,9 +208,9 @@ struct Writer {
     stream: Stream,
     lines: Receiver<Entry>,
     state: Arc<State>,
-    /// Dropped lines that the log was given a line about.
-    told: u64,
-    /// Of these, those whose line has gone out. confirmed <= told
+    /// Dropped lines that a queued line of the log reports.
+    reported: u64,
+    /// Of these, those whose report was written. confirmed <= reported
     confirmed: u64,
     /// The last write ended within a line.
     is_cut: bool,
@@ -221,32 +227,32 @@ impl Writer {
                 Ok(()) => self.tell_of_drops(),
                 Err(_) => {
                     self.state.write_failed.fetch_add(1, Ordering::Relaxed);
-                    // It may have been the line about the others: they are told again.
-                    self.told = self.confirmed;
+                    // It may have been a report: the lines in it are reported again.
+                    self.reported = self.confirmed;
                 }
             }
         }
     }
 
-    /// Says how many lines are missing, once there is room again: the telling is a line itself.
+    /// Reports how many lines are missing, once the queue has room for the report.
     fn tell_of_drops(&mut self) {
         if !self.lines.is_empty() {
             return;
         }
-        // What was told before stood in this queue, and is out.
-        self.confirmed = self.told;
+        // Earlier reports were in this queue, and are written.
+        self.confirmed = self.reported;
         let dropped = self.state.dropped();
-        let lines = dropped.total() - self.told;
+        let lines = dropped.total() - self.reported;
         if lines > 0 {
-            self.told = dropped.total();
+            self.reported = dropped.total();
             tracing::error!(
                 lines,
                 stream = self.stream.label(),
                 "lines were dropped: the reader was too slow or gone, or the disk was full"
             );
             if self.state.dropped().queue_full > dropped.queue_full {
-                // Others have filled the queue meanwhile: perhaps this line is among those dropped.
-                self.told = self.confirmed;
+                // Other threads may have filled the queue meanwhile, so this report may have been dropped.
+                self.reported = self.confirmed;
             }
         }
     }
@@ -271,7 +277,7 @@ impl Writer {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
-                // Another process that has the same pipe made it so.
+                // Another process that shares the pipe has made it non-blocking.
                 Err(Errno::AGAIN) => wait_for_room(stream)?,
                 Err(error) => {
                     self.is_cut |= rest.len() < whole;
@@ -290,13 +296,13 @@ fn wait_for_room(stream: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// A write may raise a signal that ends or stops the whole process: beyond the limit of a file's size
-/// (SIGXFSZ, setrlimit(2)), and from the background to a terminal with `tostop` (SIGTTOU, termios(3)). Where
-/// the thread blocks them, the first write fails and the second goes through. Rust ignores SIGPIPE.
+/// Blocks signals that a write may raise, and that would end or stop the whole process: beyond the limit of a file's
+/// size (SIGXFSZ, setrlimit(2)), and from the background to a terminal with `tostop` (SIGTTOU, termios(3)). With them
+/// blocked, the first write fails and the second succeeds. Rust ignores SIGPIPE.
 fn block_signals() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);
     signals.add(Signal::SIGTTOU);
-    // It fails only for an argument that does not exist.
+    // It fails only for an invalid argument.
     let _ = signals.thread_block();
 }

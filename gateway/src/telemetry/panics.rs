@@ -1,5 +1,5 @@
-//! Panics go to the log: Rust's own hook writes to the standard error by itself, and would block the
-//! thread that panics, a shard's perhaps, on a pipe that nobody reads.
+//! Logs panics. Rust's own hook writes to the standard error directly, and would block the panicking thread, perhaps a
+//! shard's, on a pipe that nobody reads.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -10,11 +10,11 @@ use std::thread;
 
 use tidegate_backend::log_limit::LogLimit;
 
-/// One limit for each place in the code: a handler with a bug panics as often as clients ask it to, and must not
-/// keep another panic, a shard's perhaps, out of the log. There are no more places than the program has.
+/// One rate limit for each place in the code: a handler with a bug panics as often as clients call it, and must not keep
+/// other panics out of the log. The program bounds the number of places.
 static LIMITS: LazyLock<Mutex<HashMap<String, LogLimit>>> = LazyLock::new(Mutex::default);
 
-/// Has panics logged, instead of what was done with them before.
+/// Installs a hook that logs panics, in place of the one before.
 pub(super) fn install() {
     panic::set_hook(Box::new(report));
 }
@@ -25,8 +25,8 @@ fn report(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     let reason = text_of(panic.payload());
-    // As RUST_BACKTRACE and RUST_LIB_BACKTRACE ask: without them nothing is captured. With them this thread reads
-    // the executable's symbols.
+    // Without RUST_BACKTRACE and RUST_LIB_BACKTRACE nothing is captured. With them this thread reads the executable's
+    // symbols.
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
     let backtrace = backtrace.as_ref().map(tracing::field::display);
@@ -41,11 +41,11 @@ fn allow(location: &str) -> Option<u64> {
     limits.get(location)?.allow()
 }
 
-/// What a panic says.
+/// The text of a panic.
 pub(crate) fn text_of(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a value that is no text")
+    text.unwrap_or("a value that is not text")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::count::grouped;
 
-/// What one limit means for the connections that were asked about.
+/// What one limit means for the requested number of connections.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Finding {
     /// The check's name.
@@ -13,15 +13,15 @@ pub(super) struct Finding {
     pub(super) verdict: Verdict,
     /// What the machine allows.
     pub(super) allows: Amount,
-    /// What so many connections need.
+    /// What that many connections need.
     pub(super) needs: Amount,
     /// Why it matters, in a sentence.
     pub(super) why: &'static str,
-    /// Lines that mend it; several are alternatives, or belong together as their places say.
-    pub(super) mend: Vec<Mend>,
+    /// Lines that fix it. Several lines are alternatives, or belong together, as their places say.
+    pub(super) fix: Vec<Fix>,
 }
 
-/// What a check says.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
@@ -44,9 +44,9 @@ pub(super) struct Amount {
     pub(super) text: String,
 }
 
-/// One line that mends something.
+/// One line that fixes something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Mend {
+pub(super) struct Fix {
     /// Where the line goes.
     pub(super) place: Place,
     /// The line.
@@ -82,13 +82,13 @@ pub(super) struct Estimate {
     pub(super) value: f64,
     /// Its unit.
     pub(super) unit: &'static str,
-    /// How sure it is.
+    /// How reliable it is.
     pub(super) confidence: Confidence,
-    /// How it comes about.
+    /// How it is computed.
     pub(super) basis: String,
 }
 
-/// How sure an estimate is, the surest first.
+/// How reliable an estimate is, the most reliable first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Confidence {
@@ -100,53 +100,53 @@ pub(super) enum Confidence {
     Assumption,
 }
 
-/// What a check makes of what it read.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub(super) struct Judgement {
     /// The outcome.
     pub(super) verdict: Verdict,
     /// What the machine allows.
     pub(super) allows: Amount,
-    /// What so many connections need.
+    /// What that many connections need.
     pub(super) needs: Amount,
-    /// What mends it.
-    pub(super) mend: Vec<Mend>,
+    /// What fixes it.
+    pub(super) fix: Vec<Fix>,
 }
 
 impl Judgement {
-    /// A judgement without a mend.
+    /// A result without a fix.
     pub(super) const fn new(verdict: Verdict, allows: Amount, needs: Amount) -> Self {
-        Self { verdict, allows, needs, mend: Vec::new() }
+        Self { verdict, allows, needs, fix: Vec::new() }
     }
 
-    /// Adds a line that mends it, where there is something to mend.
-    pub(super) fn mend(mut self, place: Place, line: impl Into<String>) -> Self {
+    /// Adds a line that fixes it, unless the verdict is ok.
+    pub(super) fn fix(mut self, place: Place, line: impl Into<String>) -> Self {
         if self.verdict != Verdict::Ok {
-            self.mend.push(Mend { place, line: line.into() });
+            self.fix.push(Fix { place, line: line.into() });
         }
         self
     }
 }
 
 impl Amount {
-    /// A number that says it all.
+    /// A number alone.
     pub(super) fn number(value: u64) -> Self {
         Self { value: Some(value), text: grouped(value) }
     }
 
-    /// A number and what is to be said of it.
-    pub(super) fn told(value: u64, text: impl Into<String>) -> Self {
+    /// A number, and a text that explains it.
+    pub(super) fn with_text(value: u64, text: impl Into<String>) -> Self {
         Self { value: Some(value), text: text.into() }
     }
 
-    /// No number: a state, a bound that isn't there, something unread.
+    /// A text without a number: a state, no limit, or something that could not be read.
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self { value: None, text: text.into() }
     }
 
     /// Bytes.
     pub(super) fn bytes(value: u64) -> Self {
-        Self::told(value, bytes_text(value))
+        Self::with_text(value, bytes_text(value))
     }
 }
 
@@ -188,7 +188,7 @@ impl Confidence {
     }
 }
 
-/// Bytes for people, in powers of 1024.
+/// Bytes as text, in powers of 1024.
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal place")]
 pub(super) fn bytes_text(bytes: u64) -> String {
     let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];

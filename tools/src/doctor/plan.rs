@@ -1,25 +1,17 @@
-//! What so many connections come to: shards, driver, rings, descriptors, memory, CPU time.
+//! What a number of connections takes: shards, driver, rings, descriptors, memory, CPU time.
 //!
-//! Its constants are what the gateway does and what was measured; each says which.
+//! Each constant says whether the gateway defines it or it was measured.
 
-use std::time::Duration;
+use tidegate_machine::Machine;
+use tidegate_machine::capacity::{self, SHARDS_MAX};
 
 use super::args::{Question, Role};
+use super::driver::Driver;
 use super::finding::{Confidence, Estimate};
-use super::machine::{Machine, Setting};
-use super::settled::Settled;
+use super::resolved_plan::ResolvedPlan;
+use super::running::Running;
 use crate::bench;
 use crate::count::{counted, grouped};
-
-/// Descriptors of a process that are no connections: streams, listeners, pollers, the operators' HTTP,
-/// backends. The gateway's own reserve is 64 and 4 for each shard.
-pub(super) const SPARE_FILES: u64 = 64;
-
-/// The same for each shard.
-pub(super) const SPARE_FILES_PER_SHARD: u64 = 4;
-
-/// Shards at most.
-pub(super) const SHARDS_MAX: u64 = 256;
 
 /// Descriptors of a worker of `tide bench` that are no connections.
 pub(super) const SPARE_FILES_CLIENT: u64 = bench::SPARE_DESCRIPTORS as u64;
@@ -27,16 +19,16 @@ pub(super) const SPARE_FILES_CLIENT: u64 = bench::SPARE_DESCRIPTORS as u64;
 /// Workers of one `tide bench` at most.
 pub(super) const WORKERS_MAX: u64 = bench::WORKERS_MAX as u64;
 
-/// How full a ring's table of direct descriptors is reckoned with, in percent. The gateway fills it; those
-/// who leave and those who come need not meet in the same ring.
+/// How full a ring's table of direct descriptors is assumed to get, in percent. The gateway fills a table, but
+/// connections that end may leave room in one ring while new ones come to another.
 pub(super) const RING_FILL_PERCENT: u64 = 85;
 
 /// Direct descriptors of a ring at most, whatever `RLIMIT_NOFILE`: `IORING_MAX_FIXED_FILES` in the
 /// kernel's io_uring/rsrc.c.
 pub(super) const RING_FILES_MAX: u64 = 1 << 20;
 
-/// Memory of a ring with a table of 20,000, in bytes. Measured. The table is most of it and grows with
-/// what it may hold, but all rings together hold the same connections.
+/// Memory of a ring with a table of 20,000, in bytes. Measured. Most of it is the table, whose size grows with its
+/// capacity; but all rings together hold the same connections.
 const RING_BYTES: u64 = 413_000;
 
 /// Mappings of a ring: its queues, its entries, its buffers, and what an allocator splits.
@@ -52,7 +44,7 @@ const URING_BYTES: u64 = 870;
 /// What a registration with epoll adds, in bytes, at most. Measured: 210 to 285.
 const EPOLL_BYTES: u64 = 285;
 
-/// The gateway's own memory for an idle connection, in bytes: measured at 150 to 170, and what a burst leaves.
+/// The gateway's own memory for an idle connection, in bytes: 150 to 170 were measured, and a burst leaves some more.
 pub(super) const GATEWAY_BYTES_EACH: u64 = 256;
 
 /// CPU time of a heartbeat and its answer, in microseconds, at [`HEARTBEAT_FEW`] connections. Measured.
@@ -71,59 +63,43 @@ const HEARTBEAT_MANY: f64 = 1_000_000.0;
 /// CPU time of a push's delivery of 130 bytes to one connection, in microseconds, at a million. Measured.
 const DELIVERY_US: f64 = 7.5;
 
-/// What is asked, with what follows from the machine.
+/// The question, and what the machine or the running gateway adds to it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// Connections: at least 1.
     pub(super) connections: u64,
     pub(super) question: Question,
-    /// Threads of the gateway that hold connections: at least 1.
-    pub(super) shards: u64,
-    pub(super) driver: Driver,
-    /// The port that the gateway listens on.
-    pub(super) port: u16,
-    /// How often each connection gives a sign of life.
-    pub(super) heartbeat_interval: Duration,
-    /// What `limits.connections_max` is, where a process is asked about.
-    pub(super) connections_max: Option<Setting>,
-    /// What was read or assumed for it, in words.
-    pub(super) basis: Vec<String>,
-}
-
-/// What the shards will use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Driver {
-    /// A table of plain descriptors for each shard.
-    Epoll,
-    /// Rings of direct descriptors.
-    Uring,
+    /// What the question left open.
+    pub(super) resolved: ResolvedPlan,
 }
 
 impl Plan {
-    /// Settles what was left open.
-    pub(super) fn new(connections: u64, question: Question, machine: &Machine) -> Self {
-        let Settled { shards, driver, port, heartbeat_interval, connections_max, basis } =
-            Settled::of(&question, machine);
-        Self {
-            connections,
-            question,
-            shards,
-            driver,
-            port,
-            heartbeat_interval,
-            connections_max,
-            basis,
-        }
+    /// Fills in what the question left open.
+    pub(super) fn new(
+        connections: u64,
+        question: Question,
+        machine: &Machine,
+        running: Option<&Running>,
+    ) -> Self {
+        let resolved = ResolvedPlan::of(&question, machine, running);
+        Self { connections, question, resolved }
     }
 
-    /// Connections that each shard's own table of descriptors has room for under a limit.
-    pub(super) const fn table_room(limit: u64, shards: u64) -> u64 {
-        limit.saturating_sub(SPARE_FILES + SPARE_FILES_PER_SHARD * shards)
+    /// Shards of the gateway: at least 1.
+    pub(super) const fn shards(&self) -> u64 {
+        self.resolved.shards
+    }
+
+    /// The driver of the gateway.
+    pub(super) const fn driver(&self) -> Driver {
+        self.resolved.driver
     }
 
     /// The fewest epoll shards that hold the connections, each with a table of its own.
     pub(super) fn fewest_shards(&self, limit: u64) -> Option<u64> {
-        let holds = |shards: &u64| Self::table_room(limit, *shards) * shards >= self.connections;
+        let holds = |shards: &u64| {
+            capacity::connections_per_table(Some(limit), *shards) * shards >= self.connections
+        };
         (1..=SHARDS_MAX).find(holds)
     }
 
@@ -135,24 +111,24 @@ impl Plan {
 
     /// Connections of the fullest shard.
     pub(super) const fn connections_per_shard(&self) -> u64 {
-        self.connections.div_ceil(self.shards)
+        self.connections.div_ceil(self.resolved.shards)
     }
 
     /// Rings of all shards under this limit of descriptors; `None` is no limit.
     pub(super) fn rings(&self, limit: Option<u64>) -> u64 {
         let table = limit.unwrap_or(RING_FILES_MAX).min(RING_FILES_MAX);
         let fill = (table * RING_FILL_PERCENT / 100).max(1);
-        self.shards * self.connections_per_shard().div_ceil(fill)
+        self.resolved.shards * self.connections_per_shard().div_ceil(fill)
     }
 
     /// Plain descriptors of a process with so many rings.
     pub(super) const fn plain_files(&self, rings: u64) -> u64 {
-        SPARE_FILES + SPARE_FILES_PER_SHARD * self.shards + rings
+        capacity::reserved_descriptors(self.resolved.shards) + rings
     }
 
     /// Memory for all connections, kernel and gateway, one end, in bytes.
     pub(super) fn memory_bytes(&self, limit: Option<u64>) -> u64 {
-        let (each, rings) = match self.driver {
+        let (each, rings) = match self.driver() {
             Driver::Epoll => (EPOLL_BYTES, 0),
             Driver::Uring => (URING_BYTES, self.rings(limit)),
         };
@@ -167,21 +143,21 @@ impl Plan {
     }
 
     fn heartbeats_per_second(&self) -> f64 {
-        to_f64(self.connections) / self.heartbeat_interval.as_secs_f64()
+        to_f64(self.connections) / self.resolved.heartbeat_interval.as_secs_f64()
     }
 
     fn deliveries_per_second(&self) -> f64 {
         to_f64(self.connections) * self.question.pushes_per_second
     }
 
-    /// Between the two measured sizes it grows with the logarithm, as a cache's misses tend to.
+    /// Between the two measured sizes it grows with the logarithm, as cache misses tend to.
     fn heartbeat_us(&self) -> f64 {
         let count = to_f64(self.connections).clamp(HEARTBEAT_FEW, HEARTBEAT_MANY);
         let way = (count / HEARTBEAT_FEW).ln() / (HEARTBEAT_MANY / HEARTBEAT_FEW).ln();
         HEARTBEAT_FEW_US + way * (HEARTBEAT_MANY_US - HEARTBEAT_FEW_US)
     }
 
-    /// The figures, and how sure they are.
+    /// The estimates, and how reliable they are.
     pub(super) fn estimates(&self, limit: Option<u64>) -> Vec<Estimate> {
         let measured_size =
             self.connections == whole(HEARTBEAT_FEW) || self.connections == whole(HEARTBEAT_MANY);
@@ -224,7 +200,7 @@ impl Plan {
         let mib = |bytes: u64| to_f64(bytes) / to_f64(1 << 20);
         let user = self.connections * GATEWAY_BYTES_EACH;
         let kernel = self.memory_bytes(limit) - user;
-        let (added, rings) = match self.driver {
+        let (added, rings) = match self.driver() {
             Driver::Epoll => (format!("{EPOLL_BYTES} epoll"), String::new()),
             Driver::Uring => (
                 format!("{URING_BYTES} armed receive"),
@@ -235,7 +211,7 @@ impl Plan {
             Role::Gateway => Confidence::Extrapolated,
             Role::Client => Confidence::Assumption,
         };
-        // The sum of kernel objects grows with their number and nothing else.
+        // The size of kernel objects depends on nothing but their number.
         vec![
             Estimate {
                 what: "kernel memory, idle",
@@ -266,18 +242,20 @@ const fn to_f64(count: u64) -> f64 {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
-pub(super) const fn whole(count: f64) -> u64 {
+const fn whole(count: f64) -> u64 {
     count as u64
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Tree, question};
+    use tidegate_machine::fixture::Tree;
+
+    use super::super::tests::question;
     use super::*;
 
     fn plan(connections: u64, shards: u64) -> Plan {
         let question = Question { shards: Some(shards), ..question() };
-        Plan::new(connections, question, &Tree::good().machine())
+        Plan::new(connections, question, &Tree::good().machine(), None)
     }
 
     #[test]
@@ -295,7 +273,7 @@ mod tests {
     #[test]
     fn memory_is_the_sum_of_what_was_measured() {
         let plan = plan(1_000_000, 1);
-        assert_eq!(plan.driver, Driver::Uring);
+        assert_eq!(plan.driver(), Driver::Uring);
         assert_eq!(plan.memory_bytes(None), 1_000_000 * (3_670 + 870 + 256) + 2 * 413_000);
     }
 

@@ -1,4 +1,4 @@
-//! What was found, for people and for programs.
+//! The findings, as text for people and as JSON for programs.
 
 use std::io::{self, Write};
 
@@ -6,13 +6,13 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::args::Role;
-use super::checks::{CONNECTIONS_MAX, Judged, Stakes};
-use super::finding::{Estimate, Finding, Mend, Verdict};
-use super::plan::{Driver, Plan};
+use super::checks::{CONNECTIONS_MAX, Impact, Judged};
+use super::finding::{Estimate, Finding, Fix, Verdict};
+use super::plan::Plan;
 use crate::count::{counted, grouped};
 use crate::stdout;
 
-/// All that there is to say.
+/// Everything that is reported.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
     connections: u64,
@@ -47,10 +47,10 @@ enum Fits {
 }
 
 const DIM: Style = Style::new().dimmed();
-const MEND: Style = AnsiColor::Cyan.on_default();
+const FIX: Style = AnsiColor::Cyan.on_default();
 
 impl<'a> Report<'a> {
-    /// Sums up.
+    /// Summarises the findings.
     pub(super) fn new(
         plan: &'a Plan,
         pid: Option<u32>,
@@ -64,13 +64,10 @@ impl<'a> Report<'a> {
                 Role::Gateway => "gateway",
                 Role::Client => "client",
             },
-            shards: plan.shards,
-            driver: match plan.driver {
-                Driver::Epoll => "epoll",
-                Driver::Uring => "uring",
-            },
+            shards: plan.shards(),
+            driver: plan.driver().name(),
             pid,
-            basis: &plan.basis,
+            basis: &plan.resolved.basis,
             fits,
             conclusion: conclusion(fits, judged),
             exit_status: fits.exit_status(),
@@ -79,12 +76,12 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What the process ends with.
+    /// The exit status of the process.
     pub(super) const fn exit_status(&self) -> u8 {
         self.exit_status
     }
 
-    /// One object.
+    /// Prints one JSON object.
     ///
     /// # Errors
     /// When standard output can't be written.
@@ -93,7 +90,7 @@ impl<'a> Report<'a> {
         stdout::print(|out| writeln!(out, "{text}"))
     }
 
-    /// Lines; colours where there is a terminal.
+    /// Prints lines, with colours on a terminal.
     ///
     /// # Errors
     /// When standard output can't be written.
@@ -112,19 +109,14 @@ impl<'a> Report<'a> {
             writeln!(out, "  with {basis}")?;
         }
         for finding in &self.findings {
-            let Finding { check, verdict, allows, needs, why, mend } = finding;
+            let Finding { check, verdict, allows, needs, why, fix } = finding;
             let style = style(*verdict);
             writeln!(out, "\n{style}{:<9}{style:#} {check}", verdict.words())?;
             writeln!(out, "          allows {}", allows.text)?;
             writeln!(out, "          needs  {}", needs.text)?;
             writeln!(out, "          {DIM}why    {why}{DIM:#}")?;
-            for mend in mend {
-                writeln!(
-                    out,
-                    "          mend   {:<9} {MEND}{}{MEND:#}",
-                    mend.place.words(),
-                    mend.line
-                )?;
+            for fix in fix {
+                writeln!(out, "          fix   {:<9} {FIX}{}{FIX:#}", fix.place.words(), fix.line)?;
             }
         }
         writeln!(out, "\nestimate, without requests and without a network card's share")?;
@@ -155,10 +147,10 @@ const fn style(verdict: Verdict) -> Style {
 }
 
 impl Fits {
-    /// What is too small counts before what is unknown, and what only costs something counts for nothing.
+    /// "Too small" counts before "unknown". A check whose impact is cost does not count.
     fn of(judged: &[Judged]) -> Self {
         let too_small = judged.iter().any(|judged| judged.finding.verdict == Verdict::TooSmall);
-        match (too_small, judged.iter().any(is_in_the_dark)) {
+        match (too_small, judged.iter().any(may_be_too_small)) {
             (true, _) => Self::No,
             (false, true) => Self::Unknown,
             (false, false) => Self::Yes,
@@ -183,41 +175,41 @@ impl Fits {
 }
 
 /// Whether something that may be too small could not be read.
-fn is_in_the_dark(Judged { finding, stakes }: &Judged) -> bool {
-    finding.verdict == Verdict::Unknown && *stakes == Stakes::Holding
+fn may_be_too_small(Judged { finding, impact }: &Judged) -> bool {
+    finding.verdict == Verdict::Unknown && *impact == Impact::Capacity
 }
 
 /// Whether it fits, in words, with the first thing to do.
 fn conclusion(fits: Fits, judged: &[Judged]) -> String {
     let of = |verdict| judged.iter().map(|it| &it.finding).filter(move |it| it.verdict == verdict);
-    let line = |mend: &Mend| format!("{} ({})", mend.line, mend.place.words());
+    let line = |fix: &Fix| format!("{} ({})", fix.line, fix.place.words());
     match fits {
         Fits::No => {
             let checks: Vec<_> = of(Verdict::TooSmall).map(|finding| finding.check).collect();
-            let first = of(Verdict::TooSmall).find_map(|it| Some((it.check, it.mend.first()?)));
-            let mend = first.map_or_else(
+            let first = of(Verdict::TooSmall).find_map(|it| Some((it.check, it.fix.first()?)));
+            let fix = first.map_or_else(
                 || {
-                    "no setting mends that: ask for fewer connections, or take a larger machine"
+                    "no setting fixes that: ask for fewer connections, or take a larger machine"
                         .into()
                 },
-                |(check, mend)| format!("mend {check} first: {}", line(mend)),
+                |(check, fix)| format!("fix {check} first: {}", line(fix)),
             );
-            format!("it does not fit, too small: {}; {mend}", checks.join(", "))
+            format!("it does not fit, too small: {}; {fix}", checks.join(", "))
         }
         Fits::Unknown => {
-            let unread = judged.iter().filter(|it| is_in_the_dark(it)).map(|it| &it.finding);
+            let unread = judged.iter().filter(|it| may_be_too_small(it)).map(|it| &it.finding);
             let unread: Vec<_> = unread
                 .map(|finding| format!("{} ({})", finding.check, finding.allows.text))
                 .collect();
-            format!("it can't be told whether it fits, unread: {}", unread.join(", "))
+            format!("whether it fits is unknown; not readable: {}", unread.join(", "))
         }
         Fits::Yes => {
-            // The machine has room; the gateway has to be told to use it.
+            // The machine has room, but the gateway uses it only with this key.
             let mut notes = of(Verdict::Note);
             let key = notes.clone().find(|it| it.check == CONNECTIONS_MAX);
-            let key = key.and_then(|finding| finding.mend.first());
+            let key = key.and_then(|finding| finding.fix.first());
             let once =
-                key.map_or(String::new(), |mend| format!(", once this is set: {}", line(mend)));
+                key.map_or(String::new(), |fix| format!(", once this is set: {}", line(fix)));
             let costs = notes.any(|it| it.check != CONNECTIONS_MAX);
             let costs = if costs { "; the notes say what it costs" } else { "" };
             format!("it fits{once}{costs}")
@@ -227,17 +219,19 @@ fn conclusion(fits: Fits, judged: &[Judged]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_machine::fixture::Tree;
+
     use super::super::args::{DriverChoice, Question};
     use super::super::checks;
-    use super::super::fixture::{Tree, question};
+    use super::super::tests::question;
     use super::*;
 
-    /// How it ends on a machine that is good but for a change: the status, and the last line.
+    /// The exit status and the last line, on a good machine with one change.
     fn end(driver: DriverChoice, change: impl FnOnce(&mut Tree)) -> (u8, String) {
         let mut tree = Tree::good();
         change(&mut tree);
         let machine = tree.machine();
-        let plan = Plan::new(1_000_000, Question { driver, ..question() }, &machine);
+        let plan = Plan::new(1_000_000, Question { driver, ..question() }, &machine, None);
         let judged = checks::judge(&machine, &plan);
         let report = Report::new(&plan, None, &judged, &[]);
         let mut text = Vec::new();
@@ -271,21 +265,21 @@ mod tests {
         let note = said(|tree| tree.set("proc/sys/net/core/somaxconn", "1"));
         assert_eq!(note, "it fits; the notes say what it costs");
         let small = said(|tree| tree.set("proc/sys/fs/file-max", "5"));
-        let mend = "mend file-max first: fs.file-max = 1002496 (sysctl.d)";
-        assert_eq!(small, format!("it does not fit, too small: file-max; {mend}"));
+        let fix = "fix file-max first: fs.file-max = 1002496 (sysctl.d)";
+        assert_eq!(small, format!("it does not fit, too small: file-max; {fix}"));
         let two = said(|tree| {
             tree.set("proc/meminfo", "MemTotal: 1 kB\nMemAvailable: 1 kB");
             tree.set("proc/sys/fs/file-max", "5");
         });
-        assert_eq!(two, format!("it does not fit, too small: file-max, memory; {mend}"));
+        assert_eq!(two, format!("it does not fit, too small: file-max, memory; {fix}"));
         let memory = said(|tree| tree.set("proc/meminfo", "MemTotal: 1 kB\nMemAvailable: 1 kB"));
         assert!(memory.starts_with("it does not fit, too small: memory; no setting"), "{memory}");
         let unread = said(|tree| tree.remove("proc/sys/fs/file-max"));
         assert!(
-            unread.starts_with("it can't be told whether it fits, unread: file-max ("),
+            unread.starts_with("whether it fits is unknown; not readable: file-max ("),
             "{unread}"
         );
-        // 8 shards with a table each have room, which the gateway uses where it is told to.
+        // 8 shards with a table each have room, which the gateway uses only with this key.
         let (status, epoll) = end(DriverChoice::Epoll, |tree| tree.open_files("1024", "130000"));
         assert_eq!(status, 0);
         let key = "limits.connections_max = 1000000 (tidegate)";

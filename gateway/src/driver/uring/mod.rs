@@ -16,8 +16,6 @@
 //! | `rings` | all rings, and the wait on them |
 //! | `ring`, `buffers` | one ring as safe functions: all unsafe code |
 //! | `token` | which operation a completion is of |
-//! | `probe` | whether this process may use io_uring |
-//! | `helper_thread` | a thread that makes a ring for another |
 //!
 //! Each module uses those below it. See io_uring(7), and the comments at each operation for what the manual
 //! does not say.
@@ -26,8 +24,6 @@ mod accept;
 mod buffers;
 mod closing;
 mod connections;
-mod helper_thread;
-mod probe;
 mod receive;
 mod ring;
 mod rings;
@@ -43,10 +39,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidegate_backend::batch::Wake;
+pub use tidegate_machine::io_uring::{Unavailable, probe};
 
 use self::accept::Acceptor;
 use self::connections::Connections;
-pub use self::probe::{Unavailable, probe};
 use self::ring::Completion;
 pub use self::rings::Capacity;
 use self::rings::Rings;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::{SockAddr, SockAddrStorage};
+use tidegate_machine::io_uring::builder;
 
 use super::buffers::Buffers;
 use super::token::Token;
@@ -97,15 +98,7 @@ impl Ring {
     /// # Errors
     /// When the kernel gives none.
     pub(super) fn new(files_max: u32, buffers: u16) -> io::Result<Self> {
-        let uring = IoUring::builder()
-            .setup_r_disabled()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)?;
+        let uring = builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS)?;
         let buffers = Buffers::new(buffers);
         buffers.register(&uring.submitter())?;
         uring.submitter().register_files_sparse(files_max)?;

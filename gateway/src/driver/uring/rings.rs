@@ -18,8 +18,8 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use tidegate_backend::batch::Wake;
 
-use super::helper_thread::on_helper_thread;
 use super::ring::Ring;
+use tidegate_machine::io_uring::on_helper_thread;
 
 /// Buffers of a ring. With more of them nothing was faster; with too few, receives end for want of one and
 /// have to be armed again.

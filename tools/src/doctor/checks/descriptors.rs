@@ -1,19 +1,23 @@
-//! Descriptors: of a process, of the machine, and the way to those of io_uring.
+//! Descriptors of the process and of the machine, and access to those of io_uring.
+
+use tidegate_machine::files::Reading;
+use tidegate_machine::io_uring::Unavailable;
+use tidegate_machine::{Machine, capacity};
 
 use super::super::args::{DriverChoice, Role};
+use super::super::driver::Driver;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::io_uring_access::{Access, Refusal, access};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::{
-    Driver, Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
+    Plan, RING_FILES_MAX, RING_FILL_PERCENT, RING_MAPPINGS, SPARE_FILES_CLIENT, WORKERS_MAX,
 };
-use super::{Check, Stakes, unless};
+use super::super::running::Running;
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "open-files",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "RLIMIT_NOFILE bounds each table of descriptors: a ring's under io_uring, where more \
               rings help and cost CPU time, a thread's under epoll; the gateway raises the soft limit \
               to the hard one by itself.",
@@ -21,77 +25,83 @@ pub(super) const CHECKS: [Check; 5] = [
     },
     Check {
         name: "nr-open",
-        stakes: Stakes::Holding,
-        why: "fs.nr_open is as far as anybody, root too, can raise RLIMIT_NOFILE.",
+        impact: Impact::Capacity,
+        why: "Nobody, not even root, can raise RLIMIT_NOFILE above fs.nr_open.",
         judge: nr_open,
     },
     Check {
         name: "file-max",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "fs.file-max counts the open files of the whole machine, direct descriptors of io_uring \
               and every thread's table included; only CAP_SYS_ADMIN may go beyond it.",
         judge: file_max,
     },
     Check {
         name: "io-uring",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Where a sysctl, a container's seccomp profile or a systemd unit forbids io_uring, the \
               gateway falls back to epoll, whose connections need plain descriptors.",
         judge: io_uring,
     },
     Check {
         name: "mappings",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Each ring maps its queues: many small rings, which a small RLIMIT_NOFILE asks for, run \
               into vm.max_map_count.",
         judge: mappings,
     },
 ];
 
-/// Mappings of a process that are no rings': libraries, heaps, stacks.
+/// A systemd unit's filter that allows io_uring.
+const SYSTEM_CALL_FILTER: &str =
+    "SystemCallFilter=@system-service @io-event io_uring_setup io_uring_enter io_uring_register";
+
+/// Mappings of a process that do not belong to rings: libraries, heaps, stacks.
 const SPARE_MAPPINGS: u64 = 2_000;
 
-/// Files of the machine that others may open meanwhile.
+/// Files that other processes may open meanwhile.
 const SPARE_FILES_MACHINE: u64 = 1_000;
 
 /// Suggested limits are multiples of this.
 const ROUND: u64 = 1_024;
 
-/// The limit that the process gets to: the gateway and `tide bench` raise it to the hard one.
+/// The limit that the process reaches: the gateway and `tide bench` raise the soft limit to the hard one.
 pub(super) fn limit(machine: &Machine) -> Reading<Option<u64>> {
     Ok(machine.process.files.clone()?.hard)
 }
 
-/// The limit at which there is nothing to say.
+/// The limit that needs no further rings and no further shards.
 fn comfortable(plan: &Plan) -> u64 {
-    let needed = match (plan.question.role, plan.driver) {
+    let needed = match (plan.question.role, plan.driver()) {
         (Role::Client, _) => plan.connections.div_ceil(WORKERS_MAX) + SPARE_FILES_CLIENT,
         (Role::Gateway, Driver::Epoll) => plan.connections_per_shard() + plan.plain_files(0),
         (Role::Gateway, Driver::Uring) => {
             let table = (plan.connections_per_shard() * 100).div_ceil(RING_FILL_PERCENT);
-            table.min(RING_FILES_MAX).max(plan.plain_files(plan.shards))
+            table.min(RING_FILES_MAX).max(plan.plain_files(plan.shards()))
         }
     };
     needed.next_multiple_of(ROUND)
 }
 
-/// Whether the connections fit under a limit, and what that takes, in words.
+/// Whether the connections fit under a limit, and a text that says what they need.
 fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
     let wanted = comfortable(plan);
-    match (plan.question.role, plan.driver) {
+    match (plan.question.role, plan.driver()) {
         (Role::Client, _) => fits_bench(plan, limit),
         (Role::Gateway, Driver::Epoll) => {
-            let enough = Plan::table_room(limit, plan.shards) * plan.shards >= plan.connections;
+            let enough = capacity::connections_per_table(Some(limit), plan.shards())
+                * plan.shards()
+                >= plan.connections;
             let other = plan.fewest_shards(limit).filter(|_| !enough);
             let other = other
                 .map_or_else(String::new, |shards| format!("; or {}", counted(shards, "shard")));
-            let shards = counted(plan.shards, "epoll shard");
+            let shards = counted(plan.shards(), "epoll shard");
             let wanted = grouped(wanted);
             let text = format!("{wanted} in each table, as {shards} can have one each{other}");
             (unless(enough, Verdict::TooSmall), text)
         }
         (Role::Gateway, Driver::Uring) => {
-            let (rings, shards) = (plan.rings(Some(limit)), counted(plan.shards, "shard"));
+            let (rings, shards) = (plan.rings(Some(limit)), counted(plan.shards(), "shard"));
             let (has, plain) = (counted(rings, "ring"), plan.plain_files(rings));
             let (wanted, under) = (grouped(wanted), grouped(limit));
             let needed = counted(plain, "plain descriptor");
@@ -101,7 +111,7 @@ fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
                     "{one_each}; with {under} there would be {has}, which need {needed} themselves"
                 );
                 (Verdict::TooSmall, text)
-            } else if rings > plan.shards && limit < RING_FILES_MAX {
+            } else if rings > plan.shards() && limit < RING_FILES_MAX {
                 let text = format!(
                     "{one_each}; with {under} it is {has}: ten in a thread cost about 15 % more CPU time \
                      than one, fifty 20 %"
@@ -142,18 +152,18 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (verdict, text) = fits(plan, limit);
     let soft = soft.map_or_else(|| "unlimited".to_owned(), grouped);
     let allows =
-        Amount::told(limit, format!("{} in each table (soft limit {soft})", grouped(limit)));
+        Amount::with_text(limit, format!("{} in each table (soft limit {soft})", grouped(limit)));
     let wanted = comfortable(plan);
-    let needs = Amount::told(wanted, text);
+    let needs = Amount::with_text(wanted, text);
     let mut judgement = Judgement::new(verdict, allows, needs)
-        .mend(Place::Systemd, format!("LimitNOFILE={wanted}"))
-        .mend(Place::Limits, format!("tidegate - nofile {wanted}"))
-        .mend(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
+        .fix(Place::Systemd, format!("LimitNOFILE={wanted}"))
+        .fix(Place::Limits, format!("tidegate - nofile {wanted}"))
+        .fix(Place::Container, format!("--ulimit nofile={wanted}:{wanted}"));
     if plan.question.role == Role::Gateway
-        && plan.driver == Driver::Epoll
+        && plan.driver() == Driver::Epoll
         && let Some(shards) = plan.fewest_shards(limit)
     {
-        judgement = judgement.mend(Place::Tidegate, format!("shards = {shards}"));
+        judgement = judgement.fix(Place::Tidegate, format!("shards = {shards}"));
     }
     Ok(Some(judgement))
 }
@@ -161,25 +171,26 @@ fn open_files(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 fn nr_open(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let most = machine.nr_open.clone()?;
     let wanted = comfortable(plan);
-    // A limit that is enough as it is need not be raised; one that isn't can get as far as `most`.
+    // A limit that is enough need not be raised. Another can be raised up to `most`.
     let reachable = limit(machine).unwrap_or(None).map_or(most, |limit| limit.max(most));
     let (verdict, _) = fits(plan, reachable);
     let judgement = Judgement::new(verdict, Amount::number(most), Amount::number(wanted))
-        .mend(Place::Sysctl, format!("fs.nr_open = {wanted}"));
+        .fix(Place::Sysctl, format!("fs.nr_open = {wanted}"));
     Ok(Some(judgement))
 }
 
 fn file_max(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (most, in_use) = (machine.file_max.clone()?, machine.files_in_use.clone()?);
-    let rings = match plan.driver {
+    let rings = match plan.driver() {
         Driver::Epoll => 0,
         Driver::Uring => plan.rings(limit(machine).unwrap_or(None)),
     };
     let wanted = in_use + plan.connections + plan.plain_files(rings) + SPARE_FILES_MACHINE;
     let verdict = unless(most >= wanted, Verdict::TooSmall);
-    let needs = Amount::told(wanted, format!("{}, open now: {}", grouped(wanted), grouped(in_use)));
+    let needs =
+        Amount::with_text(wanted, format!("{}, open now: {}", grouped(wanted), grouped(in_use)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
-        .mend(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
+        .fix(Place::Sysctl, format!("fs.file-max = {}", wanted.next_multiple_of(ROUND)));
     Ok(Some(judgement))
 }
 
@@ -191,60 +202,92 @@ fn io_uring(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let needs = Amount::text(match less {
         Verdict::TooSmall => "io_uring, as asked",
-        _ => "io_uring, or epoll in its place",
+        _ => "io_uring, or epoll instead",
     });
+    if let Some(running) = &plan.resolved.running {
+        return Ok(as_running(running, less, needs));
+    }
     let refused = |text: String| Judgement::new(less, Amount::text(text), needs.clone());
-    Ok(Some(match access(machine) {
-        Access::Works => Judgement::new(Verdict::Ok, Amount::text("works"), needs),
-        Access::Unknown(why) if less == Verdict::Note => {
+    let text = machine.io_uring().map_err(|unavailable| (unavailable.to_string(), unavailable));
+    Ok(Some(match text {
+        Ok(()) => Judgement::new(Verdict::Ok, Amount::text("works"), needs),
+        Err((why, Unavailable::Unknown(_))) if less == Verdict::Note => {
             refused(format!("in doubt, so the rest is judged for epoll: {why}"))
         }
-        Access::Unknown(why) => Judgement::new(Verdict::Unknown, Amount::text(why), needs),
-        Access::Refused(Refusal::NotBuilt) => {
+        Err((why, Unavailable::Unknown(_))) => {
+            Judgement::new(Verdict::Unknown, Amount::text(why), needs)
+        }
+        Err((_, Unavailable::NotBuilt)) => {
             refused("the kernel was built without it (ENOSYS)".to_owned())
-                .mend(Place::Tidegate, "driver = \"epoll\"")
+                .fix(Place::Tidegate, "driver = \"epoll\"")
         }
-        Access::Refused(Refusal::Sysctl(value)) => {
+        Err((_, Unavailable::Disabled(value))) => {
             refused(format!("forbidden by kernel.io_uring_disabled = {value} (EPERM)"))
-                .mend(Place::Sysctl, "kernel.io_uring_disabled = 0")
+                .fix(Place::Sysctl, "kernel.io_uring_disabled = 0")
         }
-        Access::Refused(Refusal::Seccomp) => refused("forbidden by a seccomp filter".to_owned())
-            .mend(Place::Container, "--security-opt seccomp=sysctl/seccomp.json")
-            .mend(Place::Systemd, "SystemCallFilter=@system-service @io-event io_uring_setup io_uring_enter io_uring_register"),
-        Access::Refused(Refusal::Errno(errno)) => {
-            let error = std::io::Error::from_raw_os_error(errno);
-            refused(format!("asking for a ring fails: {error}"))
+        Err((_, Unavailable::Seccomp)) => refused("forbidden by a seccomp filter".to_owned())
+            .fix(Place::Container, "--security-opt seccomp=sysctl/seccomp.json")
+            .fix(Place::Systemd, SYSTEM_CALL_FILTER),
+        Err((why, Unavailable::TooOld(_))) => {
+            refused(why).fix(Place::Tidegate, "driver = \"epoll\"")
         }
+        Err((why, Unavailable::Errno(_))) => refused(why),
     }))
 }
 
+/// What a running gateway says of io_uring. `None`: it was configured for epoll, and so it is asked for.
+fn as_running(running: &Running, less: Verdict, needs: Amount) -> Option<Judgement> {
+    let rings = counted(running.rings, "ring");
+    Some(match (running.driver, &running.driver_refusal) {
+        (Driver::Uring, _) => {
+            Judgement::new(Verdict::Ok, Amount::text(format!("the gateway uses {rings}")), needs)
+        }
+        (Driver::Epoll, Some(why)) => Judgement::new(
+            less,
+            Amount::text(format!("the gateway could not use it: {why}")),
+            needs,
+        ),
+        (Driver::Epoll, None) if less == Verdict::Note => return None,
+        (Driver::Epoll, None) => {
+            let text = "the gateway is configured for epoll, and has not tried";
+            Judgement::new(Verdict::Unknown, Amount::text(text), needs)
+                .fix(Place::Tidegate, "driver = \"uring\"")
+        }
+    })
+}
+
 fn mappings(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    if plan.driver != Driver::Uring {
+    if plan.driver() != Driver::Uring {
         return Ok(None);
     }
     let most = machine.map_count_max.clone()?;
     let rings = plan.rings(limit(machine).unwrap_or(None));
     let wanted = rings * RING_MAPPINGS + SPARE_MAPPINGS;
     let verdict = unless(most >= wanted, Verdict::TooSmall);
-    let needs = Amount::told(wanted, format!("{} for {}", grouped(wanted), counted(rings, "ring")));
+    let needs =
+        Amount::with_text(wanted, format!("{} for {}", grouped(wanted), counted(rings, "ring")));
     let judgement = Judgement::new(verdict, Amount::number(most), needs)
-        .mend(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
+        .fix(Place::Sysctl, format!("vm.max_map_count = {wanted}"));
     Ok(Some(judgement))
 }
 
 #[cfg(test)]
 mod tests {
+    use tidegate_machine::fixture::Tree;
+
+    use super::super::super::args::Question;
     use super::super::super::finding::Finding;
+    use super::super::super::tests::{question, running};
     use super::super::probing::{find, gateway, lines};
     use super::*;
 
     fn uring(count: u64, shards: u64, hard: &str) -> Finding {
-        let change = |tree: &mut super::super::super::fixture::Tree| tree.open_files("1024", hard);
+        let change = |tree: &mut Tree| tree.open_files("1024", hard);
         find("open-files", count, change, |ask| ask.shards = Some(shards)).unwrap()
     }
 
     fn epoll(count: u64, shards: u64, hard: &str) -> Finding {
-        let change = |tree: &mut super::super::super::fixture::Tree| tree.open_files("1024", hard);
+        let change = |tree: &mut Tree| tree.open_files("1024", hard);
         let ask = |ask: &mut super::super::super::args::Question| {
             (ask.driver, ask.shards) = (DriverChoice::Epoll, Some(shards));
         };
@@ -259,7 +302,7 @@ mod tests {
         let many = uring(1_000_000, 1, "20000");
         assert_eq!(many.verdict, Verdict::Note);
         assert!(many.needs.text.contains("59 rings"), "{many:?}");
-        // A ring holds no more than 2^20, so that is all there is to ask for.
+        // A ring holds no more than 2^20, so no larger limit is proposed.
         assert!(lines(&many).contains(&"LimitNOFILE=1048576"), "{many:?}");
         assert_eq!(uring(1_000_000, 1, "1048576").verdict, Verdict::Ok);
         assert_eq!(uring(1_000_000, 1, "unlimited").verdict, Verdict::Ok);
@@ -276,13 +319,13 @@ mod tests {
 
     #[test]
     fn epoll_holds_a_table_for_each_shard() {
-        // 64 and 4 for each shard are no connections.
+        // 64 descriptors and 4 for each shard are reserved.
         assert_eq!(epoll(1_000_000, 8, "125096").verdict, Verdict::Ok);
         let small = epoll(1_000_000, 8, "125095");
         assert_eq!(small.verdict, Verdict::TooSmall);
         assert!(lines(&small).contains(&"shards = 9"), "{small:?}");
         assert!(lines(&small).contains(&"LimitNOFILE=125952"), "{small:?}");
-        // More shards than there may be are no way out.
+        // More than 256 shards are never proposed.
         let tiny = epoll(1_000_000, 8, "1024");
         assert!(!lines(&tiny).iter().any(|line| line.starts_with("shards")), "{tiny:?}");
         assert_eq!(epoll(1, 1, "64").verdict, Verdict::TooSmall);
@@ -294,7 +337,7 @@ mod tests {
         let client = |count, limit: &'static str| {
             find("open-files", count, move |tree| tree.open_files("256", limit), ask).unwrap()
         };
-        // 48 of each table are no connections.
+        // 48 of each table are reserved.
         let one = client(1_000, "1048");
         assert_eq!(one.verdict, Verdict::Ok);
         assert!(one.needs.text.contains("1 worker of one `tide bench`"), "{one:?}");
@@ -312,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_bound_on_the_limit_matters_where_the_limit_is_too_small() {
-        let low = |tree: &mut super::super::super::fixture::Tree| {
+        let low = |tree: &mut Tree| {
             tree.open_files("1024", "4096");
             tree.set("proc/sys/fs/nr_open", "65536");
         };
@@ -338,7 +381,7 @@ mod tests {
 
     #[test]
     fn many_rings_need_many_mappings() {
-        let low = |tree: &mut super::super::super::fixture::Tree| {
+        let low = |tree: &mut Tree| {
             tree.open_files("1024", "20000");
             tree.set("proc/sys/vm/max_map_count", "2255");
         };
@@ -348,5 +391,26 @@ mod tests {
         assert_eq!(lines(&short), ["vm.max_map_count = 2256"]);
         let epoll = find("mappings", 10, |_| {}, |ask| ask.driver = DriverChoice::Epoll);
         assert!(epoll.is_none());
+    }
+
+    #[test]
+    fn a_running_gateway_says_whether_it_could_use_io_uring() {
+        let found = |running: Running, driver| {
+            let machine = Tree::good().machine();
+            let question = Question { driver, ..question() };
+            let plan = Plan::new(10, question, &machine, Some(&running));
+            io_uring(&machine, &plan).unwrap().map(|judged| (judged.verdict, judged.allows.text))
+        };
+        let uring = Running { driver: Driver::Uring, rings: 4, ..running() };
+        let (verdict, text) = found(uring, DriverChoice::Auto).unwrap();
+        assert!(verdict == Verdict::Ok && text.contains("4 rings"), "{text}");
+        let refused = || Running { driver_refusal: Some("a reason".into()), ..running() };
+        let (verdict, text) = found(refused(), DriverChoice::Auto).unwrap();
+        assert!(verdict == Verdict::Note && text.contains("a reason"), "{text}");
+        let (verdict, _) = found(refused(), DriverChoice::Uring).unwrap();
+        assert_eq!(verdict, Verdict::TooSmall);
+        assert_eq!(found(running(), DriverChoice::Auto), None);
+        let (verdict, _) = found(running(), DriverChoice::Uring).unwrap();
+        assert_eq!(verdict, Verdict::Unknown);
     }
 }

@@ -1,23 +1,25 @@
-//! Memory: the machine's, a control group's, and what TCP may take of it.
+//! Memory of the machine and of a control group, and how much of it TCP may use.
+
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
 
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict, bytes_text};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 3] = [
     Check {
         name: "memory",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "An idle connection costs the kernel some kilobytes that can't be swapped out, and a \
               control group's limit counts them too.",
         judge: memory,
     },
     Check {
         name: "tcp-mem",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "Idle connections charge nothing to tcp_mem, but one with anything queued charges at least \
               a page; beyond the pressure mark windows shrink, beyond the maximum sends wait and received \
               segments are dropped.",
@@ -25,21 +27,18 @@ pub(super) const CHECKS: [Check; 3] = [
     },
     Check {
         name: "send-buffer",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "The gateway caps what a phone that doesn't read can hold with SO_SNDBUF, which the kernel \
               silently cuts to net.core.wmem_max: less room means more waiting in the gateway.",
         judge: send_buffer,
     },
 ];
 
-/// Share of the memory that idle connections may take before there is too little for what they queue,
-/// in percent. An assumption.
+/// The share of the memory that idle connections may take, in percent. The rest is for what they queue. An
+/// assumption.
 const IDLE_PERCENT_MAX: u64 = 80;
 
-/// The gateway's default `socket.send_buffer_bytes`.
-const SEND_BUFFER_BYTES: u64 = 65_536;
-
-/// What the process can have: the machine's or its control group's, whichever is less.
+/// Memory that the process can still get: the machine's or its control group's, whichever is less.
 fn available(machine: &Machine) -> Reading<(u64, &'static str)> {
     let free = machine.memory_bytes.clone()?;
     Ok(match machine.control_group.memory_bytes.clone()? {
@@ -57,37 +56,37 @@ fn memory(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     } else {
         unless(wanted <= bytes / 100 * IDLE_PERCENT_MAX, Verdict::Note)
     };
-    let allows = Amount::told(bytes, format!("{} {whose}", bytes_text(bytes)));
-    let needs = Amount::told(wanted, format!("{} while idle", bytes_text(wanted)));
+    let allows = Amount::with_text(bytes, format!("{} {whose}", bytes_text(bytes)));
+    let needs = Amount::with_text(wanted, format!("{} while idle", bytes_text(wanted)));
     let judgement = Judgement::new(verdict, allows, needs);
     if whose == "available" {
         return Ok(Some(judgement));
     }
-    // Room for a quarter more than what is idle.
+    // A quarter more than idle connections take.
     let mib = (wanted / 4 * 5).div_ceil(1 << 20);
-    let judgement = judgement.mend(Place::Systemd, format!("MemoryMax={mib}M"));
-    Ok(Some(judgement.mend(Place::Container, format!("--memory {mib}m"))))
+    let judgement = judgement.fix(Place::Systemd, format!("MemoryMax={mib}M"));
+    Ok(Some(judgement.fix(Place::Container, format!("--memory {mib}m"))))
 }
 
 fn tcp_mem(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let [_, pressure, most] = machine.tcp_mem.clone()?;
     let wanted = plan.connections;
     let verdict = unless(pressure >= wanted, Verdict::Note);
-    let allows = Amount::told(
+    let allows = Amount::with_text(
         pressure,
         format!("{} before pressure, {} at most", counted(pressure, "page"), grouped(most)),
     );
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         wanted,
         format!(
-            "{} when everybody has something unacknowledged, as after a push to all",
+            "{} when every connection has unacknowledged data, as after a push to all",
             counted(wanted, "page")
         ),
     );
     let judgement = Judgement::new(verdict, allows, needs);
     // The kernel's own proportions are 3 : 4 : 6.
     let line = format!("net.ipv4.tcp_mem = {} {wanted} {}", wanted * 3 / 4, wanted * 3 / 2);
-    Ok(Some(judgement.mend(Place::Sysctl, line)))
+    Ok(Some(judgement.fix(Place::Sysctl, line)))
 }
 
 fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -95,17 +94,18 @@ fn send_buffer(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let most = machine.network.wmem_max.clone()?;
-    let verdict = unless(most >= SEND_BUFFER_BYTES, Verdict::Note);
-    let judgement = Judgement::new(verdict, Amount::bytes(most), Amount::bytes(SEND_BUFFER_BYTES));
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.wmem_max = {SEND_BUFFER_BYTES}"))))
+    let wanted = plan.resolved.send_buffer_bytes;
+    let verdict = unless(most >= wanted, Verdict::Note);
+    let judgement = Judgement::new(verdict, Amount::bytes(most), Amount::bytes(wanted));
+    Ok(Some(judgement.fix(Place::Sysctl, format!("net.core.wmem_max = {wanted}"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::finding::Finding;
-    use super::super::super::fixture::Tree;
     use super::super::probing::{gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     /// A million connections under 4.5 GiB of io_uring, 8 rings.
     const NEED: u64 = 1_000_000 * (3_670 + 870 + 256) + 8 * 413_000;

@@ -1,19 +1,21 @@
-//! The checks: pure functions from a snapshot and a plan to a judgement. None reads anything.
+//! The checks: pure functions from a snapshot and a plan to a result. None reads anything.
 //!
-//! Each is here because it can keep so many connections out, or because it costs something while they
-//! are there. What is often tuned and does neither is not asked: `sysctl/README.md` lists it.
+//! Each checks a limit that can keep connections out, or one that makes them cost more. `sysctl/README.md` lists what
+//! is often tuned and does neither.
 
+mod connections_max;
 mod descriptors;
 mod memory;
-mod places;
 mod processors;
 mod tables;
 mod waiting;
 
-pub(super) use places::CONNECTIONS_MAX;
+pub(super) use connections_max::CONNECTIONS_MAX;
+
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
 
 use super::finding::{Amount, Finding, Judgement, Verdict};
-use super::machine::{Machine, Reading};
 use super::plan::Plan;
 
 /// One check.
@@ -21,30 +23,30 @@ pub(super) struct Check {
     /// Its name, for programs too.
     name: &'static str,
     /// What is at stake.
-    stakes: Stakes,
+    impact: Impact,
     /// Why it matters, in a sentence.
     why: &'static str,
-    /// `None` where it doesn't concern the question.
+    /// `None` where the check does not apply to the question.
     judge: fn(&Machine, &Plan) -> Reading<Option<Judgement>>,
 }
 
 /// What is at stake in a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stakes {
+pub(super) enum Impact {
     /// Whether the connections can be held.
-    Holding,
-    /// What they cost.
+    Capacity,
+    /// What the connections cost.
     Cost,
 }
 
-/// What a finding says, and what its check is about.
+/// A finding, and what its check affects.
 pub(super) struct Judged {
     pub(super) finding: Finding,
-    pub(super) stakes: Stakes,
+    pub(super) impact: Impact,
 }
 
 const ALL: [&[Check]; 6] = [
-    &places::CHECKS,
+    &connections_max::CHECKS,
     &descriptors::CHECKS,
     &waiting::CHECKS,
     &tables::CHECKS,
@@ -52,7 +54,7 @@ const ALL: [&[Check]; 6] = [
     &processors::CHECKS,
 ];
 
-/// Judges everything that the question concerns.
+/// Runs each check that applies to the question.
 pub(super) fn judge(machine: &Machine, plan: &Plan) -> Vec<Judged> {
     ALL.iter().copied().flatten().filter_map(|check| check.run(machine, plan)).collect()
 }
@@ -66,26 +68,28 @@ impl Check {
                 Judgement::new(Verdict::Unknown, Amount::text(unread.to_string()), needs)
             }
         };
-        let Judgement { verdict, allows, needs, mend } = judgement;
-        let finding = Finding { check: self.name, verdict, allows, needs, why: self.why, mend };
-        Some(Judged { finding, stakes: self.stakes })
+        let Judgement { verdict, allows, needs, fix } = judgement;
+        let finding = Finding { check: self.name, verdict, allows, needs, why: self.why, fix };
+        Some(Judged { finding, impact: self.impact })
     }
 }
 
-/// Ok, or what less is.
+/// Ok where it is enough, otherwise `less`.
 const fn unless(enough: bool, less: Verdict) -> Verdict {
     if enough { Verdict::Ok } else { less }
 }
 
 #[cfg(test)]
 mod probing {
-    //! What the tests of the checks ask.
+    //! How the tests of the checks run one.
 
     use super::super::args::Question;
-    use super::super::fixture::{Tree, question};
+    use super::super::tests::question;
+    use tidegate_machine::fixture::Tree;
+
     use super::*;
 
-    /// What a check finds on a machine that is good but for a change.
+    /// What a check finds on a good machine with one change.
     pub(super) fn find(
         check: &str,
         connections: u64,
@@ -97,29 +101,29 @@ mod probing {
         let mut question = question();
         ask(&mut question);
         let machine = tree.machine();
-        let plan = Plan::new(connections, question, &machine);
+        let plan = Plan::new(connections, question, &machine, None);
         let judged = judge(&machine, &plan).into_iter().map(|judged| judged.finding);
         judged.into_iter().find(|finding| finding.check == check)
     }
 
-    /// The same for a gateway with all at its default, whom the check concerns.
+    /// The same for a gateway with default settings, to which the check applies.
     pub(super) fn gateway(check: &str, count: u64, change: impl FnOnce(&mut Tree)) -> Finding {
         find(check, count, change, |_| {}).unwrap()
     }
 
-    /// The lines that mend it.
+    /// The lines that fix it.
     pub(super) fn lines(finding: &Finding) -> Vec<&str> {
-        finding.mend.iter().map(|mend| mend.line.as_str()).collect()
+        finding.fix.iter().map(|fix| fix.line.as_str()).collect()
     }
 
     #[test]
     fn a_good_machine_is_found_good_and_every_check_has_a_name_of_its_own() {
         let machine = Tree::good().machine();
-        let findings = judge(&machine, &Plan::new(1_000_000, question(), &machine));
+        let findings = judge(&machine, &Plan::new(1_000_000, question(), &machine, None));
         let mut names: Vec<_> = findings.iter().map(|judged| judged.finding.check).collect();
         for Judged { finding, .. } in &findings {
             assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
-            assert!(finding.mend.is_empty(), "{finding:?}");
+            assert!(finding.fix.is_empty(), "{finding:?}");
         }
         names.sort_unstable();
         names.dedup();

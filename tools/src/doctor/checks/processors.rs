@@ -1,44 +1,46 @@
-//! CPUs: how many there are, how many threads there may be, and how packets get to them.
+//! CPUs, threads, and how packets are spread over CPUs.
+
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
 
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::{Plan, WORKERS_MAX};
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "cpu-time",
-        stakes: Stakes::Holding,
-        why: "Heartbeats come whether anybody talks or not: a gateway that can't answer them in time \
+        impact: Impact::Capacity,
+        why: "Heartbeats come from idle connections too: a gateway that can't answer them in time \
               closes its connections as idle.",
         judge: cpu_time,
     },
     Check {
         name: "shards",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "A shard is a thread that never shares its work: more of them than CPUs take turns, fewer \
               leave CPUs to the kernel, the workers and nobody.",
         judge: shards,
     },
     Check {
         name: "threads",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Shards and workers, those of tide bench too, are threads, which RLIMIT_NPROC, the control group's pids.max, \
               kernel.threads-max and kernel.pid_max each bound.",
         judge: threads,
     },
     Check {
         name: "receive-queues",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "A network card's receive queue interrupts one CPU; with fewer queues than CPUs, and no \
               RPS, the kernel's part of all packets is done by few of them.",
         judge: receive_queues,
     },
     Check {
         name: "congestion-control",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "BBR paces every connection: without the fq queueing discipline each sending socket has a \
               timer of its own, which costs CPU time.",
         judge: congestion_control,
@@ -48,10 +50,10 @@ pub(super) const CHECKS: [Check; 5] = [
 /// Threads beside shards and workers: main, signals, operators' HTTP, and some to spare.
 const SPARE_THREADS: u64 = 16;
 
-/// The longest interval that clients keep to, whatever they are told (PROTOCOL.md).
+/// The longest heartbeat interval that clients keep to; they cap a longer one (PROTOCOL.md).
 const HEARTBEAT_INTERVAL_MS_MAX: u64 = 300_000;
 
-/// Share of the CPUs that the estimate may take before bursts have no room, in percent. An assumption.
+/// The share of the CPUs that the estimate may take, in percent. The rest is for bursts. An assumption.
 const BUSY_PERCENT_MAX: f64 = 70.0;
 
 fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -59,8 +61,8 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let (here, wanted) = (machine.cpus()?, plan.cpus());
-    // A shard is one thread, whatever the machine has.
-    let cpus = f64::from(u32::try_from(plan.shards).unwrap_or(u32::MAX)).min(here);
+    // A shard is one thread, however many CPUs there are.
+    let cpus = f64::from(u32::try_from(plan.shards()).unwrap_or(u32::MAX)).min(here);
     let verdict = if wanted > cpus {
         Verdict::TooSmall
     } else {
@@ -79,42 +81,43 @@ fn cpu_time(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     };
     let judgement = Judgement::new(verdict, allows, needs);
     // Heartbeats that take half of the CPUs leave the other half to requests.
-    let seconds = plan.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
+    let seconds = plan.resolved.heartbeat_interval.as_secs_f64() * wanted / (cpus * 0.5);
     let interval_ms = whole((seconds * 1e3).ceil());
     if cpus < here {
-        let shards = whole(wanted.ceil()).clamp(plan.shards + 1, whole(here).max(plan.shards + 1));
-        return Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {shards}"))));
+        let shards =
+            whole(wanted.ceil()).clamp(plan.shards() + 1, whole(here).max(plan.shards() + 1));
+        return Ok(Some(judgement.fix(Place::Tidegate, format!("shards = {shards}"))));
     }
     if plan.question.pushes_per_second > 0.0 || interval_ms > HEARTBEAT_INTERVAL_MS_MAX {
         return Ok(Some(judgement));
     }
     let line = format!("session.heartbeat_interval_ms = {interval_ms}");
-    Ok(Some(judgement.mend(Place::Tidegate, line)))
+    Ok(Some(judgement.fix(Place::Tidegate, line)))
 }
 
 fn shards(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     if plan.question.role == Role::Client {
         return Ok(None);
     }
-    let cpus = whole(machine.cpus()?).max(1);
-    let needs = Amount::told(plan.shards, counted(plan.shards, "shard"));
+    let cpus = machine.whole_cpus()?;
+    let needs = Amount::with_text(plan.shards(), counted(plan.shards(), "shard"));
     let allows =
-        Amount::told(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
-    let judgement = Judgement::new(unless(plan.shards <= cpus, Verdict::Note), allows, needs);
-    Ok(Some(judgement.mend(Place::Tidegate, format!("shards = {cpus}"))))
+        Amount::with_text(cpus, format!("{} by affinity and quota", counted(cpus, "whole CPU")));
+    let judgement = Judgement::new(unless(plan.shards() <= cpus, Verdict::Note), allows, needs);
+    Ok(Some(judgement.fix(Place::Tidegate, format!("shards = {cpus}"))))
 }
 
 fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let limit = machine.process.files.clone().map_or(None, |limit| limit.hard);
     let wanted = match plan.question.role {
         // By default there is a worker for each CPU.
-        Role::Gateway => plan.shards + whole(machine.cpus()?).max(1) + SPARE_THREADS,
+        Role::Gateway => plan.shards() + machine.whole_cpus()? + SPARE_THREADS,
         Role::Client => plan.workers(limit).min(WORKERS_MAX) + SPARE_THREADS,
     };
     let is_root = machine.process.status.clone()?.uid == 0;
     let processes = machine.process.processes.clone()?.soft;
     let bounds = [
-        // The kernel doesn't hold root to it.
+        // The kernel does not apply it to root.
         (
             processes.filter(|_| !is_root),
             "RLIMIT_NPROC",
@@ -147,9 +150,9 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (bound, name, place, line) = least.expect("two of the bounds are always there");
     let verdict = unless(bound >= wanted, Verdict::TooSmall);
     let allows =
-        Amount::told(bound, format!("{} ({name}, the least of its bounds)", grouped(bound)));
+        Amount::with_text(bound, format!("{} ({name}, the least of its bounds)", grouped(bound)));
     let judgement = Judgement::new(verdict, allows, Amount::number(wanted));
-    Ok(Some(judgement.mend(place, line)))
+    Ok(Some(judgement.fix(place, line)))
 }
 
 fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -157,9 +160,9 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
         return Ok(None);
     }
     let interfaces = machine.network.interfaces.clone()?;
-    let cpus = whole(machine.cpus()?).max(1);
+    let cpus = machine.whole_cpus()?;
     let wanted =
-        Amount::told(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
+        Amount::with_text(cpus, format!("{}, one for each CPU, or RPS", counted(cpus, "queue")));
     let fewest = interfaces
         .iter()
         .filter(|interface| interface.spread_queues < interface.receive_queues)
@@ -169,11 +172,11 @@ fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
         return Ok(Some(Judgement::new(Verdict::Ok, Amount::text(state), wanted)));
     };
     let (name, queues) = (&interface.name, interface.receive_queues);
-    let allows = Amount::told(queues, format!("{queues} on {name}"));
+    let allows = Amount::with_text(queues, format!("{queues} on {name}"));
     let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
     let judgement = Judgement::new(unless(queues >= cpus, Verdict::Note), allows, wanted)
-        .mend(Place::Shell, format!("ethtool -L {name} combined {cpus}"))
-        .mend(
+        .fix(Place::Shell, format!("ethtool -L {name} combined {cpus}"))
+        .fix(
             Place::Shell,
             format!(
                 "for q in /sys/class/net/{name}/queues/rx-*; do echo {mask:x} > $q/rps_cpus; done"
@@ -192,8 +195,8 @@ fn congestion_control(machine: &Machine, _plan: &Plan) -> Reading<Option<Judgeme
     let verdict = unless(discipline == "fq", Verdict::Note);
     let allows = Amount::text(format!("{algorithm} with {discipline} as default discipline"));
     let judgement = Judgement::new(verdict, allows, Amount::text("fq under bbr, or cubic"))
-        .mend(Place::Sysctl, "net.core.default_qdisc = fq")
-        .mend(Place::Sysctl, "net.ipv4.tcp_congestion_control = cubic");
+        .fix(Place::Sysctl, "net.core.default_qdisc = fq")
+        .fix(Place::Sysctl, "net.ipv4.tcp_congestion_control = cubic");
     Ok(Some(judgement))
 }
 
@@ -206,9 +209,9 @@ const fn whole(count: f64) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::fixture::Tree;
     use super::super::probing::{find, gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     #[test]
     fn heartbeats_have_the_time_they_take() {
@@ -223,7 +226,7 @@ mod tests {
         assert_eq!(every(1_100).verdict, Verdict::Note);
         assert_eq!(every(1_500).verdict, Verdict::Ok);
         assert_eq!(lines(&every(1_000)), ["session.heartbeat_interval_ms = 2050"]);
-        // Clients would not wait for longer than five minutes.
+        // Clients cap the interval at five minutes.
         let most = find("cpu-time", 4_000_000_000, |_| {}, |_| {}).unwrap();
         assert_eq!((most.verdict, lines(&most)), (Verdict::TooSmall, vec![]));
         let pushed = find("cpu-time", 1_000_000, |_| {}, |ask| ask.pushes_per_second = 1.1);
@@ -267,14 +270,14 @@ mod tests {
 
     #[test]
     fn threads_have_the_least_of_four_bounds() {
-        // 8 shards, 8 workers, 16 to spare.
+        // 8 shards, 8 workers, 16 others.
         let group = |tree: &mut Tree| {
             tree.set("sys/fs/cgroup/system.slice/tidegate.service/pids.max", "31");
         };
         let found = gateway("threads", 1, group);
         assert_eq!((found.verdict, found.needs.value), (Verdict::TooSmall, Some(32)));
         assert_eq!(lines(&found), ["TasksMax=32"]);
-        // Root is not held to RLIMIT_NPROC, others are.
+        // RLIMIT_NPROC does not apply to root.
         let few = "Max processes  31  31  processes\nMax open files  9  1048576  files";
         assert_eq!(gateway("threads", 1, |t| t.set("proc/self/limits", few)).verdict, Verdict::Ok);
         let user = gateway("threads", 1, |tree| {

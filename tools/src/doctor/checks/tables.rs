@@ -1,22 +1,25 @@
-//! Tables that a packet is looked up in: established sockets, tracked connections.
+//! Tables in which the kernel looks up packets: established sockets, tracked connections.
+
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
+use tidegate_machine::network::Owner;
 
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Owner, Reading};
 use super::super::plan::Plan;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 2] = [
     Check {
         name: "established-hash",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "Each packet is looked up in the established hash; with more sockets than buckets a lookup \
               walks past other sockets, and at a million each is a cache miss.",
         judge: established_hash,
     },
     Check {
         name: "conntrack",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "Where a firewall or NAT rule uses connection tracking, a full nf_conntrack drops the \
               packets of new connections.",
         judge: conntrack,
@@ -35,9 +38,9 @@ fn established_hash(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>
     let chain = plan.connections.div_ceil(table.buckets.max(1));
     let verdict = unless(plan.connections <= table.buckets, Verdict::Note);
     let allows =
-        Amount::told(table.buckets, format!("{}{shared}", counted(table.buckets, "bucket")));
+        Amount::with_text(table.buckets, format!("{}{shared}", counted(table.buckets, "bucket")));
     let wanted = plan.connections.next_power_of_two();
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         plan.connections,
         format!(
             "{}: up to {} a bucket on average",
@@ -46,11 +49,11 @@ fn established_hash(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>
         ),
     );
     let line = format!("thash_entries={wanted}");
-    let judgement = Judgement::new(verdict, allows, needs).mend(Place::Boot, line);
+    let judgement = Judgement::new(verdict, allows, needs).fix(Place::Boot, line);
     Ok(Some(match table.owner {
         Owner::Own => judgement,
-        // A namespace that is made later gets a table of its own, which needs no reboot.
-        Owner::Shared => judgement.mend(
+        // A namespace that is made later can have a table of its own, without a reboot.
+        Owner::Shared => judgement.fix(
             Place::Sysctl,
             format!(
                 "net.ipv4.tcp_child_ehash_entries = {wanted}  # before the namespace is made, in the \
@@ -76,12 +79,14 @@ fn conntrack(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let active = if count == 0 { "nothing tracked now" } else { "active" };
     let less = if count == 0 { Verdict::Note } else { Verdict::TooSmall };
     let most_text = if most == 0 { "no limit".to_owned() } else { grouped(most) };
-    let allows = Amount::told(most, format!("{most_text}, {active} ({})", counted(count, "entry")));
-    let needs = Amount::told(wanted, format!("{} if the connections are tracked", grouped(wanted)));
-    let port = plan.port;
+    let allows =
+        Amount::with_text(most, format!("{most_text}, {active} ({})", counted(count, "entry")));
+    let needs =
+        Amount::with_text(wanted, format!("{} if the connections are tracked", grouped(wanted)));
+    let port = plan.resolved.port;
     let judgement = Judgement::new(unless(enough, less), allows, needs)
-        .mend(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))
-        .mend(
+        .fix(Place::Sysctl, format!("net.netfilter.nf_conntrack_max = {}", wanted + wanted / 4))
+        .fix(
             Place::Shell,
             format!(
                 "nft 'add table inet tidegate; \
@@ -96,9 +101,9 @@ fn conntrack(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::Tree;
     use super::super::probing::{gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     const HASH: &str = "proc/sys/net/ipv4/tcp_ehash_entries";
 

@@ -1,24 +1,26 @@
-//! Where connections wait before and after they are the gateway's: backlogs, ports, orphans.
+//! Queues and ports: what connections need before the gateway accepts them and after it closes them.
+
+use tidegate_machine::Machine;
+use tidegate_machine::files::Reading;
 
 use super::super::args::Role;
 use super::super::finding::{Amount, Judgement, Place, Verdict};
-use super::super::machine::{Machine, Reading};
 use super::super::plan::Plan;
-use super::{Check, Stakes, unless};
+use super::{Check, Impact, unless};
 use crate::bench;
 use crate::count::{counted, grouped};
 
 pub(super) const CHECKS: [Check; 5] = [
     Check {
         name: "somaxconn",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "The kernel silently cuts each listener's backlog to net.core.somaxconn; when it is full, \
               a burst of phones that reconnect is dropped and tries again after a second or more.",
         judge: somaxconn,
     },
     Check {
         name: "syn-backlog",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "With SYN cookies on, tcp_max_syn_backlog is not consulted, and a queue full of handshakes \
               that nobody completes turns nobody away; with them off, unknown peers are dropped from \
               three quarters of tcp_max_syn_backlog on.",
@@ -26,32 +28,29 @@ pub(super) const CHECKS: [Check; 5] = [
     },
     Check {
         name: "source-ports",
-        stakes: Stakes::Holding,
+        impact: Impact::Capacity,
         why: "A client's connections to one address and port each need a port of their own for every \
               source address.",
         judge: source_ports,
     },
     Check {
         name: "listening-port",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "A port in the range that outgoing connections draw from may be taken by one of them when \
               the gateway restarts, and it can't listen then.",
         judge: listening_port,
     },
     Check {
         name: "orphans",
-        stakes: Stakes::Cost,
+        impact: Impact::Cost,
         why: "A socket that the gateway has closed and whose phone hasn't acknowledged everything is an \
               orphan; too many are reset, and lose the goodbye that tells them when to come back.",
         judge: orphans,
     },
 ];
 
-/// The backlog that the gateway asks for, for each shard: its default `socket.backlog`.
-const BACKLOG: u64 = 4_096;
-
-/// Connections from one address to one address and port beyond which connecting gets slow: 25,000 of
-/// 28,232 ports came to 2,000 connects a second, 2,500 to more than 50,000. Measured.
+/// Connections from one address to one address and port beyond which connecting gets slow. Measured: 2,000 connects
+/// a second with 25,000 of 28,232 ports in use, more than 50,000 with 2,500.
 const FAST_PER_PAIR: u64 = bench::PER_SOURCE as u64;
 
 fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -59,12 +58,13 @@ fn somaxconn(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
         return Ok(None);
     }
     let most = machine.network.somaxconn.clone()?;
-    // No more can wait than there are.
-    let wanted = BACKLOG.min(plan.connections);
+    // The queue never holds more than all connections.
+    let backlog = plan.resolved.backlog;
+    let wanted = backlog.min(plan.connections);
     let verdict = unless(most >= wanted, Verdict::Note);
-    let needs = Amount::told(wanted, format!("{} for each shard's listener", grouped(wanted)));
+    let needs = Amount::with_text(wanted, format!("{} for each shard's listener", grouped(wanted)));
     let judgement = Judgement::new(verdict, Amount::number(most), needs);
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.core.somaxconn = {BACKLOG}"))))
+    Ok(Some(judgement.fix(Place::Sysctl, format!("net.core.somaxconn = {backlog}"))))
 }
 
 fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -74,16 +74,16 @@ fn syn_backlog(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let (cookies, most) =
         (machine.network.syncookies.clone()?, machine.network.syn_backlog_max.clone()?);
     if cookies > 0 {
-        let allows = Amount::told(
+        let allows = Amount::with_text(
             most,
             format!("{}, not consulted: tcp_syncookies is {cookies}", grouped(most)),
         );
         return Ok(Some(Judgement::new(Verdict::Ok, allows, Amount::text("SYN cookies"))));
     }
-    let allows = Amount::told(most, format!("{}, and tcp_syncookies is 0", grouped(most)));
+    let allows = Amount::with_text(most, format!("{}, and tcp_syncookies is 0", grouped(most)));
     let needs = Amount::text("SYN cookies");
     let judgement = Judgement::new(Verdict::Note, allows, needs);
-    Ok(Some(judgement.mend(Place::Sysctl, "net.ipv4.tcp_syncookies = 1")))
+    Ok(Some(judgement.fix(Place::Sysctl, "net.ipv4.tcp_syncookies = 1")))
 }
 
 /// How many of the ports from `first` to `last` are not reserved.
@@ -101,7 +101,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let [first, last] = machine.network.ports.clone()?;
     let ports = free_ports(first, last, &machine.network.reserved_ports.clone()?);
     let fast_pairs = plan.connections.div_ceil(FAST_PER_PAIR);
-    // On loopback the first come from where the kernel sees fit, the others from sources of their own.
+    // On loopback the kernel chooses the first source address; `tide bench` names the others.
     let by_itself = fast_pairs.min(1 + bench::LOOPBACK_SOURCES as u64);
     let pairs = plan.question.address_pairs.unwrap_or(by_itself);
     let whose = match plan.question.address_pairs {
@@ -120,7 +120,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     } else {
         Verdict::Ok
     };
-    let allows = Amount::told(
+    let allows = Amount::with_text(
         most,
         format!(
             "{}: ports {first} to {last}, {} free, times {} of addresses{whose}",
@@ -129,7 +129,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
             counted(pairs, "pair")
         ),
     );
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         plan.connections,
         format!(
             "{}: {} to one gateway address, {} for fast connects ({} each)",
@@ -141,14 +141,14 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     );
     let mut judgement = Judgement::new(verdict, allows, needs);
     if verdict == Verdict::TooSmall && (first, last) != (1_024, 65_535) {
-        judgement = judgement.mend(Place::Sysctl, "net.ipv4.ip_local_port_range = 1024 65535");
+        judgement = judgement.fix(Place::Sysctl, "net.ipv4.ip_local_port_range = 1024 65535");
     }
     let more = if verdict == Verdict::TooSmall { wanted_pairs } else { fast_pairs };
     let shell = format!(
         "tide doctor --role client --connections {} --address-pairs {more}  # with as many for tide bench --source",
         plan.connections
     );
-    Ok(Some(judgement.mend(Place::Shell, shell)))
+    Ok(Some(judgement.fix(Place::Shell, shell)))
 }
 
 fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -157,15 +157,15 @@ fn listening_port(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> 
     }
     let [first, last] = machine.network.ports.clone()?;
     let reserved = machine.network.reserved_ports.clone()?;
-    let port = u64::from(plan.port);
+    let port = u64::from(plan.resolved.port);
     let within = |&[from, to]: &[u64; 2]| (from..=to).contains(&port);
     let safe = !(first..=last).contains(&port) || reserved.iter().any(within);
     let allows = Amount::text(format!("outgoing connections draw from {first} to {last}"));
-    let needs = Amount::told(port, format!("{port} outside of it, or reserved"));
+    let needs = Amount::with_text(port, format!("{port} outside of it, or reserved"));
     let judgement = Judgement::new(unless(safe, Verdict::Note), allows, needs);
     let kept = reserved.iter().map(|[from, to]| format!("{from}-{to},")).collect::<String>();
     let line = format!("net.ipv4.ip_local_reserved_ports = {kept}{port}");
-    Ok(Some(judgement.mend(Place::Sysctl, line)))
+    Ok(Some(judgement.fix(Place::Sysctl, line)))
 }
 
 fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
@@ -174,22 +174,22 @@ fn orphans(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     }
     let most = machine.orphans_max.clone()?;
     let wanted = plan.connections;
-    let needs = Amount::told(
+    let needs = Amount::with_text(
         wanted,
         format!("{} if all are closed at once and none answers", grouped(wanted)),
     );
     let judgement =
         Judgement::new(unless(most >= wanted, Verdict::Note), Amount::number(most), needs);
-    Ok(Some(judgement.mend(Place::Sysctl, format!("net.ipv4.tcp_max_orphans = {wanted}"))))
+    Ok(Some(judgement.fix(Place::Sysctl, format!("net.ipv4.tcp_max_orphans = {wanted}"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::args::Question;
     use super::super::super::finding::Finding;
-    use super::super::super::fixture::Tree;
     use super::super::probing::{find, gateway, lines};
     use super::*;
+    use tidegate_machine::fixture::Tree;
 
     fn client(count: u64, pairs: u64, change: impl FnOnce(&mut Tree)) -> Finding {
         let ask = |ask: &mut Question| (ask.role, ask.address_pairs) = (Role::Client, Some(pairs));

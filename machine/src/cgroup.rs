@@ -1,35 +1,37 @@
 //! The control group of a process: memory, CPU time and threads, versions 1 and 2.
 //!
-//! A bound of any group on the way up to the root holds, so the smallest counts.
+//! The bounds of all groups on the way to the root hold, so the smallest counts.
 
 use std::path::{Path, PathBuf};
 
-use super::files::{Files, Reading, Unread};
+use crate::files::{Files, Reading, Unread};
 
-/// What control groups leave to the process. `None` where they set no bound.
+/// What control groups allow the process. `None` where they set no bound.
 #[derive(Clone, Debug)]
-pub(in crate::doctor) struct ControlGroup {
-    /// Bytes of memory that can still be had: the limit less what is used, inactive file pages apart.
-    pub(in crate::doctor) memory_bytes: Reading<Option<u64>>,
-    /// Bytes of memory, whatever is used of them, in version 2: what the gateway goes by.
-    pub(in crate::doctor) memory_max_bytes: Reading<Option<u64>>,
+pub struct ControlGroup {
+    /// Bytes of memory that are left: the limit less what is used; inactive file pages don't count as used.
+    pub memory_bytes: Reading<Option<u64>>,
+    /// The limit of memory in bytes, however much of it is used.
+    pub memory_max_bytes: Reading<Option<u64>>,
     /// CPUs' worth of time.
-    pub(in crate::doctor) cpus: Reading<Option<f64>>,
+    pub cpus: Reading<Option<f64>>,
     /// Threads, those that run included.
-    pub(in crate::doctor) threads: Reading<Option<u64>>,
+    pub threads: Reading<Option<u64>>,
 }
 
-/// A hierarchy's files as they are called in a version.
+/// A group's folder. The names of the files in it depend on the version.
 enum Group {
     V1(String),
     V2(String),
 }
 
-/// Version 1 says "no limit" with the largest multiple of a page; nothing real comes near.
+/// Version 1 writes "no limit" as the largest multiple of a page. No real limit is as large as this.
 const UNLIMITED_BYTES_MIN: u64 = 1 << 60;
 
 impl ControlGroup {
-    pub(super) fn read(files: &Files, process: &str) -> Self {
+    /// Reads the groups of a process: `process` is its folder in `/proc`.
+    #[must_use]
+    pub fn read(files: &Files, process: &str) -> Self {
         let find = |controller| levels(files, process, controller);
         let least = |bounds: Vec<u64>| bounds.into_iter().min();
         Self {
@@ -74,9 +76,9 @@ fn levels(files: &Files, process: &str, controller: &str) -> Reading<Vec<Group>>
     let Some((mount_root, mount_point)) = find_mount(&mounts, v1.map(|_| controller)) else {
         return Ok(Vec::new());
     };
-    // A namespace may show less of the way than the group's path has: then the mount is all there is.
+    // In a namespace the group's path may begin above the mount: then only the mount itself can be seen.
     let below = Path::new(path).strip_prefix(mount_root).unwrap_or(Path::new(""));
-    let folders = below.ancestors().map(|way| PathBuf::from(mount_point).join(way));
+    let folders = below.ancestors().map(|folder| PathBuf::from(mount_point).join(folder));
     let folders = folders.map(|folder| folder.to_string_lossy().trim_end_matches('/').to_owned());
     Ok(match v1 {
         Some(_) => folders.map(Group::V1).collect(),
@@ -99,7 +101,7 @@ fn find_mount<'a>(mounts: &'a str, controller: Option<&str>) -> Option<(&'a str,
     })
 }
 
-/// What is absent sets no bound: the root of a hierarchy has no files of this kind.
+/// A missing file is no bound: the root of a hierarchy has no files of this kind.
 fn present<T>(reading: Reading<T>) -> Reading<Option<T>> {
     match reading {
         Ok(value) => Ok(Some(value)),
@@ -144,7 +146,10 @@ fn memory_left(files: &Files, group: &Group) -> Reading<Option<u64>> {
 
 fn memory_max(files: &Files, group: &Group) -> Reading<Option<u64>> {
     match group {
-        Group::V1(_) => Ok(None),
+        Group::V1(folder) => {
+            let limit = bound(files, &format!("{folder}/memory.limit_in_bytes"))?;
+            Ok(limit.filter(|limit| *limit < UNLIMITED_BYTES_MIN))
+        }
         Group::V2(folder) => bound(files, &format!("{folder}/memory.max")),
     }
 }

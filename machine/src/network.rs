@@ -4,63 +4,72 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::resume_unwind;
 use std::thread;
 
 use rustix::fs::OFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::files::{Files, Reading, Unread};
+use crate::files::{Files, Reading, Unread};
 
-/// What one network namespace is set to.
+/// The settings and the interfaces of one network namespace.
 #[derive(Clone, Debug)]
-pub(in crate::doctor) struct Network {
-    pub(in crate::doctor) somaxconn: Reading<u64>,
-    pub(in crate::doctor) syn_backlog_max: Reading<u64>,
-    pub(in crate::doctor) syncookies: Reading<u64>,
-    /// First and last of the ports that outgoing connections get.
-    pub(in crate::doctor) ports: Reading<[u64; 2]>,
-    /// Ranges of these that they don't get.
-    pub(in crate::doctor) reserved_ports: Reading<Vec<[u64; 2]>>,
-    /// The most that `SO_SNDBUF` may ask for, in bytes, before the kernel doubles it.
-    pub(in crate::doctor) wmem_max: Reading<u64>,
-    /// Tracked connections at most; 0 is no limit. Absent: nothing tracks.
-    pub(in crate::doctor) conntrack_max: Reading<u64>,
-    pub(in crate::doctor) conntrack_count: Reading<u64>,
-    pub(in crate::doctor) established: Reading<EstablishedHash>,
-    pub(in crate::doctor) congestion_control: Reading<String>,
-    /// Those that are up, loopback apart; devices alone where there are any.
-    pub(in crate::doctor) interfaces: Reading<Vec<Interface>>,
+pub struct Network {
+    /// `net.core.somaxconn`.
+    pub somaxconn: Reading<u64>,
+    /// `net.ipv4.tcp_max_syn_backlog`.
+    pub syn_backlog_max: Reading<u64>,
+    /// `net.ipv4.tcp_syncookies`.
+    pub syncookies: Reading<u64>,
+    /// The first and the last port that outgoing connections draw from.
+    pub ports: Reading<[u64; 2]>,
+    /// Ranges within these that are reserved.
+    pub reserved_ports: Reading<Vec<[u64; 2]>>,
+    /// The largest `SO_SNDBUF` in bytes, before the kernel doubles it.
+    pub wmem_max: Reading<u64>,
+    /// Tracked connections at most; 0 is no limit. Absent: connections are not tracked.
+    pub conntrack_max: Reading<u64>,
+    /// Connections that are tracked.
+    pub conntrack_count: Reading<u64>,
+    /// The hash table of established connections.
+    pub established: Reading<EstablishedHash>,
+    /// `net.ipv4.tcp_congestion_control`.
+    pub congestion_control: Reading<String>,
+    /// The interfaces that are up, without loopback. Where there are devices, only those.
+    pub interfaces: Reading<Vec<Interface>>,
 }
 
 /// The table in which the kernel finds a packet's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::doctor) struct EstablishedHash {
+pub struct EstablishedHash {
     /// Its size.
-    pub(in crate::doctor) buckets: u64,
-    /// Whose it is.
-    pub(in crate::doctor) owner: Owner,
+    pub buckets: u64,
+    /// Its owner.
+    pub owner: Owner,
 }
 
-/// Whose a table is.
+/// The owner of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::doctor) enum Owner {
-    /// The namespace's own, or the machine's seen from its first namespace.
+pub enum Owner {
+    /// The namespace itself, or the machine where this is its first namespace.
     Own,
-    /// The machine's, seen from another namespace.
+    /// The machine, seen from another namespace.
     Shared,
 }
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::doctor) struct Interface {
-    pub(in crate::doctor) name: String,
-    pub(in crate::doctor) receive_queues: u64,
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its receive queues.
+    pub receive_queues: u64,
     /// Receive queues whose packets are spread over CPUs by software (RPS).
-    pub(in crate::doctor) spread_queues: u64,
+    pub spread_queues: u64,
     backing: Backing,
 }
 
-/// What is behind an interface.
+/// What backs an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Backing {
     Device,
@@ -75,33 +84,25 @@ const LOOPBACK: u64 = 772;
 const UP: u64 = 1;
 
 impl Network {
-    /// Reads the namespace that `process` lives in, joining it for a moment if it is another one.
+    /// Reads the network namespace of a process: `process` is its folder in `/proc`.
     ///
-    /// The settings below `/proc/sys/net` are always those of who reads, so only a thread that has
-    /// joined can read them. That needs `CAP_SYS_ADMIN`.
-    pub(super) fn read(files: &Files, process: &str) -> Self {
-        let own = fs::read_link(files.locate("/proc/self/ns/net"));
-        let path = format!("/proc/{process}/ns/net");
-        let asked = fs::read_link(files.locate(&path));
-        match (own, asked) {
-            _ if !files.is_machine() => Self::read_here(files, process, "/sys/class/net"),
-            (Ok(own), Ok(asked)) if own == asked => {
-                Self::read_here(files, process, "/sys/class/net")
+    /// `/proc/sys/net` shows each reader the settings of the reader's own namespace. So a thread joins the
+    /// namespace where it is another one, which needs `CAP_SYS_ADMIN`.
+    #[must_use]
+    pub fn read(files: &Files, process: &str) -> Self {
+        let here = || Self::read_here(files, process, "/sys/class/net");
+        if !files.is_machine() {
+            return here();
+        }
+        match is_own_namespace(files, process) {
+            Ok(true) => here(),
+            Ok(false) => {
+                // /sys shows the namespace in which it was mounted, so the process's own is read.
+                let interfaces = format!("/proc/{process}/root/sys/class/net");
+                let read = || Self::read_here(files, process, &interfaces);
+                in_namespace(files, process, read).unwrap_or_else(|unread| Self::unread(&unread))
             }
-            (Ok(_), Ok(_)) => {
-                let join = || -> std::io::Result<Self> {
-                    let namespace = fs::File::open(files.locate(&path))?;
-                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-                    // What /sys shows was decided when it was mounted.
-                    let interfaces = format!("/proc/{process}/root/sys/class/net");
-                    Ok(Self::read_here(files, process, &interfaces))
-                };
-                let joined = thread::scope(|scope| scope.spawn(join).join());
-                joined.expect("reading doesn't panic").unwrap_or_else(|error| {
-                    Self::unread(&Unread::io(&format!("{path} (another namespace)"), &error))
-                })
-            }
-            (Err(error), _) | (_, Err(error)) => Self::unread(&Unread::io(&path, &error)),
+            Err(unread) => Self::unread(&unread),
         }
     }
 
@@ -121,7 +122,7 @@ impl Network {
         }
     }
 
-    /// A namespace that can't be looked into.
+    /// A namespace that can't be read.
     fn unread(unread: &Unread) -> Self {
         fn no<T>(unread: &Unread) -> Reading<T> {
             Err(unread.clone())
@@ -142,6 +143,47 @@ impl Network {
     }
 }
 
+/// Does something in the network namespace of a process: on the calling thread where that is its own namespace,
+/// otherwise on a thread that joins it. `process` is the process's folder in `/proc`.
+///
+/// # Errors
+/// When the namespace can't be read or joined; joining needs `CAP_SYS_ADMIN`.
+pub fn within<T: Send>(
+    files: &Files,
+    process: &str,
+    work: impl FnOnce() -> T + Send,
+) -> Reading<T> {
+    if is_own_namespace(files, process)? { Ok(work()) } else { in_namespace(files, process, work) }
+}
+
+fn namespace_of(process: &str) -> String {
+    format!("/proc/{process}/ns/net")
+}
+
+fn is_own_namespace(files: &Files, process: &str) -> Reading<bool> {
+    let read = |process| {
+        let path = namespace_of(process);
+        fs::read_link(files.locate(&path)).map_err(|error| Unread::io(&path, &error))
+    };
+    Ok(read("self")? == read(process)?)
+}
+
+fn in_namespace<T: Send>(
+    files: &Files,
+    process: &str,
+    work: impl FnOnce() -> T + Send,
+) -> Reading<T> {
+    let path = namespace_of(process);
+    let join = || -> std::io::Result<T> {
+        let namespace = fs::File::open(files.locate(&path))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(work())
+    };
+    let joined = thread::scope(|scope| scope.spawn(join).join());
+    let joined = joined.unwrap_or_else(|panic| resume_unwind(panic));
+    joined.map_err(|error| Unread::io(&format!("{path} (another namespace)"), &error))
+}
+
 fn read_ranges(files: &Files, path: &str) -> Reading<Vec<[u64; 2]>> {
     let text = files.text(path)?;
     let ranges = text.split(',').filter(|range| !range.is_empty()).map(|range| {
@@ -151,8 +193,8 @@ fn read_ranges(files: &Files, path: &str) -> Reading<Vec<[u64; 2]>> {
     ranges.collect::<Option<_>>().ok_or_else(|| Unread::malformed(path))
 }
 
-/// Linux 6.1 and newer say it, with a minus where the table is the machine's and not the namespace's;
-/// before, only the kernel's log did.
+/// A setting since Linux 6.1, with a minus where the machine owns the table; before, only a line in the kernel's
+/// log.
 fn read_established(files: &Files) -> Reading<EstablishedHash> {
     let path = "/proc/sys/net/ipv4/tcp_ehash_entries";
     match files.number::<i64>(path) {
@@ -172,8 +214,8 @@ fn read_kernel_log(files: &Files) -> Reading<EstablishedHash> {
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("flags are small");
     let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(files.locate(path));
     let mut log = opened.map_err(failed)?;
-    // A read is a record; one that was overwritten meanwhile is a broken pipe (Documentation/ABI/
-    // testing/dev-kmsg).
+    // Each read gives one record. EPIPE means that a record was overwritten before it was read
+    // (Documentation/ABI/testing/dev-kmsg).
     let mut record = vec![0; 8192];
     loop {
         let count = match log.read(&mut record) {
@@ -190,12 +232,12 @@ fn read_kernel_log(files: &Files) -> Reading<EstablishedHash> {
             return Ok(EstablishedHash { buckets, owner: Owner::Own });
         }
     }
-    // The log is a ring: the line of the boot goes in time.
+    // The log is a ring buffer: the line from the boot is overwritten at some time.
     Err(Unread::malformed(path))
 }
 
 fn read_interfaces(files: &Files, process: &str, folder: &str) -> Reading<Vec<Interface>> {
-    // This file is the namespace's; the folder may be another's.
+    // This file is always the namespace's own; the folder may show another namespace.
     let path = format!("/proc/{process}/net/dev");
     let text = files.text(&path)?;
     let names = text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
@@ -209,7 +251,7 @@ fn read_interfaces(files: &Files, process: &str, folder: &str) -> Reading<Vec<In
     Ok(interfaces)
 }
 
-/// `None` for loopback and for what is down.
+/// `None` for loopback, and for an interface that is down.
 fn read_interface(files: &Files, folder: &str, name: String) -> Reading<Option<Interface>> {
     if files.number::<u64>(&format!("{folder}/{name}/type"))? == LOOPBACK {
         return Ok(None);

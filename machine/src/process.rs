@@ -1,46 +1,46 @@
 //! One process: its limits, and what its status says of it.
 
-use super::files::{Files, Reading, Unread};
+use crate::files::{Files, Reading, Unread};
 
-/// What holds for the process that is asked about.
+/// The limits and the status of a process.
 #[derive(Clone, Debug)]
-pub(in crate::doctor) struct Process {
+pub struct Process {
     /// `RLIMIT_NOFILE`, soft and hard.
-    pub(in crate::doctor) files: Reading<Limit>,
+    pub files: Reading<Limit>,
     /// `RLIMIT_NPROC`, soft and hard.
-    pub(in crate::doctor) processes: Reading<Limit>,
+    pub processes: Reading<Limit>,
     /// Its status.
-    pub(in crate::doctor) status: Reading<Status>,
+    pub status: Reading<Status>,
 }
 
 /// A resource limit. `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::doctor) struct Limit {
-    /// What the kernel holds the process to.
-    pub(in crate::doctor) soft: Option<u64>,
-    /// What the process may raise it to.
-    pub(in crate::doctor) hard: Option<u64>,
+pub struct Limit {
+    /// To what the kernel holds the process.
+    pub soft: Option<u64>,
+    /// To what the process may raise the soft limit.
+    pub hard: Option<u64>,
 }
 
 /// What `/proc/PID/status` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::doctor) struct Status {
+pub struct Status {
     /// The effective user id.
-    pub(in crate::doctor) uid: u32,
+    pub uid: u32,
     /// The effective and the supplementary group ids.
-    pub(in crate::doctor) groups: Vec<u32>,
+    pub groups: Vec<u32>,
     /// Effective capabilities, a bit each.
-    pub(in crate::doctor) capabilities: u64,
-    /// A seccomp filter is on.
-    pub(in crate::doctor) seccomp: Seccomp,
-    /// CPUs that it may run on.
-    pub(in crate::doctor) cpus: u64,
+    pub capabilities: u64,
+    /// Whether a seccomp filter is on.
+    pub seccomp: Seccomp,
+    /// How many CPUs it may run on.
+    pub cpus: u64,
 }
 
 /// The seccomp mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::doctor) enum Seccomp {
-    /// None, or a kernel without.
+pub enum Seccomp {
+    /// No filter, or a kernel without seccomp.
     Off,
     /// Strict mode or a filter.
     Filtered,
@@ -50,7 +50,9 @@ pub(in crate::doctor) enum Seccomp {
 const SYS_ADMIN: u32 = 21;
 
 impl Process {
-    pub(super) fn read(files: &Files, process: &str) -> Self {
+    /// Reads a process: `process` is its folder in `/proc`.
+    #[must_use]
+    pub fn read(files: &Files, process: &str) -> Self {
         let limits_path = format!("/proc/{process}/limits");
         let limits = files.text(&limits_path);
         let limit = |name: &str| {
@@ -66,10 +68,24 @@ impl Process {
 }
 
 impl Status {
-    /// Whether it has `CAP_SYS_ADMIN`, if only in its own user namespace.
-    pub(in crate::doctor) const fn is_admin(&self) -> bool {
+    /// Whether it has `CAP_SYS_ADMIN`, perhaps only in its own user namespace.
+    #[must_use]
+    pub const fn is_admin(&self) -> bool {
         self.capabilities >> SYS_ADMIN & 1 == 1
     }
+}
+
+/// The number of a process in its own PID namespace, which is the innermost.
+///
+/// # Errors
+/// When its status can't be read.
+pub fn innermost_pid(files: &Files, pid: u32) -> Reading<u32> {
+    let path = format!("/proc/{pid}/status");
+    let text = files.text(&path)?;
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let innermost =
+        numbers.and_then(|numbers| numbers.split_whitespace().next_back()?.parse().ok());
+    innermost.ok_or_else(|| Unread::malformed(&path))
 }
 
 fn parse_limit(text: &str, name: &str) -> Option<Limit> {
@@ -82,7 +98,7 @@ fn parse_limit(text: &str, name: &str) -> Option<Limit> {
     Some(Limit { soft: bound()?, hard: bound()? })
 }
 
-fn read_status(files: &Files, process: &str) -> Reading<Status> {
+pub(crate) fn read_status(files: &Files, process: &str) -> Reading<Status> {
     let path = format!("/proc/{process}/status");
     let text = files.text(&path)?;
     parse_status(&text).ok_or_else(|| Unread::malformed(&path))
@@ -124,6 +140,7 @@ fn count_list(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::Tree;
 
     #[test]
     fn lists_of_cpus_are_counted() {
@@ -131,6 +148,15 @@ mod tests {
         assert_eq!(count_list("7"), Some(1));
         assert_eq!(count_list("3-1"), None);
         assert_eq!(count_list(""), None);
+    }
+
+    #[test]
+    fn a_process_has_a_number_in_each_namespace_that_sees_it() {
+        let mut tree = Tree::good();
+        tree.set("proc/4711/status", "Name:\ttidegate\nNSpid:\t4711\t1\n");
+        assert_eq!(innermost_pid(&Files::new(tree.root()), 4711), Ok(1));
+        let own = std::process::id();
+        assert_eq!(innermost_pid(&Files::system(), own), Ok(own));
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! A machine of files, for tests: everything is as it should be until a test changes it.
+//! A machine made of files, for tests: every check finds it good until a test changes it.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::missing_panics_doc, reason = "as above")]
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::args::{DriverChoice, Question, Role};
-use super::machine::{Machine, Probe, Subject};
+use crate::io_uring::Probe;
+use crate::{Machine, Subject};
 
 /// A tree of `/proc` and `/sys` in a folder of its own.
-pub(super) struct Tree {
+#[derive(Debug)]
+pub struct Tree {
     folder: TempDir,
 }
 
@@ -62,7 +64,8 @@ const QUEUES: u32 = 8;
 
 impl Tree {
     /// A machine with 8 CPUs, a card with 8 queues and 60 GiB to spare, fit for a million connections.
-    pub(super) fn good() -> Self {
+    #[must_use]
+    pub fn good() -> Self {
         let mut tree = Self { folder: tempfile::tempdir().unwrap() };
         for (path, text) in FILES {
             tree.set(path, text);
@@ -74,20 +77,20 @@ impl Tree {
     }
 
     /// Writes a file.
-    pub(super) fn set(&mut self, path: &str, text: &str) {
+    pub fn set(&mut self, path: &str, text: &str) {
         let path = self.folder.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, format!("{text}\n")).unwrap();
     }
 
-    /// Takes a file or a folder away.
-    pub(super) fn remove(&mut self, path: &str) {
+    /// Removes a file or a folder.
+    pub fn remove(&mut self, path: &str) {
         let path = self.folder.path().join(path);
         if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
     }
 
     /// Changes a line of the process's status.
-    pub(super) fn status(&mut self, from: &str, to: &str) {
+    pub fn status(&mut self, from: &str, to: &str) {
         let path = "proc/self/status";
         let text = fs::read_to_string(self.folder.path().join(path)).unwrap();
         assert!(text.contains(from), "{from} is not in:\n{text}");
@@ -95,33 +98,22 @@ impl Tree {
     }
 
     /// Sets the limits of open files.
-    pub(super) fn open_files(&mut self, soft: &str, hard: &str) {
+    pub fn open_files(&mut self, soft: &str, hard: &str) {
         let text = format!(
             "Max processes  100000  100000  processes\nMax open files  {soft}  {hard}  files"
         );
         self.set("proc/self/limits", &text);
     }
 
-    /// The root.
-    pub(super) fn root(&self) -> &Path {
+    /// Its root.
+    #[must_use]
+    pub fn root(&self) -> &Path {
         self.folder.path()
     }
 
-    /// What is read of it; io_uring works.
-    pub(super) fn machine(&self) -> Machine {
-        Machine::read(self.root(), Subject::Here, Probe::Works)
-    }
-}
-
-/// A gateway on the driver that suits the machine.
-pub(super) fn question() -> Question {
-    Question {
-        role: Role::Gateway,
-        shards: None,
-        driver: DriverChoice::Auto,
-        port: None,
-        address_pairs: None,
-        heartbeat_interval: Some(Duration::from_secs(30)),
-        pushes_per_second: 0.0,
+    /// A snapshot of it, where io_uring works.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        Machine::read(self.root(), Subject::Caller, Probe::Works)
     }
 }

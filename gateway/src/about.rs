@@ -1,0 +1,84 @@
+//! What a running gateway is: the facts that hold from its start to its end.
+//!
+//! Operators read them in `/stats`, and so does `tide doctor`, which would otherwise have to guess them from the
+//! outside.
+
+use std::net::SocketAddr;
+use std::process;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use metrics::gauge;
+use serde::Serialize;
+use serde_json::Value;
+use tidegate_machine::files::Files;
+use tidegate_machine::{descriptors, memory};
+
+use crate::config::Config;
+
+/// The version of the gateway.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What the running gateway is.
+#[derive(Clone, Debug, Serialize)]
+pub struct About {
+    /// Its version.
+    version: &'static str,
+    /// Its process, as its own PID namespace numbers it.
+    pid: u32,
+    /// When it started, in milliseconds since 1970.
+    start_time_unix_ms: u64,
+    /// Where clients connect: the port is never 0.
+    listen: SocketAddr,
+    /// How it talks to the kernel: `epoll` or `uring`.
+    driver: &'static str,
+    /// Why it is not io_uring, where `driver = "auto"` would have taken that.
+    driver_refusal: Option<String>,
+    /// The limit of descriptors (`RLIMIT_NOFILE`) of each table; `null` is no limit.
+    descriptors_max: Option<u64>,
+    /// The memory that bounds it, in bytes: the machine's, or what its control group allows.
+    memory_bytes_max: u64,
+    /// Connections that it accepts at most.
+    connections_max: usize,
+    /// What decides that: see [`tidegate_machine::capacity::Basis::name`].
+    connections_max_basis: &'static str,
+    /// The configuration that it uses, by key.
+    config: Value,
+    #[serde(skip)]
+    started: Instant,
+}
+
+impl About {
+    /// What a gateway is that starts now with this configuration, and listens here.
+    #[must_use]
+    pub fn new(config: &Config, listen: SocketAddr) -> Self {
+        let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            version: VERSION,
+            pid: process::id(),
+            start_time_unix_ms: u64::try_from(start_time.as_millis()).unwrap_or(u64::MAX),
+            listen,
+            driver: config.driver.name(),
+            driver_refusal: config.driver_refusal.clone(),
+            descriptors_max: descriptors::limit(),
+            memory_bytes_max: memory::Limit::of_caller(&Files::system()).bytes,
+            connections_max: config.limits.connections_max,
+            connections_max_basis: config.limits.connections_max_basis.name(),
+            config: config.effective(),
+            started: Instant::now(),
+        }
+    }
+
+    /// How long it has been running.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Sets the metrics that hold from start to end.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn export(&self) {
+        gauge!("tidegate_build_info", "version" => VERSION).set(1.0);
+        gauge!("tidegate_connections_max").set(self.connections_max as f64);
+        gauge!("process_start_time_seconds").set(self.start_time_unix_ms as f64 / 1e3);
+    }
+}

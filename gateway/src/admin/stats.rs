@@ -1,0 +1,107 @@
+//! `GET /stats`: what the gateway is, and what its shards count.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::app::App;
+use super::error::ApiError;
+use super::ids;
+use super::silence::SilentShard;
+use crate::about::About;
+use crate::control::ShardInfo;
+use crate::service::Silence;
+use std::net::SocketAddr;
+
+#[derive(Serialize)]
+pub(super) struct Stats {
+    /// Whether it accepts new connections, and every shard answers.
+    ready: bool,
+    gateway: Gateway,
+    totals: Totals,
+    /// The shards that have answered.
+    shards: Vec<ShardInfo>,
+    /// The shards that have not answered. They are in no total.
+    unresponsive_shards: Vec<SilentShard>,
+    /// The shards that have ended: the gateway stops.
+    ended_shards: Vec<u16>,
+}
+
+/// What the gateway is.
+#[derive(Serialize)]
+struct Gateway {
+    #[serde(flatten)]
+    about: About,
+    uptime_ms: u64,
+    /// `starting`, `ready` or `draining`.
+    state: &'static str,
+    admin_listen: SocketAddr,
+}
+
+/// Sums over the shards that have answered. Rooms are left out: one with members on two shards would count twice.
+#[derive(Default, Serialize)]
+struct Totals {
+    connections: u64,
+    sessions: u64,
+    users: u64,
+    memberships: u64,
+    calls_in_flight: u64,
+    outbox_bytes: u64,
+    rings: u64,
+}
+
+pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats>, ApiError> {
+    ids::no_parameters(&uri)?;
+    let silent = app.silent.borrow().clone();
+    let mut unresponsive_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
+    // A shard that hangs is not asked again: its questions would pile up.
+    let hangs = |shard: &u16| silent.iter().any(|silence| silence.shard == *shard);
+    let asked: Vec<_> = (0..app.control.shards())
+        .filter(|shard| !hangs(shard))
+        // All shards are asked before the first is waited for.
+        .map(|shard| (shard, app.control.shard(shard)))
+        .collect();
+    let (began, mut totals) = (Instant::now(), Totals::default());
+    let (mut shards, mut ended_shards) = (Vec::new(), Vec::new());
+    for (shard, reply) in asked {
+        match timeout_at(began + app.timeouts.answer, reply).await {
+            Ok(Ok(info)) => {
+                totals.add(&info);
+                shards.push(info);
+            }
+            Ok(Err(_)) => ended_shards.push(shard),
+            Err(_) => {
+                let silence = Silence { shard, lasts: app.timeouts.answer };
+                unresponsive_shards.push(SilentShard::from(&silence));
+            }
+        }
+    }
+    let ready = app.control.is_ready() && unresponsive_shards.is_empty();
+    let gateway = Gateway::of(&app);
+    Ok(Json(Stats { ready, gateway, totals, shards, unresponsive_shards, ended_shards }))
+}
+
+impl Gateway {
+    fn of(app: &App) -> Self {
+        Self {
+            about: About::clone(&app.about),
+            uptime_ms: u64::try_from(app.about.uptime().as_millis()).unwrap_or(u64::MAX),
+            state: app.control.readiness().name(),
+            admin_listen: app.admin_listen,
+        }
+    }
+}
+
+impl Totals {
+    fn add(&mut self, shard: &ShardInfo) {
+        self.connections += shard.connections;
+        self.sessions += shard.sessions;
+        self.users += shard.users;
+        self.memberships += shard.memberships;
+        self.calls_in_flight += shard.calls_in_flight;
+        self.outbox_bytes += shard.outbox_bytes;
+        self.rings += shard.rings;
+    }
+}

@@ -1,0 +1,138 @@
+//! The configuration that the gateway uses, as JSON under the keys of `tidegate.toml`.
+//!
+//! Each 0 that leaves a value to the gateway is shown as the value that it took. A secret is never in the
+//! configuration: it names files.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_backend::Placement;
+
+use super::checked::*;
+
+impl Config {
+    /// What this configuration comes to, by key.
+    #[must_use]
+    pub fn effective(&self) -> Value {
+        json!({
+            "listen": self.listen,
+            "shards": self.shards,
+            "driver": self.driver.name(),
+            "admin": { "listen": self.admin.listen, "token_file": self.admin.token_file },
+            "auth": auth(&self.auth),
+            "session": session(&self.session),
+            "limits": limits(&self.limits),
+            "socket": {
+                "backlog": self.socket.backlog,
+                "send_buffer_bytes": self.socket.send_buffer_bytes,
+                "user_timeout_ms": ms(self.socket.user_timeout),
+            },
+            "rooms": rooms(&self.rooms),
+            "room_policies": self.rooms.policies.iter().map(named_policy).collect::<Vec<_>>(),
+            "backends": Value::Object(self.backends.iter().map(backend).collect()),
+            "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
+            "log": { "filter": self.log.filter, "format": self.log.format.name() },
+            "shutdown": {
+                "drain_timeout_ms": ms(self.shutdown.drain_timeout),
+                "retry_after_ms": ms(self.shutdown.retry_after),
+            },
+        })
+    }
+}
+
+fn auth(auth: &AuthConfig) -> Value {
+    let mut value = json!({
+        "leeway_ms": ms(auth.leeway),
+        "timeout_ms": ms(auth.timeout),
+        "failures_max": auth.failures_max,
+    });
+    match &auth.mode {
+        AuthMode::Demo => value["mode"] = "demo".into(),
+        AuthMode::Jwt { algorithm, key_file, audience, issuer } => {
+            value["mode"] = "jwt".into();
+            value["algorithm"] = algorithm.name().into();
+            value["key_file"] = json!(key_file);
+            value["audience"] = json!(audience.as_deref().unwrap_or_default());
+            value["issuer"] = json!(issuer.as_deref().unwrap_or_default());
+        }
+    }
+    value
+}
+
+fn session(session: &SessionConfig) -> Value {
+    json!({
+        "heartbeat_interval_ms": ms(session.heartbeat_interval),
+        "idle_timeout_ms": ms(session.idle_timeout),
+        "login": if session.connections_per_user_max == 1 { "newest-wins" } else { "many" },
+        "connections_per_user_max": session.connections_per_user_max,
+    })
+}
+
+fn limits(limits: &LimitsConfig) -> Value {
+    json!({
+        "frame_bytes_max": limits.frame_bytes_max,
+        "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
+        "outbox_bytes_max": limits.outbox_bytes_max,
+        "connections_max": limits.connections_max,
+        "frames_per_second_max": limits.requests_per_second.unwrap_or(0),
+        "frames_burst_max": limits.requests_burst,
+        "calls_per_connection_max": limits.calls_per_connection_max,
+        "commands_max": limits.commands_max,
+        "commands_bytes_max": limits.commands_bytes_max,
+        "fan_out_slice_members": limits.fan_out_slice,
+    })
+}
+
+fn rooms(rooms: &RoomsConfig) -> Value {
+    let mut value = policy(&rooms.default_policy);
+    value["offset_file"] = json!(rooms.offset_file.as_deref().unwrap_or(Path::new("")));
+    value["idle_ttl_ms"] = ms(rooms.idle_ttl).into();
+    value["rooms_per_shard_max"] = rooms.rooms_max.into();
+    value["rooms_per_connection_max"] = rooms.rooms_per_connection_max.into();
+    value
+}
+
+fn named_policy((prefix, named): &(String, RoomPolicy)) -> Value {
+    let mut value = policy(named);
+    value["prefix"] = prefix.as_str().into();
+    value
+}
+
+fn policy(policy: &RoomPolicy) -> Value {
+    let urgent_types = policy.urgent_types.map(|(first, last)| vec![first, last]);
+    json!({
+        "log_bytes_max": policy.log_bytes_max,
+        "slow_member": policy.slow_member.name(),
+        "merge_window_ms": ms(policy.merge_window),
+        "urgent_types": urgent_types.unwrap_or_default(),
+    })
+}
+
+fn backend(backend: &BackendConfig) -> (String, Value) {
+    let placement = match backend.placement {
+        None => "auto",
+        Some(Placement::Worker) => "worker",
+        Some(Placement::Shard) => "shard",
+    };
+    let value = json!({
+        "placement": placement,
+        "workers": backend.workers,
+        "queue_calls_max": backend.queue_calls_max,
+        "batch_calls_max": backend.batch_calls_max,
+    });
+    (backend.name.clone(), value)
+}
+
+fn route(route: &RouteConfig) -> Value {
+    json!({
+        "types": [route.first_type, route.last_type],
+        "backend": route.backend,
+        "timeout_ms": ms(route.timeout),
+        "in_flight_max": route.in_flight_max,
+    })
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

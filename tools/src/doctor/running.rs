@@ -1,0 +1,195 @@
+//! A gateway that runs: it is asked what it is, and nothing is derived from its command line or its threads.
+//!
+//! `--pid` or `--admin` names it. The process and the answer must belong together: the process listens on the
+//! operators' address, and the answer names the process. Otherwise the limits of one gateway would be judged with
+//! the settings of another.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+use tidegate_machine::files::Files;
+use tidegate_machine::{listeners, network, process};
+
+use super::args::DoctorArgs;
+use super::driver::Driver;
+use crate::push::{ADMIN, Operator};
+
+/// What a running gateway says of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Running {
+    /// Its process, as this PID namespace numbers it.
+    pub(super) pid: u32,
+    pub(super) version: String,
+    pub(super) shards: u64,
+    pub(super) driver: Driver,
+    /// Why it does not use io_uring, where it would have.
+    pub(super) driver_refusal: Option<String>,
+    /// Rings of all shards.
+    pub(super) rings: u64,
+    pub(super) port: u16,
+    pub(super) heartbeat_interval: Duration,
+    pub(super) connections_max: u64,
+    /// What decides `connections_max`: see `tidegate_machine::capacity::Basis`.
+    pub(super) connections_max_basis: String,
+    pub(super) backlog: u64,
+    pub(super) send_buffer_bytes: u64,
+}
+
+/// The answer to `GET /stats`, as far as it is used here.
+#[derive(Deserialize)]
+struct Stats {
+    gateway: Gateway,
+    totals: Totals,
+}
+
+#[derive(Deserialize)]
+struct Gateway {
+    version: String,
+    pid: u32,
+    listen: SocketAddr,
+    driver: Driver,
+    driver_refusal: Option<String>,
+    connections_max: u64,
+    connections_max_basis: String,
+    config: Config,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    shards: u64,
+    session: Session,
+    socket: Socket,
+}
+
+#[derive(Deserialize)]
+struct Session {
+    heartbeat_interval_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Socket {
+    backlog: u64,
+    send_buffer_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Totals {
+    rings: u64,
+}
+
+impl Running {
+    /// Asks the gateway that the arguments name; `None` where they name none.
+    ///
+    /// # Errors
+    /// When the process is not a gateway, the gateway does not answer, or the two do not belong together.
+    pub(super) fn find(args: &DoctorArgs) -> Result<Option<Self>> {
+        let files = Files::system();
+        match (args.pid, &args.admin) {
+            (None, None) => Ok(None),
+            (Some(pid), admin) => {
+                let admin = admin.as_deref().unwrap_or(ADMIN);
+                demand_listener(&files, pid, admin)?;
+                let operator = Operator::new(admin.to_owned(), args.token_file.clone());
+                // A container's loopback is in the container's network namespace.
+                let asked = network::within(&files, &pid.to_string(), || ask(&operator));
+                let stats = asked.with_context(|| {
+                    format!("process {pid} lives in another network namespace: run this as root, or in there")
+                })??;
+                demand_process(&files, pid, &stats.gateway, admin)?;
+                Ok(Some(Self::new(pid, stats)))
+            }
+            (None, Some(admin)) => {
+                let operator = Operator::new(admin.clone(), args.token_file.clone());
+                let stats = ask(&operator)?;
+                let pid = local_process(&files, admin, &stats.gateway)?;
+                Ok(Some(Self::new(pid, stats)))
+            }
+        }
+    }
+
+    fn new(pid: u32, stats: Stats) -> Self {
+        let Stats { gateway, totals } = stats;
+        let Config { shards, session, socket } = gateway.config;
+        Self {
+            pid,
+            version: gateway.version,
+            shards,
+            driver: gateway.driver,
+            driver_refusal: gateway.driver_refusal,
+            rings: totals.rings,
+            port: gateway.listen.port(),
+            heartbeat_interval: Duration::from_millis(session.heartbeat_interval_ms),
+            connections_max: gateway.connections_max,
+            connections_max_basis: gateway.connections_max_basis,
+            backlog: socket.backlog,
+            send_buffer_bytes: socket.send_buffer_bytes,
+        }
+    }
+}
+
+fn ask(operator: &Operator) -> Result<Stats> {
+    let answer = operator.get("/stats")?;
+    serde_json::from_value(answer).context(
+        "the gateway's /stats does not say what it runs with: is it of another version than this tide?",
+    )
+}
+
+fn resolve(admin: &str) -> Result<SocketAddr> {
+    let mut addresses =
+        admin.to_socket_addrs().with_context(|| format!("can't resolve {admin}"))?;
+    addresses.next().with_context(|| format!("{admin} has no address"))
+}
+
+/// Ensures that a process listens on the operators' address.
+fn demand_listener(files: &Files, pid: u32, admin: &str) -> Result<()> {
+    let address = resolve(admin)?;
+    let listens = listeners::of_process(files, pid)
+        .with_context(|| format!("where process {pid} listens can't be read"))?;
+    ensure!(!listens.is_empty(), "process {pid} is not a gateway: it listens on no TCP port");
+    if listens.iter().any(|listener| listeners::serves(*listener, address)) {
+        return Ok(());
+    }
+    let listens: Vec<_> = listens.iter().map(ToString::to_string).collect();
+    bail!(
+        "process {pid} does not listen on {admin}, but on {}: if it is a gateway, name its operators' address with \
+         --admin",
+        listens.join(", ")
+    )
+}
+
+/// Ensures that the gateway that answered is this process: while one gateway takes over from another, both listen
+/// on the address.
+fn demand_process(files: &Files, pid: u32, gateway: &Gateway, admin: &str) -> Result<()> {
+    if process::innermost_pid(files, pid)? == gateway.pid {
+        return Ok(());
+    }
+    bail!(
+        "at {admin} process {} answers, and not process {pid}: does it take over from {pid}?",
+        gateway.pid
+    )
+}
+
+/// The process of the gateway that answered, which must run on this machine.
+fn local_process(files: &Files, admin: &str, gateway: &Gateway) -> Result<u32> {
+    let address = resolve(admin)?;
+    let listens = |pid| {
+        let listens = listeners::of_process(files, pid).unwrap_or_default();
+        listens.iter().any(|listener| listeners::serves(*listener, address))
+    };
+    if listens(gateway.pid) {
+        return Ok(gateway.pid);
+    }
+    // It may live in a PID namespace of its own.
+    let found = listeners::process_at(files, address)
+        .with_context(|| format!("which process listens on {admin} can't be read"))?;
+    let pid = found.with_context(|| {
+        format!(
+            "a gateway answers at {admin}, but no process here listens there: run tide doctor on the gateway's \
+             machine"
+        )
+    })?;
+    demand_process(files, pid, gateway, admin)?;
+    Ok(pid)
+}
