@@ -151,9 +151,9 @@ pub struct LimitsConfig {
     /// What decides `connections_max`.
     pub connections_max_basis: Basis,
     /// Frames a second of one connection; `None`: unlimited. More: 103.
-    pub requests_per_second: Option<u32>,
-    /// Frames that may come at once before `requests_per_second` applies: at least 1.
-    pub requests_burst: u32,
+    pub frames_per_second_max: Option<u32>,
+    /// Frames that may come at once before `frames_per_second_max` applies: at least 1.
+    pub frames_burst_max: u32,
     /// Calls of one connection that wait for their answer: at least 1. More are not read yet.
     pub calls_per_connection_max: u16,
     /// Pushes and other commands in flight, all shards together: at least 1. More are refused.
@@ -161,7 +161,7 @@ pub struct LimitsConfig {
     /// Bytes of the pushes in flight. More are refused.
     pub commands_bytes_max: usize,
     /// Members of a room that a shard serves in one turn, at least 1, before it polls its sockets.
-    pub fan_out_slice: usize,
+    pub fan_out_slice_members: usize,
 }
 
 /// Options of clients' sockets.
@@ -185,7 +185,7 @@ pub struct RoomsConfig {
     /// How long a room with no members keeps its log after its last push.
     pub idle_ttl: Duration,
     /// Rooms at most, on each shard. More: joins and pushes to a new room are refused and counted.
-    pub rooms_max: usize,
+    pub rooms_per_shard_max: usize,
     /// Rooms of one connection, without the room of everybody. More: the join is refused and counted.
     pub rooms_per_connection_max: usize,
     /// The file that keeps a restart from giving offsets again; `None`: there is none.

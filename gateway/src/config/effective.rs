@@ -75,12 +75,12 @@ fn limits(limits: &LimitsConfig) -> Value {
         "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
         "outbox_bytes_max": limits.outbox_bytes_max,
         "connections_max": limits.connections_max,
-        "frames_per_second_max": limits.requests_per_second.unwrap_or(0),
-        "frames_burst_max": limits.requests_burst,
+        "frames_per_second_max": limits.frames_per_second_max.unwrap_or(0),
+        "frames_burst_max": limits.frames_burst_max,
         "calls_per_connection_max": limits.calls_per_connection_max,
         "commands_max": limits.commands_max,
         "commands_bytes_max": limits.commands_bytes_max,
-        "fan_out_slice_members": limits.fan_out_slice,
+        "fan_out_slice_members": limits.fan_out_slice_members,
     })
 }
 
@@ -88,7 +88,7 @@ fn rooms(rooms: &RoomsConfig) -> Value {
     let mut value = policy(&rooms.default_policy);
     value["offset_file"] = json!(rooms.offset_file.as_deref().unwrap_or(Path::new("")));
     value["idle_ttl_ms"] = ms(rooms.idle_ttl).into();
-    value["rooms_per_shard_max"] = rooms.rooms_max.into();
+    value["rooms_per_shard_max"] = rooms.rooms_per_shard_max.into();
     value["rooms_per_connection_max"] = rooms.rooms_per_connection_max.into();
     value
 }

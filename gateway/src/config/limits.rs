@@ -41,13 +41,13 @@ impl Checker<'_> {
             )?,
             connections_max: usize::try_from(connections.connections).expect("at most 2^26"),
             connections_max_basis: connections.basis,
-            requests_per_second: Some(self.number(
+            frames_per_second_max: Some(self.number(
                 "limits.frames_per_second_max",
                 per_second,
                 0..=1_000_000,
             )?)
             .filter(|&limit| limit > 0),
-            requests_burst: self.number(
+            frames_burst_max: self.number(
                 "limits.frames_burst_max",
                 limits.frames_burst_max,
                 1..=1_000_000,
@@ -67,7 +67,7 @@ impl Checker<'_> {
                 limits.commands_bytes_max,
                 64..=1024 * GIB,
             )?,
-            fan_out_slice: self.number(
+            fan_out_slice_members: self.number(
                 "limits.fan_out_slice_members",
                 limits.fan_out_slice_members,
                 1..=1_000_000,

@@ -37,7 +37,7 @@ impl Checker<'_> {
             default_policy,
             policies: checked,
             idle_ttl: self.millis("rooms.idle_ttl_ms", rooms.idle_ttl_ms, 0..=30 * DAY_MS)?,
-            rooms_max: self.number(
+            rooms_per_shard_max: self.number(
                 "rooms.rooms_per_shard_max",
                 rooms.rooms_per_shard_max,
                 1..=10_000_000,

@@ -145,11 +145,11 @@ fn layers_win_over_each_other_in_order() {
     let loaded = load_from(&flags, &environment).unwrap();
     assert!(loaded.check_only);
     let config = loaded.config;
-    assert_eq!((config.shards, config.limits.requests_burst), (4, 6));
-    assert_eq!((config.limits.fan_out_slice, config.backends[0].workers), (7, 9));
+    assert_eq!((config.shards, config.limits.frames_burst_max), (4, 6));
+    assert_eq!((config.limits.fan_out_slice_members, config.backends[0].workers), (7, 9));
     assert_eq!(config.log.filter, "warn,tidegate=debug");
     let config = load_from(&["--config", path], &[]).unwrap().config;
-    assert_eq!((config.shards, config.limits.requests_burst), (2, 5));
+    assert_eq!((config.shards, config.limits.frames_burst_max), (2, 5));
 }
 
 #[test]
@@ -160,10 +160,10 @@ fn what_is_derived_is_derived() {
     .unwrap();
     assert_eq!(config.session.idle_timeout, Duration::from_millis(2500));
     assert_eq!(config.session.connections_per_user_max, 8);
-    assert_eq!(config.limits.requests_per_second, Some(3));
+    assert_eq!(config.limits.frames_per_second_max, Some(3));
     let default = Config::embedded_default();
     assert_eq!(default.session.connections_per_user_max, 1);
-    assert_eq!(default.limits.requests_per_second, None);
+    assert_eq!(default.limits.frames_per_second_max, None);
     assert!(default.shards > 0 && default.limits.connections_max > 0);
     assert_eq!(default.routes.len(), 1);
 }

@@ -627,7 +627,7 @@ impl Shard {
     /// Serves one turn's slice of members. A member with nothing under way gets everything that the log has released; for
     /// the others the pushes are pending.
     fn fan_out(&mut self, driver: &mut impl Driver) {
-        let mut budget = self.shared.config.limits.fan_out_slice;
+        let mut budget = self.shared.config.limits.fan_out_slice_members;
         while let Some((member, slot)) = self.rooms.next_to_serve(&mut budget) {
             if !self.clients.is_writable(slot) {
                 self.clients.note_pending_pushes(slot);

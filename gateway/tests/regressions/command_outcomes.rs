@@ -38,7 +38,7 @@ fn room(n: usize) -> RoomId {
 fn a_push_or_a_join_beyond_rooms_max_is_refused() {
     let mut world = World::new(|config| {
         config.shards = 2;
-        config.rooms.rooms_max = 3;
+        config.rooms.rooms_per_shard_max = 3;
     });
     let mut phones = [world.log_in(0), world.log_in(1)];
     let outcomes: Vec<_> = (0..40)

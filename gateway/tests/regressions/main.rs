@@ -266,7 +266,7 @@ fn a_half_closed_member_of_a_busy_room_is_closed_after_its_last_answer() {
 fn rooms_max_bounds_the_rooms_of_each_home_shard() {
     let mut world = World::new(|config| {
         config.shards = 2;
-        config.rooms.rooms_max = 3;
+        config.rooms.rooms_per_shard_max = 3;
     });
     let rooms: Vec<_> = (0..40).map(|n| RoomId::new(format!("room-{n}")).unwrap()).collect();
     for room in &rooms {

@@ -59,7 +59,7 @@ fn a_member_that_resumes_too_late_is_not_closed_as_slow() {
 fn a_client_that_reads_again_is_read_from_again() {
     for_each_seed(|seed| {
         let mut run = healed(seed);
-        if run.world.config().limits.requests_per_second.is_some() {
+        if run.world.config().limits.frames_per_second_max.is_some() {
             return;
         }
         let peer = run.clients[0].peer;

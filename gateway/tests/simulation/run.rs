@@ -59,9 +59,9 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
     let limits = &mut config.limits;
     limits.calls_per_connection_max = rng.u16(1..=8);
     limits.outbox_bytes_max = *rng.choice(&[6_000, 20_000, 1 << 20]).unwrap();
-    limits.fan_out_slice = rng.usize(1..=4);
-    limits.requests_per_second = rng.bool().then_some(50);
-    limits.requests_burst = 10;
+    limits.fan_out_slice_members = rng.usize(1..=4);
+    limits.frames_per_second_max = rng.bool().then_some(50);
+    limits.frames_burst_max = 10;
     if rng.u8(..) < 60 {
         limits.connections_max = CLIENTS;
     }

@@ -35,8 +35,8 @@ impl Intake {
     /// The intake that is configured.
     #[must_use]
     pub fn new(limits: &LimitsConfig) -> Self {
-        let rate = limits.requests_per_second;
-        let rate = rate.map(|per_second| Rate::new(per_second, limits.requests_burst));
+        let rate = limits.frames_per_second_max;
+        let rate = rate.map(|per_second| Rate::new(per_second, limits.frames_burst_max));
         Self {
             frame_bytes_max: limits.frame_bytes_max,
             unsent_bytes_max: limits.outbox_bytes_max / 2,
@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn each_new_connection_of_a_slot_has_its_whole_rate() {
-        let limited = LimitsConfig { requests_per_second: Some(1), requests_burst: 1, ..limits() };
+        let limited =
+            LimitsConfig { frames_per_second_max: Some(1), frames_burst_max: 1, ..limits() };
         let mut intake = Intake::new(&limited);
         let clock = Clock::new(Instant::now(), WallClock::system());
         let mut open = connection(Phase::Open);

@@ -663,7 +663,7 @@ impl Rooms {
         if let Some(index) = self.table.find(room) {
             return Some(index);
         }
-        let rooms_max = self.settings.rooms.rooms_max;
+        let rooms_max = self.settings.rooms.rooms_per_shard_max;
         if self.table.homes() >= rooms_max {
             self.counters.refused_rooms += 1;
             permit.refuse(PushError::RoomsFull { rooms_max });
