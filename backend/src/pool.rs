@@ -41,14 +41,12 @@ pub use worker::Worker;
 /// How many calls in a row must be short before the pool expects the next one to be short.
 pub const FAST_CALLS: u32 = 64;
 
-/// Calls that are put into the queue under one lock: a few microseconds.
-const CALLS_PER_LOCK: usize = 64;
+/// Calls that are gathered before they are put into the queue under one lock, which takes a few microseconds.
+/// A turn may have thousands; so few stay in the cache.
+const GATHERED_MAX: usize = 64;
 
 /// Calls that one [`Submitter::expire`] removes at most, so that a mass timeout is spread over several turns.
 const EXPIRE_CALLS_MAX: usize = 1024;
-
-/// Slots for gathered calls that a submitter keeps; more are freed. With about 100 bytes each, 100 KiB.
-const KEPT_CALLS: usize = 1024;
 
 /// How large a pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,8 +132,9 @@ impl Pool {
     pub fn submitter(&self) -> Submitter {
         Submitter {
             pool: self.clone(),
-            gathered: Vec::new(),
+            gathered: Vec::with_capacity(GATHERED_MAX),
             gathered_bytes: 0,
+            is_unflushed: false,
             expired: Vec::new(),
         }
     }
@@ -179,12 +178,14 @@ struct Gathered {
     timeout: TimeoutId,
 }
 
-/// One shard's way into a pool. Calls gather here until [`Submitter::flush`].
+/// One shard's way into a pool. Calls gather here for a moment, and workers are woken by [`Submitter::flush`].
 #[derive(Debug)]
 pub struct Submitter {
     pool: Pool,
     gathered: Vec<Gathered>,
     gathered_bytes: usize,
+    /// Calls were put into the queue since the last flush.
+    is_unflushed: bool,
     /// Empty between calls; kept for its memory.
     expired: Vec<Call>,
 }
@@ -207,44 +208,48 @@ impl Submitter {
             && queued_bytes + bytes <= shared.options.queue_bytes_max
     }
 
-    /// Gathers a call that was received at `received` and is handled until its timeout has passed.
+    /// Submits a call that was received at `received` and is handled until its timeout has passed. Call
+    /// [`Self::flush`] after the last one of a turn.
     #[inline]
     pub fn submit(&mut self, call: Call, received: Instant, timeout: TimeoutId) {
         self.gathered_bytes += call.biz_data().len();
         self.gathered.push(Gathered { call, received, timeout });
+        if self.gathered.len() >= GATHERED_MAX {
+            self.enqueue();
+        }
     }
 
-    /// Hands over what was gathered, and sees to it that enough workers are awake. Returns whether anything
-    /// was gathered.
+    /// Hands over what was submitted, and sees to it that enough workers are awake. Returns whether anything
+    /// was submitted since the last time.
     pub fn flush(&mut self, now: Instant) -> bool {
+        self.enqueue();
+        let any = std::mem::take(&mut self.is_unflushed);
         let shared = self.pool.shared();
-        if self.gathered.is_empty() {
-            if shared.queued_calls.load(Ordering::Relaxed) > 0 {
-                let mut state = shared.lock();
-                let wake = state.worker_to_wake(now, &shared.options);
-                drop(state);
-                unpark(wake);
-            }
-            return false;
-        }
-        let mut rest = self.gathered.drain(..);
-        let mut wake = None;
-        while rest.len() > 0 {
+        if any || shared.queued_calls.load(Ordering::Relaxed) > 0 {
             let mut state = shared.lock();
-            for Gathered { call, received, timeout } in rest.by_ref().take(CALLS_PER_LOCK) {
-                state.queue.push(call, received, timeout);
-            }
-            wake = wake.or_else(|| state.worker_to_wake(now, &shared.options));
-            shared.publish(&state);
+            let wake = state.worker_to_wake(now, &shared.options);
+            drop(state);
+            // After all calls of the turn: a worker that is woken may take this core at once, and would sleep again
+            // after a few calls.
+            unpark(wake);
         }
-        // After all of them: a worker that is woken may take this core at once, and sleep again after a few.
-        unpark(wake);
-        drop(rest);
+        any
+    }
+
+    /// Moves the gathered calls into the queue. No worker is woken.
+    fn enqueue(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        let shared = self.pool.shared();
+        let mut state = shared.lock();
+        for Gathered { call, received, timeout } in self.gathered.drain(..) {
+            state.queue.push(call, received, timeout);
+        }
+        shared.publish(&state);
+        drop(state);
         self.gathered_bytes = 0;
-        if self.gathered.capacity() > KEPT_CALLS {
-            self.gathered = Vec::new();
-        }
-        true
+        self.is_unflushed = true;
     }
 
     /// Whether calls wait for a worker.
@@ -281,7 +286,7 @@ fn unpark(worker: Option<Thread>) {
 /// What workers and submitters share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Held for tens of nanoseconds, for [`CALLS_PER_LOCK`] calls at most a few microseconds; never while a
+    /// Held for tens of nanoseconds, for [`GATHERED_MAX`] calls at most a few microseconds; never while a
     /// handler runs or a call is dropped.
     state: Mutex<State>,
     /// Copies of the queue's levels, so that shards need no lock to look at them.
