@@ -56,7 +56,7 @@ pub struct PoolOptions {
     /// Calls that may wait for a worker; more are refused. Shards check before they submit, so the calls
     /// that other shards submit in the same turn may exceed it.
     pub queue_calls_max: usize,
-    /// Bytes of requests that may wait for a worker; more are refused. As for `queue_calls_max`, the bytes of one
+    /// Bytes of requests that may wait for a worker; more are refused, but a longer one may wait alone. As for `queue_calls_max`, the bytes of one
     /// turn of the other shards may exceed it.
     pub queue_bytes_max: usize,
     /// Calls that one [`Handler::handle_batch`] gets at most: at least 1.
@@ -204,8 +204,9 @@ impl Submitter {
         let shared = self.pool.shared();
         let calls = shared.queued_calls.load(Ordering::Relaxed) + self.gathered.len();
         let queued_bytes = shared.queued_bytes.load(Ordering::Relaxed) + self.gathered_bytes;
+        // A request that is longer than the bound may wait alone, or it would never be handled.
         calls < shared.options.queue_calls_max
-            && queued_bytes + bytes <= shared.options.queue_bytes_max
+            && (queued_bytes == 0 || queued_bytes + bytes <= shared.options.queue_bytes_max)
     }
 
     /// Submits a call that was received at `received` and is handled until its timeout has passed. Call

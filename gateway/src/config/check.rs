@@ -49,7 +49,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
     let (driver, driver_refusal) = checker.driver(&typed.driver)?;
     let limits = checker.limits(&typed.limits, Places { shards, driver })?;
     let listen = checker.address("listen", &typed.listen)?;
-    let backends = checker.backends(typed, &limits)?;
+    let backends = checker.backends(typed)?;
     Ok(Config {
         listen,
         shards,
@@ -282,22 +282,17 @@ impl Checker<'_> {
     }
 
     /// The configured backends, and the demo backend where a route names it.
-    fn backends(&self, typed: &Typed, limits: &LimitsConfig) -> Checked<Vec<BackendConfig>> {
+    fn backends(&self, typed: &Typed) -> Checked<Vec<BackendConfig>> {
         let used = |name: &String| {
             name != DEMO
                 || self.origins.is_set("backends.demo")
                 || typed.routes.iter().any(|route| route.backend == DEMO)
         };
         let names = typed.backends.iter().filter(|(name, _)| used(name));
-        names.map(|(name, backend)| self.backend(name, backend, limits)).collect()
+        names.map(|(name, backend)| self.backend(name, backend)).collect()
     }
 
-    fn backend(
-        &self,
-        name: &str,
-        backend: &typed::Backend,
-        limits: &LimitsConfig,
-    ) -> Checked<BackendConfig> {
+    fn backend(&self, name: &str, backend: &typed::Backend) -> Checked<BackendConfig> {
         let key = |key| format!("backends.{name}.{key}");
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
         if name.is_empty() || !name.chars().all(plain) {
@@ -325,7 +320,7 @@ impl Checker<'_> {
             queue_bytes_max: self.number(
                 &key("queue_bytes_max"),
                 backend.queue_bytes_max,
-                i64::try_from(limits.frame_bytes_max).unwrap_or(GIB)..=1024 * GIB,
+                1..=1024 * GIB,
             )?,
             batch_calls_max: self.number(
                 &key("batch_calls_max"),
