@@ -1,101 +1,133 @@
-//! Calls that are handed over together, and the single wake-up of their answers.
+//! Calls that are handled together, and the single wake-up for their answers.
 //!
-//! Waking a sleeping shard costs a system call and, where cores are few, a context switch for each
-//! answer: many times the cost of the answer itself. So while a worker is busy with a [`Batch`],
-//! whoever it wants to wake is remembered and woken once, when the batch is done.
+//! To wake a sleeping shard costs a system call and, where cores are few, a context switch: many times the
+//! cost of an answer. So while a worker handles a [`Batch`], it remembers which shards it has to wake and
+//! wakes them once, at the end of the batch.
 //!
-//! No answer waits for a slow neighbour for long: a call that takes over [`SLOW_CALL`] ends the
-//! deferral at once, and for the next [`SLOW_MEMORY`] each wake-up is immediate.
+//! The answers themselves are in the shards' mailboxes at once: a shard that is awake takes them, and a shard
+//! that has handed over calls looks after a few milliseconds by itself. So an answer never waits long for a slow
+//! call of the same batch. A call that takes more than [`SLOW_CALL`] ends the deferral, and until
+//! [`FAST_CALLS`](crate::pool::FAST_CALLS) short calls have followed, each wake-up is immediate.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::handler::Call;
+use crate::pool::worker::{Hold, Taking};
 
 /// A call that takes longer than this is slow: a hundred times what a hop between threads costs.
 pub const SLOW_CALL: Duration = Duration::from_micros(200);
 
-/// How long after a slow call wake-ups are not deferred.
-pub const SLOW_MEMORY: Duration = Duration::from_millis(100);
-
-/// Something that sleeps, and has to be woken when work for it was put down.
+/// Something that sleeps, and has to be woken when there is work for it.
 pub trait Wake: Send + Sync {
     /// Wakes it, if it sleeps. Must not block.
     fn wake(&self);
 }
 
-thread_local! {
-    /// `Some` while this thread works on a batch: whom to wake when it is done.
-    static DEFERRED: RefCell<Option<Vec<Arc<dyn Wake>>>> = const { RefCell::new(None) };
+/// Whom this thread has to wake.
+struct Deferred {
+    /// Whether wake-ups are deferred now.
+    active: bool,
+    sleepers: Vec<Arc<dyn Wake>>,
 }
 
-/// Wakes `sleeper`: at once, or, on a worker's thread, when the batch at hand is done.
+thread_local! {
+    static DEFERRED: RefCell<Deferred> =
+        const { RefCell::new(Deferred { active: false, sleepers: Vec::new() }) };
+}
+
+/// Wakes `sleeper`: at once or, on a worker's thread, at the end of its batch.
+#[inline]
 pub fn wake(sleeper: &Arc<dyn Wake>) {
-    let deferred = DEFERRED.with_borrow_mut(|deferred| match deferred {
-        Some(sleepers) => {
-            if !sleepers.iter().any(|known| Arc::ptr_eq(known, sleeper)) {
-                sleepers.push(Arc::clone(sleeper));
-            }
-            true
+    let is_deferred = DEFERRED.with_borrow_mut(|deferred| {
+        if deferred.active && !deferred.sleepers.iter().any(|known| Arc::ptr_eq(known, sleeper)) {
+            deferred.sleepers.push(Arc::clone(sleeper));
         }
-        None => false,
+        deferred.active
     });
-    if !deferred {
+    if !is_deferred {
         sleeper.wake();
     }
 }
 
-/// Calls that came together, in order. Iterating takes them out.
-#[derive(Debug, Default)]
+/// Defers this thread's wake-ups until [`wake_deferred`].
+pub(crate) fn defer_wakes() {
+    DEFERRED.with_borrow_mut(|deferred| deferred.active = true);
+}
+
+/// Ends the deferral of this thread's wake-ups, and wakes those that were deferred.
+pub(crate) fn wake_deferred() {
+    let mut sleepers = DEFERRED.with_borrow_mut(|deferred| {
+        deferred.active = false;
+        std::mem::take(&mut deferred.sleepers)
+    });
+    // No borrow is held: what wakes may do anything.
+    for sleeper in sleepers.drain(..) {
+        sleeper.wake();
+    }
+    DEFERRED.with_borrow_mut(|deferred| {
+        if deferred.sleepers.is_empty() {
+            deferred.sleepers = sleepers;
+        }
+    });
+}
+
+/// Calls that one [`Handler::handle_batch`](crate::Handler::handle_batch) may take together.
+///
+/// A batch takes each call from the pool's queue when the handler asks for it, so a call that it has not
+/// taken yet can go to another worker. There is always a first call; how many follow is not known before.
+///
+/// There are two ways to take calls:
+///
+/// - [`Batch::each`] handles them one by one. When one is handled, its connection's next call may run on any
+///   worker.
+/// - As an iterator, a batch gives calls that the handler keeps, to handle them together. The later calls of
+///   their connections wait until `handle_batch` returns.
+#[derive(Debug)]
 pub struct Batch {
-    calls: VecDeque<Call>,
-    /// When the call at hand was handed out; `None` when the clock is not watched.
-    handed_out: Option<Instant>,
-    slow_until: Option<Instant>,
+    pub(crate) hold: Hold,
+    /// The first call, until it is taken.
+    first: Option<Call>,
+    /// How many more may be taken.
+    calls_left: usize,
 }
 
 impl Batch {
-    /// How many calls are left.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.calls.len()
+    pub(crate) const fn new(hold: Hold) -> Self {
+        Self { hold, first: None, calls_left: 0 }
     }
 
-    /// Whether no call is left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-
-    pub(crate) fn extend(&mut self, calls: impl IntoIterator<Item = Call>) {
-        self.calls.extend(calls);
-    }
-
-    /// Runs `work` on this batch with wake-ups deferred to its end.
-    pub(crate) fn run(&mut self, work: impl FnOnce(&mut Self)) {
-        let now = Instant::now();
-        self.slow_until = self.slow_until.filter(|&until| until > now);
-        if self.slow_until.is_none() {
-            DEFERRED.set(Some(Vec::new()));
+    /// Hands each call to `handle`, one after the other.
+    pub fn each(&mut self, mut handle: impl FnMut(Call)) {
+        while let Some(call) = self.take(Taking::Alone) {
+            handle(call);
         }
-        self.handed_out = Some(now);
-        work(self);
-        self.note_time();
-        wake_deferred();
-        self.handed_out = None;
     }
 
-    /// Ends the deferral when the call at hand was slow.
-    fn note_time(&mut self) {
-        let Some(handed_out) = self.handed_out else { return };
-        let now = Instant::now();
-        if now - handed_out > SLOW_CALL {
-            self.slow_until = Some(now + SLOW_MEMORY);
-            wake_deferred();
+    /// Starts a batch of `calls_max` calls at most, whose first one was taken.
+    pub(crate) fn start(&mut self, first: Call, calls_max: usize) {
+        self.first = Some(first);
+        self.calls_left = calls_max;
+    }
+
+    /// Ends a batch. A first call that was not taken is dropped, and so answered with 101: otherwise a
+    /// handler that takes none would get it again for ever.
+    pub(crate) fn end(&mut self) {
+        drop(self.first.take());
+        self.hold.release_all();
+    }
+
+    #[inline]
+    fn take(&mut self, taking: Taking) -> Option<Call> {
+        self.calls_left = self.calls_left.checked_sub(1)?;
+        match self.first.take() {
+            Some(first) => {
+                self.hold.take_first(taking);
+                Some(first)
+            }
+            None => self.hold.next(taking),
         }
-        self.handed_out = Some(now);
     }
 }
 
@@ -103,15 +135,6 @@ impl Iterator for Batch {
     type Item = Call;
 
     fn next(&mut self) -> Option<Call> {
-        if self.slow_until.is_none() {
-            self.note_time();
-        }
-        self.calls.pop_front()
-    }
-}
-
-fn wake_deferred() {
-    for sleeper in DEFERRED.take().into_iter().flatten() {
-        sleeper.wake();
+        self.take(Taking::Kept)
     }
 }

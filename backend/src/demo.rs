@@ -9,15 +9,14 @@
 //! | 12 | `SayInRoom` | pushes a `RoomMessage`, as type 12, to the room; answers with nothing |
 //! | 20 | `MessageUser` | pushes a `UserMessage`, as type 20, to a user; answers with nothing |
 //!
-//! The messages are those of `tidegate_demo.proto`. What can't be read, and a type not listed,
-//! fails with 101; a push that the gateway has no room for fails with 104.
+//! The messages are those of `tidegate_demo.proto`. A request that can't be decoded, or whose type is not listed,
+//! fails with 101. If the gateway refuses a push because too many are in progress, the request fails with 104.
 //!
-//! Types 10, 11 and 12 are answered when the gateway has done what they ask, or has refused it: a connection
-//! is a member when its join is answered, and a room's members have a message before its sender has the
-//! answer. A join or a push that would open a room beyond `rooms.rooms_per_shard_max` fails with 104, as rooms without
-//! members are closed in time; a join beyond `rooms.rooms_per_connection_max` fails with 101, as it stays until
-//! the client leaves a room. Everybody's room is always there, and a user is no room: types 2 and 20 are
-//! answered at once.
+//! Types 10, 11 and 12 are answered when the gateway has carried out their command or has refused it. So a
+//! connection is a member when its join is answered, and a room's members are sent a message before its sender
+//! gets the answer. A join or a push that would open a room beyond `rooms.rooms_per_shard_max` fails with 104, because rooms
+//! without members are closed after a while. A join beyond `rooms.rooms_per_connection_max` fails with 101, because
+//! it can only succeed after the client has left a room. Types 2 and 20 open no room and are answered at once.
 
 use bytes::Bytes;
 use prost::Message;
@@ -42,11 +41,11 @@ pub const SAY: i32 = 12;
 /// Says something to a user.
 pub const MESSAGE: i32 = 20;
 
-/// How long a client is told to wait when the gateway has no room for a push, in milliseconds.
+/// The `retry_after_ms` of a push that is refused because too many are in progress.
 const OVERLOADED_RETRY_MS: u32 = 100;
 
-/// How long a client is told to wait when the gateway keeps no more rooms, in milliseconds: rooms are closed
-/// by the minute.
+/// The `retry_after_ms` of a request that would open one room too many. Empty rooms are closed after a minute by
+/// default.
 const ROOMS_FULL_RETRY_MS: u32 = 1000;
 
 /// The demo backend.
@@ -56,7 +55,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// One that runs where it is told to. It never blocks, so either place will do.
+    /// A demo backend that runs on this kind of thread. It never blocks, so both are possible.
     #[must_use]
     pub const fn new(placement: Placement) -> Self {
         Self { placement }
@@ -95,7 +94,7 @@ impl Handler for Demo {
     }
 }
 
-/// What a call asks for.
+/// A decoded request.
 enum Asked {
     Echo,
     PushAll,
@@ -133,7 +132,7 @@ impl Asked {
     }
 }
 
-/// Answers the call when the command that follows has ended.
+/// Answers the call when the command given with this has ended.
 fn answering(call: Call, gateway: &Gateway) -> Reporting<'_> {
     gateway.report_to(move |outcome| call.finish(answer(outcome.map(|_| ()))))
 }
@@ -162,14 +161,14 @@ mod tests {
     use crate::publisher::{Command, SessionId, Target};
 
     #[test]
-    fn echo_answers_with_what_came() {
+    fn echo_answers_with_the_same_bytes() {
         let harness = Harness::new(Demo::default());
         assert_eq!(harness.call(7, ECHO, "hello"), Ok("hello".into()));
         assert_eq!(harness.commands(), []);
     }
 
     #[test]
-    fn each_type_asks_the_gateway_for_what_it_documents() {
+    fn each_type_gives_the_command_that_is_documented() {
         let harness = Harness::new(Demo::default());
         let room = RoomId::new("quiz").unwrap();
         let join = JoinRoom { room: "quiz".into(), last_offset: 5 };
@@ -183,7 +182,7 @@ mod tests {
         assert_eq!(harness.call(7, MESSAGE, message.encode_to_vec()), Ok(Bytes::new()));
 
         let said = RoomMessage { room: "quiz".into(), from_user_id: 7, text: "hi".into() };
-        let told = UserMessage { from_user_id: 7, text: "psst".into() };
+        let message = UserMessage { from_user_id: 7, text: "psst".into() };
         let session = SessionId(7);
         let push = |target, kind, biz_data: Vec<u8>| Command::Push {
             target,
@@ -197,7 +196,7 @@ mod tests {
                 Command::Join { session, room: room.clone(), after_offset: Some(5) },
                 push(Target::Room(room.clone()), SAY, said.encode_to_vec()),
                 Command::Leave { session, room },
-                push(Target::User(9), MESSAGE, told.encode_to_vec()),
+                push(Target::User(9), MESSAGE, message.encode_to_vec()),
             ]
         );
     }
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_after_it_was_taken_is_no_success() {
+    fn a_command_that_is_refused_after_it_was_taken_fails_the_call() {
         let harness = Harness::new(Demo::default());
         let room = || "quiz".to_owned();
         let requests = [

@@ -1,8 +1,8 @@
 //! A request and its one answer.
 //!
-//! The gateway makes a [`Call`] of each business request and hands it to the [`Handler`] that its
-//! route names. The call owns the right to answer: answering consumes it, dropping it answers
-//! [`Code::BackendFailed`], so each call is answered exactly once and none is forgotten.
+//! The gateway makes a [`Call`] of each business request and gives it to the [`Handler`] of its route. The call
+//! owns the right to answer. Answering consumes it, and dropping it answers [`Code::BackendFailed`], so each call
+//! is answered exactly once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,39 +13,38 @@ use tidegate_protocol::Code;
 use crate::batch::Batch;
 use crate::publisher::{Gateway, SessionId, UserId};
 
-/// What answers business requests.
+/// Answers business requests.
 ///
-/// One handler serves all connections, from several threads at once: state of its own needs a lock
-/// or belongs to a thread. The calls of one connection come in order, one after the other.
+/// One handler serves all connections, on several threads at once, so its state needs a lock or belongs to a
+/// thread. The calls of one connection come in order, and never two of them at the same time.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a call, now or later: the call may be sent to another thread and answered from there.
+    /// Answers a call, now or later. The call may be sent to another thread and be answered there.
     ///
-    /// A panic is caught; it answers this call with [`Code::BackendFailed`] and no other.
+    /// A panic is caught. It answers this call with [`Code::BackendFailed`], and no other call.
     fn handle(&self, call: Call, gateway: &Gateway);
 
-    /// Answers calls that came together, where doing so is cheaper: one database query for all, say.
+    /// Answers calls together, where that is cheaper: with one database query for all of them, for example.
     ///
-    /// The answers given from here leave together when this returns.
+    /// Override it only to take several calls at once, with the batch as an iterator. The later calls of their
+    /// connections then wait until this returns; with [`Batch::each`] they wait for one call only.
     fn handle_batch(&self, batch: &mut Batch, gateway: &Gateway) {
-        for call in batch {
-            self.handle(call, gateway);
-        }
+        batch.each(|call| self.handle(call, gateway));
     }
 
-    /// Where the handler wants to run.
+    /// The kind of thread that the handler should run on. An operator can choose another one.
     fn placement(&self) -> Placement {
         Placement::Worker
     }
 }
 
-/// Which thread runs a handler.
+/// The kind of thread that runs a handler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
     /// A thread of the backend's worker pool. The handler may block.
     #[default]
     Worker,
-    /// The shard's own thread: no hop between threads. The handler must never block and should take
-    /// microseconds, since every connection of the shard waits for it.
+    /// The shard's own thread, which saves the hop between threads. The handler must never block and should take
+    /// microseconds, because every connection of the shard waits for it.
     Shard,
 }
 
@@ -58,8 +57,8 @@ pub type Outcome = Result<Bytes, Failure>;
 pub struct Failure {
     /// The code that the client gets.
     pub code: Code,
-    /// How long the client should wait before it tries again, in milliseconds; 0: nothing said.
-    /// Meant for [`Code::RateLimited`], [`Code::Overloaded`] and [`Code::Draining`].
+    /// How long the client should wait before it tries again, in milliseconds; 0 gives no advice.
+    /// For [`Code::RateLimited`], [`Code::Overloaded`] and [`Code::Draining`].
     pub retry_after_ms: u32,
 }
 
@@ -69,17 +68,17 @@ impl From<Code> for Failure {
     }
 }
 
-/// Names a call to whoever takes its answer.
+/// Identifies a call to the receiver of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CallId(pub u64);
 
-/// Takes the answers of calls: a shard of the gateway, or a test.
+/// Receives the answers of calls: a shard of the gateway, or a test.
 pub trait AnswerPort: Send + Sync {
-    /// Takes the one answer of a call. Must not block.
+    /// Receives the answer of a call. Must not block.
     fn answer(&self, call: CallId, outcome: Outcome);
 }
 
-/// A business request that waits for its answer.
+/// A business request that has no answer yet.
 pub struct Call {
     kind: i32,
     user_id: UserId,
@@ -91,7 +90,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Makes a call. `port` gets its answer.
+    /// A call whose answer goes to `port`.
     #[must_use]
     pub fn new(
         kind: i32,
@@ -110,13 +109,13 @@ impl Call {
         self.kind
     }
 
-    /// Who asks. Authenticated.
+    /// The user that sent the request. It is authenticated.
     #[must_use]
     pub fn user_id(&self) -> UserId {
         self.user_id
     }
 
-    /// The connection that asks: what joins a room.
+    /// The connection that sent the request: what can join a room.
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.session
@@ -138,11 +137,24 @@ impl Call {
         self.finish(Err(failure.into()));
     }
 
-    /// Answers either way.
+    /// Answers with success or with a failure.
     pub fn finish(mut self, outcome: Outcome) {
         if let Some(port) = self.port.take() {
             port.answer(self.id, outcome);
         }
+    }
+}
+
+impl Call {
+    /// The call's name for the receiver of its answer.
+    #[cfg(test)]
+    pub(crate) const fn id(&self) -> CallId {
+        self.id
+    }
+
+    /// Drops the call without an answer: its time is up, and the receiver of its answer knows that.
+    pub(crate) fn dismiss(mut self) {
+        self.port = None;
     }
 }
 

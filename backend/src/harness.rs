@@ -1,4 +1,4 @@
-//! A handler under test, without sockets.
+//! Runs a handler in a test, without sockets.
 //!
 //! ```
 //! use tidegate_backend::harness::Harness;
@@ -30,10 +30,10 @@ use crate::publisher::{
     Command, CommandOutcome, Done, Gateway, GatewayPort, PushError, Report, SessionId, UserId,
 };
 
-/// How long [`Harness::call`] waits for an answer that is given later.
+/// How long [`Harness::call`] waits for an answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a handler and notes what it asks of the gateway.
+/// Runs a handler and records the commands that it gives to the gateway.
 pub struct Harness<H> {
     handler: H,
     gateway: Gateway,
@@ -43,7 +43,7 @@ pub struct Harness<H> {
 struct Commands {
     taken: Mutex<Vec<Command>>,
     refusal: Mutex<Option<PushError>>,
-    /// How those that were taken end.
+    /// How the commands end that were taken.
     outcome: Mutex<CommandOutcome>,
 }
 
@@ -79,7 +79,7 @@ impl AnswerPort for Answers {
     }
 }
 
-/// The answer to come.
+/// An answer that may not be there yet.
 #[derive(Debug)]
 pub struct Pending(Receiver<Outcome>);
 
@@ -87,7 +87,7 @@ impl Pending {
     /// Waits for the answer.
     ///
     /// # Panics
-    /// When none comes within [`ANSWER_TIMEOUT`].
+    /// If none comes within [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
     /// The failure that the handler answered with.
@@ -95,7 +95,7 @@ impl Pending {
         self.0.recv_timeout(ANSWER_TIMEOUT).expect("the handler answers, or drops the call")
     }
 
-    /// The answer, if it was given already.
+    /// The answer, if there is one already.
     #[must_use]
     pub fn now(&self) -> Option<Outcome> {
         self.0.try_recv().ok()
@@ -103,7 +103,7 @@ impl Pending {
 }
 
 impl<H: Handler> Harness<H> {
-    /// Puts a handler under test.
+    /// A harness for this handler.
     #[must_use]
     pub fn new(handler: H) -> Self {
         let commands = Arc::<Commands>::default();
@@ -111,18 +111,18 @@ impl<H: Handler> Harness<H> {
         Self { handler, gateway, commands }
     }
 
-    /// Sends a request as `user_id` and waits for its answer. The session is `user_id` too.
+    /// Sends a request as `user_id` and waits for its answer. The session has the number of the user.
     ///
     /// # Errors
     /// The failure that the handler answered with.
     ///
     /// # Panics
-    /// When no answer comes within [`ANSWER_TIMEOUT`].
+    /// If no answer comes within [`ANSWER_TIMEOUT`].
     pub fn call(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> Outcome {
         self.start(user_id, kind, biz_data).wait()
     }
 
-    /// Sends a request and does not wait. A handler that panics answers as it would in a gateway.
+    /// Sends a request and does not wait for its answer. A panic of the handler answers as it does in a gateway.
     pub fn start(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> Pending {
         let (sender, receiver) = channel::bounded(1);
         let port = Arc::new(Answers(sender));
@@ -133,19 +133,19 @@ impl<H: Handler> Harness<H> {
         Pending(receiver)
     }
 
-    /// What the handler has asked of the gateway, in order.
+    /// The commands that the handler has given to the gateway, in order.
     #[must_use]
     pub fn commands(&self) -> Vec<Command> {
         self.commands.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says how what the gateway takes ends from now on, for handlers that have it reported: at once, on the
-    /// thread that asked. Until then each command goes to one connection.
+    /// Sets how commands end from now on, for handlers that ask for a report. The report comes at once, on the
+    /// thread of the command. Without this, each command goes to one connection.
     pub fn end_commands_with(&self, outcome: CommandOutcome) {
         *self.commands.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     }
 
-    /// Makes the gateway refuse whatever the handler asks from now on, without taking it.
+    /// Makes the gateway refuse all commands from now on, or take them again.
     pub fn refuse_commands(&self, refusal: Option<PushError>) {
         *self.commands.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }

@@ -1,25 +1,28 @@
-//! What a backend team depends on to serve Tidegate's requests, and nothing of the gateway.
+//! What a backend team needs to serve Tidegate's requests. It knows nothing of the gateway itself.
 //!
-//! Implement [`Handler`]; a [`Call`] comes in, is answered exactly once, now or later, from any
-//! thread; a [`Gateway`] pushes to users, rooms and everybody. `HANDLER.md` shows it in five minutes:
-//! it is the page below.
+//! Implement [`Handler`]. It gets a [`Call`] for each request and answers it exactly once, now or later, from any
+//! thread. A [`Gateway`] pushes to users, to rooms and to everybody. `HANDLER.md`, which is the page below, shows
+//! it in five minutes.
 //!
 //! | module | what it owns |
 //! |---|---|
 //! | [`handler`] | [`Handler`], [`Call`], [`Failure`]: a request and its one answer |
-//! | [`publisher`] | [`Gateway`], rooms, sessions: what a backend says unasked |
-//! | [`pool`] | worker threads, one connection's calls in order, batches |
-//! | [`batch`] | calls handed over together, and their answers' single wake-up |
-//! | [`harness`] | a handler under test, without sockets |
+//! | [`publisher`] | [`Gateway`], rooms, sessions: pushes, memberships and kicks |
+//! | [`pool`] | worker threads and their queue, with each connection's calls in order |
+//! | [`batch`] | calls that are handled together, and the single wake-up for their answers |
+//! | [`histogram`] | how durations are counted |
+//! | [`harness`] | runs a handler in a test, without sockets |
+//! | [`log_limit`] | a limit on log lines that clients can cause |
 //! | [`demo`] | the demo backend: echo, push, rooms, messages |
 #![doc = "\n"]
-// Its examples are tested with the gateway, which the last of them needs and this crate doesn't know.
+// Its examples are tested in the gateway's crate, which the last one needs and this crate does not know.
 #![cfg_attr(not(doctest), doc = include_str!("../HANDLER.md"))]
 
 pub mod batch;
 pub mod demo;
 pub mod handler;
 pub mod harness;
+pub mod histogram;
 pub mod log_limit;
 pub mod pool;
 pub mod publisher;

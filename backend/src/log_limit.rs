@@ -1,40 +1,40 @@
-//! A limit on log lines that others cause.
+//! A limit on log lines that clients can cause.
 //!
-//! A client that makes a handler panic, or asks for answers that are too long, can do so thousands
-//! of times a second. The first time is worth a line at once; what follows is worth a number.
+//! A client that makes a handler panic, or that asks for answers which are too long, can do so thousands
+//! of times a second. The first time is logged at once. The next line says how often it happened since.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// How often one cause may be logged, in milliseconds.
+/// The least time between two lines of one cause, in milliseconds.
 pub const EVERY_MS: u64 = 10_000;
 
-/// Where [`LogLimit::allow`] counts milliseconds from.
+/// The zero of the clock of [`LogLimit::allow`].
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Lets through one line of a cause each [`EVERY_MS`], and counts the others.
+/// Allows one line of a cause in each [`EVERY_MS`], and counts the others.
 #[derive(Debug, Default)]
 pub struct LogLimit {
-    /// When the next line may come, in milliseconds.
+    /// When the next line is allowed, in milliseconds.
     next_ms: AtomicU64,
     suppressed: AtomicU64,
 }
 
 impl LogLimit {
-    /// A limit that lets the first line through.
+    /// A limit that allows the first line.
     #[must_use]
     pub const fn new() -> Self {
         Self { next_ms: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// Whether a line may be logged now: `Some` with how many were suppressed since the last one.
+    /// Whether a line is allowed now: `Some` with the number of lines suppressed since the last one.
     pub fn allow(&self) -> Option<u64> {
         let now = STARTED.elapsed();
         self.allow_at(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// As [`Self::allow`], at `now_ms` on a clock of the caller's, which must be the same at each call.
+    /// As [`Self::allow`], at `now_ms` on the caller's clock, which must be the same one in each call.
     pub fn allow_at(&self, now_ms: u64) -> Option<u64> {
         let next_ms = self.next_ms.load(Ordering::Relaxed);
         let after_ms = now_ms.saturating_add(EVERY_MS);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_let_through_and_the_next_one_tells_of_those_between() {
+    fn the_first_line_is_allowed_and_the_next_one_counts_those_between() {
         let limit = LogLimit::new();
         assert_eq!(limit.allow_at(5), Some(0));
         assert_eq!(limit.allow_at(5), None);

@@ -1,54 +1,86 @@
 //! Worker threads for a handler.
 //!
-//! Each worker has a queue of its own, and a connection always uses the same worker, so that its
-//! calls stay in order. Shards hand calls over in batches through a [`Submitter`]: one message and
-//! at most one wake-up for each worker and turn.
+//! Shards submit calls through a [`Submitter`], all calls of a turn at once. Calls wait in one queue with a
+//! line per connection. A free worker takes the next line that has calls, so one call that blocks delays its
+//! own connection and no other, as long as another worker is free.
+//!
+//! # Time
+//!
+//! A call whose timeout has passed is never handed to a handler. Whoever submits calls removes those whose
+//! time is up ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
+//! workers block. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
+//! [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
+//!
+//! # Which workers are woken
+//!
+//! A wake-up costs a system call and often a context switch, more than a short call. A worker that is awake
+//! looks at the queue again before it sleeps, so while calls are short, one awake worker is enough. A second
+//! worker is woken if more lines wait than one batch takes, or if the last [`FAST_CALLS`] calls were
+//! not all short (then each may block, and each line that waits gets a worker while there are any), or
+//! if each worker that is awake has spent more than [`SLOW_CALL`] on its call. The last case is found when
+//! a worker takes a call, and by [`Submitter::flush`], which shards call in each turn.
+
+mod list;
+pub(crate) mod queue;
+pub(crate) mod worker;
 
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, Receiver, Sender};
-use crossbeam::queue::ArrayQueue;
-
-use crate::batch::Batch;
-
+use crate::batch::SLOW_CALL;
 use crate::handler::{Call, Handler};
-use crate::log_limit::LogLimit;
+use crate::histogram::Durations;
 use crate::publisher::Gateway;
+use queue::Queue;
+pub use queue::TimeoutId;
+pub use worker::Worker;
+
+/// How many calls in a row must be short before the pool expects the next one to be short.
+pub const FAST_CALLS: u32 = 64;
+
+/// Calls that are gathered before they are put into the queue under one lock, which takes a few microseconds.
+/// A turn may have thousands; so few stay in the cache.
+const GATHERED_MAX: usize = 64;
+
+/// Calls that one [`Submitter::expire`] removes at most, so that a mass timeout is spread over several turns.
+const EXPIRE_CALLS_MAX: usize = 1024;
 
 /// How large a pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
     /// Threads: at least 1.
     pub workers: usize,
-    /// Calls that may wait for a worker, all workers together; more are refused. Shards check before
-    /// they hand over, so it may be exceeded by what the other shards hand over in the same turn.
+    /// Calls that may wait for a worker; more are refused. Shards check before they submit, so the calls
+    /// that other shards submit in the same turn may exceed it.
     pub queue_calls_max: usize,
+    /// Bytes of requests that may wait for a worker; more are refused, but a longer one may wait alone. As for `queue_calls_max`, the bytes of one
+    /// turn of the other shards may exceed it.
+    pub queue_bytes_max: usize,
     /// Calls that one [`Handler::handle_batch`] gets at most: at least 1.
     pub batch_calls_max: usize,
 }
 
-/// Emptied batches on their way back to whoever fills them: memory that is freed by another thread than
-/// allocated it is the dear kind.
-type Spares = ArrayQueue<Vec<Call>>;
+/// What waits in a pool, and what has waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Calls that wait for a worker.
+    pub calls: usize,
+    /// Bytes of their requests.
+    pub bytes: usize,
+    /// Calls that were removed because their time was up.
+    pub expired: u64,
+    /// How long calls waited, from their receipt until a worker took them.
+    pub waits: Durations,
+}
 
-/// Emptied batches that are kept at most.
-const SPARES_MAX: usize = 64;
-
-/// Calls that an emptied batch may have room for, if it is to be kept. With [`SPARES_MAX`] and some
-/// 80 bytes a call that is 5 MiB a pool.
-const SPARE_CALLS_MAX: usize = 1024;
-
-/// A handler and its worker threads. They end when the pool and its submitters are dropped.
+/// A handler and its worker threads. The threads end when the pool and its submitters are dropped, after they
+/// have handled what waits.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    workers: Arc<[Sender<Vec<Call>>]>,
-    spares: Arc<Spares>,
-    queued: Arc<AtomicUsize>,
-    queue_calls_max: usize,
+    handle: Arc<Handle>,
 }
 
 impl Pool {
@@ -76,32 +108,23 @@ impl Pool {
         gateway: &Gateway,
         options: PoolOptions,
     ) -> (Self, Vec<Worker>) {
-        let queued = Arc::new(AtomicUsize::new(0));
-        let spares = Arc::new(Spares::new(SPARES_MAX));
-        let (senders, workers) = (0..options.workers.max(1))
-            .map(|_| {
-                let (sender, queue) = channel::unbounded();
-                let worker = Worker {
-                    queue,
-                    spares: Arc::clone(&spares),
-                    queued: Arc::clone(&queued),
-                    handler: Arc::clone(handler),
-                    gateway: gateway.clone(),
-                    batch: Batch::default(),
-                    batch_calls_max: options.batch_calls_max.max(1),
-                    panics: LogLimit::new(),
-                };
-                (sender, worker)
-            })
-            .collect::<(Vec<_>, Vec<_>)>();
-        let queue_calls_max = options.queue_calls_max;
-        (Self { workers: senders.into(), spares, queued, queue_calls_max }, workers)
+        let shared = Arc::new(Shared::new(options));
+        let workers = (0..shared.options.workers)
+            .map(|index| Worker::new(index, &shared, handler, gateway))
+            .collect();
+        (Self { handle: Arc::new(Handle { shared }) }, workers)
     }
 
-    /// Calls that wait for a worker.
+    /// What waits now, and what has waited.
     #[must_use]
-    pub fn queued_calls(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+    pub fn stats(&self) -> QueueStats {
+        self.shared().stats()
+    }
+
+    /// A view of the queue, for whoever shows its figures.
+    #[must_use]
+    pub fn observer(&self) -> QueueObserver {
+        QueueObserver { shared: Arc::clone(&self.handle.shared) }
     }
 
     /// A way in, for one shard.
@@ -109,234 +132,281 @@ impl Pool {
     pub fn submitter(&self) -> Submitter {
         Submitter {
             pool: self.clone(),
-            pending: self.workers.iter().map(|_| Vec::new()).collect(),
-            pending_calls: 0,
+            gathered: Vec::with_capacity(GATHERED_MAX),
+            gathered_bytes: 0,
+            is_unflushed: false,
+            expired: Vec::new(),
         }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
     }
 }
 
-/// One shard's way into a pool. Calls gather here until [`Submitter::flush`].
+/// Sees what waits in a pool. The pool's threads end without regard to it.
+#[derive(Clone, Debug)]
+pub struct QueueObserver {
+    shared: Arc<Shared>,
+}
+
+impl QueueObserver {
+    /// What waits now, and what has waited.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.shared.stats()
+    }
+}
+
+/// What pools and submitters hold: the workers end when it is dropped.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// A call on its way into the queue.
+#[derive(Debug)]
+struct Gathered {
+    call: Call,
+    received: Instant,
+    timeout: TimeoutId,
+}
+
+/// One shard's way into a pool. Calls gather here for a moment, and workers are woken by [`Submitter::flush`].
 #[derive(Debug)]
 pub struct Submitter {
     pool: Pool,
-    /// By worker.
-    pending: Vec<Vec<Call>>,
-    pending_calls: usize,
+    gathered: Vec<Gathered>,
+    gathered_bytes: usize,
+    /// Calls were put into the queue since the last flush.
+    is_unflushed: bool,
+    /// Empty between calls; kept for its memory.
+    expired: Vec<Call>,
 }
 
 impl Submitter {
-    /// Whether the queue has room for a call: ask before making one.
+    /// The name of a timeout, for [`Submitter::submit`]. All submitters of a pool have the same names.
+    #[must_use]
+    pub fn timeout_id(&self, timeout: Duration) -> TimeoutId {
+        self.pool.shared().lock().queue.timeout_id(timeout)
+    }
+
+    /// Whether the queue has room for a call with a request of this many bytes: ask before making one.
     #[inline]
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.pool.queued_calls() + self.pending_calls < self.pool.queue_calls_max
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let shared = self.pool.shared();
+        let calls = shared.queued_calls.load(Ordering::Relaxed) + self.gathered.len();
+        let queued_bytes = shared.queued_bytes.load(Ordering::Relaxed) + self.gathered_bytes;
+        // A request that is longer than the bound may wait alone, or it would never be handled.
+        calls < shared.options.queue_calls_max
+            && (queued_bytes == 0 || queued_bytes + bytes <= shared.options.queue_bytes_max)
     }
 
-    /// Gathers a call for the worker of its connection.
+    /// Submits a call that was received at `received` and is handled until its timeout has passed. Call
+    /// [`Self::flush`] after the last one of a turn.
     #[inline]
-    pub fn submit(&mut self, call: Call) {
-        let worker = spread(call.session().0, self.pending.len());
-        self.pending[worker].push(call);
-        self.pending_calls += 1;
-    }
-
-    /// Hands over what was gathered. Says whether there was anything.
-    pub fn flush(&mut self) -> bool {
-        if self.pending_calls == 0 {
-            return false;
-        }
-        self.pool.queued.fetch_add(self.pending_calls, Ordering::Relaxed);
-        self.pending_calls = 0;
-        for (pending, worker) in self.pending.iter_mut().zip(self.pool.workers.iter()) {
-            if !pending.is_empty() {
-                let spare = self.pool.spares.pop().unwrap_or_default();
-                let calls = std::mem::replace(pending, spare);
-                // A worker outlives its senders. If its thread is gone all the same, the calls come
-                // back in the error and answer 101 as they are dropped.
-                drop(worker.send(calls));
-            }
-        }
-        true
-    }
-}
-
-/// Picks one of `count` by a session's number, evenly (Lemire's multiply-shift on a mixed number).
-#[expect(clippy::cast_possible_truncation, reason = "the product's high half is below count")]
-fn spread(number: u64, count: usize) -> usize {
-    let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((u128::from(mixed) * count as u128) >> 64) as usize
-}
-
-/// One thread's end of a pool.
-pub struct Worker {
-    queue: Receiver<Vec<Call>>,
-    spares: Arc<Spares>,
-    queued: Arc<AtomicUsize>,
-    handler: Arc<dyn Handler>,
-    gateway: Gateway,
-    batch: Batch,
-    batch_calls_max: usize,
-    /// The limit on log lines of panics.
-    panics: LogLimit,
-}
-
-impl Worker {
-    /// Works until the pool and its submitters are gone.
-    fn run(&mut self) {
-        while let Ok(calls) = self.queue.recv() {
-            self.work(calls);
+    pub fn submit(&mut self, call: Call, received: Instant, timeout: TimeoutId) {
+        self.gathered_bytes += call.biz_data().len();
+        self.gathered.push(Gathered { call, received, timeout });
+        if self.gathered.len() >= GATHERED_MAX {
+            self.enqueue();
         }
     }
 
-    /// Works on what waits now, without blocking. Says whether there was anything.
-    pub fn run_pending(&mut self) -> bool {
-        let mut any = false;
-        while let Ok(calls) = self.queue.try_recv() {
-            self.work(calls);
-            any = true;
+    /// Hands over what was submitted, and sees to it that enough workers are awake. Returns whether anything
+    /// was submitted since the last time.
+    pub fn flush(&mut self, now: Instant) -> bool {
+        self.enqueue();
+        let any = std::mem::take(&mut self.is_unflushed);
+        let shared = self.pool.shared();
+        if any || shared.queued_calls.load(Ordering::Relaxed) > 0 {
+            let mut state = shared.lock();
+            let wake = state.worker_to_wake(now, &shared.options);
+            drop(state);
+            // After all calls of the turn: a worker that is woken may take this core at once, and would sleep again
+            // after a few calls.
+            unpark(wake);
         }
         any
     }
 
-    fn work(&mut self, mut calls: Vec<Call>) {
-        let mut rest = calls.drain(..);
-        while rest.len() > 0 {
-            let taken = rest.len().min(self.batch_calls_max);
-            self.batch.extend(rest.by_ref().take(taken));
-            self.queued.fetch_sub(taken, Ordering::Relaxed);
-            let (handler, gateway) = (&*self.handler, &self.gateway);
-            self.batch.run(|batch| {
-                // A panic takes one call with it; the batch still holds the rest.
-                while !batch.is_empty() {
-                    let before = batch.len();
-                    let work = AssertUnwindSafe(|| handler.handle_batch(batch, gateway));
-                    if panic::catch_unwind(work).is_err()
-                        && let Some(suppressed) = self.panics.allow()
-                    {
-                        tracing::error!(
-                            suppressed,
-                            "a handler panicked; its call is answered with 101"
-                        );
-                    }
-                    if batch.len() == before {
-                        // It took none: what it leaves is dropped, and so answered with 101.
-                        batch.by_ref().for_each(drop);
-                    }
-                }
-            });
+    /// Moves the gathered calls into the queue. No worker is woken.
+    fn enqueue(&mut self) {
+        if self.gathered.is_empty() {
+            return;
         }
-        drop(rest);
-        if calls.capacity() <= SPARE_CALLS_MAX {
-            // Where there are enough of them it is freed.
-            drop(self.spares.push(calls));
+        let shared = self.pool.shared();
+        let mut state = shared.lock();
+        for Gathered { call, received, timeout } in self.gathered.drain(..) {
+            state.queue.push(call, received, timeout);
         }
+        shared.publish(&state);
+        drop(state);
+        self.gathered_bytes = 0;
+        self.is_unflushed = true;
+    }
+
+    /// Whether calls wait for a worker.
+    #[inline]
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        self.pool.shared().queued_calls.load(Ordering::Relaxed) > 0
+    }
+
+    /// Removes queued calls whose time is up at `now`, those of other submitters too. They are not answered:
+    /// whoever submitted them knows that their time is up. Returns whether there may be more.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        let shared = self.pool.shared();
+        let mut state = shared.lock();
+        let more = state.queue.expire(now, EXPIRE_CALLS_MAX, &mut self.expired);
+        shared.publish(&state);
+        drop(state);
+        dismiss(&mut self.expired);
+        more
+    }
+}
+
+/// Drops calls without an answer. The lock must not be held: requests may be large.
+fn dismiss(expired: &mut Vec<Call>) {
+    expired.drain(..).for_each(Call::dismiss);
+}
+
+fn unpark(worker: Option<Thread>) {
+    if let Some(worker) = worker {
+        worker.unpark();
+    }
+}
+
+/// What workers and submitters share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Held for tens of nanoseconds, for [`GATHERED_MAX`] calls at most a few microseconds; never while a
+    /// handler runs or a call is dropped.
+    state: Mutex<State>,
+    /// Copies of the queue's levels, so that shards need no lock to look at them.
+    queued_calls: AtomicUsize,
+    queued_bytes: AtomicUsize,
+    options: PoolOptions,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    /// By worker.
+    workers: Vec<WorkerState>,
+    /// Workers that sleep. The one that fell asleep last is woken first: its memory is in the cache.
+    asleep: Vec<usize>,
+    /// Workers that were woken and have not looked at the queue since.
+    waking: usize,
+    /// Short calls in a row, up to [`FAST_CALLS`].
+    fast_calls: u32,
+    /// The pool and its submitters are gone.
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct WorkerState {
+    /// When the worker took the call that it handles now.
+    began: Option<Instant>,
+    /// Its thread, once that runs.
+    thread: Option<Thread>,
+}
+
+impl Shared {
+    fn new(mut options: PoolOptions) -> Self {
+        options.workers = options.workers.max(1);
+        options.batch_calls_max = options.batch_calls_max.max(1);
+        let state = State {
+            queue: Queue::default(),
+            workers: (0..options.workers).map(|_| WorkerState::default()).collect(),
+            asleep: Vec::with_capacity(options.workers),
+            waking: 0,
+            fast_calls: 0,
+            closed: false,
+        };
+        let (queued_calls, queued_bytes) = Default::default();
+        Self { state: Mutex::new(state), queued_calls, queued_bytes, options }
+    }
+
+    /// Nothing panics while the lock is held, but a lack of memory.
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the queue's levels seen without the lock. Only called while it is held, so stores are enough.
+    #[inline]
+    fn publish(&self, state: &State) {
+        self.queued_calls.store(state.queue.calls(), Ordering::Relaxed);
+        self.queued_bytes.store(state.queue.bytes(), Ordering::Relaxed);
+    }
+
+    fn stats(&self) -> QueueStats {
+        let state = self.lock();
+        let queue = &state.queue;
+        QueueStats {
+            calls: queue.calls(),
+            bytes: queue.bytes(),
+            expired: queue.expired(),
+            waits: *queue.waits(),
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.waking += state.asleep.len();
+        let asleep = std::mem::take(&mut state.asleep);
+        let threads: Vec<_> =
+            asleep.iter().map(|&worker| state.workers[worker].thread.clone()).collect();
+        drop(state);
+        threads.into_iter().for_each(unpark);
+    }
+}
+
+impl State {
+    /// Whether the next call is expected to be short.
+    #[inline]
+    const fn is_fast(&self) -> bool {
+        self.fast_calls >= FAST_CALLS
+    }
+
+    /// Picks a sleeping worker if one is needed, by the rules at the [top](self). It counts as woken.
+    #[inline]
+    fn worker_to_wake(&mut self, now: Instant, options: &PoolOptions) -> Option<Thread> {
+        let lines = self.queue.runnable_lines();
+        if lines == 0 || self.waking > 0 || self.asleep.is_empty() {
+            return None;
+        }
+        let are_enough_awake = self.asleep.len() < self.workers.len()
+            && self.is_fast()
+            && lines <= options.batch_calls_max
+            && !self.is_all_blocked(now);
+        if are_enough_awake {
+            return None;
+        }
+        let worker = self.asleep.pop()?;
+        self.waking += 1;
+        self.workers[worker].thread.clone()
+    }
+
+    /// Whether each worker that is awake has handled its call for more than [`SLOW_CALL`].
+    fn is_all_blocked(&self, now: Instant) -> bool {
+        let is_blocked = |worker: &WorkerState| {
+            worker.began.is_some_and(|began| now.saturating_duration_since(began) > SLOW_CALL)
+        };
+        let blocked = self.workers.iter().filter(|worker| is_blocked(worker)).count();
+        blocked + self.asleep.len() >= self.workers.len()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use bytes::Bytes;
-    use tidegate_protocol::Code;
-
-    use super::*;
-    use crate::handler::{AnswerPort, CallId, Outcome};
-    use crate::harness::Harness;
-    use crate::publisher::SessionId;
-
-    /// Panics on "boom", answers with the bytes otherwise.
-    struct Fragile;
-
-    impl Handler for Fragile {
-        fn handle(&self, call: Call, _gateway: &Gateway) {
-            assert_ne!(call.biz_data(), "boom");
-            let same = call.biz_data().clone();
-            call.answer(same);
-        }
-    }
-
-    #[derive(Default)]
-    struct Answers(Mutex<Vec<(u64, Outcome)>>);
-
-    impl AnswerPort for Answers {
-        fn answer(&self, call: CallId, outcome: Outcome) {
-            self.0.lock().unwrap().push((call.0, outcome));
-        }
-    }
-
-    fn call(id: u64, session: u64, biz_data: &'static str, port: &Arc<Answers>) -> Call {
-        let port = Arc::clone(port) as Arc<dyn AnswerPort>;
-        Call::new(
-            1,
-            7,
-            SessionId(session),
-            Bytes::from_static(biz_data.as_bytes()),
-            CallId(id),
-            port,
-        )
-    }
-
-    fn idle_pool(options: PoolOptions) -> (Pool, Vec<Worker>) {
-        let handler: Arc<dyn Handler> = Arc::new(Fragile);
-        Pool::idle(&handler, Harness::new(Fragile).gateway(), options)
-    }
-
-    #[test]
-    fn a_panic_costs_one_call_and_the_others_are_served_in_order() {
-        let options = PoolOptions { workers: 1, queue_calls_max: 100, batch_calls_max: 3 };
-        let (pool, mut workers) = idle_pool(options);
-        let answers = Arc::<Answers>::default();
-        let mut submitter = pool.submitter();
-        for (id, biz_data) in ["a", "boom", "c", "d", "boom"].into_iter().enumerate() {
-            submitter.submit(call(id as u64, 1, biz_data, &answers));
-        }
-        submitter.flush();
-        assert_eq!(pool.queued_calls(), 5);
-        assert!(workers[0].run_pending());
-        let failed = || Err(Code::BackendFailed.into());
-        let want = [(0, Ok("a".into())), (1, failed()), (2, Ok("c".into())), (3, Ok("d".into()))];
-        assert_eq!(answers.0.lock().unwrap()[..4], want);
-        assert_eq!(answers.0.lock().unwrap()[4], (4, failed()));
-        assert_eq!(pool.queued_calls(), 0);
-    }
-
-    #[test]
-    fn a_full_queue_says_so_before_a_call_is_made() {
-        let options = PoolOptions { workers: 2, queue_calls_max: 2, batch_calls_max: 8 };
-        let (pool, mut workers) = idle_pool(options);
-        let answers = Arc::<Answers>::default();
-        let mut submitter = pool.submitter();
-        submitter.submit(call(0, 1, "a", &answers));
-        assert!(submitter.has_room());
-        submitter.submit(call(1, 2, "b", &answers));
-        assert!(!submitter.has_room());
-        submitter.flush();
-        assert!(!submitter.has_room() && !pool.submitter().has_room());
-        for worker in &mut workers {
-            worker.run_pending();
-        }
-        assert!(submitter.has_room());
-        assert_eq!(answers.0.lock().unwrap().len(), 2);
-    }
-
-    #[test]
-    fn threads_answer_and_end_with_the_pool() {
-        let handler: Arc<dyn Handler> = Arc::new(Fragile);
-        let gateway = Harness::new(Fragile).gateway().clone();
-        let options = PoolOptions { workers: 2, queue_calls_max: 100, batch_calls_max: 8 };
-        let pool = Pool::start("test", &handler, &gateway, options).unwrap();
-        let answers = Arc::<Answers>::default();
-        let mut submitter = pool.submitter();
-        for id in 0..10 {
-            submitter.submit(call(id, id, "x", &answers));
-        }
-        submitter.flush();
-        drop((pool, submitter));
-        // The workers hold the handler until they end.
-        while Arc::strong_count(&handler) > 1 {
-            thread::yield_now();
-        }
-        assert_eq!(answers.0.lock().unwrap().len(), 10);
-    }
-}
+mod tests;

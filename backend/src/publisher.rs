@@ -1,4 +1,4 @@
-//! What a backend says unasked: pushes, memberships, kicks.
+//! Commands of a backend to the gateway: pushes, memberships and kicks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,18 +6,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
-/// Who a connection belongs to: the `sub` of its token.
+/// The user that a connection belongs to: the `sub` of its token.
 pub type UserId = u64;
 
-/// Names a connection until it closes. Another connection never gets the same one.
+/// Identifies a connection. No other connection ever gets the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
-/// Names a room: 1 to 128 bytes of UTF-8. A room exists while it has members or pushes to remember.
+/// Identifies a room: 1 to 128 bytes of UTF-8. A room exists while it has members or pushes in its log.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(Arc<str>);
 
-/// Why a text names no room.
+/// Why a string is not the name of a room.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoomIdError {
     /// It is empty.
@@ -76,7 +76,7 @@ impl fmt::Display for RoomId {
     }
 }
 
-/// Who gets a push.
+/// The receivers of a push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Every connection of a user.
@@ -85,16 +85,16 @@ pub enum Target {
     Room(RoomId),
 }
 
-/// What a backend asks of the gateway.
+/// A command of a backend to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Send something unasked.
+    /// Send a push.
     Push {
-        /// To whom.
+        /// The receivers.
         target: Target,
         /// The push's type: greater than 0.
         kind: i32,
-        /// What it carries.
+        /// The push's `biz_data`.
         biz_data: Bytes,
     },
     /// Make a connection a member of a room.
@@ -103,7 +103,7 @@ pub enum Command {
         session: SessionId,
         /// The room.
         room: RoomId,
-        /// The last offset that the client saw: it gets what came after. `None`: only what comes now.
+        /// The last offset that the client saw: it also gets the pushes after it. `None`: only new pushes.
         after_offset: Option<u64>,
     },
     /// End a membership.
@@ -120,15 +120,15 @@ pub enum Command {
     },
 }
 
-/// Why a command was refused. Nothing of it was done, or with [`PushError::Stopping`] perhaps a part.
+/// Why a command was refused. It had no effect; with [`PushError::Stopping`] it may have had a part of it.
 ///
-/// The first five are known at once. The others are known only where the room, the user or the connection
-/// lives, after the command was taken: [`Gateway::report_to`] tells of them.
+/// The first five are returned at once. The others are known only on the shard of the room, the user or the
+/// connection, after the command was taken: [`Gateway::report_to`] reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
-    /// Too many commands are under way: try again when some are done.
+    /// Too many commands are in progress: try again when some have ended.
     #[error(
-        "too many pushes are under way; try again later, or raise limits.commands_max and \
+        "too many pushes are in progress; try again later, or raise limits.commands_max and \
          limits.commands_bytes_max"
     )]
     Overloaded,
@@ -139,16 +139,16 @@ pub enum PushError {
     TooLong {
         /// The frame's payload.
         bytes: usize,
-        /// What is allowed.
+        /// The longest that is allowed.
         bytes_max: usize,
     },
     /// A push's type must be greater than 0.
     #[error("a push's type must be greater than 0; this one is {0}")]
     BadType(i32),
-    /// The session id was not given by this gateway.
+    /// The session id is not one of this gateway.
     #[error("the session is not one of this gateway's")]
     UnknownSession,
-    /// The gateway is stopping, or stopped before it was done with the command.
+    /// The gateway is stopping, or stopped before the command had ended.
     #[error("the gateway is stopping")]
     Stopping,
     /// The push, or the join, would open one room too many.
@@ -157,7 +157,7 @@ pub enum PushError {
          rooms without members are closed, rooms.idle_ttl_ms after their last push"
     )]
     RoomsFull {
-        /// What is allowed.
+        /// The most that are allowed.
         rooms_max: usize,
     },
     /// The join would put the connection into one room too many.
@@ -166,7 +166,7 @@ pub enum PushError {
          leave one, or raise it"
     )]
     TooManyRooms {
-        /// What is allowed.
+        /// The most that are allowed.
         rooms_max: usize,
     },
     /// The connection that the command names is gone.
@@ -174,18 +174,18 @@ pub enum PushError {
     SessionGone,
 }
 
-/// What came of a command that was carried out.
+/// The result of a command that was carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Done {
-    /// Connections that it went to: for a push each that it was put before, for a kick each that was
-    /// closed, for a join or a leave the one. 0 is no error: the user is not here, the room has no members,
-    /// there was nothing to leave.
+    /// The connections that it concerned: for a push those it was offered to, for a kick those that were
+    /// closed, for a join or a leave the one. 0 is not an error: the user has no connection, the room has no
+    /// members, or the connection was not a member.
     pub connections: u64,
 }
 
 impl Done {
-    /// A command that went to this many connections.
+    /// A command that concerned this many connections.
     #[must_use]
     pub const fn with_connections(connections: u64) -> Self {
         Self { connections }
@@ -195,46 +195,47 @@ impl Done {
 /// How a command ended: carried out, or refused.
 pub type CommandOutcome = Result<Done, PushError>;
 
-/// Is told how a command ended, once. It may be called from any of the gateway's threads, which then does
-/// nothing else: it must not block, and should take microseconds.
+/// Is called once, with the outcome of a command. It runs on one of the gateway's threads, which does nothing else
+/// meanwhile: it must not block, and should take microseconds.
 pub type Report = Box<dyn FnOnce(CommandOutcome) + Send>;
 
-/// Takes commands: a gateway, or a test.
+/// Receives commands: a gateway, or a test.
 pub trait GatewayPort: Send + Sync {
-    /// Takes a command, without waiting until it is done. Must not block.
+    /// Takes a command and does not wait until it has ended. Must not block.
     ///
     /// # Errors
     /// [`PushError`] when the command is not taken.
     fn command(&self, command: Command) -> Result<(), PushError>;
 
-    /// The same, and tells `report` how it ended: also where it is not taken. Must not block.
+    /// The same, and calls `report` with the outcome, also if the command is not taken. Must not block.
     fn command_reporting(&self, command: Command, report: Report);
 }
 
-/// The gateway, as a backend sees it: cheap to clone, usable from any thread, never blocking.
+/// The gateway, as a backend sees it. It is cheap to clone, can be used from any thread, and never blocks.
 ///
-/// Commands from one thread to one room, or to one user, take effect in the order given.
+/// Commands from one thread to one room, or to one user, take effect in the order in which they are given.
 ///
-/// `Ok` means that the gateway has taken the command. It may still be refused where the room or the
-/// connection lives: [`Self::report_to`] tells how it ended.
+/// `Ok` means that the gateway has taken the command. The shard of the room or of the connection may still
+/// refuse it: [`Self::report_to`] reports the outcome.
 #[derive(Clone)]
 pub struct Gateway {
     port: Arc<dyn GatewayPort>,
 }
 
 impl Gateway {
-    /// Wraps whatever takes the commands.
+    /// A gateway whose commands go to `port`.
     #[must_use]
     pub fn new(port: Arc<dyn GatewayPort>) -> Self {
         Self { port }
     }
 
-    /// Has `report` told how the next command ends, when every connection that it concerns was served, or
-    /// when it is refused. It is told exactly once, and after that the command has taken effect: who answers a
-    /// call from there answers when the connection is a member, or when the push is on its way.
+    /// Calls `report` with the outcome of the next command, when the command has ended: when it was offered to
+    /// every connection that it concerns, or when it was refused. `report` is called exactly once. By then the
+    /// command has taken effect, so a call that is answered in `report` is answered after the connection has become
+    /// a member, or after the push was offered to it.
     ///
-    /// `report` runs on one of the gateway's threads, which then does nothing else: it must not block, and
-    /// should take microseconds. Answering a call, sending into a channel and another command do.
+    /// `report` runs on one of the gateway's threads, which does nothing else meanwhile: it must not block, and
+    /// should take microseconds. To answer a call, to send into a channel and to give another command is fine.
     ///
     /// ```
     /// # use tidegate_backend::{Call, Code, Gateway, RoomId};
@@ -248,7 +249,7 @@ impl Gateway {
     /// }
     /// ```
     ///
-    /// A worker that wants to wait sends itself the outcome:
+    /// A worker can wait for the outcome with a channel:
     ///
     /// ```
     /// # use tidegate_backend::harness::Harness;
@@ -268,7 +269,7 @@ impl Gateway {
         Reporting { gateway: self, report: Box::new(report) }
     }
 
-    /// Pushes to every connection of a user; to nobody when the user is not here.
+    /// Pushes to every connection of a user. The user may have none.
     ///
     /// # Errors
     /// [`PushError`] when the push was not taken.
@@ -333,7 +334,7 @@ impl Gateway {
     }
 }
 
-/// A command to be given whose end is reported: see [`Gateway::report_to`].
+/// Gives one command, whose outcome is reported: see [`Gateway::report_to`].
 #[must_use = "name the command: gateway.report_to(report).push_user(...)"]
 pub struct Reporting<'a> {
     gateway: &'a Gateway,
@@ -350,8 +351,8 @@ impl Reporting<'_> {
         self.give(push(Target::User(user_id), kind, biz_data));
     }
 
-    /// As [`Gateway::push_room`]. The outcome comes when each member was offered it, which a merge window
-    /// may delay.
+    /// As [`Gateway::push_room`]. The outcome comes when the push was offered to each member; a merge window
+    /// delays that.
     pub fn push_room(self, room: &RoomId, kind: i32, biz_data: impl Into<Bytes>) {
         self.give(push(Target::Room(room.clone()), kind, biz_data));
     }

@@ -1,31 +1,35 @@
-//! The page that Prometheus reads: the recorder's metrics, and the histogram that shards count themselves.
+//! The page that Prometheus reads: what the recorder has, and what the gateway's parts count themselves.
 
 use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::router::queue_metrics::QueueMetrics;
+use crate::shard::Shared;
 use crate::shard::calls::durations::CallDurations;
 
 /// What `GET /metrics` shows.
 #[derive(Clone, Debug)]
 pub struct MetricsPage {
     recorder: PrometheusHandle,
-    durations: Option<Arc<CallDurations>>,
+    own: Option<(Arc<CallDurations>, QueueMetrics)>,
 }
 
 impl MetricsPage {
     /// A page with all metrics.
     #[must_use]
-    pub const fn new(recorder: PrometheusHandle, durations: Arc<CallDurations>) -> Self {
-        Self { recorder, durations: Some(durations) }
+    pub fn new(recorder: PrometheusHandle, shared: &Shared) -> Self {
+        let durations = Arc::clone(&shared.call_durations);
+        Self { recorder, own: Some((durations, QueueMetrics::new(&shared.backends))) }
     }
 
     /// The page as it is now.
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = self.recorder.render();
-        if let Some(durations) = &self.durations {
+        if let Some((durations, queues)) = &self.own {
             durations.render(&mut page);
+            queues.render(&mut page);
         }
         page
     }
@@ -34,6 +38,6 @@ impl MetricsPage {
 /// A page with the recorder's metrics alone.
 impl From<PrometheusHandle> for MetricsPage {
     fn from(recorder: PrometheusHandle) -> Self {
-        Self { recorder, durations: None }
+        Self { recorder, own: None }
     }
 }

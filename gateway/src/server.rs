@@ -195,7 +195,7 @@ impl Builder {
         })?;
         let Parts { hub, gateway, .. } = parts.clone();
         let metrics = match metrics {
-            Some(metrics) => MetricsPage::new(metrics, Arc::clone(&parts.shared.call_durations)),
+            Some(metrics) => MetricsPage::new(metrics, &parts.shared),
             None => detached_metrics().into(),
         };
         let control = Arc::clone(&hub) as Arc<dyn Control>;
@@ -311,6 +311,7 @@ fn start_backend(
             let options = PoolOptions {
                 workers: config.workers,
                 queue_calls_max: config.queue_calls_max,
+                queue_bytes_max: config.queue_bytes_max,
                 batch_calls_max: config.batch_calls_max,
             };
             Some(Pool::start(&config.name, handler, gateway, options)?)

@@ -61,6 +61,25 @@ impl Setup {
         setup.quiz_times_out_after_ms(60_000)
     }
 
+    /// The example `blocking`, whose backend blocks its two workers and has so long to answer.
+    #[must_use]
+    pub fn blocking(timeout_ms: u32) -> Self {
+        let route = |types, backend| {
+            format!(r#"{{types={types},backend="{backend}",timeout_ms={timeout_ms}}}"#)
+        };
+        let routes = [
+            route("[1,99]", "demo"),
+            route("[200,209]", "blocking"),
+            route("[210,219]", "control"),
+        ];
+        Self::of(&programs().blocking)
+            .shards(1)
+            .set("auth.mode", "demo")
+            .set("backends.blocking.workers", 2)
+            .set("backends.control.placement", "shard")
+            .set("routes", format!("[{}]", routes.join(",")))
+    }
+
     /// Sets the timeout of calls to the quiz.
     #[must_use]
     pub fn quiz_times_out_after_ms(self, ms: u32) -> Self {

@@ -45,6 +45,18 @@ pub mod quiz {
     pub const PANIC: i32 = 104;
 }
 
+/// The types of the example `blocking`.
+pub mod blocking {
+    /// Answers after a millisecond, in which the worker is blocked.
+    pub const WORK: i32 = 200;
+    /// Blocks the worker until it is released.
+    pub const HANG: i32 = 201;
+    /// Answers with the bytes that came.
+    pub const ECHO: i32 = 202;
+    /// Releases what blocks, whatever the workers do.
+    pub const RELEASE: i32 = 210;
+}
+
 /// How a request ended.
 pub type Outcome = Result<Bytes, Failure>;
 

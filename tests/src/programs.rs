@@ -15,6 +15,8 @@ pub struct Programs {
     pub tide: PathBuf,
     /// The example of a gateway with another backend.
     pub quiz: PathBuf,
+    /// The example of a gateway whose backend blocks its workers.
+    pub blocking: PathBuf,
     /// The program that confines another one.
     pub confine: PathBuf,
 }
@@ -50,8 +52,9 @@ fn build() -> Option<Programs> {
         let found = built.iter().find(|(built, _)| built == name);
         found.unwrap_or_else(|| panic!("cargo built no {name}: {built:?}")).1.clone()
     };
-    let [tidegate, tide, quiz, confine] = ["tidegate", "tide", "quiz", "confine"].map(find);
-    Some(Programs { tidegate, tide, quiz, confine })
+    let [tidegate, tide, quiz, blocking, confine] =
+        ["tidegate", "tide", "quiz", "blocking", "confine"].map(find);
+    Some(Programs { tidegate, tide, quiz, blocking, confine })
 }
 
 /// The name and the path of the executable in a message of cargo's.

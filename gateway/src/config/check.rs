@@ -206,6 +206,11 @@ impl Checker<'_> {
                 queue_calls_max,
                 1..=10_000_000,
             )?,
+            queue_bytes_max: self.number(
+                &key("queue_bytes_max"),
+                backend.queue_bytes_max,
+                1..=1024 * GIB,
+            )?,
             batch_calls_max: self.number(
                 &key("batch_calls_max"),
                 backend.batch_calls_max,

@@ -244,6 +244,8 @@ pub struct BackendConfig {
     pub workers: usize,
     /// Calls that may wait for a worker. More: 104.
     pub queue_calls_max: usize,
+    /// Bytes of requests that may wait for a worker; a longer one may wait alone. More: 104.
+    pub queue_bytes_max: usize,
     /// Calls that a worker takes from its queue at once: at least 1.
     pub batch_calls_max: usize,
 }

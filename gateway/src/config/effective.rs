@@ -119,6 +119,7 @@ fn backend(backend: &BackendConfig) -> (String, Value) {
         "placement": placement,
         "workers": backend.workers,
         "queue_calls_max": backend.queue_calls_max,
+        "queue_bytes_max": backend.queue_bytes_max,
         "batch_calls_max": backend.batch_calls_max,
     });
     (backend.name.clone(), value)

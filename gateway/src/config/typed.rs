@@ -116,6 +116,7 @@ pub(super) struct Backend {
     pub(super) placement: String,
     pub(super) workers: i64,
     pub(super) queue_calls_max: i64,
+    pub(super) queue_bytes_max: i64,
     pub(super) batch_calls_max: i64,
 }
 
@@ -255,7 +256,13 @@ impl Default for Rooms {
 
 impl Default for Backend {
     fn default() -> Self {
-        Self { placement: "auto".into(), workers: 0, queue_calls_max: 100_000, batch_calls_max: 64 }
+        Self {
+            placement: "auto".into(),
+            workers: 0,
+            queue_calls_max: 100_000,
+            queue_bytes_max: 64 << 20,
+            batch_calls_max: 64,
+        }
     }
 }
 

@@ -1,14 +1,16 @@
-//! The router: type -> route -> backend, and the calls that wait for their answer.
+//! The router: type -> route -> backend, and the calls that have no answer yet.
 //!
 //! A route is a range of types, a backend, a timeout and a bound on the calls in flight. The router
-//! belongs to one shard; it never sees a driver, and of a connection only its name.
+//! belongs to one shard. It knows no driver, and identifies connections only by their ids.
 
 mod pending;
+pub mod queue_metrics;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tidegate_backend::pool::{Pool, Submitter};
-use tidegate_backend::{Handler, Placement};
+use tidegate_backend::pool::{Pool, Submitter, TimeoutId};
+use tidegate_backend::{Call, Handler, Placement};
 
 use crate::config::RouteConfig;
 pub use pending::{Pending, PendingCalls, RouteIndex};
@@ -20,7 +22,7 @@ pub struct Backend {
     pub name: Arc<str>,
     /// The handler itself.
     pub handler: Arc<dyn Handler>,
-    /// Its workers; `None` where it runs on the shard's own thread.
+    /// Its workers; `None` if it runs on the shards' threads.
     pub pool: Option<Pool>,
 }
 
@@ -31,12 +33,12 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-/// A shard's way to one backend.
-pub struct Lane {
+/// One backend, as one shard uses it.
+struct Lane {
     /// The handler itself.
-    pub handler: Arc<dyn Handler>,
-    /// The way to its workers; `None` where it runs on the shard's own thread.
-    pub submitter: Option<Submitter>,
+    handler: Arc<dyn Handler>,
+    /// Submits calls to its workers; `None` if it runs on the shard's own thread.
+    submitter: Option<Submitter>,
 }
 
 /// One route, as one shard sees it.
@@ -46,18 +48,20 @@ struct Route {
     last_type: i32,
     lane: u16,
     timeout_ms: u64,
+    /// The timeout's name in the backend's pool, where it has one.
+    timeout: Option<TimeoutId>,
     /// This shard's share of the route's bound.
     in_flight_max: usize,
 }
 
-/// Why a request is not handed over.
+/// Why a request is not given to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// No route has its type: 105.
     NoRoute,
-    /// The route has its fill of calls in flight: 104.
+    /// The route has as many calls in flight as it may: 104.
     RouteFull,
-    /// The backend's queue is full: 104.
+    /// The backend's queue has too many calls or bytes: 104.
     QueueFull,
 }
 
@@ -66,7 +70,7 @@ pub struct Router {
     /// By ascending type, not overlapping.
     routes: Vec<Route>,
     lanes: Vec<Lane>,
-    /// Calls that wait for their answer.
+    /// Calls that have no answer yet.
     pub pending: PendingCalls,
 }
 
@@ -75,36 +79,43 @@ impl Router {
     /// configuration is checked.
     #[must_use]
     pub fn new(routes: &[RouteConfig], backends: &[Backend], shards: u16) -> Self {
-        let lane_of = |name: &str| backends.iter().position(|backend| &*backend.name == name);
-        let routes: Vec<Route> = routes
-            .iter()
-            .map(|route| Route {
-                first_type: route.first_type,
-                last_type: route.last_type,
-                lane: lane_of(&route.backend)
-                    .and_then(|lane| u16::try_from(lane).ok())
-                    .expect("routes are checked against the backends at start"),
-                timeout_ms: u64::try_from(route.timeout.as_millis()).unwrap_or(u64::MAX),
-                in_flight_max: route.in_flight_max.div_ceil(usize::from(shards)),
-            })
-            .collect();
-        let lanes = backends
+        let lanes: Vec<Lane> = backends
             .iter()
             .map(|backend| Lane {
                 handler: Arc::clone(&backend.handler),
                 submitter: backend.pool.as_ref().map(Pool::submitter),
             })
             .collect();
+        let lane_of = |name: &str| backends.iter().position(|backend| &*backend.name == name);
+        let routes: Vec<Route> = routes
+            .iter()
+            .map(|route| {
+                let lane = lane_of(&route.backend)
+                    .and_then(|lane| u16::try_from(lane).ok())
+                    .expect("routes are checked against the backends at start");
+                let timeout_ms = u64::try_from(route.timeout.as_millis()).unwrap_or(u64::MAX);
+                let submitter = lanes[usize::from(lane)].submitter.as_ref();
+                let timeout = Duration::from_millis(timeout_ms);
+                Route {
+                    first_type: route.first_type,
+                    last_type: route.last_type,
+                    lane,
+                    timeout_ms,
+                    timeout: submitter.map(|submitter| submitter.timeout_id(timeout)),
+                    in_flight_max: route.in_flight_max.div_ceil(usize::from(shards)),
+                }
+            })
+            .collect();
         let pending = PendingCalls::new(routes.iter().map(|route| route.timeout_ms).collect());
         Self { routes, lanes, pending }
     }
 
-    /// Finds the route of a type, if it takes one more call.
+    /// Finds the route of a type, if it takes one more call with a request of so many bytes.
     ///
     /// # Errors
     /// [`Refusal`].
     #[inline]
-    pub fn admit(&self, kind: i32) -> Result<RouteIndex, Refusal> {
+    pub fn admit(&self, kind: i32, bytes: usize) -> Result<RouteIndex, Refusal> {
         let index = self.routes.partition_point(|route| route.last_type < kind);
         let route = self
             .routes
@@ -116,30 +127,60 @@ impl Router {
             return Err(Refusal::RouteFull);
         }
         let lane = &self.lanes[usize::from(route.lane)];
-        if lane.submitter.as_ref().is_some_and(|submitter| !submitter.has_room()) {
+        if lane.submitter.as_ref().is_some_and(|submitter| !submitter.has_room(bytes)) {
             return Err(Refusal::QueueFull);
         }
         Ok(index)
     }
 
-    /// The way to a route's backend.
+    /// Submits a call, which was received at `received`, to the workers of its route's backend.
+    ///
+    /// # Errors
+    /// The call itself and its handler, where that runs on the shard's own thread.
     #[inline]
-    pub fn lane(&mut self, route: RouteIndex) -> &mut Lane {
-        let lane = self.routes[usize::from(route.0)].lane;
-        &mut self.lanes[usize::from(lane)]
+    pub fn submit(
+        &mut self,
+        route: RouteIndex,
+        call: Call,
+        received: Instant,
+    ) -> Result<(), (Call, &dyn Handler)> {
+        let route = &self.routes[usize::from(route.0)];
+        let lane = &mut self.lanes[usize::from(route.lane)];
+        match (&mut lane.submitter, route.timeout) {
+            (Some(submitter), Some(timeout)) => {
+                submitter.submit(call, received, timeout);
+                Ok(())
+            }
+            _ => Err((call, &*lane.handler)),
+        }
     }
 
-    /// Which backend a route leads to, by its place among them.
+    /// The index of a route's backend.
     #[must_use]
     pub fn backend_of(&self, route: RouteIndex) -> usize {
         usize::from(self.routes[usize::from(route.0)].lane)
     }
 
-    /// Hands over what was submitted in this turn. Says whether there was anything.
+    /// Hands over what was submitted in this turn, and has workers woken where calls wait for nobody. Returns
+    /// whether anything was submitted.
     #[inline]
-    pub fn flush(&mut self) -> bool {
+    pub fn flush(&mut self, now: Instant) -> bool {
         let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
-        submitters.fold(false, |any, submitter| submitter.flush() | any)
+        submitters.fold(false, |any, submitter| submitter.flush(now) | any)
+    }
+
+    /// Whether calls wait for workers.
+    #[inline]
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        let mut submitters = self.lanes.iter().filter_map(|lane| lane.submitter.as_ref());
+        submitters.any(Submitter::has_queued)
+    }
+
+    /// Removes queued calls whose time is up at `now`, a bounded number. Returns whether there may be more.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
+        submitters.fold(false, |more, submitter| submitter.expire(now) | more)
     }
 }
 
@@ -171,13 +212,13 @@ mod tests {
     }
 
     #[test]
-    fn a_type_finds_its_range_or_none() {
+    fn a_type_has_the_route_of_its_range_or_none() {
         let router = router();
         for (kind, want) in [(5, 0), (10, 0), (20, 1), (30, 2), (i32::MAX, 2)] {
-            assert_eq!(router.admit(kind), Ok(RouteIndex(want)), "{kind}");
+            assert_eq!(router.admit(kind, 0), Ok(RouteIndex(want)), "{kind}");
         }
         for kind in [1, 4, 11, 19, 21, 29] {
-            assert_eq!(router.admit(kind), Err(Refusal::NoRoute), "{kind}");
+            assert_eq!(router.admit(kind, 0), Err(Refusal::NoRoute), "{kind}");
         }
     }
 
@@ -185,13 +226,13 @@ mod tests {
     fn a_route_has_its_share_of_calls_in_flight() {
         let mut router = router();
         let conn = crate::driver::ConnId { slot: 0, generation: 0 };
-        let route = router.admit(20).unwrap();
+        let route = router.admit(20, 0).unwrap();
         let first =
             router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_us: 0 });
         router.pending.open(Pending { conn, sequence: 2, kind: 20, route, started_us: 0 });
-        assert_eq!(router.admit(20), Err(Refusal::RouteFull));
-        assert_eq!(router.admit(5), Ok(RouteIndex(0)));
+        assert_eq!(router.admit(20, 0), Err(Refusal::RouteFull));
+        assert_eq!(router.admit(5, 0), Ok(RouteIndex(0)));
         assert!(router.pending.close(first).is_some());
-        assert_eq!(router.admit(20), Ok(route));
+        assert_eq!(router.admit(20, 0), Ok(route));
     }
 }

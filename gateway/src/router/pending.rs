@@ -1,7 +1,7 @@
-//! Calls that wait for their answer, and when their time is up.
+//! Calls without an answer, and when they time out.
 //!
-//! Every call of a route has the same timeout, so in the order in which they start they also time
-//! out: a list per route, linked through the table, is all the timer that they need.
+//! Every call of a route has the same timeout, so calls of a route time out in the order in which they start. A
+//! list per route, linked through the table, replaces a timer.
 
 use tidegate_backend::handler::CallId;
 
@@ -11,23 +11,23 @@ use crate::driver::ConnId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteIndex(pub(super) u16);
 
-/// What has to be known to pass an answer on.
+/// What a shard needs to know of a call when its answer comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Who asked.
+    /// The connection that sent the request.
     pub conn: ConnId,
     /// The request's sequence.
     pub sequence: u64,
     /// The request's type.
     pub kind: i32,
-    /// The route it took.
+    /// Its route.
     pub route: RouteIndex,
-    /// When, in microseconds on the shard's clock.
+    /// When it was received, in microseconds on the shard's clock.
     pub started_us: u64,
 }
 
 impl Pending {
-    /// When, in milliseconds: timeouts are no finer.
+    /// The same in milliseconds, which is the resolution of timeouts.
     const fn started_ms(&self) -> u64 {
         self.started_us / 1_000
     }
@@ -38,7 +38,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 struct Entry {
     generation: u32,
-    /// Among the route's calls, by age; among the free places, `next` alone.
+    /// Neighbours in the route's list, which is ordered by age. A free entry uses only `next`.
     next: u32,
     prev: u32,
     pending: Option<Pending>,
@@ -70,26 +70,26 @@ impl PendingCalls {
         Self { entries: Vec::new(), free: NONE, queues }
     }
 
-    /// Calls of a route that wait.
+    /// Calls of a route that have no answer yet.
     #[inline]
     #[must_use]
     pub fn in_flight(&self, route: RouteIndex) -> usize {
         self.queues[usize::from(route.0)].count
     }
 
-    /// Calls that wait, of all routes.
+    /// Calls of all routes that have no answer yet.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queues.iter().map(|queue| queue.count).sum()
     }
 
-    /// Whether none waits.
+    /// Whether there is no such call.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queues.iter().all(|queue| queue.count == 0)
     }
 
-    /// Notes a call.
+    /// Adds a call.
     #[inline]
     pub fn open(&mut self, pending: Pending) -> CallId {
         let queue = &mut self.queues[usize::from(pending.route.0)];
@@ -118,7 +118,7 @@ impl PendingCalls {
         CallId(u64::from(entry.generation) << 32 | u64::from(place))
     }
 
-    /// Takes a call out; `None` when it is out already: its answer comes late.
+    /// Removes a call. `None`: it was removed before, so its answer is late.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
     pub fn close(&mut self, call: CallId) -> Option<Pending> {
@@ -145,7 +145,7 @@ impl PendingCalls {
         Some(pending)
     }
 
-    /// Takes out a call whose time is up, if there is one.
+    /// Removes a call whose time is up, if there is one.
     pub fn take_expired(&mut self, now_ms: u64) -> Option<Pending> {
         let oldest = self.queues.iter().find_map(|queue| {
             let pending = self.entries.get(queue.oldest as usize)?.pending?;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_time_out_in_order_and_a_late_answer_finds_nothing() {
+    fn calls_time_out_in_order_and_a_late_answer_has_no_call() {
         let mut calls = PendingCalls::new(vec![100, 1000]);
         let slow = calls.open(pending(1, 1, 0));
         let first = calls.open(pending(2, 0, 0));

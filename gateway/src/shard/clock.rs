@@ -95,6 +95,13 @@ impl Clock {
         self.started + Duration::from_millis(at_ms)
     }
 
+    /// When the driver last waited, as an instant. What it reported since was received then.
+    #[inline]
+    #[must_use]
+    pub fn received(&self) -> Instant {
+        self.started + Duration::from_micros(self.received_us)
+    }
+
     fn micros(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.started);
         u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

@@ -1,6 +1,6 @@
 //! Mailboxes: the only way into a shard from another thread.
 //!
-//! Any thread may post. The shard takes the messages out. A post wakes the shard only if the shard sleeps, so a post to a
+//! Any thread may post. The shard takes all messages at once, in the order in which they were posted. A post wakes the shard only if the shard sleeps, so a post to a
 //! busy shard costs no system call.
 //!
 //! The queue itself has no bound, since each kind of message is bounded at its source: answers by the calls in
@@ -9,11 +9,11 @@
 //! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and
 //! refuses commands, so that no caller waits for an ended shard.
 
-use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{fmt, mem};
 
-use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
 use tidegate_backend::batch::{self, Wake};
 use tidegate_backend::handler::{CallId, Outcome};
@@ -86,22 +86,31 @@ impl From<RoomMessage> for Message {
 const AWAKE: u8 = 0;
 /// The shard waits, or is about to.
 const ASLEEP: u8 = 1;
-/// The shard has ended.
-const CLOSED: u8 = 2;
 
 /// One shard's mailbox.
 pub struct Mailbox {
-    queue: SegQueue<Message>,
-    /// [`AWAKE`], [`ASLEEP`] or [`CLOSED`]. A closed mailbox stays closed.
+    /// Held to append one message or to take all: never while one is handled.
+    posted: Mutex<Posted>,
+    /// Whether `posted` has messages. Written while it is locked, read without.
+    has_messages: AtomicBool,
+    /// What the shard does: [`AWAKE`] or [`ASLEEP`].
     state: CachePadded<AtomicU8>,
     /// Ends the shard's wait. Set once, before the shard first sleeps.
     waker: OnceLock<Arc<dyn Wake>>,
 }
 
+#[derive(Default)]
+struct Posted {
+    messages: VecDeque<Message>,
+    /// The shard has ended.
+    is_closed: bool,
+}
+
 impl Mailbox {
     pub(super) fn new() -> Self {
         let state = CachePadded::new(AtomicU8::new(AWAKE));
-        Self { queue: SegQueue::new(), state, waker: OnceLock::new() }
+        let (posted, has_messages) = Default::default();
+        Self { posted, has_messages, state, waker: OnceLock::new() }
     }
 
     /// Sets what ends the shard's wait. Only the first call counts.
@@ -109,18 +118,29 @@ impl Mailbox {
         drop(self.waker.set(waker));
     }
 
-    /// Takes the oldest message.
+    /// Nothing panics while the lock is held, but a lack of memory.
+    fn lock(&self) -> MutexGuard<'_, Posted> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all messages, the oldest first, into `taken`, which must be empty. Its memory is used for the
+    /// messages to come.
     #[inline]
-    pub(super) fn pop(&self) -> Option<Message> {
-        self.queue.pop()
+    pub(super) fn take_all(&self, taken: &mut VecDeque<Message>) {
+        debug_assert!(taken.is_empty(), "messages would come out of order");
+        if self.has_messages.load(Ordering::Relaxed) {
+            let mut posted = self.lock();
+            mem::swap(&mut posted.messages, taken);
+            self.has_messages.store(false, Ordering::Relaxed);
+        }
     }
 
     /// The shard is about to wait. `false`: it must not, since there is a message.
     pub(super) fn fall_asleep(&self) -> bool {
         self.state.store(ASLEEP, Ordering::Relaxed);
-        // Pairs with the fence in `post`: either the poster sees `ASLEEP`, or we see the message.
+        // Pairs with the fence in `wake`: either the poster sees `ASLEEP`, or we see the message.
         fence(Ordering::SeqCst);
-        if self.queue.is_empty() {
+        if !self.has_messages.load(Ordering::Relaxed) {
             return true;
         }
         self.state.store(AWAKE, Ordering::Relaxed);
@@ -134,21 +154,21 @@ impl Mailbox {
 
     /// The shard has ended. Refuses all messages.
     pub(super) fn close(&self) {
-        self.state.store(CLOSED, Ordering::Relaxed);
-        // Pairs with the fence in `post`, as above: no message stays in the queue.
-        fence(Ordering::SeqCst);
-        self.refuse_all();
-    }
-
-    fn refuse_all(&self) {
-        while let Some(message) = self.queue.pop() {
-            message.refuse();
-        }
+        let mut posted = self.lock();
+        posted.is_closed = true;
+        let messages = mem::take(&mut posted.messages);
+        drop(posted);
+        messages.into_iter().for_each(Message::refuse);
     }
 }
 
 impl Wake for Mailbox {
     fn wake(&self) {
+        // Pairs with the fence in `fall_asleep`.
+        fence(Ordering::SeqCst);
+        if self.state.load(Ordering::Relaxed) == AWAKE {
+            return;
+        }
         let was_asleep =
             self.state.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if was_asleep && let Some(waker) = self.waker.get() {
@@ -178,16 +198,20 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message and wakes the shard if it sleeps. If the shard has ended, the message is refused.
+    /// Posts a message, and sees to it that the shard looks: at once or, on a worker's thread, at the end of its
+    /// batch. Where the shard has ended, the message is refused.
     #[inline]
     pub fn post(&self, message: impl Into<Message>) {
-        self.mailbox.queue.push(message.into());
-        fence(Ordering::SeqCst);
-        match self.mailbox.state.load(Ordering::Relaxed) {
-            AWAKE => {}
-            ASLEEP => batch::wake(&self.wake),
-            _ => self.mailbox.refuse_all(),
+        let message = message.into();
+        let mut posted = self.mailbox.lock();
+        if posted.is_closed {
+            drop(posted);
+            return message.refuse();
         }
+        posted.messages.push_back(message);
+        self.mailbox.has_messages.store(true, Ordering::Relaxed);
+        drop(posted);
+        batch::wake(&self.wake);
     }
 }
 

@@ -7,7 +7,7 @@
 //! facts in      driver.poll          bytes, ends, completions
 //! messages in   drain_mailbox        answers, pushes, registrations
 //! time in       expire               silence, timeouts, merge windows, housekeeping
-//! calls out     calls.flush          one batch for each worker; what workers answer at once comes in
+//! calls out     calls.flush          into the backends' queues; what workers answer at once comes in
 //! bytes out     fan_out, flush       one send for each connection
 //! ```
 //!
@@ -105,6 +105,8 @@ pub struct Shard {
     draining: Draining,
     /// Messages from this shard to itself.
     local: VecDeque<Message>,
+    /// Messages that were taken from the mailbox and are not handled yet.
+    posted: VecDeque<Message>,
     /// More calls have timed out than one turn handles.
     has_timeouts_left: bool,
     /// Bursts of long requests and long sends.
@@ -139,6 +141,7 @@ impl Shard {
             admission: Admission::new(config.limits.connections_max, config.shards),
             draining: Draining::new(&config.shutdown),
             local: VecDeque::new(),
+            posted: VecDeque::new(),
             has_timeouts_left: false,
             burst: Burst::default(),
             housekeeping_at_ms: 0,
@@ -174,8 +177,11 @@ impl Shard {
         self.expire();
         self.drain_step(driver);
         if self.calls.flush(&self.clock) {
-            // The workers may share this core. If they run now, their answers come without a wake-up.
-            std::thread::yield_now();
+            // The workers may share this core. If they run now, their answers come without a wake-up. A worker
+            // that was woken on this core may have done its work already.
+            if self.calls.has_queued() {
+                std::thread::yield_now();
+            }
             self.drain_mailbox(driver);
             // Connections that were held for an answer may have sent further requests.
             self.calls.flush(&self.clock);
@@ -249,7 +255,11 @@ impl Shard {
         let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
-            let Some(message) = self.local.pop_front().or_else(|| mailbox.pop()) else { break };
+            if self.local.is_empty() && self.posted.is_empty() {
+                mailbox.take_all(&mut self.posted);
+            }
+            let next = self.local.pop_front().or_else(|| self.posted.pop_front());
+            let Some(message) = next else { break };
             // The clock is read once for all answers of a turn: for each it would cost as much as the answer.
             if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
                 self.clock.on_answers(driver.now());
@@ -410,7 +420,7 @@ impl Shard {
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
         }
         let user_id = connection.user_id;
-        match self.calls.admit(kind) {
+        match self.calls.admit(kind, biz_data.len()) {
             Ok(route) => {
                 let conn = self.clients.conn_id(slot);
                 let session = self.shared.session_ids.id(SessionAddr::new(self.id, conn));
@@ -551,7 +561,7 @@ impl Shard {
             self.finish_call(call, Err(Code::Timeout.into()));
             left -= 1;
         }
-        self.has_timeouts_left = left == 0;
+        self.has_timeouts_left = self.calls.expire_queues(&self.clock) || left == 0;
         self.rooms.end_windows(self.clock.now_ms());
         self.apply();
         if self.clock.now_ms() >= self.housekeeping_at_ms {
@@ -725,7 +735,7 @@ impl Shard {
 impl Drop for Shard {
     fn drop(&mut self) {
         self.shared.addresses[usize::from(self.id)].mailbox().close();
-        self.local.drain(..).for_each(Message::refuse);
+        self.local.drain(..).chain(self.posted.drain(..)).for_each(Message::refuse);
         self.rooms.refuse_unfinished();
     }
 }

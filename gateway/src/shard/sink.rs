@@ -68,6 +68,7 @@ impl Sink for Shard {
             || self.draining.is_busy()
             || self.has_timeouts_left
             || !self.local.is_empty()
+            || !self.posted.is_empty()
             || self.is_finished;
         let mailbox = self.shared.addresses[usize::from(self.id)].mailbox();
         if is_busy || !mailbox.fall_asleep() {

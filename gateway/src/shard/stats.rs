@@ -10,6 +10,7 @@ use super::calls::durations;
 use super::clients::cause::Cause;
 use crate::auth::AuthError;
 use crate::offset_file;
+use crate::router::queue_metrics;
 
 /// Defines the counters of each part of a shard, all of them together as [`Stats`], their names, and how they reach
 /// the registry.
@@ -176,6 +177,10 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Tokens refused: malformed, signature, expired, audience, wrong_user.",
     ),
     (durations::NAME, "backend, le", durations::HELP),
+    (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),
+    (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),
+    (queue_metrics::EXPIRED_CALLS.0, "backend", queue_metrics::EXPIRED_CALLS.1),
+    (queue_metrics::QUEUE_WAIT.0, "backend, le", queue_metrics::QUEUE_WAIT.1),
     (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
     ("tidegate_unresponsive_shards", "", "Shards that have not answered for 5 s: they hang."),
     ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),
@@ -266,8 +271,8 @@ pub fn describe() {
     for &(name, labels, help) in OTHERS {
         match labels {
             "shard" | "version" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
-            // It says so itself.
-            _ if name == durations::NAME => {}
+            // What is not in the registry has its help text where it is written.
+            "backend" | "backend, le" => {}
             _ => describe_counter!(name, help),
         }
     }

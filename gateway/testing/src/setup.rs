@@ -77,6 +77,7 @@ impl Setup {
                         let options = PoolOptions {
                             workers: backend.workers,
                             queue_calls_max: backend.queue_calls_max,
+                            queue_bytes_max: backend.queue_bytes_max,
                             batch_calls_max: backend.batch_calls_max,
                         };
                         let (pool, idle) = Pool::idle(&handler, gateway, options);

@@ -114,7 +114,7 @@ impl<D> World<D> {
     /// Does the work that waits for workers, on this thread.
     pub fn run_workers(&mut self) {
         for worker in &mut self.workers {
-            worker.run_pending();
+            worker.run_pending(self.now);
         }
     }
 

@@ -91,6 +91,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         placement: Some(placement),
         workers: 2,
         queue_calls_max: 64,
+        queue_bytes_max: 1 << 20,
         batch_calls_max: 4,
     };
     config.backends =
@@ -221,7 +222,8 @@ impl Run {
 
     fn run_worker(&mut self, worker: usize) {
         if !self.hung_workers[worker] {
-            self.world.workers[worker].run_pending();
+            let now = self.world.now();
+            self.world.workers[worker].run_pending(now);
         }
     }
 

@@ -141,9 +141,13 @@ pub(crate) fn all() -> Vec<Row> {
         echo("echo on the shard, 1,000 connections, depth 1", Shard, "1000", "1", 1.08),
         echo("echo on a worker, 1,000 connections, depth 1", Worker, "1000", "1", 1.15),
         echo("echo on the shard, 1,000 connections, depth 8", Shard, "1000", "8", 1.30),
-        echo("echo on a worker, 1,000 connections, depth 8", Worker, "1000", "8", 1.60),
+        echo("echo on a worker, 1,000 connections, depth 8", Worker, "1000", "8", 1.40),
         echo("echo on the shard, 10,000 connections, depth 1", Shard, "10000", "1", 1.08),
         echo("echo on a worker, 10,000 connections, depth 1", Worker, "10000", "1", 1.15),
+        open_loop("echo on the shard, 10,000 connections, 20,000 a second", Shard, "20000", 1.10),
+        open_loop("echo on a worker, 10,000 connections, 20,000 a second", Worker, "20000", 1.10),
+        open_loop("echo on the shard, 10,000 connections, 60,000 a second", Shard, "60000", 1.10),
+        open_loop("echo on a worker, 10,000 connections, 60,000 a second", Worker, "60000", 1.10),
         broadcast("broadcast to 10,000, 5 a second", "5", &["--rate", "5"], 1.10),
         // The floor does not merge; a gateway that does is far below it.
         broadcast("broadcast to 10,000, 8 in flight", "0", &["--in-flight", "8"], 1.00),
@@ -253,6 +257,21 @@ fn echo(
         floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
         gateway: gateway(placement, &load),
         figures: cpu(target),
+        seconds_min: 0,
+        keeps_awake: false,
+    }
+}
+
+/// Echoes at a fixed rate, far below what the server can do: each turn has few requests, so what a turn
+/// costs by itself is in the figure.
+fn open_loop(name: &'static str, placement: Placement, rate: &str, target: f64) -> Row {
+    let load = ["request", "--spin", "--connections", "10000", "--rate", rate];
+    let p99 = p99().into_iter().map(|figure| Figure { name: ", p99", ..figure });
+    Row {
+        name,
+        floor: floor("floor-echo", &[], &[&load[..], &["--raw"]].concat()),
+        gateway: gateway(placement, &load),
+        figures: cpu(target).into_iter().chain(p99).collect(),
         seconds_min: 0,
         keeps_awake: false,
     }

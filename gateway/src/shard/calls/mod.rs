@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::handler::{AnswerPort, Outcome};
+use tidegate_backend::histogram::Durations;
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{Call, Gateway, SessionId, UserId};
 
@@ -20,7 +21,7 @@ use super::stats::CallCounters;
 use crate::config::Config;
 use crate::driver::ConnId;
 use crate::router::{Backend, Pending, Refusal, RouteIndex, Router};
-use durations::{CallDurations, Durations};
+use durations::CallDurations;
 use port::{OnThread, Port};
 
 /// Bytes of a fresh arena: one allocation for this much of requests' `biz_data`.
@@ -62,6 +63,8 @@ pub struct Calls {
     arena: BytesMut,
     /// When workers were last given calls, on the shard's clock.
     handed_over_at_ms: u64,
+    /// Calls whose time is up may be in the backends' queues.
+    may_queue_expired: bool,
     durations: Vec<Durations>,
     /// The limit on log lines of handlers that panic.
     panics: LogLimit,
@@ -86,6 +89,7 @@ impl Calls {
             port,
             arena: BytesMut::new(),
             handed_over_at_ms: 0,
+            may_queue_expired: false,
             durations: vec![Durations::default(); backends.len()],
             panics: LogLimit::new(),
             counters: CallCounters::default(),
@@ -110,13 +114,13 @@ impl Calls {
         self.port.enter()
     }
 
-    /// Finds the route of a type, if it takes one more call.
+    /// Finds the route of a type, if it takes one more call with a request of so many bytes.
     ///
     /// # Errors
     /// [`Refusal`].
     #[inline]
-    pub fn admit(&self, kind: i32) -> Result<RouteIndex, Refusal> {
-        self.router.admit(kind)
+    pub fn admit(&self, kind: i32, bytes: usize) -> Result<RouteIndex, Refusal> {
+        self.router.admit(kind, bytes)
     }
 
     /// Starts a call: gathers it for a worker, or runs the handler here. Its answer comes through
@@ -130,11 +134,9 @@ impl Calls {
         self.counters.calls += 1;
         let port = Arc::clone(&self.answer_port);
         let call = Call::new(kind, user_id, session, biz_data, id, port);
-        let lane = self.router.lane(route);
-        if let Some(submitter) = &mut lane.submitter {
-            return submitter.submit(call);
-        }
-        let work = AssertUnwindSafe(|| lane.handler.handle(call, &self.gateway));
+        let submitted = self.router.submit(route, call, clock.received());
+        let Err((call, handler)) = submitted else { return };
+        let work = AssertUnwindSafe(|| handler.handle(call, &self.gateway));
         if panic::catch_unwind(work).is_err()
             && let Some(suppressed) = self.panics.allow_at(clock.now_ms())
         {
@@ -179,7 +181,25 @@ impl Calls {
     pub fn take_expired(&mut self, clock: &Clock) -> Option<Pending> {
         let pending = self.router.pending.take_expired(clock.now_ms())?;
         self.note_duration(&pending, clock);
+        self.may_queue_expired = true;
         Some(pending)
+    }
+
+    /// Removes calls whose time is up from the backends' queues, after [`Self::take_expired`] has found some. Returns
+    /// whether there may be more.
+    pub fn expire_queues(&mut self, clock: &Clock) -> bool {
+        if self.may_queue_expired {
+            // The end of this millisecond, since calls time out by the millisecond here.
+            self.may_queue_expired = self.router.expire(clock.instant(clock.now_ms() + 1));
+        }
+        self.may_queue_expired
+    }
+
+    /// Whether calls wait for a worker.
+    #[inline]
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        self.router.has_queued()
     }
 
     #[inline]
@@ -191,7 +211,7 @@ impl Calls {
     /// Hands over to the workers what was gathered. Returns whether there was anything.
     #[inline]
     pub fn flush(&mut self, clock: &Clock) -> bool {
-        let any = self.router.flush();
+        let any = self.router.flush(clock.received());
         if any {
             self.handed_over_at_ms = clock.now_ms();
         }

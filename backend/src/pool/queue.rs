@@ -1,0 +1,478 @@
+//! The calls that wait for a worker: a queue per connection, and which connections are next.
+//!
+//! A connection with calls has a *line*. A worker takes the line that has waited longest and holds it while it
+//! handles a call from it, so the calls of one connection run in order and never at the same time, on
+//! whichever worker is free. A call also stands in the list of its timeout, in the order of receipt: the
+//! calls whose time is up are at the front of these lists.
+//!
+//! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
+//! never runs a handler and never drops a call (a drop may answer, or free a large request).
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::list::{Links, List};
+use crate::handler::Call;
+use crate::histogram::Durations;
+
+/// Slots for calls that are kept when the queue is empty: 2 MiB. More are freed, so that a burst does not
+/// occupy memory for ever.
+const KEPT_CALLS: usize = 16 * 1024;
+
+/// Names a line while it has calls or is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineId(u32);
+
+/// Names a timeout of the pool. Calls with the same timeout expire in the order in which they were received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutId(u16);
+
+/// A call that waits.
+#[derive(Debug)]
+struct Waiting {
+    call: Call,
+    received: Instant,
+    timeout: TimeoutId,
+    line: u32,
+    in_line: Links,
+    in_timeout: Links,
+}
+
+/// The calls of one connection.
+#[derive(Debug)]
+struct Line {
+    session: u64,
+    calls: List,
+    /// A worker holds it. Invariant: it is in [`Queue::runnable`] exactly when it is not held and has calls.
+    held: bool,
+    in_runnable: Links,
+}
+
+#[derive(Debug)]
+struct TimeoutList {
+    timeout: Duration,
+    calls: List,
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    calls: Slab<Waiting>,
+    lines: Slab<Line>,
+    by_session: HashMap<u64, u32, BuildHasherDefault<SessionHasher>>,
+    /// The session and line of the call that was pushed last: often the next call has the same.
+    last_pushed: Option<(u64, u32)>,
+    /// Lines that a worker may take, the longest waiting first.
+    runnable: List,
+    runnable_lines: usize,
+    timeouts: Vec<TimeoutList>,
+    bytes: usize,
+    expired: u64,
+    waits: Durations,
+}
+
+impl Queue {
+    /// Calls that wait.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Bytes of their requests.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Calls that were removed because their time was up.
+    pub(crate) const fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    /// How long calls waited until a worker took them.
+    pub(crate) const fn waits(&self) -> &Durations {
+        &self.waits
+    }
+
+    /// Connections that a free worker could take.
+    pub(crate) const fn runnable_lines(&self) -> usize {
+        self.runnable_lines
+    }
+
+    /// The name of a timeout. Calls that have the same one share a list.
+    pub(crate) fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
+        let known = self.timeouts.iter().position(|list| list.timeout == timeout);
+        let index = known.unwrap_or_else(|| {
+            self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY });
+            self.timeouts.len() - 1
+        });
+        TimeoutId(u16::try_from(index).expect("there are fewer routes than 2^16"))
+    }
+
+    /// Appends a call to its connection's line.
+    #[inline]
+    pub(crate) fn push(&mut self, call: Call, received: Instant, timeout: TimeoutId) {
+        self.bytes += call.biz_data().len();
+        let session = call.session().0;
+        let line = match self.last_pushed {
+            Some((last, line)) if last == session => line,
+            _ => self.line_of(session),
+        };
+        let (in_line, in_timeout) = (Links::NONE, Links::NONE);
+        let waiting = Waiting { call, received, timeout, line, in_line, in_timeout };
+        let index = narrow(self.calls.insert(waiting));
+        let list = &mut self.timeouts[usize::from(timeout.0)].calls;
+        list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
+        let of_line = &mut self.lines[line as usize];
+        let was_empty = of_line.calls.is_empty();
+        of_line.calls.push_back(&mut self.calls, index, |call| &mut call.in_line);
+        if was_empty && !of_line.held {
+            self.make_runnable(line);
+        }
+    }
+
+    /// Takes the oldest call of the line that has waited longest. The line is held until it is
+    /// [released](Self::release).
+    #[inline]
+    pub(crate) fn take(&mut self, now: Instant, expired: &mut Vec<Call>) -> Option<(LineId, Call)> {
+        while let Some(line) = self.runnable.front() {
+            self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
+            self.runnable_lines -= 1;
+            self.lines[line as usize].held = true;
+            let line = LineId(line);
+            match self.take_from(line, now, expired) {
+                Some(call) => return Some((line, call)),
+                None => self.release(line),
+            }
+        }
+        None
+    }
+
+    /// Takes the next call of a line that the caller holds. Calls whose time is up go to `expired` instead.
+    #[inline]
+    pub(crate) fn take_from(
+        &mut self,
+        line: LineId,
+        now: Instant,
+        expired: &mut Vec<Call>,
+    ) -> Option<Call> {
+        while let Some(index) = self.lines[line.0 as usize].calls.front() {
+            let Waiting { call, received, timeout, .. } = self.remove(index);
+            let waited = now.saturating_duration_since(received);
+            if waited < self.timeouts[usize::from(timeout.0)].timeout {
+                self.waits.note(micros(waited));
+                return Some(call);
+            }
+            self.expired += 1;
+            expired.push(call);
+        }
+        None
+    }
+
+    /// Ends the hold of a line: another worker may take it now, if it has calls.
+    #[inline]
+    pub(crate) fn release(&mut self, line: LineId) {
+        let of_line = &mut self.lines[line.0 as usize];
+        of_line.held = false;
+        if of_line.calls.is_empty() {
+            self.remove_line(line.0);
+        } else {
+            self.make_runnable(line.0);
+        }
+    }
+
+    /// Removes calls whose time is up at `now`, `calls_max` at most. Returns whether there may be more.
+    pub(crate) fn expire(
+        &mut self,
+        now: Instant,
+        calls_max: usize,
+        expired: &mut Vec<Call>,
+    ) -> bool {
+        for index in 0..self.timeouts.len() {
+            while let Some(oldest) = self.timeouts[index].calls.front() {
+                let waiting = &self.calls[oldest as usize];
+                let waited = now.saturating_duration_since(waiting.received);
+                if waited < self.timeouts[index].timeout {
+                    break;
+                }
+                if expired.len() == calls_max {
+                    return true;
+                }
+                let line = waiting.line;
+                expired.push(self.remove(oldest).call);
+                self.expired += 1;
+                let of_line = &self.lines[line as usize];
+                if of_line.calls.is_empty() && !of_line.held {
+                    self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
+                    self.runnable_lines -= 1;
+                    self.remove_line(line);
+                }
+            }
+        }
+        false
+    }
+
+    /// The line of a connection, which is made if there is none.
+    #[inline]
+    fn line_of(&mut self, session: u64) -> u32 {
+        let line = match self.by_session.entry(session) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(vacant) => {
+                let (calls, in_runnable) = (List::EMPTY, Links::NONE);
+                let line = self.lines.insert(Line { session, calls, held: false, in_runnable });
+                *vacant.insert(narrow(line))
+            }
+        };
+        self.last_pushed = Some((session, line));
+        line
+    }
+
+    /// Takes a call out of the lists. Its line stays.
+    #[inline]
+    fn remove(&mut self, index: u32) -> Waiting {
+        let (line, timeout) = {
+            let waiting = &self.calls[index as usize];
+            (waiting.line as usize, usize::from(waiting.timeout.0))
+        };
+        self.lines[line].calls.remove(&mut self.calls, index, |call| &mut call.in_line);
+        self.timeouts[timeout].calls.remove(&mut self.calls, index, |call| &mut call.in_timeout);
+        let waiting = self.calls.remove(index as usize);
+        self.bytes -= waiting.call.biz_data().len();
+        if self.calls.is_empty() && self.calls.capacity() > KEPT_CALLS {
+            self.calls = Slab::new();
+        }
+        waiting
+    }
+
+    #[inline]
+    fn make_runnable(&mut self, line: u32) {
+        self.runnable.push_back(&mut self.lines, line, |line| &mut line.in_runnable);
+        self.runnable_lines += 1;
+    }
+
+    #[inline]
+    fn remove_line(&mut self, line: u32) {
+        let session = self.lines.remove(line as usize).session;
+        self.by_session.remove(&session);
+        if self.last_pushed.is_some_and(|(last, _)| last == session) {
+            self.last_pushed = None;
+        }
+        if self.lines.is_empty() && self.lines.capacity() > KEPT_CALLS {
+            self.lines = Slab::new();
+            self.by_session = HashMap::default();
+        }
+    }
+}
+
+/// Slab keys as 32 bits: `queue_calls_max` is far below that.
+#[inline]
+fn narrow(key: usize) -> u32 {
+    u32::try_from(key).expect("a queue has fewer calls than 2^32")
+}
+
+#[inline]
+fn micros(time: Duration) -> u64 {
+    time.as_secs() * 1_000_000 + u64::from(time.subsec_micros())
+}
+
+/// Mixes a session's number. The gateway chooses these numbers, so nobody can make them collide on purpose.
+#[derive(Debug, Default)]
+struct SessionHasher(u64);
+
+impl Hasher for SessionHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    /// A folded multiply: the high half of the product depends on all bits of the number.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of 128 bits")]
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::handler::{AnswerPort, CallId, Outcome};
+    use crate::publisher::SessionId;
+
+    struct Nowhere;
+
+    impl AnswerPort for Nowhere {
+        fn answer(&self, _: CallId, _: Outcome) {}
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct World {
+        queue: Queue,
+        start: Instant,
+        expired: Vec<Call>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { queue: Queue::default(), start: Instant::now(), expired: Vec::new() }
+        }
+
+        /// A call that was received `received` after the start.
+        fn push(&mut self, session: u64, id: u64, received: Duration, timeout: Duration) {
+            let data = Bytes::from_static(&[0; 10]);
+            let call = Call::new(1, 7, SessionId(session), data, CallId(id), Arc::new(Nowhere));
+            let timeout = self.queue.timeout_id(timeout);
+            self.queue.push(call, self.start + received, timeout);
+        }
+
+        fn take(&mut self, at: Duration) -> Option<(LineId, u64)> {
+            let taken = self.queue.take(self.start + at, &mut self.expired);
+            taken.map(|(line, call)| (line, call.id().0))
+        }
+
+        fn take_from(&mut self, line: LineId, at: Duration) -> Option<u64> {
+            let taken = self.queue.take_from(line, self.start + at, &mut self.expired);
+            taken.map(|call| call.id().0)
+        }
+
+        fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
+            let mut expired = Vec::new();
+            let more = self.queue.expire(self.start + at, calls_max, &mut expired);
+            (expired.iter().map(|call| call.id().0).collect(), more)
+        }
+
+        fn is_clear(&self) -> bool {
+            let Queue { calls, lines, by_session, runnable, .. } = &self.queue;
+            calls.is_empty()
+                && lines.is_empty()
+                && by_session.is_empty()
+                && runnable.is_empty()
+                && (self.queue.bytes, self.queue.runnable_lines) == (0, 0)
+                && self.queue.timeouts.iter().all(|list| list.calls.is_empty())
+        }
+    }
+
+    #[test]
+    fn a_held_line_keeps_its_later_calls_from_other_workers() {
+        let mut world = World::new();
+        for (session, id) in [(1, 10), (1, 11), (2, 20), (1, 12)] {
+            world.push(session, id, Duration::ZERO, SECOND);
+        }
+        let (first, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 10);
+        let (second, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 20);
+        assert_eq!(world.take(Duration::ZERO), None);
+        // What comes for a held line waits too.
+        world.push(2, 21, Duration::ZERO, SECOND);
+        assert_eq!(world.take(Duration::ZERO), None);
+        world.queue.release(second);
+        let (second, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 21);
+        assert_eq!(world.take_from(first, Duration::ZERO), Some(11));
+        world.queue.release(first);
+        let (first, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!((id, world.queue.calls()), (12, 0));
+        world.queue.release(first);
+        world.queue.release(second);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn lines_are_taken_in_the_order_in_which_they_became_runnable() {
+        let mut world = World::new();
+        for session in 1..=3 {
+            world.push(session, session * 10, Duration::ZERO, SECOND);
+            world.push(session, session * 10 + 1, Duration::ZERO, SECOND);
+        }
+        let mut order = Vec::new();
+        while let Some((line, id)) = world.take(Duration::ZERO) {
+            order.push(id);
+            world.queue.release(line);
+        }
+        assert_eq!(order, [10, 20, 30, 11, 21, 31]);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn calls_whose_time_is_up_are_removed_and_hold_nothing() {
+        let mut world = World::new();
+        world.push(1, 10, Duration::ZERO, 2 * SECOND);
+        world.push(1, 11, Duration::ZERO, SECOND);
+        world.push(2, 20, Duration::ZERO, SECOND);
+        world.push(3, 30, SECOND, SECOND);
+        assert_eq!((world.queue.calls(), world.queue.bytes()), (4, 40));
+        assert_eq!(world.expire(SECOND / 2, 100), (vec![], false));
+        assert_eq!(world.expire(SECOND, 1), (vec![11], true));
+        assert_eq!(world.expire(SECOND, 100), (vec![20], false));
+        assert_eq!((world.queue.calls(), world.queue.bytes()), (2, 20));
+        assert_eq!((world.queue.runnable_lines(), world.queue.lines.len()), (2, 2));
+        assert_eq!(world.expire(2 * SECOND, 100), (vec![10, 30], false));
+        assert_eq!(world.queue.expired(), 4);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn a_call_whose_time_is_up_is_not_taken() {
+        let mut world = World::new();
+        world.push(1, 10, Duration::ZERO, SECOND);
+        world.push(1, 11, SECOND, SECOND);
+        world.push(2, 20, Duration::ZERO, SECOND);
+        let (line, id) = world.take(SECOND).unwrap();
+        assert_eq!((id, world.expired.len()), (11, 1));
+        assert_eq!(world.take(SECOND), None);
+        assert_eq!((world.expired.len(), world.queue.expired()), (2, 2));
+        world.queue.release(line);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn a_held_line_whose_calls_expire_is_usable_until_it_is_released() {
+        let mut world = World::new();
+        world.push(1, 10, Duration::ZERO, SECOND);
+        world.push(1, 11, Duration::ZERO, SECOND);
+        let (line, _) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(world.expire(SECOND, 100), (vec![11], false));
+        assert_eq!(world.take_from(line, SECOND), None);
+        world.push(1, 12, SECOND, SECOND);
+        assert_eq!(world.take(SECOND), None);
+        assert_eq!(world.take_from(line, SECOND), Some(12));
+        world.queue.release(line);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn the_wait_of_each_taken_call_is_counted() {
+        let mut world = World::new();
+        world.push(1, 10, Duration::ZERO, SECOND);
+        world.push(2, 20, Duration::from_millis(10), SECOND);
+        world.take(Duration::from_millis(10)).unwrap();
+        world.take(Duration::from_millis(10)).unwrap();
+        assert_eq!(world.queue.waits().sum_us, 10_000);
+        assert_eq!(world.queue.waits().counts.iter().sum::<u64>(), 2);
+    }
+
+    #[test]
+    fn memory_of_a_large_burst_is_freed_when_the_queue_is_empty() {
+        let mut world = World::new();
+        let burst = KEPT_CALLS as u64 + 1;
+        (0..burst).for_each(|id| world.push(id, id, Duration::ZERO, SECOND));
+        assert_eq!(world.expire(SECOND, usize::MAX).0.len() as u64, burst);
+        assert!(world.is_clear());
+        assert_eq!((world.queue.calls.capacity(), world.queue.lines.capacity()), (0, 0));
+    }
+}

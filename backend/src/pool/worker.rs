@@ -1,0 +1,346 @@
+//! A worker: takes calls from the queue and runs the handler.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::queue::LineId;
+use super::{Shared, dismiss, unpark};
+use crate::batch::{self, Batch, SLOW_CALL};
+use crate::handler::{Call, Handler};
+use crate::log_limit::LogLimit;
+use crate::publisher::Gateway;
+
+/// Calls that a worker takes between two looks at the clock, while calls are short: a look costs about as
+/// much as to take a call. A slow one among them is noticed with the next look.
+const CALLS_PER_READ: u32 = 8;
+
+/// Where a worker reads the time.
+#[derive(Clone, Copy, Debug)]
+enum Clock {
+    /// From the system.
+    System,
+    /// From whoever runs it step by step.
+    At(Instant),
+}
+
+impl Clock {
+    #[inline]
+    fn now(self) -> Instant {
+        match self {
+            Self::System => Instant::now(),
+            Self::At(now) => now,
+        }
+    }
+}
+
+/// One thread's end of a pool.
+pub struct Worker {
+    handler: Arc<dyn Handler>,
+    gateway: Gateway,
+    batch: Batch,
+    patience: Patience,
+    /// The limit on log lines of panics.
+    panics: LogLimit,
+}
+
+impl Worker {
+    pub(super) fn new(
+        index: usize,
+        shared: &Arc<Shared>,
+        handler: &Arc<dyn Handler>,
+        gateway: &Gateway,
+    ) -> Self {
+        let hold = Hold {
+            shared: Arc::clone(shared),
+            index,
+            clock: Clock::System,
+            now: Instant::now(),
+            calls_since_read: 0,
+            is_fast: false,
+            lines: Vec::new(),
+            last: Taking::Alone,
+            expired: Vec::new(),
+        };
+        Self {
+            handler: Arc::clone(handler),
+            gateway: gateway.clone(),
+            batch: Batch::new(hold),
+            patience: Patience::default(),
+            panics: LogLimit::new(),
+        }
+    }
+
+    /// Works until the pool and its submitters are gone and the queue is empty.
+    pub(super) fn run(&mut self) {
+        self.batch.hold.set_thread();
+        loop {
+            let yields = self.patience.yields();
+            match self.batch.hold.begin(!yields) {
+                Begin::Call(call, is_fast) => self.work(call, is_fast),
+                Begin::Nothing if yields => self.yield_once(),
+                Begin::Nothing => self.sleep(),
+                Begin::Closed => return,
+            }
+        }
+    }
+
+    /// Lets a shard that shares this core go on, then looks once more and sleeps if there is still nothing.
+    fn yield_once(&mut self) {
+        thread::yield_now();
+        match self.batch.hold.begin(true) {
+            Begin::Call(call, is_fast) => {
+                self.patience.note_yield(true);
+                self.work(call, is_fast);
+            }
+            Begin::Nothing => {
+                self.patience.note_yield(false);
+                self.sleep();
+            }
+            // The next look says so too.
+            Begin::Closed => {}
+        }
+    }
+
+    fn sleep(&mut self) {
+        let since = Instant::now();
+        self.batch.hold.sleep();
+        self.patience.note_sleep(since.elapsed());
+    }
+
+    /// Works on what waits at `now`, without blocking. Returns whether there was anything.
+    pub fn run_pending(&mut self, now: Instant) -> bool {
+        self.batch.hold.clock = Clock::At(now);
+        let mut any = false;
+        while let Begin::Call(call, is_fast) = self.batch.hold.begin(false) {
+            self.work(call, is_fast);
+            any = true;
+        }
+        any
+    }
+
+    /// Handles a batch that starts with `first`.
+    fn work(&mut self, first: Call, is_fast: bool) {
+        let calls_max = self.batch.hold.shared.options.batch_calls_max;
+        self.batch.start(first, calls_max);
+        if is_fast {
+            batch::defer_wakes();
+        }
+        let (handler, gateway, batch) = (&*self.handler, &self.gateway, &mut self.batch);
+        let work = AssertUnwindSafe(|| handler.handle_batch(batch, gateway));
+        // A panic drops the call at hand, which answers it with 101. The rest is still in the queue.
+        if panic::catch_unwind(work).is_err()
+            && let Some(suppressed) = self.panics.allow()
+        {
+            tracing::error!(suppressed, "a handler panicked; its call is answered with 101");
+        }
+        self.batch.end();
+        batch::wake_deferred();
+    }
+}
+
+/// Whether a worker that finds no call yields once before it sleeps.
+///
+/// To sleep and to be woken are two system calls. Where a shard on the same core has more calls for this worker as
+/// soon as it runs, a yield is enough. Where it has none, the yield is lost. So a worker yields while that
+/// succeeds; after a failure it tries again when its last sleeps were short.
+#[derive(Debug, Default)]
+struct Patience {
+    /// It yields while this is positive.
+    score: i32,
+}
+
+impl Patience {
+    /// A sleep that is shorter might have been a yield.
+    const SHORT_SLEEP: Duration = Duration::from_micros(20);
+    /// The score after a failure: so many short sleeps are between two tries.
+    const FAILED: i32 = -16;
+
+    const fn yields(&self) -> bool {
+        self.score > 0
+    }
+
+    fn note_yield(&mut self, success: bool) {
+        self.score = if success { 4.min(self.score + 1) } else { self.score - 3 };
+        if self.score <= 0 {
+            self.score = Self::FAILED;
+        }
+    }
+
+    fn note_sleep(&mut self, slept: Duration) {
+        let step = if slept < Self::SHORT_SLEEP { 1 } else { -1 };
+        self.score = (self.score + step).max(Self::FAILED);
+    }
+}
+
+/// What a worker finds when it begins.
+pub(crate) enum Begin {
+    /// A call, and whether the calls before it were short.
+    Call(Call, bool),
+    /// No call that it may take now.
+    Nothing,
+    /// The pool has ended.
+    Closed,
+}
+
+/// A worker's access to the queue, and the lines that it holds.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    shared: Arc<Shared>,
+    index: usize,
+    clock: Clock,
+    /// What the clock said when it was last read.
+    now: Instant,
+    /// Calls that were taken since then.
+    calls_since_read: u32,
+    /// Whether calls were short when one was last taken.
+    is_fast: bool,
+    /// The last one is that of the call that was taken last.
+    lines: Vec<LineId>,
+    /// How that call was taken.
+    last: Taking,
+    /// Empty between calls; kept for its memory.
+    expired: Vec<Call>,
+}
+
+/// How a call is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// The handler is done with it when it takes the next one: its line is released then.
+    Alone,
+    /// The handler may keep it: its line is held until the end of the batch.
+    Kept,
+}
+
+impl Hold {
+    fn set_thread(&self) {
+        self.shared.lock().workers[self.index].thread = Some(thread::current());
+    }
+
+    /// Takes the first call of a batch. No line may be held. Where there is none, the worker is asleep from
+    /// now on, if it `may_sleep`.
+    fn begin(&mut self, may_sleep: bool) -> Begin {
+        let now = self.read_clock();
+        let mut state = self.shared.lock();
+        let taken = state.queue.take(now, &mut self.expired);
+        state.workers[self.index].began = taken.is_some().then_some(now);
+        let wake = state.worker_to_wake(now, &self.shared.options);
+        self.shared.publish(&state);
+        let begin = match taken {
+            Some((line, call)) => {
+                self.lines.push(line);
+                self.is_fast = state.is_fast();
+                Begin::Call(call, self.is_fast)
+            }
+            None if state.closed => Begin::Closed,
+            None => {
+                if may_sleep {
+                    state.asleep.push(self.index);
+                }
+                Begin::Nothing
+            }
+        };
+        drop(state);
+        unpark(wake);
+        dismiss(&mut self.expired);
+        begin
+    }
+
+    #[inline]
+    fn read_clock(&mut self) -> Instant {
+        self.now = self.clock.now();
+        self.calls_since_read = 0;
+        self.now
+    }
+
+    /// Waits until another thread has woken this worker.
+    fn sleep(&self) {
+        loop {
+            thread::park();
+            let mut state = self.shared.lock();
+            // A thread may be unparked for other reasons.
+            if !state.asleep.contains(&self.index) {
+                state.waking -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Notes how the handler takes the first call of a batch.
+    pub(crate) const fn take_first(&mut self, taking: Taking) {
+        self.last = taking;
+    }
+
+    /// Takes the next call of a batch.
+    #[inline]
+    pub(crate) fn next(&mut self, taking: Taking) -> Option<Call> {
+        let now = if self.is_fast && self.calls_since_read < CALLS_PER_READ {
+            self.calls_since_read += 1;
+            self.now
+        } else {
+            self.read_clock()
+        };
+        let mut state = self.shared.lock();
+        let is_slow = state.note_end(self.index, now);
+        // While calls are short, a connection's calls are handled one after the other, so that their answers
+        // leave in one send. Otherwise connections take turns.
+        self.is_fast = state.is_fast();
+        let stays = match self.last {
+            Taking::Alone => self.is_fast,
+            Taking::Kept => taking == Taking::Kept,
+        };
+        let queue = &mut state.queue;
+        let mut call = None;
+        if let Some(&line) = self.lines.last() {
+            if stays {
+                call = queue.take_from(line, now, &mut self.expired);
+            }
+            if call.is_none() && self.last == Taking::Alone {
+                self.lines.pop();
+                queue.release(line);
+            }
+        }
+        if call.is_none()
+            && let Some((line, next)) = queue.take(now, &mut self.expired)
+        {
+            self.lines.push(line);
+            call = Some(next);
+        }
+        self.last = taking;
+        state.workers[self.index].began = call.is_some().then_some(now);
+        let wake = state.worker_to_wake(now, &self.shared.options);
+        self.shared.publish(&state);
+        drop(state);
+        unpark(wake);
+        dismiss(&mut self.expired);
+        if is_slow {
+            batch::wake_deferred();
+        }
+        call
+    }
+
+    /// Releases all lines: the handler is done with all calls of the batch.
+    pub(crate) fn release_all(&mut self) {
+        if self.lines.is_empty() {
+            return;
+        }
+        let now = self.read_clock();
+        let mut state = self.shared.lock();
+        state.note_end(self.index, now);
+        for line in self.lines.drain(..) {
+            state.queue.release(line);
+        }
+    }
+}
+
+impl super::State {
+    /// Notes that a worker is done with its call, if it has one. Returns whether that took long.
+    #[inline]
+    fn note_end(&mut self, worker: usize, now: Instant) -> bool {
+        let Some(began) = self.workers[worker].began.take() else { return false };
+        let is_slow = now.saturating_duration_since(began) > SLOW_CALL;
+        self.fast_calls = if is_slow { 0 } else { super::FAST_CALLS.min(self.fast_calls + 1) };
+        is_slow
+    }
+}
