@@ -25,10 +25,12 @@ pub(crate) mod queue;
 pub(crate) mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+use crossbeam::utils::CachePadded;
 
 use crate::batch::SLOW_CALL;
 use crate::handler::{Call, Handler};
@@ -228,7 +230,7 @@ impl Submitter {
         let shared = self.pool.shared();
         if any || shared.queued_calls.load(Ordering::Relaxed) > 0 {
             let mut state = shared.lock();
-            let wake = state.worker_to_wake(now, &shared.options);
+            let wake = state.worker_to_wake(now, shared);
             drop(state);
             // After all calls of the turn: a worker that is woken may take this core at once, and would sleep again
             // after a few calls.
@@ -293,6 +295,11 @@ pub(crate) struct Shared {
     /// Copies of the queue's levels, so that shards need no lock to look at them.
     queued_calls: AtomicUsize,
     queued_bytes: AtomicUsize,
+    /// Short calls in a row, up to [`FAST_CALLS`]. Workers may overwrite each other's: it is an estimate.
+    fast_calls: AtomicU32,
+    /// When each worker took the call that it handles now, in microseconds since `epoch`, plus 1; 0: it handles none.
+    began: Box<[CachePadded<AtomicU64>]>,
+    epoch: Instant,
     options: PoolOptions,
 }
 
@@ -300,24 +307,14 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    /// By worker.
-    workers: Vec<WorkerState>,
+    /// The workers' threads, once they run.
+    threads: Vec<Option<Thread>>,
     /// Workers that sleep. The one that fell asleep last is woken first: its memory is in the cache.
     asleep: Vec<usize>,
     /// Workers that were woken and have not looked at the queue since.
     waking: usize,
-    /// Short calls in a row, up to [`FAST_CALLS`].
-    fast_calls: u32,
     /// The pool and its submitters are gone.
     closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct WorkerState {
-    /// When the worker took the call that it handles now.
-    began: Option<Instant>,
-    /// Its thread, once that runs.
-    thread: Option<Thread>,
 }
 
 impl Shared {
@@ -326,14 +323,15 @@ impl Shared {
         options.batch_calls_max = options.batch_calls_max.max(1);
         let state = State {
             queue: Queue::default(),
-            workers: (0..options.workers).map(|_| WorkerState::default()).collect(),
+            threads: vec![None; options.workers],
             asleep: Vec::with_capacity(options.workers),
             waking: 0,
-            fast_calls: 0,
             closed: false,
         };
-        let (queued_calls, queued_bytes) = Default::default();
-        Self { state: Mutex::new(state), queued_calls, queued_bytes, options }
+        let (queued_calls, queued_bytes, fast_calls) = Default::default();
+        let began = (0..options.workers).map(|_| CachePadded::default()).collect();
+        let (state, epoch) = (Mutex::new(state), Instant::now());
+        Self { state, queued_calls, queued_bytes, fast_calls, began, epoch, options }
     }
 
     /// Nothing panics while the lock is held, but a lack of memory.
@@ -347,6 +345,44 @@ impl Shared {
     fn publish(&self, state: &State) {
         self.queued_calls.store(state.queue.calls(), Ordering::Relaxed);
         self.queued_bytes.store(state.queue.bytes(), Ordering::Relaxed);
+    }
+
+    /// Whether the next call is expected to be short.
+    #[inline]
+    fn is_fast(&self) -> bool {
+        self.fast_calls.load(Ordering::Relaxed) >= FAST_CALLS
+    }
+
+    /// Counts a call that was handled.
+    #[inline]
+    fn note_call(&self, is_slow: bool) {
+        let fast_calls = self.fast_calls.load(Ordering::Relaxed);
+        if is_slow {
+            self.fast_calls.store(0, Ordering::Relaxed);
+        } else if fast_calls < FAST_CALLS {
+            self.fast_calls.store(fast_calls + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Says since when a worker handles a call.
+    #[inline]
+    fn set_began(&self, worker: usize, began: Option<Instant>) {
+        let began = began.map_or(0, |began| self.micros(began) + 1);
+        self.began[worker].store(began, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.epoch);
+        since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())
+    }
+
+    /// Workers that have handled their call for more than [`SLOW_CALL`].
+    fn blocked_workers(&self, now: Instant) -> usize {
+        let slow_us = u64::try_from(SLOW_CALL.as_micros()).unwrap_or(u64::MAX);
+        let slow_since = (self.micros(now) + 1).saturating_sub(slow_us);
+        let began = self.began.iter().map(|began| began.load(Ordering::Relaxed));
+        began.filter(|&began| began > 0 && began < slow_since).count()
     }
 
     fn stats(&self) -> QueueStats {
@@ -365,46 +401,31 @@ impl Shared {
         state.closed = true;
         state.waking += state.asleep.len();
         let asleep = std::mem::take(&mut state.asleep);
-        let threads: Vec<_> =
-            asleep.iter().map(|&worker| state.workers[worker].thread.clone()).collect();
+        let threads: Vec<_> = asleep.iter().map(|&worker| state.threads[worker].clone()).collect();
         drop(state);
         threads.into_iter().for_each(unpark);
     }
 }
 
 impl State {
-    /// Whether the next call is expected to be short.
-    #[inline]
-    const fn is_fast(&self) -> bool {
-        self.fast_calls >= FAST_CALLS
-    }
-
     /// Picks a sleeping worker if one is needed, by the rules at the [top](self). It counts as woken.
     #[inline]
-    fn worker_to_wake(&mut self, now: Instant, options: &PoolOptions) -> Option<Thread> {
+    fn worker_to_wake(&mut self, now: Instant, shared: &Shared) -> Option<Thread> {
         let lines = self.queue.runnable_lines();
         if lines == 0 || self.waking > 0 || self.asleep.is_empty() {
             return None;
         }
-        let are_enough_awake = self.asleep.len() < self.workers.len()
-            && self.is_fast()
-            && lines <= options.batch_calls_max
-            && !self.is_all_blocked(now);
+        let awake = self.threads.len() - self.asleep.len();
+        let are_enough_awake = awake > 0
+            && shared.is_fast()
+            && lines <= shared.options.batch_calls_max
+            && shared.blocked_workers(now) < awake;
         if are_enough_awake {
             return None;
         }
         let worker = self.asleep.pop()?;
         self.waking += 1;
-        self.workers[worker].thread.clone()
-    }
-
-    /// Whether each worker that is awake has handled its call for more than [`SLOW_CALL`].
-    fn is_all_blocked(&self, now: Instant) -> bool {
-        let is_blocked = |worker: &WorkerState| {
-            worker.began.is_some_and(|began| now.saturating_duration_since(began) > SLOW_CALL)
-        };
-        let blocked = self.workers.iter().filter(|worker| is_blocked(worker)).count();
-        blocked + self.asleep.len() >= self.workers.len()
+        self.threads[worker].clone()
     }
 }
 

@@ -61,6 +61,45 @@ impl List {
         }
     }
 
+    /// Puts the element `key`, which must not be in the list, at its front.
+    pub(super) fn push_front<T>(
+        &mut self,
+        slab: &mut Slab<T>,
+        key: u32,
+        links: impl Fn(&mut T) -> &mut Links,
+    ) {
+        let next = std::mem::replace(&mut self.front, key);
+        *links(&mut slab[key as usize]) = Links { next, prev: NONE };
+        match next {
+            NONE => self.back = key,
+            next => links(&mut slab[next as usize]).prev = key,
+        }
+    }
+
+    /// Inserts the element `key` behind those at the front for which `is_before` holds.
+    pub(super) fn insert_behind<T>(
+        &mut self,
+        slab: &mut Slab<T>,
+        key: u32,
+        is_before: impl Fn(&T) -> bool,
+        links: impl Fn(&mut T) -> &mut Links,
+    ) {
+        let (mut prev, mut next) = (NONE, self.front);
+        while next != NONE && is_before(&slab[next as usize]) {
+            prev = next;
+            next = links(&mut slab[next as usize]).next;
+        }
+        match (prev, next) {
+            (NONE, _) => self.push_front(slab, key, links),
+            (_, NONE) => self.push_back(slab, key, links),
+            (prev, next) => {
+                *links(&mut slab[key as usize]) = Links { next, prev };
+                links(&mut slab[prev as usize]).next = key;
+                links(&mut slab[next as usize]).prev = key;
+            }
+        }
+    }
+
     /// Takes the element `key`, which must be in the list, out of it. The slab keeps it.
     #[inline]
     pub(super) fn remove<T>(

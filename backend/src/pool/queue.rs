@@ -8,8 +8,8 @@
 //! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
 //! never runs a handler and never drops a call (a drop may answer, or free a large request).
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,14 @@ pub(crate) struct LineId(u32);
 /// Names a timeout of the pool. Calls with the same timeout expire in the order in which they were received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeoutId(u16);
+
+/// A call that a worker has taken and not handled yet.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) call: Call,
+    pub(crate) received: Instant,
+    pub(crate) timeout: TimeoutId,
+}
 
 /// A call that waits.
 #[derive(Debug)]
@@ -148,6 +156,55 @@ impl Queue {
             }
         }
         None
+    }
+
+    /// Takes further calls of a line that the caller holds into `run`: at most so many, with at most so many bytes. The caller
+    /// handles them before it [releases](Self::release) the line, or [gives them back](Self::give_back).
+    #[inline]
+    pub(crate) fn take_run(
+        &mut self,
+        line: LineId,
+        now: Instant,
+        (calls_max, bytes_max): (usize, usize),
+        run: &mut VecDeque<Taken>,
+    ) {
+        let mut bytes_left = bytes_max;
+        for _ in 0..calls_max {
+            let Some(index) = self.lines[line.0 as usize].calls.front() else { return };
+            let Waiting { call, received, timeout, .. } = &self.calls[index as usize];
+            let waited = now.saturating_duration_since(*received);
+            let is_due = waited >= self.timeouts[usize::from(timeout.0)].timeout;
+            let Some(left) = bytes_left.checked_sub(call.biz_data().len()) else { return };
+            if is_due {
+                return;
+            }
+            bytes_left = left;
+            let Waiting { call, received, timeout, .. } = self.remove(index);
+            self.waits.note(micros(waited));
+            run.push_back(Taken { call, received, timeout });
+        }
+    }
+
+    /// The duration that a name means.
+    #[inline]
+    pub(crate) fn timeout(&self, timeout: TimeoutId) -> Duration {
+        self.timeouts[usize::from(timeout.0)].timeout
+    }
+
+    /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
+    pub(crate) fn give_back(&mut self, line: LineId, run: &mut VecDeque<Taken>) {
+        while let Some(Taken { call, received, timeout }) = run.pop_back() {
+            self.bytes += call.biz_data().len();
+            let (in_line, in_timeout) = (Links::NONE, Links::NONE);
+            let waiting = Waiting { call, received, timeout, line: line.0, in_line, in_timeout };
+            let index = narrow(self.calls.insert(waiting));
+            let of_line = &mut self.lines[line.0 as usize];
+            of_line.calls.push_front(&mut self.calls, index, |call| &mut call.in_line);
+            // Few calls are older, since these were about to be handled.
+            let list = &mut self.timeouts[usize::from(timeout.0)].calls;
+            let older = |waiting: &Waiting| waiting.received < received;
+            list.insert_behind(&mut self.calls, index, older, |call| &mut call.in_timeout);
+        }
     }
 
     /// Takes the next call of a line that the caller holds. Calls whose time is up go to `expired` instead.

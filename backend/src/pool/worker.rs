@@ -1,11 +1,12 @@
 //! A worker: takes calls from the queue and runs the handler.
 
+use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::queue::LineId;
+use super::queue::{LineId, Queue, Taken, TimeoutId};
 use super::{Shared, dismiss, unpark};
 use crate::batch::{self, Batch, SLOW_CALL};
 use crate::handler::{Call, Handler};
@@ -15,6 +16,13 @@ use crate::publisher::Gateway;
 /// Calls that a worker takes between two looks at the clock, while calls are short: a look costs about as
 /// much as to take a call. A slow one among them is noticed with the next look.
 const CALLS_PER_READ: u32 = 8;
+
+/// Calls of one connection that a worker takes together while calls are short: one lock serves them all. They would be
+/// handled one after the other anyway, so nobody else waits for them.
+const RUN_CALLS_MAX: usize = 16;
+
+/// Bytes of requests that a worker takes together. So much may stay with a worker whose handler hangs.
+const RUN_BYTES_MAX: usize = 16 * 1024;
 
 /// Where a worker reads the time.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +68,8 @@ impl Worker {
             calls_since_read: 0,
             is_fast: false,
             lines: Vec::new(),
+            run: Run::default(),
+            began: None,
             last: Taking::Alone,
             expired: Vec::new(),
         };
@@ -198,6 +208,10 @@ pub(crate) struct Hold {
     is_fast: bool,
     /// The last one is that of the call that was taken last.
     lines: Vec<LineId>,
+    /// Further calls of that line, which this worker handles next.
+    run: Run,
+    /// When the call at hand was taken.
+    began: Option<Instant>,
     /// How that call was taken.
     last: Taking,
     /// Empty between calls; kept for its memory.
@@ -213,9 +227,36 @@ pub(crate) enum Taking {
     Kept,
 }
 
+/// Calls of one connection that a worker has taken together, in order.
+#[derive(Debug, Default)]
+struct Run {
+    calls: VecDeque<Taken>,
+    /// The timeout of the first call. A call with another one ends the run.
+    timeout: Option<(TimeoutId, Duration)>,
+}
+
+impl Run {
+    /// Takes further calls of a line.
+    #[inline]
+    fn take(&mut self, queue: &mut Queue, line: LineId, now: Instant) {
+        queue.take_run(line, now, (RUN_CALLS_MAX - 1, RUN_BYTES_MAX), &mut self.calls);
+        let first = self.calls.front();
+        self.timeout = first.map(|taken| (taken.timeout, queue.timeout(taken.timeout)));
+    }
+
+    /// The next call, unless its time is up: then the queue has to drop it.
+    #[inline]
+    fn next(&mut self, now: Instant) -> Option<Call> {
+        let &Taken { received, timeout, .. } = self.calls.front()?;
+        let (known, duration) = self.timeout?;
+        let is_in_time = timeout == known && now.saturating_duration_since(received) < duration;
+        if is_in_time { self.calls.pop_front().map(|taken| taken.call) } else { None }
+    }
+}
+
 impl Hold {
     fn set_thread(&self) {
-        self.shared.lock().workers[self.index].thread = Some(thread::current());
+        self.shared.lock().threads[self.index] = Some(thread::current());
     }
 
     /// Takes the first call of a batch. No line may be held. Where there is none, the worker is asleep from
@@ -224,13 +265,14 @@ impl Hold {
         let now = self.read_clock();
         let mut state = self.shared.lock();
         let taken = state.queue.take(now, &mut self.expired);
-        state.workers[self.index].began = taken.is_some().then_some(now);
-        let wake = state.worker_to_wake(now, &self.shared.options);
-        self.shared.publish(&state);
+        let wake = state.worker_to_wake(now, &self.shared);
         let begin = match taken {
             Some((line, call)) => {
                 self.lines.push(line);
-                self.is_fast = state.is_fast();
+                self.is_fast = self.shared.is_fast();
+                if self.is_fast {
+                    self.run.take(&mut state.queue, line, now);
+                }
                 Begin::Call(call, self.is_fast)
             }
             None if state.closed => Begin::Closed,
@@ -241,7 +283,11 @@ impl Hold {
                 Begin::Nothing
             }
         };
+        self.shared.publish(&state);
         drop(state);
+        if let Begin::Call(..) = begin {
+            self.note_begin(now);
+        }
         unpark(wake);
         dismiss(&mut self.expired);
         begin
@@ -281,11 +327,16 @@ impl Hold {
         } else {
             self.read_clock()
         };
+        let is_slow = self.note_end(now);
+        if !is_slow && let Some(call) = self.run.next(now) {
+            self.last = taking;
+            self.note_begin(now);
+            return Some(call);
+        }
         let mut state = self.shared.lock();
-        let is_slow = state.note_end(self.index, now);
         // While calls are short, a connection's calls are handled one after the other, so that their answers
         // leave in one send. Otherwise connections take turns.
-        self.is_fast = state.is_fast();
+        self.is_fast = self.shared.is_fast();
         let stays = match self.last {
             Taking::Alone => self.is_fast,
             Taking::Kept => taking == Taking::Kept,
@@ -293,6 +344,7 @@ impl Hold {
         let queue = &mut state.queue;
         let mut call = None;
         if let Some(&line) = self.lines.last() {
+            queue.give_back(line, &mut self.run.calls);
             if stays {
                 call = queue.take_from(line, now, &mut self.expired);
             }
@@ -308,10 +360,18 @@ impl Hold {
             call = Some(next);
         }
         self.last = taking;
-        state.workers[self.index].began = call.is_some().then_some(now);
-        let wake = state.worker_to_wake(now, &self.shared.options);
+        if self.is_fast
+            && call.is_some()
+            && let Some(&line) = self.lines.last()
+        {
+            self.run.take(&mut state.queue, line, now);
+        }
+        let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);
+        if call.is_some() {
+            self.note_begin(now);
+        }
         unpark(wake);
         dismiss(&mut self.expired);
         if is_slow {
@@ -320,27 +380,36 @@ impl Hold {
         call
     }
 
+    /// A call was taken: it is at hand from now on.
+    #[inline]
+    fn note_begin(&mut self, now: Instant) {
+        self.began = Some(now);
+        self.shared.set_began(self.index, Some(now));
+    }
+
+    /// The handler is done with the call at hand, if there is one. Returns whether that took long.
+    #[inline]
+    fn note_end(&mut self, now: Instant) -> bool {
+        let Some(began) = self.began.take() else { return false };
+        let is_slow = now.saturating_duration_since(began) > SLOW_CALL;
+        self.shared.note_call(is_slow);
+        is_slow
+    }
+
     /// Releases all lines: the handler is done with all calls of the batch.
     pub(crate) fn release_all(&mut self) {
         if self.lines.is_empty() {
             return;
         }
         let now = self.read_clock();
+        self.note_end(now);
+        self.shared.set_began(self.index, None);
         let mut state = self.shared.lock();
-        state.note_end(self.index, now);
+        if let Some(&line) = self.lines.last() {
+            state.queue.give_back(line, &mut self.run.calls);
+        }
         for line in self.lines.drain(..) {
             state.queue.release(line);
         }
-    }
-}
-
-impl super::State {
-    /// Notes that a worker is done with its call, if it has one. Returns whether that took long.
-    #[inline]
-    fn note_end(&mut self, worker: usize, now: Instant) -> bool {
-        let Some(began) = self.workers[worker].began.take() else { return false };
-        let is_slow = now.saturating_duration_since(began) > SLOW_CALL;
-        self.fast_calls = if is_slow { 0 } else { super::FAST_CALLS.min(self.fast_calls + 1) };
-        is_slow
     }
 }
