@@ -512,6 +512,80 @@ mod tests {
         assert!(world.is_clear());
     }
 
+    impl World {
+        fn take_run(&mut self, line: LineId, at: Duration, limits: (usize, usize)) -> Vec<Taken> {
+            let mut run = VecDeque::new();
+            self.queue.take_run(line, self.start + at, limits, &mut run);
+            run.into()
+        }
+    }
+
+    fn ids(run: &[Taken]) -> Vec<u64> {
+        run.iter().map(|taken| taken.call.id().0).collect()
+    }
+
+    #[test]
+    fn a_run_is_of_one_connection_and_within_its_limits() {
+        let mut world = World::new();
+        for (session, id) in [(1, 10), (2, 20), (1, 11), (1, 12), (1, 13), (1, 14)] {
+            world.push(session, id, Duration::ZERO, SECOND);
+        }
+        let (line, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 10);
+        let run = world.take_run(line, Duration::ZERO, (2, 1000));
+        assert_eq!((ids(&run), world.queue.calls()), (vec![11, 12], 3));
+        let run = world.take_run(line, Duration::ZERO, (10, 15));
+        assert_eq!((ids(&run), world.queue.bytes()), (vec![13], 20), "each request has 10 bytes");
+        assert!(world.take_run(line, SECOND, (10, 1000)).is_empty(), "its time is up");
+        assert_eq!(world.take_from(line, SECOND), None);
+        assert_eq!(world.expired.len(), 1);
+    }
+
+    #[test]
+    fn calls_that_are_given_back_are_next_in_order_and_expire_in_order() {
+        let mut world = World::new();
+        world.push(2, 20, Duration::ZERO, SECOND);
+        for (id, at_ms) in [(10, 1), (11, 2), (12, 3), (13, 4)] {
+            world.push(1, id, Duration::from_millis(at_ms), SECOND);
+        }
+        world.push(2, 21, Duration::from_millis(5), SECOND);
+        let (other, _) = world.take(Duration::ZERO).unwrap();
+        let (line, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 10);
+        let mut run = world.take_run(line, Duration::ZERO, (2, 1000)).into();
+        let before = (world.queue.calls(), world.queue.bytes());
+        world.queue.give_back(line, &mut run);
+        assert!(run.is_empty());
+        assert_eq!((world.queue.calls(), world.queue.bytes()), (before.0 + 2, before.1 + 20));
+        assert_eq!(world.take_from(line, Duration::ZERO), Some(11));
+        world.queue.release(line);
+        world.queue.release(other);
+        // In the order of receipt: 12 at 3 ms, 13 at 4 ms, 21 at 5 ms.
+        let at = |ms| SECOND + Duration::from_millis(ms);
+        assert_eq!(world.expire(at(3), 100), (vec![12], false));
+        assert_eq!(world.expire(at(5), 100), (vec![13, 21], false));
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn a_call_is_given_back_between_older_and_newer_calls_of_its_timeout() {
+        let mut world = World::new();
+        world.push(1, 10, Duration::from_millis(1), SECOND);
+        world.push(2, 20, Duration::from_millis(2), SECOND);
+        world.push(2, 21, Duration::from_millis(3), SECOND);
+        world.push(1, 11, Duration::from_millis(4), SECOND);
+        let (_, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 10);
+        let (line, id) = world.take(Duration::ZERO).unwrap();
+        assert_eq!(id, 20);
+        world.push(3, 30, Duration::from_millis(2), SECOND);
+        let mut run = world.take_run(line, Duration::ZERO, (5, 1000)).into();
+        world.queue.give_back(line, &mut run);
+        // 21 was received before 11. 30 was pushed last, so it is last.
+        let order = world.expire(SECOND + SECOND, 100).0;
+        assert_eq!(order, [21, 11, 30]);
+    }
+
     #[test]
     fn the_wait_of_each_taken_call_is_counted() {
         let mut world = World::new();
