@@ -5,6 +5,10 @@
 //! give offsets that clients have seen, and they would drop its pushes in silence. So each run
 //! reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
+//! The file holds three numbers, all in microseconds since the Unix epoch: the offset that the run had come to, the end of
+//! its reservation, and the wall clock at that time. If the wall clock is not behind that, as after any restart in order, the next run
+//! begins at the wall clock. Otherwise it begins at the end of the reservation.
+//!
 //! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
 
@@ -18,19 +22,21 @@ use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use metrics::counter;
 use tidegate_backend::log_limit::LogLimit;
 
+use crate::clock::WallClock;
+
 /// How often the reservation is renewed.
 const RENEWED_EVERY: Duration = Duration::from_secs(30);
 
 /// What a reservation covers beyond the time at which it is written: two renewals, so that one may fail.
 const RESERVED: Duration = Duration::from_secs(60);
 
-/// Longest file that is read, in bytes: a number of 20 digits, and white space.
-const BYTES_MAX: u64 = 64;
+/// Longest file that is read, in bytes: three numbers of 20 digits, and white space.
+const BYTES_MAX: u64 = 128;
 
 /// The counter of failed writes.
 pub const WRITE_ERRORS: &str = "tidegate_offset_file_errors_total";
 
-/// Why the offset file can't be used. The operator's to mend.
+/// Why the offset file can't be used. The operator must fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum OffsetFileError {
     /// The file can't be read.
@@ -46,7 +52,7 @@ pub enum OffsetFileError {
     },
     /// The file holds something else.
     #[error(
-        "rooms.offset_file: {path} does not hold an offset, which is a number of at most 20 digits; name another file, \
+        "rooms.offset_file: {path} does not hold what a gateway writes, which is three numbers; name another file, \
          or remove this one if the clock was not set back since the last run",
         path = path.display()
     )]
@@ -56,16 +62,39 @@ pub enum OffsetFileError {
     },
 }
 
-/// Reads the lowest offset that a new run may give; `None` if there is no file.
+/// What a run has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The offset that the run had come to when it wrote the file.
+    pub reached: u64,
+    /// The run gave no offset from here on. reached <= end
+    pub end: u64,
+    /// The wall clock when it wrote the file, in microseconds since the Unix epoch.
+    pub written_at_us: u64,
+}
+
+impl Reservation {
+    /// The first offset of a run that begins at this time.
+    #[must_use]
+    pub fn next_first_offset(&self, unix_us: u64) -> u64 {
+        let reached_by_now = unix_us.checked_sub(self.written_at_us);
+        // A clock that was not set back tells how far the run can have come since then.
+        let reached_by_now = reached_by_now.map(|since_us| self.reached.saturating_add(since_us));
+        self.end.min(reached_by_now.unwrap_or(u64::MAX)).max(unix_us)
+    }
+}
+
+/// Reads what the last run has left; `None` if there is no file.
 ///
 /// # Errors
-/// [`OffsetFileError`] when there is a file that holds no offset, or that can't be read.
-pub fn read(path: &Path) -> Result<Option<u64>, OffsetFileError> {
+/// [`OffsetFileError`] when there is a file that holds something else, or that can't be read.
+pub fn read(path: &Path) -> Result<Option<Reservation>, OffsetFileError> {
     let unreadable = |cause| OffsetFileError::Unreadable { path: path.to_owned(), cause };
     let unfit = || OffsetFileError::Unfit { path: path.to_owned() };
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Where a folder is missing, or is no folder, there is no file either.
+        Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(unreadable(error)),
     };
     if !metadata.is_file() || metadata.len() > BYTES_MAX {
@@ -75,22 +104,33 @@ pub fn read(path: &Path) -> Result<Option<u64>, OffsetFileError> {
         io::ErrorKind::InvalidData => unfit(),
         _ => unreadable(error),
     })?;
-    text.trim().parse().map(Some).map_err(|_| unfit())
+    let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok(&[reached, end, written_at_us]) if reached <= end => {
+            Ok(Some(Reservation { reached, end, written_at_us }))
+        }
+        _ => Err(unfit()),
+    }
 }
 
-/// The first offset of a run: the wall clock, or what the last run has left in the file if the clock is behind that.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The first offset of a run: the wall clock, or more if the last run may have given more.
 ///
 /// # Errors
 /// As [`read`].
 pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFileError> {
     let Some(left) = path.map(read).transpose()?.flatten() else { return Ok(unix_us) };
-    if left > unix_us + micros(RESERVED) {
+    let first_offset = left.next_first_offset(unix_us);
+    if unix_us < left.written_at_us {
         tracing::warn!(
-            behind_s = (left - unix_us) / 1_000_000,
-            "the wall clock is behind the last run; offsets of pushes go on above those of the last run"
+            behind_s = (left.written_at_us - unix_us) / 1_000_000,
+            "the wall clock was set back since the last run; offsets of pushes go on above those of the last run"
         );
     }
-    Ok(left.max(unix_us))
+    Ok(first_offset)
 }
 
 /// Keeps the file up to date until it is dropped.
@@ -106,10 +146,14 @@ impl OffsetKeeper {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(path: PathBuf, first_offset: u64, started: Instant) -> io::Result<Self> {
-        // Prometheus shows the counter before the first error.
-        counter!(WRITE_ERRORS).increment(0);
-        let mut file = OffsetFile { path, first_offset, started, warnings: LogLimit::new() };
+    pub fn start(
+        path: PathBuf,
+        first_offset: u64,
+        started: Instant,
+        wall_clock: WallClock,
+    ) -> io::Result<Self> {
+        let warnings = LogLimit::new();
+        let mut file = OffsetFile { path, first_offset, started, wall_clock, warnings };
         file.write(RESERVED);
         let (stop, stopped) = channel::bounded::<()>(0);
         let run = move || {
@@ -138,6 +182,7 @@ struct OffsetFile {
     path: PathBuf,
     first_offset: u64,
     started: Instant,
+    wall_clock: WallClock,
     /// The limit on log lines of failed writes.
     warnings: LogLimit,
 }
@@ -146,8 +191,9 @@ impl OffsetFile {
     /// Writes the offset that the run has come to, and `ahead` of it.
     fn write(&mut self, ahead: Duration) {
         // A room gets less than one push a microsecond, so this is above all that were given.
-        let reached = self.first_offset + micros(self.started.elapsed() + ahead);
-        if let Err(error) = replace(&self.path, &format!("{reached}\n")) {
+        let reached = self.first_offset + micros(self.started.elapsed());
+        let (end, written_at_us) = (reached + micros(ahead), self.wall_clock.unix_us());
+        if let Err(error) = replace(&self.path, &format!("{reached} {end} {written_at_us}\n")) {
             counter!(WRITE_ERRORS).increment(1);
             if let Some(suppressed) = self.warnings.allow() {
                 tracing::warn!(
@@ -194,14 +240,14 @@ mod tests {
         let path = folder.path().join("state/offset");
         let now = 1_700_000_000_000_000;
         assert_eq!(first_offset(Some(&path), now).unwrap(), now, "there is no file yet");
-        let started = Instant::now();
-        let keeper = OffsetKeeper::start(path.clone(), now, started).unwrap();
-        let reserved = read(&path).unwrap().unwrap();
-        assert!(reserved >= now + micros(RESERVED), "a run that is killed leaves a reservation");
+        let clock = WallClock::new(move || Duration::from_micros(now));
+        let keeper = OffsetKeeper::start(path.clone(), now, Instant::now(), clock).unwrap();
+        let killed = read(&path).unwrap().unwrap();
+        assert!(killed.end >= now + micros(RESERVED), "a run that is killed leaves a reservation");
         drop(keeper);
-        let left = read(&path).unwrap().unwrap();
-        assert!(left >= now && left < reserved, "a run that ends leaves what it came to");
-        assert_eq!(first_offset(Some(&path), now - HOUR_US).unwrap(), left);
+        let ended = read(&path).unwrap().unwrap();
+        assert!(ended.end == ended.reached && ended.end < killed.end, "{ended:?} {killed:?}");
+        assert_eq!(first_offset(Some(&path), now - HOUR_US).unwrap(), ended.end);
         assert_eq!(first_offset(Some(&path), now + HOUR_US).unwrap(), now + HOUR_US);
         assert_eq!(first_offset(None, now).unwrap(), now);
         let names = fs::read_dir(path.parent().unwrap()).unwrap().count();
@@ -209,17 +255,32 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_no_offset_is_refused() {
+    fn a_restart_does_not_move_offsets_ahead_of_a_clock_that_goes_on() {
+        let left = Reservation { reached: 1_000, end: 61_000, written_at_us: 1_000 };
+        assert_eq!(left.next_first_offset(1_500), 1_500);
+        assert_eq!(left.next_first_offset(90_000), 90_000);
+        assert_eq!(left.next_first_offset(999), 61_000, "the clock was set back");
+        // The run before had begun above the clock.
+        let ahead = Reservation { reached: 5_000, end: 65_000, written_at_us: 1_000 };
+        assert_eq!(ahead.next_first_offset(1_500), 5_500);
+        assert_eq!(ahead.next_first_offset(80_000), 80_000);
+        assert_eq!(ahead.next_first_offset(62_000), 65_000, "but no further than it reserved");
+    }
+
+    #[test]
+    fn a_file_that_holds_something_else_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("offset");
-        for text in ["", "abc", "-1", "99999999999999999999999", "1 2", "\u{fffd}"] {
+        for text in ["", "abc", "1 2", "1 2 -3", "2 1 3", "1 2 99999999999999999999999", "1 2 3 4"]
+        {
             fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(error.contains("does not hold an offset"), "{text:?}: {error}");
+            assert!(error.contains("does not hold what a gateway writes"), "{text:?}: {error}");
         }
         assert!(matches!(read(folder.path()), Err(OffsetFileError::Unfit { .. })), "a folder");
-        fs::write(&path, " 17\n").unwrap();
-        assert_eq!(read(&path).unwrap(), Some(17));
+        fs::write(&path, " 17 18\n19\n").unwrap();
+        let left = Reservation { reached: 17, end: 18, written_at_us: 19 };
+        assert_eq!(read(&path).unwrap(), Some(left));
     }
 
     #[test]
@@ -227,7 +288,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let in_the_way = folder.path().join("file");
         fs::write(&in_the_way, "").unwrap();
-        let keeper = OffsetKeeper::start(in_the_way.join("offset"), 1, Instant::now()).unwrap();
-        drop(keeper);
+        let path = in_the_way.join("offset");
+        assert_eq!(first_offset(Some(&path), 7).unwrap(), 7);
+        let clock = WallClock::system();
+        drop(OffsetKeeper::start(path, 1, Instant::now(), clock).unwrap());
     }
 }
