@@ -263,6 +263,14 @@ impl Clients {
         !must_wait
     }
 
+    /// Holds a connection for a reason that is not its own. [`Self::next_resumed`] returns it once it may be read from.
+    pub fn hold_for_now(&mut self, slot: u32) {
+        let connection = self.table.at_mut(slot);
+        connection.flags |= Flags::HELD;
+        self.output.touch(slot, connection);
+        self.intake.resume_later(slot, connection);
+    }
+
     /// The longest frame that is read from a connection, in bytes of payload.
     #[inline]
     #[must_use]
@@ -547,6 +555,13 @@ impl Clients {
     #[must_use]
     pub const fn is_flush_due(&self) -> bool {
         self.output.is_flush_due()
+    }
+
+    /// Whether an outbox without a send under way is so long that it should be flushed before more is written.
+    #[inline]
+    #[must_use]
+    pub const fn has_long_outbox(&self) -> bool {
+        self.output.has_long_outbox()
     }
 
     /// Gives bytes to the driver: the one door for output. No other send may be under way.

@@ -74,6 +74,13 @@ impl Output {
         self.is_flush_due || self.touched.len() >= TOUCHED_MAX
     }
 
+    /// Whether an outbox is so long that it must not wait for the end of the turn.
+    #[inline]
+    #[must_use]
+    pub const fn has_long_outbox(&self) -> bool {
+        self.is_flush_due
+    }
+
     /// Bytes of long sends since the last call of this function.
     pub const fn take_long_bytes(&mut self) -> usize {
         mem::replace(&mut self.long_bytes, 0)

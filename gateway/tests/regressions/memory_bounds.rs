@@ -1,0 +1,249 @@
+//! What clients, backends and rooms can make a shard hold: the shard's own figures, and the bytes that the allocator counts.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use tidegate_backend::{Call, Gateway, Handler, Placement, RoomId};
+use tidegate_protocol::Request;
+use tidegate_protocol::message::HEARTBEAT;
+use tidegate_testing::scripted::{JOIN, room};
+use tidegate_testing::{Cause, Phone, Setup, World, frame, login};
+
+/// Clients that do not read.
+const CLIENTS: usize = 40;
+
+/// Requests that each client sends at once.
+const REQUESTS: u64 = 200;
+
+/// Bytes of an answer.
+const ANSWER_BYTES: usize = 400_000;
+
+/// A frame is at most this much longer than its data, in bytes.
+const FRAME_EXTRA_BYTES: usize = 40;
+
+/// Answers at once.
+const ANSWER: i32 = 1;
+/// Keeps the call without an answer.
+const KEEP: i32 = 2;
+/// Answers all calls that were kept.
+const RELEASE: i32 = 3;
+
+/// Answers each call with the same [`ANSWER_BYTES`], which all answers share. So what the allocator counts are the
+/// shard's copies.
+struct LongAnswers {
+    answer: Bytes,
+    placement: Placement,
+    kept: Mutex<Vec<Call>>,
+}
+
+impl Handler for LongAnswers {
+    fn handle(&self, call: Call, _: &Gateway) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match call.kind() {
+            KEEP => return kept.push(call),
+            RELEASE => kept.drain(..).for_each(|call| call.answer(self.answer.clone())),
+            _ => {}
+        }
+        call.answer(self.answer.clone());
+    }
+
+    fn placement(&self) -> Placement {
+        self.placement
+    }
+}
+
+fn long_answers(placement: Placement) -> World {
+    let answer = Bytes::from(vec![7; ANSWER_BYTES]);
+    let handler = LongAnswers { answer, placement, kept: Mutex::default() };
+    Setup::new(handler, |config| config.backends[0].workers = 1).world()
+}
+
+/// Sends so many requests of a type at once.
+fn pipeline(world: &mut World, phone: &Phone, kind: i32, requests: u64) {
+    let requests = (1..=requests)
+        .flat_map(|sequence| frame(&Request { kind, sequence, ..Request::default() }));
+    world.write_all(phone.peer, &requests.collect::<Vec<_>>());
+}
+
+/// Clients that read nothing from now on.
+fn deaf_clients(world: &mut World) -> Vec<Phone> {
+    let phones: Vec<_> = (0..CLIENTS).map(|_| world.log_in(0)).collect();
+    phones.iter().for_each(|phone| world.set_window(phone.peer, 0));
+    phones
+}
+
+/// Runs turns and workers, and checks after each that unsent bytes and the shard's memory are within the bounds of
+/// ARCHITECTURE.md.
+fn run_within_bounds(world: &mut World) {
+    let outbox_bytes_max = world.config().limits.outbox_bytes_max;
+    let bytes_max = CLIENTS * 2 * (outbox_bytes_max + ANSWER_BYTES + FRAME_EXTRA_BYTES);
+    for _ in 0..10 {
+        let memory = measure(|| world.turns(1));
+        let unsent_bytes = world.level(|levels| levels.outbox_bytes);
+        assert!(unsent_bytes <= bytes_max, "{unsent_bytes} of {bytes_max}");
+        assert!(memory.bytes_max <= bytes_max as u64, "{memory:?} of {bytes_max}");
+        world.run_workers();
+    }
+}
+
+#[test]
+fn answers_of_workers_that_nobody_reads_stay_within_the_outbox_bound() {
+    let mut world = long_answers(Placement::Worker);
+    let phones = deaf_clients(&mut world);
+    for phone in &phones {
+        pipeline(&mut world, phone, ANSWER, REQUESTS);
+    }
+    run_within_bounds(&mut world);
+    assert_eq!(world.closed(Cause::OutboxFull), CLIENTS as u64);
+    assert_eq!(world.level(|levels| levels.outbox_bytes), 0, "they are closed");
+}
+
+#[test]
+fn answers_on_the_shards_thread_that_nobody_reads_stay_within_the_outbox_bound() {
+    let mut world = long_answers(Placement::Shard);
+    let phones = deaf_clients(&mut world);
+    for phone in &phones {
+        pipeline(&mut world, phone, ANSWER, REQUESTS);
+    }
+    run_within_bounds(&mut world);
+    // Such a client is not read from while it does not read.
+    assert_eq!(world.closed(Cause::OutboxFull), 0);
+    assert!(world.count(|stats| stats.answers) <= 4 * CLIENTS as u64);
+}
+
+#[test]
+fn answers_that_are_released_at_once_on_the_shards_thread_stay_within_the_outbox_bound() {
+    let mut world = long_answers(Placement::Shard);
+    let phones = deaf_clients(&mut world);
+    for phone in &phones {
+        pipeline(&mut world, phone, KEEP, REQUESTS);
+    }
+    world.turns(5);
+    assert_eq!(world.level(|levels| levels.calls_in_flight), CLIENTS * REQUESTS as usize);
+    let mut other = world.log_in(0);
+    pipeline(&mut world, &other, RELEASE, 1);
+    // Who sends in the same turn is served as well.
+    let mut late = world.log_in(0);
+    pipeline(&mut world, &late, ANSWER, 3);
+    run_within_bounds(&mut world);
+    assert_eq!(world.closed(Cause::OutboxFull), CLIENTS as u64);
+    other.read_for(&mut world, 10);
+    late.read_for(&mut world, 10);
+    assert_eq!((other.count(RELEASE), late.count(ANSWER)), (1, 3));
+    assert_eq!(world.level(|levels| levels.calls_in_flight), 0);
+}
+
+#[test]
+fn a_client_that_reads_gets_all_of_its_long_answers() {
+    const ANSWERS: u64 = 60;
+    for (placement, kind) in
+        [(Placement::Worker, ANSWER), (Placement::Shard, ANSWER), (Placement::Shard, KEEP)]
+    {
+        let mut world = long_answers(placement);
+        let mut phone = world.log_in(0);
+        let other = world.log_in(0);
+        // The network takes all of the answers.
+        world.set_window(phone.peer, 2 * ANSWERS as usize * ANSWER_BYTES);
+        pipeline(&mut world, &phone, kind, ANSWERS);
+        world.turns(3);
+        world.run_workers();
+        pipeline(&mut world, &other, RELEASE, 1);
+        phone.read_for(&mut world, 30);
+        let received: Vec<_> = phone.received.iter().map(|got| got.sequence).collect();
+        assert_eq!(received, (1..=ANSWERS).collect::<Vec<_>>(), "{placement:?} {kind}");
+        assert!(phone.received.iter().all(|got| got.biz_data.len() == ANSWER_BYTES));
+        assert_eq!(phone.end, None);
+    }
+}
+
+#[test]
+fn slow_members_with_a_pong_waiting_share_a_long_push() {
+    const MEMBERS: usize = 300;
+    const PUSH_BYTES: usize = 1_000_000;
+    let mut world = World::new(|_| {});
+    let mut members: Vec<_> = (0..MEMBERS).map(|_| world.log_in(0)).collect();
+    for member in &mut members {
+        world.ask(member, JOIN, 1, b"");
+        member.read(&mut world);
+        member.received.clear();
+        world.set_window(member.peer, 0);
+    }
+    // One pong is under way, and one waits behind it.
+    for member in &members {
+        let heartbeat = frame(&Request { kind: HEARTBEAT, ..Request::default() });
+        world.write_all(member.peer, &heartbeat);
+        world.turns(1);
+        world.write_all(member.peer, &heartbeat);
+    }
+    world.turns(1);
+    let memory = measure(|| {
+        world.push_room(&room(), 6, PUSH_BYTES);
+        world.turns(10);
+        // The pongs leave, and the push is next.
+        members.iter().for_each(|member| world.set_window(member.peer, 64));
+        world.turns(10);
+    });
+    assert!(memory.bytes_max < 8 * PUSH_BYTES as u64, "{memory:?}");
+    let unsent_bytes = world.level(|levels| levels.outbox_bytes);
+    assert!(
+        unsent_bytes > MEMBERS * PUSH_BYTES,
+        "each member still needs the push: {unsent_bytes}"
+    );
+    for member in &mut members {
+        world.set_window(member.peer, 2 * PUSH_BYTES);
+        member.read_for(&mut world, 4);
+        let received = member.received.drain(..);
+        let received: Vec<_> = received.map(|got| (got.kind, got.biz_data.len())).collect();
+        assert_eq!(received, [(HEARTBEAT, 7), (HEARTBEAT, 7), (6, PUSH_BYTES)]);
+    }
+}
+
+#[test]
+fn closed_rooms_give_their_memory_back() {
+    const ROOMS: usize = 20_000;
+    let mut world = World::new(|config| config.rooms.idle_ttl = Duration::from_secs(10));
+    let memory = measure(|| {
+        for n in 0..ROOMS {
+            let room = RoomId::new(format!("room-{n}")).expect("the name is good");
+            world.push_room(&room, 6, 1);
+            if n % 1_000 == 0 {
+                world.turns(3);
+            }
+        }
+        world.turns(3);
+        assert_eq!(world.level(|levels| levels.rooms), 1 + ROOMS);
+        world.pass(Duration::from_secs(20));
+        assert_eq!(world.level(|levels| levels.rooms), 1);
+    });
+    // A closed room leaves its entry in the table, and its place in the list of free entries.
+    let left = memory.bytes_current;
+    assert!(left <= 24 * i64::try_from(ROOMS).unwrap(), "{left} bytes of {ROOMS} rooms");
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "they count as a burst");
+}
+
+#[test]
+fn unfinished_frames_count_as_a_burst() {
+    for (has_session, bytes) in [(true, 60_000), (false, 16_000)] {
+        let mut world = World::new(|_| {});
+        let phones: Vec<_> = (0..50).map(|_| world.phone(0)).collect();
+        let payload = vec![7; bytes];
+        let request = frame(&Request { kind: ANSWER, biz_data: &payload, ..Request::default() });
+        for (user_id, phone) in (1..).zip(&phones) {
+            if has_session {
+                world.write_all(phone.peer, &login(user_id, 1));
+                world.turns(3);
+            }
+            world.write_all(phone.peer, &request[..bytes]);
+        }
+        world.turns(3);
+        assert_eq!(world.level(|levels| levels.connections), phones.len());
+        assert_eq!(world.count(|stats| stats.received_frames), 50 * u64::from(has_session));
+        phones.iter().for_each(|phone| world.reset(phone.peer));
+        world.pass(Duration::from_secs(5));
+        assert_eq!(world.level(|levels| levels.connections), 0);
+        assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "session: {has_session}");
+    }
+}
