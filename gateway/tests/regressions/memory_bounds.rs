@@ -269,6 +269,22 @@ fn pushes_beyond_commands_bytes_max_are_refused_until_others_are_done() {
 }
 
 #[test]
+fn unsent_bytes_of_connections_that_end_count_as_a_burst() {
+    let mut world = world_of_answers(Placement::Shard, 5_000);
+    let phones = deaf_clients(&mut world);
+    for phone in &phones {
+        pipeline(&mut world, phone, ANSWER, 20);
+    }
+    world.pass(Duration::from_secs(6));
+    assert!(world.level(|levels| levels.outbox_bytes) > CLIENTS * 20 * 5_000);
+    assert_eq!(world.count(|stats| stats.memory_give_backs), 0, "nothing is free yet");
+    phones.iter().for_each(|phone| world.reset(phone.peer));
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.level(|levels| levels.outbox_bytes), 0);
+    assert_eq!(world.count(|stats| stats.memory_give_backs), 1);
+}
+
+#[test]
 fn unfinished_frames_count_as_a_burst() {
     for (has_session, bytes) in [(true, 60_000), (false, 16_000)] {
         let mut world = World::new(|_| {});
@@ -285,6 +301,8 @@ fn unfinished_frames_count_as_a_burst() {
         world.turns(3);
         assert_eq!(world.level(|levels| levels.connections), phones.len());
         assert_eq!(world.count(|stats| stats.received_frames), 50 * u64::from(has_session));
+        world.pass(Duration::from_secs(6));
+        assert_eq!(world.count(|stats| stats.memory_give_backs), 0, "nothing is free yet");
         phones.iter().for_each(|phone| world.reset(phone.peer));
         world.pass(Duration::from_secs(5));
         assert_eq!(world.level(|levels| levels.connections), 0);

@@ -247,7 +247,6 @@ impl Clients {
     /// Puts the inbox back, with what was not read.
     #[inline]
     pub fn finish_reading(&mut self, slot: u32, inbox: Reassembler) {
-        self.intake.count_bytes(inbox.kept_bytes());
         self.table.at_mut(slot).inbox = inbox;
     }
 
@@ -749,8 +748,11 @@ impl Clients {
         self.log(slot, || tracing::debug!(cause = cause.label(), "closed"));
         let conn = self.conn_id(slot);
         let connection = self.table.at_mut(slot);
-        self.counters.discarded_bytes += connection.inbox.kept_bytes() as u64;
+        let kept_bytes = connection.inbox.kept_bytes();
         connection.inbox = Reassembler::new();
+        self.counters.discarded_bytes += kept_bytes as u64;
+        self.intake.count_bytes(kept_bytes);
+        let connection = self.table.at_mut(slot);
         connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
         if matches!(connection.phase, Phase::Open | Phase::Registering) {
             self.session_count -= usize::from(connection.phase == Phase::Open);
