@@ -54,14 +54,18 @@ impl Handler for SameAnswers {
     }
 }
 
-fn world_of_answers(placement: Placement, answer_bytes: usize) -> World {
+fn world_of_answers(placement: Placement, answer_bytes: usize, outbox_bytes_max: usize) -> World {
     let answer = Bytes::from(vec![7; answer_bytes]);
     let handler = SameAnswers { answer, placement, kept: Mutex::default() };
-    Setup::new(handler, |config| config.backends[0].workers = 1).world()
+    let setup = Setup::new(handler, |config| {
+        config.backends[0].workers = 1;
+        config.limits.outbox_bytes_max = outbox_bytes_max;
+    });
+    setup.world()
 }
 
 fn long_answers(placement: Placement) -> World {
-    world_of_answers(placement, ANSWER_BYTES)
+    world_of_answers(placement, ANSWER_BYTES, 1 << 20)
 }
 
 /// Sends so many requests of a type at once.
@@ -80,9 +84,9 @@ fn deaf_clients(world: &mut World) -> Vec<Phone> {
 
 /// Runs turns and workers, and checks after each that unsent bytes and the shard's memory are within the bounds of
 /// ARCHITECTURE.md.
-fn run_within_bounds(world: &mut World) {
+fn run_within_bounds(world: &mut World, clients: usize) {
     let outbox_bytes_max = world.config().limits.outbox_bytes_max;
-    let bytes_max = CLIENTS * 2 * (outbox_bytes_max + ANSWER_BYTES + FRAME_EXTRA_BYTES);
+    let bytes_max = clients * 2 * (outbox_bytes_max + ANSWER_BYTES + FRAME_EXTRA_BYTES);
     for _ in 0..10 {
         let memory = measure(|| world.turns(1));
         let unsent_bytes = world.level(|levels| levels.outbox_bytes);
@@ -97,12 +101,12 @@ fn run_within_bounds(world: &mut World) {
 fn answers_of_workers_that_nobody_reads_stay_within_the_outbox_bound() {
     // Long ones are shared, short ones are copied.
     for answer_bytes in [ANSWER_BYTES, 15_000] {
-        let mut world = world_of_answers(Placement::Worker, answer_bytes);
+        let mut world = world_of_answers(Placement::Worker, answer_bytes, 1 << 20);
         let phones = deaf_clients(&mut world);
         for phone in &phones {
             pipeline(&mut world, phone, ANSWER, REQUESTS);
         }
-        run_within_bounds(&mut world);
+        run_within_bounds(&mut world, CLIENTS);
         assert_eq!(world.closed(Cause::OutboxFull), CLIENTS as u64, "{answer_bytes}");
         assert_eq!(world.level(|levels| levels.outbox_bytes), 0, "they are closed");
     }
@@ -115,7 +119,7 @@ fn answers_on_the_shards_thread_that_nobody_reads_stay_within_the_outbox_bound()
     for phone in &phones {
         pipeline(&mut world, phone, ANSWER, REQUESTS);
     }
-    run_within_bounds(&mut world);
+    run_within_bounds(&mut world, CLIENTS);
     // Such a client is not read from while it does not read.
     assert_eq!(world.closed(Cause::OutboxFull), 0);
     assert!(world.count(|stats| stats.answers) <= 4 * CLIENTS as u64);
@@ -131,11 +135,15 @@ fn answers_that_are_released_at_once_on_the_shards_thread_stay_within_the_outbox
     world.turns(5);
     assert_eq!(world.level(|levels| levels.calls_in_flight), CLIENTS * REQUESTS as usize);
     let mut other = world.log_in(0);
-    pipeline(&mut world, &other, RELEASE, 1);
-    // Who sends in the same turn is served as well.
+    let deaf = deaf_clients(&mut world);
     let mut late = world.log_in(0);
+    pipeline(&mut world, &other, RELEASE, 1);
+    // Others send in the same turn. Their requests must not bring in the answers that wait.
+    for phone in &deaf {
+        pipeline(&mut world, phone, ANSWER, REQUESTS);
+    }
     pipeline(&mut world, &late, ANSWER, 3);
-    run_within_bounds(&mut world);
+    run_within_bounds(&mut world, 2 * CLIENTS + 2);
     assert_eq!(world.closed(Cause::OutboxFull), CLIENTS as u64);
     other.read_for(&mut world, 10);
     late.read_for(&mut world, 10);
@@ -144,25 +152,28 @@ fn answers_that_are_released_at_once_on_the_shards_thread_stay_within_the_outbox
 }
 
 #[test]
-fn a_client_that_reads_gets_all_of_its_long_answers() {
+fn a_client_that_reads_gets_all_of_its_answers() {
     const ANSWERS: u64 = 60;
-    for (placement, kind) in
-        [(Placement::Worker, ANSWER), (Placement::Shard, ANSWER), (Placement::Shard, KEEP)]
-    {
-        let mut world = long_answers(placement);
-        let mut phone = world.log_in(0);
-        let other = world.log_in(0);
-        // The network takes all of the answers.
-        world.set_window(phone.peer, 2 * ANSWERS as usize * ANSWER_BYTES);
-        pipeline(&mut world, &phone, kind, ANSWERS);
-        world.turns(3);
-        world.run_workers();
-        pipeline(&mut world, &other, RELEASE, 1);
-        phone.read_for(&mut world, 30);
-        let received: Vec<_> = phone.received.iter().map(|got| got.sequence).collect();
-        assert_eq!(received, (1..=ANSWERS).collect::<Vec<_>>(), "{placement:?} {kind}");
-        assert!(phone.received.iter().all(|got| got.biz_data.len() == ANSWER_BYTES));
-        assert_eq!(phone.end, None);
+    let by_worker = (Placement::Worker, ANSWER);
+    let by_shard = [(Placement::Shard, ANSWER), (Placement::Shard, KEEP)];
+    // The second bound is shorter than the answers that come at once.
+    for (answer_bytes, outbox_bytes_max) in [(ANSWER_BYTES, 1 << 20), (5_000, 16 * 1024)] {
+        for (placement, kind) in by_shard.into_iter().chain([by_worker]) {
+            let mut world = world_of_answers(placement, answer_bytes, outbox_bytes_max);
+            let mut phone = world.log_in(0);
+            let other = world.log_in(0);
+            // The network takes all of the answers.
+            world.set_window(phone.peer, 32 << 20);
+            pipeline(&mut world, &phone, kind, ANSWERS);
+            world.turns(3);
+            world.run_workers();
+            pipeline(&mut world, &other, RELEASE, 1);
+            phone.read_for(&mut world, 30);
+            let received: Vec<_> = phone.received.iter().map(|got| got.sequence).collect();
+            assert_eq!(received, (1..=ANSWERS).collect::<Vec<_>>(), "{placement:?} {kind}");
+            assert!(phone.received.iter().all(|got| got.biz_data.len() == answer_bytes));
+            assert_eq!(phone.end, None);
+        }
     }
 }
 
@@ -270,7 +281,7 @@ fn pushes_beyond_commands_bytes_max_are_refused_until_others_are_done() {
 
 #[test]
 fn unsent_bytes_of_connections_that_end_count_as_a_burst() {
-    let mut world = world_of_answers(Placement::Shard, 5_000);
+    let mut world = world_of_answers(Placement::Shard, 5_000, 1 << 20);
     let phones = deaf_clients(&mut world);
     for phone in &phones {
         pipeline(&mut world, phone, ANSWER, 20);
