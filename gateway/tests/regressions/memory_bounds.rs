@@ -16,7 +16,7 @@ use tidegate_testing::{Cause, Phone, Setup, World, frame, login};
 const CLIENTS: usize = 40;
 
 /// Requests that each client sends at once.
-const REQUESTS: u64 = 200;
+const REQUESTS: usize = 200;
 
 /// Bytes of an answer.
 const ANSWER_BYTES: usize = 400_000;
@@ -69,8 +69,8 @@ fn long_answers(placement: Placement) -> World {
 }
 
 /// Sends so many requests of a type at once.
-fn pipeline(world: &mut World, phone: &Phone, kind: i32, requests: u64) {
-    let requests = (1..=requests)
+fn pipeline(world: &mut World, phone: &Phone, kind: i32, requests: usize) {
+    let requests = (1..=requests as u64)
         .flat_map(|sequence| frame(&Request { kind, sequence, ..Request::default() }));
     world.write_all(phone.peer, &requests.collect::<Vec<_>>());
 }
@@ -133,7 +133,7 @@ fn answers_that_are_released_at_once_on_the_shards_thread_stay_within_the_outbox
         pipeline(&mut world, phone, KEEP, REQUESTS);
     }
     world.turns(5);
-    assert_eq!(world.level(|levels| levels.calls_in_flight), CLIENTS * REQUESTS as usize);
+    assert_eq!(world.level(|levels| levels.calls_in_flight), CLIENTS * REQUESTS);
     let mut other = world.log_in(0);
     let deaf = deaf_clients(&mut world);
     let mut late = world.log_in(0);
@@ -153,7 +153,7 @@ fn answers_that_are_released_at_once_on_the_shards_thread_stay_within_the_outbox
 
 #[test]
 fn a_client_that_reads_gets_all_of_its_answers() {
-    const ANSWERS: u64 = 60;
+    const ANSWERS: usize = 60;
     let by_worker = (Placement::Worker, ANSWER);
     let by_shard = [(Placement::Shard, ANSWER), (Placement::Shard, KEEP)];
     // The second bound is shorter than the answers that come at once.
@@ -170,7 +170,7 @@ fn a_client_that_reads_gets_all_of_its_answers() {
             pipeline(&mut world, &other, RELEASE, 1);
             phone.read_for(&mut world, 30);
             let received: Vec<_> = phone.received.iter().map(|got| got.sequence).collect();
-            assert_eq!(received, (1..=ANSWERS).collect::<Vec<_>>(), "{placement:?} {kind}");
+            assert_eq!(received, (1..=ANSWERS as u64).collect::<Vec<_>>(), "{placement:?} {kind}");
             assert!(phone.received.iter().all(|got| got.biz_data.len() == answer_bytes));
             assert_eq!(phone.end, None);
         }
@@ -259,8 +259,8 @@ fn a_connection_with_too_many_calls_is_not_read_from() {
     // A buffer that grows may have twice the bytes that are in it.
     let bytes_max = 2 * CLIENTS * (RECEIVE_BYTES_MAX + request.len());
     assert!(memory.bytes_max <= bytes_max as u64, "{memory:?} of {bytes_max}");
-    let received = world.count(|stats| stats.received_bytes) as usize;
-    assert!(received < CLIENTS * (RECEIVE_BYTES_MAX + 100), "{received} bytes");
+    let received = world.count(|stats| stats.received_bytes);
+    assert!(received < (CLIENTS * (RECEIVE_BYTES_MAX + 100)) as u64, "{received} bytes");
 }
 
 #[test]
