@@ -80,6 +80,9 @@ use users::message::{SessionMessage, UserEffect, UserMessage};
 /// shard from its sockets.
 const MESSAGES_MAX: usize = 4096;
 
+/// Messages for which the emptied buffers of the mailbox keep memory: some 2 MiB a shard.
+const MESSAGES_KEPT_MAX: usize = 2 * MESSAGES_MAX;
+
 /// Calls that time out in one turn, at most. It spreads a mass timeout over several turns.
 const TIMEOUTS_MAX: usize = 1024;
 
@@ -259,6 +262,11 @@ impl Shard {
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
             if self.local.is_empty() && self.posted.is_empty() {
+                if self.posted.capacity() > MESSAGES_KEPT_MAX {
+                    // A burst has passed. The mailbox's own buffer comes here with the next messages.
+                    self.burst.add(self.posted.capacity() * size_of::<Message>());
+                    self.posted = VecDeque::new();
+                }
                 mailbox.take_all(&mut self.posted);
             }
             let next = self.local.pop_front().or_else(|| self.posted.pop_front());

@@ -227,7 +227,7 @@ fn closed_rooms_give_their_memory_back() {
         for n in 0..ROOMS {
             let room = RoomId::new(format!("room-{n}")).expect("the name is good");
             world.push_room(&room, 6, 1);
-            if n % 1_000 == 0 {
+            if n % 100 == 0 {
                 world.turns(3);
             }
         }
@@ -277,6 +277,30 @@ fn pushes_beyond_commands_bytes_max_are_refused_until_others_are_done() {
         phone.read_for(&mut world, 5);
         assert_eq!((phone.count(6), world.commands_in_flight()), (2 * round, 0));
     }
+}
+
+#[test]
+fn a_burst_of_messages_leaves_little_memory_in_the_mailbox() {
+    const PUSHES: usize = 50_000;
+    let mut world = World::new(|config| config.limits.commands_max = PUSHES);
+    let memory = measure(|| {
+        for _ in 0..2 {
+            for _ in 0..PUSHES {
+                // The user is not here.
+                world.gateway().push_user(999, 6, Bytes::new()).expect("the push is accepted");
+            }
+            world.turns(40);
+            assert_eq!(world.commands_in_flight(), 0);
+        }
+        // The two buffers of the mailbox take turns.
+        for _ in 0..3 {
+            world.push_all(6, 1);
+            world.turns(3);
+        }
+    });
+    assert!(memory.bytes_current < 2 << 20, "{memory:?}");
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "it counts as a burst");
 }
 
 #[test]
