@@ -111,7 +111,7 @@ fn memory_is_given_back_after_unfinished_frames() {
     assert!(resident_bytes(&gateway) > before + 8 * MIB, "the gateway holds the unfinished frames");
     drop(phones);
     operator.wait_for_total("connections", 1);
-    operator.wait_for_metric("tidegate_memory_give_backs_total", "", |n| n >= 1.0);
+    operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
     until("its memory is back, within 2 MiB", || {
         (resident_bytes(&gateway) < before + 2 * MIB).then_some(())
     });
