@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use rustix::process::{Resource, Rlimit, prlimit};
 use tidegate_tests::phone::{demo, request_frame};
-use tidegate_tests::{Gateway, Phone, Setup, until};
+use tidegate_tests::{Gateway, Operator, Phone, Setup, until};
 
 const MIB: usize = 1024 * 1024;
 
@@ -88,6 +88,34 @@ fn memory_is_given_back_after_a_burst_of_long_messages() {
         (resident_bytes(&gateway) < before + MIB).then_some(())
     });
     phones.iter_mut().for_each(Phone::assert_is_served);
+}
+
+#[test]
+fn memory_is_given_back_after_unfinished_frames() {
+    let gateway = Setup::demo().start();
+    let operator = gateway.operator();
+    let mut neighbour = gateway.login(1);
+    let before = resident_bytes(&gateway);
+    let request = request_frame(demo::ECHO, &[b'x'; 60 * 1024], 1);
+    let unfinished = &request[..request.len() - 1];
+    let received = |operator: &Operator| {
+        operator.metric("tidegate_received_bytes_total", "").unwrap_or_default()
+    };
+    let received_before = received(&operator);
+    let mut phones: Vec<_> = (2..=201).map(|user_id| gateway.login(user_id)).collect();
+    phones.iter_mut().for_each(|phone| phone.send_bytes(unfinished));
+    let sent = phones.len() * unfinished.len();
+    until("the gateway has received all of it", || {
+        (received(&operator) - received_before > sent as f64).then_some(())
+    });
+    assert!(resident_bytes(&gateway) > before + 8 * MIB, "the gateway holds the unfinished frames");
+    drop(phones);
+    operator.wait_for_total("connections", 1);
+    operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
+    until("its memory is back, within 2 MiB", || {
+        (resident_bytes(&gateway) < before + 2 * MIB).then_some(())
+    });
+    neighbour.assert_is_served();
 }
 
 #[test]

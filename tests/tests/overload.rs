@@ -60,7 +60,7 @@ fn calls_that_time_out_leave_the_queue_though_all_workers_hang() {
     const BYTES_MAX: usize = 8 * MIB;
     let gateway = Setup::blocking(1000)
         .set("backends.blocking.queue_bytes_max", BYTES_MAX)
-        .set("limits.max_frame_bytes", 64 * 1024)
+        .set("limits.frame_bytes_max", 64 * 1024)
         .start();
     let operator = gateway.operator();
     let mut hanging: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();

@@ -80,6 +80,9 @@ use users::message::{SessionMessage, UserEffect, UserMessage};
 /// shard from its sockets.
 const MESSAGES_MAX: usize = 4096;
 
+/// Messages for which the emptied buffers of the mailbox keep memory: some 2 MiB a shard.
+const MESSAGES_KEPT_MAX: usize = 2 * MESSAGES_MAX;
+
 /// Calls that time out in one turn, at most. It spreads a mass timeout over several turns.
 const TIMEOUTS_MAX: usize = 1024;
 
@@ -107,6 +110,8 @@ pub struct Shard {
     local: VecDeque<Message>,
     /// Messages that were taken from the mailbox and are not handled yet.
     posted: VecDeque<Message>,
+    /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read meanwhile.
+    has_answers_left: bool,
     /// More calls have timed out than one turn handles.
     has_timeouts_left: bool,
     /// Bursts of long requests and long sends.
@@ -142,6 +147,7 @@ impl Shard {
             draining: Draining::new(&config.shutdown),
             local: VecDeque::new(),
             posted: VecDeque::new(),
+            has_answers_left: false,
             has_timeouts_left: false,
             burst: Burst::default(),
             housekeeping_at_ms: 0,
@@ -172,7 +178,7 @@ impl Shard {
     pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
         let on_thread = self.calls.enter_thread();
         driver.poll(self)?;
-        self.settle();
+        self.settle(driver);
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
@@ -190,7 +196,7 @@ impl Shard {
         self.flush(driver);
         self.rooms.trim_logs();
         // Permits that were dropped there may have answered calls on this thread.
-        self.settle();
+        self.settle(driver);
         if let Some(accepting) = self.admission.update(self.connections(), self.clock.now_ms()) {
             driver.set_accepting(accepting);
         }
@@ -256,6 +262,11 @@ impl Shard {
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
             if self.local.is_empty() && self.posted.is_empty() {
+                if self.posted.capacity() > MESSAGES_KEPT_MAX {
+                    // A burst has passed. The mailbox's own buffer comes here with the next messages.
+                    self.burst.add(self.posted.capacity() * size_of::<Message>());
+                    self.posted = VecDeque::new();
+                }
                 mailbox.take_all(&mut self.posted);
             }
             let next = self.local.pop_front().or_else(|| self.posted.pop_front());
@@ -269,7 +280,7 @@ impl Shard {
                 self.flush(driver);
             }
         }
-        self.settle();
+        self.settle(driver);
     }
 
     fn handle(&mut self, message: Message, mechanism: Mechanism) {
@@ -339,12 +350,19 @@ impl Shard {
 
     /// Takes the answers that were given on this thread, and reads on from connections that were held. Each may cause the
     /// other, so this goes on until there are none. It is a loop and no recursion: the depth would be the clients' choice.
-    fn settle(&mut self) {
+    fn settle(&mut self, driver: &mut impl Driver) {
         loop {
+            if self.clients.has_long_outbox() && self.calls.has_answers() {
+                // What the driver does not take is under way then, and the bound on what waits behind it holds.
+                self.flush_touched(driver);
+            }
             if let Some(answer) = self.calls.next_answer() {
                 self.on_answer(answer);
                 self.apply();
-            } else if let Some(slot) = self.clients.next_resumed(&self.clock) {
+                continue;
+            }
+            self.has_answers_left = false;
+            if let Some(slot) = self.clients.next_resumed(&self.clock) {
                 let conn = self.clients.conn_id(slot);
                 if let Some(inbox) = self.clients.start_reading(conn, 0) {
                     self.read(slot, inbox, &[]);
@@ -359,7 +377,7 @@ impl Shard {
     #[inline]
     fn read(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
         let mut frames = inbox.frames(bytes, 0);
-        while self.clients.may_read(slot) {
+        while self.may_read(slot) {
             // The frame before may have opened the session.
             frames.set_payload_bytes_max(self.clients.frame_bytes_max(slot));
             match frames.next() {
@@ -375,6 +393,15 @@ impl Shard {
         frames.keep_rest();
         self.clients.finish_reading(slot, inbox);
         self.apply();
+    }
+
+    #[inline]
+    fn may_read(&mut self, slot: u32) -> bool {
+        if self.has_answers_left {
+            self.clients.hold_for_now(slot);
+            return false;
+        }
+        self.clients.may_read(slot)
     }
 
     #[inline]
@@ -439,11 +466,17 @@ impl Shard {
         }
     }
 
-    /// Takes the answers that a handler gave on this thread.
+    /// Takes the answers that a handler gave on this thread. A handler may answer thousands of calls that it kept. There
+    /// is no driver here that could send, so with a long outbox the rest waits for [`Self::settle`]. Otherwise all of the
+    /// answers would be in outboxes at once, with no send under way that bounds them.
     #[inline]
     fn take_answers(&mut self) {
         while let Some(answer) = self.calls.next_answer() {
             self.on_answer(answer);
+            if self.clients.has_long_outbox() && self.calls.has_answers() {
+                self.has_answers_left = true;
+                return;
+            }
         }
     }
 
@@ -669,7 +702,11 @@ impl Shard {
     /// Flushes every connection that something happened to.
     fn flush(&mut self, driver: &mut impl Driver) {
         // A connection that may be read from again need not be paused first.
-        self.settle();
+        self.settle(driver);
+        self.flush_touched(driver);
+    }
+
+    fn flush_touched(&mut self, driver: &mut impl Driver) {
         let mut touched = self.clients.take_touched();
         for slot in touched.drain(..) {
             if self.clients.start_flush(slot, driver) {

@@ -4,7 +4,9 @@
 
 mod command_outcomes;
 mod mass_events;
+mod memory_bounds;
 mod merge_windows;
+mod peer_deadlines;
 
 use std::time::Duration;
 

@@ -30,6 +30,9 @@ const FRAME_EXTRA_BYTES: usize = 40;
 /// Bytes of rooms' pushes in one send: the gateway's bound, and the push that crosses it.
 const ROOMS_SEND_BYTES: usize = 64 * 1024 + PUSH_BYTES_MAX + FRAME_EXTRA_BYTES;
 
+/// What waits without a send in flight is flushed within the turn when it is so long.
+const FLUSH_BYTES: usize = 256 * 1024;
+
 /// One run from one seed.
 pub(crate) struct Run {
     pub(crate) rng: Rng,
@@ -327,17 +330,20 @@ impl Run {
         assert!(self.world.commands_in_flight() <= limits.commands_max);
     }
 
-    /// The bound on the unsent bytes of one connection: one send in flight, and what waits behind it.
+    /// The bound on the unsent bytes of one connection: one send in flight, what waits behind it, and what its rooms have
+    /// not offered to it when it leaves them or is closed.
     fn unsent_bytes_max(&self) -> usize {
         let limits = &self.world.config().limits;
         let frame_bytes_max = FRAME_EXTRA_BYTES
             + PUSH_BYTES_MAX.max(if self.large_answers { limits.outbox_bytes_max } else { 0 });
-        // The gateway reads from a connection until half of its bound is unsent. All that becomes ready in one
-        // turn goes into one send: the answers to its calls, and the pushes to its user.
+        let waiting = limits.outbox_bytes_max + frame_bytes_max;
+        // Before a send is in flight, a connection is read from until half of its bound is unsent. What becomes ready then
+        // is flushed at the latest when it is long.
         let answers = usize::from(limits.calls_per_connection_max) * frame_bytes_max;
-        let pushes = limits.commands_bytes_max.min(limits.commands_max * frame_bytes_max) * 2;
-        let send = limits.outbox_bytes_max / 2 + answers + pushes.max(ROOMS_SEND_BYTES);
-        send + limits.outbox_bytes_max + frame_bytes_max
+        let pushes = limits.commands_bytes_max.min(limits.commands_max * frame_bytes_max);
+        let at_once = limits.outbox_bytes_max / 2 + frame_bytes_max + answers + pushes;
+        let first_send = at_once.min(FLUSH_BYTES + frame_bytes_max).max(ROOMS_SEND_BYTES);
+        first_send.max(waiting) + waiting + pushes
     }
 
     /// All clients, shards and workers do what they can; then time passes.

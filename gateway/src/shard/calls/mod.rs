@@ -160,6 +160,13 @@ impl Calls {
         self.arena.split().freeze()
     }
 
+    /// Whether answers that were given on this thread wait.
+    #[inline]
+    #[must_use]
+    pub fn has_answers(&self) -> bool {
+        self.port.has_answers()
+    }
+
     /// The next answer that was given on this thread.
     #[inline]
     pub fn next_answer(&self) -> Option<Answer> {

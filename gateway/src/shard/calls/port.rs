@@ -48,6 +48,13 @@ impl Port {
         OnThread
     }
 
+    /// Whether answers that were given on this thread wait.
+    #[must_use]
+    #[inline]
+    pub fn has_answers(&self) -> bool {
+        ANSWERS.with_borrow(|answers| !answers.is_empty())
+    }
+
     /// The next answer that was given on this thread.
     #[must_use]
     #[inline]

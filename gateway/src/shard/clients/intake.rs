@@ -27,7 +27,7 @@ pub struct Intake {
     rates: Option<RateLimiters>,
     /// Slots of held connections whose reason to be held may be gone.
     resumable: VecDeque<u32>,
-    /// Bytes of long frames since they were last asked for.
+    /// Bytes of long frames that were read, or discarded unfinished, since they were last asked for.
     long_bytes: usize,
 }
 
@@ -109,7 +109,7 @@ impl Intake {
         }
     }
 
-    /// Bytes were received that take memory of their own: a long frame, or a part of one that is kept.
+    /// Bytes were read or discarded whose memory is free now, or soon: a long frame, or a part of one.
     #[inline]
     pub const fn count_bytes(&mut self, bytes: usize) {
         if bytes > SHORT_BYTES {

@@ -247,7 +247,6 @@ impl Clients {
     /// Puts the inbox back, with what was not read.
     #[inline]
     pub fn finish_reading(&mut self, slot: u32, inbox: Reassembler) {
-        self.intake.count_bytes(inbox.kept_bytes());
         self.table.at_mut(slot).inbox = inbox;
     }
 
@@ -261,6 +260,14 @@ impl Clients {
             self.output.touch(slot, connection);
         }
         !must_wait
+    }
+
+    /// Holds a connection for a reason that is not its own. [`Self::next_resumed`] returns it once it may be read from.
+    pub fn hold_for_now(&mut self, slot: u32) {
+        let connection = self.table.at_mut(slot);
+        connection.flags |= Flags::HELD;
+        self.output.touch(slot, connection);
+        self.intake.resume_later(slot, connection);
     }
 
     /// The longest frame that is read from a connection, in bytes of payload.
@@ -549,6 +556,13 @@ impl Clients {
         self.output.is_flush_due()
     }
 
+    /// Whether an outbox without a send under way is so long that it should be flushed before more is written.
+    #[inline]
+    #[must_use]
+    pub const fn has_long_outbox(&self) -> bool {
+        self.output.has_long_outbox()
+    }
+
     /// Gives bytes to the driver: the one door for output. No other send may be under way.
     #[inline]
     pub fn send(
@@ -734,8 +748,11 @@ impl Clients {
         self.log(slot, || tracing::debug!(cause = cause.label(), "closed"));
         let conn = self.conn_id(slot);
         let connection = self.table.at_mut(slot);
-        self.counters.discarded_bytes += connection.inbox.kept_bytes() as u64;
+        let kept_bytes = connection.inbox.kept_bytes();
         connection.inbox = Reassembler::new();
+        self.counters.discarded_bytes += kept_bytes as u64;
+        self.intake.count_bytes(kept_bytes);
+        let connection = self.table.at_mut(slot);
         connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
         if matches!(connection.phase, Phase::Open | Phase::Registering) {
             self.session_count -= usize::from(connection.phase == Phase::Open);

@@ -29,7 +29,7 @@ pub struct Output {
     touched: Vec<u32>,
     /// An outbox is so long that it must not wait for the end of the turn.
     is_flush_due: bool,
-    /// Bytes of long sends since they were last asked for.
+    /// Bytes of long sends that ended, and of long outboxes that were discarded, since they were last asked for.
     long_bytes: usize,
 }
 
@@ -74,7 +74,14 @@ impl Output {
         self.is_flush_due || self.touched.len() >= TOUCHED_MAX
     }
 
-    /// Bytes of long sends since the last call of this function.
+    /// Whether an outbox is so long that it must not wait for the end of the turn.
+    #[inline]
+    #[must_use]
+    pub const fn has_long_outbox(&self) -> bool {
+        self.is_flush_due
+    }
+
+    /// Bytes of long sends that ended, and of long outboxes that were discarded, since the last call of this function.
     pub const fn take_long_bytes(&mut self) -> usize {
         mem::replace(&mut self.long_bytes, 0)
     }
@@ -152,9 +159,6 @@ impl Output {
     /// A send is under way.
     #[inline]
     pub fn start_send(&mut self, connection: &mut Connection, bytes: usize) {
-        if bytes > SHORT_BYTES {
-            self.long_bytes += bytes;
-        }
         // A piece may be longer than 4 GiB if frames are configured to be.
         connection.in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.in_flight_bytes += connection.in_flight_bytes as usize;
@@ -163,13 +167,25 @@ impl Output {
     /// The send under way is done.
     #[inline]
     pub fn finish_send(&mut self, connection: &mut Connection) {
-        self.in_flight_bytes -= mem::take(&mut connection.in_flight_bytes) as usize;
+        let bytes = mem::take(&mut connection.in_flight_bytes) as usize;
+        self.in_flight_bytes -= bytes;
+        self.freed(bytes);
+    }
+
+    /// Counts bytes whose memory is free now: only then can it be given back.
+    #[inline]
+    const fn freed(&mut self, bytes: usize) {
+        if bytes > SHORT_BYTES {
+            self.long_bytes += bytes;
+        }
     }
 
     /// Drops all that waits. Returns how many bytes that was, without those of the send under way.
     pub fn discard(&mut self, connection: &mut Connection) -> usize {
         self.finish_send(connection);
-        self.outboxes.discard(&mut connection.outbox)
+        let bytes = self.outboxes.discard(&mut connection.outbox);
+        self.freed(bytes);
+        bytes
     }
 
     /// The slots to flush. [`Self::put_touched`] takes the list back.
