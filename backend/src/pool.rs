@@ -1,14 +1,15 @@
 //! Worker threads for a handler.
 //!
 //! Shards submit calls through a [`Submitter`], all calls of a turn at once. Calls wait in one queue with a
-//! line per connection. A free worker takes the next line that has calls, so one call that blocks delays its
-//! own connection and no other, as long as another worker is free.
+//! line per connection. A free worker takes the next line that has calls, so a call that blocks delays its
+//! own connection and no other, as long as another worker is free. (After many short calls, one that blocks is noticed
+//! when a shard next calls [`Submitter::flush`].)
 //!
 //! # Time
 //!
 //! A call whose timeout has passed is never handed to a handler. Whoever submits calls removes those whose
 //! time is up ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
-//! workers block. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
+//! workers block. The exception is what a worker has taken: up to 16 KiB of one connection's calls. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
 //! [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
 //!
 //! # Which workers are woken
@@ -44,7 +45,7 @@ pub use worker::Worker;
 pub const FAST_CALLS: u32 = 64;
 
 /// Calls that are gathered before they are put into the queue under one lock, which takes a few microseconds.
-/// A turn may have thousands; so few stay in the cache.
+/// A turn may have thousands; this many fit in the cache.
 const GATHERED_MAX: usize = 64;
 
 /// Calls that one [`Submitter::expire`] removes at most, so that a mass timeout is spread over several turns.
@@ -146,7 +147,7 @@ impl Pool {
     }
 }
 
-/// Sees what waits in a pool. The pool's threads end without regard to it.
+/// Sees what waits in a pool. An observer does not keep the pool's threads alive.
 #[derive(Clone, Debug)]
 pub struct QueueObserver {
     shared: Arc<Shared>,
@@ -223,7 +224,7 @@ impl Submitter {
     }
 
     /// Hands over what was submitted, and sees to it that enough workers are awake. Returns whether anything
-    /// was submitted since the last time.
+    /// was submitted since the last flush.
     pub fn flush(&mut self, now: Instant) -> bool {
         self.enqueue();
         let any = std::mem::take(&mut self.is_unflushed);
@@ -334,7 +335,7 @@ impl Shared {
         Self { state, queued_calls, queued_bytes, fast_calls, began, epoch, options }
     }
 
-    /// Nothing panics while the lock is held, but a lack of memory.
+    /// Only a lack of memory can panic while the lock is held.
     #[inline]
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

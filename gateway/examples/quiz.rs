@@ -88,7 +88,7 @@ impl Quiz {
         // The lock is not held while they are answered.
         let waiting = std::mem::take(&mut *self.lock());
         for waiting in waiting {
-            // Whose route has timed out meanwhile has got 102: this answer is thrown away.
+            // A client whose call timed out already got 102: this answer is discarded.
             waiting.answer(question.clone());
         }
         call.answer("");

@@ -12,7 +12,7 @@ pub const SHORT_BYTES: usize = 1024;
 /// Bytes of longer messages between two looks that make a burst.
 const BURST_BYTES_MIN: usize = 256 * 1024;
 
-/// A burst is over when it was quiet for so long. Traffic that pauses for less keeps its memory.
+/// Quiet time after which a burst is over, in milliseconds. A shorter pause does not end it.
 const QUIET_MS: u64 = 2000;
 
 /// The least time between two requests: each takes all free pages of the process, and the
@@ -64,7 +64,7 @@ pub enum Trim {
 /// The process's heap.
 #[derive(Debug, Default)]
 pub struct Heap {
-    /// When memory was last given back, on the shards' clock; 0: never.
+    /// When memory was last given back, on the shards' clock; 0: not yet.
     given_back_at_ms: AtomicU64,
 }
 

@@ -177,7 +177,7 @@ fn tell_in_time(state: NotifyState<'static>) {
 fn tell(state: NotifyState<'_>) {
     let text = state.to_string();
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "can't tell the service manager {text}: is its NOTIFY_SOCKET gone?");
+        tracing::warn!(%error, "can't notify the service manager of {text}; check that the socket in NOTIFY_SOCKET exists");
     }
 }
 

@@ -52,7 +52,7 @@ fn a_second_signal_ends_the_gateway_at_once() {
         phone.wait_for_goodbye();
         gateway.process.signal(signal);
         assert_eq!(gateway.process.wait().code(), Some(130));
-        assert!(!gateway.process.stdout.all().contains("gone"));
+        assert!(!gateway.process.stdout.all().contains("stopped"));
     }
 }
 
@@ -67,7 +67,7 @@ fn one_signal_drains_the_gateway() {
         });
         drop(phones);
         assert_eq!(gateway.process.wait().code(), Some(0));
-        assert!(gateway.process.stdout.all().contains("gone"));
+        assert!(gateway.process.stdout.all().contains("stopped"));
     }
 }
 

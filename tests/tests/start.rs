@@ -190,7 +190,7 @@ fn a_new_gateway_waits_for_a_full_one_that_drains() {
     old.until("the new gateway waits", || waits_for_a_drain(&given_up));
     given_up.signal(Signal::TERM);
     assert_eq!(given_up.wait().code(), Some(0));
-    assert!(given_up.stdout.all().contains("gone before it had started"));
+    assert!(given_up.stdout.all().contains("stopped: a signal came before the start was complete"));
 
     let setup = pair.setup();
     let mut new = setup.begin();
@@ -261,7 +261,9 @@ fn signals_that_drain_end_a_start_that_waits() {
         assert!(process.is_running());
         process.signal(signal);
         assert_eq!(process.wait().code(), Some(0));
-        assert!(process.stdout.all().contains("gone before it had started"));
+        assert!(
+            process.stdout.all().contains("stopped: a signal came before the start was complete")
+        );
     }
 }
 

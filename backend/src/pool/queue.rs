@@ -37,6 +37,8 @@ pub(crate) struct Taken {
     pub(crate) call: Call,
     pub(crate) received: Instant,
     pub(crate) timeout: TimeoutId,
+    /// How long it waited until it was taken, as it was counted.
+    waited_us: u64,
 }
 
 /// A call that waits.
@@ -180,8 +182,9 @@ impl Queue {
             }
             bytes_left = left;
             let Waiting { call, received, timeout, .. } = self.remove(index);
-            self.waits.note(micros(waited));
-            run.push_back(Taken { call, received, timeout });
+            let waited_us = micros(waited);
+            self.waits.note(waited_us);
+            run.push_back(Taken { call, received, timeout, waited_us });
         }
     }
 
@@ -193,8 +196,9 @@ impl Queue {
 
     /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
     pub(crate) fn give_back(&mut self, line: LineId, run: &mut VecDeque<Taken>) {
-        while let Some(Taken { call, received, timeout }) = run.pop_back() {
+        while let Some(Taken { call, received, timeout, waited_us }) = run.pop_back() {
             self.bytes += call.biz_data().len();
+            self.waits.forget(waited_us);
             let (in_line, in_timeout) = (Links::NONE, Links::NONE);
             let waiting = Waiting { call, received, timeout, line: line.0, in_line, in_timeout };
             let index = narrow(self.calls.insert(waiting));
@@ -556,6 +560,11 @@ mod tests {
         let before = (world.queue.calls(), world.queue.bytes());
         world.queue.give_back(line, &mut run);
         assert!(run.is_empty());
+        assert_eq!(
+            world.queue.waits().counts.iter().sum::<u64>(),
+            2,
+            "those given back wait still"
+        );
         assert_eq!((world.queue.calls(), world.queue.bytes()), (before.0 + 2, before.1 + 20));
         assert_eq!(world.take_from(line, Duration::ZERO), Some(11));
         world.queue.release(line);

@@ -139,7 +139,7 @@ impl Worker {
         }
         let (handler, gateway, batch) = (&*self.handler, &self.gateway, &mut self.batch);
         let work = AssertUnwindSafe(|| handler.handle_batch(batch, gateway));
-        // A panic drops the call at hand, which answers it with 101. The rest is still in the queue.
+        // A panic drops the call at hand, which answers it with 101. The rest is in the queue, or goes back there.
         if panic::catch_unwind(work).is_err()
             && let Some(suppressed) = self.panics.allow()
         {

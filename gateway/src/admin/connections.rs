@@ -153,7 +153,7 @@ async fn accept_all(
                 Ok(stream) => break stream,
                 Err(error) => {
                     if !std::mem::replace(&mut fails, true) {
-                        tracing::error!(%error, "can't accept operators' connections; goes on trying");
+                        tracing::error!(%error, "can't accept operators' connections; will try again");
                     }
                     table.free_descriptor();
                     time::sleep(ACCEPT_PAUSE).await;

@@ -161,7 +161,7 @@ impl Router {
         usize::from(self.routes[usize::from(route.0)].lane)
     }
 
-    /// Hands over what was submitted in this turn, and has workers woken where calls wait for nobody. Returns
+    /// Hands over what was submitted in this turn, and wakes workers where no worker is on calls that wait. Returns
     /// whether anything was submitted.
     #[inline]
     pub fn flush(&mut self, now: Instant) -> bool {

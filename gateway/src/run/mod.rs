@@ -113,7 +113,7 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     let server = match started {
         Ok(server) => server,
         Err(StartError::Interrupted) => {
-            output::stdout().line("gone before it had started");
+            output::stdout().line("stopped: a signal came before the start was complete");
             return Ok(());
         }
         Err(error) => return Err(error.into()),
@@ -138,10 +138,12 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
     // The shards come first: nothing that follows may delay them.
     server.shutdown();
     service.stopping();
-    output::stdout().line("saying goodbye to everybody; once more to end at once");
+    output::stdout().line(
+        "draining: every client gets its answers and 108; send the signal again to end at once",
+    );
     end_at_a_second_signal(requests);
     server.wait()?;
-    output::stdout().line("gone");
+    output::stdout().line("stopped");
     Ok(())
 }
 

@@ -159,7 +159,7 @@ impl Shard {
         }
     }
 
-    /// Turns until the shard is told to end, and has.
+    /// Runs turns until the shard has ended.
     ///
     /// # Errors
     /// When the driver fails.
@@ -222,7 +222,7 @@ impl Shard {
         stats::Parts { shard: &shard, clients, calls, users, rooms, labelled }.together()
     }
 
-    /// What stands now.
+    /// The current levels.
     #[must_use]
     pub fn levels(&self) -> Levels {
         Levels {
@@ -349,7 +349,7 @@ impl Shard {
     }
 
     /// Takes the answers that were given on this thread, and reads on from connections that were held. Each may cause the
-    /// other, so this goes on until there are none. It is a loop and no recursion: the depth would be the clients' choice.
+    /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
     fn settle(&mut self, driver: &mut impl Driver) {
         loop {
             if self.clients.has_long_outbox() && self.calls.has_answers() {
@@ -699,7 +699,7 @@ impl Shard {
         }
     }
 
-    /// Flushes every connection that something happened to.
+    /// Flushes every connection in the list of those to flush.
     fn flush(&mut self, driver: &mut impl Driver) {
         // A connection that may be read from again need not be paused first.
         self.settle(driver);
@@ -722,7 +722,7 @@ impl Shard {
         while self.clients.at(slot).in_flight_bytes == 0 {
             let piece = self.next_piece(slot);
             if self.clients.at(slot).has_finished() {
-                // It has the answers to all that it asked. What its rooms publish from now on is not for it.
+                // It has the answers to all that it asked. It gets no later pushes.
                 self.rooms.leave_all(slot, self.clock.now_ms());
                 self.apply();
             }

@@ -107,14 +107,14 @@ counters! {
     clients: ClientCounters {
         accepted, "tidegate_connections_accepted_total", "Connections accepted.";
         received_bytes, "tidegate_received_bytes_total", "Bytes received from clients.";
-        discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and never read: what came after a connection's last frame, or waited when it ended.";
+        discarded_bytes, "tidegate_discarded_bytes_total", "Bytes received and not read: they came after a connection's last frame, or waited when it was closed.";
         unsent_bytes, "tidegate_unsent_bytes_total", "Bytes never sent: what the kernel had not taken when a connection ended. With io_uring a short send counts as sent at once, and here too where it is cut.";
         received_frames, "tidegate_received_frames_total", "Frames received from clients.";
-        receive_pauses, "tidegate_receive_pauses_total", "Times a connection was not read from because it has too many calls or unsent bytes.";
+        receive_pauses, "tidegate_receive_pauses_total", "Times reading from a connection was paused because it had too many calls or unsent bytes.";
         heartbeats, "tidegate_heartbeats_total", "Heartbeats answered.";
         sessions, "tidegate_sessions_opened_total", "Authentications that opened a session.";
         answers, "tidegate_answers_total", "Calls whose success was written to the client.";
-        orphan_answers, "tidegate_orphan_answers_total", "Answers thrown away because the connection was gone, or ended with too many unsent bytes.";
+        orphan_answers, "tidegate_orphan_answers_total", "Answers discarded because the connection was closed, or was closed for too many unsent bytes.";
         oversize_answers, "tidegate_oversize_answers_total", "Answers longer than frame_to_client_bytes_max, failed with 101.";
         user_deliveries, "tidegate_user_pushes_delivered_total", "Pushes to a user, counted once for each connection that they were written to.";
         stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
@@ -124,7 +124,7 @@ counters! {
     /// Counted by [`Calls`](super::calls::Calls).
     calls: CallCounters {
         calls, "tidegate_calls_total", "Requests handed to a backend.";
-        late_answers, "tidegate_late_answers_total", "Answers thrown away because the call had timed out.";
+        late_answers, "tidegate_late_answers_total", "Answers discarded because the call had timed out.";
     }
     /// Counted by [`Users`](super::users::Users).
     users: UserCounters {
@@ -182,7 +182,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (queue_metrics::EXPIRED_CALLS.0, "backend", queue_metrics::EXPIRED_CALLS.1),
     (queue_metrics::QUEUE_WAIT.0, "backend, le", queue_metrics::QUEUE_WAIT.1),
     (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
-    ("tidegate_unresponsive_shards", "", "Shards that have not answered for 5 s: they hang."),
+    ("tidegate_unresponsive_shards", "", "Shards that have not answered for 5 s."),
     ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),
     ("tidegate_connections_max", "", "Connections that the gateway accepts at most."),
     ("process_start_time_seconds", "", "When the gateway started, in seconds since 1970."),

@@ -4,8 +4,9 @@
 //! bytes to the driver. It knows neither rooms nor users nor backends: when a session ends, it tells so with
 //! [`Clients::next_ended`].
 //!
-//! All output goes through one door, [`Clients::send`]. What waits for it is an outbox, except for pushes to a room: these
-//! wait in the room's log, where all members share them, and come through the same door.
+//! This part alone gives bytes to the driver: with [`Clients::send`], and with [`Clients::take_reply`], which the driver asks for while
+//! a connection is in the cache. What waits is in an outbox, except for pushes to a room: these wait in the room's log, where all
+//! members share them.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -61,7 +62,7 @@ struct Settings {
     heartbeat_interval_ms: u64,
 }
 
-/// A connection's session has ended: its user and its rooms have to know.
+/// A connection's session has ended: its user and its rooms must be informed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The connection.
@@ -70,11 +71,11 @@ pub struct Ended {
     pub user_id: UserId,
 }
 
-/// Why a request that is to be authenticated is refused.
+/// What a refused authentication means for its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The connection stays open.
-    Stays,
+    KeepOpen,
     /// It was the last of its tries: close it.
     Close,
 }
@@ -333,7 +334,7 @@ impl Clients {
     /// The user's home has registered a connection. `false`: it is gone, or about to close.
     pub fn open_session(&mut self, conn: ConnId, clock: &Clock) -> bool {
         if self.get(conn).is_none_or(|connection| connection.phase != Phase::Registering) {
-            // It was told to close meanwhile, and the home knows.
+            // It is closing meanwhile, and the home knows.
             return false;
         }
         let connection = self.table.at_mut(conn.slot);
@@ -371,7 +372,7 @@ impl Clients {
         let failures_max = self.settings.auth_failures_max;
         let connection = self.table.at_mut(slot);
         connection.auth_failures = connection.auth_failures.saturating_add(1);
-        if connection.auth_failures >= failures_max { Verdict::Close } else { Verdict::Stays }
+        if connection.auth_failures >= failures_max { Verdict::Close } else { Verdict::KeepOpen }
     }
 
     /// Answers 100 to a token that does not verify.
@@ -393,7 +394,7 @@ impl Clients {
         self.table.at_mut(slot).calls += 1;
     }
 
-    /// A call has ended. `false`: nobody is left to be answered.
+    /// A call has ended. `false`: the connection is closed or closing.
     #[inline]
     pub fn finish_call(&mut self, conn: ConnId) -> bool {
         if let Some(connection) = self.table.get_mut(conn) {
@@ -465,7 +466,7 @@ impl Clients {
         if connection.is_closing() {
             return false;
         }
-        // Only what waits behind a send counts, without this frame. So a client that reads may get a long frame, or
+        // Bytes behind a send under way count, this frame not included. So a client that reads may get a long frame, or
         // several at once.
         if self.output.backlog_bytes(connection) > self.settings.outbox_bytes_max {
             self.abort(slot, Cause::OutboxFull);
@@ -563,7 +564,7 @@ impl Clients {
         self.output.has_long_outbox()
     }
 
-    /// Gives bytes to the driver: the one door for output. No other send may be under way.
+    /// Gives bytes to the driver: no other send may be under way.
     #[inline]
     pub fn send(
         &mut self,
@@ -630,7 +631,7 @@ impl Clients {
         self.output.put_touched(emptied);
     }
 
-    /// Starts to flush a connection: closes it if it is to be closed at once, and has it read from or not. Returns whether
+    /// Starts to flush a connection: closes it if it is to be closed at once, and pauses or resumes reading. Returns whether
     /// what waits is to be sent.
     #[inline]
     pub fn start_flush(&mut self, slot: u32, driver: &mut impl Driver) -> bool {

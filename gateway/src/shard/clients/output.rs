@@ -61,7 +61,7 @@ impl Output {
         if connection.in_flight_bytes > 0 { self.outboxes.len(connection.outbox) } else { 0 }
     }
 
-    /// Whether a connection is in the list of those to flush.
+    /// Whether no connection has to be flushed.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
         self.touched.is_empty()

@@ -91,7 +91,7 @@ pub struct Rooms {
 /// What this part needs to know of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnState {
-    /// There is none of this name, or it is about to close.
+    /// There is no connection of this name, or it is about to close.
     Gone,
     /// It is open.
     Open,
@@ -557,8 +557,8 @@ impl Rooms {
         Some(bytes)
     }
 
-    /// Gives `write` what a connection gets before it is closed gracefully: what its rooms have published and not offered
-    /// to it.
+    /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the connection is
+    /// closed gracefully.
     pub fn read_last(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
         let mut next = self.table.first_member(slot);
         while let Some(member) = next {
@@ -569,7 +569,7 @@ impl Rooms {
         }
     }
 
-    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and what the last run has beyond.
+    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and the excess of the last run.
     /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
     /// that is always busy.
     pub fn read_pending(
@@ -670,7 +670,8 @@ impl Rooms {
             return None;
         }
         let policy = self.policy(room);
-        // A room gets less than one push a microsecond, so this is above every offset that it had before.
+        // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a microsecond, so this
+        // is above every offset that it had before.
         let elapsed_us = now_ms.saturating_mul(1_000);
         let first = self.home.first_offset.max(self.settings.first_offset + elapsed_us);
         let log = Log::new(first, policy.log_bytes_max);
