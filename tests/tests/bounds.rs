@@ -80,6 +80,16 @@ fn each_bound_names_tests_that_exist() {
 }
 
 #[test]
+fn each_metric_of_the_page_is_in_the_readme() {
+    let [page, readme] = ["ARCHITECTURE.md", "README.md"]
+        .map(|file| fs::read_to_string(workspace().join(file)).unwrap());
+    let metrics = page.split('`').filter(|text| text.starts_with("tidegate_"));
+    let missing: Vec<_> =
+        metrics.filter(|metric| !readme.contains(&format!("`{metric}`"))).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
 fn a_function_is_a_test_only_with_its_attribute() {
     let source =
         "#[test]\n#[ignore]\nfn one() {\n}\n\nfn two() {\n}\n    #[test]\n    fn three() {";
