@@ -5,9 +5,9 @@
 //! give offsets that clients have seen, and they would drop its pushes in silence. So each run
 //! reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
-//! The file holds three numbers, all in microseconds since the Unix epoch: the offset that the run had come to, the end of
-//! its reservation, and the wall clock at that time. If the wall clock is not behind that, as after any restart in order, the next run
-//! begins at the wall clock. Otherwise it begins at the end of the reservation.
+//! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation there, so the next
+//! run may begin up to a minute ahead of the wall clock. That harms nobody: clients only compare offsets. Two gateways that share the
+//! file never lower what the other has written.
 //!
 //! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
@@ -22,16 +22,18 @@ use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use metrics::counter;
 use tidegate_backend::log_limit::LogLimit;
 
-use crate::clock::WallClock;
-
 /// How often the reservation is renewed.
 const RENEWED_EVERY: Duration = Duration::from_secs(30);
 
 /// What a reservation covers beyond the time at which it is written: two renewals, so that one may fail.
 const RESERVED: Duration = Duration::from_secs(60);
 
-/// Longest file that is read, in bytes: three numbers of 20 digits, and white space.
-const BYTES_MAX: u64 = 128;
+/// Longest file that is read, in bytes: a number of 20 digits, and white space.
+const BYTES_MAX: u64 = 64;
+
+/// The greatest number that the file may hold: the greatest that all numbers of JavaScript are exact up to, and the year 2255 as
+/// an offset. So no offset overflows, however long the gateway runs.
+const OFFSET_MAX: u64 = 1 << 53;
 
 /// The counter of failed writes.
 pub const WRITE_ERRORS: &str = "tidegate_offset_file_errors_total";
@@ -52,7 +54,7 @@ pub enum OffsetFileError {
     },
     /// The file holds something else.
     #[error(
-        "rooms.offset_file: {path} does not hold what a gateway writes, which is three numbers; name another file, \
+        "rooms.offset_file: {path} does not hold an offset, which is a number up to {OFFSET_MAX}; name another file, \
          or remove this one if the clock was not set back since the last run",
         path = path.display()
     )]
@@ -62,33 +64,11 @@ pub enum OffsetFileError {
     },
 }
 
-/// What a run has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reservation {
-    /// The offset that the run had come to when it wrote the file.
-    pub reached: u64,
-    /// The run gave no offset from here on. reached <= end
-    pub end: u64,
-    /// The wall clock when it wrote the file, in microseconds since the Unix epoch.
-    pub written_at_us: u64,
-}
-
-impl Reservation {
-    /// The first offset of a run that begins at this time.
-    #[must_use]
-    pub fn next_first_offset(&self, unix_us: u64) -> u64 {
-        let reached_by_now = unix_us.checked_sub(self.written_at_us);
-        // A clock that was not set back tells how far the run can have come since then.
-        let reached_by_now = reached_by_now.map(|since_us| self.reached.saturating_add(since_us));
-        self.end.min(reached_by_now.unwrap_or(u64::MAX)).max(unix_us)
-    }
-}
-
-/// Reads what the last run has left; `None` if there is no file.
+/// Reads the lowest offset that a new run may give; `None` if there is no file.
 ///
 /// # Errors
 /// [`OffsetFileError`] when there is a file that holds something else, or that can't be read.
-pub fn read(path: &Path) -> Result<Option<Reservation>, OffsetFileError> {
+pub fn read(path: &Path) -> Result<Option<u64>, OffsetFileError> {
     let unreadable = |cause| OffsetFileError::Unreadable { path: path.to_owned(), cause };
     let unfit = || OffsetFileError::Unfit { path: path.to_owned() };
     let metadata = match fs::metadata(path) {
@@ -104,33 +84,28 @@ pub fn read(path: &Path) -> Result<Option<Reservation>, OffsetFileError> {
         io::ErrorKind::InvalidData => unfit(),
         _ => unreadable(error),
     })?;
-    let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
-    match numbers.as_deref() {
-        Ok(&[reached, end, written_at_us]) if reached <= end => {
-            Ok(Some(Reservation { reached, end, written_at_us }))
-        }
-        _ => Err(unfit()),
-    }
+    let offset = text.trim().parse().ok().filter(|&offset| offset <= OFFSET_MAX);
+    offset.map(Some).ok_or_else(unfit)
 }
 
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The first offset of a run: the wall clock, or more if the last run may have given more.
+/// The first offset of a run: the wall clock, or what the last run has left in the file if that is more.
 ///
 /// # Errors
 /// As [`read`].
 pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFileError> {
     let Some(left) = path.map(read).transpose()?.flatten() else { return Ok(unix_us) };
-    let first_offset = left.next_first_offset(unix_us);
-    if unix_us < left.written_at_us {
-        tracing::warn!(
-            behind_s = (left.written_at_us - unix_us) / 1_000_000,
-            "the wall clock was set back since the last run; offsets of pushes go on above those of the last run"
+    if let Some(ahead_us) = left.checked_sub(unix_us) {
+        // After a kill this is up to a minute; more means that the clock was set back.
+        tracing::info!(
+            ahead_s = ahead_us / 1_000_000,
+            "offsets of pushes begin ahead of the wall clock, above those of the last run"
         );
     }
-    Ok(first_offset)
+    Ok(left.max(unix_us))
 }
 
 /// Keeps the file up to date until it is dropped.
@@ -146,14 +121,9 @@ impl OffsetKeeper {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(
-        path: PathBuf,
-        first_offset: u64,
-        started: Instant,
-        wall_clock: WallClock,
-    ) -> io::Result<Self> {
-        let warnings = LogLimit::new();
-        let mut file = OffsetFile { path, first_offset, started, wall_clock, warnings };
+    pub fn start(path: PathBuf, first_offset: u64, started: Instant) -> io::Result<Self> {
+        let mut file =
+            OffsetFile { path, first_offset, started, written: None, warnings: LogLimit::new() };
         file.write(RESERVED);
         let (stop, stopped) = channel::bounded::<()>(0);
         let run = move || {
@@ -182,28 +152,35 @@ struct OffsetFile {
     path: PathBuf,
     first_offset: u64,
     started: Instant,
-    wall_clock: WallClock,
+    /// What this run has written last.
+    written: Option<u64>,
     /// The limit on log lines of failed writes.
     warnings: LogLimit,
 }
 
 impl OffsetFile {
-    /// Writes the offset that the run has come to, and `ahead` of it.
+    /// Writes the offset that the run has come to, and `ahead` of it. What another gateway has written stays, if it is more.
     fn write(&mut self, ahead: Duration) {
         // A room gets less than one push a microsecond, so this is above all that were given.
-        let reached = self.first_offset + micros(self.started.elapsed());
-        let (end, written_at_us) = (reached + micros(ahead), self.wall_clock.unix_us());
-        if let Err(error) = replace(&self.path, &format!("{reached} {end} {written_at_us}\n")) {
-            counter!(WRITE_ERRORS).increment(1);
-            if let Some(suppressed) = self.warnings.allow() {
-                tracing::warn!(
-                    path = %self.path.display(),
-                    %error,
-                    suppressed,
-                    "rooms.offset_file can't be written; if the wall clock is set back before the next start, clients \
-                     will drop pushes"
-                );
-            }
+        let reached = self.first_offset.saturating_add(micros(self.started.elapsed() + ahead));
+        let others = read(&self.path).ok().flatten().filter(|&there| Some(there) != self.written);
+        let offset = reached.max(others.unwrap_or_default());
+        match replace(&self.path, &format!("{offset}\n")) {
+            Ok(()) => self.written = Some(offset),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        counter!(WRITE_ERRORS).increment(1);
+        if let Some(suppressed) = self.warnings.allow() {
+            tracing::warn!(
+                path = %self.path.display(),
+                %error,
+                suppressed,
+                "rooms.offset_file can't be written; if the wall clock is set back before the next start, clients \
+                 will drop pushes"
+            );
         }
     }
 }
@@ -214,7 +191,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         fs::create_dir_all(folder)?;
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
+    // Two gateways in containers may have the same process id.
+    name.push(format!(".{:08x}", fastrand::u32(..)));
     let new = path.with_file_name(name);
     let mut file = File::create(&new)?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
@@ -240,14 +218,13 @@ mod tests {
         let path = folder.path().join("state/offset");
         let now = 1_700_000_000_000_000;
         assert_eq!(first_offset(Some(&path), now).unwrap(), now, "there is no file yet");
-        let clock = WallClock::new(move || Duration::from_micros(now));
-        let keeper = OffsetKeeper::start(path.clone(), now, Instant::now(), clock).unwrap();
-        let killed = read(&path).unwrap().unwrap();
-        assert!(killed.end >= now + micros(RESERVED), "a run that is killed leaves a reservation");
+        let keeper = OffsetKeeper::start(path.clone(), now, Instant::now()).unwrap();
+        let reserved = read(&path).unwrap().unwrap();
+        assert!(reserved >= now + micros(RESERVED), "a run that is killed leaves a reservation");
         drop(keeper);
-        let ended = read(&path).unwrap().unwrap();
-        assert!(ended.end == ended.reached && ended.end < killed.end, "{ended:?} {killed:?}");
-        assert_eq!(first_offset(Some(&path), now - HOUR_US).unwrap(), ended.end);
+        let left = read(&path).unwrap().unwrap();
+        assert!(left >= now && left < reserved, "a run that ends leaves what it came to");
+        assert_eq!(first_offset(Some(&path), now - HOUR_US).unwrap(), left);
         assert_eq!(first_offset(Some(&path), now + HOUR_US).unwrap(), now + HOUR_US);
         assert_eq!(first_offset(None, now).unwrap(), now);
         let names = fs::read_dir(path.parent().unwrap()).unwrap().count();
@@ -255,32 +232,33 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_does_not_move_offsets_ahead_of_a_clock_that_goes_on() {
-        let left = Reservation { reached: 1_000, end: 61_000, written_at_us: 1_000 };
-        assert_eq!(left.next_first_offset(1_500), 1_500);
-        assert_eq!(left.next_first_offset(90_000), 90_000);
-        assert_eq!(left.next_first_offset(999), 61_000, "the clock was set back");
-        // The run before had begun above the clock.
-        let ahead = Reservation { reached: 5_000, end: 65_000, written_at_us: 1_000 };
-        assert_eq!(ahead.next_first_offset(1_500), 5_500);
-        assert_eq!(ahead.next_first_offset(80_000), 80_000);
-        assert_eq!(ahead.next_first_offset(62_000), 65_000, "but no further than it reserved");
+    fn a_run_that_ends_does_not_lower_what_its_successor_has_reserved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("offset");
+        let now = 1_700_000_000_000_000;
+        let draining = OffsetKeeper::start(path.clone(), now, Instant::now()).unwrap();
+        let began = first_offset(Some(&path), now - HOUR_US).unwrap();
+        let successor = OffsetKeeper::start(path.clone(), began, Instant::now()).unwrap();
+        let reserved = read(&path).unwrap().unwrap();
+        drop(draining);
+        assert_eq!(read(&path).unwrap().unwrap(), reserved);
+        drop(successor);
+        assert!(read(&path).unwrap().unwrap() >= began);
     }
 
     #[test]
-    fn a_file_that_holds_something_else_is_refused() {
+    fn a_file_that_holds_no_offset_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("offset");
-        for text in ["", "abc", "1 2", "1 2 -3", "2 1 3", "1 2 99999999999999999999999", "1 2 3 4"]
-        {
+        let too_large = (OFFSET_MAX + 1).to_string();
+        for text in ["", "abc", "-1", "99999999999999999999999", "1 2", "\u{fffd}", &too_large] {
             fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(error.contains("does not hold what a gateway writes"), "{text:?}: {error}");
+            assert!(error.contains("does not hold an offset"), "{text:?}: {error}");
         }
         assert!(matches!(read(folder.path()), Err(OffsetFileError::Unfit { .. })), "a folder");
-        fs::write(&path, " 17 18\n19\n").unwrap();
-        let left = Reservation { reached: 17, end: 18, written_at_us: 19 };
-        assert_eq!(read(&path).unwrap(), Some(left));
+        fs::write(&path, format!(" {OFFSET_MAX}\n")).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(OFFSET_MAX));
     }
 
     #[test]
@@ -290,7 +268,6 @@ mod tests {
         fs::write(&in_the_way, "").unwrap();
         let path = in_the_way.join("offset");
         assert_eq!(first_offset(Some(&path), 7).unwrap(), 7);
-        let clock = WallClock::system();
-        drop(OffsetKeeper::start(path, 1, Instant::now(), clock).unwrap());
+        drop(OffsetKeeper::start(path, 1, Instant::now()).unwrap());
     }
 }

@@ -201,9 +201,7 @@ impl Builder {
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve_once_released(&admin_config, control, metrics, about, &wait)?;
         let (report, ended) = channel::unbounded();
-        let keeper = offset_file.map(|path| {
-            OffsetKeeper::start(path, first_offset, started, parts.shared.wall_clock.clone())
-        });
+        let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;
         let threads = start_shards(listeners, &parts, &report)?;
         hub.set_readiness(Readiness::Ready);

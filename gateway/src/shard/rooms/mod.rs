@@ -673,7 +673,8 @@ impl Rooms {
         // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a microsecond, so this
         // is above every offset that it had before.
         let elapsed_us = now_ms.saturating_mul(1_000);
-        let first = self.home.first_offset.max(self.settings.first_offset + elapsed_us);
+        let first =
+            self.home.first_offset.max(self.settings.first_offset.saturating_add(elapsed_us));
         let log = Log::new(first, policy.log_bytes_max);
         let role = Role::Home { subscribers: Vec::new() };
         Some(self.table.open(room.clone(), policy, log, role, now_ms))
