@@ -126,7 +126,7 @@ impl Batch {
                 self.hold.take_first(taking);
                 Some(first)
             }
-            None => self.hold.next(taking),
+            None => self.hold.next(taking, self.calls_left),
         }
     }
 }

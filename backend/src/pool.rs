@@ -279,6 +279,9 @@ impl Submitter {
 /// Drops calls without an answer. The lock must not be held: requests may be large.
 fn dismiss(expired: &mut Vec<Call>) {
     expired.drain(..).for_each(Call::dismiss);
+    if expired.capacity() > EXPIRE_CALLS_MAX {
+        *expired = Vec::new();
+    }
 }
 
 fn unpark(worker: Option<Thread>) {

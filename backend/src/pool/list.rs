@@ -76,28 +76,22 @@ impl List {
         }
     }
 
-    /// Inserts the element `key` behind those at the front for which `is_before` holds.
-    pub(super) fn insert_behind<T>(
+    /// Inserts the element `key` after another, or at the front.
+    pub(super) fn insert_after<T>(
         &mut self,
         slab: &mut Slab<T>,
         key: u32,
-        is_before: impl Fn(&T) -> bool,
+        before: Option<u32>,
         links: impl Fn(&mut T) -> &mut Links,
     ) {
-        let (mut prev, mut next) = (NONE, self.front);
-        while next != NONE && is_before(&slab[next as usize]) {
-            prev = next;
-            next = links(&mut slab[next as usize]).next;
+        let Some(prev) = before else { return self.push_front(slab, key, links) };
+        let next = links(&mut slab[prev as usize]).next;
+        if next == NONE {
+            return self.push_back(slab, key, links);
         }
-        match (prev, next) {
-            (NONE, _) => self.push_front(slab, key, links),
-            (_, NONE) => self.push_back(slab, key, links),
-            (prev, next) => {
-                *links(&mut slab[key as usize]) = Links { next, prev };
-                links(&mut slab[prev as usize]).next = key;
-                links(&mut slab[next as usize]).prev = key;
-            }
-        }
+        *links(&mut slab[key as usize]) = Links { next, prev };
+        links(&mut slab[prev as usize]).next = key;
+        links(&mut slab[next as usize]).prev = key;
     }
 
     /// Takes the element `key`, which must be in the list, out of it. The slab keeps it.

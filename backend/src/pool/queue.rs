@@ -23,6 +23,9 @@ use crate::histogram::Durations;
 /// occupy memory for ever.
 const KEPT_CALLS: usize = 16 * 1024;
 
+/// Calls whose time is up that are removed under one lock, at most.
+pub(crate) const EXPIRED_MAX: usize = 256;
+
 /// Names a line while it has calls or is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineId(u32);
@@ -37,8 +40,6 @@ pub(crate) struct Taken {
     pub(crate) call: Call,
     pub(crate) received: Instant,
     pub(crate) timeout: TimeoutId,
-    /// How long it waited until it was taken, as it was counted.
-    waited_us: u64,
 }
 
 /// A call that waits.
@@ -48,6 +49,8 @@ struct Waiting {
     received: Instant,
     timeout: TimeoutId,
     line: u32,
+    /// It is in the list of calls that were given back.
+    is_returned: bool,
     in_line: Links,
     in_timeout: Links,
 }
@@ -66,6 +69,15 @@ struct Line {
 struct TimeoutList {
     timeout: Duration,
     calls: List,
+    /// Calls that a worker took and gave back: a list of their own, since they are older than the end of `calls` and
+    /// younger than its front.
+    returned: List,
+}
+
+impl TimeoutList {
+    fn of(&mut self, is_returned: bool) -> &mut List {
+        if is_returned { &mut self.returned } else { &mut self.calls }
+    }
 }
 
 /// See the [module](self).
@@ -115,7 +127,7 @@ impl Queue {
     pub(crate) fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
         let known = self.timeouts.iter().position(|list| list.timeout == timeout);
         let index = known.unwrap_or_else(|| {
-            self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY });
+            self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY, returned: List::EMPTY });
             self.timeouts.len() - 1
         });
         TimeoutId(u16::try_from(index).expect("there are fewer routes than 2^16"))
@@ -131,7 +143,8 @@ impl Queue {
             _ => self.line_of(session),
         };
         let (in_line, in_timeout) = (Links::NONE, Links::NONE);
-        let waiting = Waiting { call, received, timeout, line, in_line, in_timeout };
+        let is_returned = false;
+        let waiting = Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
         let index = narrow(self.calls.insert(waiting));
         let list = &mut self.timeouts[usize::from(timeout.0)].calls;
         list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
@@ -146,8 +159,14 @@ impl Queue {
     /// Takes the oldest call of the line that has waited longest. The line is held until it is
     /// [released](Self::release).
     #[inline]
+    ///
+    /// It stops at [`EXPIRED_MAX`] calls whose time is up, so that the lock is not held for long: then there may be more
+    /// calls although it returns `None`.
     pub(crate) fn take(&mut self, now: Instant, expired: &mut Vec<Call>) -> Option<(LineId, Call)> {
         while let Some(line) = self.runnable.front() {
+            if expired.len() >= EXPIRED_MAX {
+                return None;
+            }
             self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
             self.runnable_lines -= 1;
             self.lines[line as usize].held = true;
@@ -182,10 +201,14 @@ impl Queue {
             }
             bytes_left = left;
             let Waiting { call, received, timeout, .. } = self.remove(index);
-            let waited_us = micros(waited);
-            self.waits.note(waited_us);
-            run.push_back(Taken { call, received, timeout, waited_us });
+            run.push_back(Taken { call, received, timeout });
         }
+    }
+
+    /// Counts how long a call of a run waited until it was handled.
+    #[inline]
+    pub(crate) fn note_wait(&mut self, waited: Duration) {
+        self.waits.note(micros(waited));
     }
 
     /// The duration that a name means.
@@ -196,18 +219,19 @@ impl Queue {
 
     /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
     pub(crate) fn give_back(&mut self, line: LineId, run: &mut VecDeque<Taken>) {
-        while let Some(Taken { call, received, timeout, waited_us }) = run.pop_back() {
+        let mut in_line_before = None;
+        for Taken { call, received, timeout } in run.drain(..) {
             self.bytes += call.biz_data().len();
-            self.waits.forget(waited_us);
             let (in_line, in_timeout) = (Links::NONE, Links::NONE);
-            let waiting = Waiting { call, received, timeout, line: line.0, in_line, in_timeout };
+            let (line, is_returned) = (line.0, true);
+            let waiting =
+                Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
             let index = narrow(self.calls.insert(waiting));
-            let of_line = &mut self.lines[line.0 as usize];
-            of_line.calls.push_front(&mut self.calls, index, |call| &mut call.in_line);
-            // Few calls are older, since these were about to be handled.
-            let list = &mut self.timeouts[usize::from(timeout.0)].calls;
-            let older = |waiting: &Waiting| waiting.received < received;
-            list.insert_behind(&mut self.calls, index, older, |call| &mut call.in_timeout);
+            let list = &mut self.timeouts[usize::from(timeout.0)].returned;
+            list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
+            let of_line = &mut self.lines[line as usize].calls;
+            of_line.insert_after(&mut self.calls, index, in_line_before, |call| &mut call.in_line);
+            in_line_before = Some(index);
         }
     }
 
@@ -219,7 +243,9 @@ impl Queue {
         now: Instant,
         expired: &mut Vec<Call>,
     ) -> Option<Call> {
-        while let Some(index) = self.lines[line.0 as usize].calls.front() {
+        while expired.len() < EXPIRED_MAX
+            && let Some(index) = self.lines[line.0 as usize].calls.front()
+        {
             let Waiting { call, received, timeout, .. } = self.remove(index);
             let waited = now.saturating_duration_since(received);
             if waited < self.timeouts[usize::from(timeout.0)].timeout {
@@ -251,8 +277,9 @@ impl Queue {
         calls_max: usize,
         expired: &mut Vec<Call>,
     ) -> bool {
-        for index in 0..self.timeouts.len() {
-            while let Some(oldest) = self.timeouts[index].calls.front() {
+        let lists = (0..self.timeouts.len()).flat_map(|index| [(index, false), (index, true)]);
+        for (index, is_returned) in lists {
+            while let Some(oldest) = self.timeouts[index].of(is_returned).front() {
                 let waiting = &self.calls[oldest as usize];
                 let waited = now.saturating_duration_since(waiting.received);
                 if waited < self.timeouts[index].timeout {
@@ -293,12 +320,13 @@ impl Queue {
     /// Takes a call out of the lists. Its line stays.
     #[inline]
     fn remove(&mut self, index: u32) -> Waiting {
-        let (line, timeout) = {
+        let (line, timeout, is_returned) = {
             let waiting = &self.calls[index as usize];
-            (waiting.line as usize, usize::from(waiting.timeout.0))
+            (waiting.line as usize, usize::from(waiting.timeout.0), waiting.is_returned)
         };
         self.lines[line].calls.remove(&mut self.calls, index, |call| &mut call.in_line);
-        self.timeouts[timeout].calls.remove(&mut self.calls, index, |call| &mut call.in_timeout);
+        let list = self.timeouts[timeout].of(is_returned);
+        list.remove(&mut self.calls, index, |call| &mut call.in_timeout);
         let waiting = self.calls.remove(index as usize);
         self.bytes -= waiting.call.biz_data().len();
         if self.calls.is_empty() && self.calls.capacity() > KEPT_CALLS {
@@ -423,7 +451,11 @@ mod tests {
                 && by_session.is_empty()
                 && runnable.is_empty()
                 && (self.queue.bytes, self.queue.runnable_lines) == (0, 0)
-                && self.queue.timeouts.iter().all(|list| list.calls.is_empty())
+                && self
+                    .queue
+                    .timeouts
+                    .iter()
+                    .all(|list| list.calls.is_empty() && list.returned.is_empty())
         }
     }
 
@@ -577,7 +609,24 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_given_back_between_older_and_newer_calls_of_its_timeout() {
+    fn a_take_stops_after_so_many_calls_whose_time_is_up() {
+        let mut world = World::new();
+        let calls = EXPIRED_MAX as u64 + 5;
+        for id in 0..calls {
+            world.push(id, id, Duration::ZERO, SECOND);
+        }
+        world.push(calls, calls, SECOND, SECOND);
+        assert_eq!(world.take(SECOND), None);
+        assert_eq!((world.expired.len(), world.queue.calls()), (EXPIRED_MAX, 6));
+        world.expired.clear();
+        let (line, id) = world.take(SECOND).unwrap();
+        assert_eq!((id, world.expired.len()), (calls, 5));
+        world.queue.release(line);
+        assert!(world.is_clear());
+    }
+
+    #[test]
+    fn a_call_that_is_given_back_expires_in_its_time_whatever_else_waits() {
         let mut world = World::new();
         world.push(1, 10, Duration::from_millis(1), SECOND);
         world.push(2, 20, Duration::from_millis(2), SECOND);
@@ -590,9 +639,11 @@ mod tests {
         world.push(3, 30, Duration::from_millis(2), SECOND);
         let mut run = world.take_run(line, Duration::ZERO, (5, 1000)).into();
         world.queue.give_back(line, &mut run);
-        // 21 was received before 11. 30 was pushed last, so it is last.
-        let order = world.expire(SECOND + SECOND, 100).0;
-        assert_eq!(order, [21, 11, 30]);
+        // 21 is in time until 3 ms after the second. 30 was pushed behind 11, so it expires behind it.
+        let mut expired = world.expire(SECOND + Duration::from_millis(3), 100).0;
+        expired.sort_unstable();
+        assert_eq!(expired, [21]);
+        assert_eq!(world.expire(SECOND + SECOND, 100).0, [11, 30]);
     }
 
     #[test]

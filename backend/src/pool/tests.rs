@@ -375,3 +375,95 @@ fn calls_of_a_pool_without_workers_are_answered_when_it_ends() {
     drop((pool, workers, submitter));
     assert_eq!(answers.so_far(), [(0, Err(Code::BackendFailed.into()))]);
 }
+
+/// Blocks on "block", echoes otherwise.
+struct Sleepy(Duration);
+
+impl Handler for Sleepy {
+    fn handle(&self, call: Call, _gateway: &Gateway) {
+        if call.biz_data() == "block" {
+            thread::sleep(self.0);
+        }
+        echo(call);
+    }
+}
+
+#[test]
+fn calls_behind_one_that_blocks_are_not_handled_after_their_time() {
+    // Longer than the coarse clock takes to move.
+    let blocked = Duration::from_millis(50);
+    let mut world = World::running(Sleepy(blocked), OPTIONS);
+    let short: Vec<_> = (0..200).map(|id| (id, id, "x")).collect();
+    world.start = Instant::now();
+    world.submit(&short);
+    world.answers.wait_for(200);
+    // One connection, so that all of them are in one run; each has 10 ms.
+    let timeout = world.submitter.timeout_id(Duration::from_millis(10));
+    let received = Instant::now();
+    for id in 1000..1010 {
+        let call = world.answers.call(id, 7, if id == 1000 { "block" } else { "x" });
+        world.submitter.submit(call, received, timeout);
+    }
+    world.submitter.flush(received);
+    assert_eq!(world.answers.wait_for(1), [1000]);
+    // What comes behind them is handled, so they are out of the queue.
+    let call = world.answers.call(2000, 7, "x");
+    world.submitter.submit(call, Instant::now(), world.timeout);
+    world.submitter.flush(Instant::now());
+    assert_eq!(world.answers.wait_for(1), [2000]);
+    assert_eq!(world.pool.stats().expired, 9);
+}
+
+/// Keeps the first call of a batch, and handles the others one by one.
+struct KeepsFirst;
+
+impl Handler for KeepsFirst {
+    fn handle(&self, call: Call, _gateway: &Gateway) {
+        echo(call);
+    }
+
+    fn handle_batch(&self, batch: &mut Batch, _gateway: &Gateway) {
+        let first = batch.next();
+        batch.each(echo);
+        first.into_iter().for_each(echo);
+    }
+}
+
+#[test]
+fn a_call_that_is_kept_is_not_overtaken_by_later_calls_of_its_connection() {
+    let mut world = World::idle(KeepsFirst, OPTIONS);
+    for round in 0..20 {
+        let id = round * 10;
+        world.submit(&[(id, 1, "x"), (id + 1, 1, "x"), (id + 2, 1, "x"), (id + 3, 2, "x")]);
+        assert!(world.run());
+        let of_first: Vec<_> =
+            world.answers.ids_so_far().into_iter().filter(|answered| *answered < id + 3).collect();
+        assert_eq!(of_first, [id, id + 1, id + 2], "in round {round}");
+    }
+}
+
+#[test]
+fn a_worker_without_a_call_does_not_count_as_blocked() {
+    let mut world = World::idle(Fragile, OPTIONS);
+    for id in 0..100 {
+        world.submit(&[(id, id, "x")]);
+        assert!(world.run());
+    }
+    let later = world.start + Duration::from_secs(60);
+    assert_eq!(world.pool.shared().blocked_workers(later), 0);
+}
+
+#[test]
+fn the_waits_of_calls_never_go_down() {
+    let mut world = World::idle(Fragile, OPTIONS);
+    let mut counted = 0;
+    for round in 0..30 {
+        let calls: Vec<_> = (0..20).map(|call| (round * 20 + call, 1, "x")).collect();
+        world.submit(&calls);
+        world.run();
+        let now = world.pool.stats().waits.counts.iter().sum::<u64>();
+        assert!(now >= counted, "{now} after {counted}");
+        counted = now;
+    }
+    assert_eq!(counted, 600, "each call is counted once");
+}

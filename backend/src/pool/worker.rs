@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::queue::{LineId, Queue, Taken, TimeoutId};
+use super::queue::{EXPIRED_MAX, LineId, Queue, Taken, TimeoutId};
 use super::{Shared, dismiss, unpark};
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::batch::{self, Batch, SLOW_CALL};
 use crate::handler::{Call, Handler};
 use crate::log_limit::LogLimit;
 use crate::publisher::Gateway;
 
-/// Calls that a worker takes between two looks at the clock, while calls are short: a look costs about as
-/// much as to take a call. A slow one among them is noticed with the next look.
+/// Calls that a worker takes between two exact looks at the clock, while calls are short: a look costs about a
+/// third of taking a call.
 const CALLS_PER_READ: u32 = 8;
 
 /// Calls of one connection that a worker takes together while calls are short: one lock serves them all. They would be
@@ -27,7 +29,8 @@ const RUN_BYTES_MAX: usize = 16 * 1024;
 /// Where a worker reads the time.
 #[derive(Clone, Copy, Debug)]
 enum Clock {
-    /// From the system.
+    /// From the system. A coarse clock, which costs a fifth of an exact one and moves every few milliseconds, tells when
+    /// an exact look is due before its turn: a call that blocks is noticed at once.
     System,
     /// From whoever runs it step by step.
     At(Instant),
@@ -41,7 +44,22 @@ impl Clock {
             Self::At(now) => now,
         }
     }
+
+    #[inline]
+    fn coarse(self) -> Coarse {
+        match self {
+            Self::System => {
+                let time = clock_gettime(ClockId::MonotonicCoarse);
+                Coarse(time.tv_sec, time.tv_nsec)
+            }
+            Self::At(_) => Coarse::default(),
+        }
+    }
 }
+
+/// A time of the kernel's coarse clock: seconds and nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Coarse(i64, i64);
 
 /// One thread's end of a pool.
 pub struct Worker {
@@ -65,10 +83,13 @@ impl Worker {
             index,
             clock: Clock::System,
             now: Instant::now(),
+            coarse: Coarse::default(),
             calls_since_read: 0,
+            calls_measured: 1,
             is_fast: false,
             lines: Vec::new(),
             run: Run::default(),
+            waits: Vec::new(),
             began: None,
             last: Taking::Alone,
             expired: Vec::new(),
@@ -202,14 +223,20 @@ pub(crate) struct Hold {
     clock: Clock,
     /// What the clock said when it was last read.
     now: Instant,
+    /// What the coarse clock said then.
+    coarse: Coarse,
     /// Calls that were taken since then.
     calls_since_read: u32,
+    /// Calls between the last two exact looks.
+    calls_measured: u32,
     /// Whether calls were short when one was last taken.
     is_fast: bool,
     /// The last one is that of the call that was taken last.
     lines: Vec<LineId>,
     /// Further calls of that line, which this worker handles next.
     run: Run,
+    /// How long the calls of the run waited that were handled. They are counted under the next lock.
+    waits: Vec<Duration>,
     /// When the call at hand was taken.
     began: Option<Instant>,
     /// How that call was taken.
@@ -236,21 +263,23 @@ struct Run {
 }
 
 impl Run {
-    /// Takes further calls of a line.
+    /// Takes further calls of a line, at most `calls_max`.
     #[inline]
-    fn take(&mut self, queue: &mut Queue, line: LineId, now: Instant) {
-        queue.take_run(line, now, (RUN_CALLS_MAX - 1, RUN_BYTES_MAX), &mut self.calls);
+    fn take(&mut self, queue: &mut Queue, line: LineId, now: Instant, calls_max: usize) {
+        let calls_max = calls_max.min(RUN_CALLS_MAX - 1);
+        queue.take_run(line, now, (calls_max, RUN_BYTES_MAX), &mut self.calls);
         let first = self.calls.front();
         self.timeout = first.map(|taken| (taken.timeout, queue.timeout(taken.timeout)));
     }
 
-    /// The next call, unless its time is up: then the queue has to drop it.
+    /// The next call, and how long it has waited. `None` if there is none, or its time is up: then the queue has to drop it.
     #[inline]
-    fn next(&mut self, now: Instant) -> Option<Call> {
+    fn next(&mut self, now: Instant) -> Option<(Call, Duration)> {
         let &Taken { received, timeout, .. } = self.calls.front()?;
         let (known, duration) = self.timeout?;
-        let is_in_time = timeout == known && now.saturating_duration_since(received) < duration;
-        if is_in_time { self.calls.pop_front().map(|taken| taken.call) } else { None }
+        let waited = now.saturating_duration_since(received);
+        let is_in_time = timeout == known && waited < duration;
+        if is_in_time { self.calls.pop_front().map(|taken| (taken.call, waited)) } else { None }
     }
 }
 
@@ -263,15 +292,22 @@ impl Hold {
     /// now on, if it `may_sleep`.
     fn begin(&mut self, may_sleep: bool) -> Begin {
         let now = self.read_clock();
+        let calls_left = self.shared.options.batch_calls_max - 1;
         let mut state = self.shared.lock();
-        let taken = state.queue.take(now, &mut self.expired);
+        let mut taken = state.queue.take(now, &mut self.expired);
+        while taken.is_none() && self.expired.len() >= EXPIRED_MAX {
+            drop(state);
+            dismiss(&mut self.expired);
+            state = self.shared.lock();
+            taken = state.queue.take(now, &mut self.expired);
+        }
         let wake = state.worker_to_wake(now, &self.shared);
         let begin = match taken {
             Some((line, call)) => {
                 self.lines.push(line);
                 self.is_fast = self.shared.is_fast();
                 if self.is_fast {
-                    self.run.take(&mut state.queue, line, now);
+                    self.run.take(&mut state.queue, line, now, calls_left);
                 }
                 Begin::Call(call, self.is_fast)
             }
@@ -296,7 +332,20 @@ impl Hold {
     #[inline]
     fn read_clock(&mut self) -> Instant {
         self.now = self.clock.now();
+        self.coarse = self.clock.coarse();
+        self.calls_measured = self.calls_since_read + 1;
         self.calls_since_read = 0;
+        self.now
+    }
+
+    /// The time, as exactly as it has to be known between two short calls.
+    #[inline]
+    fn cheap_time(&mut self) -> Instant {
+        let is_recent = self.is_fast && self.calls_since_read < CALLS_PER_READ;
+        if !is_recent || self.clock.coarse() != self.coarse {
+            return self.read_clock();
+        }
+        self.calls_since_read += 1;
         self.now
     }
 
@@ -318,22 +367,18 @@ impl Hold {
         self.last = taking;
     }
 
-    /// Takes the next call of a batch.
+    /// Takes the next call of a batch, which may take `calls_left` more.
     #[inline]
-    pub(crate) fn next(&mut self, taking: Taking) -> Option<Call> {
-        let now = if self.is_fast && self.calls_since_read < CALLS_PER_READ {
-            self.calls_since_read += 1;
-            self.now
-        } else {
-            self.read_clock()
-        };
+    pub(crate) fn next(&mut self, taking: Taking, calls_left: usize) -> Option<Call> {
+        let now = self.cheap_time();
         let is_slow = self.note_end(now);
-        if !is_slow && let Some(call) = self.run.next(now) {
-            self.last = taking;
+        // The run is of a line that the call before was taken from in the same way.
+        let from_run = if !is_slow && taking == self.last { self.run.next(now) } else { None };
+        if let Some((call, waited)) = from_run {
+            self.waits.push(waited);
             self.note_begin(now);
             return Some(call);
         }
-        let mut state = self.shared.lock();
         // While calls are short, a connection's calls are handled one after the other, so that their answers
         // leave in one send. Otherwise connections take turns.
         self.is_fast = self.shared.is_fast();
@@ -341,7 +386,9 @@ impl Hold {
             Taking::Alone => self.is_fast,
             Taking::Kept => taking == Taking::Kept,
         };
+        let mut state = self.shared.lock();
         let queue = &mut state.queue;
+        self.waits.drain(..).for_each(|waited| queue.note_wait(waited));
         let mut call = None;
         if let Some(&line) = self.lines.last() {
             queue.give_back(line, &mut self.run.calls);
@@ -364,13 +411,14 @@ impl Hold {
             && call.is_some()
             && let Some(&line) = self.lines.last()
         {
-            self.run.take(&mut state.queue, line, now);
+            self.run.take(&mut state.queue, line, now, calls_left);
         }
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);
-        if call.is_some() {
-            self.note_begin(now);
+        match call {
+            Some(_) => self.note_begin(now),
+            None => self.shared.set_began(self.index, None),
         }
         unpark(wake);
         dismiss(&mut self.expired);
@@ -387,24 +435,26 @@ impl Hold {
         self.shared.set_began(self.index, Some(now));
     }
 
-    /// The handler is done with the call at hand, if there is one. Returns whether that took long.
+    /// The handler is done with the call at hand, if there is one. Returns whether calls took long since the last exact look at the
+    /// clock, on average.
     #[inline]
     fn note_end(&mut self, now: Instant) -> bool {
         let Some(began) = self.began.take() else { return false };
-        let is_slow = now.saturating_duration_since(began) > SLOW_CALL;
+        let is_slow = now.saturating_duration_since(began) > SLOW_CALL * self.calls_measured;
         self.shared.note_call(is_slow);
         is_slow
     }
 
     /// Releases all lines: the handler is done with all calls of the batch.
     pub(crate) fn release_all(&mut self) {
-        if self.lines.is_empty() {
+        self.shared.set_began(self.index, None);
+        if self.lines.is_empty() && self.waits.is_empty() {
             return;
         }
         let now = self.read_clock();
         self.note_end(now);
-        self.shared.set_began(self.index, None);
         let mut state = self.shared.lock();
+        self.waits.drain(..).for_each(|waited| state.queue.note_wait(waited));
         if let Some(&line) = self.lines.last() {
             state.queue.give_back(line, &mut self.run.calls);
         }
