@@ -1,7 +1,7 @@
 //! Mailboxes: the only way into a shard from another thread.
 //!
-//! Any thread may post. The shard takes all messages at once, in the order in which they were posted. A post wakes the shard only if the shard sleeps, so a post to a
-//! busy shard costs no system call.
+//! Any thread may post. The shard takes all messages at once, in the order in which they were posted. A post wakes the
+//! shard only if the shard sleeps, so a post to a busy shard costs no system call.
 //!
 //! The queue itself has no bound, since each kind of message is bounded at its source: answers by the calls in
 //! flight, commands by the [`CommandLimiter`](super::command::CommandLimiter), registrations by the connections.
@@ -118,7 +118,7 @@ impl Mailbox {
         drop(self.waker.set(waker));
     }
 
-    /// Nothing panics while the lock is held, but a lack of memory.
+    /// Only a lack of memory can panic while the lock is held.
     fn lock(&self) -> MutexGuard<'_, Posted> {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,11 +198,13 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message, and sees to it that the shard looks: at once or, on a worker's thread, at the end of its
-    /// batch. Where the shard has ended, the message is refused.
+    /// Posts a message and wakes the shard if it sleeps. On a worker's thread an answer wakes it at the end of the batch; a
+    /// command wakes it at once, since the handler may wait for its outcome. If the shard has ended, the message is
+    /// refused.
     #[inline]
     pub fn post(&self, message: impl Into<Message>) {
         let message = message.into();
+        let may_wait = matches!(message, Message::Answer(_));
         let mut posted = self.mailbox.lock();
         if posted.is_closed {
             drop(posted);
@@ -211,7 +213,11 @@ impl Address {
         posted.messages.push_back(message);
         self.mailbox.has_messages.store(true, Ordering::Relaxed);
         drop(posted);
-        batch::wake(&self.wake);
+        if may_wait {
+            batch::wake(&self.wake);
+        } else {
+            self.wake.wake();
+        }
     }
 }
 

@@ -328,7 +328,13 @@ impl Shard {
             if let Some(Ended { conn, user_id }) = self.clients.next_ended() {
                 let addr = SessionAddr::new(self.id, conn);
                 let home = users::home(user_id, self.shared.config.shards);
-                self.post(home, UserMessage::Deregister { user_id, addr }.into());
+                let deregister = UserMessage::Deregister { user_id, addr };
+                if home == self.id {
+                    // At once: a login of the same user, which is handled at once too, must not overtake it.
+                    self.users.handle(deregister);
+                } else {
+                    self.post(home, deregister.into());
+                }
                 self.rooms.leave_all(conn.slot, self.clock.now_ms());
             } else if let Some(UserEffect(shard, message)) = self.users.next_effect() {
                 if shard == self.id {
@@ -616,7 +622,10 @@ impl Shard {
         }
         self.burst.finish();
         self.clients.give_back_memory();
+        self.users.give_back_memory();
+        self.rooms.give_back_memory();
         self.calls.give_back_memory();
+        self.local.shrink_to_fit();
         if trim == Trim::Run {
             self.shared.heap.give_back();
             self.counters.memory_give_backs += 1;

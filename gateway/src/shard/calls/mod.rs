@@ -242,5 +242,6 @@ impl Calls {
     /// Frees the memory that is kept for reuse.
     pub fn give_back_memory(&mut self) {
         self.arena = BytesMut::new();
+        self.port.give_back_memory();
     }
 }

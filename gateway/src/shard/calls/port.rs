@@ -55,6 +55,11 @@ impl Port {
         ANSWERS.with_borrow(|answers| !answers.is_empty())
     }
 
+    /// Frees the memory that is kept for answers on this thread.
+    pub fn give_back_memory(&self) {
+        ANSWERS.with_borrow_mut(VecDeque::shrink_to_fit);
+    }
+
     /// The next answer that was given on this thread.
     #[must_use]
     #[inline]

@@ -185,6 +185,7 @@ impl Clients {
     /// Frees the memory that is kept for reuse.
     pub fn give_back_memory(&mut self) {
         self.output.give_back_memory();
+        self.ended.shrink_to_fit();
     }
 
     /// The next session that has ended.

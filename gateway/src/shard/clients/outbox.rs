@@ -140,7 +140,7 @@ impl Outboxes {
         if chain.capacity() > 0 {
             *chain = VecDeque::new();
         }
-        let has_buffer = tail.capacity() > 0;
+        let has_buffer = (1..=BUFFER_BYTES).contains(&tail.capacity());
         if has_buffer && self.spare.len() < SPARE_MAX {
             self.spare.push(id);
         } else {

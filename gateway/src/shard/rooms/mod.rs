@@ -182,6 +182,11 @@ impl Rooms {
         self.effects.pop_front()
     }
 
+    /// Frees the memory that is kept for reuse.
+    pub fn give_back_memory(&mut self) {
+        self.effects.shrink_to_fit();
+    }
+
     /// Handles a message. `state` tells about a connection of this shard.
     pub fn handle(
         &mut self,

@@ -69,6 +69,11 @@ impl Users {
         self.effects.pop_front()
     }
 
+    /// Frees the memory that is kept for reuse.
+    pub fn give_back_memory(&mut self) {
+        self.effects.shrink_to_fit();
+    }
+
     /// Handles a message to a user's home.
     pub fn handle(&mut self, message: UserMessage) {
         match message {
