@@ -163,6 +163,14 @@ mod tests {
         }
         clock.on_woken(clock.instant(90_500), 30_000);
         assert_eq!(deadlines.check(&connection(Phase::Closing, 0), &clock), Due::Abort);
+        for at_ms in (91_000..=120_000).step_by(1_000) {
+            clock.on_woken(clock.instant(at_ms), 30_000);
+        }
+        assert_eq!(
+            deadlines.check(&connection(Phase::Open, 0), &clock),
+            Due::Close(Cause::Idle),
+            "the grace time is over"
+        );
     }
 
     #[test]
