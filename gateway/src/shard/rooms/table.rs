@@ -690,8 +690,9 @@ mod tests {
             let before = table.by_id.capacity();
             drop(table.close(index));
             let after = table.by_id.capacity();
-            // Rooms that open again soon find room.
-            assert!(after == before || after >= 2 * table.len(), "{after} for {}", table.len());
+            // An entry that was removed may stay taken. Where the table shrinks, it keeps room for more rooms.
+            let has_shrunk = after + 1 < before;
+            assert!(!has_shrunk || after >= 2 * table.len(), "{after} for {}", table.len());
         }
         assert_eq!((table.homes(), table.len()), (0, 1));
         assert!(table.by_id.capacity() < 3_000, "{}", table.by_id.capacity());
