@@ -281,6 +281,24 @@ fn a_push_is_under_way_until_each_member_was_offered_it() {
 }
 
 #[test]
+fn the_log_of_a_room_without_members_is_within_its_bound_after_each_push() {
+    let mut part = Part::new(|config| config.default_policy.log_bytes_max = 0);
+    let room = part.room.clone();
+    for last_offset in 1_000..1_004 {
+        part.publish(&room, 0);
+        let info = part.info(&room).unwrap();
+        assert_eq!((info.first_offset, info.last_offset), (last_offset, last_offset));
+    }
+    // So is that of a member that comes: it has seen the push before.
+    part.join(&room, 1, 7, Some(1_002));
+    let effects = part.effects();
+    let [RoomEffect::Post(1, RoomMessage::Joined { log: Some(log), .. })] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((log.first(), log.end()), (1_003, 1_004));
+}
+
+#[test]
 fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
     let window = Duration::from_millis(50);
     let mut part = Part::new(|config| config.default_policy.merge_window = window);
