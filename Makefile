@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-deps fmt lint doc bench fuzz fuzz-short sanitize
+.PHONY: help test test-deps fmt lint doc bench fuzz fuzz-short mutants sanitize
 
 # How long `make fuzz` explores with each target.
 SECONDS := 60
@@ -44,6 +44,13 @@ fuzz: ## Fuzz each target for SECONDS=60
 
 fuzz-short: ## Each fuzz target: its stored corpus, then 5 s
 	fuzz/run --seconds 5
+
+# One mutant in MUTANTS of those that .cargo/mutants.toml lists, evenly spread. Install the tool first:
+# cargo install cargo-mutants --locked
+MUTANTS := 18
+
+mutants: ## Change the code in a hundred places, one at a time: do tests fail?
+	cargo mutants --workspace --shard 0/$(MUTANTS) --sharding round-robin
 
 # It takes nothing beyond the toolchain, which has the sanitizer's run time; but the flag is unstable, and
 # RUSTC_BOOTSTRAP makes a stable compiler take it, which nobody promises for the next one.

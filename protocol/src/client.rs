@@ -277,4 +277,43 @@ mod tests {
         assert!(!client.outgoing().is_empty());
         assert_eq!(client.poll_timeout(), now + Duration::from_secs(60));
     }
+
+    #[test]
+    fn a_session_sets_the_heartbeat_interval_unless_it_names_none() {
+        let now = Instant::now();
+        let mut client = Client::new(now);
+        for (heartbeat_interval_ms, due_ms) in [(0, 30_000), (50, 50), (0, 50)] {
+            let session = v1::Session { session_id: 9, heartbeat_interval_ms, server_time_ms: 1 };
+            let mut out = Vec::new();
+            server::put_session(&mut out, 1, &session);
+            client.receive(&out, drop).unwrap();
+            assert_eq!(client.poll_timeout(), now + Duration::from_millis(due_ms));
+        }
+    }
+
+    #[test]
+    fn a_client_reads_no_longer_frames_than_it_accepts() {
+        let mut client = Client::new(Instant::now()).with_frame_bytes_max(100);
+        let mut out = Vec::new();
+        server::put_push(&mut out, 5, &[7; 90], 0);
+        client.receive(&out, drop).unwrap();
+        out.clear();
+        server::put_push(&mut out, 5, &[7; 100], 0);
+        let error = client.receive(&out, drop).unwrap_err();
+        assert!(matches!(error, ClientError::Frame(FrameError::TooLong { bytes_max: 100, .. })));
+    }
+
+    #[test]
+    fn a_response_of_a_later_version_is_passed_over_and_a_bad_one_is_an_error() {
+        let mut client = Client::new(Instant::now());
+        let mut out = Vec::new();
+        server::put_answer(&mut out, HEARTBEAT - 1, 3, b"of a later version");
+        client.receive(&out, |event| panic!("{event:?}")).unwrap();
+        for kind in [HEARTBEAT, AUTHENTICATE] {
+            let mut out = Vec::new();
+            server::put_answer(&mut out, kind, 3, &[0xff]);
+            let error = Client::new(Instant::now()).receive(&out, drop).unwrap_err();
+            assert_eq!(error, ClientError::BadAnswer(kind));
+        }
+    }
 }

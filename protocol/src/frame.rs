@@ -277,6 +277,21 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_frame_may_change_between_two_frames() {
+        let stream = frame(&[7; 10]).repeat(3);
+        // The frames come whole, or a part of the first was kept.
+        for kept in [0, 4] {
+            let mut reassembler = Reassembler::new();
+            reassembler.frames(&stream[..kept], 0).keep_rest();
+            let mut frames = reassembler.frames(&stream[kept..], 0);
+            frames.set_payload_bytes_max(10);
+            assert_eq!(frames.next(), Ok(Some(&[7_u8; 10][..])));
+            frames.set_payload_bytes_max(9);
+            assert_eq!(frames.next(), Err(FrameError::TooLong { bytes: 10, bytes_max: 9 }));
+        }
+    }
+
+    #[test]
     fn what_is_always_kept_back_does_not_grow() {
         let one = frame(&[7; 100]);
         let mut reassembler = Reassembler::new();

@@ -114,4 +114,18 @@ mod tests {
         admission.paused_by_driver(&io::Error::other("no descriptors"), 4);
         assert_eq!(admission.pauses(), 2);
     }
+
+    #[test]
+    fn lines_about_pauses_are_limited_and_each_is_followed_by_one_that_it_goes_on() {
+        let mut admission = Admission::new(1, 1);
+        assert_eq!(admission.may_warn(0), Some(0));
+        assert!(admission.has_warned);
+        admission.resumed();
+        assert!(!admission.has_warned);
+        assert_eq!(admission.may_warn(9_999), None);
+        assert!(!admission.has_warned, "no line says that it paused");
+        assert_eq!(admission.may_warn(10_000), Some(1));
+        assert_eq!(admission.may_warn(10_001), None);
+        assert!(admission.has_warned);
+    }
 }

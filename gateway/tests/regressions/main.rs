@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod command_outcomes;
+mod figures;
 mod mass_events;
 mod memory_bounds;
 mod merge_windows;

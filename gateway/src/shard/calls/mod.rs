@@ -245,3 +245,167 @@ impl Calls {
         self.port.give_back_memory();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tidegate_backend::demo::{Demo, ECHO};
+    use tidegate_backend::harness::Harness;
+    use tidegate_backend::pool::{Pool, PoolOptions, Worker};
+
+    use super::*;
+    use crate::clock::WallClock;
+    use crate::config::RouteConfig;
+
+    const CONN: ConnId = ConnId { slot: 3, generation: 1 };
+
+    fn ask<'a>(biz_data: &'a [u8]) -> Request<'a> {
+        Request { conn: CONN, session: SessionId(5), user_id: 7, kind: ECHO, sequence: 9, biz_data }
+    }
+
+    fn clock() -> Clock {
+        Clock::new(Instant::now(), WallClock::system())
+    }
+
+    fn pass_to(clock: &mut Clock, ms: u64) {
+        clock.on_woken(clock.instant(ms), 0);
+    }
+
+    /// A shard's calls to a demo backend: on its own thread, or on the workers that are returned.
+    fn calls(on_workers: bool) -> (Calls, Vec<Worker>) {
+        let mut config = Config::embedded_default();
+        config.shards = 1;
+        config.routes = vec![RouteConfig {
+            first_type: ECHO,
+            last_type: ECHO,
+            backend: "demo".into(),
+            timeout: Duration::from_secs(1),
+            in_flight_max: 10,
+        }];
+        let gateway = Harness::new(Demo::default()).gateway().clone();
+        let handler: Arc<dyn tidegate_backend::Handler> = Arc::new(Demo::default());
+        let options = PoolOptions {
+            workers: 1,
+            queue_calls_max: 10,
+            queue_bytes_max: 1_000,
+            batch_calls_max: 8,
+        };
+        let (pool, workers) = Pool::idle(&handler, &gateway, options);
+        let backend = Backend { name: "demo".into(), handler, pool: on_workers.then_some(pool) };
+        (Calls::new(&config, &[backend], Address::new(), gateway), workers)
+    }
+
+    #[test]
+    fn a_handler_on_the_shards_thread_answers_at_once() {
+        let (mut calls, _) = calls(false);
+        let clock = clock();
+        let _on_thread = calls.enter_thread();
+        let route = calls.admit(ECHO, 5).unwrap();
+        calls.start(&ask(b"hello"), route, &clock);
+        assert_eq!((calls.in_flight(), calls.counters().calls), (1, 1));
+        assert!(!calls.has_queued());
+        let answer = calls.next_answer().expect("the handler has answered");
+        let (pending, outcome) = calls.finish(answer, &clock).expect("the call waits for it");
+        assert_eq!((pending.conn, pending.sequence, pending.kind), (CONN, 9, ECHO));
+        assert_eq!(outcome.unwrap(), "hello");
+        assert!(calls.next_answer().is_none());
+        assert_eq!((calls.in_flight(), calls.counters().late_answers), (0, 0));
+    }
+
+    #[test]
+    fn a_call_of_a_backend_with_workers_waits_for_one() {
+        let (mut calls, mut workers) = calls(true);
+        let mut clock = clock();
+        let on_thread = calls.enter_thread();
+        assert!(!calls.flush(&clock), "nothing was submitted");
+        let route = calls.admit(ECHO, 5).unwrap();
+        calls.start(&ask(b"hello"), route, &clock);
+        assert!(calls.next_answer().is_none(), "no handler runs on the shard's thread");
+        pass_to(&mut clock, 100);
+        assert!(calls.flush(&clock));
+        assert!(calls.has_queued());
+        assert!(!calls.flush(&clock), "it was handed over before");
+        assert!(workers[0].run_pending(clock.received()));
+        assert!(!calls.has_queued());
+        let answer = calls.next_answer().expect("the worker ran on this thread");
+        assert_eq!(calls.finish(answer, &clock).unwrap().1.unwrap(), "hello");
+        drop(on_thread);
+    }
+
+    #[test]
+    fn the_shard_looks_for_answers_in_growing_steps_and_at_the_timeout() {
+        let (mut calls, _workers) = calls(true);
+        let mut clock = clock();
+        assert_eq!(calls.next_look_ms(0), None, "no call waits");
+        pass_to(&mut clock, 100);
+        let route = calls.admit(ECHO, 0).unwrap();
+        calls.start(&ask(b""), route, &clock);
+        calls.flush(&clock);
+        let looks = [100, 116, 132, 164, 228, 800].map(|now_ms| calls.next_look_ms(now_ms));
+        assert_eq!(looks, [116, 132, 164, 228, 356, 1_100].map(Some));
+    }
+
+    #[test]
+    fn a_call_that_timed_out_leaves_the_queue_and_its_answer_is_late() {
+        let (mut calls, _workers) = calls(true);
+        let mut clock = clock();
+        let route = calls.admit(ECHO, 1).unwrap();
+        for _ in 0..2 {
+            calls.start(&ask(b"x"), route, &clock);
+        }
+        calls.flush(&clock);
+        pass_to(&mut clock, 999);
+        assert!(calls.take_expired(&clock).is_none());
+        pass_to(&mut clock, 1_000);
+        assert!(calls.take_expired(&clock).is_some());
+        assert!(calls.take_expired(&clock).is_some());
+        assert!(calls.take_expired(&clock).is_none());
+        assert!(calls.has_queued());
+        assert!(!calls.expire_queues(&clock));
+        assert!(!calls.has_queued(), "no worker gets a call that nobody waits for");
+        let late = || Answer { call: tidegate_backend::handler::CallId(0), outcome: Ok("".into()) };
+        assert!(calls.finish(late(), &clock).is_none());
+        assert!(calls.finish(late(), &clock).is_none());
+        assert_eq!(calls.counters().late_answers, 2);
+    }
+
+    #[test]
+    fn each_call_is_in_the_histogram_of_its_backend() {
+        let (mut calls, _) = calls(false);
+        let mut clock = clock();
+        let total = CallDurations::new(["demo".into()]);
+        let on_thread = calls.enter_thread();
+        let route = calls.admit(ECHO, 0).unwrap();
+        calls.start(&ask(b""), route, &clock);
+        pass_to(&mut clock, 3);
+        let answer = calls.next_answer().unwrap();
+        assert!(calls.finish(answer, &clock).is_some());
+        drop(on_thread);
+        calls.export(&total);
+        calls.export(&total);
+        let mut page = String::new();
+        total.render(&mut page);
+        assert!(page.contains("_sum{backend=\"demo\"} 0.003000"), "{page}");
+        assert!(page.contains("_count{backend=\"demo\"} 1\n"), "{page}");
+    }
+
+    #[test]
+    fn short_requests_share_an_allocation_and_a_long_one_has_its_own() {
+        let (mut calls, _) = calls(false);
+        let short = [1; ARENA_REQUEST_BYTES_MAX];
+        let copies: Vec<_> = (0..ARENA_BYTES / short.len()).map(|_| calls.copy(&short)).collect();
+        for (first, second) in copies.iter().zip(&copies[1..]) {
+            assert_eq!(first.as_ptr().wrapping_add(short.len()), second.as_ptr());
+        }
+        assert_eq!(copies[0], short[..]);
+        assert_eq!(calls.arena.capacity(), 0, "the arena is used up");
+        assert_eq!(calls.copy(&[2; ARENA_REQUEST_BYTES_MAX + 1]).len(), short.len() + 1);
+        assert_eq!(calls.arena.capacity(), 0);
+        assert!(calls.copy(b"").is_empty());
+        calls.copy(b"x");
+        assert!(calls.arena.capacity() > 0);
+        calls.give_back_memory();
+        assert_eq!(calls.arena.capacity(), 0);
+    }
+}

@@ -163,6 +163,14 @@ mod tests {
         }
         clock.on_woken(clock.instant(90_500), 30_000);
         assert_eq!(deadlines.check(&connection(Phase::Closing, 0), &clock), Due::Abort);
+        for at_ms in (91_000..=120_000).step_by(1_000) {
+            clock.on_woken(clock.instant(at_ms), 30_000);
+        }
+        assert_eq!(
+            deadlines.check(&connection(Phase::Open, 0), &clock),
+            Due::Close(Cause::Idle),
+            "the grace time is over"
+        );
     }
 
     #[test]
@@ -186,7 +194,8 @@ mod tests {
         (0..slots).for_each(|slot| deadlines.set(slot, 1_000));
         deadlines.clear(5);
         deadlines.set_idle(6, 1_000);
-        assert!(deadlines.next_in_ms(0).is_some());
+        // The end of the tick of 64 ms that it is in.
+        assert_eq!(deadlines.next_in_ms(0), Some(1_024));
         let mut expired = Vec::new();
         deadlines.collect(2_000);
         assert!(deadlines.has_more());

@@ -197,6 +197,23 @@ mod tests {
         drop(outboxes.next(&mut outbox));
         assert_eq!(capacities(&outboxes), 0);
         assert_eq!((outboxes.spare.len(), outboxes.empty.len()), (0, 1));
+        // A buffer that grew in steps has room left, which is a part of a long allocation.
+        (0..3).for_each(|_| outboxes.write(&mut outbox, |buffer| buffer.extend([7; 700])));
+        assert_eq!(outboxes.next(&mut outbox).unwrap().len(), 2_100);
+        assert_eq!(capacities(&outboxes), 0);
+    }
+
+    #[test]
+    fn no_more_buffers_are_kept_than_a_shard_may_keep() {
+        let mut outboxes = Outboxes::default();
+        let mut taken = vec![None; SPARE_MAX + 3];
+        for outbox in &mut taken {
+            outboxes.write(outbox, |buffer| buffer.extend_from_slice(b"answer"));
+        }
+        taken.iter_mut().for_each(|outbox| drop(outboxes.next(outbox)));
+        assert_eq!((outboxes.spare.len(), outboxes.empty.len()), (SPARE_MAX, 3));
+        let kept = outboxes.outboxes.iter().filter(|outbox| outbox.tail.capacity() > 0);
+        assert_eq!(kept.count(), SPARE_MAX);
     }
 
     #[test]

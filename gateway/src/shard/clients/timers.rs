@@ -171,11 +171,8 @@ impl Level {
         (0..=WORDS).find_map(|step| {
             let word = (first / 64 + step) % WORDS;
             let end = u64::MAX << (first % 64);
-            let wanted = match step {
-                0 => end,
-                _ if step == WORDS => !end,
-                _ => u64::MAX,
-            };
+            // The bits of `end` are known to be zero when the word comes the second time.
+            let wanted = if step == 0 { end } else { u64::MAX };
             let occupied = self.occupied[word as usize] & wanted;
             let bucket = word * 64 + occupied.trailing_zeros();
             (occupied != 0).then(|| (bucket + BUCKETS - first) % BUCKETS)
@@ -227,6 +224,20 @@ mod tests {
         }
         assert_eq!(counts, [2, 2, 1]);
         assert_eq!(timers.next_in_ms(2_000), None);
+    }
+
+    #[test]
+    fn a_wheel_without_a_deadline_is_not_walked_through() {
+        let mut timers = Timers::new();
+        timers.set(3, 1_000);
+        timers.set(4, 1_000);
+        timers.clear(3);
+        timers.clear(3);
+        assert_eq!(expired(&mut timers, 2_000), [4]);
+        assert_eq!(timers.set, 0);
+        // Hundreds of years of ticks would take minutes.
+        assert!(!timers.expire(u64::MAX, 1, |_| ()));
+        assert_eq!(timers.tick, NONE);
     }
 
     /// A deadline set so far ahead fires by then: its tick, and what the wheel rounds it up by.

@@ -220,6 +220,25 @@ mod tests {
     }
 
     #[test]
+    fn a_long_merged_run_is_shared_though_more_pushes_have_come() {
+        let mut log = Log::new(1, usize::MAX);
+        for _ in 0..8 {
+            log.append(Bytes::from(vec![1; RUN_BYTES_MAX / 8]));
+        }
+        let (short, _) = log.read(1, 4).unwrap();
+        let (long, to) = log.read(1, 5).unwrap();
+        assert_eq!((short.len(), long.len(), to), (RUN_BYTES_MAX * 3 / 8, RUN_BYTES_MAX / 2, 5));
+        let (again, to) = log.read(1, 9).unwrap();
+        assert_eq!((again.as_ptr(), to), (long.as_ptr(), 5), "half a run is worth a send");
+        let (whole, to) = log.read(2, 9).unwrap();
+        assert_eq!((whole.len(), to), (RUN_BYTES_MAX * 7 / 8, 9), "it begins elsewhere");
+        assert_eq!(
+            log.read(2, 4).map(|(bytes, to)| (bytes.len(), to)),
+            Some((RUN_BYTES_MAX / 4, 4))
+        );
+    }
+
+    #[test]
     fn a_run_is_bounded_and_a_long_frame_is_a_run_of_its_own() {
         let mut log = Log::new(1, usize::MAX);
         for _ in 0..5 {

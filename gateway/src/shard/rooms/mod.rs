@@ -21,6 +21,8 @@ pub mod log;
 pub mod message;
 pub mod reader;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod windows;
 
 use std::collections::VecDeque;

@@ -19,9 +19,9 @@ const KEPT_ENTRIES: usize = 1024;
 /// Session addresses by user, for the users whose home is this shard.
 #[derive(Debug, Default)]
 pub struct Directory {
-    /// Directory with one session. None of them is in `several`.
+    /// Users with one session. None of them is in `several`.
     single: Singles,
-    /// Directory with two sessions at least, oldest first.
+    /// Users with two sessions at least, oldest first.
     several: HashMap<UserId, Vec<SessionAddr>>,
 }
 
@@ -44,7 +44,7 @@ pub fn home(user_id: UserId, shards: u16) -> u16 {
 }
 
 impl Directory {
-    /// Directory with at least one session.
+    /// Users with at least one session.
     #[must_use]
     pub fn len(&self) -> usize {
         self.single.len() + self.several.len()
@@ -310,5 +310,11 @@ mod tests {
         let mut counts = [0; 4];
         (0..4000).for_each(|user_id| counts[usize::from(home(user_id, 4))] += 1);
         assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_large_container_with_an_eighth_of_its_entries_has_shrunk() {
+        assert!(has_shrunk(199, 1_600) && !has_shrunk(200, 1_600));
+        assert!(has_shrunk(0, 1_025) && !has_shrunk(0, 1_024), "a small one keeps its memory");
     }
 }

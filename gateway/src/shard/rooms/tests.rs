@@ -1,0 +1,339 @@
+//! Tests of [`Rooms`]: one shard's part, without a shard.
+
+use std::time::Duration;
+
+use super::*;
+use crate::config::Config;
+
+const MINUTE_MS: u64 = 60_000;
+
+fn conn(slot: u32) -> ConnId {
+    ConnId { slot, generation: 1 }
+}
+
+fn room(name: &str) -> RoomId {
+    RoomId::new(name).unwrap()
+}
+
+/// The rooms of a shard of two, and what they send to the other one.
+struct Part {
+    rooms: Rooms,
+    limiter: Arc<CommandLimiter>,
+    /// A room whose home is this shard.
+    room: RoomId,
+}
+
+impl Part {
+    /// The first of two shards.
+    fn new(configure: impl FnOnce(&mut RoomsConfig)) -> Self {
+        let mut config = Config::embedded_default().rooms;
+        config.idle_ttl = Duration::from_secs(60);
+        configure(&mut config);
+        let limiter = Arc::new(CommandLimiter::new(100, 1 << 20));
+        let settings = Settings { shard: 0, shards: 2, first_offset: 1_000, rooms: config };
+        let rooms = Rooms::new(settings, Arc::clone(&limiter));
+        let room = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 0);
+        Self { rooms, limiter, room: room.unwrap() }
+    }
+
+    fn permit(&self) -> Arc<CommandPermit> {
+        self.limiter.admit(1, &mut None).unwrap()
+    }
+
+    fn handle(&mut self, message: RoomMessage, now_ms: u64) {
+        self.rooms.handle(message, now_ms, |_| ConnState::Open);
+    }
+
+    fn join(&mut self, room: &RoomId, shard: u16, slot: u32, after_offset: Option<u64>) {
+        let addr = SessionAddr::new(shard, conn(slot));
+        let (room, permit) = (room.clone(), self.permit());
+        self.handle(RoomMessage::Join { room, addr, after_offset, permit }, 0);
+    }
+
+    fn leave(&mut self, room: &RoomId, slot: u32, now_ms: u64) {
+        let (addr, room, permit) = (SessionAddr::new(0, conn(slot)), room.clone(), self.permit());
+        self.handle(RoomMessage::Leave { room, addr, permit }, now_ms);
+    }
+
+    fn publish(&mut self, room: &RoomId, now_ms: u64) {
+        let (room, permit) = (room.clone(), self.permit());
+        let biz_data = Bytes::from_static(b"push");
+        self.handle(RoomMessage::Publish { room, kind: 5, biz_data, permit }, now_ms);
+    }
+
+    fn unsubscribe(&mut self, shard: u16, joins: u64) {
+        let room = self.room.clone();
+        self.handle(RoomMessage::Unsubscribe { room, shard, joins }, 0);
+    }
+
+    /// Effects, without those that were taken before.
+    fn effects(&mut self) -> Vec<RoomEffect> {
+        std::iter::from_fn(|| self.rooms.next_effect()).collect()
+    }
+
+    /// Serves all members: the slots, and the pushes of each.
+    fn serve(&mut self) -> Vec<(u32, u64)> {
+        let mut served = Vec::new();
+        while let Some((member, slot)) = self.rooms.next_to_serve(&mut 100) {
+            if let Read::Run { pushes, .. } = self.rooms.read(member) {
+                served.push((slot, pushes));
+            }
+        }
+        self.rooms.trim_logs();
+        self.rooms.trim_logs();
+        served
+    }
+
+    fn info(&mut self, room: &RoomId) -> Option<RoomInfo> {
+        let (reply, mut answer) = oneshot::channel();
+        self.handle(RoomMessage::Ask { room: room.clone(), reply }, 0);
+        answer.try_recv().unwrap()
+    }
+}
+
+#[test]
+fn only_a_member_that_has_missed_pushes_is_flushed_when_it_joins() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.publish(&room, 0);
+    part.publish(&room, 0);
+    let info = part.info(&room).unwrap();
+    assert_eq!((info.first_offset, info.last_offset, info.members), (1_000, 1_001, 0));
+    part.join(&room, 0, 1, None);
+    part.join(&room, 0, 2, Some(1_001));
+    assert!(part.effects().is_empty(), "they have everything");
+    part.join(&room, 0, 3, Some(1_000));
+    part.join(&room, 0, 4, Some(5));
+    part.join(&room, 0, 1, Some(999));
+    let flushed: Vec<u32> = part
+        .effects()
+        .iter()
+        .map(|effect| match effect {
+            RoomEffect::PushesPending(slot) => *slot,
+            effect => panic!("{effect:?}"),
+        })
+        .collect();
+    assert_eq!(flushed, [3, 4, 1]);
+    let mut got = Vec::new();
+    for slot in 1..=4 {
+        let before = part.rooms.counters().room_deliveries;
+        assert_eq!(part.rooms.read_pending(slot, 1_000, drop), Pending::Sent);
+        got.push(part.rooms.counters().room_deliveries - before);
+    }
+    assert_eq!(got, [2, 0, 1, 2]);
+    assert_eq!(part.limiter.commands(), 0, "each command has ended");
+}
+
+#[test]
+fn a_shard_gets_the_log_with_its_first_member_and_every_push_after_it() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.publish(&room, 0);
+    part.join(&room, 1, 7, None);
+    part.join(&room, 1, 8, Some(999));
+    part.publish(&room, 0);
+    let effects = part.effects();
+    let [
+        RoomEffect::Post(1, RoomMessage::Joined { log: Some(log), conn: first, .. }),
+        RoomEffect::Post(1, RoomMessage::Joined { log: None, after_offset: Some(999), .. }),
+        RoomEffect::Post(1, RoomMessage::Append { offset: 1_001, .. }),
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((log.first(), log.end(), log.released()), (1_000, 1_001, 1_001));
+    assert_eq!(*first, conn(7));
+    drop(effects);
+    assert_eq!(part.limiter.commands(), 0);
+}
+
+#[test]
+fn a_subscription_ends_unless_a_join_is_on_its_way() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.join(&room, 1, 7, None);
+    part.join(&room, 1, 8, None);
+    part.effects();
+    part.unsubscribe(1, 1);
+    assert!(part.effects().is_empty(), "the shard has not seen the second join yet");
+    part.unsubscribe(1, 2);
+    let effects = part.effects();
+    assert!(
+        matches!(&effects[..], [RoomEffect::Post(1, RoomMessage::Unsubscribed { .. })]),
+        "{effects:?}"
+    );
+    part.publish(&room, 0);
+    assert!(part.effects().is_empty(), "nothing more goes to that shard");
+    part.unsubscribe(1, 2);
+    assert!(part.effects().is_empty(), "it ended before");
+}
+
+#[test]
+fn a_replica_without_members_tells_the_home() {
+    let mut part = Part::new(|_| {});
+    let far = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 1).unwrap();
+    let joined = |part: &mut Part, slot, log: Option<Log>| {
+        let (room, permit) = (far.clone(), part.permit());
+        let log = log.map(Box::new);
+        let message =
+            RoomMessage::Joined { room, conn: conn(slot), after_offset: None, log, permit };
+        part.handle(message, 0);
+    };
+    joined(&mut part, 1, Some(Log::new(50, 1_000)));
+    joined(&mut part, 2, None);
+    part.rooms.leave_all(1, 0);
+    assert!(part.effects().is_empty(), "there is another member");
+    part.rooms.leave_all(2, 0);
+    let effects = part.effects();
+    assert!(
+        matches!(
+            &effects[..],
+            [RoomEffect::Post(1, RoomMessage::Unsubscribe { shard: 0, joins: 2, .. })]
+        ),
+        "{effects:?}"
+    );
+    assert_eq!(part.rooms.len(), 2, "the home may have a join on its way");
+    part.handle(RoomMessage::Unsubscribed { room: far }, 0);
+    assert_eq!(part.rooms.len(), 1);
+    assert!(part.rooms.take_closed_bytes() > 0);
+    assert_eq!(part.rooms.take_closed_bytes(), 0);
+}
+
+#[test]
+fn everybodys_room_never_ends() {
+    let mut part = Part::new(|_| {});
+    part.rooms.join_everybody(3);
+    part.rooms.leave_all(3, 0);
+    part.rooms.close_idle_rooms(10 * MINUTE_MS);
+    assert!(part.effects().is_empty());
+    assert_eq!((part.rooms.len(), part.rooms.membership_count()), (1, 0));
+    assert!(!part.rooms.is_empty());
+}
+
+#[test]
+fn a_room_is_closed_a_while_after_its_last_push_or_member_and_opens_again_above() {
+    let mut part = Part::new(|_| {});
+    let (room, now_ms) = (part.room.clone(), 7);
+    part.publish(&room, now_ms);
+    part.join(&room, 0, 1, None);
+    part.rooms.close_idle_rooms(now_ms + 2 * MINUTE_MS);
+    assert_eq!(part.rooms.len(), 2, "it has a member");
+    let left_ms = now_ms + 3 * MINUTE_MS;
+    part.leave(&room, 1, left_ms);
+    part.rooms.close_idle_rooms(left_ms + MINUTE_MS - 1);
+    assert_eq!(part.rooms.len(), 2);
+    let end = part.info(&room).unwrap().last_offset + 1;
+    part.rooms.close_idle_rooms(left_ms + MINUTE_MS);
+    assert_eq!(part.rooms.len(), 1);
+    // The clock of the part may stand still: the offset is above all that were given here.
+    part.publish(&room, 0);
+    assert_eq!(part.info(&room).unwrap().first_offset, end);
+    part.join(&room, 1, 9, None);
+    part.rooms.close_idle_rooms(100 * MINUTE_MS);
+    assert_eq!(part.rooms.len(), 2, "another shard has members");
+}
+
+#[test]
+fn a_room_begins_a_thousand_offsets_higher_for_each_millisecond() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.publish(&room, 5);
+    assert_eq!(part.info(&room).unwrap().first_offset, 1_000 + 5_000);
+}
+
+#[test]
+fn rooms_beyond_the_limit_are_refused_and_the_known_ones_are_not() {
+    let mut part = Part::new(|config| {
+        config.rooms_per_shard_max = 2;
+        config.rooms_per_connection_max = 1;
+    });
+    let rooms = ["a", "b", "c"].map(room);
+    rooms.iter().for_each(|room| part.publish(room, 0));
+    assert_eq!((part.rooms.len(), part.rooms.counters().refused_rooms), (3, 1));
+    part.publish(&rooms[1], 0);
+    part.publish(&RoomId::everybody(), 0);
+    assert_eq!(part.rooms.counters().refused_rooms, 1);
+    part.join(&rooms[0], 0, 1, None);
+    part.join(&rooms[1], 0, 1, None);
+    assert_eq!(part.rooms.counters().refused_rooms, 2);
+    assert_eq!(part.rooms.membership_count(), 1);
+    // The other shard gets everybody's push.
+    assert_eq!(part.effects().len(), 1);
+    assert_eq!(part.limiter.commands(), 0);
+}
+
+#[test]
+fn a_push_is_under_way_until_each_member_was_offered_it() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.publish(&room, 0);
+    assert_eq!(part.limiter.commands(), 0, "nobody waits for it");
+    part.join(&room, 0, 1, None);
+    part.join(&room, 0, 2, None);
+    part.publish(&room, 0);
+    part.publish(&room, 0);
+    assert!(part.rooms.is_busy());
+    assert_eq!(part.limiter.commands(), 2);
+    assert_eq!(part.serve(), [(1, 2), (2, 2)]);
+    assert_eq!(part.limiter.commands(), 0);
+    assert!(!part.rooms.is_busy());
+    assert_eq!(part.rooms.counters().room_deliveries, 4);
+}
+
+#[test]
+fn the_log_of_a_room_without_members_is_within_its_bound_after_each_push() {
+    let mut part = Part::new(|config| config.default_policy.log_bytes_max = 0);
+    let room = part.room.clone();
+    for last_offset in 1_000..1_004 {
+        part.publish(&room, 0);
+        let info = part.info(&room).unwrap();
+        assert_eq!((info.first_offset, info.last_offset), (last_offset, last_offset));
+    }
+    // So is that of a member that comes: it has seen the push before.
+    part.join(&room, 1, 7, Some(1_002));
+    let effects = part.effects();
+    let [RoomEffect::Post(1, RoomMessage::Joined { log: Some(log), .. })] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((log.first(), log.end()), (1_003, 1_004));
+}
+
+#[test]
+fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
+    let window = Duration::from_millis(50);
+    let mut part = Part::new(|config| config.default_policy.merge_window = window);
+    let room = part.room.clone();
+    (1..=3).for_each(|slot| part.join(&room, 0, slot, None));
+    part.publish(&room, 100);
+    part.publish(&room, 120);
+    assert_eq!(part.rooms.next_window_end_ms(), Some(150));
+    assert_eq!(part.rooms.counters().merged_pushes, 1);
+    part.leave(&room, 1, 130);
+    let effects = part.effects();
+    assert!(
+        matches!(&effects[..], [RoomEffect::LastPushes(1, run)] if run.len() > 8),
+        "{effects:?}"
+    );
+    let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
+    let message = RoomMessage::Leave { room: room.clone(), addr, permit };
+    part.rooms.handle(message, 130, |_| ConnState::Backlogged);
+    assert!(part.effects().is_empty());
+    part.rooms.end_windows(149);
+    assert!(part.serve().is_empty());
+    part.rooms.end_windows(150);
+    assert_eq!(part.serve(), [(3, 2)]);
+    assert_eq!(part.rooms.next_window_end_ms(), None);
+}
+
+#[test]
+fn no_push_waits_for_a_window_while_the_shard_drains() {
+    let window = Duration::from_millis(50);
+    let mut part = Part::new(|config| config.default_policy.merge_window = window);
+    let room = part.room.clone();
+    part.join(&room, 0, 1, None);
+    part.publish(&room, 100);
+    part.rooms.start_draining();
+    assert_eq!(part.serve(), [(1, 1)]);
+    part.publish(&room, 110);
+    assert_eq!(part.serve(), [(1, 1)]);
+}
