@@ -618,7 +618,7 @@ fn documents_name_the_bounds_that_hold() {
         format!("408 the body did not come within {body} s"),
         format!("504 a shard did not answer within {answer} s"),
         // It is also the metric's help, which another test compares with this row.
-        format!("| Shards that have not answered for {silence} s: they hang. |"),
+        format!("| Shards that have not answered for {silence} s. |"),
         format!("At most {open} operators' connections are open"),
         format!("the reading of an answer have {head} s each"),
     ] {
