@@ -29,9 +29,10 @@ use self::accept::Acceptor;
 use self::connections::{Connections, conn_id};
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
-/// Events that one wait takes at most: enough to share a system call, and a turn, among many
-/// connections; few enough that the last of them waits for a few milliseconds.
-const EVENTS_MAX: usize = 1024;
+/// Events that one wait takes at most: enough to share a system call, and a turn, among many connections; few enough that what
+/// the kernel and the shard keep of them is still in the cache when their answers come back from workers. Measured with 1,000
+/// connections of 8 requests each through a worker: 128 and 64 cost a tenth less CPU time than 1,024.
+const EVENTS_MAX: usize = 128;
 
 const WAKER: Token = Token(usize::MAX);
 const LISTENER: Token = Token(usize::MAX - 1);
