@@ -98,11 +98,13 @@ fn is_missing(error: &io::Error) -> bool {
 /// As [`read`].
 pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFileError> {
     let Some(left) = path.map(read).transpose()?.flatten() else { return Ok(unix_us) };
-    if let Some(ahead_us) = left.checked_sub(unix_us) {
-        // After a kill this is up to a minute; more means that the clock was set back.
-        tracing::info!(
-            ahead_s = ahead_us / 1_000_000,
-            "offsets of pushes begin ahead of the wall clock, above those of the last run"
+    // A run that was killed leaves its reservation. More than that means that the wall clock was set back.
+    if let Some(ahead_us) = left.checked_sub(unix_us)
+        && ahead_us > micros(RESERVED)
+    {
+        tracing::warn!(
+            behind_s = ahead_us / 1_000_000,
+            "the wall clock is behind the last run; offsets of pushes go on above those of the last run"
         );
     }
     Ok(left.max(unix_us))
