@@ -48,7 +48,7 @@ fn a_second_signal_ends_the_gateway_at_once() {
         // This client neither reads its goodbye nor closes, so the gateway would linger.
         let mut phone = gateway.login(7);
         gateway.process.signal(signal);
-        gateway.process.stdout.wait_for("once more to end at once");
+        gateway.process.stdout.wait_for("send the signal again to end at once");
         phone.wait_for_goodbye();
         gateway.process.signal(signal);
         assert_eq!(gateway.process.wait().code(), Some(130));

@@ -34,7 +34,7 @@ fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     // This client neither reads its goodbye nor closes, so the gateway lingers.
     let mut phone = gateway.login(7);
     gateway.terminate();
-    gateway.process.stdout.wait_for("once more to end at once");
+    gateway.process.stdout.wait_for("send the signal again to end at once");
     phone.wait_for_goodbye();
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         gateway.process.signal(signal);
@@ -151,7 +151,7 @@ fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
             phone.assert_is_served();
             if ctrl_c {
                 kill_process(run.gateway, Signal::INT).unwrap();
-                run.terminal.stdout.wait_for("once more to end at once");
+                run.terminal.stdout.wait_for("send the signal again to end at once");
             }
             run.terminal.kill();
             // A second signal would end the process at once, and this call would get no answer.
