@@ -124,7 +124,7 @@ impl Pool {
         self.shared().stats()
     }
 
-    /// A view of the queue, for whoever shows its figures.
+    /// A view of the queue, for the page of metrics.
     #[must_use]
     pub fn observer(&self) -> QueueObserver {
         QueueObserver { shared: Arc::clone(&self.handle.shared) }
@@ -264,7 +264,7 @@ impl Submitter {
     }
 
     /// Removes queued calls whose time is up at `now`, those of other submitters too. They are not answered:
-    /// whoever submitted them knows that their time is up. Returns whether there may be more.
+    /// the shard that submitted them knows that their time is up. Returns whether there may be more.
     pub fn expire(&mut self, now: Instant) -> bool {
         let shared = self.pool.shared();
         let mut state = shared.lock();

@@ -20,7 +20,7 @@ use crate::publisher::Gateway;
 const CALLS_PER_READ: u32 = 8;
 
 /// Calls of one connection that a worker takes together while calls are short: one lock serves them all. They would be
-/// handled one after the other anyway, so nobody else waits for them.
+/// handled one after the other anyway, so no other connection waits for them.
 const RUN_CALLS_MAX: usize = 16;
 
 /// Bytes of requests that a worker takes together. So much may stay with a worker whose handler hangs.
@@ -32,7 +32,7 @@ enum Clock {
     /// From the system. A coarse clock, which costs a fifth of an exact one and moves every few milliseconds, tells when
     /// an exact look is due before its turn: a call that blocks is noticed at once.
     System,
-    /// From whoever runs it step by step.
+    /// From the caller that runs it step by step.
     At(Instant),
 }
 
@@ -185,7 +185,7 @@ struct Patience {
 impl Patience {
     /// A sleep that is shorter might have been a yield.
     const SHORT_SLEEP: Duration = Duration::from_micros(20);
-    /// The score after a failure: so many short sleeps are between two tries.
+    /// The score after a failure: this many short sleeps are between two tries.
     const FAILED: i32 = -16;
 
     const fn yields(&self) -> bool {
