@@ -41,12 +41,6 @@ impl Durations {
         self.counts[BOUNDS.partition_point(|&(bound_us, _)| bound_us < us)] += 1;
         self.sum_us += us;
     }
-
-    /// Takes back one that was counted.
-    pub fn forget(&mut self, us: u64) {
-        self.counts[BOUNDS.partition_point(|&(bound_us, _)| bound_us < us)] -= 1;
-        self.sum_us -= us;
-    }
 }
 
 #[cfg(test)]

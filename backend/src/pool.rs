@@ -256,6 +256,13 @@ impl Submitter {
         self.is_unflushed = true;
     }
 
+    /// Whether calls were submitted since the last flush.
+    #[inline]
+    #[must_use]
+    pub const fn has_unflushed(&self) -> bool {
+        self.is_unflushed || !self.gathered.is_empty()
+    }
+
     /// Whether calls wait for a worker.
     #[inline]
     #[must_use]

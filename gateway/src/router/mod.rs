@@ -110,7 +110,7 @@ impl Router {
         Self { routes, lanes, pending }
     }
 
-    /// Finds the route of a type, if it takes one more call with a request of so many bytes.
+    /// Finds the route of a type, if it takes one more call with a request of this many bytes.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -167,6 +167,13 @@ impl Router {
     pub fn flush(&mut self, now: Instant) -> bool {
         let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
         submitters.fold(false, |any, submitter| submitter.flush(now) | any)
+    }
+
+    /// Whether calls were submitted since the last [`Self::flush`].
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        let mut submitters = self.lanes.iter().filter_map(|lane| lane.submitter.as_ref());
+        submitters.any(Submitter::has_unflushed)
     }
 
     /// Whether calls wait for workers.

@@ -182,6 +182,8 @@ impl Shard {
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
+        // Connections that were held for calls which have timed out may have sent further requests.
+        self.settle(driver);
         if self.calls.flush(&self.clock) {
             // The workers may share this core. If they run now, their answers come without a wake-up. A worker
             // that was woken on this core may have done its work already.
@@ -197,6 +199,11 @@ impl Shard {
         self.rooms.trim_logs();
         // Permits that were dropped there may have answered calls on this thread.
         self.settle(driver);
+        // Sends that ended in this turn may have let held connections go on. No call may wait for the next turn, since the
+        // shard may sleep before it.
+        if self.calls.has_unflushed() {
+            self.calls.flush(&self.clock);
+        }
         if let Some(accepting) = self.admission.update(self.connections(), self.clock.now_ms()) {
             driver.set_accepting(accepting);
         }
@@ -289,13 +296,11 @@ impl Shard {
             Message::User(message) => self.users.handle(message),
             Message::Session(message) => self.on_session_message(message),
             Message::Room(message) => {
-                let Self { rooms, clients, shared, clock, .. } = self;
-                let outbox_bytes_max = shared.config.limits.outbox_bytes_max;
+                let Self { rooms, clients, clock, .. } = self;
                 rooms.handle(message, clock.now_ms(), |conn| match clients.get(conn) {
                     Some(connection) if !connection.is_closing() => {
-                        let unsent_bytes = clients.unsent_bytes(conn.slot);
-                        let is_open = unsent_bytes <= outbox_bytes_max;
-                        if is_open { ConnState::Open } else { ConnState::Backlogged }
+                        let is_backlogged = clients.is_backlogged(conn.slot);
+                        if is_backlogged { ConnState::Backlogged } else { ConnState::Open }
                     }
                     _ => ConnState::Gone,
                 });
@@ -664,8 +669,8 @@ impl Shard {
         if self.clients.at(slot).is_closing() {
             return;
         }
-        let Self { clients, rooms, shared, draining, clock, .. } = self;
-        if clients.unsent_bytes(slot) <= shared.config.limits.outbox_bytes_max {
+        let Self { clients, rooms, draining, clock, .. } = self;
+        if !clients.is_backlogged(slot) {
             rooms.read_last(slot, |run| clients.write_shared(slot, run));
         }
         let is_drain = code == Some(Code::Draining);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_backend::Code;
+use tidegate_backend::{Code, Placement};
 use tidegate_protocol::Request;
 use tidegate_protocol::limits::FRAME_BEFORE_SESSION_BYTES_MAX;
 use tidegate_testing::scripted::ECHO;
@@ -91,4 +91,27 @@ fn before_a_session_a_long_frame_is_refused_by_its_length_alone() {
     assert_eq!((long.last_code(), long.end.is_some()), (Some(Code::Malformed), true));
     assert_eq!((short.received.len(), short.end), (0, None));
     assert_eq!((session.received.len(), session.end), (0, None), "a session may send longer ones");
+}
+
+#[test]
+fn a_request_that_waited_for_a_call_which_timed_out_is_handed_over_in_the_same_turn() {
+    let mut world = World::new(|config| {
+        config.limits.calls_per_connection_max = 1;
+        config.backends[0].placement = Some(Placement::Worker);
+    });
+    let phone = world.log_in(0);
+    // Both at once, so that the second one waits in the shard.
+    let request = |sequence| frame(&Request { kind: ECHO, sequence, ..Request::default() });
+    world.write_all(phone.peer, &[request(1), request(2)].concat());
+    world.turns(6);
+    let timeouts = Code::Timeout.number() as usize - 100;
+    let step = Duration::from_millis(200);
+    while world.count(|stats| stats.failures[timeouts]) == 0 {
+        world.advance(step);
+        world.turn(0);
+    }
+    // Nothing else happens to the shard, which would sleep now.
+    world.run_workers();
+    world.turn(0);
+    assert_eq!(world.count(|stats| stats.answers), 1, "the second request was handed over");
 }

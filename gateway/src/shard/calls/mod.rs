@@ -215,6 +215,12 @@ impl Calls {
         self.durations[backend].note(clock.answered_us().saturating_sub(pending.started_us));
     }
 
+    /// Whether calls were started for workers since the last [`Self::flush`].
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        self.router.has_unflushed()
+    }
+
     /// Hands over to the workers what was gathered. Returns whether there was anything.
     #[inline]
     pub fn flush(&mut self, clock: &Clock) -> bool {

@@ -452,6 +452,12 @@ impl Clients {
         self.output.unsent_bytes(self.at(slot))
     }
 
+    /// Whether a connection has too many unsent bytes to get the last pushes of a room that it leaves.
+    #[must_use]
+    pub fn is_backlogged(&self, slot: u32) -> bool {
+        self.unsent_bytes(slot) > self.settings.outbox_bytes_max
+    }
+
     /// Bytes in a connection's outbox.
     #[inline]
     #[must_use]
