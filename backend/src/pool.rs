@@ -7,7 +7,7 @@
 //!
 //! # Time
 //!
-//! A call whose timeout has passed is never handed to a handler. Whoever submits calls removes those whose
+//! A call whose timeout has passed is never handed to a handler. The shard that submits calls removes those whose
 //! time is up ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
 //! workers block. The exception is what a worker has taken: up to 16 KiB of one connection's calls. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
 //! [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.

@@ -27,7 +27,7 @@ const TYPE_MAX: i32 = 99;
 /// The user who is logged in before the input comes.
 const USER: u64 = 7;
 
-/// After so many turns the shard must have finished.
+/// The shard must have finished after this number of turns.
 const TURNS_MAX: usize = 10_000;
 
 /// Echoes. The data of a request of type 2 is pushed to everybody too.
@@ -196,7 +196,7 @@ fn write(world: &mut World, phone: &Phone, mut bytes: &[u8]) {
     }
 }
 
-/// Reads until so many answers have arrived, or until the connection ends. Pushes are ignored.
+/// Reads until `count` answers have arrived, or until the connection ends. Pushes are ignored.
 fn answers(world: &mut World, phone: &mut Phone, count: usize) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     for _ in 0..TURNS_MAX {

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Messages of up to so many bytes live in buffers that are kept. They do not make a burst.
+/// Messages up to this length, in bytes, live in buffers that are kept. They do not make a burst.
 pub const SHORT_BYTES: usize = 1024;
 
 /// Bytes of longer messages between two looks that make a burst.
@@ -18,6 +18,9 @@ const QUIET_MS: u64 = 2000;
 /// The least time between two requests: each takes all free pages of the process, and the
 /// next burst has to fault them in again.
 const INTERVAL_MS: u64 = 30_000;
+
+/// A smaller container keeps its memory: 25 KiB are not worth the work.
+const KEPT_ENTRIES: usize = 1024;
 
 /// Detects when a burst of long messages is over.
 #[derive(Debug, Default)]
@@ -101,6 +104,14 @@ impl Heap {
     }
 }
 
+/// Whether a container is so empty that it should give memory back. A container that shrinks keeps room for
+/// twice its entries, and shrinks again only after three quarters of that are gone. So shrinking costs each entry no
+/// more than growing did.
+#[must_use]
+pub const fn has_shrunk(len: usize, capacity: usize) -> bool {
+    capacity > KEPT_ENTRIES && len < capacity / 8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +145,11 @@ mod tests {
         assert_eq!(heap.trim(1500, 4000), Trim::Done);
         assert_eq!(heap.trim(5000, 8000), Trim::Later);
         assert_eq!(heap.trim(5000, 4000 + INTERVAL_MS), Trim::Run);
+    }
+
+    #[test]
+    fn a_large_container_with_an_eighth_of_its_entries_has_shrunk() {
+        assert!(has_shrunk(199, 1_600) && !has_shrunk(200, 1_600));
+        assert!(has_shrunk(0, 1_025) && !has_shrunk(0, 1_024), "a small one keeps its memory");
     }
 }

@@ -179,7 +179,7 @@ impl Queue {
         None
     }
 
-    /// Takes further calls of a line that the caller holds into `run`: at most so many, with at most so many bytes. The caller
+    /// Takes further calls of a line that the caller holds into `run`, within two limits: calls, and bytes of their requests. The caller
     /// handles them before it [releases](Self::release) the line, or [gives them back](Self::give_back).
     #[inline]
     pub(crate) fn take_run(

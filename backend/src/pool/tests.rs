@@ -65,7 +65,7 @@ impl Answers {
         self.so_far().into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Waits for so many answers; returns which calls they are for, sorted.
+    /// Waits for `count` answers; returns which calls they are for, sorted.
     fn wait_for(&self, count: usize) -> Vec<u64> {
         let wait = || self.receiver.recv_timeout(TIMEOUT).unwrap().0;
         let mut ids: Vec<_> = (0..count).map(|_| wait()).collect();
@@ -257,7 +257,7 @@ fn calls_whose_time_is_up_hold_nothing_while_all_workers_block() {
     assert_eq!((stats.calls, stats.bytes, stats.expired), (1, 7, 3));
     assert!(request.is_unique(), "its bytes are freed");
     release.send(()).unwrap();
-    // They are not answered either: whoever submitted them has done that.
+    // They are not answered either: the shard that submitted them has done that.
     assert_eq!(world.answers.wait_for(2), [0, 3]);
     let World { pool, submitter, answers, .. } = world;
     drop((pool, submitter));

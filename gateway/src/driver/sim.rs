@@ -63,7 +63,7 @@ struct Socket {
     shutdown: bool,
     /// `Closed` is in `outcomes`.
     closed: bool,
-    /// For so many polls the connection carries no bytes.
+    /// The number of polls in which the connection carries no bytes.
     stalled_polls: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What waits for workers, and for how long: metrics that are read from the pools when somebody asks.
+//! What waits for workers, and for how long: metrics that are read from the pools for each scrape.
 
 use std::fmt::Write as _;
 use std::sync::Arc;

@@ -28,7 +28,7 @@ pub struct CommandLimiter {
 }
 
 impl CommandLimiter {
-    /// A limiter for so many commands and so many bytes.
+    /// A limiter with these bounds on commands and on their bytes.
     #[must_use]
     pub const fn new(commands_max: usize, bytes_max: usize) -> Self {
         Self {

@@ -97,7 +97,7 @@ impl Draining {
         }
     }
 
-    /// What to do in this turn, where there are so many slots.
+    /// What to do in this turn. `slots`: how many slots there are.
     pub fn step(&mut self, slots: usize, now_ms: u64) -> Option<Step> {
         let state = self.state.as_mut()?;
         let is_first = !std::mem::replace(&mut state.is_listening_stopped, true);

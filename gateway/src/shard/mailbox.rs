@@ -55,7 +55,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// Drops the message because its shard has ended. Whoever gave the command learns the reason.
+    /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub(super) fn refuse(self) {
         match self {
             Self::User(message) => message.refuse(),

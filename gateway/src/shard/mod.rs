@@ -305,7 +305,7 @@ impl Shard {
                     _ => ConnState::Gone,
                 });
             }
-            // Whoever asked may have stopped waiting.
+            // The operator may have stopped waiting.
             Message::AskShard { reply } => drop(reply.send(self.info(mechanism))),
             Message::Drain => {
                 if self.draining.start(self.clock.now_ms()) {

@@ -108,7 +108,7 @@ impl Phone {
         while self.end.is_none() && self.take(world.read_at_most(self.peer, usize::MAX)) {}
     }
 
-    /// Reads what arrives within so many turns.
+    /// Reads what arrives within `turns` turns.
     pub fn read_for(&mut self, world: &mut World, turns: usize) {
         for _ in 0..turns {
             world.turns(1);

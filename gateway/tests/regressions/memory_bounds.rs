@@ -68,7 +68,7 @@ fn long_answers(placement: Placement) -> World {
     world_of_answers(placement, ANSWER_BYTES, 1 << 20)
 }
 
-/// Sends so many requests of a type at once.
+/// Sends `count` requests of a type at once.
 fn pipeline(world: &mut World, phone: &Phone, kind: i32, requests: usize) {
     let requests = (1..=requests as u64)
         .flat_map(|sequence| frame(&Request { kind, sequence, ..Request::default() }));

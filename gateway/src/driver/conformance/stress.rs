@@ -27,7 +27,7 @@ impl<W: World> Bench<W> {
             .get_or_insert_with(|| MANY_CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner));
         let before = self.accepted().len();
         let mut peers = Vec::new();
-        // Accepting is slower than connecting, and the queue holds so many.
+        // Accepting is slower than connecting, and this is what the queue holds.
         while peers.len() < count {
             let burst = (count - peers.len()).min(100);
             peers.extend((0..burst).map(|_| self.world.connect().expect("the listener is open")));

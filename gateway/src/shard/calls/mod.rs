@@ -1,6 +1,6 @@
 //! Calls: the part of the shard that hands requests to backends and takes their answers.
 //!
-//! It owns the router, the calls in flight and how long they took. It knows no connection: whoever asked is a name in the
+//! It owns the router, the calls in flight and how long they took. It knows no connection: the client is a name in the
 //! call, and the shard writes the answer.
 
 pub mod durations;

@@ -46,7 +46,7 @@ pub enum RoomMessage {
 }
 
 impl RoomMessage {
-    /// Drops the message because its shard has ended. Whoever gave the command learns the reason.
+    /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {
             // The home did nothing of it.

@@ -504,7 +504,7 @@ impl Rooms {
 
     fn ask(&mut self, room: &RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
         let Some(index) = self.table.find(room) else {
-            // Whoever asked may have stopped waiting.
+            // The operator may have stopped waiting.
             drop(reply.send(None));
             return;
         };

@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 use tidegate_backend::RoomId;
 
 use super::log::Log;
+use crate::allocator::has_shrunk;
 use crate::config::RoomPolicy;
 use crate::shard::command::CommandPermit;
 
@@ -555,11 +556,6 @@ pub fn home(room: &RoomId, shards: u16) -> u16 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (hash % u64::from(shards)) as u16
-}
-
-/// Whether a hash table is so empty that it should give memory back. See the same of the user directory.
-const fn has_shrunk(len: usize, capacity: usize) -> bool {
-    capacity > 1024 && len < capacity / 8
 }
 
 #[cfg(test)]

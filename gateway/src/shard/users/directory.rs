@@ -11,10 +11,8 @@ use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use tidegate_backend::UserId;
 
+use crate::allocator::has_shrunk;
 use crate::session_id::SessionAddr;
-
-/// A smaller table keeps its memory: 25 KiB are not worth the work.
-const KEPT_ENTRIES: usize = 1024;
 
 /// Session addresses by user, for the users whose home is this shard.
 #[derive(Debug, Default)]
@@ -190,13 +188,6 @@ impl Singles {
     }
 }
 
-/// Whether a container is so empty that it should give memory back. A container that shrinks keeps room for
-/// twice its entries, and shrinks again only after three quarters of that are gone. So shrinking costs each entry no
-/// more than growing did.
-const fn has_shrunk(len: usize, capacity: usize) -> bool {
-    capacity > KEPT_ENTRIES && len < capacity / 8
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -310,11 +301,5 @@ mod tests {
         let mut counts = [0; 4];
         (0..4000).for_each(|user_id| counts[usize::from(home(user_id, 4))] += 1);
         assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
-    }
-
-    #[test]
-    fn a_large_container_with_an_eighth_of_its_entries_has_shrunk() {
-        assert!(has_shrunk(199, 1_600) && !has_shrunk(200, 1_600));
-        assert!(has_shrunk(0, 1_025) && !has_shrunk(0, 1_024), "a small one keeps its memory");
     }
 }

@@ -29,7 +29,7 @@ pub enum UserMessage {
 }
 
 impl UserMessage {
-    /// Drops the message because its shard has ended. Whoever gave the command learns the reason.
+    /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {
             Self::Kick { permit, .. } | Self::Push { permit, .. } => {

@@ -83,7 +83,7 @@ impl Users {
             UserMessage::Deregister { user_id, addr } => self.directory.deregister(user_id, addr),
             UserMessage::Kick { user_id, permit } => self.kick(user_id, &permit),
             UserMessage::Push { user_id, frame, permit } => self.push(user_id, &frame, &permit),
-            // Whoever asked may have stopped waiting.
+            // The operator may have stopped waiting.
             UserMessage::Ask { user_id, reply } => drop(reply.send(self.info(user_id))),
         }
     }

@@ -128,9 +128,3 @@ fn closed_rooms_leave_little_behind() {
     assert_eq!((table.homes(), table.len()), (0, 1));
     assert!(table.by_id.capacity() < 3_000, "{}", table.by_id.capacity());
 }
-
-#[test]
-fn a_large_container_with_an_eighth_of_its_entries_has_shrunk() {
-    assert!(has_shrunk(199, 1_600) && !has_shrunk(200, 1_600));
-    assert!(has_shrunk(0, 1_025) && !has_shrunk(0, 1_024), "a small one keeps its memory");
-}
