@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod driver;
+mod durable;
 mod holder;
 pub mod hub;
 pub mod metrics_page;

@@ -9,6 +9,10 @@
 //! run may begin up to a minute ahead of the wall clock. That harms nobody: clients only compare offsets. Two gateways that share the
 //! file never lower what the other has written.
 //!
+//! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's place, and then
+//! its name is (`durable`). The tests check that both are asked for, in this order, and that a failure is counted. They can't
+//! check that a disk keeps what it has confirmed: that shows only when its power is cut.
+//!
 //! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
 
@@ -22,6 +26,8 @@ use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use metrics::counter;
 use tidegate_backend::log_limit::LogLimit;
 
+use crate::durable;
+
 /// How often the reservation is renewed.
 const RENEWED_EVERY: Duration = Duration::from_secs(30);
 
@@ -34,6 +40,9 @@ const BYTES_MAX: u64 = 64;
 /// The greatest number that the file may hold: the greatest that all numbers of JavaScript are exact up to, and the year 2255 as
 /// an offset. So no offset overflows, however long the gateway runs.
 const OFFSET_MAX: u64 = 1 << 53;
+
+/// The mode of folders that are made for the file, less the umask: it holds nothing secret.
+const FOLDER_MODE: u32 = 0o777;
 
 /// The counter of failed writes.
 pub const WRITE_ERRORS: &str = "tidegate_offset_file_errors_total";
@@ -167,9 +176,12 @@ impl OffsetFile {
         let reached = self.first_offset.saturating_add(micros(self.started.elapsed() + ahead));
         let others = read(&self.path).ok().flatten().filter(|&there| Some(there) != self.written);
         let offset = reached.max(others.unwrap_or_default());
-        match replace(&self.path, &format!("{offset}\n")) {
-            Ok(()) => self.written = Some(offset),
-            Err(error) => self.failed(&error),
+        let replaced = replace(&self.path, &format!("{offset}\n"));
+        if replaced.is_ok() || read(&self.path).is_ok_and(|there| there == Some(offset)) {
+            self.written = Some(offset);
+        }
+        if let Err(error) = replaced {
+            self.failed(&error);
         }
     }
 
@@ -180,28 +192,29 @@ impl OffsetFile {
                 path = %self.path.display(),
                 %error,
                 suppressed,
-                "rooms.offset_file can't be written; if the wall clock is set back before the next start, clients \
+                "rooms.offset_file can't be written or synced; if the wall clock is set back before the next start, clients \
                  will drop pushes"
             );
         }
     }
 }
 
-/// Puts a new file in the place of an old one, so that a reader finds one or the other.
+/// Puts a new file in the place of an old one, so that a reader finds one or the other, after a power cut too. Where the last
+/// step fails, a reader finds the new one, but a power cut may bring the old one back.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
+    let folder = durable::folder_of(path);
+    durable::create_folders(folder, FOLDER_MODE)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // Two gateways in containers may have the same process id.
     name.push(format!(".{:08x}", fastrand::u32(..)));
     let new = path.with_file_name(name);
     let mut file = File::create(&new)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
         // What is left of it helps nobody.
         let _ = fs::remove_file(&new);
-    })
+    })?;
+    durable::sync_folder(folder)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -211,6 +224,7 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::fault::with_failing;
 
     const HOUR_US: u64 = 3_600_000_000;
 
@@ -261,6 +275,46 @@ mod tests {
         assert!(matches!(read(folder.path()), Err(OffsetFileError::Unfit { .. })), "a folder");
         fs::write(&path, format!(" {OFFSET_MAX}\n")).unwrap();
         assert_eq!(read(&path).unwrap(), Some(OFFSET_MAX));
+    }
+
+    #[test]
+    fn an_offset_survives_a_power_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("offset");
+        replace(&path, "1\n").unwrap();
+        let unsynced = with_failing(libc::SYS_fdatasync, || replace(&path, "2\n"));
+        assert_eq!(unsynced.unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(
+            read(&path).unwrap(),
+            Some(1),
+            "the old file stays until the new one's bytes are synced"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+        let unsynced = with_failing(libc::SYS_fsync, || replace(&path, "3\n"));
+        assert_eq!(
+            unsynced.unwrap_err().raw_os_error(),
+            Some(libc::EIO),
+            "the folder is not synced"
+        );
+        assert_eq!(read(&path).unwrap(), Some(3), "the folder is synced when it has the new name");
+        // So is that of a folder which is made for the file.
+        let below = folder.path().join("state/offset");
+        assert!(with_failing(libc::SYS_fsync, || replace(&below, "4\n")).is_err());
+        assert_eq!(read(&below).unwrap(), None);
+    }
+
+    #[test]
+    fn a_run_that_ends_lowers_its_reservation_though_no_folder_could_be_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("offset");
+        let now = 1_700_000_000_000_000;
+        let reserved = with_failing(libc::SYS_fsync, || {
+            let keeper = OffsetKeeper::start(path.clone(), now, Instant::now()).unwrap();
+            let reserved = read(&path).unwrap().unwrap();
+            drop(keeper);
+            reserved
+        });
+        assert!(read(&path).unwrap().unwrap() < reserved);
     }
 
     #[test]
