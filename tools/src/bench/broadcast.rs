@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use anyhow::bail;
+use anyhow::{Result, bail};
 
 use super::args::BroadcastArgs;
 use super::clock::{Nanos, due_after};
@@ -47,7 +47,7 @@ enum PublishPace {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &BroadcastArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BroadcastArgs) -> Result<()> {
     let receivers = args.common.connections as usize;
     if !args.raw && args.bytes < HEADER_BYTES {
         bail!("--bytes is at least {HEADER_BYTES}: each push carries its number and its time");
@@ -123,7 +123,7 @@ impl BroadcastLoad {
         args: &BroadcastArgs,
         context: &WorkerContext,
         shared_log: &Arc<SharedLog>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self> {
         let share = context.share;
         let publisher = args.common.connections as usize;
         let (first_slot, count) = share.from(publisher + 1);
@@ -239,19 +239,13 @@ impl BroadcastLoad {
 }
 
 impl ConnectionEvents for BroadcastLoad {
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         self.steady.opened(slot, link, now);
         Ok(())
     }
 
     #[inline]
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         let Link { reassembler, out, .. } = link;
         let counted_receiver = self.counting && slot < self.publisher;
         self.reads += u64::from(counted_receiver);
@@ -276,7 +270,7 @@ impl ConnectionEvents for BroadcastLoad {
         })
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> Result<()> {
         self.steady.closed(slot, &cause)
     }
 }
@@ -300,7 +294,7 @@ impl Load for BroadcastLoad {
         }
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         let received = self.counters().received;
         let standing = self.steady.standing(self.drained(), received);
         let (transition, next) = self.steady.tick(standing, sockets, now)?;

@@ -1,6 +1,6 @@
 //! `tide bench connect`: holds many idle connections, and measures what each costs.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Result};
 
 use super::args::ConnectArgs;
 use super::clock::Nanos;
@@ -59,7 +59,7 @@ struct Settling {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &ConnectArgs) -> Result<()> {
     let common = &args.common;
     let plan = RunPlan::new(common, common.connections as usize);
     let finished = workers::run(&plan, |context| ConnectLoad::new(args, context))?;
@@ -108,7 +108,7 @@ fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {
 }
 
 impl ConnectLoad {
-    fn new(args: &ConnectArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+    fn new(args: &ConnectArgs, context: &WorkerContext) -> Result<Self> {
         let share = context.share;
         let large = args.large_answers.map(|bytes| {
             let in_flight_max = (LARGE_IN_FLIGHT_MAX / share.workers).max(1) as u64;
@@ -138,7 +138,7 @@ impl ConnectLoad {
     }
 
     /// Runs the phases before the hold.
-    fn prepare(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<()> {
+    fn prepare(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<()> {
         match &mut self.phase {
             Phase::Ramp if self.steady.sessions.all_up() => {
                 if self.steady.phases.context.reach(Stage::Up) {
@@ -204,18 +204,12 @@ impl ConnectLoad {
 }
 
 impl ConnectionEvents for ConnectLoad {
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         self.steady.opened(slot, link, now);
         Ok(())
     }
 
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         let Link { reassembler, out, .. } = link;
         let unasked = || format!("connection {slot}: bytes came without a request");
         if self.steady.raw {
@@ -230,7 +224,7 @@ impl ConnectionEvents for ConnectLoad {
         })
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> Result<()> {
         self.steady.closed(slot, &cause)
     }
 }
@@ -245,7 +239,7 @@ impl Load for ConnectLoad {
         self.steady.sessions.flush(Some(live));
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         self.prepare(sockets, now)?;
         let standing = WorkerStatus {
             ready: matches!(self.phase, Phase::Hold),

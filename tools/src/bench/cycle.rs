@@ -1,6 +1,6 @@
 //! `tide bench connect --cycle`: complete connections, from the connect to the close, again and again.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::args::ConnectArgs;
 use super::churn_load::ChurnLoad;
@@ -56,7 +56,7 @@ enum Step {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &ConnectArgs) -> Result<()> {
     args.common.ensure_window()?;
     let count = args.common.connections as usize;
     let plan = RunPlan { reset_on_close: args.reset, ..RunPlan::new(&args.common, count) };
@@ -81,7 +81,7 @@ pub(super) fn run(args: &ConnectArgs) -> anyhow::Result<()> {
 }
 
 impl<'a> CycleLoad<'a> {
-    fn new(args: &'a ConnectArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+    fn new(args: &'a ConnectArgs, context: &WorkerContext) -> Result<Self> {
         let share = context.share;
         Ok(Self {
             args,
@@ -108,12 +108,7 @@ impl<'a> CycleLoad<'a> {
         link.close = true;
     }
 
-    fn answered(
-        &mut self,
-        slot: usize,
-        answer: SessionAnswer,
-        link: &mut Link,
-    ) -> anyhow::Result<()> {
+    fn answered(&mut self, slot: usize, answer: SessionAnswer, link: &mut Link) -> Result<()> {
         let pipelined = self.args.pipelined;
         self.counters.received += 1;
         let lane = self.lane(slot);
@@ -134,7 +129,7 @@ impl<'a> CycleLoad<'a> {
         Ok(())
     }
 
-    fn echoed(&mut self, slot: usize, bytes: usize, link: &mut Link) -> anyhow::Result<()> {
+    fn echoed(&mut self, slot: usize, bytes: usize, link: &mut Link) -> Result<()> {
         let lane = self.lane(slot);
         let more = || format!("connection {slot}: more bytes came back than were sent");
         lane.pending_bytes = lane.pending_bytes.checked_sub(bytes).with_context(more)?;
@@ -152,7 +147,7 @@ impl<'a> CycleLoad<'a> {
 }
 
 impl ConnectionEvents for CycleLoad<'_> {
-    fn opened(&mut self, slot: usize, link: &mut Link, _: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, _: Nanos) -> Result<()> {
         // A new user each time: the server may not have closed the last user's connection yet, and would
         // replace it (107).
         let share = self.phases.share();
@@ -175,13 +170,7 @@ impl ConnectionEvents for CycleLoad<'_> {
         Ok(())
     }
 
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        _: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], _: Nanos) -> Result<()> {
         if self.args.raw {
             return self.echoed(slot, bytes.len(), link);
         }
@@ -193,7 +182,7 @@ impl ConnectionEvents for CycleLoad<'_> {
         Ok(())
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> Result<()> {
         let lane = *self.lane(slot);
         if lane.step != Step::Closing {
             bail!("connection {slot} was {cause} in step {:?}", lane.step);
@@ -215,7 +204,7 @@ impl Load for CycleLoad<'_> {
         self.latency.flush(Some(live));
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         let received = self.counters.received;
         if self.churn.tick(&mut self.phases, &mut self.latency, received, now)? {
             return Ok(Next::Done);

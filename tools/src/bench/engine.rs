@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::time::{
@@ -36,7 +36,7 @@ pub(super) trait Load: ConnectionEvents {
     /// Called once a second: hands over the latencies of that second.
     fn flush(&mut self, live: &LiveStats);
     /// Called once a turn: opens connections, sends what is due, and returns when to be called again.
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next>;
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next>;
 }
 
 /// When a load wants its next tick. Each turn of the engine has one in any case.
@@ -96,7 +96,7 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Its descriptors belong to the calling thread's table.
-    pub(super) fn new(setup: &EngineSetup) -> anyhow::Result<Self> {
+    pub(super) fn new(setup: &EngineSetup) -> Result<Self> {
         let poll = Poll::new().context("cannot make an epoll")?;
         // mio rounds a timeout up to a millisecond, so that a send would be up to a millisecond late.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
@@ -110,14 +110,14 @@ impl Engine {
     }
 
     /// Takes a turn each time another worker writes to this eventfd.
-    pub(super) fn with_wakeup(self, wakeup: BorrowedFd<'_>) -> anyhow::Result<Self> {
+    pub(super) fn with_wakeup(self, wakeup: BorrowedFd<'_>) -> Result<Self> {
         let fd = wakeup.as_raw_fd();
         self.poll.registry().register(&mut SourceFd(&fd), WAKEUP, Interest::READABLE)?;
         Ok(self)
     }
 
     /// Serves the slots from this one on before the others.
-    pub(super) fn with_urgent_from(mut self, slot: usize) -> anyhow::Result<Self> {
+    pub(super) fn with_urgent_from(mut self, slot: usize) -> Result<Self> {
         let poll = Poll::new().context("cannot make an epoll")?;
         let fd = poll.as_raw_fd();
         self.poll.registry().register(&mut SourceFd(&fd), URGENT, Interest::READABLE)?;
@@ -128,7 +128,7 @@ impl Engine {
     }
 
     /// Runs until the load is done.
-    pub(super) fn run(&mut self, load: &mut impl Load) -> anyhow::Result<()> {
+    pub(super) fn run(&mut self, load: &mut impl Load) -> Result<()> {
         loop {
             let now = self.now();
             let next = load.tick(&mut self.sockets, now)?;
@@ -148,7 +148,7 @@ impl Engine {
         }
     }
 
-    fn turn(&mut self, load: &mut impl Load, timeout: Duration) -> anyhow::Result<()> {
+    fn turn(&mut self, load: &mut impl Load, timeout: Duration) -> Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
             result => result.context("epoll failed")?,
@@ -170,7 +170,7 @@ impl Engine {
         nanos_since(self.origin)
     }
 
-    fn arm(&mut self, at: Nanos, now: Nanos) -> anyhow::Result<()> {
+    fn arm(&mut self, at: Nanos, now: Nanos) -> Result<()> {
         if at == self.armed_at || at > now + u64::try_from(SLEEP_MAX.as_nanos())? {
             return Ok(());
         }

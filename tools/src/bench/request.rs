@@ -1,6 +1,6 @@
 //! `tide bench request`: echoes on many connections.
 
-use anyhow::bail;
+use anyhow::{Result, bail};
 
 use super::args::RequestArgs;
 use super::clock::Nanos;
@@ -21,7 +21,7 @@ struct RequestLoad {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &RequestArgs) -> Result<()> {
     args.common.ensure_window()?;
     let count = args.common.connections as usize;
     if let Some(in_flight) = args.in_flight.filter(|most| *most > args.common.connections) {
@@ -44,7 +44,7 @@ pub(super) fn run(args: &RequestArgs) -> anyhow::Result<()> {
     ensure_measured(load.echo.counted().iter().sum(), "answer came")
 }
 
-fn pace(args: &RequestArgs, context: &WorkerContext) -> anyhow::Result<Pace> {
+fn pace(args: &RequestArgs, context: &WorkerContext) -> Result<Pace> {
     let share = context.share;
     Ok(match (args.rate, args.in_flight) {
         (Some(rate), _) => {
@@ -89,7 +89,7 @@ fn report(args: &RequestArgs, load: &mut RequestLoad) -> Report {
 }
 
 impl RequestLoad {
-    fn new(args: &RequestArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+    fn new(args: &RequestArgs, context: &WorkerContext) -> Result<Self> {
         let (first_slot, count) = (context.share.first, context.share.count);
         let (kind, bytes, raw) = (args.kind, args.bytes, args.raw);
         let pace = pace(args, context)?;
@@ -99,19 +99,13 @@ impl RequestLoad {
 }
 
 impl ConnectionEvents for RequestLoad {
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         self.steady.opened(slot, link, now);
         Ok(())
     }
 
     #[inline]
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         let Link { reassembler, out, .. } = link;
         if self.steady.raw {
             return self.echo.echoed(slot, bytes, out, now);
@@ -124,7 +118,7 @@ impl ConnectionEvents for RequestLoad {
         })
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> Result<()> {
         self.steady.closed(slot, &cause)
     }
 }
@@ -139,7 +133,7 @@ impl Load for RequestLoad {
         self.echo.flush(Some(live));
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         let (_, answered) = self.echo.sent_and_answered();
         let standing = self.steady.standing(self.echo.drained(), answered);
         let (transition, next) = self.steady.tick(standing, sockets, now)?;

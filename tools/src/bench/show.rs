@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Result, bail};
 
 use super::args::ShowArgs;
 use super::clock::{Nanos, due_after};
@@ -48,7 +48,7 @@ struct ShowLoad {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &ShowArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &ShowArgs) -> Result<()> {
     if args.bytes < HEADER_BYTES {
         bail!("--bytes is at least {HEADER_BYTES}: each push carries its number and its time");
     }
@@ -113,11 +113,7 @@ fn report(args: &ShowArgs, load: &mut ShowLoad) -> Report {
 }
 
 impl ShowLoad {
-    fn new(
-        args: &ShowArgs,
-        context: &WorkerContext,
-        shared_log: &Arc<SharedLog>,
-    ) -> anyhow::Result<Self> {
+    fn new(args: &ShowArgs, context: &WorkerContext, shared_log: &Arc<SharedLog>) -> Result<Self> {
         let share = context.share;
         let publisher = args.common.connections as usize;
         let mut steady = SteadyLoad::new(&args.common, context, false)?;
@@ -189,7 +185,7 @@ impl ShowLoad {
     }
 
     /// A connection got a push. Where that is a question, the connection answers if it is in the share that does.
-    fn delivered(&mut self, slot: usize, delivery: Delivery) -> anyhow::Result<()> {
+    fn delivered(&mut self, slot: usize, delivery: Delivery) -> Result<()> {
         if delivery.topic == Topic::News || slot == self.publisher {
             return Ok(());
         }
@@ -228,7 +224,7 @@ impl ShowLoad {
     }
 
     /// Closes the connections evenly over `--leave`.
-    fn leave(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn leave(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         let Some((since, mut left)) = self.leaving else { return Ok(Next::NoDeadline) };
         let share = self.steady.share();
         let spacing_ns = self.leave_ns as f64 / share.count as f64;
@@ -254,18 +250,12 @@ impl ShowLoad {
 }
 
 impl ConnectionEvents for ShowLoad {
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         self.steady.opened(slot, link, now);
         Ok(())
     }
 
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         let Link { reassembler, out, .. } = link;
         for_each_answer(slot, reassembler, bytes, |answer| {
             if self.publications.is_push(answer) {
@@ -284,7 +274,7 @@ impl ConnectionEvents for ShowLoad {
         })
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> Result<()> {
         self.steady.closed(slot, &cause)
     }
 }
@@ -304,7 +294,7 @@ impl Load for ShowLoad {
         self.echo.flush(None);
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         if self.leaving.is_some() {
             return self.leave(sockets, now);
         }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Result};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Registry, Token};
 use rustix::net::sockopt::set_socket_linger;
@@ -44,17 +44,11 @@ pub(super) struct SocketSetup {
 /// Receives what happens to connections.
 pub(super) trait ConnectionEvents {
     /// The connection is open.
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()>;
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()>;
     /// A read returned these bytes.
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()>;
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()>;
     /// The connection is closed and its slot is free.
-    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()>;
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> Result<()>;
 }
 
 /// Why a connection is closed.
@@ -152,7 +146,7 @@ impl Sockets {
     }
 
     /// Continues the reads that one turn did not finish.
-    pub(super) fn resume_reads(&mut self, load: &mut impl ConnectionEvents) -> anyhow::Result<()> {
+    pub(super) fn resume_reads(&mut self, load: &mut impl ConnectionEvents) -> Result<()> {
         for slot in std::mem::take(&mut self.unfinished_reads) {
             self.read(slot, load, true)?;
         }
@@ -165,7 +159,7 @@ impl Sockets {
         slot: usize,
         address: SocketAddr,
         source: Source,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         let mut stream = source::connect(address, source)?;
         stream.set_nodelay(true)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -181,7 +175,7 @@ impl Sockets {
         Ok(())
     }
 
-    fn destination_index(&mut self, address: SocketAddr) -> anyhow::Result<u16> {
+    fn destination_index(&mut self, address: SocketAddr) -> Result<u16> {
         let known = self.destinations.iter().position(|known| *known == address);
         let index = known.unwrap_or_else(|| {
             self.destinations.push(address);
@@ -214,7 +208,7 @@ impl Sockets {
         &mut self,
         events: &Events,
         load: &mut impl ConnectionEvents,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         for event in events {
             let Token(slot) = event.token();
             // The timer and the wakeup eventfd are no slots: they only have to end the wait.
@@ -238,14 +232,14 @@ impl Sockets {
         &mut self,
         load: &mut impl ConnectionEvents,
         now: Nanos,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         while let Some(slot) = self.dirty.pop() {
             self.flush(slot, load, now)?;
         }
         Ok(())
     }
 
-    fn writable(&mut self, slot: usize, load: &mut impl ConnectionEvents) -> anyhow::Result<()> {
+    fn writable(&mut self, slot: usize, load: &mut impl ConnectionEvents) -> Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         if connection.open && connection.link.out.is_empty() {
             return Ok(());
@@ -270,7 +264,7 @@ impl Sockets {
         slot: usize,
         load: &mut impl ConnectionEvents,
         until_empty: bool,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         let now = nanos_since(self.origin);
         let mut reads = 0;
@@ -301,12 +295,7 @@ impl Sockets {
     }
 
     #[inline]
-    fn flush(
-        &mut self,
-        slot: usize,
-        load: &mut impl ConnectionEvents,
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn flush(&mut self, slot: usize, load: &mut impl ConnectionEvents, now: Nanos) -> Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
         let out = &mut connection.link.out;
         while connection.sent < out.len() {
@@ -334,7 +323,7 @@ impl Sockets {
         cause: CloseCause,
         load: &mut impl ConnectionEvents,
         now: Nanos,
-    ) -> anyhow::Result<()> {
+    ) -> Result<()> {
         let cause = match (self.connections[slot - self.first].take(), cause) {
             // The connect failed: an error of its own, since loads know open connections only.
             (Some(Connection { open: false, destination, .. }), CloseCause::Failed(error)) => {

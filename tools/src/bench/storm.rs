@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use anyhow::bail;
+use anyhow::{Result, bail};
 use tidegate_protocol::Code;
 use tidegate_protocol::message::{AUTHENTICATE, Response, SUCCESS};
 
@@ -73,7 +73,7 @@ enum Step {
 }
 
 /// Runs the scenario.
-pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &StormArgs) -> Result<()> {
     args.common.ensure_window()?;
     let count = args.common.connections as usize;
     let plan = RunPlan { reset_on_close: args.reset, ..RunPlan::new(&args.common, count) };
@@ -109,7 +109,7 @@ pub(super) fn run(args: &StormArgs) -> anyhow::Result<()> {
 }
 
 impl StormLoad {
-    fn new(args: &StormArgs, context: &WorkerContext) -> anyhow::Result<Self> {
+    fn new(args: &StormArgs, context: &WorkerContext) -> Result<Self> {
         let share = context.share;
         let silent_max_ns = u64::try_from(args.slow_deadline.as_nanos())?;
         let phases = Phases::new(&args.common, context)?;
@@ -142,7 +142,7 @@ impl StormLoad {
         self.phases.share().first
     }
 
-    fn answered(&mut self, slot: usize, answer: &Response<'_>, now: Nanos) -> anyhow::Result<Step> {
+    fn answered(&mut self, slot: usize, answer: &Response<'_>, now: Nanos) -> Result<Step> {
         self.counters.received += 1;
         let lane = self.lanes[slot - self.first()];
         match lane.step {
@@ -170,7 +170,7 @@ impl StormLoad {
         }
     }
 
-    fn connect(&mut self, slot: usize, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<()> {
+    fn connect(&mut self, slot: usize, sockets: &mut Sockets, now: Nanos) -> Result<()> {
         let share = self.phases.share();
         let number = self.started * share.workers + share.worker;
         let (to, from) = self.addresses.of(number % SOURCE_CYCLE);
@@ -200,7 +200,7 @@ impl StormLoad {
 
     /// Fails the run where the gateway leaves a silent client connected for too long: anybody could use up its
     /// connections.
-    fn check_silent_deadline(&mut self, now: Nanos) -> anyhow::Result<()> {
+    fn check_silent_deadline(&mut self, now: Nanos) -> Result<()> {
         if now < self.check_at {
             return Ok(());
         }
@@ -232,7 +232,7 @@ fn is_silent(number: usize, share: f64) -> bool {
 }
 
 impl ConnectionEvents for StormLoad {
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         let share = self.phases.share();
         let number = slot - share.first;
         if number < self.silent {
@@ -248,13 +248,7 @@ impl ConnectionEvents for StormLoad {
         Ok(())
     }
 
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         let number = slot - self.first();
         for_each_answer(slot, &mut link.reassembler, bytes, |answer| {
             self.lanes[number].step = self.answered(slot, answer, now)?;
@@ -265,7 +259,7 @@ impl ConnectionEvents for StormLoad {
         Ok(())
     }
 
-    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, _: Nanos) -> Result<()> {
         let number = slot - self.first();
         let step = self.lanes[number].step;
         if step != Step::Closing {
@@ -287,7 +281,7 @@ impl Load for StormLoad {
         self.silence_latency.flush(None);
     }
 
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         self.check_silent_deadline(now)?;
         let received = self.counters.received;
         if self.churn.tick(&mut self.phases, &mut self.latency, received, now)? {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -80,8 +80,8 @@ impl<L> Finished<L> {
 /// The first error of any worker. It ends all workers.
 pub(super) fn run<L: Load + Send>(
     plan: &RunPlan<'_>,
-    make: impl Fn(&WorkerContext) -> anyhow::Result<L> + Sync,
-) -> anyhow::Result<Finished<L>> {
+    make: impl Fn(&WorkerContext) -> Result<L> + Sync,
+) -> Result<Finished<L>> {
     let workers = worker_count(plan)?;
     let rss_before_bytes = plan.args.pid.map_or(Ok(0), proc::rss_bytes)?;
     let run_state = Arc::new(RunState::new(workers, rss_before_bytes)?);
@@ -132,8 +132,8 @@ impl Drop for FailOnPanic {
 fn run_worker<L: Load>(
     plan: &RunPlan<'_>,
     context: &WorkerContext,
-    make: &impl Fn(&WorkerContext) -> anyhow::Result<L>,
-) -> anyhow::Result<L> {
+    make: &impl Fn(&WorkerContext) -> Result<L>,
+) -> Result<L> {
     let share = context.share;
     // A single worker does so too: a table that no other thread shares is cheaper to use.
     let unshared = unshare(CloneFlags::CLONE_FILES);
@@ -172,23 +172,17 @@ struct ReportingLoad<'a, L> {
 
 impl<L: Load> ConnectionEvents for ReportingLoad<'_, L> {
     #[inline]
-    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> anyhow::Result<()> {
+    fn opened(&mut self, slot: usize, link: &mut Link, now: Nanos) -> Result<()> {
         self.load.opened(slot, link, now)
     }
 
     #[inline]
-    fn received(
-        &mut self,
-        slot: usize,
-        link: &mut Link,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> anyhow::Result<()> {
+    fn received(&mut self, slot: usize, link: &mut Link, bytes: &[u8], now: Nanos) -> Result<()> {
         self.load.received(slot, link, bytes, now)
     }
 
     #[inline]
-    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> anyhow::Result<()> {
+    fn closed(&mut self, slot: usize, cause: CloseCause, now: Nanos) -> Result<()> {
         self.load.closed(slot, cause, now)
     }
 }
@@ -203,7 +197,7 @@ impl<L: Load> Load for ReportingLoad<'_, L> {
     }
 
     #[inline]
-    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> anyhow::Result<Next> {
+    fn tick(&mut self, sockets: &mut Sockets, now: Nanos) -> Result<Next> {
         if self.context.run_state.has_failed() {
             return Ok(Next::Done);
         }
@@ -220,7 +214,7 @@ impl<L: Load> Load for ReportingLoad<'_, L> {
 }
 
 /// How many workers to start. Raises the limit of open files where the workers need that.
-fn worker_count(plan: &RunPlan<'_>) -> anyhow::Result<usize> {
+fn worker_count(plan: &RunPlan<'_>) -> Result<usize> {
     let connections = plan.connections;
     let limit = getrlimit(Resource::Nofile);
     let per_worker = |files: Option<u64>| {
