@@ -1,9 +1,9 @@
-//! Which process listens on a TCP address, and on which addresses a process listens.
+//! Which process listens on a TCP address, whose it is, and on which addresses a process listens.
 //!
 //! `/proc/PID/net/tcp` lists the sockets of a namespace by inode, and `/proc/PID/fd` names the inodes that a
 //! process has open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::files::{Files, Reading, Unread};
 
 /// Listening sockets by their inode.
-type Listeners = BTreeMap<u64, SocketAddr>;
+type Listeners = BTreeMap<u64, Listener>;
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug)]
+struct Listener {
+    address: SocketAddr,
+    /// The user id of the thread that made it.
+    owner: u32,
+}
 
 /// The state `TCP_LISTEN` in the kernel's net/tcp_states.h, as it is printed.
 const LISTEN: &str = "0A";
@@ -28,16 +36,16 @@ pub fn of_process(files: &Files, pid: u32) -> Reading<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// The process that gets connections to this address, in the calling process's network namespace. `None`: nobody
+/// The process that gets connections to this address, in the calling thread's network namespace. `None`: nobody
 /// listens there, or the process is not visible from this PID namespace.
 ///
 /// # Errors
 /// When the sockets can't be read, or no visible process has the listener and one can't be looked into.
 pub fn process_at(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
-    let mut listeners = listeners(files, "self")?;
-    let best = listeners.values().filter_map(|listener| rank(*listener, address)).min();
-    let Some(best) = best else { return Ok(None) };
-    listeners.retain(|_, listener| rank(*listener, address) == Some(best));
+    let listeners = listeners_at(files, address)?;
+    if listeners.is_empty() {
+        return Ok(None);
+    }
     let mut denied = None;
     for name in files.names("/proc")? {
         let Ok(pid) = name.parse() else { continue };
@@ -50,6 +58,15 @@ pub fn process_at(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
         }
     }
     denied.map_or(Ok(None), Err)
+}
+
+/// The users whose listeners get connections to this address, in the calling thread's network namespace; none where nobody
+/// listens there. This needs no permission, and also tells the owner of a process that may not be looked into.
+///
+/// # Errors
+/// When the sockets can't be read.
+pub fn owners_at(files: &Files, address: SocketAddr) -> Reading<BTreeSet<u32>> {
+    Ok(listeners_at(files, address)?.values().map(|listener| listener.owner).collect())
 }
 
 /// Whether a listener on this address gets connections to `address`.
@@ -73,6 +90,14 @@ fn rank(listener: SocketAddr, address: SocketAddr) -> Option<u8> {
     }
 }
 
+/// The listeners that get connections to this address, in the calling thread's network namespace.
+fn listeners_at(files: &Files, address: SocketAddr) -> Reading<Listeners> {
+    let mut listeners = listeners(files, "thread-self")?;
+    let best = listeners.values().filter_map(|listener| rank(listener.address, address)).min();
+    listeners.retain(|_, listener| best.is_some() && rank(listener.address, address) == best);
+    Ok(listeners)
+}
+
 /// Those of the listeners that a process has open.
 fn open_listeners<'a>(
     files: &Files,
@@ -85,7 +110,7 @@ fn open_listeners<'a>(
         // A descriptor may be closed between the listing and this.
         let link = fs::read_link(files.locate(&format!("{folder}/{descriptor}"))).ok()?;
         let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
-        listeners.get(&inode).copied()
+        Some(listeners.get(&inode)?.address)
     });
     Ok(open)
 }
@@ -105,8 +130,8 @@ fn listeners(files: &Files, process: &str) -> Reading<Listeners> {
         for line in BufReader::new(file).lines().skip(1) {
             let line = line.map_err(failed)?;
             let words: Vec<_> = line.split_whitespace().collect();
-            let (Some(address), Some(&state), Some(inode)) =
-                (words.get(1), words.get(3), words.get(9))
+            let (Some(address), Some(&state), Some(owner), Some(inode)) =
+                (words.get(1), words.get(3), words.get(7), words.get(9))
             else {
                 return Err(Unread::malformed(&path));
             };
@@ -114,11 +139,12 @@ fn listeners(files: &Files, process: &str) -> Reading<Listeners> {
             if state != LISTEN {
                 break;
             }
-            let (address, inode) = (parse_address(address), inode.parse());
-            let (Some(address), Ok(inode)) = (address, inode) else {
+            let (Some(address), Ok(owner), Ok(inode)) =
+                (parse_address(address), owner.parse(), inode.parse())
+            else {
                 return Err(Unread::malformed(&path));
             };
-            listeners.insert(inode, address);
+            listeners.insert(inode, Listener { address, owner });
         }
     }
     Ok(listeners)
@@ -158,6 +184,8 @@ mod tests {
             let loopback = SocketAddr::from(([127, 0, 0, 1], bound.port()));
             assert_eq!(process_at(&files, loopback), Ok(Some(process::id())));
             assert!(of_process(&files, process::id()).unwrap().contains(&bound));
+            let user = rustix::process::geteuid().as_raw();
+            assert_eq!(owners_at(&files, loopback), Ok(BTreeSet::from([user])));
         }
     }
 
@@ -168,6 +196,7 @@ mod tests {
         // The port is taken, on another address.
         let other = SocketAddr::from(([127, 0, 0, 2], port));
         assert_eq!(process_at(&Files::system(), other), Ok(None));
+        assert_eq!(owners_at(&Files::system(), other), Ok(BTreeSet::new()));
     }
 
     #[test]

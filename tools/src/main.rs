@@ -9,7 +9,9 @@ mod client;
 mod count;
 mod doctor;
 mod duration;
+mod listener;
 mod not_running;
+mod operator;
 mod push;
 mod stdout;
 #[cfg(test)]

@@ -4,38 +4,18 @@
 //! bytes become the `biz_data` of a push of the given type.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, Read as _};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::argument::{self, whole};
 use crate::count::counted;
-use crate::{not_running, stdout};
-
-/// How long one request may take, from connecting to the last byte of the answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The default address of a gateway's operators' HTTP.
-pub(crate) const ADMIN: &str = "127.0.0.1:7401";
-
-/// The default file of a gateway's operators' token.
-pub(crate) const TOKEN_FILE: &str = ".tidegate/admin.token";
-
-/// The address of the gateway's operators' HTTP, and the token for it.
-#[derive(Args, Debug)]
-pub(crate) struct Operator {
-    /// The address of the gateway's operators' HTTP
-    #[arg(long, default_value = ADMIN, value_name = "HOST:PORT", value_parser = argument::place)]
-    admin: String,
-    /// The file with the operators' token
-    #[arg(long, default_value = TOKEN_FILE, value_name = "FILE")]
-    token_file: PathBuf,
-}
+use crate::operator::Operator;
+use crate::stdout;
 
 /// The arguments of `tide push`.
 #[derive(Args, Debug)]
@@ -177,7 +157,7 @@ pub(crate) fn kick(args: &KickArgs) -> Result<()> {
 /// # Errors
 /// The gateway can't be reached, or it refuses.
 pub(crate) fn stats(args: &StatsArgs) -> Result<()> {
-    args.operator.show("/stats")
+    show(&args.operator, "/stats")
 }
 
 /// Prints a user's connections.
@@ -185,7 +165,7 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<()> {
 /// # Errors
 /// The gateway can't be reached, or it refuses.
 pub(crate) fn user(args: &UserArgs) -> Result<()> {
-    args.operator.show(&format!("/users/{}", args.id))
+    show(&args.operator, &format!("/users/{}", args.id))
 }
 
 /// Prints a room.
@@ -193,7 +173,7 @@ pub(crate) fn user(args: &UserArgs) -> Result<()> {
 /// # Errors
 /// The gateway can't be reached, or it refuses.
 pub(crate) fn room(args: &RoomArgs) -> Result<()> {
-    args.operator.show(&format!("/rooms/{}", encode(&args.id)))
+    show(&args.operator, &format!("/rooms/{}", encode(&args.id)))
 }
 
 impl Body {
@@ -210,94 +190,9 @@ impl Body {
     }
 }
 
-impl Operator {
-    fn post(&self, path: &str, body: &[u8]) -> Result<String> {
-        let request = agent().post(self.url(path)).header("Authorization", self.authorization()?);
-        self.answer(request.content_type("application/octet-stream").send(body))
-    }
-
-    /// The operators' HTTP of the gateway that listens at `admin`.
-    pub(crate) const fn new(admin: String, token_file: PathBuf) -> Self {
-        Self { admin, token_file }
-    }
-
-    /// Gets JSON.
-    ///
-    /// # Errors
-    /// When the gateway can't be reached, or it refuses.
-    pub(crate) fn get(&self, path: &str) -> Result<Value> {
-        let request = agent().get(self.url(path)).header("Authorization", self.authorization()?);
-        let answer = self.answer(request.call())?;
-        serde_json::from_str(&answer)
-            .with_context(|| format!("the gateway's answer is no JSON: {answer}"))
-    }
-
-    /// Gets JSON, and prints it for people.
-    fn show(&self, path: &str) -> Result<()> {
-        print(&serde_json::to_string_pretty(&self.get(path)?)?)
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.admin)
-    }
-
-    fn authorization(&self) -> Result<String> {
-        let path = self.token_file.display();
-        let token = fs::read_to_string(&self.token_file).with_context(|| {
-            format!(
-                "can't read the operators' token {path}: a gateway makes it on its first start, \
-                 in its working directory; run this there, or name the file with --token-file"
-            )
-        })?;
-        ensure!(!token.trim().is_empty(), "the operators' token {path} is empty");
-        Ok(format!("Bearer {}", token.trim()))
-    }
-
-    /// The body of a successful answer.
-    fn answer(
-        &self,
-        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<String> {
-        let mut answer = answer.map_err(|error| self.unreachable(error))?;
-        let status = answer.status();
-        let body = answer.body_mut().read_to_string().context("the gateway's answer broke off")?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        let said: Option<Value> = serde_json::from_str(&body).ok();
-        let said = said.as_ref().and_then(|value| value["error"].as_str()).unwrap_or(body.trim());
-        let hint = match status.as_u16() {
-            401 | 403 => " (is this the gateway's own --token-file?)",
-            _ => "",
-        };
-        bail!("the gateway answered {status}: {said}{hint}")
-    }
-
-    fn unreachable(&self, error: ureq::Error) -> Error {
-        let refused =
-            matches!(&error, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
-        let said = if refused {
-            not_running::no_operator_http(&self.admin)
-        } else {
-            let place = &self.admin;
-            format!(
-                "can't reach the operators' HTTP at {place}: does a gateway run there? --admin names another \
-                 address"
-            )
-        };
-        Error::new(error).context(said)
-    }
-}
-
-/// An HTTP client without proxy and redirects. Every status is an answer and no error.
-fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .proxy(None)
-        .timeout_global(Some(REQUEST_TIMEOUT))
-        .build()
-        .into()
+/// Gets JSON, and prints it for people.
+fn show(operator: &Operator, path: &str) -> Result<()> {
+    print(&serde_json::to_string_pretty(&operator.get(path)?)?)
 }
 
 /// A name encoded as one segment of a path: `a/b` stays one segment, and `..` has no special meaning.

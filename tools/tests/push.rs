@@ -2,58 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::thread::{self, JoinHandle};
+use std::process::Output;
 
+use operators_http::{Asked, NO_TOKEN, OperatorsHttp, tide};
 use refusing_port::RefusingPort;
 
+mod operators_http;
 mod refusing_port;
-
-/// A recorded request.
-struct Asked {
-    /// Method, path and query.
-    line: String,
-    authorization: String,
-    body: Vec<u8>,
-}
-
-/// Serves one request with this status and body.
-fn serve_one(status: &str, body: &str) -> (SocketAddr, JoinHandle<Asked>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let serving = thread::spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
-        let mut reader = BufReader::new(stream);
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            if line == "\r\n" {
-                break;
-            }
-            head.push(line.trim_end().to_owned());
-        }
-        let field = |name: &str| {
-            head.iter()
-                .filter_map(|line| line.split_once(": "))
-                .find(|(field, _)| field.eq_ignore_ascii_case(name))
-                .map_or(String::new(), |(_, value)| value.to_owned())
-        };
-        let mut body = vec![0; field("content-length").parse().unwrap_or(0)];
-        reader.read_exact(&mut body).unwrap();
-        reader.get_mut().write_all(answer.as_bytes()).unwrap();
-        Asked { line: head[0].clone(), authorization: field("authorization"), body }
-    });
-    (address, serving)
-}
 
 fn token_file(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("tide-{}-{name}.token", std::process::id()));
@@ -61,28 +17,14 @@ fn token_file(name: &str) -> PathBuf {
     path
 }
 
-fn tide(arguments: &[&str], address: SocketAddr, token_file: &PathBuf, input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tide"))
-        .args(arguments)
-        .args(["--admin", &address.to_string(), "--token-file"])
-        .arg(token_file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _not_read = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
-
-/// Runs `tide` against a server with this answer. Returns the recorded request, and what `tide` printed.
+/// Runs `tide` against a server with this answer. Returns the last recorded request, and what `tide` printed.
 fn ask(name: &str, arguments: &[&str], input: &[u8], status: &str, body: &str) -> (Asked, Output) {
-    let (address, serving) = serve_one(status, body);
+    let server = OperatorsHttp::start(NO_TOKEN, status, body);
     let token_file = token_file(name);
-    let output = tide(arguments, address, &token_file, input);
+    let output = tide(arguments, &server.address.to_string(), &token_file, input);
     fs::remove_file(token_file).unwrap();
     assert!(!output.stdout.is_empty() || !output.stderr.is_empty());
-    (serving.join().unwrap(), output)
+    (server.end().pop().expect("it was asked"), output)
 }
 
 fn stdout(output: &Output) -> &str {
@@ -158,20 +100,20 @@ fn a_refusal_shows_what_the_gateway_said() {
 #[test]
 fn an_error_names_what_is_missing_and_what_to_do() {
     let port = RefusingPort::reserve();
-    let address = port.address;
+    let address = port.address.to_string();
     let arguments = ["push", "all", "--type", "2", "x"];
     let missing = PathBuf::from("no-such.token");
-    let output = tide(&arguments, address, &missing, b"");
+    let output = tide(&arguments, &address, &missing, b"");
     assert!(stderr(&output).contains("no-such.token"), "{}", stderr(&output));
     assert!(stderr(&output).contains("first start"), "{}", stderr(&output));
 
     let token_file = token_file("unreachable");
-    let output = tide(&arguments, address, &token_file, b"");
+    let output = tide(&arguments, &address, &token_file, b"");
     fs::remove_file(token_file).unwrap();
-    assert!(stderr(&output).contains(&address.to_string()), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&address), "{}", stderr(&output));
     assert!(stderr(&output).contains("--admin"), "{}", stderr(&output));
 
-    let output = tide(&["push", "all", "x"], address, &missing, b"");
+    let output = tide(&["push", "all", "x"], &address, &missing, b"");
     assert!(stderr(&output).contains("--type"), "{}", stderr(&output));
     assert_eq!(output.status.code(), Some(2));
 }

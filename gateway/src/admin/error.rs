@@ -15,6 +15,9 @@ use crate::service::Silence;
 /// `Retry-After` of a 503, in seconds: overload is over sooner, a restart takes longer.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
+/// `WWW-Authenticate` of a 401. `tide` sends the token only where this was the answer to a request without it.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"tidegate\"");
+
 /// Why a request fails, grouped by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
@@ -180,7 +183,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         match status {
             StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);

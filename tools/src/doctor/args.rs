@@ -1,6 +1,5 @@
 //! What `tide doctor` can be asked.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -8,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::argument::{self, whole};
 use crate::count::{self, grouped};
 use crate::duration;
-use crate::push::TOKEN_FILE;
+use crate::operator::Token;
 
 /// The arguments of `tide doctor`.
 #[derive(Args, Debug)]
@@ -28,9 +27,8 @@ pub(crate) struct DoctorArgs {
     /// left out
     #[arg(long, value_name = "HOST:PORT", value_parser = argument::place)]
     pub(super) admin: Option<String>,
-    /// The file with the operators' token
-    #[arg(long, default_value = TOKEN_FILE, value_name = "FILE")]
-    pub(super) token_file: PathBuf,
+    #[command(flatten)]
+    pub(super) token: Token,
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,

@@ -7,14 +7,18 @@
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use tidegate_machine::files::Files;
 use tidegate_machine::{listeners, network, process};
 
 use super::args::DoctorArgs;
 use super::driver::Driver;
-use crate::push::{ADMIN, Operator};
+use crate::listener::demand_listener;
+use crate::operator::{ADMIN, Operator};
+
+/// What to do where the process does not listen on the operators' address.
+const ADMIN_HINT: &str = "If it is a gateway, name its operators' address with --admin";
 
 /// What a running gateway says of itself.
 #[derive(Clone, Debug)]
@@ -90,8 +94,8 @@ impl Running {
             (None, None) => Ok(None),
             (Some(pid), admin) => {
                 let admin = admin.as_deref().unwrap_or(ADMIN);
-                demand_listener(&files, pid, admin)?;
-                let operator = Operator::new(admin.to_owned(), args.token_file.clone());
+                demand_listener(&files, pid, resolve(admin)?, ADMIN_HINT)?;
+                let operator = Operator::new(admin.to_owned(), args.token.clone());
                 // A container's loopback is in the container's network namespace.
                 let asked = network::within(&files, &pid.to_string(), || ask(&operator));
                 let stats = asked.with_context(|| {
@@ -101,7 +105,7 @@ impl Running {
                 Ok(Some(Self::new(pid, stats)))
             }
             (None, Some(admin)) => {
-                let operator = Operator::new(admin.clone(), args.token_file.clone());
+                let operator = Operator::new(admin.clone(), args.token.clone());
                 let stats = ask(&operator)?;
                 let pid = local_process(&files, admin, &stats.gateway)?;
                 Ok(Some(Self::new(pid, stats)))
@@ -140,23 +144,6 @@ fn resolve(admin: &str) -> Result<SocketAddr> {
     let mut addresses =
         admin.to_socket_addrs().with_context(|| format!("can't resolve {admin}"))?;
     addresses.next().with_context(|| format!("{admin} has no address"))
-}
-
-/// Ensures that a process listens on the operators' address.
-fn demand_listener(files: &Files, pid: u32, admin: &str) -> Result<()> {
-    let address = resolve(admin)?;
-    let listens = listeners::of_process(files, pid)
-        .with_context(|| format!("where process {pid} listens can't be read"))?;
-    ensure!(!listens.is_empty(), "process {pid} is not a gateway: it listens on no TCP port");
-    if listens.iter().any(|listener| listeners::serves(*listener, address)) {
-        return Ok(());
-    }
-    let listens: Vec<_> = listens.iter().map(ToString::to_string).collect();
-    bail!(
-        "process {pid} does not listen on {admin}, but on {}: if it is a gateway, name its operators' address with \
-         --admin",
-        listens.join(", ")
-    )
 }
 
 /// Ensures that the gateway that answered is this process: while one gateway takes over from another, both listen
