@@ -160,7 +160,11 @@ fn namespace_of(process: &str) -> String {
     format!("/proc/{process}/ns/net")
 }
 
-fn is_own_namespace(files: &Files, process: &str) -> Reading<bool> {
+/// Whether a process lives in the network namespace of the calling process. `process` is its folder in `/proc`.
+///
+/// # Errors
+/// When the namespace can't be read.
+pub fn is_own_namespace(files: &Files, process: &str) -> Reading<bool> {
     let read = |process| {
         let path = namespace_of(process);
         fs::read_link(files.locate(&path)).map_err(|error| Unread::io(&path, &error))

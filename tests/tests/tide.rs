@@ -291,6 +291,19 @@ fn an_error_in_one_worker_ends_the_bench() {
     });
 }
 
+#[test]
+fn a_bench_does_not_measure_one_gateway_while_it_loads_another() {
+    let (one, other) = (Setup::demo().start(), Setup::demo().start());
+    let (loaded, measured) = (one.process.pid(), other.process.pid().to_string());
+    let address = one.clients().to_string();
+    let arguments = ["bench", "connect", "--connect", &address, "--pid", &measured];
+    let (status, said, log) = one.tide(&arguments, "");
+    assert_eq!((status.code(), &said[..]), (Some(1), ""), "{log}");
+    let expected = format!("process {measured} does not listen on {address}, but on ");
+    assert!(log.contains(&expected), "{log}");
+    assert!(log.contains(&format!("Process {loaded} listens on {address}.")), "{log}");
+}
+
 /// Runs a scenario for a short time. Returns its report.
 fn bench(scenario: &[&str]) -> Value {
     let gateway = Setup::demo().shards(2).start();

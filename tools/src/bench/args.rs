@@ -82,7 +82,8 @@ pub(super) struct CommonArgs {
     /// a network it would not.
     #[arg(long)]
     pub(super) spin: bool,
-    /// The server's process: adds its CPU time and memory to the report.
+    /// The server's process: adds its CPU time and memory to the report. It must listen on every address of
+    /// `--connect`.
     ///
     /// Memory per connection is meaningful only for a server that was just started: an older one still holds
     /// memory of closed connections.

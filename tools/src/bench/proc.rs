@@ -1,11 +1,27 @@
-//! CPU time and memory of a process, read from `/proc`.
+//! CPU time and memory of a process, read from `/proc`; whether it is the server that is measured.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tidegate_machine::files::{Cause, Files, Unread};
+use tidegate_machine::network;
+
+use super::source;
+use crate::listener::{demand_any_listener, demand_listener};
+use crate::stdout;
+
+/// What to do where the process does not listen on an address of `--connect`.
+const PID_HINT: &str = "Name the process that does with --pid, or leave --pid out: its CPU time and memory would \
+     not be those of the server";
 
 /// The length of a tick in `/proc/PID/stat`: `USER_HZ` is 100 on all of today's architectures.
 const TICK_NS: u64 = 10_000_000;
+
+/// How long a connect may take that only finds out whether anything listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a process has used until now.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +42,45 @@ pub(super) fn usage(pid: u32) -> anyhow::Result<Usage> {
     // A kernel without CONFIG_SCHED_INFO has ticks only.
     let cpu_ns = schedstat(pid).unwrap_or(user_ns + system_ns);
     Ok(Usage { cpu_ns, user_ns, system_ns, rss_bytes: rss_bytes(pid)? })
+}
+
+/// Ensures that the process of `--pid` is the one that listens on all addresses of `--connect`.
+///
+/// Another user's process can't be looked into, and its figures can be read all the same. Then this only says so.
+pub(super) fn demand_server(pid: u32, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    let files = Files::system();
+    let demand = || match network::is_own_namespace(&files, &pid.to_string())? {
+        true => addresses.iter().try_for_each(|&to| demand_listener(&files, pid, to, PID_HINT)),
+        // The way to a container may translate addresses, so the process may listen on another one.
+        false => demand_any_listener(&files, pid).map(drop),
+    };
+    let failed = match demand() {
+        Err(error) => error,
+        demanded => return demanded,
+    };
+    match failed.downcast_ref::<Unread>() {
+        Some(unread) if unread.cause == Cause::Denied => {
+            stdout::print_stderr(&format!(
+                "tide: whether process {pid} is the server is unknown: {unread}"
+            ));
+            Ok(())
+        }
+        _ => {
+            addresses.iter().try_for_each(|&to| demand_any_server(to))?;
+            Err(failed.context(format!("--pid {pid}")))
+        }
+    }
+}
+
+/// Ensures that something listens on an address. It connects, so it is for a run that fails in any case.
+fn demand_any_server(address: SocketAddr) -> anyhow::Result<()> {
+    match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            Err(source::failed(address, None, error))
+        }
+        // What else goes wrong is not the first error of the run.
+        _ => Ok(()),
+    }
 }
 
 /// Resident memory in bytes.

@@ -84,6 +84,9 @@ pub(super) fn run<L: Load + Send>(
 ) -> Result<Finished<L>> {
     let workers = worker_count(plan)?;
     let rss_before_bytes = plan.args.pid.map_or(Ok(0), proc::rss_bytes)?;
+    if let Some(pid) = plan.args.pid {
+        proc::demand_server(pid, &plan.args.addresses)?;
+    }
     let run_state = Arc::new(RunState::new(workers, rss_before_bytes)?);
     let live_stats: Vec<Arc<LiveStats>> =
         std::iter::repeat_with(|| Arc::new(LiveStats::new())).take(workers).collect();

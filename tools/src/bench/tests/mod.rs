@@ -41,6 +41,28 @@ fn run(fault: Fault, arguments: &str) -> anyhow::Result<()> {
     super::run(Cli::try_parse_from(line.split_whitespace())?.bench).map(drop)
 }
 
+/// The error of a run that measures a process against an address at which another process listens, or none.
+fn error_for_pid(pid: u32, address: std::net::SocketAddr) -> String {
+    let line = format!("tide request {SHORT} --connect {address} --pid {pid}");
+    let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+    format!("{:#}", super::run(cli.bench).unwrap_err())
+}
+
+#[test]
+fn a_process_that_is_not_the_server_is_not_measured() {
+    let server = Server::start(Fault::None);
+    let mut child = std::process::Command::new("sleep").arg("3600").spawn().unwrap();
+    let asleep = error_for_pid(child.id(), server.address);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(asleep.contains("is not a gateway: it listens on no TCP port"), "{asleep}");
+    // Where nothing listens, that is the error.
+    let mut elsewhere = server.address;
+    elsewhere.set_ip([127, 0, 0, 2].into());
+    let said = error_for_pid(std::process::id(), elsewhere);
+    assert!(said.contains(&format!("no gateway listens on {elsewhere}")), "{said}");
+}
+
 const SHORT: &str = "--connections 5 --warmup 50ms --duration 200ms";
 
 #[test]
