@@ -96,6 +96,25 @@ fn answers_without_a_taker_are_counted_by_what_became_of_the_call() {
 }
 
 #[test]
+fn answers_that_are_given_together_leave_in_one_send_before_the_messages_of_other_threads() {
+    let mut world = World::new(|_| {});
+    // The first client of a world is user 7.
+    let mut phone = world.log_in(0);
+    for sequence in 1..=3 {
+        world.ask(&phone, KEEP, sequence, b"");
+    }
+    let figures: [fn(&Stats) -> u64; 2] = [|stats| stats.sends, |stats| stats.answers];
+    let [sends, answers] = counted(&world, figures);
+    // The push waits in the mailbox while the shard reads.
+    world.gateway().push_user(7, 6, "x").expect("the push is accepted");
+    world.ask(&phone, RELEASE, 4, b"");
+    assert_eq!(counted(&world, figures), [sends + 2, answers + 4]);
+    phone.read(&mut world);
+    let received: Vec<_> = phone.received.iter().map(|got| (got.kind, got.sequence)).collect();
+    assert_eq!(received, [(KEEP, 1), (KEEP, 2), (KEEP, 3), (RELEASE, 4), (6, 0)]);
+}
+
+#[test]
 fn refused_requests_and_tokens_are_counted_by_reason() {
     let mut world = World::new(|config| config.auth.failures_max = 3);
     let mut phone = world.phone(0);

@@ -337,3 +337,14 @@ fn no_push_waits_for_a_window_while_the_shard_drains() {
     part.publish(&room, 110);
     assert_eq!(part.serve(), [(1, 1)]);
 }
+
+#[test]
+fn a_run_has_at_most_64_kib() {
+    for (last_frame_bytes, run) in [(536, (65_536, 3)), (537, (65_000, 2))] {
+        let mut log = Log::new(1, usize::MAX);
+        for bytes in [65_000, last_frame_bytes] {
+            log.append(Bytes::from(vec![7; bytes]));
+        }
+        assert_eq!(log.read(1, 3).map(|(bytes, to)| (bytes.len(), to)), Some(run));
+    }
+}
