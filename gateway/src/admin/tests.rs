@@ -3,9 +3,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tidegate_backend::CommandOutcome;
 use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
@@ -223,6 +226,42 @@ fn health_and_the_page_need_no_token() {
     assert!(draining.head.contains("retry-after: 1"));
 }
 
+/// The hash of the only element with this name, as a content security policy has it.
+fn hash_of(page: &str, element: &str) -> String {
+    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+    assert_eq!((page.matches(&format!("<{element}")).count(), page.matches(&open).count()), (1, 1));
+    let (_, rest) = page.split_once(&open).unwrap();
+    let (content, _) = rest.split_once(&close).unwrap();
+    format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))
+}
+
+#[test]
+fn the_pages_policy_allows_its_own_script_and_style_alone() {
+    let page = TestServer::new().ask_as(None, "GET", "/", b"");
+    // Hashes are case-sensitive, unlike the rest of the head.
+    let policy = super::api::PAGE_POLICY;
+    assert!(page.head.contains(&policy.to_lowercase()), "{}", page.head);
+    for (directive, element) in [("script-src", "script"), ("style-src", "style")] {
+        let expected = format!("{directive} {}", hash_of(&page.body, element));
+        assert!(policy.split("; ").any(|found| found == expected), "{expected} is not in {policy}");
+    }
+    // The hashes cover neither handlers nor styles in attributes.
+    assert!(!page.body.contains(" style=") && !page.body.contains(" onclick="), "{}", page.body);
+}
+
+#[test]
+fn the_page_has_the_names_of_the_metrics() {
+    let page = TestServer::new().ask_as(None, "GET", "/", b"").body;
+    let (_, columns) = page.split_once("const COLUMNS = [").unwrap();
+    let (columns, _) = columns.split_once("];").unwrap();
+    let names: Vec<_> = columns.split('"').skip(1).step_by(2).collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        let row = format!("| `tidegate_{name}` | shard |");
+        assert!(include_str!("../../../README.md").contains(&row), "{name} is not a metric");
+    }
+}
+
 #[test]
 fn everything_else_needs_the_token() {
     let test = TestServer::new();
@@ -249,7 +288,7 @@ fn everything_else_needs_the_token() {
             let answer = test.ask_as(token, method, path, b"");
             assert_eq!(answer.code(), code, "{method} {path}");
             assert!(answer.error(401).contains("admin.token_file"), "{method} {path}");
-            assert!(answer.head.contains("www-authenticate: bearer"));
+            assert!(answer.head.contains("www-authenticate: bearer realm=\"tidegate\""));
         }
     }
     assert_eq!(test.fake.received(), []);

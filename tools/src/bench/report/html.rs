@@ -4,7 +4,7 @@
 use super::chart::{Chart, Plot, Table};
 
 /// The page loads nothing, and runs only the script with this hash: even a mistake in the escaping would run no
-/// other. Where the hash does not fit, the browser names the right one, and the test with a browser fails.
+/// other. A test demands that the hash fits, and names the right one.
 const HEAD: &str = concat!(
     "<meta charset=\"utf-8\"/>\n",
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n",

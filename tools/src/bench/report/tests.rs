@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clap::{Args as _, Parser as _};
 use roxmltree::{Document as Xml, Node, ParsingOptions};
+use sha2::{Digest as _, Sha256};
 
+use super::compare::test_page;
 use super::output::parse_new_file;
 use super::*;
 use crate::bench::BenchArgs;
@@ -224,6 +228,22 @@ fn a_value_that_is_no_number_is_a_gap() {
     let after = page::page(&document(&LINE, series));
     let gaps = |html: &str| html.matches("<td class=\"number\">-</td>").count();
     assert_eq!(gaps(&after), gaps(&before) + 2);
+}
+
+#[test]
+fn the_policy_of_both_pages_allows_their_own_script_alone() {
+    for html in [page::page(&document(&LINE, samples(1.0))), test_page()] {
+        let between = |open: &str, close: &str| {
+            assert_eq!(html.matches(open).count(), 1, "{open}");
+            let (_, rest) = html.split_once(open).unwrap();
+            rest.split_once(close).unwrap().0
+        };
+        let policy = between("\"Content-Security-Policy\" content=\"", "\"");
+        let hash = BASE64_STANDARD.encode(Sha256::digest(between("<script>", "</script>")));
+        let expected = format!("script-src 'sha256-{hash}'");
+        assert!(policy.split("; ").any(|found| found == expected), "{expected} is not in {policy}");
+        assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    }
 }
 
 #[test]
