@@ -45,9 +45,10 @@ use self::accept::Acceptor;
 use self::connections::Connections;
 use self::ring::Completion;
 pub use self::rings::Capacity;
-use self::rings::Rings;
+use self::rings::{Gathering, Rings};
 use self::token::Token;
 use super::accept_state::Wait;
+use super::coalesce::{Coalescer, EVENTS_ENOUGH};
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
 /// Completions that one poll takes, more or less: enough to share a system call, and a turn, among many
@@ -69,6 +70,7 @@ pub struct Uring {
     completions: Vec<Completion>,
     /// The ring that is looked at next: where there is too much for one poll, no ring comes last each time.
     next_ring: usize,
+    coalescer: Coalescer,
 }
 
 impl Uring {
@@ -83,7 +85,15 @@ impl Uring {
             connections: Connections::new(Rings::new(capacity)?),
             completions: Vec::new(),
             next_ring: 0,
+            coalescer: Coalescer::default(),
         })
+    }
+
+    /// The same driver, which lets completions gather for `delay_max` at most before it takes them.
+    #[must_use]
+    pub fn coalescing(mut self, delay_max: Duration) -> Self {
+        self.coalescer = Coalescer::new(delay_max);
+        self
     }
 
     /// What ends a wait early, from any thread.
@@ -100,12 +110,19 @@ impl Uring {
         let timeout = self.acceptor.wait(sink).or_shorter(idle_for, Instant::now);
         let timeout = lingering.or_shorter(timeout, Instant::now);
         let busy = self.connections.has_work();
-        self.connections.rings.submit_and_wait(busy, timeout)
+        let gathering = self
+            .coalescer
+            .delay()
+            .map(|time_max| Gathering { completions: EVENTS_ENOUGH as usize, time_max });
+        if self.connections.rings.submit_and_wait(busy, gathering, timeout)? {
+            sink.coalescing();
+        }
+        Ok(())
     }
 
     /// Takes the completions, and those that come meanwhile, until there are none or [`EVENTS_MAX`] were
-    /// taken.
-    fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+    /// taken. Says how many they were.
+    fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<usize> {
         let mut seen = 0;
         // Rings in a row that have nothing.
         let mut empty = 0;
@@ -115,7 +132,7 @@ impl Uring {
             empty = if count > 0 { 0 } else { empty + 1 };
             self.next_ring = (self.next_ring + 1) % self.connections.rings.count();
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// Takes the completions of one ring. Says how many they were.
@@ -199,7 +216,8 @@ impl Driver for Uring {
         let ready = mem::take(&mut self.connections.ready);
         // What waits for the result of a send goes on in this poll, or asks again.
         self.connections.confirming = false;
-        self.harvest(sink)?;
+        let completions = self.harvest(sink)?;
+        self.coalescer.on_polled(now, completions);
         self.connections.report_ready(ready, sink);
         self.acceptor.on_poll(now, sink);
         self.close_listener_if_due(now, sink)?;

@@ -294,6 +294,15 @@ impl Ring {
         self.enter(1, wait)
     }
 
+    /// The same, and waits until there are so many completions, at most for `wait`.
+    pub(super) fn submit_and_gather(
+        &mut self,
+        completions: usize,
+        wait: Duration,
+    ) -> io::Result<()> {
+        self.enter(completions, Some(wait))
+    }
+
     fn enter(&mut self, want: usize, wait: Option<Duration>) -> io::Result<()> {
         let timespec = wait.map(Timespec::from);
         let submitter = self.uring.submitter();
