@@ -51,9 +51,9 @@ use super::accept_state::Wait;
 use super::coalesce::{Coalescer, EVENTS_ENOUGH};
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
-/// Completions that one poll takes, more or less: enough to share a system call, and a turn, among many
-/// connections; few enough that the last of them waits for a few milliseconds.
-const EVENTS_MAX: usize = 1024;
+/// Completions that one poll takes at most: enough to share a system call, and a turn, among many connections; few enough
+/// that what the kernel and the shard keep of them is still in the cache when their answers come back from workers.
+const EVENTS_MAX: usize = 128;
 
 /// How often the accepts in flight are cancelled before the listening socket is closed all the same.
 const CANCEL_TRIES: u32 = 1_000;
@@ -127,7 +127,7 @@ impl Uring {
         // Rings in a row that have nothing.
         let mut empty = 0;
         while empty < self.connections.rings.count() && seen < EVENTS_MAX {
-            let count = self.harvest_ring(self.next_ring, sink)?;
+            let count = self.harvest_ring(self.next_ring, EVENTS_MAX - seen, sink)?;
             seen += count;
             empty = if count > 0 { 0 } else { empty + 1 };
             self.next_ring = (self.next_ring + 1) % self.connections.rings.count();
@@ -135,17 +135,21 @@ impl Uring {
         Ok(seen)
     }
 
-    /// Takes the completions of one ring. Says how many they were.
-    fn harvest_ring(&mut self, index: usize, sink: &mut impl Sink) -> io::Result<usize> {
+    /// Takes completions of one ring, `completions_max` at most. Says how many they were.
+    fn harvest_ring(
+        &mut self,
+        index: usize,
+        completions_max: usize,
+        sink: &mut impl Sink,
+    ) -> io::Result<usize> {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.connections.rings[index];
         if !ring.has_completions() && ring.may_complete() {
             // They are there once the kernel is entered: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
             ring.submit()?;
         }
-        ring.take_completions(&mut completions);
-        // Only sends submitted by now can be confirmed by these completions: more are submitted below.
-        let submitted = ring.submitted_sends();
+        // Sends that are submitted from here on are not confirmed by these completions.
+        let confirmed = ring.take_completions(&mut completions, completions_max);
         let count = completions.len();
         for completion in completions.drain(..) {
             self.complete(index, completion, sink);
@@ -154,7 +158,9 @@ impl Uring {
         if count > 0 {
             self.connections.rings[index].buffers.publish();
         }
-        self.connections.confirm_sends(index, submitted);
+        if let Some(confirmed) = confirmed {
+            self.connections.confirm_sends(index, confirmed);
+        }
         Ok(count)
     }
 
