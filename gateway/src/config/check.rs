@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
+use std::time::Duration;
 
 use tidegate_backend::Placement;
 use tidegate_protocol::limits::IDLE_INTERVAL_TENTHS;
@@ -23,6 +24,9 @@ pub(super) const DAY_MS: i64 = 86_400_000;
 /// The maximum of the clocks' leeway: more would be as long as a token's life.
 const LEEWAY_MS_MAX: i64 = 600_000;
 
+/// The maximum of `coalesce_us`: longer delays would be felt.
+const COALESCE_US_MAX: i64 = 10_000;
+
 pub(super) const KIB: i64 = 1024;
 pub(super) const MIB: i64 = 1024 * KIB;
 pub(super) const GIB: i64 = 1024 * MIB;
@@ -35,6 +39,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         shards => shards,
     };
     let (driver, driver_refusal) = checker.driver(&typed.driver)?;
+    let coalesce_us: u32 = checker.number("coalesce_us", typed.coalesce_us, 0..=COALESCE_US_MAX)?;
     let limits = checker.limits(&typed.limits, driver, shards)?;
     let listen = checker.address("listen", &typed.listen)?;
     let backends = checker.backends(typed)?;
@@ -43,6 +48,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         shards,
         driver,
         driver_refusal,
+        coalesce: Duration::from_micros(coalesce_us.into()),
         admin: checker.admin(&typed.admin, &limits, listen)?,
         auth: checker.auth(&typed.auth, listen)?,
         session: checker.session(&typed.session)?,

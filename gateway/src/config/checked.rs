@@ -17,6 +17,8 @@ pub struct Config {
     pub driver: DriverKind,
     /// Why it is not io_uring, where `driver = "auto"` would have used that.
     pub driver_refusal: Option<String>,
+    /// How long shards let events gather, at most.
+    pub coalesce: Duration,
     /// The operators' HTTP server.
     pub admin: AdminConfig,
     /// Authentication.

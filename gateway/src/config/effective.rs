@@ -19,6 +19,7 @@ impl Config {
             "listen": self.listen,
             "shards": self.shards,
             "driver": self.driver.name(),
+            "coalesce_us": u64::try_from(self.coalesce.as_micros()).unwrap_or(u64::MAX),
             "admin": { "listen": self.admin.listen, "token_file": self.admin.token_file },
             "auth": auth(&self.auth),
             "session": session(&self.session),

@@ -3,7 +3,8 @@
 //! [`Epoll`] owns the poll loop. A shard's thread calls it through [`Driver`], and nobody else does, but for
 //! the waker. It saves system calls in three ways. A read that comes short has emptied the socket, so it is
 //! not tried again (epoll(7) promises a new edge). Interest in writability is registered only once a write
-//! has come short. Accepted sockets inherit their options from the listener.
+//! has come short. Accepted sockets inherit their options from the listener. And a wait may let events gather: see
+//! [`coalesce`](super::coalesce).
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -19,7 +20,8 @@ use std::io;
 use std::mem;
 use std::net;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mio::{Events, Poll, Token, Waker};
@@ -27,6 +29,7 @@ use tidegate_backend::batch::Wake;
 
 use self::accept::Acceptor;
 use self::connections::{Connections, conn_id};
+use super::coalesce::Coalescer;
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
 /// Events that one wait takes at most: enough to share a system call, and a turn, among many connections; few enough that what
@@ -44,6 +47,7 @@ pub struct Epoll {
     waker: Arc<Wakeup>,
     acceptor: Acceptor,
     connections: Connections,
+    coalescer: Coalescer,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,15 @@ impl Epoll {
             waker: Arc::new(Wakeup(Waker::new(poll.registry(), WAKER)?)),
             acceptor: Acceptor::new(listener, &poll, LISTENER)?,
             connections: Connections::new(poll),
+            coalescer: Coalescer::default(),
         })
+    }
+
+    /// The same driver, which lets events gather for `delay_max` at most before it takes them.
+    #[must_use]
+    pub fn coalescing(mut self, delay_max: Duration) -> Self {
+        self.coalescer = Coalescer::new(delay_max);
+        self
     }
 
     /// What ends a wait early, from any thread.
@@ -81,10 +93,16 @@ impl Epoll {
     fn wait(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         let idle_for = sink.idle_for();
         let timeout = if self.connections.has_work() {
-            Some(std::time::Duration::ZERO)
+            Some(Duration::ZERO)
         } else {
             self.acceptor.wait(sink).or_shorter(idle_for, Instant::now)
         };
+        if timeout != Some(Duration::ZERO)
+            && let Some(delay) = self.coalescer.delay()
+        {
+            sink.coalescing();
+            thread::sleep(timeout.map_or(delay, |timeout| timeout.min(delay)));
+        }
         match self.connections.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             other => other,
@@ -104,6 +122,7 @@ impl Driver for Epoll {
         self.wait(sink)?;
         let now = Instant::now();
         sink.woken(now);
+        self.coalescer.on_polled(now, self.events.iter().count());
         let readable = mem::take(&mut self.connections.readable);
         for event in &self.events {
             match event.token() {

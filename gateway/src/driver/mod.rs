@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `epoll`, [`uring`], [`sim`] | a mechanism each |
 //! | `accept_state` | whether a driver accepts, pauses or stops: one state machine for all |
+//! | `coalesce` | how long a driver lets events gather before it takes them |
 //! | `accept_queue` | what the kernel says of a listening socket's queue |
 //! | `slots` | a table of connections by [`ConnId`] |
 //!
@@ -59,6 +60,7 @@ pub mod uring;
 
 pub(crate) mod accept_queue;
 mod accept_state;
+mod coalesce;
 #[cfg(test)]
 mod conformance;
 mod slots;
@@ -186,6 +188,9 @@ pub trait Sink {
     /// How long the driver may wait before it must return from [`Driver::poll`]: zero when the core has
     /// work to do, `None` until something happens.
     fn idle_for(&mut self) -> Option<Duration>;
+
+    /// Called before a wait in which the driver lets events gather.
+    fn coalescing(&mut self) {}
 
     /// Takes the time. Called after each wait, before the events that ended it.
     fn woken(&mut self, now: Instant);

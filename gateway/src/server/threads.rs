@@ -39,14 +39,15 @@ pub(super) fn start_shards(
     // All drivers are made before the first thread runs, since making one can fail.
     match config.driver {
         DriverKind::Epoll => {
-            let new = |listener| Epoll::new(Some(listener));
+            let new = |listener| Ok(Epoll::new(Some(listener))?.coalescing(config.coalesce));
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Epoll::waker).collect();
             spawn(drivers, wakers, Descriptors::of(config), parts, report)
         }
         DriverKind::Uring => {
             let capacity = ring_capacity(config);
-            let new = |listener| Uring::new(Some(listener), capacity);
+            let new =
+                |listener| Ok(Uring::new(Some(listener), capacity)?.coalescing(config.coalesce));
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Uring::waker).collect();
             spawn(drivers, wakers, Descriptors::Shared, parts, report)

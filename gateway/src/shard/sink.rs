@@ -87,6 +87,11 @@ impl Sink for Shard {
     }
 
     #[inline]
+    fn coalescing(&mut self) {
+        self.counters.coalesced_waits += 1;
+    }
+
+    #[inline]
     fn woken(&mut self, now: Instant) {
         self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
         let grace_ms = millis(self.shared.config.session.heartbeat_interval);

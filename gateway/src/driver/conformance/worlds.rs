@@ -13,6 +13,9 @@ use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
 use crate::driver::uring::{Capacity, Uring};
 use crate::driver::{ConnId, Driver, Mechanism, SendState, Sink};
 
+/// How long real drivers let events gather: as in the gateway's default configuration.
+const COALESCE: Duration = Duration::from_micros(200);
+
 /// A driver of real sockets.
 pub(super) trait Real: Driver {
     fn new(listener: TcpListener) -> Self;
@@ -20,13 +23,14 @@ pub(super) trait Real: Driver {
 
 impl Real for Epoll {
     fn new(listener: TcpListener) -> Self {
-        Self::new(Some(listener)).unwrap()
+        Self::new(Some(listener)).unwrap().coalescing(COALESCE)
     }
 }
 
 impl Real for Uring {
     fn new(listener: TcpListener) -> Self {
-        Self::new(Some(listener), Capacity { connections: 1000, files_each: 1000 }).unwrap()
+        let capacity = Capacity { connections: 1000, files_each: 1000 };
+        Self::new(Some(listener), capacity).unwrap().coalescing(COALESCE)
     }
 }
 
@@ -36,7 +40,7 @@ pub(super) struct ManyRings(Uring);
 impl Real for ManyRings {
     fn new(listener: TcpListener) -> Self {
         let capacity = Capacity { connections: 1000, files_each: 3 };
-        Self(Uring::new(Some(listener), capacity).unwrap())
+        Self(Uring::new(Some(listener), capacity).unwrap().coalescing(COALESCE))
     }
 }
 

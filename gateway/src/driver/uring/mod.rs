@@ -45,14 +45,15 @@ use self::accept::Acceptor;
 use self::connections::Connections;
 use self::ring::Completion;
 pub use self::rings::Capacity;
-use self::rings::Rings;
+use self::rings::{Gathering, Rings};
 use self::token::Token;
 use super::accept_state::Wait;
+use super::coalesce::{Coalescer, EVENTS_ENOUGH};
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
-/// Completions that one poll takes, more or less: enough to share a system call, and a turn, among many
-/// connections; few enough that the last of them waits for a few milliseconds.
-const EVENTS_MAX: usize = 1024;
+/// Completions that one poll takes at most: enough to share a system call, and a turn, among many connections; few enough
+/// that what the kernel and the shard keep of them is still in the cache when their answers come back from workers.
+const EVENTS_MAX: usize = 128;
 
 /// How often the accepts in flight are cancelled before the listening socket is closed all the same.
 const CANCEL_TRIES: u32 = 1_000;
@@ -69,6 +70,7 @@ pub struct Uring {
     completions: Vec<Completion>,
     /// The ring that is looked at next: where there is too much for one poll, no ring comes last each time.
     next_ring: usize,
+    coalescer: Coalescer,
 }
 
 impl Uring {
@@ -83,7 +85,15 @@ impl Uring {
             connections: Connections::new(Rings::new(capacity)?),
             completions: Vec::new(),
             next_ring: 0,
+            coalescer: Coalescer::default(),
         })
+    }
+
+    /// The same driver, which lets completions gather for `delay_max` at most before it takes them.
+    #[must_use]
+    pub fn coalescing(mut self, delay_max: Duration) -> Self {
+        self.coalescer = Coalescer::new(delay_max);
+        self
     }
 
     /// What ends a wait early, from any thread.
@@ -100,35 +110,46 @@ impl Uring {
         let timeout = self.acceptor.wait(sink).or_shorter(idle_for, Instant::now);
         let timeout = lingering.or_shorter(timeout, Instant::now);
         let busy = self.connections.has_work();
-        self.connections.rings.submit_and_wait(busy, timeout)
-    }
-
-    /// Takes the completions, and those that come meanwhile, until there are none or [`EVENTS_MAX`] were
-    /// taken.
-    fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        let mut seen = 0;
-        // Rings in a row that have nothing.
-        let mut empty = 0;
-        while empty < self.connections.rings.count() && seen < EVENTS_MAX {
-            let count = self.harvest_ring(self.next_ring, sink)?;
-            seen += count;
-            empty = if count > 0 { 0 } else { empty + 1 };
-            self.next_ring = (self.next_ring + 1) % self.connections.rings.count();
+        let gathering = self
+            .coalescer
+            .delay()
+            .map(|time_max| Gathering { completions: EVENTS_ENOUGH as usize, time_max });
+        if self.connections.rings.submit_and_wait(busy, gathering, timeout)? {
+            sink.coalescing();
         }
         Ok(())
     }
 
-    /// Takes the completions of one ring. Says how many they were.
-    fn harvest_ring(&mut self, index: usize, sink: &mut impl Sink) -> io::Result<usize> {
+    /// Takes the completions, and those that come meanwhile, until there are none or [`EVENTS_MAX`] were
+    /// taken. Says how many they were.
+    fn harvest(&mut self, sink: &mut impl Sink) -> io::Result<usize> {
+        let mut seen = 0;
+        // Rings in a row that have nothing.
+        let mut empty = 0;
+        while empty < self.connections.rings.count() && seen < EVENTS_MAX {
+            let count = self.harvest_ring(self.next_ring, EVENTS_MAX - seen, sink)?;
+            seen += count;
+            empty = if count > 0 { 0 } else { empty + 1 };
+            self.next_ring = (self.next_ring + 1) % self.connections.rings.count();
+        }
+        Ok(seen)
+    }
+
+    /// Takes completions of one ring, `completions_max` at most. Says how many they were.
+    fn harvest_ring(
+        &mut self,
+        index: usize,
+        completions_max: usize,
+        sink: &mut impl Sink,
+    ) -> io::Result<usize> {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.connections.rings[index];
         if !ring.has_completions() && ring.may_complete() {
             // They are there once the kernel is entered: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
             ring.submit()?;
         }
-        ring.take_completions(&mut completions);
-        // Only sends submitted by now can be confirmed by these completions: more are submitted below.
-        let submitted = ring.submitted_sends();
+        // Sends that are submitted from here on are not confirmed by these completions.
+        let confirmed = ring.take_completions(&mut completions, completions_max);
         let count = completions.len();
         for completion in completions.drain(..) {
             self.complete(index, completion, sink);
@@ -137,7 +158,9 @@ impl Uring {
         if count > 0 {
             self.connections.rings[index].buffers.publish();
         }
-        self.connections.confirm_sends(index, submitted);
+        if let Some(confirmed) = confirmed {
+            self.connections.confirm_sends(index, confirmed);
+        }
         Ok(count)
     }
 
@@ -199,7 +222,8 @@ impl Driver for Uring {
         let ready = mem::take(&mut self.connections.ready);
         // What waits for the result of a send goes on in this poll, or asks again.
         self.connections.confirming = false;
-        self.harvest(sink)?;
+        let completions = self.harvest(sink)?;
+        self.coalescer.on_polled(now, completions);
         self.connections.report_ready(ready, sink);
         self.acceptor.on_poll(now, sink);
         self.close_listener_if_due(now, sink)?;

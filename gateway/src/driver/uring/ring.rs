@@ -46,6 +46,15 @@ pub(super) struct SentNow {
     bytes: Bytes,
 }
 
+/// Unconfirmed sends that have not failed, unless one of the completions that were there at the time says so.
+#[derive(Clone, Copy, Debug)]
+struct Confirmation {
+    /// The sends before this number.
+    sends: u64,
+    /// Completions that were there and are not taken yet.
+    completions_left: usize,
+}
+
 /// What an operation has come to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
@@ -71,6 +80,8 @@ pub(super) struct Ring {
     first_send_now: u64,
     /// The kernel has seen all before this number.
     submitted_sends_now: u64,
+    /// What confirms the sends that were submitted when this was set.
+    confirmation: Option<Confirmation>,
     /// Steps of sends in flight.
     sends: HashMap<u64, Bytes>,
     /// It signals an eventfd when it gets something to do.
@@ -110,6 +121,7 @@ impl Ring {
             sends_now: VecDeque::new(),
             first_send_now: 0,
             submitted_sends_now: 0,
+            confirmation: None,
             sends: HashMap::new(),
             signals: false,
             fruitless: 0,
@@ -219,8 +231,7 @@ impl Ring {
         if overflow { self.first_send_now } else { self.submitted_sends_now }
     }
 
-    /// Takes the next send before number `until`, which is confirmed. The caller has seen all completions
-    /// that were there when [`Self::submitted_sends`] returned that number.
+    /// Takes the next send before number `until`, which is confirmed: see [`Self::take_completions`].
     #[inline]
     pub(super) fn confirm_send(&mut self, until: u64) -> Option<SentNow> {
         if self.first_send_now >= until {
@@ -294,6 +305,15 @@ impl Ring {
         self.enter(1, wait)
     }
 
+    /// The same, and waits until there are so many completions, at most for `wait`.
+    pub(super) fn submit_and_gather(
+        &mut self,
+        completions: usize,
+        wait: Duration,
+    ) -> io::Result<()> {
+        self.enter(completions, Some(wait))
+    }
+
     fn enter(&mut self, want: usize, wait: Option<Duration>) -> io::Result<()> {
         let timespec = wait.map(Timespec::from);
         let submitter = self.uring.submitter();
@@ -353,15 +373,31 @@ impl Ring {
         submissions.taskrun() || submissions.cq_overflow()
     }
 
-    /// Moves the completions that are there to `into`.
-    pub(super) fn take_completions(&mut self, into: &mut Vec<Completion>) {
+    /// Moves the completions that are there to `into`, `completions_max` at most. All sends before the number that it returns
+    /// are confirmed by the completions that were taken by now, these included.
+    pub(super) fn take_completions(
+        &mut self,
+        into: &mut Vec<Completion>,
+        completions_max: usize,
+    ) -> Option<u64> {
+        let confirmation = self.confirmation.take();
+        let Confirmation { sends, completions_left } = confirmation.unwrap_or_else(|| {
+            let sends = self.submitted_sends();
+            Confirmation { sends, completions_left: self.uring.completion().len() }
+        });
         let completion = |entry: cqueue::Entry| Completion {
             token: Token::from_bits(entry.user_data()),
             result: entry.result(),
             buffer: cqueue::buffer_select(entry.flags()),
             more: cqueue::more(entry.flags()),
         };
-        into.extend(self.uring.completion().map(completion));
+        into.extend(self.uring.completion().map(completion).take(completions_max));
+        let completions_left = completions_left.saturating_sub(into.len());
+        if completions_left > 0 {
+            self.confirmation = Some(Confirmation { sends, completions_left });
+            return None;
+        }
+        Some(sends)
     }
 }
 

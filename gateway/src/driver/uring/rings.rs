@@ -41,6 +41,15 @@ pub struct Capacity {
     pub files_each: u32,
 }
 
+/// What ends a wait that lets completions gather.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gathering {
+    /// So many completions.
+    pub(super) completions: usize,
+    /// Or so long.
+    pub(super) time_max: Duration,
+}
+
 /// All rings of a driver.
 #[derive(Debug)]
 pub(super) struct Rings {
@@ -145,12 +154,13 @@ impl Rings {
     }
 
     /// Submits what was asked for. Waits at most so long, if there is nothing to do: neither here nor for the
-    /// caller, who says whether it is `busy`.
+    /// caller, who says whether it is `busy`. Such a wait may let completions gather first. Returns whether it did.
     pub(super) fn submit_and_wait(
         &mut self,
         mut busy: bool,
+        gathering: Option<Gathering>,
         timeout: Option<Duration>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         busy = busy || timeout == Some(Duration::ZERO) || self.failure.is_some();
         for ring in &mut self.rings[1..] {
             if ring.has_submissions() || ring.may_complete() {
@@ -160,10 +170,21 @@ impl Rings {
         }
         // What happens in the others from now on ends this wait: each signals when it gets something to do.
         if !(busy || self.rings[0].has_completions()) {
-            return self.rings[0].submit_and_wait(timeout);
+            let first = &mut self.rings[0];
+            if let Some(Gathering { completions, time_max }) = gathering {
+                let time = timeout.map_or(time_max, |timeout| timeout.min(time_max));
+                first.submit_and_gather(completions, time)?;
+            }
+            if !first.has_completions() {
+                first.submit_and_wait(timeout)?;
+            }
+            return Ok(gathering.is_some());
         }
         let first = &mut self.rings[0];
-        if first.has_submissions() || first.may_complete() { first.submit() } else { Ok(()) }
+        if first.has_submissions() || first.may_complete() {
+            first.submit()?;
+        }
+        Ok(false)
     }
 
     /// Submits what was asked for to each ring that was asked.

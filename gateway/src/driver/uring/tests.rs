@@ -109,11 +109,22 @@ fn a_direct_descriptor_is_kept_until_its_shutdown_is_done() {
 /// The failure of an unconfirmed send is among the completions that do not fit into the ring.
 #[test]
 fn a_failed_send_is_seen_when_completions_overflow() {
+    a_failed_send_is_seen_behind(5000);
+}
+
+/// The failure of an unconfirmed send is behind more completions than one poll takes.
+#[test]
+fn a_failed_send_is_seen_when_a_poll_leaves_completions() {
+    a_failed_send_is_seen_behind(3 * EVENTS_MAX);
+}
+
+fn a_failed_send_is_seen_behind(completions: usize) {
     let (mut driver, address) = listening(10, 10);
     let mut recorder = Recorder::default();
     let peer = TcpStream::connect(address).unwrap();
     until(&mut driver, &mut recorder, |recorder| !accepted(recorder).is_empty());
     let conn = accepted(&recorder)[0];
+    let ring = driver.connections.sockets.get_mut(conn).unwrap().ring;
     // Until the socket is full.
     let mut count = 0;
     let bytes = Bytes::from(vec![1; 16 * 1024]);
@@ -132,12 +143,15 @@ fn a_failed_send_is_seen_when_completions_overflow() {
         let before = driver.connections.cold.contains_key(&conn.slot);
         assert!(!before, "the send is confirmed");
         // Each of these completes with a failure that belongs to no operation.
-        for _ in 0..5000 {
-            driver.connections.rings.ask(0, |ring| ring.cancel(Token::Accept(u16::MAX)));
+        for _ in 0..completions {
+            driver.connections.rings.ask(ring, |ring| ring.cancel(Token::Accept(u16::MAX)));
         }
         assert_eq!(driver.send(conn, bytes.clone()), SendState::Done);
         count += bytes.len();
         (0..3).for_each(|_| driver.poll(&mut recorder).unwrap());
+        while driver.connections.rings[usize::from(ring)].has_completions() {
+            driver.poll(&mut recorder).unwrap();
+        }
         if driver.connections.cold.contains_key(&conn.slot) {
             break;
         }
