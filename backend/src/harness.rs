@@ -81,9 +81,9 @@ impl AnswerPort for Answers {
 
 /// An answer that may not be there yet.
 #[derive(Debug)]
-pub struct Pending(Receiver<Outcome>);
+pub struct PendingAnswer(Receiver<Outcome>);
 
-impl Pending {
+impl PendingAnswer {
     /// Waits for the answer.
     ///
     /// # Panics
@@ -123,14 +123,14 @@ impl<H: Handler> Harness<H> {
     }
 
     /// Sends a request and does not wait for its answer. A panic of the handler answers as it does in a gateway.
-    pub fn start(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> Pending {
+    pub fn start(&self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) -> PendingAnswer {
         let (sender, receiver) = channel::bounded(1);
         let port = Arc::new(Answers(sender));
         let session = SessionId(user_id);
         let call = Call::new(kind, user_id, session, biz_data.into(), CallId(0), port);
         let work = AssertUnwindSafe(|| self.handler.handle(call, &self.gateway));
         drop(panic::catch_unwind(work));
-        Pending(receiver)
+        PendingAnswer(receiver)
     }
 
     /// The commands that the handler has given to the gateway, in order.

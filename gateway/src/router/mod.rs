@@ -13,7 +13,7 @@ use tidegate_backend::pool::{Pool, Submitter, TimeoutId};
 use tidegate_backend::{Call, Handler, Placement};
 
 use crate::config::RouteConfig;
-pub use pending::{Pending, PendingCalls, RouteIndex};
+pub use pending::{PendingCall, PendingCalls, RouteIndex};
 
 /// A handler and where it runs, shared by all shards.
 #[derive(Clone)]
@@ -235,8 +235,8 @@ mod tests {
         let conn = crate::driver::ConnId { slot: 0, generation: 0 };
         let route = router.admit(20, 0).unwrap();
         let first =
-            router.pending.open(Pending { conn, sequence: 1, kind: 20, route, started_us: 0 });
-        router.pending.open(Pending { conn, sequence: 2, kind: 20, route, started_us: 0 });
+            router.pending.open(PendingCall { conn, sequence: 1, kind: 20, route, started_us: 0 });
+        router.pending.open(PendingCall { conn, sequence: 2, kind: 20, route, started_us: 0 });
         assert_eq!(router.admit(20, 0), Err(Refusal::RouteFull));
         assert_eq!(router.admit(5, 0), Ok(RouteIndex(0)));
         assert!(router.pending.close(first).is_some());

@@ -13,7 +13,7 @@ pub struct RouteIndex(pub(super) u16);
 
 /// What a shard needs to know of a call when its answer comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
+pub struct PendingCall {
     /// The connection that sent the request.
     pub conn: ConnId,
     /// The request's sequence.
@@ -26,7 +26,7 @@ pub struct Pending {
     pub started_us: u64,
 }
 
-impl Pending {
+impl PendingCall {
     /// The same in milliseconds, which is the resolution of timeouts.
     const fn started_ms(&self) -> u64 {
         self.started_us / 1_000
@@ -41,7 +41,7 @@ struct Entry {
     /// Neighbours in the route's list, which is ordered by age. A free entry uses only `next`.
     next: u32,
     prev: u32,
-    pending: Option<Pending>,
+    pending: Option<PendingCall>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +91,7 @@ impl PendingCalls {
 
     /// Adds a call.
     #[inline]
-    pub fn open(&mut self, pending: Pending) -> CallId {
+    pub fn open(&mut self, pending: PendingCall) -> CallId {
         let queue = &mut self.queues[usize::from(pending.route.0)];
         let place = if self.free == NONE {
             let place =
@@ -121,7 +121,7 @@ impl PendingCalls {
     /// Removes a call. `None`: it was removed before, so its answer is late.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
-    pub fn close(&mut self, call: CallId) -> Option<Pending> {
+    pub fn close(&mut self, call: CallId) -> Option<PendingCall> {
         let (generation, place) = ((call.0 >> 32) as u32, call.0 as u32);
         let entry = self.entries.get_mut(place as usize)?;
         if entry.generation != generation {
@@ -146,7 +146,7 @@ impl PendingCalls {
     }
 
     /// Removes a call whose time is up, if there is one.
-    pub fn take_expired(&mut self, now_ms: u64) -> Option<Pending> {
+    pub fn take_expired(&mut self, now_ms: u64) -> Option<PendingCall> {
         let oldest = self.queues.iter().find_map(|queue| {
             let pending = self.entries.get(queue.oldest as usize)?.pending?;
             (pending.started_ms() + queue.timeout_ms <= now_ms).then_some(queue.oldest)
@@ -172,10 +172,10 @@ impl PendingCalls {
 mod tests {
     use super::*;
 
-    fn pending(sequence: u64, route: u16, started_ms: u64) -> Pending {
+    fn pending(sequence: u64, route: u16, started_ms: u64) -> PendingCall {
         let conn = ConnId { slot: 1, generation: 1 };
         let started_us = started_ms * 1_000;
-        Pending { conn, sequence, kind: 1, route: RouteIndex(route), started_us }
+        PendingCall { conn, sequence, kind: 1, route: RouteIndex(route), started_us }
     }
 
     #[test]

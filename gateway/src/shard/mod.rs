@@ -57,7 +57,7 @@ use crate::allocator::{Burst, Trim};
 use crate::auth::AuthError;
 use crate::control::ShardInfo;
 use crate::driver::{Driver, Mechanism, SendState};
-use crate::router::{Pending as Call, Refusal};
+use crate::router::{PendingCall, Refusal};
 use crate::session_id::SessionAddr;
 use admission::Admission;
 use calls::{Calls, Request};
@@ -70,7 +70,7 @@ use draining::Draining;
 use mailbox::{Answer, Message};
 use rooms::message::RoomEffect;
 use rooms::reader::Read;
-use rooms::{ConnState, Pending, Rooms};
+use rooms::{ConnState, ReadOutcome, Rooms};
 pub use shared::Shared;
 use stats::{Exporter, Levels, ShardCounters, Stats};
 use users::Users;
@@ -562,8 +562,8 @@ impl Shard {
 
     /// Passes the outcome of a call on to the client.
     #[inline]
-    fn finish_call(&mut self, call: Call, outcome: Outcome) {
-        let Call { conn, sequence, kind, .. } = call;
+    fn finish_call(&mut self, call: PendingCall, outcome: Outcome) {
+        let PendingCall { conn, sequence, kind, .. } = call;
         let slot = conn.slot;
         if !self.clients.finish_call(conn) {
             return;
@@ -763,17 +763,17 @@ impl Shard {
         let Self { rooms, clients, .. } = self;
         let mut alone: Option<Bytes> = None;
         let mut is_first = outbox_bytes == 0;
-        let pending = rooms.read_pending(slot, PENDING_BYTES_MAX, |run| {
+        let outcome = rooms.read_pending(slot, PENDING_BYTES_MAX, |run| {
             if mem::take(&mut is_first) {
                 alone = Some(run);
             } else {
                 alone.take().into_iter().chain([run]).for_each(|run| clients.write_run(slot, run));
             }
         });
-        match pending {
-            Pending::Sent => {}
-            Pending::Left => self.clients.note_pending_pushes(slot),
-            Pending::TooSlow => {
+        match outcome {
+            ReadOutcome::UpToDate => {}
+            ReadOutcome::BytesMaxReached => self.clients.note_pending_pushes(slot),
+            ReadOutcome::TooSlow => {
                 self.clients.abort(slot, Cause::SlowMember);
                 self.apply();
                 return None;

@@ -20,7 +20,7 @@ use super::mailbox::{Address, Answer};
 use super::stats::CallCounters;
 use crate::config::Config;
 use crate::driver::ConnId;
-use crate::router::{Backend, Pending, Refusal, RouteIndex, Router};
+use crate::router::{Backend, PendingCall, Refusal, RouteIndex, Router};
 use durations::CallDurations;
 use port::{OnThread, Port};
 
@@ -129,7 +129,7 @@ impl Calls {
     pub fn start(&mut self, request: &Request<'_>, route: RouteIndex, clock: &Clock) {
         let &Request { conn, session, user_id, kind, sequence, biz_data } = request;
         let started_us = clock.received_us();
-        let id = self.router.pending.open(Pending { conn, sequence, kind, route, started_us });
+        let id = self.router.pending.open(PendingCall { conn, sequence, kind, route, started_us });
         let biz_data = self.copy(biz_data);
         self.counters.calls += 1;
         let port = Arc::clone(&self.answer_port);
@@ -175,7 +175,7 @@ impl Calls {
 
     /// Takes an answer. `None`: it is too late.
     #[inline]
-    pub fn finish(&mut self, answer: Answer, clock: &Clock) -> Option<(Pending, Outcome)> {
+    pub fn finish(&mut self, answer: Answer, clock: &Clock) -> Option<(PendingCall, Outcome)> {
         let Some(pending) = self.router.pending.close(answer.call) else {
             self.counters.late_answers += 1;
             return None;
@@ -185,7 +185,7 @@ impl Calls {
     }
 
     /// A call whose time is up.
-    pub fn take_expired(&mut self, clock: &Clock) -> Option<Pending> {
+    pub fn take_expired(&mut self, clock: &Clock) -> Option<PendingCall> {
         let pending = self.router.pending.take_expired(clock.now_ms())?;
         self.note_duration(&pending, clock);
         self.may_queue_expired = true;
@@ -210,7 +210,7 @@ impl Calls {
     }
 
     #[inline]
-    fn note_duration(&mut self, pending: &Pending, clock: &Clock) {
+    fn note_duration(&mut self, pending: &PendingCall, clock: &Clock) {
         let backend = self.router.backend_of(pending.route);
         self.durations[backend].note(clock.answered_us().saturating_sub(pending.started_us));
     }

@@ -103,11 +103,11 @@ pub enum ConnState {
 
 /// How [`Rooms::read_pending`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pending {
-    /// The connection has all pushes.
-    Sent,
-    /// The bound on bytes is reached: the rest is for the next send.
-    Left,
+pub enum ReadOutcome {
+    /// The connection has all that its rooms have released.
+    UpToDate,
+    /// It has as many bytes as it may be given at once: the rest is for its next send.
+    BytesMaxReached,
     /// The connection is too slow for a room that closes slow members.
     TooSlow,
 }
@@ -584,7 +584,7 @@ impl Rooms {
         slot: u32,
         bytes_max: usize,
         mut write: impl FnMut(Bytes),
-    ) -> Pending {
+    ) -> ReadOutcome {
         let mut left = bytes_max;
         let mut next = self.table.first_member(slot);
         while let Some(member) = next {
@@ -592,21 +592,21 @@ impl Rooms {
             loop {
                 let (bytes, more) = match self.read(member) {
                     Read::Nothing => break,
-                    Read::TooSlow => return Pending::TooSlow,
+                    Read::TooSlow => return ReadOutcome::TooSlow,
                     Read::Run { bytes, more, .. } => (bytes, more),
                 };
                 left = left.saturating_sub(bytes.len());
                 write(bytes);
                 if left == 0 {
                     self.table.rotate(member);
-                    return Pending::Left;
+                    return ReadOutcome::BytesMaxReached;
                 }
                 if !more {
                     break;
                 }
             }
         }
-        Pending::Sent
+        ReadOutcome::UpToDate
     }
 
     /// Trims logs and ends the pushes that every member was offered. Call it last in a turn.
