@@ -40,7 +40,7 @@ bitflags! {
         const HELD = 1 << 1;
         /// The driver was told to pause receiving.
         const PAUSED = 1 << 2;
-        /// A room has pushes for it that could not be sent when the fan-out came to it.
+        /// A room has pushes for it that could not be sent when a round of its room came to it.
         const PENDING_PUSHES = 1 << 3;
         /// The peer has shut down its sending side.
         const ENDED = 1 << 4;

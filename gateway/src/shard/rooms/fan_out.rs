@@ -31,8 +31,8 @@ impl FanOut {
     /// Puts a room into the queue, unless it is there.
     pub fn enqueue(&mut self, index: RoomIndex, table: &mut Table) {
         let room = table.get(index);
-        if !room.sweep.queued {
-            room.sweep.queued = true;
+        if !room.round.is_queued {
+            room.round.is_queued = true;
             room.start_round();
             self.queue.push_back(index);
         }
@@ -43,12 +43,12 @@ impl FanOut {
     pub fn next(&mut self, table: &mut Table, budget: &mut usize) -> Option<Member> {
         loop {
             let index = *self.queue.front()?;
-            let Some(room) = table.get_open(index).filter(|room| room.sweep.queued) else {
+            let Some(room) = table.get_open(index).filter(|room| room.round.is_queued) else {
                 // The room was closed. Another room may have its index.
                 self.queue.pop_front();
                 continue;
             };
-            if room.sweep.left > 0 && *budget == 0 {
+            if room.round.members_left > 0 && *budget == 0 {
                 self.queue.rotate_left(1);
                 return None;
             }
@@ -66,10 +66,10 @@ impl FanOut {
     fn end_round(&mut self, index: RoomIndex, table: &mut Table) {
         self.queue.pop_front();
         let room = table.get(index);
-        self.offered.push((index, room.sweep.mark));
-        room.sweep.offered = room.sweep.mark;
-        room.sweep.queued = room.log.released() > room.sweep.mark;
-        if room.sweep.queued {
+        self.offered.push((index, room.round.end));
+        room.round.offered = room.round.end;
+        room.round.is_queued = room.log.released() > room.round.end;
+        if room.round.is_queued {
             room.start_round();
             self.queue.push_back(index);
         } else {
@@ -83,7 +83,7 @@ impl FanOut {
         for (index, offered) in self.taken.drain(..) {
             if let Some(room) = table.get_open(index) {
                 // Another room may have the index by now, which has offered less.
-                let offered = offered.min(room.sweep.offered);
+                let offered = offered.min(room.round.offered);
                 room.log.trim(offered);
                 let ended = room.permits.partition_point(|&(offset, _)| offset < offered);
                 room.permits.drain(..ended);

@@ -48,7 +48,7 @@ pub use table::home;
 use table::{EVERYBODY, Member, Role, Room, RoomIndex, Table};
 use windows::{Hold, Windows};
 
-/// Rooms that one round of housekeeping looks at.
+/// Rooms that housekeeping looks at each time, at most.
 const IDLE_ROOMS_LOOKED_AT: usize = 4096;
 
 /// What the rooms of a shard are configured to.
@@ -286,9 +286,9 @@ impl Rooms {
         let offset = room.log.end();
         room.log.append(frame);
         permit.add(room.member_count);
-        if room.member_count == 0 && !room.sweep.queued {
+        if room.member_count == 0 && !room.round.is_queued {
             room.log.release();
-            room.sweep.offered = offset + 1;
+            room.round.offered = offset + 1;
             return room.log.trim(offset + 1);
         }
         room.permits.push_back((offset, Arc::clone(permit)));
@@ -467,7 +467,7 @@ impl Rooms {
     fn leave(&mut self, member: Member, now_ms: u64) {
         let index = self.table.room_of(member);
         if let Some(moved) = self.table.leave(member) {
-            // The fan-out may pass over the member that moved to the free position.
+            // The round may pass over the member that moved to the free position.
             self.effects.push_back(RoomEffect::PushesPending(moved));
         }
         let room = self.table.get(index);
@@ -554,7 +554,7 @@ impl Rooms {
     /// it was offered was too slow, and gets no more.
     fn read_unoffered(&mut self, member: Member) -> Option<Bytes> {
         let (room, place) = self.table.place(member);
-        if place.get(room.log.end()) < room.sweep.offered {
+        if place.get(room.log.end()) < room.round.offered {
             return None;
         }
         let Read::Run { bytes, pushes, .. } = reader::read(room, place, UpTo::End) else {
@@ -621,7 +621,7 @@ impl Rooms {
         for _ in 0..IDLE_ROOMS_LOOKED_AT.min(entries) {
             self.home.idle_next = (self.home.idle_next + 1) % entries;
             let Some((index, room)) = self.table.at(self.home.idle_next) else { continue };
-            if !room.sweep.queued {
+            if !room.round.is_queued {
                 // A member that resumed may have left a merged run.
                 room.log.forget_merged();
             }

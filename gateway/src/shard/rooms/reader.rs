@@ -1,6 +1,6 @@
 //! The one reader of a room's log.
 //!
-//! All pushes that a member gets go through [`read`]: when the room's fan-out comes to the member, when an earlier send
+//! All pushes that a member gets go through [`read`]: when a round comes to the member, when an earlier send
 //! is done, when the member resumes, and before it leaves. So one place decides what a member gets, and
 //! what happens to a member that is too slow.
 

@@ -52,8 +52,8 @@ pub struct Room {
     pub member_count: usize,
     /// The members; none for everybody's room. members.len() == member_count otherwise.
     members: Vec<MembershipId>,
-    /// How far the fan-out has come.
-    pub sweep: Sweep,
+    /// The round that is under way, or the last one.
+    pub round: Round,
     /// When the open merge window ends, on the shard's clock. A room without members has no window.
     pub window_ends_ms: Option<u64>,
     /// Permits of the pushes that were not offered to every member yet, by offset. They hold the pushes under
@@ -80,19 +80,19 @@ pub enum Role {
     },
 }
 
-/// A fan-out serves all members once. Pushes that are released meanwhile are for the next round.
+/// A round of the fan-out: it serves each member of a room once. Pushes that are released meanwhile are for the next round.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sweep {
+pub struct Round {
     /// The room is in the queue of the fan-out.
-    pub queued: bool,
-    /// What the log had released when this round began. The round offers all pushes before it.
-    pub mark: u64,
+    pub is_queued: bool,
+    /// The offset behind the pushes that this round offers: what the log had released when it began.
+    pub end: u64,
     /// Every member was offered the pushes before this offset.
     pub offered: u64,
     /// The next member to serve: its index, or its slot in everybody's room.
-    pub next: usize,
-    /// Members that this round still has to serve, at most. 0: the round is over. left <= member_count
-    pub left: usize,
+    pub next_member: usize,
+    /// Members that this round still has to serve, at most. 0: the round is over. members_left <= member_count
+    pub members_left: usize,
 }
 
 /// The offset that a member gets next: its low half, which is enough beside the end of the log.
@@ -310,21 +310,21 @@ impl Table {
     pub fn next_in_round(&mut self, index: RoomIndex) -> Option<Member> {
         let everybody = &self.everybody;
         let room = self.rooms[index.0 as usize].as_deref_mut()?;
-        let sweep = &mut room.sweep;
-        if sweep.left == 0 {
+        let round = &mut room.round;
+        if round.members_left == 0 {
             return None;
         }
         if index == EVERYBODY {
-            let Some(slot) = everybody.next(sweep.next) else {
-                sweep.left = 0;
+            let Some(slot) = everybody.next(round.next_member) else {
+                round.members_left = 0;
                 return None;
             };
-            sweep.next = slot as usize + 1;
+            round.next_member = slot as usize + 1;
             return Some(Member::OfEverybody(slot));
         }
-        sweep.left -= 1;
-        let id = room.members[sweep.next];
-        sweep.next = (sweep.next + 1) % room.members.len();
+        round.members_left -= 1;
+        let id = room.members[round.next_member];
+        round.next_member = (round.next_member + 1) % room.members.len();
         Some(Member::Listed(id))
     }
 
@@ -343,7 +343,7 @@ impl Table {
             log,
             member_count: 0,
             members: Vec::new(),
-            sweep: Sweep::default(),
+            round: Round::default(),
             window_ends_ms: None,
             permits: VecDeque::new(),
             role,
@@ -409,8 +409,8 @@ impl Table {
         self.slots[slot as usize].first = Some(id);
         let room = self.get(room);
         room.members.push(id);
-        if room.sweep.left > 0 {
-            room.sweep.left = (room.sweep.left + 1).min(room.members.len());
+        if room.round.members_left > 0 {
+            room.round.members_left = (room.round.members_left + 1).min(room.members.len());
         }
         id
     }
@@ -485,8 +485,8 @@ impl Table {
         self.membership(end).next = first;
     }
 
-    /// Ends a membership. If a fan-out is under way, returns the slot of the member that moved to the free
-    /// position: the fan-out may pass over it.
+    /// Ends a membership. If a round is under way, returns the slot of the member that moved to the free
+    /// position: the round may pass over it.
     pub fn leave(&mut self, member: Member) -> Option<u32> {
         let index = self.room_of(member);
         self.membership_count -= 1;
@@ -515,27 +515,27 @@ impl Table {
         let room = self.get(room);
         room.members.swap_remove(position as usize);
         let count = room.members.len();
-        room.sweep.left = room.sweep.left.min(count);
-        if room.sweep.next >= count {
-            room.sweep.next = 0;
+        room.round.members_left = room.round.members_left.min(count);
+        if room.round.next_member >= count {
+            room.round.next_member = 0;
         }
-        let sweeping = room.sweep.left > 0;
+        let is_under_way = room.round.members_left > 0;
         let moved = room.members.get(position as usize).copied()?;
         let moved = self.membership(moved);
         moved.position = position;
-        sweeping.then_some(moved.slot)
+        is_under_way.then_some(moved.slot)
     }
 }
 
 impl Room {
     /// Starts a round: every member is to be offered what the log has released.
     pub fn start_round(&mut self) {
-        self.sweep.left = self.member_count;
+        self.round.members_left = self.member_count;
         if self.members.is_empty() {
             // Everybody's room: the first slot.
-            self.sweep.next = 0;
+            self.round.next_member = 0;
         }
-        self.sweep.mark = self.log.released();
+        self.round.end = self.log.released();
     }
 
     /// Whether it counts against `rooms_max`.
