@@ -57,7 +57,7 @@ impl Burst {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trim {
     /// The caller does.
-    Run,
+    Now,
     /// Another shard has done it since the burst ended.
     Done,
     /// It is too soon: ask again.
@@ -72,7 +72,7 @@ pub struct Heap {
 }
 
 impl Heap {
-    /// Decides for a shard whose burst has been over since `over_since_ms`. On [`Trim::Run`] it calls
+    /// Decides for a shard whose burst has been over since `over_since_ms`. On [`Trim::Now`] it calls
     /// [`Self::give_back`].
     pub fn trim(&self, over_since_ms: u64, now_ms: u64) -> Trim {
         let last_ms = self.given_back_at_ms.load(Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl Heap {
         }
         let (at, relaxed) = (&self.given_back_at_ms, Ordering::Relaxed);
         match at.compare_exchange(last_ms, now_ms, relaxed, relaxed) {
-            Ok(_) => Trim::Run,
+            Ok(_) => Trim::Now,
             Err(_) => Trim::Done,
         }
     }
@@ -141,10 +141,10 @@ mod tests {
     #[test]
     fn one_shard_gives_back_for_all_and_not_too_often() {
         let heap = Heap::default();
-        assert_eq!(heap.trim(1000, 4000), Trim::Run);
+        assert_eq!(heap.trim(1000, 4000), Trim::Now);
         assert_eq!(heap.trim(1500, 4000), Trim::Done);
         assert_eq!(heap.trim(5000, 8000), Trim::Later);
-        assert_eq!(heap.trim(5000, 4000 + INTERVAL_MS), Trim::Run);
+        assert_eq!(heap.trim(5000, 4000 + INTERVAL_MS), Trim::Now);
     }
 
     #[test]

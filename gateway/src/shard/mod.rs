@@ -351,7 +351,7 @@ impl Shard {
                 match effect {
                     RoomEffect::Post(shard, message) => self.post(shard, message.into()),
                     RoomEffect::PushesPending(slot) => self.clients.set_pushes_pending(slot),
-                    RoomEffect::LastPushes(slot, run) => self.clients.write_shared(slot, run),
+                    RoomEffect::LastPushes(slot, chunk) => self.clients.write_shared(slot, chunk),
                 }
             } else {
                 return;
@@ -631,7 +631,7 @@ impl Shard {
         self.rooms.give_back_memory();
         self.calls.give_back_memory();
         self.local.shrink_to_fit();
-        if trim == Trim::Run {
+        if trim == Trim::Now {
             self.shared.heap.give_back();
             self.counters.memory_give_backs += 1;
         }
@@ -671,7 +671,7 @@ impl Shard {
         }
         let Self { clients, rooms, draining, clock, .. } = self;
         if !clients.is_backlogged(slot) {
-            rooms.read_last(slot, |run| clients.write_shared(slot, run));
+            rooms.read_last(slot, |chunk| clients.write_shared(slot, chunk));
         }
         let is_drain = code == Some(Code::Draining);
         let goodbye =
@@ -698,7 +698,7 @@ impl Shard {
                         self.apply();
                         break;
                     }
-                    Read::Run { bytes, more, .. } => {
+                    Read::Chunk { bytes, more, .. } => {
                         let state = self.clients.send(slot, bytes, driver, &self.clock);
                         if !more {
                             break;
@@ -751,8 +751,8 @@ impl Shard {
         }
     }
 
-    /// The next piece to send: of the outbox, and of the logs of the connection's rooms. Short runs are put together in
-    /// the outbox; a single run is sent as it is. While a long outbox is left, no log is read: pushes wait in the log,
+    /// The next piece to send: of the outbox, and of the logs of the connection's rooms. Short chunks are put together in
+    /// the outbox; a single chunk is sent as it is. While a long outbox is left, no log is read: pushes wait in the log,
     /// where all members share them and a later read takes what the member still needs.
     #[inline]
     fn next_piece(&mut self, slot: u32) -> Option<Bytes> {
@@ -763,11 +763,15 @@ impl Shard {
         let Self { rooms, clients, .. } = self;
         let mut alone: Option<Bytes> = None;
         let mut is_first = outbox_bytes == 0;
-        let outcome = rooms.read_pending(slot, PENDING_BYTES_MAX, |run| {
+        let outcome = rooms.read_pending(slot, PENDING_BYTES_MAX, |chunk| {
             if mem::take(&mut is_first) {
-                alone = Some(run);
+                alone = Some(chunk);
             } else {
-                alone.take().into_iter().chain([run]).for_each(|run| clients.write_run(slot, run));
+                alone
+                    .take()
+                    .into_iter()
+                    .chain([chunk])
+                    .for_each(|chunk| clients.write_chunk(slot, chunk));
             }
         });
         match outcome {

@@ -524,10 +524,10 @@ impl Clients {
         self.output.write_shared(slot, self.table.at_mut(slot), bytes);
     }
 
-    /// Writes a run of pushes for a connection that is being flushed.
+    /// Writes a chunk of pushes for a connection that is being flushed.
     #[inline]
-    pub fn write_run(&mut self, slot: u32, run: Bytes) {
-        self.output.write_run(self.table.at_mut(slot), run);
+    pub fn write_chunk(&mut self, slot: u32, chunk: Bytes) {
+        self.output.write_chunk(self.table.at_mut(slot), chunk);
     }
 
     /// Writes a frame without a bound: the answers to heartbeats and authentications, goodbyes.

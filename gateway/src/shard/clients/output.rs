@@ -121,8 +121,8 @@ impl Output {
 
     /// Appends bytes for a connection that is being flushed.
     #[inline]
-    pub fn write_run(&mut self, connection: &mut Connection, run: Bytes) {
-        self.outboxes.write_shared(&mut connection.outbox, run);
+    pub fn write_chunk(&mut self, connection: &mut Connection, chunk: Bytes) {
+        self.outboxes.write_shared(&mut connection.outbox, chunk);
     }
 
     #[inline]

@@ -1,5 +1,7 @@
 //! A room's log: the pushes that the room keeps, each encoded once, numbered by offset.
 //!
+//! A *chunk* is what one read of the log gives: consecutive frames as one block of bytes.
+//!
 //! Frames are appended, then released. Members are sent released frames only, so a merge window holds back
 //! the frames that it waits for.
 
@@ -10,8 +12,8 @@ use bytes::{Bytes, BytesMut};
 /// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
-/// Bytes of one run, at most. It bounds what a slow connection has under way. A longer frame is a run of its own.
-pub const RUN_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of one chunk, at most. It bounds what a slow connection has under way. A longer frame is a chunk of its own.
+pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 /// Frames by offset. Offsets have no holes within a log's life.
 #[derive(Clone, Debug)]
@@ -26,7 +28,7 @@ pub struct Log {
     released: u64,
     /// Bytes of the frames that are not released, overhead included.
     unreleased_bytes: usize,
-    /// The run that was merged last. Members at the same place share it.
+    /// The chunk that was merged last. Members at the same place share it.
     merged: Option<Merged>,
 }
 
@@ -112,8 +114,8 @@ impl Log {
         }
     }
 
-    /// The frames from `cursor` to `to` as one run of bytes, and the cursor behind the run; `None` when there are
-    /// none. A run has at most [`RUN_BYTES_MAX`] bytes, or one longer frame. `cursor` must not be before
+    /// The frames from `cursor` to `to` as one chunk of bytes, and the cursor behind the chunk; `None` when there are
+    /// none. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `cursor` must not be before
     /// [`Self::first`], and `to` must not be behind [`Self::end`].
     ///
     /// Members at the same place share the bytes: a single frame as it is, several frames merged once.
@@ -129,7 +131,7 @@ impl Log {
         }
         if let Some(merged) = &self.merged
             && merged.from == cursor
-            && (merged.to == to || (merged.to < to && merged.bytes.len() >= RUN_BYTES_MAX / 2))
+            && (merged.to == to || (merged.to < to && merged.bytes.len() >= CHUNK_BYTES_MAX / 2))
         {
             return Some((merged.bytes.clone(), merged.to));
         }
@@ -149,7 +151,7 @@ impl Log {
             .range(skip..end)
             .take_while(|frame| {
                 bytes += frame.len();
-                bytes <= RUN_BYTES_MAX
+                bytes <= CHUNK_BYTES_MAX
             })
             .count()
             .max(1);
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn members_at_the_same_place_share_a_merged_run() {
+    fn members_at_the_same_place_share_a_merged_chunk() {
         let mut log = log(&["a", "b", "c"], 10_000);
         let (first, _) = log.read(100, 103).unwrap();
         let (second, _) = log.read(100, 103).unwrap();
@@ -220,35 +222,38 @@ mod tests {
     }
 
     #[test]
-    fn a_long_merged_run_is_shared_though_more_pushes_have_come() {
+    fn a_long_merged_chunk_is_shared_though_more_pushes_have_come() {
         let mut log = Log::new(1, usize::MAX);
         for _ in 0..8 {
-            log.append(Bytes::from(vec![1; RUN_BYTES_MAX / 8]));
+            log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 8]));
         }
         let (short, _) = log.read(1, 4).unwrap();
         let (long, to) = log.read(1, 5).unwrap();
-        assert_eq!((short.len(), long.len(), to), (RUN_BYTES_MAX * 3 / 8, RUN_BYTES_MAX / 2, 5));
+        assert_eq!(
+            (short.len(), long.len(), to),
+            (CHUNK_BYTES_MAX * 3 / 8, CHUNK_BYTES_MAX / 2, 5)
+        );
         let (again, to) = log.read(1, 9).unwrap();
-        assert_eq!((again.as_ptr(), to), (long.as_ptr(), 5), "half a run is worth a send");
+        assert_eq!((again.as_ptr(), to), (long.as_ptr(), 5), "half a chunk is worth a send");
         let (whole, to) = log.read(2, 9).unwrap();
-        assert_eq!((whole.len(), to), (RUN_BYTES_MAX * 7 / 8, 9), "it begins elsewhere");
+        assert_eq!((whole.len(), to), (CHUNK_BYTES_MAX * 7 / 8, 9), "it begins elsewhere");
         assert_eq!(
             log.read(2, 4).map(|(bytes, to)| (bytes.len(), to)),
-            Some((RUN_BYTES_MAX / 4, 4))
+            Some((CHUNK_BYTES_MAX / 4, 4))
         );
     }
 
     #[test]
-    fn a_run_is_bounded_and_a_long_frame_is_a_run_of_its_own() {
+    fn a_chunk_is_bounded_and_a_long_frame_is_a_chunk_of_its_own() {
         let mut log = Log::new(1, usize::MAX);
         for _ in 0..5 {
-            log.append(Bytes::from(vec![1; RUN_BYTES_MAX / 2]));
+            log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 2]));
         }
-        log.append(Bytes::from(vec![2; 2 * RUN_BYTES_MAX]));
+        log.append(Bytes::from(vec![2; 2 * CHUNK_BYTES_MAX]));
         log.release();
         let read = |log: &mut Log, from| log.read(from, 7).map(|(bytes, to)| (bytes.len(), to));
-        assert_eq!(read(&mut log, 1), Some((RUN_BYTES_MAX, 3)));
-        assert_eq!(read(&mut log, 5), Some((RUN_BYTES_MAX / 2, 6)));
-        assert_eq!(read(&mut log, 6), Some((2 * RUN_BYTES_MAX, 7)));
+        assert_eq!(read(&mut log, 1), Some((CHUNK_BYTES_MAX, 3)));
+        assert_eq!(read(&mut log, 5), Some((CHUNK_BYTES_MAX / 2, 6)));
+        assert_eq!(read(&mut log, 6), Some((2 * CHUNK_BYTES_MAX, 7)));
     }
 }

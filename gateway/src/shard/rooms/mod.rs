@@ -449,8 +449,8 @@ impl Rooms {
         if let Some(member) = self.table.find_member(conn.slot, index) {
             permit.add(1);
             if connection == ConnState::Open {
-                while let Some(run) = self.read_unoffered(member) {
-                    self.effects.push_back(RoomEffect::LastPushes(conn.slot, run));
+                while let Some(chunk) = self.read_unoffered(member) {
+                    self.effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
                 }
             }
             self.leave(member, now_ms);
@@ -543,7 +543,7 @@ impl Rooms {
     pub fn read(&mut self, member: Member) -> Read {
         let (room, place) = self.table.place(member);
         let read = reader::read(room, place, UpTo::Released);
-        if let Read::Run { pushes, skipped, .. } = &read {
+        if let Read::Chunk { pushes, skipped, .. } = &read {
             self.counters.room_deliveries += pushes;
             self.counters.skipped_pushes += skipped;
         }
@@ -557,7 +557,7 @@ impl Rooms {
         if place.get(room.log.end()) < room.round.offered {
             return None;
         }
-        let Read::Run { bytes, pushes, .. } = reader::read(room, place, UpTo::End) else {
+        let Read::Chunk { bytes, pushes, .. } = reader::read(room, place, UpTo::End) else {
             return None;
         };
         self.counters.room_deliveries += pushes;
@@ -569,14 +569,14 @@ impl Rooms {
     pub fn read_last(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
         let mut next = self.table.first_member(slot);
         while let Some(member) = next {
-            while let Some(run) = self.read_unoffered(member) {
-                write(run);
+            while let Some(chunk) = self.read_unoffered(member) {
+                write(chunk);
             }
             next = self.table.next_member(member);
         }
     }
 
-    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and the excess of the last run.
+    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and the excess of the last chunk.
     /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
     /// that is always busy.
     pub fn read_pending(
@@ -593,7 +593,7 @@ impl Rooms {
                 let (bytes, more) = match self.read(member) {
                     Read::Nothing => break,
                     Read::TooSlow => return ReadOutcome::TooSlow,
-                    Read::Run { bytes, more, .. } => (bytes, more),
+                    Read::Chunk { bytes, more, .. } => (bytes, more),
                 };
                 left = left.saturating_sub(bytes.len());
                 write(bytes);
@@ -614,7 +614,7 @@ impl Rooms {
         self.fan_out.trim_logs(&mut self.table);
     }
 
-    /// Closes rooms whose home is here, that have no members and no recent push. Frees merged runs that no member needs.
+    /// Closes rooms whose home is here, that have no members and no recent push. Frees merged chunks that no member needs.
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
         let idle_ttl_ms = millis(self.settings.rooms.idle_ttl);
         let entries = self.table.entries();
@@ -622,7 +622,7 @@ impl Rooms {
             self.home.idle_next = (self.home.idle_next + 1) % entries;
             let Some((index, room)) = self.table.at(self.home.idle_next) else { continue };
             if !room.round.is_queued {
-                // A member that resumed may have left a merged run.
+                // A member that resumed may have left a merged chunk.
                 room.log.forget_merged();
             }
             let abandoned = match &room.role {

@@ -24,7 +24,7 @@ pub enum Read {
     /// The member has everything.
     Nothing,
     /// The next frames; the member's cursor stands behind them.
-    Run {
+    Chunk {
         /// The frames.
         bytes: Bytes,
         /// How many pushes they are.
@@ -57,7 +57,7 @@ pub fn read(room: &mut Room, place: &mut Cursor, up_to: UpTo) -> Read {
     let cursor = cursor + skipped;
     let Some((bytes, next)) = room.log.read(cursor, to) else { return Read::Nothing };
     place.set(next, end);
-    Read::Run { bytes, pushes: next - cursor, skipped, more: next < to }
+    Read::Chunk { bytes, pushes: next - cursor, skipped, more: next < to }
 }
 
 #[cfg(test)]
@@ -88,8 +88,8 @@ mod tests {
         (table, member)
     }
 
-    fn run(bytes: &'static str, pushes: u64, skipped: u64) -> Read {
-        Read::Run { bytes: Bytes::from_static(bytes.as_bytes()), pushes, skipped, more: false }
+    fn chunk(bytes: &'static str, pushes: u64, skipped: u64) -> Read {
+        Read::Chunk { bytes: Bytes::from_static(bytes.as_bytes()), pushes, skipped, more: false }
     }
 
     #[test]
@@ -99,9 +99,9 @@ mod tests {
         assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
         room.log.release();
         room.log.append("c".into());
-        assert_eq!(read(room, cursor, UpTo::Released), run("ab", 2, 0));
+        assert_eq!(read(room, cursor, UpTo::Released), chunk("ab", 2, 0));
         assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
-        assert_eq!(read(room, cursor, UpTo::End), run("c", 1, 0));
+        assert_eq!(read(room, cursor, UpTo::End), chunk("c", 1, 0));
         assert_eq!(read(room, cursor, UpTo::End), Read::Nothing);
     }
 
@@ -111,7 +111,7 @@ mod tests {
         let (room, cursor) = table.place(member);
         room.log.release();
         room.log.trim(13);
-        assert_eq!(read(room, cursor, UpTo::Released), run("c", 1, 2));
+        assert_eq!(read(room, cursor, UpTo::Released), chunk("c", 1, 2));
     }
 
     #[test]
@@ -128,12 +128,12 @@ mod tests {
         let (mut table, member) = room(SlowMember::Skip, &[]);
         let (room, cursor) = table.place(member);
         for _ in 0..3 {
-            room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::RUN_BYTES_MAX]));
+            room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::CHUNK_BYTES_MAX]));
         }
         room.log.release();
-        let more = |read| matches!(read, Read::Run { pushes: 1, more: true, .. });
+        let more = |read| matches!(read, Read::Chunk { pushes: 1, more: true, .. });
         assert!(more(read(room, cursor, UpTo::Released)));
         assert!(more(read(room, cursor, UpTo::Released)));
-        assert!(matches!(read(room, cursor, UpTo::Released), Read::Run { more: false, .. }));
+        assert!(matches!(read(room, cursor, UpTo::Released), Read::Chunk { more: false, .. }));
     }
 }

@@ -75,7 +75,7 @@ impl Part {
     fn serve(&mut self) -> Vec<(u32, u64)> {
         let mut served = Vec::new();
         while let Some((member, slot)) = self.rooms.next_to_serve(&mut 100) {
-            if let Read::Run { pushes, .. } = self.rooms.read(member) {
+            if let Read::Chunk { pushes, .. } = self.rooms.read(member) {
                 served.push((slot, pushes));
             }
         }
@@ -311,7 +311,7 @@ fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
     part.leave(&room, 1, 130);
     let effects = part.effects();
     assert!(
-        matches!(&effects[..], [RoomEffect::LastPushes(1, run)] if run.len() > 8),
+        matches!(&effects[..], [RoomEffect::LastPushes(1, chunk)] if chunk.len() > 8),
         "{effects:?}"
     );
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
