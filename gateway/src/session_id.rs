@@ -49,7 +49,7 @@ impl SessionAddr {
     }
 }
 
-/// Places <-> the session ids of one run.
+/// Converts addresses of sessions to the session ids of one run, and back.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionIds {
     key: u64,

@@ -93,37 +93,37 @@ impl PendingCalls {
     #[inline]
     pub fn open(&mut self, pending: PendingCall) -> CallId {
         let queue = &mut self.queues[usize::from(pending.route.0)];
-        let place = if self.free == NONE {
-            let place =
+        let index = if self.free == NONE {
+            let index =
                 u32::try_from(self.entries.len()).expect("routes bound the calls in flight");
             self.entries.push(Entry { generation: 0, next: NONE, prev: NONE, pending: None });
-            place
+            index
         } else {
             self.free
         };
-        let prev = std::mem::replace(&mut queue.newest, place);
+        let prev = std::mem::replace(&mut queue.newest, index);
         queue.count += 1;
         if prev == NONE {
-            queue.oldest = place;
+            queue.oldest = index;
         } else {
-            self.entries[prev as usize].next = place;
+            self.entries[prev as usize].next = index;
         }
-        let entry = &mut self.entries[place as usize];
-        if self.free == place {
+        let entry = &mut self.entries[index as usize];
+        if self.free == index {
             self.free = entry.next;
         }
         entry.next = NONE;
         entry.prev = prev;
         entry.pending = Some(pending);
-        CallId(u64::from(entry.generation) << 32 | u64::from(place))
+        CallId(u64::from(entry.generation) << 32 | u64::from(index))
     }
 
     /// Removes a call. `None`: it was removed before, so its answer is late.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
     pub fn close(&mut self, call: CallId) -> Option<PendingCall> {
-        let (generation, place) = ((call.0 >> 32) as u32, call.0 as u32);
-        let entry = self.entries.get_mut(place as usize)?;
+        let (generation, index) = ((call.0 >> 32) as u32, call.0 as u32);
+        let entry = self.entries.get_mut(index as usize)?;
         if entry.generation != generation {
             return None;
         }
@@ -131,7 +131,7 @@ impl PendingCalls {
         entry.generation = entry.generation.wrapping_add(1);
         let (next, prev) = (entry.next, entry.prev);
         entry.next = self.free;
-        self.free = place;
+        self.free = index;
         let queue = &mut self.queues[usize::from(pending.route.0)];
         queue.count -= 1;
         match next {
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(calls.close(first), None);
         assert_eq!(calls.next_deadline_ms(), Some(160));
         assert_eq!(calls.len(), 2);
-        // Places are reused; an old name doesn't hit the new call.
+        // Entries are reused; an old name doesn't hit the new call.
         let again = calls.open(pending(5, 0, 70));
         assert_eq!(calls.close(first), None);
         assert_eq!(calls.close(third).map(|call| call.sequence), Some(4));

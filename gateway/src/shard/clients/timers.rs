@@ -148,8 +148,8 @@ impl Timers {
         if prev & HEAD == 0 {
             self.links[prev as usize].next = next;
         } else {
-            let place = prev & !HEAD;
-            let (level, bucket) = (&mut self.levels[(place / BUCKETS) as usize], place % BUCKETS);
+            let number = prev & !HEAD;
+            let (level, bucket) = (&mut self.levels[(number / BUCKETS) as usize], number % BUCKETS);
             level.heads[bucket as usize] = next;
             if next == NONE {
                 level.occupied[bucket as usize / 64] &= !(1 << (bucket % 64));

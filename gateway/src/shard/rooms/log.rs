@@ -28,7 +28,7 @@ pub struct Log {
     released: u64,
     /// Bytes of the frames that are not released, overhead included.
     unreleased_bytes: usize,
-    /// The chunk that was merged last. Members at the same place share it.
+    /// The chunk that was merged last. Members at the same offset share it.
     merged: Option<Merged>,
 }
 
@@ -114,28 +114,28 @@ impl Log {
         }
     }
 
-    /// The frames from `cursor` to `to` as one chunk of bytes, and the cursor behind the chunk; `None` when there are
-    /// none. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `cursor` must not be before
+    /// The chunk of frames from the offset `from`, before `to`, and the offset behind the chunk; `None` when there are no
+    /// such frames. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `from` must not be before
     /// [`Self::first`], and `to` must not be behind [`Self::end`].
     ///
-    /// Members at the same place share the bytes: a single frame as it is, several frames merged once.
+    /// Members at the same offset share the bytes: a single frame as it is, several frames merged once.
     #[inline]
-    pub fn read(&mut self, cursor: u64, to: u64) -> Option<(Bytes, u64)> {
-        if cursor >= to {
+    pub fn read(&mut self, from: u64, to: u64) -> Option<(Bytes, u64)> {
+        if from >= to {
             return None;
         }
-        let skip = usize::try_from(cursor.checked_sub(self.first)?).ok()?;
+        let skip = usize::try_from(from.checked_sub(self.first)?).ok()?;
         let frame = self.frames.get(skip)?;
-        if cursor + 1 == to {
+        if from + 1 == to {
             return Some((frame.clone(), to));
         }
         if let Some(merged) = &self.merged
-            && merged.from == cursor
+            && merged.from == from
             && (merged.to == to || (merged.to < to && merged.bytes.len() >= CHUNK_BYTES_MAX / 2))
         {
             return Some((merged.bytes.clone(), merged.to));
         }
-        Some(self.merge(cursor, to, skip))
+        Some(self.merge(from, to, skip))
     }
 
     /// Frees the merged frames. Call it when no further member is expected to read them soon.
@@ -143,7 +143,7 @@ impl Log {
         self.merged = None;
     }
 
-    fn merge(&mut self, cursor: u64, to: u64, skip: usize) -> (Bytes, u64) {
+    fn merge(&mut self, from: u64, to: u64, skip: usize) -> (Bytes, u64) {
         let end = usize::try_from(to - self.first).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let count = self
@@ -155,7 +155,7 @@ impl Log {
             })
             .count()
             .max(1);
-        let to = cursor + count as u64;
+        let to = from + count as u64;
         let taken = self.frames.range(skip..skip + count);
         if count == 1 {
             return (taken.last().expect("one frame").clone(), to);
@@ -163,7 +163,7 @@ impl Log {
         let mut merged = BytesMut::with_capacity(taken.clone().map(Bytes::len).sum());
         taken.for_each(|frame| merged.extend_from_slice(frame));
         let bytes = merged.freeze();
-        self.merged = Some(Merged { from: cursor, to, bytes: bytes.clone() });
+        self.merged = Some(Merged { from, to, bytes: bytes.clone() });
         (bytes, to)
     }
 }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn members_at_the_same_place_share_a_merged_chunk() {
+    fn members_at_the_same_offset_share_a_merged_chunk() {
         let mut log = log(&["a", "b", "c"], 10_000);
         let (first, _) = log.read(100, 103).unwrap();
         let (second, _) = log.read(100, 103).unwrap();

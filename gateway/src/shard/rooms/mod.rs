@@ -407,20 +407,20 @@ impl Rooms {
         let log = &self.table.get(index).log;
         let (oldest, released, end) = (log.first(), log.released(), log.end());
         // A member that asks for more than the log holds is not slow: it gets what there is.
-        let cursor = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
+        let next = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         let rooms_max = self.settings.rooms.rooms_per_connection_max;
         if let Some(known) = self.table.find_member(conn.slot, index) {
-            let (_, place) = self.table.place(known);
-            place.set(place.get(end).min(cursor), end);
+            let (_, cursor) = self.table.room_and_cursor(known);
+            cursor.set(cursor.get(end).min(next), end);
         } else if self.table.rooms_of(conn.slot) >= rooms_max {
             self.counters.refused_rooms += 1;
             permit.refuse(PushError::TooManyRooms { rooms_max });
             return self.unsubscribe_if_empty(index);
         } else {
-            self.table.join(conn.slot, index, cursor);
+            self.table.join(conn.slot, index, next);
         }
         permit.add(1);
-        if cursor < released {
+        if next < released {
             self.effects.push_back(RoomEffect::PushesPending(conn.slot));
         }
     }
@@ -531,8 +531,8 @@ impl Rooms {
     pub fn next_to_serve(&mut self, budget: &mut usize) -> Option<(Member, u32)> {
         loop {
             let member = self.fan_out.next(&mut self.table, budget)?;
-            let (room, place) = self.table.place(member);
-            if place.get(room.log.end()) < room.log.released() {
+            let (room, cursor) = self.table.room_and_cursor(member);
+            if cursor.get(room.log.end()) < room.log.released() {
                 return Some((member, self.table.slot_of(member)));
             }
         }
@@ -541,8 +541,8 @@ impl Rooms {
     /// What a member gets next of the released pushes.
     #[inline]
     pub fn read(&mut self, member: Member) -> Read {
-        let (room, place) = self.table.place(member);
-        let read = reader::read(room, place, UpTo::Released);
+        let (room, cursor) = self.table.room_and_cursor(member);
+        let read = reader::read(room, cursor, UpTo::Released);
         if let Read::Chunk { pushes, skipped, .. } = &read {
             self.counters.room_deliveries += pushes;
             self.counters.skipped_pushes += skipped;
@@ -553,11 +553,11 @@ impl Rooms {
     /// What a member that is about to leave gets beyond what it was offered. A member that did not take what
     /// it was offered was too slow, and gets no more.
     fn read_unoffered(&mut self, member: Member) -> Option<Bytes> {
-        let (room, place) = self.table.place(member);
-        if place.get(room.log.end()) < room.round.offered {
+        let (room, cursor) = self.table.room_and_cursor(member);
+        if cursor.get(room.log.end()) < room.round.offered {
             return None;
         }
-        let Read::Chunk { bytes, pushes, .. } = reader::read(room, place, UpTo::End) else {
+        let Read::Chunk { bytes, pushes, .. } = reader::read(room, cursor, UpTo::End) else {
             return None;
         };
         self.counters.room_deliveries += pushes;

@@ -1,7 +1,7 @@
 //! The one reader of a room's log.
 //!
 //! All pushes that a member gets go through [`read`]: when a round comes to the member, when an earlier send
-//! is done, when the member resumes, and before it leaves. So one place decides what a member gets, and
+//! is done, when the member resumes, and before it leaves. So one function decides what a member gets, and
 //! what happens to a member that is too slow.
 
 use bytes::Bytes;
@@ -43,10 +43,10 @@ pub enum Read {
 /// A member whose cursor is before the log's first frame is too slow. By the room's policy it skips to the first
 /// frame, or is closed.
 #[inline]
-pub fn read(room: &mut Room, place: &mut Cursor, up_to: UpTo) -> Read {
+pub fn read(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> Read {
     let end = room.log.end();
-    let cursor = place.get(end);
-    let skipped = room.log.first().saturating_sub(cursor);
+    let wanted = cursor.get(end);
+    let skipped = room.log.first().saturating_sub(wanted);
     if skipped > 0 && room.policy.slow_member == SlowMember::Close {
         return Read::TooSlow;
     }
@@ -54,10 +54,10 @@ pub fn read(room: &mut Room, place: &mut Cursor, up_to: UpTo) -> Read {
         UpTo::Released => room.log.released(),
         UpTo::End => end,
     };
-    let cursor = cursor + skipped;
-    let Some((bytes, next)) = room.log.read(cursor, to) else { return Read::Nothing };
-    place.set(next, end);
-    Read::Chunk { bytes, pushes: next - cursor, skipped, more: next < to }
+    let from = wanted + skipped;
+    let Some((bytes, next)) = room.log.read(from, to) else { return Read::Nothing };
+    cursor.set(next, end);
+    Read::Chunk { bytes, pushes: next - from, skipped, more: next < to }
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_member_gets_released_frames_and_a_leaving_member_all() {
         let (mut table, member) = room(SlowMember::Skip, &["a", "b"]);
-        let (room, cursor) = table.place(member);
+        let (room, cursor) = table.room_and_cursor(member);
         assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
         room.log.release();
         room.log.append("c".into());
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_slow_member_skips_to_the_first_frame_that_is_left() {
         let (mut table, member) = room(SlowMember::Skip, &["a", "b", "c"]);
-        let (room, cursor) = table.place(member);
+        let (room, cursor) = table.room_and_cursor(member);
         room.log.release();
         room.log.trim(13);
         assert_eq!(read(room, cursor, UpTo::Released), chunk("c", 1, 2));
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_slow_member_is_closed_where_the_policy_says_so() {
         let (mut table, member) = room(SlowMember::Close, &["a", "b", "c"]);
-        let (room, cursor) = table.place(member);
+        let (room, cursor) = table.room_and_cursor(member);
         room.log.release();
         room.log.trim(13);
         assert_eq!(read(room, cursor, UpTo::Released), Read::TooSlow);
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_read_says_whether_there_is_more() {
         let (mut table, member) = room(SlowMember::Skip, &[]);
-        let (room, cursor) = table.place(member);
+        let (room, cursor) = table.room_and_cursor(member);
         for _ in 0..3 {
             room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::CHUNK_BYTES_MAX]));
         }

@@ -272,9 +272,9 @@ impl Table {
         &mut self.memberships[id.get() as usize - 1]
     }
 
-    /// A member's room and its place in the room's log.
+    /// A member's room, and its cursor in the room's log.
     #[inline]
-    pub fn place(&mut self, member: Member) -> (&mut Room, &mut Cursor) {
+    pub fn room_and_cursor(&mut self, member: Member) -> (&mut Room, &mut Cursor) {
         let (index, cursor) = match member {
             Member::OfEverybody(slot) => (EVERYBODY, &mut self.slots[slot as usize].everybody),
             Member::Listed(id) => {

@@ -158,7 +158,7 @@ impl Singles {
         let entry = numbers.find_entry(hasher.hash_one(user_id), same).ok()?;
         let (number, _) = entry.remove();
         let (_, addr) = entries.swap_remove(number as usize);
-        // The last entry moved to the free place, so its number changed.
+        // The last entry moved to the free position, so its number changed.
         if let Some(&(moved, _)) = entries.get(number as usize) {
             let last = entries.len();
             let it = numbers.find_mut(hasher.hash_one(moved), |&known| known as usize == last);
