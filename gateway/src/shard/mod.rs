@@ -69,7 +69,7 @@ use clock::Clock;
 use draining::Draining;
 use mailbox::{Answer, Message};
 use rooms::message::RoomEffect;
-use rooms::reader::Read;
+use rooms::reader::NextChunk;
 use rooms::{ConnState, ReadOutcome, Rooms};
 pub use shared::Shared;
 use stats::{Exporter, Levels, ShardCounters, Stats};
@@ -178,12 +178,12 @@ impl Shard {
     pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
         let on_thread = self.calls.enter_thread();
         driver.poll(self)?;
-        self.settle(driver);
+        self.answer_and_resume(driver);
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
         // Connections that were held for calls which have timed out may have sent further requests.
-        self.settle(driver);
+        self.answer_and_resume(driver);
         if self.calls.flush(&self.clock) {
             // The workers may share this core. If they run now, their answers come without a wake-up. A worker
             // that was woken on this core may have done its work already.
@@ -198,7 +198,7 @@ impl Shard {
         self.flush(driver);
         self.rooms.trim_logs();
         // Permits that were dropped there may have answered calls on this thread.
-        self.settle(driver);
+        self.answer_and_resume(driver);
         // Sends that ended in this turn may have let held connections go on. No call may wait for the next turn, since the
         // shard may sleep before it.
         if self.calls.has_unflushed() {
@@ -287,7 +287,7 @@ impl Shard {
                 self.flush(driver);
             }
         }
-        self.settle(driver);
+        self.answer_and_resume(driver);
     }
 
     fn handle(&mut self, message: Message, mechanism: Mechanism) {
@@ -361,7 +361,7 @@ impl Shard {
 
     /// Takes the answers that were given on this thread, and reads on from connections that were held. Each may cause the
     /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
-    fn settle(&mut self, driver: &mut impl Driver) {
+    fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {
             if self.clients.has_long_outbox() && self.calls.has_answers() {
                 // What the driver does not take is under way then, and the bound on what waits behind it holds.
@@ -375,8 +375,8 @@ impl Shard {
             self.has_answers_left = false;
             if let Some(slot) = self.clients.next_resumed(&self.clock) {
                 let conn = self.clients.conn_id(slot);
-                if let Some(inbox) = self.clients.start_reading(conn, 0) {
-                    self.read(slot, inbox, &[]);
+                if let Some(inbox) = self.clients.take_inbox(conn, 0) {
+                    self.read_frames(slot, inbox, &[]);
                 }
             } else {
                 return;
@@ -386,9 +386,9 @@ impl Shard {
 
     /// Reads frames until there are none, or the connection is held or closed.
     #[inline]
-    fn read(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
+    fn read_frames(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
         let mut frames = inbox.frames(bytes, 0);
-        while self.may_read(slot) {
+        while self.may_read_frame(slot) {
             // The frame before may have opened the session.
             frames.set_payload_bytes_max(self.clients.frame_bytes_max(slot));
             match frames.next() {
@@ -402,17 +402,17 @@ impl Shard {
             }
         }
         frames.keep_rest();
-        self.clients.finish_reading(slot, inbox);
+        self.clients.put_inbox(slot, inbox);
         self.apply();
     }
 
     #[inline]
-    fn may_read(&mut self, slot: u32) -> bool {
+    fn may_read_frame(&mut self, slot: u32) -> bool {
         if self.has_answers_left {
             self.clients.hold_for_now(slot);
             return false;
         }
-        self.clients.may_read(slot)
+        self.clients.may_read_frame(slot)
     }
 
     #[inline]
@@ -465,7 +465,7 @@ impl Shard {
                 let request = Request { conn, session, user_id, kind, sequence, biz_data };
                 self.clients.start_call(slot);
                 self.calls.start(&request, route, &self.clock);
-                self.take_answers();
+                self.deliver_answers();
             }
             Err(Refusal::NoRoute) => {
                 self.clients.write_failure(slot, kind, sequence, Code::NoRoute, 0);
@@ -478,10 +478,10 @@ impl Shard {
     }
 
     /// Takes the answers that a handler gave on this thread. A handler may answer thousands of calls that it kept. There
-    /// is no driver here that could send, so with a long outbox the rest waits for [`Self::settle`]. Otherwise all of the
+    /// is no driver here that could send, so with a long outbox the rest waits for [`Self::answer_and_resume`]. Otherwise all of the
     /// answers would be in outboxes at once, with no send under way that bounds them.
     #[inline]
-    fn take_answers(&mut self) {
+    fn deliver_answers(&mut self) {
         while let Some(answer) = self.calls.next_answer() {
             self.on_answer(answer);
             if self.clients.has_long_outbox() && self.calls.has_answers() {
@@ -671,7 +671,7 @@ impl Shard {
         }
         let Self { clients, rooms, draining, clock, .. } = self;
         if !clients.is_backlogged(slot) {
-            rooms.read_last(slot, |chunk| clients.write_shared(slot, chunk));
+            rooms.read_last_pushes(slot, |chunk| clients.write_shared(slot, chunk));
         }
         let is_drain = code == Some(Code::Draining);
         let goodbye =
@@ -691,14 +691,14 @@ impl Shard {
                 continue;
             }
             loop {
-                match self.rooms.read(member) {
-                    Read::Nothing => break,
-                    Read::TooSlow => {
+                match self.rooms.next_chunk(member) {
+                    NextChunk::UpToDate => break,
+                    NextChunk::TooSlow => {
                         self.clients.abort(slot, Cause::SlowMember);
                         self.apply();
                         break;
                     }
-                    Read::Chunk { bytes, more, .. } => {
+                    NextChunk::Chunk { bytes, more, .. } => {
                         let state = self.clients.send(slot, bytes, driver, &self.clock);
                         if !more {
                             break;
@@ -716,7 +716,7 @@ impl Shard {
     /// Flushes every connection in the list of those to flush.
     fn flush(&mut self, driver: &mut impl Driver) {
         // A connection that may be read from again need not be paused first.
-        self.settle(driver);
+        self.answer_and_resume(driver);
         self.flush_touched(driver);
     }
 
@@ -763,7 +763,7 @@ impl Shard {
         let Self { rooms, clients, .. } = self;
         let mut alone: Option<Bytes> = None;
         let mut is_first = outbox_bytes == 0;
-        let outcome = rooms.read_pending(slot, PENDING_BYTES_MAX, |chunk| {
+        let outcome = rooms.read_pending_pushes(slot, PENDING_BYTES_MAX, |chunk| {
             if mem::take(&mut is_first) {
                 alone = Some(chunk);
             } else {

@@ -16,8 +16,8 @@ impl Sink for Shard {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Received { conn, bytes } => {
-                if let Some(inbox) = self.clients.start_reading(conn, bytes.len()) {
-                    self.read(conn.slot, inbox, bytes);
+                if let Some(inbox) = self.clients.take_inbox(conn, bytes.len()) {
+                    self.read_frames(conn.slot, inbox, bytes);
                 }
             }
             Event::Sent { conn, bytes } => self.clients.send_finished(conn, bytes, &self.clock),

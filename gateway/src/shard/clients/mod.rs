@@ -233,10 +233,10 @@ impl Clients {
         self.output.touch(slot, self.table.at_mut(slot));
     }
 
-    /// Bytes came. Returns the connection's inbox, which [`Self::finish_reading`] takes back; `None` if it is not read
+    /// Bytes came. Returns the connection's inbox, which [`Self::put_inbox`] takes back; `None` if it is not read
     /// from any more.
     #[inline]
-    pub fn start_reading(&mut self, conn: ConnId, bytes: usize) -> Option<Reassembler> {
+    pub fn take_inbox(&mut self, conn: ConnId, bytes: usize) -> Option<Reassembler> {
         self.counters.received_bytes += bytes as u64;
         let connection = self.table.get_mut(conn)?;
         if connection.is_closing() {
@@ -248,13 +248,13 @@ impl Clients {
 
     /// Puts the inbox back, with what was not read.
     #[inline]
-    pub fn finish_reading(&mut self, slot: u32, inbox: Reassembler) {
+    pub fn put_inbox(&mut self, slot: u32, inbox: Reassembler) {
         self.table.at_mut(slot).inbox = inbox;
     }
 
     /// Whether the next frame may be read. If not, the connection is held.
     #[inline]
-    pub fn may_read(&mut self, slot: u32) -> bool {
+    pub fn may_read_frame(&mut self, slot: u32) -> bool {
         let connection = self.table.at_mut(slot);
         let must_wait = self.intake.must_wait(connection, self.output.unsent_bytes(connection));
         if must_wait {

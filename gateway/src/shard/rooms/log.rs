@@ -120,7 +120,7 @@ impl Log {
     ///
     /// Members at the same offset share the bytes: a single frame as it is, several frames merged once.
     #[inline]
-    pub fn read(&mut self, from: u64, to: u64) -> Option<(Bytes, u64)> {
+    pub fn chunk(&mut self, from: u64, to: u64) -> Option<(Bytes, u64)> {
         if from >= to {
             return None;
         }
@@ -183,15 +183,15 @@ mod tests {
     #[test]
     fn one_read_takes_all_frames_up_to_the_limit() {
         let mut log = log(&["a", "b", "c"], 10_000);
-        assert_eq!(log.read(100, 103), Some(("abc".into(), 103)));
-        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)));
-        assert_eq!(log.read(102, 103), Some(("c".into(), 103)));
-        assert_eq!(log.read(103, 103), None);
+        assert_eq!(log.chunk(100, 103), Some(("abc".into(), 103)));
+        assert_eq!(log.chunk(101, 103), Some(("bc".into(), 103)));
+        assert_eq!(log.chunk(102, 103), Some(("c".into(), 103)));
+        assert_eq!(log.chunk(103, 103), None);
         log.append("d".into());
         assert_eq!(log.released(), 103);
-        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)));
-        assert_eq!(log.read(101, 104), Some(("bcd".into(), 104)));
-        assert_eq!(log.read(101, 103), Some(("bc".into(), 103)), "not beyond the limit");
+        assert_eq!(log.chunk(101, 103), Some(("bc".into(), 103)));
+        assert_eq!(log.chunk(101, 104), Some(("bcd".into(), 104)));
+        assert_eq!(log.chunk(101, 103), Some(("bc".into(), 103)), "not beyond the limit");
         log.release();
         assert_eq!(log.released(), 104);
     }
@@ -199,8 +199,8 @@ mod tests {
     #[test]
     fn members_at_the_same_offset_share_a_merged_chunk() {
         let mut log = log(&["a", "b", "c"], 10_000);
-        let (first, _) = log.read(100, 103).unwrap();
-        let (second, _) = log.read(100, 103).unwrap();
+        let (first, _) = log.chunk(100, 103).unwrap();
+        let (second, _) = log.chunk(100, 103).unwrap();
         assert_eq!(first.as_ptr(), second.as_ptr());
         log.forget_merged();
         assert!(log.merged.is_none());
@@ -227,18 +227,18 @@ mod tests {
         for _ in 0..8 {
             log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 8]));
         }
-        let (short, _) = log.read(1, 4).unwrap();
-        let (long, to) = log.read(1, 5).unwrap();
+        let (short, _) = log.chunk(1, 4).unwrap();
+        let (long, to) = log.chunk(1, 5).unwrap();
         assert_eq!(
             (short.len(), long.len(), to),
             (CHUNK_BYTES_MAX * 3 / 8, CHUNK_BYTES_MAX / 2, 5)
         );
-        let (again, to) = log.read(1, 9).unwrap();
+        let (again, to) = log.chunk(1, 9).unwrap();
         assert_eq!((again.as_ptr(), to), (long.as_ptr(), 5), "half a chunk is worth a send");
-        let (whole, to) = log.read(2, 9).unwrap();
+        let (whole, to) = log.chunk(2, 9).unwrap();
         assert_eq!((whole.len(), to), (CHUNK_BYTES_MAX * 7 / 8, 9), "it begins elsewhere");
         assert_eq!(
-            log.read(2, 4).map(|(bytes, to)| (bytes.len(), to)),
+            log.chunk(2, 4).map(|(bytes, to)| (bytes.len(), to)),
             Some((CHUNK_BYTES_MAX / 4, 4))
         );
     }
@@ -251,7 +251,7 @@ mod tests {
         }
         log.append(Bytes::from(vec![2; 2 * CHUNK_BYTES_MAX]));
         log.release();
-        let read = |log: &mut Log, from| log.read(from, 7).map(|(bytes, to)| (bytes.len(), to));
+        let read = |log: &mut Log, from| log.chunk(from, 7).map(|(bytes, to)| (bytes.len(), to));
         assert_eq!(read(&mut log, 1), Some((CHUNK_BYTES_MAX, 3)));
         assert_eq!(read(&mut log, 5), Some((CHUNK_BYTES_MAX / 2, 6)));
         assert_eq!(read(&mut log, 6), Some((2 * CHUNK_BYTES_MAX, 7)));

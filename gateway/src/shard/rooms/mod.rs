@@ -43,7 +43,7 @@ use crate::session_id::SessionAddr;
 use fan_out::FanOut;
 use log::Log;
 use message::{RoomEffect, RoomMessage, Urgency};
-use reader::{Read, UpTo};
+use reader::{NextChunk, UpTo};
 pub use table::home;
 use table::{EVERYBODY, Member, Role, Room, RoomIndex, Table};
 use windows::{Hold, Windows};
@@ -101,7 +101,7 @@ pub enum ConnState {
     Backlogged,
 }
 
-/// How [`Rooms::read_pending`] ended.
+/// How [`Rooms::read_pending_pushes`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadOutcome {
     /// The connection has all that its rooms have released.
@@ -449,7 +449,7 @@ impl Rooms {
         if let Some(member) = self.table.find_member(conn.slot, index) {
             permit.add(1);
             if connection == ConnState::Open {
-                while let Some(chunk) = self.read_unoffered(member) {
+                while let Some(chunk) = self.next_unoffered_chunk(member) {
                     self.effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
                 }
             }
@@ -540,24 +540,25 @@ impl Rooms {
 
     /// What a member gets next of the released pushes.
     #[inline]
-    pub fn read(&mut self, member: Member) -> Read {
+    pub fn next_chunk(&mut self, member: Member) -> NextChunk {
         let (room, cursor) = self.table.room_and_cursor(member);
-        let read = reader::read(room, cursor, UpTo::Released);
-        if let Read::Chunk { pushes, skipped, .. } = &read {
+        let next = reader::next_chunk(room, cursor, UpTo::Released);
+        if let NextChunk::Chunk { pushes, skipped, .. } = &next {
             self.counters.room_deliveries += pushes;
             self.counters.skipped_pushes += skipped;
         }
-        read
+        next
     }
 
     /// What a member that is about to leave gets beyond what it was offered. A member that did not take what
     /// it was offered was too slow, and gets no more.
-    fn read_unoffered(&mut self, member: Member) -> Option<Bytes> {
+    fn next_unoffered_chunk(&mut self, member: Member) -> Option<Bytes> {
         let (room, cursor) = self.table.room_and_cursor(member);
         if cursor.get(room.log.end()) < room.round.offered {
             return None;
         }
-        let Read::Chunk { bytes, pushes, .. } = reader::read(room, cursor, UpTo::End) else {
+        let NextChunk::Chunk { bytes, pushes, .. } = reader::next_chunk(room, cursor, UpTo::End)
+        else {
             return None;
         };
         self.counters.room_deliveries += pushes;
@@ -566,10 +567,10 @@ impl Rooms {
 
     /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the connection is
     /// closed gracefully.
-    pub fn read_last(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
+    pub fn read_last_pushes(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
         let mut next = self.table.first_member(slot);
         while let Some(member) = next {
-            while let Some(chunk) = self.read_unoffered(member) {
+            while let Some(chunk) = self.next_unoffered_chunk(member) {
                 write(chunk);
             }
             next = self.table.next_member(member);
@@ -579,7 +580,7 @@ impl Rooms {
     /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and the excess of the last chunk.
     /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
     /// that is always busy.
-    pub fn read_pending(
+    pub fn read_pending_pushes(
         &mut self,
         slot: u32,
         bytes_max: usize,
@@ -590,10 +591,10 @@ impl Rooms {
         while let Some(member) = next {
             next = self.table.next_member(member);
             loop {
-                let (bytes, more) = match self.read(member) {
-                    Read::Nothing => break,
-                    Read::TooSlow => return ReadOutcome::TooSlow,
-                    Read::Chunk { bytes, more, .. } => (bytes, more),
+                let (bytes, more) = match self.next_chunk(member) {
+                    NextChunk::UpToDate => break,
+                    NextChunk::TooSlow => return ReadOutcome::TooSlow,
+                    NextChunk::Chunk { bytes, more, .. } => (bytes, more),
                 };
                 left = left.saturating_sub(bytes.len());
                 write(bytes);

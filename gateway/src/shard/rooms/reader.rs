@@ -1,6 +1,6 @@
 //! The one reader of a room's log.
 //!
-//! All pushes that a member gets go through [`read`]: when a round comes to the member, when an earlier send
+//! All pushes that a member gets go through [`next_chunk`]: when a round comes to the member, when an earlier send
 //! is done, when the member resumes, and before it leaves. So one function decides what a member gets, and
 //! what happens to a member that is too slow.
 
@@ -18,11 +18,11 @@ pub enum UpTo {
     End,
 }
 
-/// What there was to read.
+/// What a member gets next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Read {
+pub enum NextChunk {
     /// The member has everything.
-    Nothing,
+    UpToDate,
     /// The next frames; the member's cursor stands behind them.
     Chunk {
         /// The frames.
@@ -43,21 +43,21 @@ pub enum Read {
 /// A member whose cursor is before the log's first frame is too slow. By the room's policy it skips to the first
 /// frame, or is closed.
 #[inline]
-pub fn read(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> Read {
+pub fn next_chunk(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> NextChunk {
     let end = room.log.end();
     let wanted = cursor.get(end);
     let skipped = room.log.first().saturating_sub(wanted);
     if skipped > 0 && room.policy.slow_member == SlowMember::Close {
-        return Read::TooSlow;
+        return NextChunk::TooSlow;
     }
     let to = match up_to {
         UpTo::Released => room.log.released(),
         UpTo::End => end,
     };
     let from = wanted + skipped;
-    let Some((bytes, next)) = room.log.read(from, to) else { return Read::Nothing };
+    let Some((bytes, next)) = room.log.chunk(from, to) else { return NextChunk::UpToDate };
     cursor.set(next, end);
-    Read::Chunk { bytes, pushes: next - from, skipped, more: next < to }
+    NextChunk::Chunk { bytes, pushes: next - from, skipped, more: next < to }
 }
 
 #[cfg(test)]
@@ -88,21 +88,26 @@ mod tests {
         (table, member)
     }
 
-    fn chunk(bytes: &'static str, pushes: u64, skipped: u64) -> Read {
-        Read::Chunk { bytes: Bytes::from_static(bytes.as_bytes()), pushes, skipped, more: false }
+    fn chunk(bytes: &'static str, pushes: u64, skipped: u64) -> NextChunk {
+        NextChunk::Chunk {
+            bytes: Bytes::from_static(bytes.as_bytes()),
+            pushes,
+            skipped,
+            more: false,
+        }
     }
 
     #[test]
     fn a_member_gets_released_frames_and_a_leaving_member_all() {
         let (mut table, member) = room(SlowMember::Skip, &["a", "b"]);
         let (room, cursor) = table.room_and_cursor(member);
-        assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::UpToDate);
         room.log.release();
         room.log.append("c".into());
-        assert_eq!(read(room, cursor, UpTo::Released), chunk("ab", 2, 0));
-        assert_eq!(read(room, cursor, UpTo::Released), Read::Nothing);
-        assert_eq!(read(room, cursor, UpTo::End), chunk("c", 1, 0));
-        assert_eq!(read(room, cursor, UpTo::End), Read::Nothing);
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), chunk("ab", 2, 0));
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::UpToDate);
+        assert_eq!(next_chunk(room, cursor, UpTo::End), chunk("c", 1, 0));
+        assert_eq!(next_chunk(room, cursor, UpTo::End), NextChunk::UpToDate);
     }
 
     #[test]
@@ -111,7 +116,7 @@ mod tests {
         let (room, cursor) = table.room_and_cursor(member);
         room.log.release();
         room.log.trim(13);
-        assert_eq!(read(room, cursor, UpTo::Released), chunk("c", 1, 2));
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), chunk("c", 1, 2));
     }
 
     #[test]
@@ -120,7 +125,7 @@ mod tests {
         let (room, cursor) = table.room_and_cursor(member);
         room.log.release();
         room.log.trim(13);
-        assert_eq!(read(room, cursor, UpTo::Released), Read::TooSlow);
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::TooSlow);
     }
 
     #[test]
@@ -131,9 +136,12 @@ mod tests {
             room.log.append(Bytes::from(vec![7; crate::shard::rooms::log::CHUNK_BYTES_MAX]));
         }
         room.log.release();
-        let more = |read| matches!(read, Read::Chunk { pushes: 1, more: true, .. });
-        assert!(more(read(room, cursor, UpTo::Released)));
-        assert!(more(read(room, cursor, UpTo::Released)));
-        assert!(matches!(read(room, cursor, UpTo::Released), Read::Chunk { more: false, .. }));
+        let more = |read| matches!(read, NextChunk::Chunk { pushes: 1, more: true, .. });
+        assert!(more(next_chunk(room, cursor, UpTo::Released)));
+        assert!(more(next_chunk(room, cursor, UpTo::Released)));
+        assert!(matches!(
+            next_chunk(room, cursor, UpTo::Released),
+            NextChunk::Chunk { more: false, .. }
+        ));
     }
 }

@@ -75,7 +75,7 @@ impl Part {
     fn serve(&mut self) -> Vec<(u32, u64)> {
         let mut served = Vec::new();
         while let Some((member, slot)) = self.rooms.next_to_serve(&mut 100) {
-            if let Read::Chunk { pushes, .. } = self.rooms.read(member) {
+            if let NextChunk::Chunk { pushes, .. } = self.rooms.next_chunk(member) {
                 served.push((slot, pushes));
             }
         }
@@ -117,7 +117,7 @@ fn only_a_member_that_has_missed_pushes_is_flushed_when_it_joins() {
     let mut got = Vec::new();
     for slot in 1..=4 {
         let before = part.rooms.counters().room_deliveries;
-        assert_eq!(part.rooms.read_pending(slot, 1_000, drop), ReadOutcome::UpToDate);
+        assert_eq!(part.rooms.read_pending_pushes(slot, 1_000, drop), ReadOutcome::UpToDate);
         got.push(part.rooms.counters().room_deliveries - before);
     }
     assert_eq!(got, [2, 0, 1, 2]);
