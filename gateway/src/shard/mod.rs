@@ -351,7 +351,7 @@ impl Shard {
                 match effect {
                     RoomEffect::Post(shard, message) => self.post(shard, message.into()),
                     RoomEffect::PushesPending(slot) => self.clients.set_pushes_pending(slot),
-                    RoomEffect::LastPushes(slot, chunk) => self.clients.write_shared(slot, chunk),
+                    RoomEffect::LastPushes(slot, chunk) => self.clients.append_shared(slot, chunk),
                 }
             } else {
                 return;
@@ -671,7 +671,7 @@ impl Shard {
         }
         let Self { clients, rooms, draining, clock, .. } = self;
         if !clients.is_backlogged(slot) {
-            rooms.read_last_pushes(slot, |chunk| clients.write_shared(slot, chunk));
+            rooms.read_last_pushes(slot, |chunk| clients.append_shared(slot, chunk));
         }
         let is_drain = code == Some(Code::Draining);
         let goodbye =
@@ -771,7 +771,7 @@ impl Shard {
                     .take()
                     .into_iter()
                     .chain([chunk])
-                    .for_each(|chunk| clients.write_chunk(slot, chunk));
+                    .for_each(|chunk| clients.append_chunk(slot, chunk));
             }
         });
         match outcome {

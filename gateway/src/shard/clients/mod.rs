@@ -357,14 +357,14 @@ impl Clients {
             heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             server_time_ms: clock.unix_ms(),
         };
-        self.write_control(slot, |out| server::put_session(out, sequence, &session));
+        self.append(slot, |out| server::put_session(out, sequence, &session));
     }
 
     /// Answers a heartbeat.
     #[inline]
     pub fn write_pong(&mut self, slot: u32, sequence: u64, clock: &Clock) {
         self.counters.heartbeats += 1;
-        self.write_control(slot, |out| server::put_pong(out, sequence, clock.unix_ms()));
+        self.append(slot, |out| server::put_pong(out, sequence, clock.unix_ms()));
     }
 
     /// Answers 100 to a request of the type `kind`.
@@ -434,14 +434,14 @@ impl Clients {
         }
         self.counters.answers += 1;
         if biz_data.len() < outbox::SHARED_BYTES_MIN {
-            self.write_control(slot, |out| answer.encode_frame(out));
+            self.append(slot, |out| answer.encode_frame(out));
             return Ok(());
         }
         let (mut head, mut tail) = (BytesMut::new(), BytesMut::new());
         answer.encode_around(&mut head, &mut tail);
-        self.write_control(slot, |out| out.extend_from_slice(&head));
-        self.write_shared(slot, biz_data);
-        self.write_control(slot, |out| out.extend_from_slice(&tail));
+        self.append(slot, |out| out.extend_from_slice(&head));
+        self.append_shared(slot, biz_data);
+        self.append(slot, |out| out.extend_from_slice(&tail));
         Ok(())
     }
 
@@ -487,7 +487,7 @@ impl Clients {
         let may_write = self.may_write(slot);
         if may_write {
             self.counters.user_deliveries += 1;
-            self.write_shared(slot, frame.clone());
+            self.append_shared(slot, frame.clone());
         }
         may_write
     }
@@ -508,7 +508,7 @@ impl Clients {
     ) {
         if self.may_write(slot) {
             self.count_failure(code);
-            self.write_control(slot, |out| {
+            self.append(slot, |out| {
                 server::put_failure(out, kind, sequence, code, retry_after_ms);
             });
         }
@@ -518,23 +518,24 @@ impl Clients {
         self.labelled.failures[code.number() as usize - 100] += 1;
     }
 
-    /// Writes bytes that others share, without a bound: the caller has one.
+    /// Appends bytes that others share to a connection's outbox, without a bound: the caller has one.
     #[inline]
-    pub fn write_shared(&mut self, slot: u32, bytes: Bytes) {
-        self.output.write_shared(slot, self.table.at_mut(slot), bytes);
+    pub fn append_shared(&mut self, slot: u32, bytes: Bytes) {
+        self.output.append_shared(slot, self.table.at_mut(slot), bytes);
     }
 
-    /// Writes a chunk of pushes for a connection that is being flushed.
+    /// Appends a chunk of pushes to the outbox of a connection that is being flushed.
     #[inline]
-    pub fn write_chunk(&mut self, slot: u32, chunk: Bytes) {
-        self.output.write_chunk(self.table.at_mut(slot), chunk);
+    pub fn append_chunk(&mut self, slot: u32, chunk: Bytes) {
+        self.output.append_chunk(self.table.at_mut(slot), chunk);
     }
 
-    /// Writes a frame without a bound: the answers to heartbeats and authentications, goodbyes.
-    /// What a client can cause is bounded, since it is not read from while it does not read.
+    /// Appends what `write` writes to a connection's outbox, whatever waits there. The caller has checked the bound with
+    /// [`Self::may_write`], or needs none: a client that does not read is not read from, so the answers to its heartbeats and
+    /// authentications are few.
     #[inline]
-    fn write_control(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) {
-        self.output.write(slot, self.table.at_mut(slot), write);
+    fn append(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) {
+        self.output.append(slot, self.table.at_mut(slot), write);
     }
 
     /// A room has pushes for a connection. It gets them when it is flushed.
@@ -733,7 +734,7 @@ impl Clients {
         self.record_close(slot, cause);
         if let Some((code, retry_after_ms)) = goodbye {
             self.count_failure(code);
-            self.write_control(slot, |out| server::put_goodbye(out, code, retry_after_ms));
+            self.append(slot, |out| server::put_goodbye(out, code, retry_after_ms));
         }
         self.table.at_mut(slot).phase = Phase::Closing;
         self.deadlines.set(slot, until_ms.unwrap_or(clock.now_ms() + LINGER_MS));

@@ -65,7 +65,7 @@ impl Outboxes {
 
     /// Appends what `write` writes. Takes an outbox first, if the connection has none.
     #[inline]
-    pub fn write(&mut self, outbox: &mut Option<OutboxId>, write: impl FnOnce(&mut BytesMut)) {
+    pub fn append(&mut self, outbox: &mut Option<OutboxId>, write: impl FnOnce(&mut BytesMut)) {
         let id = *outbox.get_or_insert_with(|| self.take());
         let Outbox { tail, bytes, .. } = &mut self.outboxes[index(id)];
         let before = tail.len();
@@ -77,9 +77,9 @@ impl Outboxes {
 
     /// Appends bytes that others share. Short ones are copied.
     #[inline]
-    pub fn write_shared(&mut self, outbox: &mut Option<OutboxId>, shared: Bytes) {
+    pub fn append_shared(&mut self, outbox: &mut Option<OutboxId>, shared: Bytes) {
         if shared.len() < SHARED_BYTES_MIN {
-            return self.write(outbox, |out| out.extend_from_slice(&shared));
+            return self.append(outbox, |out| out.extend_from_slice(&shared));
         }
         let id = *outbox.get_or_insert_with(|| self.take());
         let Outbox { chain, tail, bytes } = &mut self.outboxes[index(id)];
@@ -180,8 +180,8 @@ mod tests {
     fn what_is_written_comes_out_and_the_buffer_is_kept() {
         let mut outboxes = Outboxes::default();
         let mut outbox = None;
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"ab"));
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"c"));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"ab"));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"c"));
         assert_eq!((outboxes.len(outbox), outboxes.bytes()), (3, 3));
         assert_eq!(outboxes.next(&mut outbox).unwrap(), "abc");
         assert_eq!((outbox, outboxes.bytes()), (None, 0));
@@ -193,12 +193,12 @@ mod tests {
     fn a_buffer_that_grew_is_freed() {
         let mut outboxes = Outboxes::default();
         let mut outbox = None;
-        outboxes.write(&mut outbox, |buffer| buffer.resize(60_000, 7));
+        outboxes.append(&mut outbox, |buffer| buffer.resize(60_000, 7));
         drop(outboxes.next(&mut outbox));
         assert_eq!(capacities(&outboxes), 0);
         assert_eq!((outboxes.spare.len(), outboxes.empty.len()), (0, 1));
         // A buffer that grew in steps has room left, which is a part of a long allocation.
-        (0..3).for_each(|_| outboxes.write(&mut outbox, |buffer| buffer.extend([7; 700])));
+        (0..3).for_each(|_| outboxes.append(&mut outbox, |buffer| buffer.extend([7; 700])));
         assert_eq!(outboxes.next(&mut outbox).unwrap().len(), 2_100);
         assert_eq!(capacities(&outboxes), 0);
     }
@@ -208,7 +208,7 @@ mod tests {
         let mut outboxes = Outboxes::default();
         let mut taken = vec![None; SPARE_MAX + 3];
         for outbox in &mut taken {
-            outboxes.write(outbox, |buffer| buffer.extend_from_slice(b"answer"));
+            outboxes.append(outbox, |buffer| buffer.extend_from_slice(b"answer"));
         }
         taken.iter_mut().for_each(|outbox| drop(outboxes.next(outbox)));
         assert_eq!((outboxes.spare.len(), outboxes.empty.len()), (SPARE_MAX, 3));
@@ -220,11 +220,11 @@ mod tests {
     fn a_buffer_kept_for_reuse_can_be_given_back() {
         let mut outboxes = Outboxes::default();
         let mut outbox = None;
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"abc"));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"abc"));
         drop(outboxes.next(&mut outbox));
         outboxes.give_back();
         assert_eq!(capacities(&outboxes), 0);
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"d"));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"d"));
         assert_eq!(outboxes.next(&mut outbox).unwrap(), "d");
     }
 
@@ -234,11 +234,11 @@ mod tests {
         let long = Bytes::from(vec![7; SHARED_BYTES_MIN]);
         let short = Bytes::from_static(b"short");
         let mut outbox = None;
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"head"));
-        outboxes.write_shared(&mut outbox, long.clone());
-        outboxes.write_shared(&mut outbox, long.clone());
-        outboxes.write_shared(&mut outbox, short);
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"tail"));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"head"));
+        outboxes.append_shared(&mut outbox, long.clone());
+        outboxes.append_shared(&mut outbox, long.clone());
+        outboxes.append_shared(&mut outbox, short);
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"tail"));
         let bytes = 2 * SHARED_BYTES_MIN + 13;
         assert_eq!((outboxes.len(outbox), outboxes.bytes()), (bytes, bytes));
         assert_eq!(outboxes.next(&mut outbox).unwrap(), "head");
@@ -254,11 +254,11 @@ mod tests {
     fn an_outbox_that_ends_with_a_shared_piece_goes_back_with_it() {
         let mut outboxes = Outboxes::default();
         let mut outbox = None;
-        outboxes.write_shared(&mut outbox, Bytes::from(vec![7; SHARED_BYTES_MIN]));
+        outboxes.append_shared(&mut outbox, Bytes::from(vec![7; SHARED_BYTES_MIN]));
         assert!(outboxes.next(&mut outbox).is_some());
         assert_eq!(outbox, None);
-        outboxes.write_shared(&mut outbox, Bytes::from(vec![7; SHARED_BYTES_MIN]));
-        outboxes.write(&mut outbox, |buffer| buffer.extend_from_slice(b"tail"));
+        outboxes.append_shared(&mut outbox, Bytes::from(vec![7; SHARED_BYTES_MIN]));
+        outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"tail"));
         assert_eq!(outboxes.discard(&mut outbox), SHARED_BYTES_MIN + 4);
         assert_eq!((outbox, outboxes.bytes()), (None, 0));
     }

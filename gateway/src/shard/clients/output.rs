@@ -102,31 +102,31 @@ impl Output {
 
     /// Appends what `write` writes.
     #[inline]
-    pub fn write(
+    pub fn append(
         &mut self,
         slot: u32,
         connection: &mut Connection,
         write: impl FnOnce(&mut BytesMut),
     ) {
-        self.outboxes.write(&mut connection.outbox, write);
-        self.wrote(slot, connection);
+        self.outboxes.append(&mut connection.outbox, write);
+        self.appended(slot, connection);
     }
 
     /// Appends bytes that others share.
     #[inline]
-    pub fn write_shared(&mut self, slot: u32, connection: &mut Connection, bytes: Bytes) {
-        self.outboxes.write_shared(&mut connection.outbox, bytes);
-        self.wrote(slot, connection);
+    pub fn append_shared(&mut self, slot: u32, connection: &mut Connection, bytes: Bytes) {
+        self.outboxes.append_shared(&mut connection.outbox, bytes);
+        self.appended(slot, connection);
     }
 
     /// Appends bytes for a connection that is being flushed.
     #[inline]
-    pub fn write_chunk(&mut self, connection: &mut Connection, chunk: Bytes) {
-        self.outboxes.write_shared(&mut connection.outbox, chunk);
+    pub fn append_chunk(&mut self, connection: &mut Connection, chunk: Bytes) {
+        self.outboxes.append_shared(&mut connection.outbox, chunk);
     }
 
     #[inline]
-    fn wrote(&mut self, slot: u32, connection: &mut Connection) {
+    fn appended(&mut self, slot: u32, connection: &mut Connection) {
         self.is_flush_due |= connection.in_flight_bytes == 0
             && self.outboxes.len(connection.outbox) >= FLUSH_BYTES_MIN;
         self.touch(slot, connection);
@@ -215,7 +215,7 @@ mod tests {
     fn a_connection_is_listed_once_however_often_it_is_written_to() {
         let (mut output, mut connection) = (Output::default(), connection());
         for _ in 0..3 {
-            output.write(7, &mut connection, |out| out.extend_from_slice(b"ab"));
+            output.append(7, &mut connection, |out| out.extend_from_slice(b"ab"));
         }
         assert_eq!((output.unsent_bytes(&connection), output.backlog_bytes(&connection)), (6, 0));
         assert_eq!(output.take_touched(), [7]);
@@ -226,14 +226,14 @@ mod tests {
     fn a_long_outbox_is_flushed_early_unless_a_send_is_under_way() {
         let (mut output, mut connection) = (Output::default(), connection());
         let long = Bytes::from(vec![7; FLUSH_BYTES_MIN]);
-        output.write_shared(7, &mut connection, long.clone());
+        output.append_shared(7, &mut connection, long.clone());
         assert!(output.is_flush_due());
         let touched = output.take_touched();
         assert!(!output.is_flush_due());
         output.put_touched(touched);
         let piece = output.next_piece(&mut connection).unwrap();
         output.start_send(&mut connection, piece.len());
-        output.write_shared(7, &mut connection, long);
+        output.append_shared(7, &mut connection, long);
         assert!(!output.is_flush_due(), "it has to wait for the send anyway");
         assert_eq!(output.backlog_bytes(&connection), FLUSH_BYTES_MIN);
         assert_eq!(output.unsent_bytes_in_all(), 2 * FLUSH_BYTES_MIN);
@@ -246,13 +246,13 @@ mod tests {
     fn a_reply_leaves_at_once_only_if_it_is_all_there_is_to_do() {
         let (mut output, mut connection) = (Output::default(), connection());
         assert_eq!(output.take_reply(&mut connection), None);
-        output.write(7, &mut connection, |out| out.extend_from_slice(b"pong"));
+        output.append(7, &mut connection, |out| out.extend_from_slice(b"pong"));
         connection.flags |= Flags::HELD;
         assert_eq!(output.take_reply(&mut connection), None, "the driver has to be told to pause");
         connection.flags -= Flags::HELD;
         assert_eq!(output.take_reply(&mut connection).unwrap(), "pong");
         assert_eq!(connection.in_flight_bytes, 4);
-        output.write(7, &mut connection, |out| out.extend_from_slice(b"pong"));
+        output.append(7, &mut connection, |out| out.extend_from_slice(b"pong"));
         assert_eq!(output.take_reply(&mut connection), None, "one send at a time");
     }
 
