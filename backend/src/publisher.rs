@@ -342,19 +342,19 @@ pub struct Reporting<'a> {
 }
 
 impl Reporting<'_> {
-    fn give(self, command: Command) {
+    fn send(self, command: Command) {
         self.gateway.port.command_reporting(command, self.report);
     }
 
     /// As [`Gateway::push_user`].
     pub fn push_user(self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) {
-        self.give(push(Target::User(user_id), kind, biz_data));
+        self.send(push(Target::User(user_id), kind, biz_data));
     }
 
     /// As [`Gateway::push_room`]. The outcome comes when the push was offered to each member; a merge window
     /// delays that.
     pub fn push_room(self, room: &RoomId, kind: i32, biz_data: impl Into<Bytes>) {
-        self.give(push(Target::Room(room.clone()), kind, biz_data));
+        self.send(push(Target::Room(room.clone()), kind, biz_data));
     }
 
     /// As [`Gateway::push_all`].
@@ -364,17 +364,17 @@ impl Reporting<'_> {
 
     /// As [`Gateway::join`].
     pub fn join(self, session: SessionId, room: &RoomId, after_offset: Option<u64>) {
-        self.give(Command::Join { session, room: room.clone(), after_offset });
+        self.send(Command::Join { session, room: room.clone(), after_offset });
     }
 
     /// As [`Gateway::leave`].
     pub fn leave(self, session: SessionId, room: &RoomId) {
-        self.give(Command::Leave { session, room: room.clone() });
+        self.send(Command::Leave { session, room: room.clone() });
     }
 
     /// As [`Gateway::kick`].
     pub fn kick(self, user_id: UserId) {
-        self.give(Command::Kick { user_id });
+        self.send(Command::Kick { user_id });
     }
 }
 

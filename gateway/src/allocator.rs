@@ -53,10 +53,10 @@ impl Burst {
     }
 }
 
-/// Whether the caller gives memory back.
+/// Whether the caller trims the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trim {
-    /// The caller does.
+    /// It does.
     Now,
     /// Another shard has done it since the burst ended.
     Done,
@@ -67,22 +67,22 @@ pub enum Trim {
 /// The process's heap.
 #[derive(Debug, Default)]
 pub struct Heap {
-    /// When memory was last given back, on the shards' clock; 0: not yet.
-    given_back_at_ms: AtomicU64,
+    /// When the heap was last trimmed, on the shards' clock; 0: not yet.
+    trimmed_at_ms: AtomicU64,
 }
 
 impl Heap {
     /// Decides for a shard whose burst has been over since `over_since_ms`. On [`Trim::Now`] it calls
-    /// [`Self::give_back`].
-    pub fn trim(&self, over_since_ms: u64, now_ms: u64) -> Trim {
-        let last_ms = self.given_back_at_ms.load(Ordering::Relaxed);
+    /// [`Self::trim`].
+    pub fn may_trim(&self, over_since_ms: u64, now_ms: u64) -> Trim {
+        let last_ms = self.trimmed_at_ms.load(Ordering::Relaxed);
         if last_ms > over_since_ms {
             return Trim::Done;
         }
         if last_ms > 0 && now_ms < last_ms + INTERVAL_MS {
             return Trim::Later;
         }
-        let (at, relaxed) = (&self.given_back_at_ms, Ordering::Relaxed);
+        let (at, relaxed) = (&self.trimmed_at_ms, Ordering::Relaxed);
         match at.compare_exchange(last_ms, now_ms, relaxed, relaxed) {
             Ok(_) => Trim::Now,
             Err(_) => Trim::Done,
@@ -91,7 +91,7 @@ impl Heap {
 
     /// Gives free whole pages of the process back to the kernel. That takes some milliseconds for megabytes. Without
     /// glibc it does nothing.
-    pub fn give_back(&self) {
+    pub fn trim(&self) {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         #[expect(
             unsafe_code,
@@ -104,11 +104,11 @@ impl Heap {
     }
 }
 
-/// Whether a container is so empty that it should give memory back. A container that shrinks keeps room for
+/// Whether a container is so empty that it should be shrunk. A container that shrinks keeps room for
 /// twice its entries, and shrinks again only after three quarters of that are gone. So shrinking costs each entry no
 /// more than growing did.
 #[must_use]
-pub const fn has_shrunk(len: usize, capacity: usize) -> bool {
+pub const fn should_shrink(len: usize, capacity: usize) -> bool {
     capacity > KEPT_ENTRIES && len < capacity / 8
 }
 
@@ -139,17 +139,20 @@ mod tests {
     }
 
     #[test]
-    fn one_shard_gives_back_for_all_and_not_too_often() {
+    fn one_shard_trims_for_all_and_not_too_often() {
         let heap = Heap::default();
-        assert_eq!(heap.trim(1000, 4000), Trim::Now);
-        assert_eq!(heap.trim(1500, 4000), Trim::Done);
-        assert_eq!(heap.trim(5000, 8000), Trim::Later);
-        assert_eq!(heap.trim(5000, 4000 + INTERVAL_MS), Trim::Now);
+        assert_eq!(heap.may_trim(1000, 4000), Trim::Now);
+        assert_eq!(heap.may_trim(1500, 4000), Trim::Done);
+        assert_eq!(heap.may_trim(5000, 8000), Trim::Later);
+        assert_eq!(heap.may_trim(5000, 4000 + INTERVAL_MS), Trim::Now);
     }
 
     #[test]
-    fn a_large_container_with_an_eighth_of_its_entries_has_shrunk() {
-        assert!(has_shrunk(199, 1_600) && !has_shrunk(200, 1_600));
-        assert!(has_shrunk(0, 1_025) && !has_shrunk(0, 1_024), "a small one keeps its memory");
+    fn a_large_container_with_an_eighth_of_its_entries_should_shrink() {
+        assert!(should_shrink(199, 1_600) && !should_shrink(200, 1_600));
+        assert!(
+            should_shrink(0, 1_025) && !should_shrink(0, 1_024),
+            "a small one keeps its memory"
+        );
     }
 }

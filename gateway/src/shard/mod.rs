@@ -611,29 +611,29 @@ impl Shard {
         if self.clock.now_ms() >= self.housekeeping_at_ms {
             self.housekeeping_at_ms = self.clock.now_ms() + HOUSEKEEPING_MS;
             self.rooms.close_idle_rooms(self.clock.now_ms());
-            self.give_back_memory();
+            self.trim_memory();
             self.export();
         }
     }
 
     /// Once a burst is over, frees the memory that it left.
-    fn give_back_memory(&mut self) {
+    fn trim_memory(&mut self) {
         let now_ms = self.clock.now_ms();
         self.burst.add(self.clients.take_long_bytes() + self.rooms.take_closed_bytes());
         let Some(over_since_ms) = self.burst.over_since_ms(now_ms) else { return };
-        let trim = self.shared.heap.trim(over_since_ms, now_ms);
+        let trim = self.shared.heap.may_trim(over_since_ms, now_ms);
         if trim == Trim::Later {
             return;
         }
         self.burst.finish();
-        self.clients.give_back_memory();
-        self.users.give_back_memory();
-        self.rooms.give_back_memory();
-        self.calls.give_back_memory();
+        self.clients.free_spare_memory();
+        self.users.free_spare_memory();
+        self.rooms.free_spare_memory();
+        self.calls.free_spare_memory();
         self.local.shrink_to_fit();
         if trim == Trim::Now {
-            self.shared.heap.give_back();
-            self.counters.memory_give_backs += 1;
+            self.shared.heap.trim();
+            self.counters.memory_trims += 1;
         }
     }
 

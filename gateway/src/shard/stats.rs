@@ -101,7 +101,7 @@ counters! {
         coalesced_waits, "tidegate_shard_coalesced_waits_total", "Waits in which a shard let events gather before it took them (`coalesce_us`).";
         accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
         queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
-        memory_give_backs, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
+        memory_trims, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
         refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     }
     /// Counted by [`Clients`](super::clients::Clients).

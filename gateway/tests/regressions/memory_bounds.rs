@@ -240,7 +240,7 @@ fn closed_rooms_give_their_memory_back() {
     let left = memory.bytes_current;
     assert!(left <= 24 * i64::try_from(ROOMS).unwrap(), "{left} bytes of {ROOMS} rooms");
     world.pass(Duration::from_secs(5));
-    assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "they count as a burst");
+    assert_eq!(world.count(|stats| stats.memory_trims), 1, "they count as a burst");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_burst_of_messages_leaves_little_memory_in_the_mailbox() {
     });
     assert!(memory.bytes_current < 2 << 20, "{memory:?}");
     world.pass(Duration::from_secs(5));
-    assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "it counts as a burst");
+    assert_eq!(world.count(|stats| stats.memory_trims), 1, "it counts as a burst");
 }
 
 #[test]
@@ -312,11 +312,11 @@ fn unsent_bytes_of_connections_that_end_count_as_a_burst() {
     }
     world.pass(Duration::from_secs(6));
     assert!(world.level(|levels| levels.outbox_bytes) > CLIENTS * 20 * 5_000);
-    assert_eq!(world.count(|stats| stats.memory_give_backs), 0, "nothing is free yet");
+    assert_eq!(world.count(|stats| stats.memory_trims), 0, "nothing is free yet");
     phones.iter().for_each(|phone| world.reset(phone.peer));
     world.pass(Duration::from_secs(5));
     assert_eq!(world.level(|levels| levels.outbox_bytes), 0);
-    assert_eq!(world.count(|stats| stats.memory_give_backs), 1);
+    assert_eq!(world.count(|stats| stats.memory_trims), 1);
 }
 
 #[test]
@@ -337,10 +337,10 @@ fn unfinished_frames_count_as_a_burst() {
         assert_eq!(world.level(|levels| levels.connections), phones.len());
         assert_eq!(world.count(|stats| stats.received_frames), 50 * u64::from(has_session));
         world.pass(Duration::from_secs(6));
-        assert_eq!(world.count(|stats| stats.memory_give_backs), 0, "nothing is free yet");
+        assert_eq!(world.count(|stats| stats.memory_trims), 0, "nothing is free yet");
         phones.iter().for_each(|phone| world.reset(phone.peer));
         world.pass(Duration::from_secs(5));
         assert_eq!(world.level(|levels| levels.connections), 0);
-        assert_eq!(world.count(|stats| stats.memory_give_backs), 1, "session: {has_session}");
+        assert_eq!(world.count(|stats| stats.memory_trims), 1, "session: {has_session}");
     }
 }

@@ -246,7 +246,7 @@ impl Calls {
     }
 
     /// Frees the memory that is kept for reuse.
-    pub fn give_back_memory(&mut self) {
+    pub fn free_spare_memory(&mut self) {
         self.arena = BytesMut::new();
         self.port.give_back_memory();
     }
@@ -411,7 +411,7 @@ mod tests {
         assert!(calls.copy(b"").is_empty());
         calls.copy(b"x");
         assert!(calls.arena.capacity() > 0);
-        calls.give_back_memory();
+        calls.free_spare_memory();
         assert_eq!(calls.arena.capacity(), 0);
     }
 }

@@ -183,8 +183,8 @@ impl Clients {
     }
 
     /// Frees the memory that is kept for reuse.
-    pub fn give_back_memory(&mut self) {
-        self.output.give_back_memory();
+    pub fn free_spare_memory(&mut self) {
+        self.output.free_spare_memory();
         self.ended.shrink_to_fit();
     }
 

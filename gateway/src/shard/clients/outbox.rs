@@ -3,7 +3,7 @@
 //! An outbox is a short chain of pieces. Short frames are copied one behind the other into a buffer from the shard's pool,
 //! so that they leave in one send. A long body (a push to a room, a handler's answer) stays where it is: the
 //! chain shares it, so that a hundred slow members of a room hold its bytes once. A connection takes an outbox when it is written
-//! to, and gives it back when its last piece goes to the driver.
+//! to, and releases it when its last piece goes to the driver.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -66,7 +66,7 @@ impl Outboxes {
     /// Appends what `write` writes. Takes an outbox first, if the connection has none.
     #[inline]
     pub fn append(&mut self, outbox: &mut Option<OutboxId>, write: impl FnOnce(&mut BytesMut)) {
-        let id = *outbox.get_or_insert_with(|| self.take());
+        let id = *outbox.get_or_insert_with(|| self.acquire());
         let Outbox { tail, bytes, .. } = &mut self.outboxes[index(id)];
         let before = tail.len();
         write(tail);
@@ -81,7 +81,7 @@ impl Outboxes {
         if shared.len() < SHARED_BYTES_MIN {
             return self.append(outbox, |out| out.extend_from_slice(&shared));
         }
-        let id = *outbox.get_or_insert_with(|| self.take());
+        let id = *outbox.get_or_insert_with(|| self.acquire());
         let Outbox { chain, tail, bytes } = &mut self.outboxes[index(id)];
         if !tail.is_empty() {
             chain.push_back(tail.split().freeze());
@@ -91,7 +91,7 @@ impl Outboxes {
         chain.push_back(shared);
     }
 
-    /// Takes the first piece. With the last one the connection gives its outbox back.
+    /// Takes the first piece. With the last one the connection releases its outbox.
     #[inline]
     pub fn next(&mut self, outbox: &mut Option<OutboxId>) -> Option<Bytes> {
         let id = (*outbox)?;
@@ -101,7 +101,7 @@ impl Outboxes {
             self.bytes -= piece.len();
             if *bytes == 0 {
                 *outbox = None;
-                self.give(id);
+                self.release(id);
             }
             return Some(piece);
         }
@@ -112,7 +112,7 @@ impl Outboxes {
         if piece.len() > BUFFER_BYTES {
             *tail = BytesMut::new();
         }
-        self.give(id);
+        self.release(id);
         (!piece.is_empty()).then_some(piece)
     }
 
@@ -126,16 +126,16 @@ impl Outboxes {
     }
 
     /// Frees the buffers that are kept for reuse.
-    pub fn give_back(&mut self) {
+    pub fn free_spare(&mut self) {
         for id in self.spare.drain(..) {
             self.outboxes[index(id)] = Outbox::default();
             self.empty.push(id);
         }
     }
 
-    /// Takes back an empty outbox. One whose tail has grown holds no buffer any more.
+    /// Takes an empty outbox from its connection. One whose tail has grown holds no buffer any more.
     #[inline]
-    fn give(&mut self, id: OutboxId) {
+    fn release(&mut self, id: OutboxId) {
         let Outbox { chain, tail, .. } = &mut self.outboxes[index(id)];
         if chain.capacity() > 0 {
             *chain = VecDeque::new();
@@ -149,7 +149,7 @@ impl Outboxes {
         }
     }
 
-    fn take(&mut self) -> OutboxId {
+    fn acquire(&mut self) -> OutboxId {
         if let Some(id) = self.spare.pop() {
             return id;
         }
@@ -222,7 +222,7 @@ mod tests {
         let mut outbox = None;
         outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"abc"));
         drop(outboxes.next(&mut outbox));
-        outboxes.give_back();
+        outboxes.free_spare();
         assert_eq!(capacities(&outboxes), 0);
         outboxes.append(&mut outbox, |buffer| buffer.extend_from_slice(b"d"));
         assert_eq!(outboxes.next(&mut outbox).unwrap(), "d");

@@ -87,8 +87,8 @@ impl Output {
     }
 
     /// Frees the memory that is kept for reuse.
-    pub fn give_back_memory(&mut self) {
-        self.outboxes.give_back();
+    pub fn free_spare_memory(&mut self) {
+        self.outboxes.free_spare();
     }
 
     /// Puts a connection on the list of those to flush.

@@ -185,7 +185,7 @@ impl Rooms {
     }
 
     /// Frees the memory that is kept for reuse.
-    pub fn give_back_memory(&mut self) {
+    pub fn free_spare_memory(&mut self) {
         self.effects.shrink_to_fit();
     }
 

@@ -16,7 +16,7 @@ use hashbrown::HashMap;
 use tidegate_backend::RoomId;
 
 use super::log::Log;
-use crate::allocator::has_shrunk;
+use crate::allocator::should_shrink;
 use crate::config::RoomPolicy;
 use crate::shard::command::CommandPermit;
 
@@ -367,7 +367,7 @@ impl Table {
         self.homes -= usize::from(room.counts());
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
-        if has_shrunk(self.by_id.len(), self.by_id.capacity()) {
+        if should_shrink(self.by_id.len(), self.by_id.capacity()) {
             self.by_id.shrink_to(2 * self.by_id.len());
         }
         Some(room)

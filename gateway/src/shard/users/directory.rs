@@ -11,7 +11,7 @@ use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use tidegate_backend::UserId;
 
-use crate::allocator::has_shrunk;
+use crate::allocator::should_shrink;
 use crate::session_id::SessionAddr;
 
 /// Session addresses by user, for the users whose home is this shard.
@@ -90,13 +90,13 @@ impl Directory {
         if let Some(only) = self.single.get(user_id) {
             if *only == addr {
                 self.single.remove(user_id);
-                self.single.give_back();
+                self.single.shrink();
             }
         } else if let Some(addrs) = self.several.get_mut(&user_id) {
             addrs.retain(|known| *known != addr);
             if let [only] = addrs[..] {
                 self.several.remove(&user_id);
-                self.give_back_several();
+                self.shrink_several();
                 self.single.insert(user_id, only);
             }
         }
@@ -108,13 +108,13 @@ impl Directory {
             Some(only) => vec![only],
             None => self.several.remove(&user_id).unwrap_or_default(),
         };
-        self.single.give_back();
-        self.give_back_several();
+        self.single.shrink();
+        self.shrink_several();
         addrs
     }
 
-    fn give_back_several(&mut self) {
-        if has_shrunk(self.several.len(), self.several.capacity()) {
+    fn shrink_several(&mut self) {
+        if should_shrink(self.several.len(), self.several.capacity()) {
             self.several.shrink_to(2 * self.several.len());
         }
     }
@@ -178,9 +178,9 @@ impl Singles {
         }
     }
 
-    fn give_back(&mut self) {
+    fn shrink(&mut self) {
         let Self { entries, numbers, hasher } = self;
-        if has_shrunk(entries.len(), entries.capacity()) {
+        if should_shrink(entries.len(), entries.capacity()) {
             entries.shrink_to(2 * entries.len());
             let hash = |&number: &u32| hasher.hash_one(entries[number as usize].0);
             numbers.shrink_to(2 * entries.len(), hash);

@@ -70,7 +70,7 @@ impl Users {
     }
 
     /// Frees the memory that is kept for reuse.
-    pub fn give_back_memory(&mut self) {
+    pub fn free_spare_memory(&mut self) {
         self.effects.shrink_to_fit();
     }
 
