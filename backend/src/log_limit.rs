@@ -38,12 +38,12 @@ impl LogLimit {
     pub fn allow_at(&self, now_ms: u64) -> Option<u64> {
         let next_ms = self.next_ms.load(Ordering::Relaxed);
         let after_ms = now_ms.saturating_add(EVERY_MS);
-        let is_due = now_ms >= next_ms
+        let is_allowed = now_ms >= next_ms
             && self
                 .next_ms
                 .compare_exchange(next_ms, after_ms, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
-        if is_due {
+        if is_allowed {
             return Some(self.suppressed.swap(0, Ordering::Relaxed));
         }
         self.suppressed.fetch_add(1, Ordering::Relaxed);

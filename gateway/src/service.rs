@@ -82,7 +82,7 @@ pub struct Liveness {
 struct Asked {
     /// The answer to come. `None`: the shard has ended, as each does when the gateway drains.
     answer: Option<Reply<ShardInfo>>,
-    /// How long the answer has been due, as far as checks have seen.
+    /// How long the answer is missing, as far as checks have seen.
     silence: Duration,
     /// Whether it has answered or ended since `all_answered` last returned true.
     answered: bool,

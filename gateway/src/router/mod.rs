@@ -184,7 +184,7 @@ impl Router {
         submitters.any(Submitter::has_queued)
     }
 
-    /// Removes queued calls whose time is up at `now`, a bounded number. Returns whether there may be more.
+    /// Removes queued calls that have expired at `now`, a bounded number. Returns whether there may be more.
     pub fn expire(&mut self, now: Instant) -> bool {
         let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
         submitters.fold(false, |more, submitter| submitter.expire(now) | more)

@@ -145,7 +145,7 @@ impl PendingCalls {
         Some(pending)
     }
 
-    /// Removes a call whose time is up, if there is one.
+    /// Removes an expired call, if there is one.
     pub fn take_expired(&mut self, now_ms: u64) -> Option<PendingCall> {
         let oldest = self.queues.iter().find_map(|queue| {
             let pending = self.entries.get(queue.oldest as usize)?.pending?;
@@ -155,7 +155,7 @@ impl PendingCalls {
         self.close(CallId(u64::from(generation) << 32 | u64::from(oldest)))
     }
 
-    /// When the next call's time is up, on the shard's clock.
+    /// When the next call expires, on the shard's clock.
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         self.queues

@@ -35,8 +35,8 @@ struct State {
     listener_closed: bool,
     /// When missing answers are waited for no longer, on the shard's clock.
     until_ms: u64,
-    /// That time has passed: connections with missing answers are closed too.
-    is_overdue: bool,
+    /// That deadline has expired: connections with missing answers are closed too.
+    has_expired: bool,
 }
 
 /// One turn's part of a drain.
@@ -47,7 +47,7 @@ pub struct Step {
     /// Close the connections in these slots.
     pub slots: Range<usize>,
     /// Close those that wait for answers too.
-    pub is_overdue: bool,
+    pub has_expired: bool,
 }
 
 impl Draining {
@@ -85,7 +85,7 @@ impl Draining {
             all_notified: false,
             listener_closed: false,
             until_ms: now_ms + self.timeout_ms,
-            is_overdue: false,
+            has_expired: false,
         });
         true
     }
@@ -101,8 +101,8 @@ impl Draining {
     pub fn step(&mut self, slots: usize, now_ms: u64) -> Option<Step> {
         let state = self.state.as_mut()?;
         let is_first = !std::mem::replace(&mut state.is_listening_stopped, true);
-        if !state.is_overdue && now_ms >= state.until_ms {
-            state.is_overdue = true;
+        if !state.has_expired && now_ms >= state.until_ms {
+            state.has_expired = true;
             state.next = 0;
         }
         let first = state.next.min(slots);
@@ -111,7 +111,7 @@ impl Draining {
         Some(Step {
             stop_listening_until_ms: is_first.then_some(state.until_ms),
             slots: first..state.next,
-            is_overdue: state.is_overdue,
+            has_expired: state.has_expired,
         })
     }
 
@@ -122,10 +122,10 @@ impl Draining {
     }
 
     /// Until when a connection that is closed by the drain may take to be sent its answers, on the shard's clock; `None`
-    /// once the drain is overdue.
+    /// once the drain has expired.
     #[must_use]
     pub fn close_until_ms(&self) -> Option<u64> {
-        self.state.filter(|state| !state.is_overdue).map(|state| state.until_ms)
+        self.state.filter(|state| !state.has_expired).map(|state| state.until_ms)
     }
 
     /// How long a client is told to wait before it reconnects: up to twice what is configured, spread by
@@ -166,8 +166,8 @@ mod tests {
         assert!(draining.is_done());
         assert_eq!(step(&mut draining, 1_499).slots, slots..slots);
         assert_eq!(draining.close_until_ms(), Some(1_500));
-        let overdue = step(&mut draining, 1_500);
-        assert_eq!((overdue.slots, overdue.is_overdue), (0..CLOSED_MAX, true));
+        let second_pass = step(&mut draining, 1_500);
+        assert_eq!((second_pass.slots, second_pass.has_expired), (0..CLOSED_MAX, true));
         assert!(!draining.is_done());
         assert_eq!(draining.close_until_ms(), None);
     }

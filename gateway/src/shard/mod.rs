@@ -83,8 +83,8 @@ const MESSAGES_MAX: usize = 4096;
 /// Messages for which the emptied buffers of the mailbox keep memory: some 2 MiB a shard.
 const MESSAGES_KEPT_MAX: usize = 2 * MESSAGES_MAX;
 
-/// Calls that time out in one turn, at most. It spreads a mass timeout over several turns.
-const TIMEOUTS_MAX: usize = 1024;
+/// Expired calls that one turn answers, at most. It spreads a mass timeout over several turns.
+const EXPIRED_CALLS_MAX: usize = 1024;
 
 /// Bytes of rooms' pushes that one flush of a connection takes from the logs.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
@@ -112,8 +112,8 @@ pub struct Shard {
     posted: VecDeque<Message>,
     /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read meanwhile.
     has_answers_left: bool,
-    /// More calls have timed out than one turn handles.
-    has_timeouts_left: bool,
+    /// More calls have expired than one turn handles.
+    has_expired_calls_left: bool,
     /// Bursts of long requests and long sends.
     burst: Burst,
     housekeeping_at_ms: u64,
@@ -148,7 +148,7 @@ impl Shard {
             local: VecDeque::new(),
             posted: VecDeque::new(),
             has_answers_left: false,
-            has_timeouts_left: false,
+            has_expired_calls_left: false,
             burst: Burst::default(),
             housekeeping_at_ms: 0,
             is_finished: false,
@@ -595,17 +595,17 @@ impl Shard {
 
     fn expire(&mut self) {
         self.clients.collect_deadlines(&self.clock);
-        while let Some((slot, cause)) = self.clients.next_overdue(&self.clock) {
+        while let Some((slot, cause)) = self.clients.next_expired(&self.clock) {
             self.close_gracefully(slot, cause, Some(Code::Idle));
         }
-        let mut left = TIMEOUTS_MAX;
+        let mut left = EXPIRED_CALLS_MAX;
         while left > 0
             && let Some(call) = self.calls.take_expired(&self.clock)
         {
             self.finish_call(call, Err(Code::Timeout.into()));
             left -= 1;
         }
-        self.has_timeouts_left = self.calls.expire_queues(&self.clock) || left == 0;
+        self.has_expired_calls_left = self.calls.expire_queues(&self.clock) || left == 0;
         self.rooms.end_windows(self.clock.now_ms());
         self.apply();
         if self.clock.now_ms() >= self.housekeeping_at_ms {
@@ -653,7 +653,7 @@ impl Shard {
         }
         for slot in step.slots {
             let slot = u32::try_from(slot).expect("slots are 32 bits");
-            if step.is_overdue || self.clients.at(slot).calls == 0 {
+            if step.has_expired || self.clients.at(slot).calls == 0 {
                 self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
             }
         }

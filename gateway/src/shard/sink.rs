@@ -66,7 +66,7 @@ impl Sink for Shard {
         let is_busy = self.clients.is_busy()
             || self.rooms.is_busy()
             || self.draining.is_busy()
-            || self.has_timeouts_left
+            || self.has_expired_calls_left
             || !self.local.is_empty()
             || !self.posted.is_empty()
             || self.is_finished;

@@ -63,7 +63,7 @@ pub struct Calls {
     arena: BytesMut,
     /// When workers were last given calls, on the shard's clock.
     handed_over_at_ms: u64,
-    /// Calls whose time is up may be in the backends' queues.
+    /// The backends' queues may hold expired calls.
     may_queue_expired: bool,
     durations: Vec<Durations>,
     /// The limit on log lines of handlers that panic.
@@ -184,7 +184,7 @@ impl Calls {
         Some((pending, answer.outcome))
     }
 
-    /// A call whose time is up.
+    /// An expired call: it has to be answered with 102.
     pub fn take_expired(&mut self, clock: &Clock) -> Option<PendingCall> {
         let pending = self.router.pending.take_expired(clock.now_ms())?;
         self.note_duration(&pending, clock);
@@ -192,7 +192,7 @@ impl Calls {
         Some(pending)
     }
 
-    /// Removes calls whose time is up from the backends' queues, after [`Self::take_expired`] has found some. Returns
+    /// Removes expired calls from the backends' queues, after [`Self::take_expired`] has found some. Returns
     /// whether there may be more.
     pub fn expire_queues(&mut self, clock: &Clock) -> bool {
         if self.may_queue_expired {

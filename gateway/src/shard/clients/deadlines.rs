@@ -1,7 +1,7 @@
 //! Deadlines of connections: to authenticate, to send a frame now and then, to go away after the last frame.
 //!
-//! Each connection has one deadline at most. A frame only notes the time, so a deadline may come too early. What it means is
-//! decided when it has passed.
+//! Each connection has one deadline at most. A frame only notes the time, so a deadline may expire too early. What it means
+//! is decided when it has expired.
 
 use super::cause::Cause;
 use super::connection::{Connection, Flags, Phase};
@@ -16,17 +16,17 @@ const DEADLINES_MAX: usize = 1024;
 pub struct Deadlines {
     timers: Timers,
     idle_timeout_ms: u64,
-    /// Slots whose deadline has passed.
+    /// Slots whose deadline has expired.
     expired: Vec<u32>,
-    /// More deadlines have passed than one turn handles.
+    /// More deadlines have expired than one turn handles.
     has_more: bool,
 }
 
-/// What a deadline that has passed means.
+/// What an expired deadline means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum DeadlineAction {
     /// It came too early: set it to this time.
-    Later(u64),
+    Reschedule(u64),
     /// Close the connection gracefully, with 109.
     Close(Cause),
     /// Close it at once: it had its time to go away.
@@ -57,19 +57,19 @@ impl Deadlines {
         self.timers.clear(slot);
     }
 
-    /// Milliseconds until a deadline may pass.
+    /// Milliseconds until a deadline may expire.
     #[must_use]
     pub fn next_in_ms(&self, now_ms: u64) -> Option<u64> {
         self.timers.next_in_ms(now_ms)
     }
 
-    /// Whether more deadlines have passed than one turn handles.
+    /// Whether more deadlines have expired than one turn handles.
     #[must_use]
     pub const fn has_more(&self) -> bool {
         self.has_more
     }
 
-    /// Collects the deadlines that have passed, as many as one turn handles.
+    /// Collects the deadlines that have expired, as many as one turn handles.
     pub fn collect(&mut self, now_ms: u64) {
         let Self { timers, expired, .. } = self;
         self.has_more = timers.expire(now_ms, DEADLINES_MAX, |slot| expired.push(slot));
@@ -80,29 +80,29 @@ impl Deadlines {
         self.expired.pop()
     }
 
-    /// What the passed deadline of a connection means.
+    /// What the expired deadline of a connection means.
     #[must_use]
-    pub fn check(&self, connection: &Connection, clock: &Clock) -> Due {
+    pub fn check(&self, connection: &Connection, clock: &Clock) -> DeadlineAction {
         let (now_ms, grace_until_ms) = (clock.now_ms(), clock.grace_until_ms());
         match connection.phase {
             Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
-                Due::Later(grace_until_ms)
+                DeadlineAction::Reschedule(grace_until_ms)
             }
             // It is not read from, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes it; if it waits for a
             // call, the call's timeout ends that.
             Phase::Registering | Phase::Open if connection.has(Flags::HELD) => {
-                Due::Later(now_ms + self.idle_timeout_ms)
+                DeadlineAction::Reschedule(now_ms + self.idle_timeout_ms)
             }
-            Phase::Anonymous => Due::Close(Cause::AuthTimeout),
+            Phase::Anonymous => DeadlineAction::Close(Cause::AuthTimeout),
             Phase::Registering | Phase::Open => {
                 let silent_ms = clock.wrapping_ms().wrapping_sub(connection.last_seen_ms);
                 match now_ms - u64::from(silent_ms) + self.idle_timeout_ms {
-                    at_ms if at_ms <= now_ms => Due::Close(Cause::Idle),
-                    at_ms => Due::Later(at_ms),
+                    at_ms if at_ms <= now_ms => DeadlineAction::Close(Cause::Idle),
+                    at_ms => DeadlineAction::Reschedule(at_ms),
                 }
             }
-            Phase::Closing | Phase::Lingering => Due::Abort,
-            Phase::Vacant | Phase::Aborted => Due::Nothing,
+            Phase::Closing | Phase::Lingering => DeadlineAction::Abort,
+            Phase::Vacant | Phase::Aborted => DeadlineAction::Nothing,
         }
     }
 }
@@ -136,9 +136,9 @@ mod tests {
         let clock = clock_at(80_000);
         for phase in [Phase::Open, Phase::Registering] {
             let check = |last_seen_ms| deadlines.check(&connection(phase, last_seen_ms), &clock);
-            assert_eq!(check(5_000), Due::Close(Cause::Idle));
-            assert_eq!(check(5_001), Due::Later(80_001));
-            assert_eq!(check(80_000), Due::Later(155_000));
+            assert_eq!(check(5_000), DeadlineAction::Close(Cause::Idle));
+            assert_eq!(check(5_001), DeadlineAction::Reschedule(80_001));
+            assert_eq!(check(80_000), DeadlineAction::Reschedule(155_000));
         }
     }
 
@@ -148,9 +148,9 @@ mod tests {
         let clock = clock_at(80_000);
         let mut held = connection(Phase::Open, 0);
         held.flags |= Flags::HELD;
-        assert_eq!(deadlines.check(&held, &clock), Due::Later(155_000));
+        assert_eq!(deadlines.check(&held, &clock), DeadlineAction::Reschedule(155_000));
         held.phase = Phase::Anonymous;
-        assert_eq!(deadlines.check(&held, &clock), Due::Close(Cause::AuthTimeout));
+        assert_eq!(deadlines.check(&held, &clock), DeadlineAction::Close(Cause::AuthTimeout));
     }
 
     #[test]
@@ -159,16 +159,19 @@ mod tests {
         let mut clock = clock_at(0);
         clock.on_woken(clock.instant(90_000), 30_000);
         for phase in [Phase::Anonymous, Phase::Registering, Phase::Open] {
-            assert_eq!(deadlines.check(&connection(phase, 0), &clock), Due::Later(120_000));
+            assert_eq!(
+                deadlines.check(&connection(phase, 0), &clock),
+                DeadlineAction::Reschedule(120_000)
+            );
         }
         clock.on_woken(clock.instant(90_500), 30_000);
-        assert_eq!(deadlines.check(&connection(Phase::Closing, 0), &clock), Due::Abort);
+        assert_eq!(deadlines.check(&connection(Phase::Closing, 0), &clock), DeadlineAction::Abort);
         for at_ms in (91_000..=120_000).step_by(1_000) {
             clock.on_woken(clock.instant(at_ms), 30_000);
         }
         assert_eq!(
             deadlines.check(&connection(Phase::Open, 0), &clock),
-            Due::Close(Cause::Idle),
+            DeadlineAction::Close(Cause::Idle),
             "the grace time is over"
         );
     }
@@ -178,10 +181,10 @@ mod tests {
         let deadlines = Deadlines::new(75_000);
         let clock = clock_at(1_000);
         for (phase, due) in [
-            (Phase::Closing, Due::Abort),
-            (Phase::Lingering, Due::Abort),
-            (Phase::Aborted, Due::Nothing),
-            (Phase::Vacant, Due::Nothing),
+            (Phase::Closing, DeadlineAction::Abort),
+            (Phase::Lingering, DeadlineAction::Abort),
+            (Phase::Aborted, DeadlineAction::Nothing),
+            (Phase::Vacant, DeadlineAction::Nothing),
         ] {
             assert_eq!(deadlines.check(&connection(phase, 0), &clock), due);
         }

@@ -43,7 +43,7 @@ use crate::config::Config;
 use crate::driver::{CloseCause, ConnId, Driver, SendState};
 use cause::Cause;
 use connection::{Connection, Flags, Phase};
-use deadlines::{Deadlines, Due};
+use deadlines::{DeadlineAction, Deadlines};
 use intake::Intake;
 use output::Output;
 use table::Table;
@@ -171,7 +171,7 @@ impl Clients {
         !self.output.is_idle() || !self.intake.is_idle() || self.deadlines.has_more()
     }
 
-    /// Milliseconds until a deadline may pass.
+    /// Milliseconds until a deadline may expire.
     #[must_use]
     pub fn next_deadline_in_ms(&self, now_ms: u64) -> Option<u64> {
         self.deadlines.next_in_ms(now_ms)
@@ -785,22 +785,22 @@ impl Clients {
         true
     }
 
-    /// Collects the deadlines that have passed: as many as one turn handles.
+    /// Collects the deadlines that have expired: as many as one turn handles.
     pub fn collect_deadlines(&mut self, clock: &Clock) {
         self.deadlines.collect(clock.now_ms());
     }
 
     /// The next connection of those collected that is to be closed gracefully with 109, and the cause.
-    pub fn next_overdue(&mut self, clock: &Clock) -> Option<(u32, Cause)> {
+    pub fn next_expired(&mut self, clock: &Clock) -> Option<(u32, Cause)> {
         while let Some(slot) = self.deadlines.next_expired() {
             match self.deadlines.check(self.at(slot), clock) {
-                Due::Later(at_ms) => self.deadlines.set(slot, at_ms),
-                Due::Close(cause) => return Some((slot, cause)),
-                Due::Abort => {
+                DeadlineAction::Reschedule(at_ms) => self.deadlines.set(slot, at_ms),
+                DeadlineAction::Close(cause) => return Some((slot, cause)),
+                DeadlineAction::Abort => {
                     self.table.at_mut(slot).phase = Phase::Aborted;
                     self.touch(slot);
                 }
-                Due::Nothing => {}
+                DeadlineAction::Nothing => {}
             }
         }
         None

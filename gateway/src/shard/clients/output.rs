@@ -28,7 +28,7 @@ pub struct Output {
     /// Slots of connections to flush at the end of the turn.
     touched: Vec<u32>,
     /// An outbox is so long that it must not wait for the end of the turn.
-    is_flush_due: bool,
+    has_long_outbox: bool,
     /// Bytes of long sends that ended, and of long outboxes that were discarded, since they were last asked for.
     long_bytes: usize,
 }
@@ -71,14 +71,14 @@ impl Output {
     #[inline]
     #[must_use]
     pub const fn is_flush_due(&self) -> bool {
-        self.is_flush_due || self.touched.len() >= TOUCHED_MAX
+        self.has_long_outbox || self.touched.len() >= TOUCHED_MAX
     }
 
     /// Whether an outbox is so long that it must not wait for the end of the turn.
     #[inline]
     #[must_use]
     pub const fn has_long_outbox(&self) -> bool {
-        self.is_flush_due
+        self.has_long_outbox
     }
 
     /// Bytes of long sends that ended, and of long outboxes that were discarded, since the last call of this function.
@@ -127,7 +127,7 @@ impl Output {
 
     #[inline]
     fn appended(&mut self, slot: u32, connection: &mut Connection) {
-        self.is_flush_due |= connection.in_flight_bytes == 0
+        self.has_long_outbox |= connection.in_flight_bytes == 0
             && self.outboxes.len(connection.outbox) >= FLUSH_BYTES_MIN;
         self.touch(slot, connection);
     }
@@ -191,7 +191,7 @@ impl Output {
     /// The slots to flush. [`Self::put_touched`] takes the list back.
     #[inline]
     pub fn take_touched(&mut self) -> Vec<u32> {
-        self.is_flush_due = false;
+        self.has_long_outbox = false;
         mem::take(&mut self.touched)
     }
 

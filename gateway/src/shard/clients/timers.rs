@@ -97,15 +97,20 @@ impl Timers {
         Some(at_ms.saturating_sub(now_ms))
     }
 
-    /// Calls `expired` with each slot whose deadline has passed, at most `most` of them, and clears it. Returns whether
+    /// Calls `on_expired` with each slot whose deadline has passed, at most `slots_max` of them, and clears it. Returns whether
     /// there may be more.
-    pub fn expire(&mut self, now_ms: u64, most: usize, mut expired: impl FnMut(u32)) -> bool {
+    pub fn expire(
+        &mut self,
+        now_ms: u64,
+        slots_max: usize,
+        mut on_expired: impl FnMut(u32),
+    ) -> bool {
         let now = u32::try_from(now_ms >> TICK_BITS).unwrap_or(NONE);
         if self.set == 0 {
             self.tick = self.tick.max(now);
             return false;
         }
-        let mut left = most;
+        let mut left = slots_max;
         while self.tick <= now {
             // The levels that have a bucket which ends with this tick.
             let turning = (self.tick.trailing_zeros() / STEP_BITS + 1).min(LEVELS);
@@ -121,7 +126,7 @@ impl Timers {
                     }
                     left -= 1;
                     self.clear(slot);
-                    expired(slot);
+                    on_expired(slot);
                 }
             }
             self.tick += 1;
