@@ -365,7 +365,7 @@ impl Shard {
         loop {
             if self.clients.has_long_outbox() && self.calls.has_answers() {
                 // What the driver does not take is under way then, and the bound on what waits behind it holds.
-                self.flush_touched(driver);
+                self.flush_listed(driver);
             }
             if let Some(answer) = self.calls.next_answer() {
                 self.on_answer(answer);
@@ -717,17 +717,17 @@ impl Shard {
     fn flush(&mut self, driver: &mut impl Driver) {
         // A connection that may be read from again need not be paused first.
         self.answer_and_resume(driver);
-        self.flush_touched(driver);
+        self.flush_listed(driver);
     }
 
-    fn flush_touched(&mut self, driver: &mut impl Driver) {
-        let mut touched = self.clients.take_touched();
-        for slot in touched.drain(..) {
+    fn flush_listed(&mut self, driver: &mut impl Driver) {
+        let mut flush_list = self.clients.take_flush_list();
+        for slot in flush_list.drain(..) {
             if self.clients.start_flush(slot, driver) {
                 self.send_waiting(slot, driver);
             }
         }
-        self.clients.put_touched(touched);
+        self.clients.put_flush_list(flush_list);
     }
 
     /// Sends what waits for a connection, as long as the driver takes it.

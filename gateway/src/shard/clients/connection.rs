@@ -35,7 +35,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
-        const TOUCHED = 1;
+        const LISTED_FOR_FLUSH = 1;
         /// Reading stopped: for too many calls, for too many unsent bytes, or until the session opens.
         const HELD = 1 << 1;
         /// The driver was told to pause receiving.
@@ -47,7 +47,7 @@ bitflags! {
     }
 }
 
-/// One connection. Nearly all of it is what a message touches.
+/// One connection. Nearly all of it is read or written for each message.
 #[derive(Debug)]
 pub struct Connection {
     /// Which of the slot's connections it is.

@@ -229,8 +229,8 @@ impl Clients {
     }
 
     #[inline]
-    fn touch(&mut self, slot: u32) {
-        self.output.touch(slot, self.table.at_mut(slot));
+    fn list_for_flush(&mut self, slot: u32) {
+        self.output.list_for_flush(slot, self.table.at_mut(slot));
     }
 
     /// Bytes came. Returns the connection's inbox, which [`Self::put_inbox`] takes back; `None` if it is not read
@@ -259,7 +259,7 @@ impl Clients {
         let must_wait = self.intake.must_wait(connection, self.output.unsent_bytes(connection));
         if must_wait {
             connection.flags |= Flags::HELD;
-            self.output.touch(slot, connection);
+            self.output.list_for_flush(slot, connection);
         }
         !must_wait
     }
@@ -268,7 +268,7 @@ impl Clients {
     pub fn hold_for_now(&mut self, slot: u32) {
         let connection = self.table.at_mut(slot);
         connection.flags |= Flags::HELD;
-        self.output.touch(slot, connection);
+        self.output.list_for_flush(slot, connection);
         self.intake.resume_later(slot, connection);
     }
 
@@ -303,7 +303,7 @@ impl Clients {
                 connection.flags -= Flags::HELD;
                 // The time that the connection was held is not silence.
                 connection.last_seen_ms = clock.wrapping_ms();
-                self.output.touch(slot, connection);
+                self.output.list_for_flush(slot, connection);
                 return Some(slot);
             }
         }
@@ -317,7 +317,7 @@ impl Clients {
             if connection.phase == Phase::Lingering {
                 connection.phase = Phase::Aborted;
             }
-            self.output.touch(conn.slot, connection);
+            self.output.list_for_flush(conn.slot, connection);
         }
     }
 
@@ -541,7 +541,7 @@ impl Clients {
     /// A room has pushes for a connection. It gets them when it is flushed.
     pub fn set_pushes_pending(&mut self, slot: u32) {
         self.note_pending_pushes(slot);
-        self.touch(slot);
+        self.list_for_flush(slot);
     }
 
     /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when it is flushed.
@@ -555,7 +555,7 @@ impl Clients {
     #[must_use]
     pub fn is_writable(&self, slot: u32) -> bool {
         let connection = self.at(slot);
-        connection.in_flight_bytes == 0 && !connection.has(Flags::TOUCHED)
+        connection.in_flight_bytes == 0 && !connection.has(Flags::LISTED_FOR_FLUSH)
     }
 
     /// Whether connections should be flushed before the end of the turn.
@@ -616,7 +616,7 @@ impl Clients {
             || connection.has(Flags::PENDING_PUSHES | Flags::ENDED)
             || connection.phase == Phase::Closing
         {
-            self.output.touch(slot, connection);
+            self.output.list_for_flush(slot, connection);
         }
     }
 
@@ -627,16 +627,16 @@ impl Clients {
         self.output.take_reply(self.table.at_mut(slot))
     }
 
-    /// The slots of the connections to flush. [`Self::put_touched`] takes the list back.
+    /// The slots of the connections to flush. [`Self::put_flush_list`] takes the list back.
     #[inline]
-    pub fn take_touched(&mut self) -> Vec<u32> {
-        self.output.take_touched()
+    pub fn take_flush_list(&mut self) -> Vec<u32> {
+        self.output.take_flush_list()
     }
 
-    /// Takes the emptied list back. Closing one connection may have touched others meanwhile.
+    /// Takes the emptied list back. Closing one connection may have listed others meanwhile.
     #[inline]
-    pub fn put_touched(&mut self, emptied: Vec<u32>) {
-        self.output.put_touched(emptied);
+    pub fn put_flush_list(&mut self, emptied: Vec<u32>) {
+        self.output.put_flush_list(emptied);
     }
 
     /// Starts to flush a connection: closes it if it is to be closed at once, and pauses or resumes reading. Returns whether
@@ -645,11 +645,11 @@ impl Clients {
     pub fn start_flush(&mut self, slot: u32, driver: &mut impl Driver) -> bool {
         let conn = self.conn_id(slot);
         let connection = self.table.at_mut(slot);
-        if !connection.has(Flags::TOUCHED) {
+        if !connection.has(Flags::LISTED_FOR_FLUSH) {
             // It has replied already.
             return false;
         }
-        connection.flags -= Flags::TOUCHED;
+        connection.flags -= Flags::LISTED_FOR_FLUSH;
         match connection.phase {
             Phase::Vacant | Phase::Lingering => return false,
             Phase::Aborted => {
@@ -738,7 +738,7 @@ impl Clients {
         }
         self.table.at_mut(slot).phase = Phase::Closing;
         self.deadlines.set(slot, until_ms.unwrap_or(clock.now_ms() + LINGER_MS));
-        self.touch(slot);
+        self.list_for_flush(slot);
     }
 
     /// Closes a connection at once.
@@ -747,7 +747,7 @@ impl Clients {
             self.record_close(slot, cause);
             self.table.at_mut(slot).phase = Phase::Aborted;
             self.deadlines.clear(slot);
-            self.touch(slot);
+            self.list_for_flush(slot);
         }
     }
 
@@ -798,7 +798,7 @@ impl Clients {
                 DeadlineAction::Close(cause) => return Some((slot, cause)),
                 DeadlineAction::Abort => {
                     self.table.at_mut(slot).phase = Phase::Aborted;
-                    self.touch(slot);
+                    self.list_for_flush(slot);
                 }
                 DeadlineAction::Nothing => {}
             }

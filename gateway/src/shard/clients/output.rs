@@ -13,7 +13,7 @@ use crate::allocator::SHORT_BYTES;
 
 /// Connections that are written to before they are flushed within a turn. So few buffers stay in the
 /// cache, and answers that came together mostly leave together.
-const TOUCHED_MAX: usize = 128;
+const FLUSH_LIST_MAX: usize = 128;
 
 /// Bytes in one outbox, with no send under way, at which it is flushed within the turn. What comes later waits behind the
 /// send, where the bound on the outbox holds.
@@ -26,7 +26,7 @@ pub struct Output {
     /// Bytes of all sends under way.
     in_flight_bytes: usize,
     /// Slots of connections to flush at the end of the turn.
-    touched: Vec<u32>,
+    flush_list: Vec<u32>,
     /// An outbox is so long that it must not wait for the end of the turn.
     has_long_outbox: bool,
     /// Bytes of long sends that ended, and of long outboxes that were discarded, since they were last asked for.
@@ -64,14 +64,14 @@ impl Output {
     /// Whether no connection has to be flushed.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
-        self.touched.is_empty()
+        self.flush_list.is_empty()
     }
 
     /// Whether connections should be flushed before the end of the turn.
     #[inline]
     #[must_use]
     pub const fn is_flush_due(&self) -> bool {
-        self.has_long_outbox || self.touched.len() >= TOUCHED_MAX
+        self.has_long_outbox || self.flush_list.len() >= FLUSH_LIST_MAX
     }
 
     /// Whether an outbox is so long that it must not wait for the end of the turn.
@@ -93,10 +93,10 @@ impl Output {
 
     /// Puts a connection on the list of those to flush.
     #[inline]
-    pub fn touch(&mut self, slot: u32, connection: &mut Connection) {
-        if !connection.has(Flags::TOUCHED) {
-            connection.flags |= Flags::TOUCHED;
-            self.touched.push(slot);
+    pub fn list_for_flush(&mut self, slot: u32, connection: &mut Connection) {
+        if !connection.has(Flags::LISTED_FOR_FLUSH) {
+            connection.flags |= Flags::LISTED_FOR_FLUSH;
+            self.flush_list.push(slot);
         }
     }
 
@@ -129,7 +129,7 @@ impl Output {
     fn appended(&mut self, slot: u32, connection: &mut Connection) {
         self.has_long_outbox |= connection.in_flight_bytes == 0
             && self.outboxes.len(connection.outbox) >= FLUSH_BYTES_MIN;
-        self.touch(slot, connection);
+        self.list_for_flush(slot, connection);
     }
 
     /// The next piece of what waits.
@@ -143,14 +143,14 @@ impl Output {
     #[inline]
     pub fn take_reply(&mut self, connection: &mut Connection) -> Option<Bytes> {
         let others = Flags::HELD | Flags::PAUSED | Flags::PENDING_PUSHES | Flags::ENDED;
-        if !connection.has(Flags::TOUCHED)
+        if !connection.has(Flags::LISTED_FOR_FLUSH)
             || connection.has(others)
             || connection.is_closing()
             || connection.in_flight_bytes > 0
         {
             return None;
         }
-        connection.flags -= Flags::TOUCHED;
+        connection.flags -= Flags::LISTED_FOR_FLUSH;
         let bytes = self.next_piece(connection)?;
         self.start_send(connection, bytes.len());
         Some(bytes)
@@ -188,18 +188,18 @@ impl Output {
         bytes
     }
 
-    /// The slots to flush. [`Self::put_touched`] takes the list back.
+    /// The slots to flush. [`Self::put_flush_list`] takes the list back.
     #[inline]
-    pub fn take_touched(&mut self) -> Vec<u32> {
+    pub fn take_flush_list(&mut self) -> Vec<u32> {
         self.has_long_outbox = false;
-        mem::take(&mut self.touched)
+        mem::take(&mut self.flush_list)
     }
 
-    /// Takes the emptied list back. Others may have been touched meanwhile.
+    /// Takes the emptied list back. Others may have been listed meanwhile.
     #[inline]
-    pub fn put_touched(&mut self, mut emptied: Vec<u32>) {
-        emptied.append(&mut self.touched);
-        self.touched = emptied;
+    pub fn put_flush_list(&mut self, mut emptied: Vec<u32>) {
+        emptied.append(&mut self.flush_list);
+        self.flush_list = emptied;
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
             output.append(7, &mut connection, |out| out.extend_from_slice(b"ab"));
         }
         assert_eq!((output.unsent_bytes(&connection), output.backlog_bytes(&connection)), (6, 0));
-        assert_eq!(output.take_touched(), [7]);
+        assert_eq!(output.take_flush_list(), [7]);
         assert!(output.is_idle());
     }
 
@@ -228,9 +228,9 @@ mod tests {
         let long = Bytes::from(vec![7; FLUSH_BYTES_MIN]);
         output.append_shared(7, &mut connection, long.clone());
         assert!(output.is_flush_due());
-        let touched = output.take_touched();
+        let flush_list = output.take_flush_list();
         assert!(!output.is_flush_due());
-        output.put_touched(touched);
+        output.put_flush_list(flush_list);
         let piece = output.next_piece(&mut connection).unwrap();
         output.start_send(&mut connection, piece.len());
         output.append_shared(7, &mut connection, long);
@@ -259,10 +259,10 @@ mod tests {
     #[test]
     fn many_connections_are_flushed_within_the_turn() {
         let mut output = Output::default();
-        let mut connections: Vec<_> = (0..TOUCHED_MAX).map(|_| connection()).collect();
+        let mut connections: Vec<_> = (0..FLUSH_LIST_MAX).map(|_| connection()).collect();
         for (slot, connection) in (0..).zip(&mut connections) {
             assert!(!output.is_flush_due());
-            output.touch(slot, connection);
+            output.list_for_flush(slot, connection);
         }
         assert!(output.is_flush_due());
     }

@@ -93,7 +93,7 @@ impl Table {
     /// The slot may be in the list of those to flush. It stays in it, so that its next connection is not listed twice.
     fn replace(&mut self, slot: u32, connection: Connection) {
         let known = self.at_mut(slot);
-        let listed = known.flags & Flags::TOUCHED;
+        let listed = known.flags & Flags::LISTED_FOR_FLUSH;
         *known = connection;
         known.flags |= listed;
     }
@@ -120,14 +120,14 @@ mod tests {
         assert_eq!((table.open(), table.slots()), (1, 3));
         assert!(table.get(first).is_some());
         assert!(table.get(ConnId { slot: 1, generation: 0 }).is_none(), "it is vacant");
-        table.at_mut(2).flags |= Flags::TOUCHED | Flags::HELD;
+        table.at_mut(2).flags |= Flags::LISTED_FOR_FLUSH | Flags::HELD;
         table.remove(2);
         assert!(table.get(first).is_none());
         let second = ConnId { slot: 2, generation: 2 };
         table.insert(second, 0, 0, peer);
         assert!(table.get(first).is_none() && table.get(second).is_some());
         assert_eq!(table.conn_id(2), second);
-        assert_eq!(table.at(2).flags, Flags::TOUCHED, "the slot is in the list still");
+        assert_eq!(table.at(2).flags, Flags::LISTED_FOR_FLUSH, "the slot is in the list still");
         assert_eq!(table.open(), 1);
     }
 }

@@ -13,7 +13,7 @@ fn there_is_work_while_a_connection_waits_to_be_flushed() {
     clients.write_pong(conn.slot, 1, &clock);
     assert!(clients.is_busy());
     assert!(clients.take_reply(conn.slot).is_some());
-    assert_eq!(clients.take_touched(), [conn.slot]);
+    assert_eq!(clients.take_flush_list(), [conn.slot]);
     assert!(!clients.is_busy());
 }
 
