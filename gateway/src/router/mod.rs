@@ -34,7 +34,7 @@ impl std::fmt::Debug for Backend {
 }
 
 /// One backend, as one shard uses it.
-struct Lane {
+struct ShardBackend {
     /// The handler itself.
     handler: Arc<dyn Handler>,
     /// Submits calls to its workers; `None` if it runs on the shard's own thread.
@@ -46,9 +46,10 @@ struct Lane {
 struct Route {
     first_type: i32,
     last_type: i32,
-    lane: u16,
+    /// The index of its backend.
+    backend: u16,
     timeout_ms: u64,
-    /// The timeout's name in the backend's pool, where it has one.
+    /// The timeout's id in the backend's pool, where it has one.
     timeout: Option<TimeoutId>,
     /// This shard's share of the route's bound.
     in_flight_max: usize,
@@ -69,7 +70,7 @@ pub enum Refusal {
 pub struct Router {
     /// By ascending type, not overlapping.
     routes: Vec<Route>,
-    lanes: Vec<Lane>,
+    backends: Vec<ShardBackend>,
     /// Calls that have no answer yet.
     pub pending: PendingCalls,
 }
@@ -79,27 +80,27 @@ impl Router {
     /// configuration is checked.
     #[must_use]
     pub fn new(routes: &[RouteConfig], backends: &[Backend], shards: u16) -> Self {
-        let lanes: Vec<Lane> = backends
+        let index_of = |name: &str| backends.iter().position(|backend| &*backend.name == name);
+        let backends: Vec<ShardBackend> = backends
             .iter()
-            .map(|backend| Lane {
+            .map(|backend| ShardBackend {
                 handler: Arc::clone(&backend.handler),
                 submitter: backend.pool.as_ref().map(Pool::submitter),
             })
             .collect();
-        let lane_of = |name: &str| backends.iter().position(|backend| &*backend.name == name);
         let routes: Vec<Route> = routes
             .iter()
             .map(|route| {
-                let lane = lane_of(&route.backend)
-                    .and_then(|lane| u16::try_from(lane).ok())
+                let backend = index_of(&route.backend)
+                    .and_then(|index| u16::try_from(index).ok())
                     .expect("routes are checked against the backends at start");
                 let timeout_ms = u64::try_from(route.timeout.as_millis()).unwrap_or(u64::MAX);
-                let submitter = lanes[usize::from(lane)].submitter.as_ref();
+                let submitter = backends[usize::from(backend)].submitter.as_ref();
                 let timeout = Duration::from_millis(timeout_ms);
                 Route {
                     first_type: route.first_type,
                     last_type: route.last_type,
-                    lane,
+                    backend,
                     timeout_ms,
                     timeout: submitter.map(|submitter| submitter.timeout_id(timeout)),
                     in_flight_max: route.in_flight_max.div_ceil(usize::from(shards)),
@@ -107,7 +108,7 @@ impl Router {
             })
             .collect();
         let pending = PendingCalls::new(routes.iter().map(|route| route.timeout_ms).collect());
-        Self { routes, lanes, pending }
+        Self { routes, backends, pending }
     }
 
     /// Finds the route of a type, if it takes one more call with a request of this many bytes.
@@ -126,8 +127,8 @@ impl Router {
         if self.pending.in_flight(index) >= route.in_flight_max {
             return Err(Refusal::RouteFull);
         }
-        let lane = &self.lanes[usize::from(route.lane)];
-        if lane.submitter.as_ref().is_some_and(|submitter| !submitter.has_room(bytes)) {
+        let backend = &self.backends[usize::from(route.backend)];
+        if backend.submitter.as_ref().is_some_and(|submitter| !submitter.has_room(bytes)) {
             return Err(Refusal::QueueFull);
         }
         Ok(index)
@@ -145,34 +146,34 @@ impl Router {
         received: Instant,
     ) -> Result<(), (Call, &dyn Handler)> {
         let route = &self.routes[usize::from(route.0)];
-        let lane = &mut self.lanes[usize::from(route.lane)];
-        match (&mut lane.submitter, route.timeout) {
+        let backend = &mut self.backends[usize::from(route.backend)];
+        match (&mut backend.submitter, route.timeout) {
             (Some(submitter), Some(timeout)) => {
                 submitter.submit(call, received, timeout);
                 Ok(())
             }
-            _ => Err((call, &*lane.handler)),
+            _ => Err((call, &*backend.handler)),
         }
     }
 
     /// The index of a route's backend.
     #[must_use]
     pub fn backend_of(&self, route: RouteIndex) -> usize {
-        usize::from(self.routes[usize::from(route.0)].lane)
+        usize::from(self.routes[usize::from(route.0)].backend)
     }
 
     /// Hands over what was submitted in this turn, and wakes workers where no worker is on calls that wait. Returns
     /// whether anything was submitted.
     #[inline]
     pub fn flush(&mut self, now: Instant) -> bool {
-        let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
+        let submitters = self.backends.iter_mut().filter_map(|backend| backend.submitter.as_mut());
         submitters.fold(false, |any, submitter| submitter.flush(now) | any)
     }
 
     /// Whether calls were submitted since the last [`Self::flush`].
     #[must_use]
     pub fn has_unflushed(&self) -> bool {
-        let mut submitters = self.lanes.iter().filter_map(|lane| lane.submitter.as_ref());
+        let mut submitters = self.backends.iter().filter_map(|backend| backend.submitter.as_ref());
         submitters.any(Submitter::has_unflushed)
     }
 
@@ -180,13 +181,13 @@ impl Router {
     #[inline]
     #[must_use]
     pub fn has_queued(&self) -> bool {
-        let mut submitters = self.lanes.iter().filter_map(|lane| lane.submitter.as_ref());
+        let mut submitters = self.backends.iter().filter_map(|backend| backend.submitter.as_ref());
         submitters.any(Submitter::has_queued)
     }
 
     /// Removes queued calls that have expired at `now`, a bounded number. Returns whether there may be more.
     pub fn expire(&mut self, now: Instant) -> bool {
-        let submitters = self.lanes.iter_mut().filter_map(|lane| lane.submitter.as_mut());
+        let submitters = self.backends.iter_mut().filter_map(|backend| backend.submitter.as_mut());
         submitters.fold(false, |more, submitter| submitter.expire(now) | more)
     }
 }
