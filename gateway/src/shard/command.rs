@@ -72,7 +72,7 @@ impl CommandLimiter {
 
     /// Whether more than half of a bound is used. Pushes that wait for a merge window then go out early.
     #[must_use]
-    pub fn is_crowded(&self) -> bool {
+    pub fn is_half_used(&self) -> bool {
         self.commands.load(Ordering::Relaxed) > self.commands_max / 2
             || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2
     }
@@ -199,9 +199,9 @@ mod tests {
         first.add(2);
         drop(first);
         assert!(outcome.try_recv().is_err());
-        assert!(!limiter.is_crowded());
+        assert!(!limiter.is_half_used());
         let _second = limiter.admit(90, &mut None).unwrap();
-        assert!(limiter.is_crowded());
+        assert!(limiter.is_half_used());
         assert_eq!(limiter.admit(0, &mut None).unwrap_err(), PushError::Overloaded);
         assert_eq!(limiter.take_refused(), 1);
         passed_on.add(1);

@@ -9,11 +9,11 @@ use std::ops::Range;
 use super::clock::millis;
 use crate::config::ShutdownConfig;
 
-/// Connections that one turn closes. A crowd is spread over several turns.
+/// Connections that one turn closes, at most. It spreads the closing of many connections over several turns.
 const CLOSED_MAX: usize = 1024;
 
-/// How soon a draining shard looks again without an event, in milliseconds.
-pub const LOOK_AGAIN_MS: u64 = 50;
+/// How often a draining shard checks whether it is done when nothing happens, in milliseconds.
+pub const POLL_MS: u64 = 50;
 
 /// Whether a shard drains, and how far it has come.
 #[derive(Debug)]

@@ -660,7 +660,7 @@ impl Shard {
         // All shards end together: each is home to some of the others' users and rooms.
         self.is_finished |= self.draining.is_done() && self.connections() == 0;
         if !self.is_finished {
-            self.housekeeping_at_ms = self.housekeeping_at_ms.min(now_ms + draining::LOOK_AGAIN_MS);
+            self.housekeeping_at_ms = self.housekeeping_at_ms.min(now_ms + draining::POLL_MS);
         }
     }
 

@@ -78,7 +78,7 @@ impl Sink for Shard {
         let in_ms = |at_ms: u64| at_ms.saturating_sub(now_ms);
         let times = [
             self.clients.next_deadline_in_ms(now_ms),
-            self.calls.next_look_ms(now_ms).map(in_ms),
+            self.calls.next_poll_ms(now_ms).map(in_ms),
             self.rooms.next_window_end_ms().map(in_ms),
         ];
         let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping_at_ms), u64::min);

@@ -31,9 +31,9 @@ const ARENA_BYTES: usize = 16 * 1024;
 /// with it.
 const ARENA_REQUEST_BYTES_MAX: usize = 1024;
 
-/// For so long after calls were handed over, in milliseconds, the shard looks for their answers without being woken: a
+/// For so long after calls were handed over, in milliseconds, the shard polls for their answers without being woken: a
 /// wake-up is deferred to the end of a batch, and a batch may have a slow call.
-const LOOK_FOR_ANSWERS_MS: u64 = 16;
+const POLL_ANSWERS_MS: u64 = 16;
 
 /// A request for a backend.
 #[derive(Clone, Copy, Debug)]
@@ -231,12 +231,12 @@ impl Calls {
         any
     }
 
-    /// When this part has to look again, on the shard's clock: at the next timeout, and for answers that no wake-up told of.
-    /// The pauses between looks double, so that a slow backend costs few of them.
+    /// When this part needs a turn, on the shard's clock: at the next timeout, and to poll for answers that came without a wake-up.
+    /// The pauses between polls double, so that a slow backend costs few of them.
     #[must_use]
-    pub fn next_look_ms(&self, now_ms: u64) -> Option<u64> {
+    pub fn next_poll_ms(&self, now_ms: u64) -> Option<u64> {
         let deadline_ms = self.router.pending.next_deadline_ms()?;
-        let since_ms = now_ms.saturating_sub(self.handed_over_at_ms).max(LOOK_FOR_ANSWERS_MS);
+        let since_ms = now_ms.saturating_sub(self.handed_over_at_ms).max(POLL_ANSWERS_MS);
         Some(deadline_ms.min(now_ms + since_ms))
     }
 
@@ -340,16 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn the_shard_looks_for_answers_in_growing_steps_and_at_the_timeout() {
+    fn the_shard_polls_for_answers_in_growing_steps_and_at_the_timeout() {
         let (mut calls, _workers) = calls(true);
         let mut clock = clock();
-        assert_eq!(calls.next_look_ms(0), None, "no call waits");
+        assert_eq!(calls.next_poll_ms(0), None, "no call waits");
         pass_to(&mut clock, 100);
         let route = calls.admit(ECHO, 0).unwrap();
         calls.start(&ask(b""), route, &clock);
         calls.flush(&clock);
-        let looks = [100, 116, 132, 164, 228, 800].map(|now_ms| calls.next_look_ms(now_ms));
-        assert_eq!(looks, [116, 132, 164, 228, 356, 1_100].map(Some));
+        let polls = [100, 116, 132, 164, 228, 800].map(|now_ms| calls.next_poll_ms(now_ms));
+        assert_eq!(polls, [116, 132, 164, 228, 356, 1_100].map(Some));
     }
 
     #[test]

@@ -46,10 +46,10 @@ use message::{RoomEffect, RoomMessage, Urgency};
 use reader::{NextChunk, UpTo};
 pub use table::home;
 use table::{EVERYBODY, Member, Role, Room, RoomIndex, Table};
-use windows::{Hold, Windows};
+use windows::{WindowDecision, Windows};
 
 /// Rooms that housekeeping looks at each time, at most.
-const IDLE_ROOMS_LOOKED_AT: usize = 4096;
+const IDLE_CHECKS_MAX: usize = 4096;
 
 /// What the rooms of a shard are configured to.
 #[derive(Clone, Debug)]
@@ -296,10 +296,10 @@ impl Rooms {
         if self.is_draining || room.member_count == 0 {
             return self.release(index);
         }
-        match self.windows.hold(index, room, urgency, self.limiter.is_crowded(), now_ms) {
-            Hold::Until(_) => {}
-            Hold::No => self.release(index),
-            Hold::Short => {
+        match self.windows.decide(index, room, urgency, self.limiter.is_half_used(), now_ms) {
+            WindowDecision::WaitUntil(_) => {}
+            WindowDecision::Release => self.release(index),
+            WindowDecision::EndEarly => {
                 self.counters.short_windows += 1;
                 self.release(index);
             }
@@ -619,7 +619,7 @@ impl Rooms {
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
         let idle_ttl_ms = millis(self.settings.rooms.idle_ttl);
         let entries = self.table.entries();
-        for _ in 0..IDLE_ROOMS_LOOKED_AT.min(entries) {
+        for _ in 0..IDLE_CHECKS_MAX.min(entries) {
             self.home.idle_next = (self.home.idle_next + 1) % entries;
             let Some((index, room)) = self.table.at(self.home.idle_next) else { continue };
             if !room.round.is_queued {

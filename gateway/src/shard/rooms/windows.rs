@@ -21,15 +21,15 @@ pub struct Windows {
     ends: BTreeSet<(u64, RoomIndex)>,
 }
 
-/// What a window does with a push.
+/// What happens to a push that was just appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub enum WindowDecision {
     /// The room has no window, or the push may not wait: release it.
-    No,
+    Release,
     /// It waits for the window's end.
-    Until(u64),
+    WaitUntil(u64),
     /// It would wait, but a bound is reached: release it, and count a short window.
-    Short,
+    EndEarly,
 }
 
 impl Windows {
@@ -46,27 +46,27 @@ impl Windows {
     }
 
     /// Decides about a push that was just appended to a room with members, and opens a window if it waits.
-    /// `is_crowded`: half of the bound on commands is used.
-    pub fn hold(
+    /// `is_limiter_half_used`: half of a bound on commands is used.
+    pub fn decide(
         &mut self,
         index: RoomIndex,
         room: &mut Room,
         urgency: Urgency,
-        is_crowded: bool,
+        is_limiter_half_used: bool,
         now_ms: u64,
-    ) -> Hold {
+    ) -> WindowDecision {
         if room.policy.merge_window.is_zero() || urgency == Urgency::AtOnce {
-            return Hold::No;
+            return WindowDecision::Release;
         }
-        if room.log.must_release() || is_crowded {
-            return Hold::Short;
+        if room.log.must_release() || is_limiter_half_used {
+            return WindowDecision::EndEarly;
         }
         let ends_ms = *room.window_ends_ms.get_or_insert_with(|| {
             let ends_ms = now_ms + millis(room.policy.merge_window);
             self.ends.insert((ends_ms, index));
             ends_ms
         });
-        Hold::Until(ends_ms)
+        WindowDecision::WaitUntil(ends_ms)
     }
 
     /// Closes a room's window, if one is open.
@@ -106,23 +106,38 @@ mod tests {
         let (mut table, mut windows) = (Table::default(), Windows::default());
         let index = open(&mut table, 50, 1000);
         let room = table.get(index);
-        assert_eq!(windows.hold(index, room, Urgency::MayWait, false, 100), Hold::Until(150));
-        assert_eq!(windows.hold(index, room, Urgency::MayWait, false, 149), Hold::Until(150));
+        assert_eq!(
+            windows.decide(index, room, Urgency::MayWait, false, 100),
+            WindowDecision::WaitUntil(150)
+        );
+        assert_eq!(
+            windows.decide(index, room, Urgency::MayWait, false, 149),
+            WindowDecision::WaitUntil(150)
+        );
         assert_eq!((windows.next_end_ms(), windows.next_ended(149)), (Some(150), None));
         assert_eq!(windows.next_ended(150), Some(index));
         windows.close(index, room);
         assert_eq!((windows.next_end_ms(), room.window_ends_ms), (None, None));
-        assert_eq!(windows.hold(index, room, Urgency::MayWait, false, 200), Hold::Until(250));
+        assert_eq!(
+            windows.decide(index, room, Urgency::MayWait, false, 200),
+            WindowDecision::WaitUntil(250)
+        );
     }
 
     #[test]
     fn an_urgent_push_and_a_room_without_a_window_do_not_wait() {
         let (mut table, mut windows) = (Table::default(), Windows::default());
         let index = open(&mut table, 50, 1000);
-        assert_eq!(windows.hold(index, table.get(index), Urgency::AtOnce, false, 0), Hold::No);
+        assert_eq!(
+            windows.decide(index, table.get(index), Urgency::AtOnce, false, 0),
+            WindowDecision::Release
+        );
         table.close(index);
         let index = open(&mut table, 0, 1000);
-        assert_eq!(windows.hold(index, table.get(index), Urgency::MayWait, false, 0), Hold::No);
+        assert_eq!(
+            windows.decide(index, table.get(index), Urgency::MayWait, false, 0),
+            WindowDecision::Release
+        );
         assert_eq!(windows.next_end_ms(), None);
     }
 
@@ -131,8 +146,14 @@ mod tests {
         let (mut table, mut windows) = (Table::default(), Windows::default());
         let index = open(&mut table, 50, 1000);
         let room = table.get(index);
-        assert_eq!(windows.hold(index, room, Urgency::MayWait, true, 0), Hold::Short);
+        assert_eq!(
+            windows.decide(index, room, Urgency::MayWait, true, 0),
+            WindowDecision::EndEarly
+        );
         room.log.append(vec![0; 1001].into());
-        assert_eq!(windows.hold(index, room, Urgency::MayWait, false, 0), Hold::Short);
+        assert_eq!(
+            windows.decide(index, room, Urgency::MayWait, false, 0),
+            WindowDecision::EndEarly
+        );
     }
 }
