@@ -179,13 +179,13 @@ impl Control for Hub {
 
     fn user(&self, user_id: UserId) -> Reply<UserInfo> {
         let (reply, answer) = oneshot::channel();
-        self.home_of_user(user_id).post(UserMessage::Ask { user_id, reply });
+        self.home_of_user(user_id).post(UserMessage::Inspect { user_id, reply });
         answer
     }
 
     fn room(&self, room: RoomId) -> Reply<Option<RoomInfo>> {
         let (reply, answer) = oneshot::channel();
-        self.home_of_room(&room).post(RoomMessage::Ask { room, reply });
+        self.home_of_room(&room).post(RoomMessage::Inspect { room, reply });
         answer
     }
 
@@ -195,7 +195,7 @@ impl Control for Hub {
 
     fn shard(&self, shard: u16) -> Reply<ShardInfo> {
         let (reply, answer) = oneshot::channel();
-        self.addresses[usize::from(shard)].post(Message::AskShard { reply });
+        self.addresses[usize::from(shard)].post(Message::InspectShard { reply });
         answer
     }
 }

@@ -43,8 +43,8 @@ pub enum Message {
     Session(SessionMessage),
     /// About a room.
     Room(RoomMessage),
-    /// An operator asks for the shard's figures.
-    AskShard {
+    /// An operator wants to see the shard's figures.
+    InspectShard {
         /// Takes the answer.
         reply: oneshot::Sender<ShardInfo>,
     },
@@ -63,7 +63,7 @@ impl Message {
             // Their shard has no connection left, or nobody needs to know.
             Self::Session(_)
             | Self::Answer(_)
-            | Self::AskShard { .. }
+            | Self::InspectShard { .. }
             | Self::Drain
             | Self::Stop => {}
         }

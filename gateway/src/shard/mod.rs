@@ -64,7 +64,7 @@ use calls::{Calls, Request};
 use clients::cause::Cause;
 use clients::connection::Phase;
 use clients::outbox::SHARED_BYTES_MIN;
-use clients::{Clients, Ended, Login, Verdict};
+use clients::{Clients, EndedSession, Login, Verdict};
 use clock::Clock;
 use draining::Draining;
 use mailbox::{Answer, Message};
@@ -226,7 +226,7 @@ impl Shard {
         shard.accept_pauses = self.admission.pauses();
         let (calls, users, rooms) =
             (self.calls.counters(), self.users.counters(), self.rooms.counters());
-        stats::Parts { shard: &shard, clients, calls, users, rooms, labelled }.together()
+        stats::Parts { shard: &shard, clients, calls, users, rooms, labelled }.stats()
     }
 
     /// The current levels.
@@ -306,7 +306,7 @@ impl Shard {
                 });
             }
             // The operator may have stopped waiting.
-            Message::AskShard { reply } => drop(reply.send(self.info(mechanism))),
+            Message::InspectShard { reply } => drop(reply.send(self.info(mechanism))),
             Message::Drain => {
                 if self.draining.start(self.clock.now_ms()) {
                     self.rooms.start_draining();
@@ -330,7 +330,7 @@ impl Shard {
     #[inline]
     fn apply(&mut self) {
         loop {
-            if let Some(Ended { conn, user_id }) = self.clients.next_ended() {
+            if let Some(EndedSession { conn, user_id }) = self.clients.next_ended_session() {
                 let addr = SessionAddr::new(self.id, conn);
                 let home = users::home(user_id, self.shared.config.shards);
                 let deregister = UserMessage::Deregister { user_id, addr };

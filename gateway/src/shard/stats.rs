@@ -45,14 +45,14 @@ macro_rules! counters {
         #[expect(missing_docs, reason = "each is what its type says")]
         pub struct Parts<'a> {
             $(pub $part: &'a $type,)*
-            pub labelled: &'a Labelled,
+            pub labelled: &'a LabelledCounters,
         }
 
         impl Parts<'_> {
             /// All of them together.
             #[must_use]
-            pub fn together(&self) -> Stats {
-                let Labelled { closed, failures, refused_tokens } = *self.labelled;
+            pub fn stats(&self) -> Stats {
+                let LabelledCounters { closed, failures, refused_tokens } = *self.labelled;
                 Stats { $($($field: self.$part.$field,)*)* closed, failures, refused_tokens }
             }
         }
@@ -85,7 +85,7 @@ macro_rules! counters {
 
 /// The counters of connections that have a label.
 #[derive(Clone, Debug, Default)]
-pub struct Labelled {
+pub struct LabelledCounters {
     /// Connections closed, by [`Cause`].
     pub closed: [u64; Cause::COUNT],
     /// Failures sent, by code less 100.

@@ -43,7 +43,7 @@ bitflags! {
         /// A room has pushes for it that could not be sent when a round of its room came to it.
         const PENDING_PUSHES = 1 << 3;
         /// The peer has shut down its sending side.
-        const ENDED = 1 << 4;
+        const PEER_ENDED = 1 << 4;
     }
 }
 
@@ -118,7 +118,7 @@ impl Connection {
     #[inline]
     #[must_use]
     pub const fn has_finished(&self) -> bool {
-        self.has(Flags::ENDED)
+        self.has(Flags::PEER_ENDED)
             && !self.has(Flags::HELD)
             && self.calls == 0
             && matches!(self.phase, Phase::Anonymous | Phase::Open)
@@ -138,7 +138,7 @@ mod tests {
     fn a_connection_has_finished_when_nothing_is_to_be_answered() {
         let mut connection = Connection::accepted(1, 0);
         assert!(!connection.has_finished(), "its peer may still ask");
-        connection.flags |= Flags::ENDED;
+        connection.flags |= Flags::PEER_ENDED;
         assert!(connection.has_finished());
         connection.calls = 1;
         assert!(!connection.has_finished());

@@ -2,7 +2,7 @@
 //!
 //! It decides whether a connection is read from, when it is closed and for what cause, and it is the only part that gives
 //! bytes to the driver. It knows neither rooms nor users nor backends: when a session ends, it tells so with
-//! [`Clients::next_ended`].
+//! [`Clients::next_ended_session`].
 //!
 //! This part alone gives bytes to the driver: with [`Clients::send`], and with [`Clients::take_reply`], which the driver asks for while
 //! a connection is in the cache. What waits is in an outbox, except for pushes to a room: these wait in the room's log, where all
@@ -37,7 +37,7 @@ use tidegate_protocol::proto::v1;
 use tidegate_protocol::{Code, Reassembler, server};
 
 use super::clock::{Clock, millis};
-use super::stats::{ClientCounters, Labelled};
+use super::stats::{ClientCounters, LabelledCounters};
 use crate::auth::AuthError;
 use crate::config::Config;
 use crate::driver::{CloseCause, ConnId, Driver, SendState};
@@ -64,7 +64,7 @@ struct Settings {
 
 /// A connection's session has ended: its user and its rooms must be informed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct EndedSession {
     /// The connection.
     pub conn: ConnId,
     /// Whose it was.
@@ -100,9 +100,9 @@ pub struct Clients {
     session_count: usize,
     output: Output,
     deadlines: Deadlines,
-    ended: VecDeque<Ended>,
+    ended: VecDeque<EndedSession>,
     counters: ClientCounters,
-    labelled: Labelled,
+    labelled: LabelledCounters,
 }
 
 impl Clients {
@@ -125,7 +125,7 @@ impl Clients {
             deadlines: Deadlines::new(millis(config.session.idle_timeout)),
             ended: VecDeque::new(),
             counters: ClientCounters::default(),
-            labelled: Labelled::default(),
+            labelled: LabelledCounters::default(),
         }
     }
 
@@ -161,7 +161,7 @@ impl Clients {
 
     /// What was counted so far.
     #[must_use]
-    pub const fn counters(&self) -> (&ClientCounters, &Labelled) {
+    pub const fn counters(&self) -> (&ClientCounters, &LabelledCounters) {
         (&self.counters, &self.labelled)
     }
 
@@ -190,7 +190,7 @@ impl Clients {
 
     /// The next session that has ended.
     #[inline]
-    pub fn next_ended(&mut self) -> Option<Ended> {
+    pub fn next_ended_session(&mut self) -> Option<EndedSession> {
         self.ended.pop_front()
     }
 
@@ -313,7 +313,7 @@ impl Clients {
     /// The peer has shut down its sending side. It still gets its answers.
     pub fn peer_ended(&mut self, conn: ConnId) {
         if let Some(connection) = self.table.get_mut(conn) {
-            connection.flags |= Flags::ENDED;
+            connection.flags |= Flags::PEER_ENDED;
             if connection.phase == Phase::Lingering {
                 connection.phase = Phase::Aborted;
             }
@@ -613,7 +613,7 @@ impl Clients {
             self.intake.resume_later(slot, connection);
         }
         if connection.outbox.is_some()
-            || connection.has(Flags::PENDING_PUSHES | Flags::ENDED)
+            || connection.has(Flags::PENDING_PUSHES | Flags::PEER_ENDED)
             || connection.phase == Phase::Closing
         {
             self.output.list_for_flush(slot, connection);
@@ -703,7 +703,7 @@ impl Clients {
         if connection.phase == Phase::Aborted {
             driver.close(conn);
         } else if connection.phase == Phase::Closing {
-            if connection.has(Flags::ENDED) {
+            if connection.has(Flags::PEER_ENDED) {
                 connection.phase = Phase::Aborted;
                 driver.close(conn);
             } else {
@@ -765,7 +765,7 @@ impl Clients {
         connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
         if matches!(connection.phase, Phase::Open | Phase::Registering) {
             self.session_count -= usize::from(connection.phase == Phase::Open);
-            self.ended.push_back(Ended { conn, user_id: connection.user_id });
+            self.ended.push_back(EndedSession { conn, user_id: connection.user_id });
         }
     }
 

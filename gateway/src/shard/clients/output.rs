@@ -142,7 +142,7 @@ impl Output {
     /// for it. It is under way then.
     #[inline]
     pub fn take_reply(&mut self, connection: &mut Connection) -> Option<Bytes> {
-        let others = Flags::HELD | Flags::PAUSED | Flags::PENDING_PUSHES | Flags::ENDED;
+        let others = Flags::HELD | Flags::PAUSED | Flags::PENDING_PUSHES | Flags::PEER_ENDED;
         if !connection.has(Flags::LISTED_FOR_FLUSH)
             || connection.has(others)
             || connection.is_closing()

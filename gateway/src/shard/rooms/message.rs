@@ -39,8 +39,8 @@ pub enum RoomMessage {
     Unsubscribe { room: RoomId, shard: u16, joins: u64 },
     /// From a room's home: nothing more of this room follows.
     Unsubscribed { room: RoomId },
-    /// To a room's home: an operator asks.
-    Ask { room: RoomId, reply: oneshot::Sender<Option<RoomInfo>> },
+    /// To a room's home: an operator wants to see it.
+    Inspect { room: RoomId, reply: oneshot::Sender<Option<RoomInfo>> },
     /// From a room's home: add the number of your members.
     CountMembers { room: RoomId, aggregate: Arc<Aggregate<Option<RoomInfo>>> },
 }
@@ -62,7 +62,7 @@ impl RoomMessage {
             | Self::Left { .. }
             | Self::Unsubscribe { .. }
             | Self::Unsubscribed { .. }
-            | Self::Ask { .. }
+            | Self::Inspect { .. }
             | Self::CountMembers { .. } => {}
         }
     }

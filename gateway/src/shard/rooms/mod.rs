@@ -230,7 +230,7 @@ impl Rooms {
                     self.close(index);
                 }
             }
-            RoomMessage::Ask { room, reply } => self.ask(&room, reply),
+            RoomMessage::Inspect { room, reply } => self.inspect(&room, reply),
             RoomMessage::CountMembers { room, aggregate } => {
                 if let Some(index) = self.table.find(&room) {
                     let members = self.table.get(index).member_count as u64;
@@ -502,7 +502,7 @@ impl Rooms {
         }
     }
 
-    fn ask(&mut self, room: &RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
+    fn inspect(&mut self, room: &RoomId, reply: oneshot::Sender<Option<RoomInfo>>) {
         let Some(index) = self.table.find(room) else {
             // The operator may have stopped waiting.
             drop(reply.send(None));

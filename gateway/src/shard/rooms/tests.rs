@@ -86,7 +86,7 @@ impl Part {
 
     fn info(&mut self, room: &RoomId) -> Option<RoomInfo> {
         let (reply, mut answer) = oneshot::channel();
-        self.handle(RoomMessage::Ask { room: room.clone(), reply }, 0);
+        self.handle(RoomMessage::Inspect { room: room.clone(), reply }, 0);
         answer.try_recv().unwrap()
     }
 }

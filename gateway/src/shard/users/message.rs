@@ -24,8 +24,8 @@ pub enum UserMessage {
     Kick { user_id: UserId, permit: Arc<CommandPermit> },
     /// Push to each of the user's connections.
     Push { user_id: UserId, frame: Bytes, permit: Arc<CommandPermit> },
-    /// An operator asks.
-    Ask { user_id: UserId, reply: oneshot::Sender<UserInfo> },
+    /// An operator wants to see it.
+    Inspect { user_id: UserId, reply: oneshot::Sender<UserInfo> },
 }
 
 impl UserMessage {
@@ -35,7 +35,7 @@ impl UserMessage {
             Self::Kick { permit, .. } | Self::Push { permit, .. } => {
                 permit.refuse(PushError::Stopping);
             }
-            Self::Register { .. } | Self::Deregister { .. } | Self::Ask { .. } => {}
+            Self::Register { .. } | Self::Deregister { .. } | Self::Inspect { .. } => {}
         }
     }
 }

@@ -84,7 +84,7 @@ impl Users {
             UserMessage::Kick { user_id, permit } => self.kick(user_id, &permit),
             UserMessage::Push { user_id, frame, permit } => self.push(user_id, &frame, &permit),
             // The operator may have stopped waiting.
-            UserMessage::Ask { user_id, reply } => drop(reply.send(self.info(user_id))),
+            UserMessage::Inspect { user_id, reply } => drop(reply.send(self.info(user_id))),
         }
     }
 
@@ -202,7 +202,7 @@ mod tests {
         let mut users = users(2);
         register(&mut users, addr(4, 1));
         let (reply, mut answer) = tokio::sync::oneshot::channel();
-        users.handle(UserMessage::Ask { user_id: 5, reply });
+        users.handle(UserMessage::Inspect { user_id: 5, reply });
         let info = answer.try_recv().unwrap();
         assert_eq!((info.user_id, info.connections.len(), info.connections[0].shard), (5, 1, 4));
     }
