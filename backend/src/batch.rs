@@ -25,7 +25,7 @@ pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
-/// Whom this thread has to wake.
+/// The wake-ups that this thread has deferred.
 struct Deferred {
     /// Whether wake-ups are deferred now.
     active: bool,

@@ -64,26 +64,28 @@ impl Demo {
 
 impl Handler for Demo {
     fn handle(&self, call: Call, gateway: &Gateway) {
-        let asked = match Asked::read(&call) {
-            Ok(asked) => asked,
+        let request = match Request::decode(&call) {
+            Ok(request) => request,
             Err(failure) => return call.fail(failure),
         };
         let session = call.session();
-        match asked {
-            Asked::Echo => {
+        match request {
+            Request::Echo => {
                 let same = call.biz_data().clone();
                 call.answer(same);
             }
-            Asked::PushAll => {
+            Request::PushAll => {
                 let taken = gateway.push_all(PUSH_ALL, call.biz_data().clone());
                 call.finish(answer(taken));
             }
-            Asked::Join(room, after_offset) => {
-                answering(call, gateway).join(session, &room, after_offset);
+            Request::Join(room, after_offset) => {
+                answer_when_ended(call, gateway).join(session, &room, after_offset);
             }
-            Asked::Leave(room) => answering(call, gateway).leave(session, &room),
-            Asked::Say(room, message) => answering(call, gateway).push_room(&room, SAY, message),
-            Asked::Message(user_id, message) => {
+            Request::Leave(room) => answer_when_ended(call, gateway).leave(session, &room),
+            Request::Say(room, message) => {
+                answer_when_ended(call, gateway).push_room(&room, SAY, message)
+            }
+            Request::Message(user_id, message) => {
                 call.finish(answer(gateway.push_user(user_id, MESSAGE, message)));
             }
         }
@@ -95,7 +97,7 @@ impl Handler for Demo {
 }
 
 /// A decoded request.
-enum Asked {
+enum Request {
     Echo,
     PushAll,
     Join(RoomId, Option<u64>),
@@ -104,8 +106,8 @@ enum Asked {
     Message(UserId, Vec<u8>),
 }
 
-impl Asked {
-    fn read(call: &Call) -> Result<Self, Failure> {
+impl Request {
+    fn decode(call: &Call) -> Result<Self, Failure> {
         let from_user_id = call.user_id();
         Ok(match call.kind() {
             ECHO => Self::Echo,
@@ -133,7 +135,7 @@ impl Asked {
 }
 
 /// Answers the call when the command given with this has ended.
-fn answering(call: Call, gateway: &Gateway) -> Reporting<'_> {
+fn answer_when_ended(call: Call, gateway: &Gateway) -> Reporting<'_> {
     gateway.report_to(move |outcome| call.finish(answer(outcome.map(|_| ()))))
 }
 
