@@ -102,7 +102,8 @@ mod tests {
     use super::*;
     use crate::config::{RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
-    use crate::shard::rooms::table::{EVERYBODY, Role};
+    use crate::shard::rooms::subscribers::Role;
+    use crate::shard::rooms::table::EVERYBODY;
 
     const POLICY: RoomPolicy = RoomPolicy {
         log_bytes_max: 0,

@@ -143,6 +143,17 @@ impl Log {
         self.merged = None;
     }
 
+    /// A copy for a shard that subscribes. It is released and within its bound: the members for whom this log holds more, or
+    /// holds pushes back, are on this shard.
+    #[must_use]
+    pub fn released_copy(&mut self) -> Self {
+        self.forget_merged();
+        let mut copy = self.clone();
+        copy.release();
+        copy.trim(copy.end());
+        copy
+    }
+
     fn merge(&mut self, from: u64, to: u64, skip: usize) -> (Bytes, u64) {
         let end = usize::try_from(to - self.first).unwrap_or(usize::MAX);
         let mut bytes = 0;

@@ -16,10 +16,14 @@
 //! | [`windows`] | which pushes are held back |
 //! | [`message`] | what shards tell each other about rooms |
 
+pub mod cursor;
 pub mod fan_out;
 pub mod log;
 pub mod message;
 pub mod reader;
+pub mod room;
+pub mod slots;
+pub mod subscribers;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -44,8 +48,10 @@ use fan_out::FanOut;
 use log::Log;
 use message::{RoomEffect, RoomMessage, Urgency};
 use reader::{NextChunk, UpTo};
-pub use table::home;
-use table::{EVERYBODY, Member, Role, Room, RoomIndex, Table};
+use room::Room;
+pub use subscribers::home;
+use subscribers::{Role, Subscribers};
+use table::{EVERYBODY, Member, RoomIndex, Table};
 use windows::{WindowDecision, Windows};
 
 /// Rooms that housekeeping looks at each time, at most.
@@ -130,8 +136,7 @@ impl Rooms {
             counters: RoomCounters::default(),
         };
         let role = if shard == home(&RoomId::everybody(), shards) {
-            let others = (0..shards).filter(|&other| other != shard);
-            Role::Home { subscribers: others.map(|other| (other, 0)).collect() }
+            Role::Home { subscribers: Subscribers::all_but(shard, shards) }
         } else {
             Role::Replica { joins: 0 }
         };
@@ -262,7 +267,7 @@ impl Rooms {
         server::put_push(&mut frame, kind, biz_data, offset);
         let frame = frame.freeze();
         if let Role::Home { subscribers } = role {
-            self.effects.extend(subscribers.iter().map(|&(shard, _)| {
+            self.effects.extend(subscribers.shards().map(|shard| {
                 let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
                 RoomEffect::Post(
                     shard,
@@ -344,21 +349,7 @@ impl Rooms {
         }
         let Room { role, log, .. } = self.table.get(index);
         let Role::Home { subscribers } = role else { return };
-        let log = match subscribers.iter_mut().find(|(known, _)| *known == shard) {
-            Some((_, joins)) => {
-                *joins += 1;
-                None
-            }
-            None => {
-                subscribers.push((shard, 1));
-                log.forget_merged();
-                let mut copy = log.clone();
-                // The members for whom the log holds more than its bound, or holds pushes back, are on this shard.
-                copy.release();
-                copy.trim(copy.end());
-                Some(Box::new(copy))
-            }
-        };
+        let log = subscribers.count_join(shard).then(|| Box::new(log.released_copy()));
         self.post(shard, RoomMessage::Joined { room, conn, after_offset, log, permit });
     }
 
@@ -495,9 +486,7 @@ impl Rooms {
     fn unsubscribe(&mut self, room: RoomId, shard: u16, joins: u64) {
         let Some(index) = self.table.find(&room) else { return };
         let Role::Home { subscribers } = &mut self.table.get(index).role else { return };
-        let before = subscribers.len();
-        subscribers.retain(|&subscriber| subscriber != (shard, joins));
-        if subscribers.len() < before {
+        if subscribers.end(shard, joins) {
             self.post(shard, RoomMessage::Unsubscribed { room });
         }
     }
@@ -518,7 +507,7 @@ impl Rooms {
         };
         let aggregate = Aggregate::new(Some(info), reply);
         if let Role::Home { subscribers } = role {
-            self.effects.extend(subscribers.iter().map(|&(shard, _)| {
+            self.effects.extend(subscribers.shards().map(|shard| {
                 let (room, aggregate) = (room.clone(), Arc::clone(&aggregate));
                 RoomEffect::Post(shard, RoomMessage::CountMembers { room, aggregate })
             }));
@@ -684,7 +673,7 @@ impl Rooms {
         let first =
             self.home.first_offset.max(self.settings.first_offset.saturating_add(elapsed_us));
         let log = Log::new(first, policy.log_bytes_max);
-        let role = Role::Home { subscribers: Vec::new() };
+        let role = Role::Home { subscribers: Subscribers::default() };
         Some(self.table.open(room.clone(), policy, log, role, now_ms))
     }
 

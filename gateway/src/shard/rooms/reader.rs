@@ -6,7 +6,8 @@
 
 use bytes::Bytes;
 
-use super::table::{Cursor, Room};
+use super::cursor::Cursor;
+use super::room::Room;
 use crate::config::SlowMember;
 
 /// How far a member is read to.
@@ -67,7 +68,8 @@ mod tests {
     use super::*;
     use crate::config::RoomPolicy;
     use crate::shard::rooms::log::Log;
-    use crate::shard::rooms::table::{Member, Role, Table};
+    use crate::shard::rooms::subscribers::Role;
+    use crate::shard::rooms::table::{Member, Table};
 
     /// A room with one member and a log from offset 10 that holds `frames`, of which it keeps the last.
     fn room(slow_member: SlowMember, frames: &[&'static str]) -> (Table, Member) {

@@ -8,20 +8,16 @@
 //!
 //! This module keeps the tables consistent. [`Rooms`](super::Rooms) decides what happens.
 
-use std::collections::VecDeque;
-use std::num::NonZeroU32;
-use std::sync::Arc;
-
 use hashbrown::HashMap;
 use tidegate_backend::RoomId;
 
+use super::cursor::Cursor;
 use super::log::Log;
+use super::room::{MembershipId, Room};
+use super::slots::Slots;
+use super::subscribers::Role;
 use crate::allocator::should_shrink;
 use crate::config::RoomPolicy;
-use crate::shard::command::CommandPermit;
-
-/// Names a membership of a room other than everybody's. Never zero, so that an `Option` of it takes 4 bytes.
-type MembershipId = NonZeroU32;
 
 /// One connection in one room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,91 +34,6 @@ pub struct RoomIndex(u32);
 
 /// Everybody's room, which every shard opens first.
 pub const EVERYBODY: RoomIndex = RoomIndex(0);
-
-/// One room, as one shard sees it.
-#[derive(Debug)]
-pub struct Room {
-    /// Its name.
-    pub id: RoomId,
-    /// How it treats its members.
-    pub policy: RoomPolicy,
-    /// Its pushes.
-    pub log: Log,
-    /// How many members it has on this shard.
-    pub member_count: usize,
-    /// The members; none for everybody's room. members.len() == member_count otherwise.
-    members: Vec<MembershipId>,
-    /// The round that is under way, or the last one.
-    pub round: Round,
-    /// When the open merge window ends, on the shard's clock. A room without members has no window.
-    pub window_ends_ms: Option<u64>,
-    /// Permits of the pushes that were not offered to every member yet, by offset. They hold the pushes under
-    /// way, so the bound on commands bounds what the log holds beyond its own bound.
-    pub permits: VecDeque<(u64, Arc<CommandPermit>)>,
-    /// Whether this shard is the home.
-    pub role: Role,
-    /// When a push came or a member left last, on the shard's clock.
-    pub active_at_ms: u64,
-}
-
-/// What a shard is to a room.
-#[derive(Debug)]
-pub enum Role {
-    /// It numbers the pushes and passes them on to the shards with members.
-    Home {
-        /// The other shards with members, and how many joins each was sent.
-        subscribers: Vec<(u16, u64)>,
-    },
-    /// It follows the home.
-    Replica {
-        /// How many joins the home has sent.
-        joins: u64,
-    },
-}
-
-/// A round of the fan-out: it serves each member of a room once. Pushes that are released meanwhile are for the next round.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Round {
-    /// The room is in the queue of the fan-out.
-    pub is_queued: bool,
-    /// The offset behind the pushes that this round offers: what the log had released when it began.
-    pub end: u64,
-    /// Every member was offered the pushes before this offset.
-    pub offered: u64,
-    /// The next member to serve: its index, or its slot in everybody's room.
-    pub next_member: usize,
-    /// Members that this round still has to serve, at most. 0: the round is over. members_left <= member_count
-    pub members_left: usize,
-}
-
-/// The offset that a member gets next: its low half, which is enough beside the end of the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor(u32);
-
-impl Cursor {
-    /// A cursor at this offset.
-    #[inline]
-    #[must_use]
-    pub const fn new(offset: u64) -> Self {
-        Self(low_half(offset))
-    }
-
-    /// The offset, in a log that ends at `end`. A member that is 2^32 pushes behind
-    /// is taken for one that is less behind, and skips more than is counted. At a million pushes a second that
-    /// takes one send of 71 minutes.
-    #[inline]
-    #[must_use]
-    pub const fn get(self, end: u64) -> u64 {
-        end - low_half(end).wrapping_sub(self.0) as u64
-    }
-
-    /// Moves the cursor, in a log that ends at `end`. offset <= end
-    #[inline]
-    pub const fn set(&mut self, offset: u64, end: u64) {
-        debug_assert!(offset <= end, "no member is ahead of the log");
-        self.0 = low_half(offset);
-    }
-}
 
 /// One connection in one room that is not everybody's.
 #[derive(Clone, Copy, Debug)]
@@ -145,52 +56,6 @@ struct Slot {
     everybody: Cursor,
     /// The first membership of another room.
     first: Option<MembershipId>,
-}
-
-/// A set of slots: a bit each.
-#[derive(Debug, Default)]
-struct Slots {
-    words: Vec<u64>,
-}
-
-impl Slots {
-    const BITS: usize = u64::BITS as usize;
-
-    #[inline]
-    fn contains(&self, slot: u32) -> bool {
-        let word = self.words.get(slot as usize / Self::BITS).copied().unwrap_or_default();
-        word & (1 << (slot as usize % Self::BITS)) != 0
-    }
-
-    fn set(&mut self, slot: u32, is_in: bool) {
-        let (index, bit) = (slot as usize / Self::BITS, 1 << (slot as usize % Self::BITS));
-        if self.words.len() <= index {
-            self.words.resize(index + 1, 0);
-        }
-        if is_in {
-            self.words[index] |= bit;
-        } else {
-            self.words[index] &= !bit;
-        }
-    }
-
-    /// The first slot of the set from `first` on.
-    #[inline]
-    fn next(&self, first: usize) -> Option<u32> {
-        let mut index = first / Self::BITS;
-        let mut word = self.words.get(index)? & (u64::MAX << (first % Self::BITS));
-        while word == 0 {
-            index += 1;
-            word = *self.words.get(index)?;
-        }
-        u32::try_from(index * Self::BITS + word.trailing_zeros() as usize).ok()
-    }
-}
-
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
-const fn low_half(offset: u64) -> u32 {
-    offset as u32
 }
 
 /// All rooms and memberships of a shard.
@@ -322,10 +187,7 @@ impl Table {
             round.next_member = slot as usize + 1;
             return Some(Member::OfEverybody(slot));
         }
-        round.members_left -= 1;
-        let id = room.members[round.next_member];
-        round.next_member = (round.next_member + 1) % room.members.len();
-        Some(Member::Listed(id))
+        Some(Member::Listed(room.next_in_round()))
     }
 
     /// Opens a room. No room of that name may be open.
@@ -337,19 +199,8 @@ impl Table {
         role: Role,
         now_ms: u64,
     ) -> RoomIndex {
-        let room = Room {
-            id: id.clone(),
-            policy,
-            log,
-            member_count: 0,
-            members: Vec::new(),
-            round: Round::default(),
-            window_ends_ms: None,
-            permits: VecDeque::new(),
-            role,
-            active_at_ms: now_ms,
-        };
-        self.homes += usize::from(room.counts());
+        let room = Room::new(id.clone(), policy, log, role, now_ms);
+        self.homes += usize::from(room.is_limited());
         let index = self.free_rooms.pop().unwrap_or_else(|| {
             self.rooms.push(None);
             RoomIndex(u32::try_from(self.rooms.len() - 1).expect("fewer rooms than 2^32"))
@@ -364,7 +215,7 @@ impl Table {
         let room = self.rooms[index.0 as usize].take()?;
         debug_assert!(room.member_count == 0, "a member keeps its room");
         debug_assert!(room.window_ends_ms.is_none(), "a room without members has no window");
-        self.homes -= usize::from(room.counts());
+        self.homes -= usize::from(room.is_limited());
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
         if should_shrink(self.by_id.len(), self.by_id.capacity()) {
@@ -393,10 +244,8 @@ impl Table {
 
     /// Adds a membership at the front of the connection's list.
     fn join_listed(&mut self, slot: u32, room: RoomIndex, cursor: Cursor) -> MembershipId {
-        let position = self.get(room).members.len();
-        let position = u32::try_from(position).expect("fewer members than 2^32");
         let first = self.slots[slot as usize].first;
-        let membership = Membership { cursor, room, slot, next: first, position };
+        let membership = Membership { cursor, room, slot, next: first, position: 0 };
         let id = if let Some(id) = self.free_membership {
             self.free_membership = self.membership(id).next;
             *self.membership(id) = membership;
@@ -407,11 +256,7 @@ impl Table {
             MembershipId::new(count).expect("at least the one just pushed")
         };
         self.slots[slot as usize].first = Some(id);
-        let room = self.get(room);
-        room.members.push(id);
-        if room.round.members_left > 0 {
-            room.round.members_left = (room.round.members_left + 1).min(room.members.len());
-        }
+        self.membership(id).position = self.get(room).add_member(id);
         id
     }
 
@@ -513,49 +358,12 @@ impl Table {
         self.membership(id).next = free;
 
         let room = self.get(room);
-        room.members.swap_remove(position as usize);
-        let count = room.members.len();
-        room.round.members_left = room.round.members_left.min(count);
-        if room.round.next_member >= count {
-            room.round.next_member = 0;
-        }
+        let moved = room.remove_member(position);
         let is_under_way = room.round.members_left > 0;
-        let moved = room.members.get(position as usize).copied()?;
-        let moved = self.membership(moved);
+        let moved = self.membership(moved?);
         moved.position = position;
         is_under_way.then_some(moved.slot)
     }
-}
-
-impl Room {
-    /// Starts a round: every member is to be offered what the log has released.
-    pub fn start_round(&mut self) {
-        self.round.members_left = self.member_count;
-        if self.members.is_empty() {
-            // Everybody's room: the first slot.
-            self.round.next_member = 0;
-        }
-        self.round.end = self.log.released();
-    }
-
-    /// Whether it counts against `rooms_max`.
-    fn counts(&self) -> bool {
-        matches!(self.role, Role::Home { .. }) && !self.id.is_everybody()
-    }
-}
-
-/// The shard that is a room's home. Everybody's is the first.
-#[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "a remainder below shards")]
-pub fn home(room: &RoomId, shards: u16) -> u16 {
-    if room.is_everybody() {
-        return 0;
-    }
-    // FNV-1a: short, and the same on every thread. A client gains nothing by steering a room to a shard.
-    let hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    (hash % u64::from(shards)) as u16
 }
 
 #[cfg(test)]

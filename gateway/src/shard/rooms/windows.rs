@@ -12,7 +12,8 @@
 use std::collections::BTreeSet;
 
 use super::message::Urgency;
-use super::table::{Room, RoomIndex};
+use super::room::Room;
+use super::table::RoomIndex;
 use crate::shard::clock::millis;
 
 /// The open windows of a shard, by their end: one for each room that holds pushes back.
@@ -87,7 +88,8 @@ mod tests {
     use super::*;
     use crate::config::{RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
-    use crate::shard::rooms::table::{Role, Table};
+    use crate::shard::rooms::subscribers::Role;
+    use crate::shard::rooms::table::Table;
 
     fn open(table: &mut Table, window_ms: u64, log_bytes_max: usize) -> RoomIndex {
         let policy = RoomPolicy {

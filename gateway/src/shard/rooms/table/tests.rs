@@ -2,36 +2,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::SlowMember;
-
-#[test]
-fn the_low_half_of_a_cursor_is_enough() {
-    for end in [1_u64, 7, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, (5 << 32) + 1, 1 << 53] {
-        for behind in [0, 1, 7, 1 << 20, u64::from(u32::MAX)] {
-            let Some(offset) = end.checked_sub(behind) else { continue };
-            let mut cursor = Cursor::default();
-            cursor.set(offset, end);
-            assert_eq!(cursor.get(end), offset, "{behind} behind {end}");
-            assert_eq!(cursor, Cursor::new(offset));
-        }
-    }
-}
+use crate::shard::rooms::subscribers::Subscribers;
 
 #[test]
 fn a_membership_is_20_bytes_and_a_slot_8() {
     assert_eq!((size_of::<Membership>(), size_of::<Slot>()), (20, 8));
-}
-
-#[test]
-fn a_set_of_slots_finds_the_next_one() {
-    let mut slots = Slots::default();
-    for slot in [3, 63, 64, 500] {
-        slots.set(slot, true);
-    }
-    slots.set(64, false);
-    let all: Vec<u32> =
-        std::iter::successors(slots.next(0), |&slot| slots.next(slot as usize + 1)).collect();
-    assert_eq!(all, [3, 63, 500]);
-    assert!(slots.contains(63) && !slots.contains(64) && !slots.contains(10_000));
 }
 
 /// A table with everybody's room and rooms of these names.
@@ -112,7 +87,7 @@ fn closed_rooms_leave_little_behind() {
     let indexes: Vec<RoomIndex> = (0..20_000)
         .map(|number| {
             let id = RoomId::new(format!("room-{number}")).unwrap();
-            let role = Role::Home { subscribers: Vec::new() };
+            let role = Role::Home { subscribers: Subscribers::default() };
             table.open(id, policy, Log::new(1, 0), role, 0)
         })
         .collect();
