@@ -207,6 +207,19 @@ pub struct RoomPolicy {
     pub urgent_types: Option<(i32, i32)>,
 }
 
+impl RoomsConfig {
+    /// The policy of a room by its id, which is `*` for the room of everybody.
+    #[must_use]
+    pub fn policy_of(&self, room: &str) -> RoomPolicy {
+        let applies = |prefix: &str| match prefix {
+            "*" => room == "*",
+            _ => room.starts_with(prefix),
+        };
+        let policy = self.policies.iter().find(|(prefix, _)| applies(prefix));
+        policy.map_or(self.default_policy, |(_, policy)| *policy)
+    }
+}
+
 impl RoomPolicy {
     /// Whether a push of this type is sent at once.
     #[must_use]

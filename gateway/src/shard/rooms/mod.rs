@@ -18,8 +18,10 @@
 
 pub mod cursor;
 pub mod fan_out;
+pub mod homes;
 pub mod log;
 pub mod message;
+pub mod pushes;
 pub mod reader;
 pub mod room;
 pub mod slots;
@@ -37,25 +39,22 @@ use tidegate_backend::{PushError, RoomId};
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
-use super::clock::millis;
 use super::command::{Aggregate, CommandLimiter, CommandPermit};
 use super::stats::RoomCounters;
-use crate::config::{RoomPolicy, RoomsConfig};
+use crate::config::RoomsConfig;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
-use fan_out::FanOut;
+use homes::Homes;
 use log::Log;
 use message::{RoomEffect, RoomMessage, Urgency};
-use reader::{NextChunk, UpTo};
+use pushes::{NumberedPush, Pushes};
+use reader::NextChunk;
+pub use reader::ReadOutcome;
 use room::Room;
 pub use subscribers::home;
 use subscribers::{Role, Subscribers};
 use table::{EVERYBODY, Member, RoomIndex, Table};
-use windows::{WindowDecision, Windows};
-
-/// Rooms that housekeeping looks at each time, at most.
-const IDLE_CHECKS_MAX: usize = 4096;
 
 /// What the rooms of a shard are configured to.
 #[derive(Clone, Debug)]
@@ -70,26 +69,13 @@ pub struct Settings {
     pub rooms: RoomsConfig,
 }
 
-/// What the rooms whose home is this shard need beyond the rooms themselves.
-#[derive(Debug)]
-struct HomeState {
-    /// Above every offset of a room that was closed here.
-    first_offset: u64,
-    /// Where the search for idle rooms continues.
-    idle_next: usize,
-}
-
 /// All rooms of a shard. See the [module](self).
 #[derive(Debug)]
 pub struct Rooms {
     settings: Settings,
-    limiter: Arc<CommandLimiter>,
     table: Table,
-    fan_out: FanOut,
-    windows: Windows,
-    home: HomeState,
-    /// No push waits for a window any more.
-    is_draining: bool,
+    homes: Homes,
+    pushes: Pushes,
     effects: VecDeque<RoomEffect>,
     /// Memory of the rooms that were closed, in bytes, since it was last asked for.
     closed_bytes: usize,
@@ -107,30 +93,16 @@ pub enum ConnState {
     Backlogged,
 }
 
-/// How [`Rooms::read_pending_pushes`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadOutcome {
-    /// The connection has all that its rooms have released.
-    UpToDate,
-    /// It has as many bytes as it may be given at once: the rest is for its next send.
-    BytesMaxReached,
-    /// The connection is too slow for a room that closes slow members.
-    TooSlow,
-}
-
 impl Rooms {
     /// Everybody's room alone, which every shard has from the start.
     #[must_use]
     pub fn new(settings: Settings, limiter: Arc<CommandLimiter>) -> Self {
         let Settings { shard, shards, first_offset, .. } = settings;
         let mut rooms = Self {
+            homes: Homes::new(first_offset, &settings.rooms),
             settings,
-            limiter,
             table: Table::default(),
-            fan_out: FanOut::default(),
-            windows: Windows::default(),
-            home: HomeState { first_offset, idle_next: 0 },
-            is_draining: false,
+            pushes: Pushes::new(limiter),
             effects: VecDeque::new(),
             closed_bytes: 0,
             counters: RoomCounters::default(),
@@ -140,7 +112,7 @@ impl Rooms {
         } else {
             Role::Replica { joins: 0 }
         };
-        let policy = rooms.policy(&RoomId::everybody());
+        let policy = rooms.settings.rooms.policy_of(RoomId::everybody().as_str());
         let log = Log::new(first_offset, policy.log_bytes_max);
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
         debug_assert_eq!(index, EVERYBODY);
@@ -174,13 +146,13 @@ impl Rooms {
     /// Whether there is work for the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.fan_out.is_busy()
+        self.pushes.is_busy()
     }
 
     /// When the next merge window ends, on the shard's clock.
     #[must_use]
     pub fn next_window_end_ms(&self) -> Option<u64> {
-        self.windows.next_end_ms()
+        self.pushes.next_window_end_ms()
     }
 
     /// The next thing to do for this part.
@@ -209,7 +181,7 @@ impl Rooms {
                 // The room is gone here if the home does not know yet that the last member has left.
                 if let Some(index) = self.table.find(&room) {
                     debug_assert_eq!(self.table.get(index).log.end(), offset, "no push is lost");
-                    self.append(index, frame, urgency, &permit, now_ms);
+                    self.append(index, NumberedPush { frame, urgency, permit: &permit }, now_ms);
                 }
             }
             RoomMessage::Join { room, addr, after_offset, permit } => {
@@ -231,8 +203,10 @@ impl Rooms {
                 self.unsubscribe(room, shard, joins);
             }
             RoomMessage::Unsubscribed { room } => {
-                if let Some(index) = self.table.find(&room) {
-                    self.close(index);
+                if let Some(closed) =
+                    self.table.find(&room).and_then(|index| self.table.close(index))
+                {
+                    self.closed_bytes += closed.memory_bytes();
                 }
             }
             RoomMessage::Inspect { room, reply } => self.inspect(&room, reply),
@@ -275,61 +249,22 @@ impl Rooms {
                 )
             }));
         }
-        self.append(index, frame, urgency, permit, now_ms);
+        self.append(index, NumberedPush { frame, urgency, permit }, now_ms);
     }
 
-    fn append(
-        &mut self,
-        index: RoomIndex,
-        frame: Bytes,
-        urgency: Urgency,
-        permit: &Arc<CommandPermit>,
-        now_ms: u64,
-    ) {
-        let room = self.table.get(index);
-        room.active_at_ms = now_ms;
-        let offset = room.log.end();
-        room.log.append(frame);
-        permit.add(room.member_count);
-        if room.member_count == 0 && !room.round.is_queued {
-            room.log.release();
-            room.round.offered = offset + 1;
-            return room.log.trim(offset + 1);
-        }
-        room.permits.push_back((offset, Arc::clone(permit)));
-        self.counters.merged_pushes += u64::from(room.window_ends_ms.is_some());
-        if self.is_draining || room.member_count == 0 {
-            return self.release(index);
-        }
-        match self.windows.decide(index, room, urgency, self.limiter.is_half_used(), now_ms) {
-            WindowDecision::WaitUntil(_) => {}
-            WindowDecision::Release => self.release(index),
-            WindowDecision::EndEarly => {
-                self.counters.short_windows += 1;
-                self.release(index);
-            }
-        }
-    }
-
-    /// Releases all that the log holds, closes the room's window, and has its members served.
-    fn release(&mut self, index: RoomIndex) {
-        let room = self.table.get(index);
-        room.log.release();
-        self.windows.close(index, room);
-        self.fan_out.enqueue(index, &mut self.table);
+    fn append(&mut self, index: RoomIndex, push: NumberedPush<'_>, now_ms: u64) {
+        let Self { pushes, table, counters, .. } = self;
+        pushes.append(table, index, push, counters, now_ms);
     }
 
     /// Ends the merge windows that are over at this time.
     pub fn end_windows(&mut self, now_ms: u64) {
-        while let Some(index) = self.windows.next_ended(now_ms) {
-            self.release(index);
-        }
+        self.pushes.end_windows(&mut self.table, now_ms);
     }
 
     /// The shard drains: no push waits for a merge window from now on.
     pub fn start_draining(&mut self) {
-        self.is_draining = true;
-        self.end_windows(u64::MAX);
+        self.pushes.start_draining(&mut self.table);
     }
 
     /// At a room's home: a connection becomes a member.
@@ -368,7 +303,7 @@ impl Rooms {
         let index = match (self.table.find(&room), log) {
             (Some(index), None) => index,
             (None, Some(log)) => {
-                let policy = self.policy(&room);
+                let policy = self.settings.rooms.policy_of(room.as_str());
                 self.table.open(room, policy, *log, Role::Replica { joins: 0 }, now_ms)
             }
             (found, _) => {
@@ -395,25 +330,24 @@ impl Rooms {
             permit.refuse(PushError::SessionGone);
             return self.unsubscribe_if_empty(index);
         }
-        let log = &self.table.get(index).log;
-        let (oldest, released, end) = (log.first(), log.released(), log.end());
-        // A member that asks for more than the log holds is not slow: it gets what there is.
-        let next = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
         let rooms_max = self.settings.rooms.rooms_per_connection_max;
-        if let Some(known) = self.table.find_member(conn.slot, index) {
-            let (_, cursor) = self.table.room_and_cursor(known);
-            cursor.set(cursor.get(end).min(next), end);
-        } else if self.table.rooms_of(conn.slot) >= rooms_max {
-            self.counters.refused_rooms += 1;
-            permit.refuse(PushError::TooManyRooms { rooms_max });
-            return self.unsubscribe_if_empty(index);
-        } else {
-            self.table.join(conn.slot, index, next);
+        match self.table.join_after(conn.slot, index, after_offset, rooms_max) {
+            Ok(has_pushes) => {
+                permit.add(1);
+                if has_pushes {
+                    self.effects.push_back(RoomEffect::PushesPending(conn.slot));
+                }
+            }
+            Err(error) => {
+                self.refuse_room(permit, error);
+                self.unsubscribe_if_empty(index);
+            }
         }
-        permit.add(1);
-        if next < released {
-            self.effects.push_back(RoomEffect::PushesPending(conn.slot));
-        }
+    }
+
+    fn refuse_room(&mut self, permit: &CommandPermit, error: PushError) {
+        self.counters.refused_rooms += 1;
+        permit.refuse(error);
     }
 
     /// Makes a new session a member of everybody's room.
@@ -440,9 +374,10 @@ impl Rooms {
         if let Some(member) = self.table.find_member(conn.slot, index) {
             permit.add(1);
             if connection == ConnState::Open {
-                while let Some(chunk) = self.next_unoffered_chunk(member) {
-                    self.effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
-                }
+                let Self { table, counters, effects, .. } = self;
+                reader::read_unoffered(table, member, counters, |chunk| {
+                    effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
+                });
             }
             self.leave(member, now_ms);
         }
@@ -464,7 +399,7 @@ impl Rooms {
         let room = self.table.get(index);
         room.active_at_ms = now_ms;
         if room.member_count == 0 && room.window_ends_ms.is_some() {
-            self.release(index);
+            self.pushes.release(&mut self.table, index);
         }
         self.unsubscribe_if_empty(index);
     }
@@ -497,16 +432,9 @@ impl Rooms {
             drop(reply.send(None));
             return;
         };
-        let Room { log, member_count, role, .. } = self.table.get(index);
-        let info = RoomInfo {
-            room: room.to_string(),
-            members: *member_count as u64,
-            last_offset: log.end() - 1,
-            first_offset: log.first(),
-            log_bytes: log.bytes() as u64,
-        };
-        let aggregate = Aggregate::new(Some(info), reply);
-        if let Role::Home { subscribers } = role {
+        let found = self.table.get(index);
+        let aggregate = Aggregate::new(Some(found.info()), reply);
+        if let Role::Home { subscribers } = &found.role {
             self.effects.extend(subscribers.shards().map(|shard| {
                 let (room, aggregate) = (room.clone(), Arc::clone(&aggregate));
                 RoomEffect::Post(shard, RoomMessage::CountMembers { room, aggregate })
@@ -518,40 +446,14 @@ impl Rooms {
     /// used up, or no member has to be served.
     #[inline]
     pub fn next_to_serve(&mut self, budget: &mut usize) -> Option<(Member, u32)> {
-        loop {
-            let member = self.fan_out.next(&mut self.table, budget)?;
-            let (room, cursor) = self.table.room_and_cursor(member);
-            if cursor.get(room.log.end()) < room.log.released() {
-                return Some((member, self.table.slot_of(member)));
-            }
-        }
+        let member = self.pushes.next_to_serve(&mut self.table, budget)?;
+        Some((member, self.table.slot_of(member)))
     }
 
     /// What a member gets next of the released pushes.
     #[inline]
     pub fn next_chunk(&mut self, member: Member) -> NextChunk {
-        let (room, cursor) = self.table.room_and_cursor(member);
-        let next = reader::next_chunk(room, cursor, UpTo::Released);
-        if let NextChunk::Chunk { pushes, skipped, .. } = &next {
-            self.counters.room_deliveries += pushes;
-            self.counters.skipped_pushes += skipped;
-        }
-        next
-    }
-
-    /// What a member that is about to leave gets beyond what it was offered. A member that did not take what
-    /// it was offered was too slow, and gets no more.
-    fn next_unoffered_chunk(&mut self, member: Member) -> Option<Bytes> {
-        let (room, cursor) = self.table.room_and_cursor(member);
-        if cursor.get(room.log.end()) < room.round.offered {
-            return None;
-        }
-        let NextChunk::Chunk { bytes, pushes, .. } = reader::next_chunk(room, cursor, UpTo::End)
-        else {
-            return None;
-        };
-        self.counters.room_deliveries += pushes;
-        Some(bytes)
+        reader::next_released(&mut self.table, member, &mut self.counters)
     }
 
     /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the connection is
@@ -559,79 +461,29 @@ impl Rooms {
     pub fn read_last_pushes(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
         let mut next = self.table.first_member(slot);
         while let Some(member) = next {
-            while let Some(chunk) = self.next_unoffered_chunk(member) {
-                write(chunk);
-            }
+            reader::read_unoffered(&mut self.table, member, &mut self.counters, &mut write);
             next = self.table.next_member(member);
         }
     }
 
-    /// Gives `write` what a connection's rooms have for it: at most `bytes_max`, and the excess of the last chunk.
-    /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
-    /// that is always busy.
+    /// Passes to `write` the released pushes of a connection's rooms: see [`reader::read_pending`].
     pub fn read_pending_pushes(
         &mut self,
         slot: u32,
         bytes_max: usize,
-        mut write: impl FnMut(Bytes),
+        write: impl FnMut(Bytes),
     ) -> ReadOutcome {
-        let mut left = bytes_max;
-        let mut next = self.table.first_member(slot);
-        while let Some(member) = next {
-            next = self.table.next_member(member);
-            loop {
-                let (bytes, more) = match self.next_chunk(member) {
-                    NextChunk::UpToDate => break,
-                    NextChunk::TooSlow => return ReadOutcome::TooSlow,
-                    NextChunk::Chunk { bytes, more, .. } => (bytes, more),
-                };
-                left = left.saturating_sub(bytes.len());
-                write(bytes);
-                if left == 0 {
-                    self.table.rotate(member);
-                    return ReadOutcome::BytesMaxReached;
-                }
-                if !more {
-                    break;
-                }
-            }
-        }
-        ReadOutcome::UpToDate
+        reader::read_pending(&mut self.table, slot, bytes_max, &mut self.counters, write)
     }
 
     /// Trims logs and ends the pushes that every member was offered. Call it last in a turn.
     pub fn trim_logs(&mut self) {
-        self.fan_out.trim_logs(&mut self.table);
+        self.pushes.trim_logs(&mut self.table);
     }
 
-    /// Closes rooms whose home is here, that have no members and no recent push. Frees merged chunks that no member needs.
+    /// Closes rooms whose home is here, that have no members and no recent push.
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
-        let idle_ttl_ms = millis(self.settings.rooms.idle_ttl);
-        let entries = self.table.entries();
-        for _ in 0..IDLE_CHECKS_MAX.min(entries) {
-            self.home.idle_next = (self.home.idle_next + 1) % entries;
-            let Some((index, room)) = self.table.at(self.home.idle_next) else { continue };
-            if !room.round.is_queued {
-                // A member that resumed may have left a merged chunk.
-                room.log.forget_merged();
-            }
-            let abandoned = match &room.role {
-                Role::Home { subscribers } => room.member_count == 0 && subscribers.is_empty(),
-                Role::Replica { .. } => false,
-            };
-            let idle = room.active_at_ms + idle_ttl_ms <= now_ms;
-            if abandoned && idle && index != EVERYBODY {
-                let end = room.log.end();
-                self.home.first_offset = self.home.first_offset.max(end);
-                self.close(index);
-            }
-        }
-    }
-
-    fn close(&mut self, index: RoomIndex) {
-        if let Some(room) = self.table.close(index) {
-            self.closed_bytes += size_of::<Room>() + room.log.bytes();
-        }
+        self.closed_bytes += self.homes.close_idle(&mut self.table, now_ms);
     }
 
     /// Memory of the rooms that were closed, in bytes, since the last call of this function.
@@ -641,7 +493,7 @@ impl Rooms {
 
     /// The shard ends and did not drain: refuses the pushes that were not offered to every member.
     pub fn refuse_unfinished(&mut self) {
-        if self.is_draining {
+        if self.pushes.is_draining() {
             return;
         }
         for entry in 0..self.table.entries() {
@@ -660,33 +512,13 @@ impl Rooms {
         if let Some(index) = self.table.find(room) {
             return Some(index);
         }
-        let rooms_max = self.settings.rooms.rooms_per_shard_max;
-        if self.table.homes() >= rooms_max {
-            self.counters.refused_rooms += 1;
-            permit.refuse(PushError::RoomsFull { rooms_max });
-            return None;
+        let Self { homes, table, settings, .. } = self;
+        match homes.open(table, &settings.rooms, room, now_ms) {
+            Ok(index) => Some(index),
+            Err(error) => {
+                self.refuse_room(permit, error);
+                None
+            }
         }
-        let policy = self.policy(room);
-        // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a microsecond, so this
-        // is above every offset that it had before.
-        let elapsed_us = now_ms.saturating_mul(1_000);
-        let first =
-            self.home.first_offset.max(self.settings.first_offset.saturating_add(elapsed_us));
-        let log = Log::new(first, policy.log_bytes_max);
-        let role = Role::Home { subscribers: Subscribers::default() };
-        Some(self.table.open(room.clone(), policy, log, role, now_ms))
-    }
-
-    fn policy(&self, room: &RoomId) -> RoomPolicy {
-        let rooms = &self.settings.rooms;
-        let fits = |prefix: &str| match prefix {
-            "*" => room.is_everybody(),
-            _ => room.as_str().starts_with(prefix),
-        };
-        rooms
-            .policies
-            .iter()
-            .find(|(prefix, _)| fits(prefix))
-            .map_or(rooms.default_policy, |(_, policy)| *policy)
     }
 }

@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use super::cursor::Cursor;
 use super::room::Room;
+use super::table::{Member, Table};
 use crate::config::SlowMember;
+use crate::shard::stats::RoomCounters;
 
 /// How far a member is read to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,80 @@ pub fn next_chunk(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> NextChun
     NextChunk::Chunk { bytes, pushes: next - from, skipped, more: next < to }
 }
 
+/// How [`read_pending`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// The connection has all that its rooms have released.
+    UpToDate,
+    /// It has as many bytes as it may be given at once: the rest is for its next send.
+    BytesMaxReached,
+    /// The connection is too slow for a room that closes slow members.
+    TooSlow,
+}
+
+/// What a member gets next of the released pushes, counted.
+#[inline]
+pub fn next_released(table: &mut Table, member: Member, counters: &mut RoomCounters) -> NextChunk {
+    let (room, cursor) = table.room_and_cursor(member);
+    let next = next_chunk(room, cursor, UpTo::Released);
+    if let NextChunk::Chunk { pushes, skipped, .. } = &next {
+        counters.room_deliveries += pushes;
+        counters.skipped_pushes += skipped;
+    }
+    next
+}
+
+/// Passes to `write` what a member that is about to leave gets beyond what it was offered. A member that did not take what
+/// it was offered was too slow, and gets no more.
+pub fn read_unoffered(
+    table: &mut Table,
+    member: Member,
+    counters: &mut RoomCounters,
+    mut write: impl FnMut(Bytes),
+) {
+    let (room, cursor) = table.room_and_cursor(member);
+    while cursor.get(room.log.end()) >= room.round.offered
+        && let NextChunk::Chunk { bytes, pushes, .. } = next_chunk(room, cursor, UpTo::End)
+    {
+        counters.room_deliveries += pushes;
+        write(bytes);
+    }
+}
+
+/// Passes to `write` the released pushes of a connection's rooms: at most `bytes_max`, and the excess of the last chunk.
+/// A connection that is in several rooms begins with another room the next time, so that no room waits for one
+/// that is always busy.
+pub fn read_pending(
+    table: &mut Table,
+    slot: u32,
+    bytes_max: usize,
+    counters: &mut RoomCounters,
+    mut write: impl FnMut(Bytes),
+) -> ReadOutcome {
+    let mut left = bytes_max;
+    let mut next = table.first_member(slot);
+    while let Some(member) = next {
+        next = table.next_member(member);
+        loop {
+            let (bytes, more) = match next_released(table, member, counters) {
+                NextChunk::UpToDate => break,
+                NextChunk::TooSlow => return ReadOutcome::TooSlow,
+                NextChunk::Chunk { bytes, more, .. } => (bytes, more),
+            };
+            left = left.saturating_sub(bytes.len());
+            write(bytes);
+            if left == 0 {
+                table.rotate(member);
+                return ReadOutcome::BytesMaxReached;
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+    ReadOutcome::UpToDate
+}
+
 #[cfg(test)]
 mod tests {
     use tidegate_backend::RoomId;
@@ -69,7 +145,6 @@ mod tests {
     use crate::config::RoomPolicy;
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
-    use crate::shard::rooms::table::{Member, Table};
 
     /// A room with one member and a log from offset 10 that holds `frames`, of which it keeps the last.
     fn room(slow_member: SlowMember, frames: &[&'static str]) -> (Table, Member) {

@@ -9,6 +9,7 @@ use tidegate_backend::RoomId;
 use super::log::Log;
 use super::subscribers::Role;
 use crate::config::RoomPolicy;
+use crate::control::RoomInfo;
 use crate::shard::command::CommandPermit;
 
 /// Identifies a membership of a room other than everybody's. Never zero, so that an `Option` of it takes 4 bytes.
@@ -111,6 +112,24 @@ impl Room {
             self.round.next_member = 0;
         }
         self.members.get(position as usize).copied()
+    }
+
+    /// Memory that it takes, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.log.bytes()
+    }
+
+    /// What an operator sees of it on this shard.
+    #[must_use]
+    pub fn info(&self) -> RoomInfo {
+        RoomInfo {
+            room: self.id.to_string(),
+            members: self.member_count as u64,
+            last_offset: self.log.end() - 1,
+            first_offset: self.log.first(),
+            log_bytes: self.log.bytes() as u64,
+        }
     }
 
     /// Whether it counts against `rooms_per_shard_max`.

@@ -9,7 +9,7 @@
 //! This module keeps the tables consistent. [`Rooms`](super::Rooms) decides what happens.
 
 use hashbrown::HashMap;
-use tidegate_backend::RoomId;
+use tidegate_backend::{PushError, RoomId};
 
 use super::cursor::Cursor;
 use super::log::Log;
@@ -240,6 +240,33 @@ impl Table {
             return Member::OfEverybody(slot);
         }
         Member::Listed(self.join_listed(slot, room, cursor))
+    }
+
+    /// Makes the connection in a slot a member that gets the pushes after `after_offset`, or the new ones only. The cursor of
+    /// a member only moves back. Returns whether pushes are released for it.
+    ///
+    /// # Errors
+    /// [`PushError::TooManyRooms`].
+    pub fn join_after(
+        &mut self,
+        slot: u32,
+        room: RoomIndex,
+        after_offset: Option<u64>,
+        rooms_max: usize,
+    ) -> Result<bool, PushError> {
+        let log = &self.get(room).log;
+        let (oldest, released, end) = (log.first(), log.released(), log.end());
+        // A member that asks for more than the log holds is not slow: it gets what there is.
+        let next = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
+        if let Some(member) = self.find_member(slot, room) {
+            let (_, cursor) = self.room_and_cursor(member);
+            cursor.set(cursor.get(end).min(next), end);
+        } else if self.rooms_of(slot) >= rooms_max {
+            return Err(PushError::TooManyRooms { rooms_max });
+        } else {
+            self.join(slot, room, next);
+        }
+        Ok(next < released)
     }
 
     /// Adds a membership at the front of the connection's list.

@@ -1,0 +1,93 @@
+//! The rooms whose home is this shard: how they open, and when they close.
+
+use tidegate_backend::{PushError, RoomId};
+
+use super::log::Log;
+use super::room::Room;
+use super::subscribers::{Role, Subscribers};
+use super::table::{EVERYBODY, RoomIndex, Table};
+use crate::config::RoomsConfig;
+use crate::shard::clock::millis;
+
+/// Entries of the table that one housekeeping checks for idle rooms, at most.
+const IDLE_CHECKS_MAX: usize = 4096;
+
+/// How rooms open and close at their home.
+#[derive(Debug)]
+pub struct Homes {
+    rooms_max: usize,
+    idle_ttl_ms: u64,
+    /// The lowest offset of a room that opens when the shard's clock starts.
+    first_offset: u64,
+    /// Above every offset of a room that was closed here.
+    above_closed: u64,
+    /// The entry with which the search for idle rooms continues.
+    idle_next: usize,
+}
+
+impl Homes {
+    /// Offsets begin at `first_offset`.
+    #[must_use]
+    pub fn new(first_offset: u64, config: &RoomsConfig) -> Self {
+        Self {
+            rooms_max: config.rooms_per_shard_max,
+            idle_ttl_ms: millis(config.idle_ttl),
+            first_offset,
+            above_closed: first_offset,
+            idle_next: 0,
+        }
+    }
+
+    /// Opens a room that is not open.
+    ///
+    /// # Errors
+    /// [`PushError::RoomsFull`].
+    pub fn open(
+        &self,
+        table: &mut Table,
+        config: &RoomsConfig,
+        room: &RoomId,
+        now_ms: u64,
+    ) -> Result<RoomIndex, PushError> {
+        let rooms_max = self.rooms_max;
+        if table.homes() >= rooms_max {
+            return Err(PushError::RoomsFull { rooms_max });
+        }
+        let policy = config.policy_of(room.as_str());
+        // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a microsecond, so this
+        // is above every offset that it had before.
+        let elapsed_us = now_ms.saturating_mul(1_000);
+        let first = self.above_closed.max(self.first_offset.saturating_add(elapsed_us));
+        let log = Log::new(first, policy.log_bytes_max);
+        let role = Role::Home { subscribers: Subscribers::default() };
+        Ok(table.open(room.clone(), policy, log, role, now_ms))
+    }
+
+    /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns the bytes of
+    /// the rooms that were closed.
+    pub fn close_idle(&mut self, table: &mut Table, now_ms: u64) -> usize {
+        let mut closed_bytes = 0;
+        let entries = table.entries();
+        for _ in 0..IDLE_CHECKS_MAX.min(entries) {
+            self.idle_next = (self.idle_next + 1) % entries;
+            let Some((index, room)) = table.at(self.idle_next) else { continue };
+            if !room.round.is_queued {
+                // A member that resumed may have left a merged chunk.
+                room.log.forget_merged();
+            }
+            if index != EVERYBODY && self.is_idle(room, now_ms) {
+                self.above_closed = self.above_closed.max(room.log.end());
+                closed_bytes += table.close(index).map_or(0, |room| room.memory_bytes());
+            }
+        }
+        closed_bytes
+    }
+
+    fn is_idle(&self, room: &Room, now_ms: u64) -> bool {
+        let has_no_members = match &room.role {
+            Role::Home { subscribers } => room.member_count == 0 && subscribers.is_empty(),
+            Role::Replica { .. } => false,
+        };
+        has_no_members && room.active_at_ms + self.idle_ttl_ms <= now_ms
+    }
+}

@@ -1,0 +1,134 @@
+//! The way of a numbered push: it is appended to the log, held back by a merge window, released, and offered to the members.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::fan_out::FanOut;
+use super::message::Urgency;
+use super::table::{Member, RoomIndex, Table};
+use super::windows::{WindowDecision, Windows};
+use crate::shard::command::{CommandLimiter, CommandPermit};
+use crate::shard::stats::RoomCounters;
+
+/// A push that the room's home has numbered.
+#[derive(Debug)]
+pub struct NumberedPush<'a> {
+    /// The encoded frame.
+    pub frame: Bytes,
+    /// Whether it may wait for a window.
+    pub urgency: Urgency,
+    /// Its permit, which it holds until every member was offered it.
+    pub permit: &'a Arc<CommandPermit>,
+}
+
+/// The pushes of a shard's rooms that were not offered to every member yet.
+#[derive(Debug)]
+pub struct Pushes {
+    limiter: Arc<CommandLimiter>,
+    fan_out: FanOut,
+    windows: Windows,
+    /// No push waits for a window any more.
+    is_draining: bool,
+}
+
+impl Pushes {
+    /// No push yet. When half of a bound of `limiter` is used, no push waits for a window.
+    #[must_use]
+    pub fn new(limiter: Arc<CommandLimiter>) -> Self {
+        let (fan_out, windows) = (FanOut::default(), Windows::default());
+        Self { limiter, fan_out, windows, is_draining: false }
+    }
+
+    /// Whether members are to be served, or logs to be trimmed, in the next turn.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.fan_out.is_busy()
+    }
+
+    /// Whether the shard drains.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.is_draining
+    }
+
+    /// When the next merge window ends, on the shard's clock.
+    #[must_use]
+    pub fn next_window_end_ms(&self) -> Option<u64> {
+        self.windows.next_end_ms()
+    }
+
+    /// Appends a push to its room's log, and releases it unless it waits for a window.
+    pub fn append(
+        &mut self,
+        table: &mut Table,
+        index: RoomIndex,
+        push: NumberedPush<'_>,
+        counters: &mut RoomCounters,
+        now_ms: u64,
+    ) {
+        let NumberedPush { frame, urgency, permit } = push;
+        let room = table.get(index);
+        room.active_at_ms = now_ms;
+        let offset = room.log.end();
+        room.log.append(frame);
+        permit.add(room.member_count);
+        if room.member_count == 0 && !room.round.is_queued {
+            room.log.release();
+            room.round.offered = offset + 1;
+            return room.log.trim(offset + 1);
+        }
+        room.permits.push_back((offset, Arc::clone(permit)));
+        counters.merged_pushes += u64::from(room.window_ends_ms.is_some());
+        if self.is_draining || room.member_count == 0 {
+            return self.release(table, index);
+        }
+        match self.windows.decide(index, room, urgency, self.limiter.is_half_used(), now_ms) {
+            WindowDecision::WaitUntil(_) => {}
+            WindowDecision::Release => self.release(table, index),
+            WindowDecision::EndEarly => {
+                counters.short_windows += 1;
+                self.release(table, index);
+            }
+        }
+    }
+
+    /// Releases all that the log holds, closes the room's window, and has its members served.
+    pub fn release(&mut self, table: &mut Table, index: RoomIndex) {
+        let room = table.get(index);
+        room.log.release();
+        self.windows.close(index, room);
+        self.fan_out.enqueue(index, table);
+    }
+
+    /// Ends the merge windows that are over at this time.
+    pub fn end_windows(&mut self, table: &mut Table, now_ms: u64) {
+        while let Some(index) = self.windows.next_ended(now_ms) {
+            self.release(table, index);
+        }
+    }
+
+    /// The shard drains: no push waits for a merge window from now on.
+    pub fn start_draining(&mut self, table: &mut Table) {
+        self.is_draining = true;
+        self.end_windows(table, u64::MAX);
+    }
+
+    /// The next member that has pushes to get; `None` when this turn's slice of `budget` members is used up, or no member
+    /// has to be served.
+    #[inline]
+    pub fn next_to_serve(&mut self, table: &mut Table, budget: &mut usize) -> Option<Member> {
+        loop {
+            let member = self.fan_out.next(table, budget)?;
+            let (room, cursor) = table.room_and_cursor(member);
+            if cursor.get(room.log.end()) < room.log.released() {
+                return Some(member);
+            }
+        }
+    }
+
+    /// Trims logs and ends the pushes that every member was offered. Call it last in a turn.
+    pub fn trim_logs(&mut self, table: &mut Table) {
+        self.fan_out.trim_logs(table);
+    }
+}
