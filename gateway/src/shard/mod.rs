@@ -48,23 +48,22 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tidegate_backend::handler::Outcome;
-use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{Gateway, UserId};
 use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
 
 use crate::allocator::{Burst, Trim};
-use crate::auth::AuthError;
 use crate::control::ShardInfo;
 use crate::driver::{Driver, Mechanism, SendState};
 use crate::router::{PendingCall, Refusal};
 use crate::session_id::SessionAddr;
 use admission::Admission;
 use calls::{Calls, Request};
+use clients::Clients;
 use clients::cause::Cause;
 use clients::connection::Phase;
+use clients::lifecycle::{AfterAuthFailure, EndedSession, Login};
 use clients::outbox::SHARED_BYTES_MIN;
-use clients::{Clients, EndedSession, Login, Verdict};
 use clock::Clock;
 use draining::Draining;
 use mailbox::{Answer, Message};
@@ -118,8 +117,6 @@ pub struct Shard {
     burst: Burst,
     housekeeping_at_ms: u64,
     is_finished: bool,
-    /// The limit on log lines of answers that are too long.
-    oversize_answers: LogLimit,
     counters: ShardCounters,
     exporter: Exporter,
 }
@@ -152,7 +149,6 @@ impl Shard {
             burst: Burst::default(),
             housekeeping_at_ms: 0,
             is_finished: false,
-            oversize_answers: LogLimit::new(),
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
             shared,
@@ -449,8 +445,8 @@ impl Shard {
     fn on_business(&mut self, slot: u32, kind: i32, biz_data: &[u8], sequence: u64) {
         let connection = self.clients.at(slot);
         if connection.phase != Phase::Open {
-            let verdict = self.clients.refuse_unauthenticated(slot, kind, sequence);
-            return self.on_verdict(slot, verdict);
+            let after = self.clients.refuse_unauthenticated(slot, kind, sequence);
+            return self.after_auth_failure(slot, after);
         }
         if self.draining.is_draining() {
             let retry_after_ms = self.draining.retry_after_ms(slot);
@@ -492,12 +488,9 @@ impl Shard {
     }
 
     fn on_authenticate(&mut self, slot: u32, user_id: UserId, token: &str, sequence: u64) {
-        if let Err(error) = self.shared.verifier.verify(user_id, token) {
-            let verdict = self.clients.refuse_token(slot, user_id, error, sequence);
-            return self.on_verdict(slot, verdict);
-        }
-        match self.clients.login(slot, user_id) {
-            Login::Register => {
+        let verified = self.shared.verifier.verify(user_id, token);
+        match self.clients.login(slot, user_id, verified, sequence) {
+            Ok(Login::Register) => {
                 let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
                 let home = users::home(user_id, self.shared.config.shards);
                 let register = UserMessage::Register { user_id, addr, sequence };
@@ -508,17 +501,13 @@ impl Shard {
                     self.post(home, register.into());
                 }
             }
-            Login::Renewed => self.write_session(slot, sequence),
-            Login::WrongUser => {
-                let error = AuthError::WrongUser;
-                let verdict = self.clients.refuse_token(slot, user_id, error, sequence);
-                self.on_verdict(slot, verdict);
-            }
+            Ok(Login::Renewed) => self.write_session(slot, sequence),
+            Err(after) => self.after_auth_failure(slot, after),
         }
     }
 
-    fn on_verdict(&mut self, slot: u32, verdict: Verdict) {
-        if verdict == Verdict::Close {
+    fn after_auth_failure(&mut self, slot: u32, after: AfterAuthFailure) {
+        if after == AfterAuthFailure::Close {
             self.close_gracefully(slot, Cause::AuthFailed, None);
         }
     }
@@ -543,12 +532,7 @@ impl Shard {
                 }
             }
             SessionMessage::Deliver { conn, frame, permit } => {
-                let phase = self.clients.get(conn).map(|connection| connection.phase);
-                if phase != Some(Phase::Open) {
-                    self.clients.count_stale_push();
-                } else if self.clients.write_push(conn.slot, &frame) {
-                    permit.add(1);
-                }
+                permit.add(usize::from(self.clients.write_push(conn, &frame)));
             }
         }
     }
@@ -568,26 +552,7 @@ impl Shard {
         if !self.clients.finish_call(conn) {
             return;
         }
-        match outcome {
-            Ok(biz_data) => {
-                if let Err(bytes) = self.clients.write_answer(slot, kind, sequence, biz_data) {
-                    let limit = &self.oversize_answers;
-                    if let Some(suppressed) = limit.allow_at(self.clock.now_ms()) {
-                        tracing::warn!(
-                            kind,
-                            bytes,
-                            suppressed,
-                            "an answer is too long for a frame; the client gets 101"
-                        );
-                    }
-                    self.clients.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
-                }
-            }
-            Err(failure) => {
-                let (code, retry_after_ms) = (failure.code, failure.retry_after_ms);
-                self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
-            }
-        }
+        self.clients.write_outcome(slot, kind, sequence, outcome, &self.clock);
         if self.draining.is_draining() && self.clients.at(slot).calls == 0 {
             self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
         }

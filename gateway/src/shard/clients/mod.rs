@@ -12,83 +12,52 @@
 //! |---|---|
 //! | [`table`], [`connection`] | the connections, and what is kept of one |
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
-//! | [`deadlines`], [`timers`] | one deadline for each connection, and what it means |
+//! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
+//! | `writing` | what each message to a connection needs: its bound, its counter, its code |
+//! | `sending` | the flush of a connection |
+//!
+//! `writing` and `sending` own nothing. They call the parts and this module, and neither calls the other.
 
 pub mod cause;
 pub mod connection;
 pub mod deadlines;
 pub mod intake;
+pub mod lifecycle;
 pub mod outbox;
 pub mod output;
 pub mod rate;
+mod sending;
 pub mod table;
 pub mod timers;
+mod writing;
 
-use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_backend::UserId;
-use tidegate_protocol::message::Response;
-use tidegate_protocol::proto::v1;
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_protocol::{Code, Reassembler, server};
 
 use super::clock::{Clock, millis};
 use super::stats::{ClientCounters, LabelledCounters};
-use crate::auth::AuthError;
 use crate::config::Config;
-use crate::driver::{CloseCause, ConnId, Driver, SendState};
+use crate::driver::{CloseCause, ConnId};
 use cause::Cause;
 use connection::{Connection, Flags, Phase};
-use deadlines::{DeadlineAction, Deadlines};
+use deadlines::DeadlineAction;
 use intake::Intake;
+use lifecycle::{EndedSession, Lifecycle};
 use output::Output;
 use table::Table;
-
-/// How long a connection lingers after its last frame, in milliseconds: a few round trips of a bad
-/// mobile network.
-const LINGER_MS: u64 = 2_000;
 
 /// What connections are configured to.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     answer_bytes_max: usize,
     outbox_bytes_max: usize,
-    auth_failures_max: u8,
-    auth_timeout_ms: u64,
     heartbeat_interval_ms: u64,
-}
-
-/// A connection's session has ended: its user and its rooms must be informed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndedSession {
-    /// The connection.
-    pub conn: ConnId,
-    /// Whose it was.
-    pub user_id: UserId,
-}
-
-/// What a refused authentication means for its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The connection stays open.
-    KeepOpen,
-    /// It was the last of its tries: close it.
-    Close,
-}
-
-/// What an authentication means for the connection that sent it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Login {
-    /// The user's home has to register it. Nothing is read until it did.
-    Register,
-    /// It has a session already, of the same user: answer with the session.
-    Renewed,
-    /// It has a session of another user, which it may not change.
-    WrongUser,
 }
 
 /// A shard's connections. See the [module](self).
@@ -96,11 +65,11 @@ pub enum Login {
 pub struct Clients {
     settings: Settings,
     table: Table,
+    lifecycle: Lifecycle,
     intake: Intake,
-    session_count: usize,
     output: Output,
-    deadlines: Deadlines,
-    ended: VecDeque<EndedSession>,
+    /// The limit on log lines of answers that are too long.
+    oversize_answers: LogLimit,
     counters: ClientCounters,
     labelled: LabelledCounters,
 }
@@ -114,16 +83,13 @@ impl Clients {
             settings: Settings {
                 answer_bytes_max: limits.frame_to_client_bytes_max,
                 outbox_bytes_max: limits.outbox_bytes_max,
-                auth_failures_max: config.auth.failures_max,
-                auth_timeout_ms: millis(config.auth.timeout),
                 heartbeat_interval_ms: millis(config.session.heartbeat_interval),
             },
             table: Table::default(),
+            lifecycle: Lifecycle::new(config),
             intake: Intake::new(limits),
-            session_count: 0,
             output: Output::default(),
-            deadlines: Deadlines::new(millis(config.session.idle_timeout)),
-            ended: VecDeque::new(),
+            oversize_answers: LogLimit::new(),
             counters: ClientCounters::default(),
             labelled: LabelledCounters::default(),
         }
@@ -150,7 +116,7 @@ impl Clients {
     /// Connections with a session.
     #[must_use]
     pub const fn session_count(&self) -> usize {
-        self.session_count
+        self.lifecycle.session_count()
     }
 
     /// Bytes that wait to be sent, those of sends under way included.
@@ -168,13 +134,13 @@ impl Clients {
     /// Whether there is work for the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.output.is_idle() || !self.intake.is_idle() || self.deadlines.has_more()
+        !self.output.is_idle() || !self.intake.is_idle() || self.lifecycle.has_expired_left()
     }
 
     /// Milliseconds until a deadline may expire.
     #[must_use]
     pub fn next_deadline_in_ms(&self, now_ms: u64) -> Option<u64> {
-        self.deadlines.next_in_ms(now_ms)
+        self.lifecycle.next_deadline_in_ms(now_ms)
     }
 
     /// Bytes of long messages since the last call of this function.
@@ -185,16 +151,16 @@ impl Clients {
     /// Frees the memory that is kept for reuse.
     pub fn free_spare_memory(&mut self) {
         self.output.free_spare_memory();
-        self.ended.shrink_to_fit();
+        self.lifecycle.free_spare_memory();
     }
 
     /// The next session that has ended.
     #[inline]
     pub fn next_ended_session(&mut self) -> Option<EndedSession> {
-        self.ended.pop_front()
+        self.lifecycle.next_ended_session()
     }
 
-    /// The connection of this name, if it is still here.
+    /// The connection with this id, if it is still open.
     #[inline]
     #[must_use]
     pub fn get(&self, conn: ConnId) -> Option<&Connection> {
@@ -208,7 +174,7 @@ impl Clients {
         self.table.at(slot)
     }
 
-    /// The name of the connection in a slot.
+    /// The id of the connection in a slot.
     #[inline]
     #[must_use]
     pub fn conn_id(&self, slot: u32) -> ConnId {
@@ -225,7 +191,7 @@ impl Clients {
         self.table.insert(conn, clock.wrapping_ms(), shard, peer);
         self.intake.reset(conn.slot);
         self.counters.accepted += 1;
-        self.deadlines.set(conn.slot, clock.now_ms() + self.settings.auth_timeout_ms);
+        self.lifecycle.accepted(conn.slot, clock.now_ms());
     }
 
     #[inline]
@@ -313,23 +279,9 @@ impl Clients {
     /// The peer has shut down its sending side. It still gets its answers.
     pub fn peer_ended(&mut self, conn: ConnId) {
         if let Some(connection) = self.table.get_mut(conn) {
-            connection.flags |= Flags::PEER_ENDED;
-            if connection.phase == Phase::Lingering {
-                connection.phase = Phase::Aborted;
-            }
+            Lifecycle::peer_ended(connection);
             self.output.list_for_flush(conn.slot, connection);
         }
-    }
-
-    /// A connection has shown a token that verifies.
-    pub fn login(&mut self, slot: u32, user_id: UserId) -> Login {
-        let connection = self.table.at_mut(slot);
-        if connection.phase == Phase::Open {
-            return if connection.user_id == user_id { Login::Renewed } else { Login::WrongUser };
-        }
-        connection.user_id = user_id;
-        connection.phase = Phase::Registering;
-        Login::Register
     }
 
     /// The user's home has registered a connection. `false`: it is gone, or about to close.
@@ -339,54 +291,12 @@ impl Clients {
             return false;
         }
         let connection = self.table.at_mut(conn.slot);
-        connection.phase = Phase::Open;
+        self.lifecycle.open_session(conn.slot, connection, clock.now_ms());
+        self.intake.resume_later(conn.slot, connection);
         let user_id = connection.user_id;
         self.log(conn.slot, || tracing::debug!(user_id, "authenticated"));
         self.counters.sessions += 1;
-        self.session_count += 1;
-        self.deadlines.set_idle(conn.slot, clock.now_ms());
-        self.intake.resume_later(conn.slot, self.table.at(conn.slot));
         true
-    }
-
-    /// Answers an authentication with the session.
-    pub fn write_session(&mut self, slot: u32, session_id: u64, sequence: u64, clock: &Clock) {
-        let interval = self.settings.heartbeat_interval_ms;
-        let session = v1::Session {
-            session_id,
-            heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
-            server_time_ms: clock.unix_ms(),
-        };
-        self.append(slot, |out| server::put_session(out, sequence, &session));
-    }
-
-    /// Answers a heartbeat.
-    #[inline]
-    pub fn write_pong(&mut self, slot: u32, sequence: u64, clock: &Clock) {
-        self.counters.heartbeats += 1;
-        self.append(slot, |out| server::put_pong(out, sequence, clock.unix_ms()));
-    }
-
-    /// Answers 100 to a request of the type `kind`.
-    pub fn refuse_unauthenticated(&mut self, slot: u32, kind: i32, sequence: u64) -> Verdict {
-        self.write_failure(slot, kind, sequence, Code::Unauthenticated, 0);
-        let failures_max = self.settings.auth_failures_max;
-        let connection = self.table.at_mut(slot);
-        connection.auth_failures = connection.auth_failures.saturating_add(1);
-        if connection.auth_failures >= failures_max { Verdict::Close } else { Verdict::KeepOpen }
-    }
-
-    /// Answers 100 to a token that does not verify.
-    pub fn refuse_token(
-        &mut self,
-        slot: u32,
-        user_id: UserId,
-        error: AuthError,
-        sequence: u64,
-    ) -> Verdict {
-        self.labelled.refused_tokens[error as usize] += 1;
-        self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
-        self.refuse_unauthenticated(slot, 0, sequence)
     }
 
     /// A call of the connection waits for its answer from now on.
@@ -409,111 +319,6 @@ impl Clients {
         false
     }
 
-    /// Writes a call's answer.
-    ///
-    /// # Errors
-    /// The bytes of a payload that is longer than a frame may be. The call has to fail.
-    #[inline]
-    pub fn write_answer(
-        &mut self,
-        slot: u32,
-        kind: i32,
-        sequence: u64,
-        biz_data: Bytes,
-    ) -> Result<(), usize> {
-        let answer =
-            Response { kind, status: 1, sequence, biz_data: &biz_data, ..Response::default() };
-        let bytes = answer.payload_len();
-        if bytes > self.settings.answer_bytes_max {
-            self.counters.oversize_answers += 1;
-            return Err(bytes);
-        }
-        if !self.may_write(slot) {
-            self.counters.orphan_answers += 1;
-            return Ok(());
-        }
-        self.counters.answers += 1;
-        if biz_data.len() < outbox::SHARED_BYTES_MIN {
-            self.append(slot, |out| answer.encode_frame(out));
-            return Ok(());
-        }
-        let (mut head, mut tail) = (BytesMut::new(), BytesMut::new());
-        answer.encode_around(&mut head, &mut tail);
-        self.append(slot, |out| out.extend_from_slice(&head));
-        self.append_shared(slot, biz_data);
-        self.append(slot, |out| out.extend_from_slice(&tail));
-        Ok(())
-    }
-
-    /// Bytes of a connection that the kernel does not have yet.
-    #[inline]
-    #[must_use]
-    pub fn unsent_bytes(&self, slot: u32) -> usize {
-        self.output.unsent_bytes(self.at(slot))
-    }
-
-    /// Whether a connection has too many unsent bytes to get the last pushes of a room that it leaves.
-    #[must_use]
-    pub fn is_backlogged(&self, slot: u32) -> bool {
-        self.unsent_bytes(slot) > self.settings.outbox_bytes_max
-    }
-
-    /// Bytes in a connection's outbox.
-    #[inline]
-    #[must_use]
-    pub fn outbox_bytes(&self, slot: u32) -> usize {
-        self.output.outbox_bytes(self.at(slot))
-    }
-
-    /// Whether a frame may be written for a connection: not if it is about to close. If too much waits behind its send, it
-    /// is closed now.
-    #[inline]
-    fn may_write(&mut self, slot: u32) -> bool {
-        let connection = self.at(slot);
-        if connection.is_closing() {
-            return false;
-        }
-        // Bytes behind a send under way count, this frame not included. So a client that reads may get a long frame, or
-        // several at once.
-        if self.output.backlog_bytes(connection) > self.settings.outbox_bytes_max {
-            self.abort(slot, Cause::OutboxFull);
-            return false;
-        }
-        true
-    }
-
-    /// Writes a push to a user. `false`: the connection is about to close.
-    pub fn write_push(&mut self, slot: u32, frame: &Bytes) -> bool {
-        let may_write = self.may_write(slot);
-        if may_write {
-            self.counters.user_deliveries += 1;
-            self.append_shared(slot, frame.clone());
-        }
-        may_write
-    }
-
-    /// A push to a user came too late for a connection.
-    pub const fn count_stale_push(&mut self) {
-        self.counters.stale_pushes += 1;
-    }
-
-    /// Writes a failure, and counts it by its code.
-    pub fn write_failure(
-        &mut self,
-        slot: u32,
-        kind: i32,
-        sequence: u64,
-        code: Code,
-        retry_after_ms: u32,
-    ) {
-        if self.may_write(slot) {
-            self.count_failure(code);
-            self.append(slot, |out| {
-                server::put_failure(out, kind, sequence, code, retry_after_ms);
-            });
-        }
-    }
-
     const fn count_failure(&mut self, code: Code) {
         self.labelled.failures[code.number() as usize - 100] += 1;
     }
@@ -524,199 +329,12 @@ impl Clients {
         self.output.append_shared(slot, self.table.at_mut(slot), bytes);
     }
 
-    /// Appends a chunk of pushes to the outbox of a connection that is being flushed.
-    #[inline]
-    pub fn append_chunk(&mut self, slot: u32, chunk: Bytes) {
-        self.output.append_chunk(self.table.at_mut(slot), chunk);
-    }
-
     /// Appends what `write` writes to a connection's outbox, whatever waits there. The caller has checked the bound with
     /// [`Self::may_write`], or needs none: a client that does not read is not read from, so the answers to its heartbeats and
     /// authentications are few.
     #[inline]
     fn append(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) {
         self.output.append(slot, self.table.at_mut(slot), write);
-    }
-
-    /// A room has pushes for a connection. It gets them when it is flushed.
-    pub fn set_pushes_pending(&mut self, slot: u32) {
-        self.note_pending_pushes(slot);
-        self.list_for_flush(slot);
-    }
-
-    /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when it is flushed.
-    #[inline]
-    pub fn note_pending_pushes(&mut self, slot: u32) {
-        self.table.at_mut(slot).flags |= Flags::PENDING_PUSHES;
-    }
-
-    /// Whether a push may be sent to a connection at once: no send is under way, and nothing waits to be flushed.
-    #[inline]
-    #[must_use]
-    pub fn is_writable(&self, slot: u32) -> bool {
-        let connection = self.at(slot);
-        connection.in_flight_bytes == 0 && !connection.has(Flags::LISTED_FOR_FLUSH)
-    }
-
-    /// Whether connections should be flushed before the end of the turn.
-    #[inline]
-    #[must_use]
-    pub const fn is_flush_due(&self) -> bool {
-        self.output.is_flush_due()
-    }
-
-    /// Whether an outbox without a send under way is so long that it should be flushed before more is written.
-    #[inline]
-    #[must_use]
-    pub const fn has_long_outbox(&self) -> bool {
-        self.output.has_long_outbox()
-    }
-
-    /// Gives bytes to the driver: no other send may be under way.
-    #[inline]
-    pub fn send(
-        &mut self,
-        slot: u32,
-        bytes: Bytes,
-        driver: &mut impl Driver,
-        clock: &Clock,
-    ) -> SendState {
-        let conn = self.conn_id(slot);
-        let connection = self.table.at_mut(slot);
-        let count = bytes.len();
-        let state = driver.send(conn, bytes);
-        match state {
-            SendState::Done => self.sent(slot, count, clock),
-            SendState::UnderWay => self.output.start_send(connection, count),
-        }
-        state
-    }
-
-    /// A send that was under way is done.
-    #[inline]
-    pub fn send_finished(&mut self, conn: ConnId, bytes: usize, clock: &Clock) {
-        if let Some(connection) = self.table.get_mut(conn) {
-            self.output.finish_send(connection);
-            self.sent(conn.slot, bytes, clock);
-        }
-    }
-
-    /// The kernel has all of a send.
-    #[inline]
-    fn sent(&mut self, slot: u32, bytes: usize, clock: &Clock) {
-        self.counters.sends += 1;
-        self.counters.sent_bytes += bytes as u64;
-        let connection = self.table.at_mut(slot);
-        if connection.has(Flags::HELD) {
-            // The client takes what it is sent: a sign of life while it is not read from.
-            connection.last_seen_ms = clock.wrapping_ms();
-            self.intake.resume_later(slot, connection);
-        }
-        if connection.outbox.is_some()
-            || connection.has(Flags::PENDING_PUSHES | Flags::PEER_ENDED)
-            || connection.phase == Phase::Closing
-        {
-            self.output.list_for_flush(slot, connection);
-        }
-    }
-
-    /// What to send at once on a connection that was just received from, if that is all there is to do
-    /// for it. The rest waits for the end of the turn.
-    #[inline]
-    pub fn take_reply(&mut self, slot: u32) -> Option<Bytes> {
-        self.output.take_reply(self.table.at_mut(slot))
-    }
-
-    /// The slots of the connections to flush. [`Self::put_flush_list`] takes the list back.
-    #[inline]
-    pub fn take_flush_list(&mut self) -> Vec<u32> {
-        self.output.take_flush_list()
-    }
-
-    /// Takes the emptied list back. Closing one connection may have listed others meanwhile.
-    #[inline]
-    pub fn put_flush_list(&mut self, emptied: Vec<u32>) {
-        self.output.put_flush_list(emptied);
-    }
-
-    /// Starts to flush a connection: closes it if it is to be closed at once, and pauses or resumes reading. Returns whether
-    /// what waits is to be sent.
-    #[inline]
-    pub fn start_flush(&mut self, slot: u32, driver: &mut impl Driver) -> bool {
-        let conn = self.conn_id(slot);
-        let connection = self.table.at_mut(slot);
-        if !connection.has(Flags::LISTED_FOR_FLUSH) {
-            // It has replied already.
-            return false;
-        }
-        connection.flags -= Flags::LISTED_FOR_FLUSH;
-        match connection.phase {
-            Phase::Vacant | Phase::Lingering => return false,
-            Phase::Aborted => {
-                driver.close(conn);
-                return false;
-            }
-            Phase::Anonymous | Phase::Registering | Phase::Open | Phase::Closing => {}
-        }
-        let is_held = connection.has(Flags::HELD);
-        if is_held != connection.has(Flags::PAUSED) {
-            connection.flags.set(Flags::PAUSED, is_held);
-            if is_held {
-                // A login that waits for its user's home says nothing about the client.
-                let counts = connection.phase != Phase::Registering;
-                self.counters.receive_pauses += u64::from(counts);
-                driver.pause_receive(conn);
-            } else {
-                driver.resume_receive(conn);
-            }
-        }
-        true
-    }
-
-    /// Whether a connection has pushes in a room's log. They count as taken from now on.
-    #[inline]
-    pub fn take_pending_pushes(&mut self, slot: u32) -> bool {
-        let connection = self.table.at_mut(slot);
-        let is_pending = connection.has(Flags::PENDING_PUSHES);
-        connection.flags -= Flags::PENDING_PUSHES;
-        is_pending
-    }
-
-    /// The next piece of what waits to be sent.
-    #[inline]
-    pub fn next_piece(&mut self, slot: u32) -> Option<Bytes> {
-        self.output.next_piece(self.table.at_mut(slot))
-    }
-
-    /// Whether a connection has more to send.
-    #[inline]
-    #[must_use]
-    pub fn has_more(&self, slot: u32) -> bool {
-        let connection = self.at(slot);
-        connection.outbox.is_some() || connection.has(Flags::PENDING_PUSHES)
-    }
-
-    /// Nothing is left to send. A connection that only waited for that is shut down or closed.
-    pub fn finish_flush(&mut self, slot: u32, driver: &mut impl Driver, clock: &Clock) {
-        let conn = self.conn_id(slot);
-        let connection = self.table.at_mut(slot);
-        if connection.phase == Phase::Aborted {
-            driver.close(conn);
-        } else if connection.phase == Phase::Closing {
-            if connection.has(Flags::PEER_ENDED) {
-                connection.phase = Phase::Aborted;
-                driver.close(conn);
-            } else {
-                connection.phase = Phase::Lingering;
-                driver.shutdown(conn);
-                self.deadlines.set(slot, clock.now_ms() + LINGER_MS);
-            }
-        } else if connection.has_finished() {
-            self.record_close(slot, Cause::Peer);
-            self.deadlines.clear(slot);
-            self.table.at_mut(slot).phase = Phase::Aborted;
-            driver.close(conn);
-        }
     }
 
     /// Closes a connection gracefully: sends what waits and a goodbye, then shuts down the sending side and lingers until
@@ -736,8 +354,8 @@ impl Clients {
             self.count_failure(code);
             self.append(slot, |out| server::put_goodbye(out, code, retry_after_ms));
         }
-        self.table.at_mut(slot).phase = Phase::Closing;
-        self.deadlines.set(slot, until_ms.unwrap_or(clock.now_ms() + LINGER_MS));
+        let connection = self.table.at_mut(slot);
+        self.lifecycle.start_closing(slot, connection, until_ms, clock.now_ms());
         self.list_for_flush(slot);
     }
 
@@ -745,8 +363,7 @@ impl Clients {
     pub fn abort(&mut self, slot: u32, cause: Cause) {
         if !self.at(slot).is_closing() {
             self.record_close(slot, cause);
-            self.table.at_mut(slot).phase = Phase::Aborted;
-            self.deadlines.clear(slot);
+            self.lifecycle.abort(slot, self.table.at_mut(slot));
             self.list_for_flush(slot);
         }
     }
@@ -761,12 +378,8 @@ impl Clients {
         connection.inbox = Reassembler::new();
         self.counters.discarded_bytes += kept_bytes as u64;
         self.intake.count_bytes(kept_bytes);
-        let connection = self.table.at_mut(slot);
         connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
-        if matches!(connection.phase, Phase::Open | Phase::Registering) {
-            self.session_count -= usize::from(connection.phase == Phase::Open);
-            self.ended.push_back(EndedSession { conn, user_id: connection.user_id });
-        }
+        self.lifecycle.end_session(conn, connection);
     }
 
     /// The driver has closed a connection: the slot is free. `false`: it was free before.
@@ -779,7 +392,7 @@ impl Clients {
         if !self.at(slot).is_closing() {
             self.record_close(slot, cause.into());
         }
-        self.deadlines.clear(slot);
+        self.lifecycle.closed(slot);
         self.counters.unsent_bytes += self.output.discard(self.table.at_mut(slot)) as u64;
         self.table.remove(slot);
         true
@@ -787,20 +400,16 @@ impl Clients {
 
     /// Collects the deadlines that have expired: as many as one turn handles.
     pub fn collect_deadlines(&mut self, clock: &Clock) {
-        self.deadlines.collect(clock.now_ms());
+        self.lifecycle.collect_expired(clock.now_ms());
     }
 
     /// The next connection of those collected that is to be closed gracefully with 109, and the cause.
     pub fn next_expired(&mut self, clock: &Clock) -> Option<(u32, Cause)> {
-        while let Some(slot) = self.deadlines.next_expired() {
-            match self.deadlines.check(self.at(slot), clock) {
-                DeadlineAction::Reschedule(at_ms) => self.deadlines.set(slot, at_ms),
+        while let Some(slot) = self.lifecycle.next_expired() {
+            match self.lifecycle.on_expired(slot, self.table.at_mut(slot), clock) {
                 DeadlineAction::Close(cause) => return Some((slot, cause)),
-                DeadlineAction::Abort => {
-                    self.table.at_mut(slot).phase = Phase::Aborted;
-                    self.list_for_flush(slot);
-                }
-                DeadlineAction::Nothing => {}
+                DeadlineAction::Abort => self.list_for_flush(slot),
+                DeadlineAction::Reschedule(_) | DeadlineAction::Nothing => {}
             }
         }
         None

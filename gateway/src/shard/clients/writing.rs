@@ -1,0 +1,184 @@
+//! What is written to connections: answers, failures, pushes, sessions.
+//!
+//! Each function writes one message with its rules: whether the connection may still be written to, what is counted, and
+//! which code a failure has. The bytes go to the outbox; nothing is sent here.
+
+use bytes::{Bytes, BytesMut};
+use tidegate_backend::UserId;
+use tidegate_backend::handler::Outcome;
+use tidegate_protocol::message::Response;
+use tidegate_protocol::proto::v1;
+use tidegate_protocol::{Code, server};
+
+use super::cause::Cause;
+use super::connection::Phase;
+use super::lifecycle::{AfterAuthFailure, Lifecycle, Login};
+use super::{Clients, outbox};
+use crate::auth::AuthError;
+use crate::driver::ConnId;
+use crate::shard::clock::Clock;
+
+impl Clients {
+    /// Answers an authentication with the session.
+    pub fn write_session(&mut self, slot: u32, session_id: u64, sequence: u64, clock: &Clock) {
+        let interval = self.settings.heartbeat_interval_ms;
+        let session = v1::Session {
+            session_id,
+            heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            server_time_ms: clock.unix_ms(),
+        };
+        self.append(slot, |out| server::put_session(out, sequence, &session));
+    }
+
+    /// Answers a heartbeat.
+    #[inline]
+    pub fn write_pong(&mut self, slot: u32, sequence: u64, clock: &Clock) {
+        self.counters.heartbeats += 1;
+        self.append(slot, |out| server::put_pong(out, sequence, clock.unix_ms()));
+    }
+
+    /// Answers an authentication whose token was checked: with 100, or not yet.
+    ///
+    /// # Errors
+    /// The authentication failed, and was answered.
+    pub fn login(
+        &mut self,
+        slot: u32,
+        user_id: UserId,
+        verified: Result<(), AuthError>,
+        sequence: u64,
+    ) -> Result<Login, AfterAuthFailure> {
+        let connection = self.table.at_mut(slot);
+        verified.and_then(|()| Lifecycle::login(connection, user_id)).map_err(|error| {
+            self.labelled.refused_tokens[error as usize] += 1;
+            self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
+            self.refuse_unauthenticated(slot, 0, sequence)
+        })
+    }
+
+    /// Answers 100 to a request of the type `kind`.
+    pub fn refuse_unauthenticated(
+        &mut self,
+        slot: u32,
+        kind: i32,
+        sequence: u64,
+    ) -> AfterAuthFailure {
+        self.write_failure(slot, kind, sequence, Code::Unauthenticated, 0);
+        self.lifecycle.count_auth_failure(self.table.at_mut(slot))
+    }
+
+    /// Writes the outcome of a call.
+    #[inline]
+    pub fn write_outcome(
+        &mut self,
+        slot: u32,
+        kind: i32,
+        sequence: u64,
+        outcome: Outcome,
+        clock: &Clock,
+    ) {
+        match outcome {
+            Ok(biz_data) => {
+                if let Err(bytes) = self.write_answer(slot, kind, sequence, biz_data) {
+                    if let Some(suppressed) = self.oversize_answers.allow_at(clock.now_ms()) {
+                        tracing::warn!(
+                            kind,
+                            bytes,
+                            suppressed,
+                            "an answer is too long for a frame; the client gets 101"
+                        );
+                    }
+                    self.write_failure(slot, kind, sequence, Code::BackendFailed, 0);
+                }
+            }
+            Err(failure) => {
+                let (code, retry_after_ms) = (failure.code, failure.retry_after_ms);
+                self.write_failure(slot, kind, sequence, code, retry_after_ms);
+            }
+        }
+    }
+
+    /// Writes a call's answer.
+    ///
+    /// # Errors
+    /// The bytes of a payload that is longer than a frame may be. The call has to fail.
+    #[inline]
+    fn write_answer(
+        &mut self,
+        slot: u32,
+        kind: i32,
+        sequence: u64,
+        biz_data: Bytes,
+    ) -> Result<(), usize> {
+        let answer =
+            Response { kind, status: 1, sequence, biz_data: &biz_data, ..Response::default() };
+        let bytes = answer.payload_len();
+        if bytes > self.settings.answer_bytes_max {
+            self.counters.oversize_answers += 1;
+            return Err(bytes);
+        }
+        if !self.may_write(slot) {
+            self.counters.orphan_answers += 1;
+            return Ok(());
+        }
+        self.counters.answers += 1;
+        if biz_data.len() < outbox::SHARED_BYTES_MIN {
+            self.append(slot, |out| answer.encode_frame(out));
+            return Ok(());
+        }
+        let (mut head, mut tail) = (BytesMut::new(), BytesMut::new());
+        answer.encode_around(&mut head, &mut tail);
+        self.append(slot, |out| out.extend_from_slice(&head));
+        self.append_shared(slot, biz_data);
+        self.append(slot, |out| out.extend_from_slice(&tail));
+        Ok(())
+    }
+
+    /// Whether a frame may be written for a connection: not if it is about to close. If too much waits behind its send, it
+    /// is closed now.
+    #[inline]
+    fn may_write(&mut self, slot: u32) -> bool {
+        let connection = self.at(slot);
+        if connection.is_closing() {
+            return false;
+        }
+        // Bytes behind a send under way count, this frame not included. So a client that reads may get a long frame, or
+        // several at once.
+        if self.output.backlog_bytes(connection) > self.settings.outbox_bytes_max {
+            self.abort(slot, Cause::OutboxFull);
+            return false;
+        }
+        true
+    }
+
+    /// Writes a push to a user. Returns whether it was written: the connection may be gone, or about to close.
+    pub fn write_push(&mut self, conn: ConnId, frame: &Bytes) -> bool {
+        if self.get(conn).is_none_or(|connection| connection.phase != Phase::Open) {
+            self.counters.stale_pushes += 1;
+            return false;
+        }
+        let may_write = self.may_write(conn.slot);
+        if may_write {
+            self.counters.user_deliveries += 1;
+            self.append_shared(conn.slot, frame.clone());
+        }
+        may_write
+    }
+
+    /// Writes a failure, and counts it by its code.
+    pub fn write_failure(
+        &mut self,
+        slot: u32,
+        kind: i32,
+        sequence: u64,
+        code: Code,
+        retry_after_ms: u32,
+    ) {
+        if self.may_write(slot) {
+            self.count_failure(code);
+            self.append(slot, |out| {
+                server::put_failure(out, kind, sequence, code, retry_after_ms);
+            });
+        }
+    }
+}
