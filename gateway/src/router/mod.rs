@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_backend::pool::{Pool, Submitter, TimeoutId};
-use tidegate_backend::{Call, Handler, Placement};
+use tidegate_backend::{Call, Code, Failure, Handler, Placement};
 
 use crate::config::RouteConfig;
 pub use pending::{PendingCall, PendingCalls, RouteIndex};
+
+/// What a client is told to wait when a backend is overloaded, in milliseconds.
+const OVERLOADED_RETRY_MS: u32 = 500;
 
 /// A handler and where it runs, shared by all shards.
 #[derive(Clone)]
@@ -64,6 +67,19 @@ pub enum Refusal {
     RouteFull,
     /// The backend's queue has too many calls or bytes: 104.
     QueueFull,
+}
+
+impl Refusal {
+    /// What the client gets.
+    #[must_use]
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::NoRoute => Code::NoRoute.into(),
+            Self::RouteFull | Self::QueueFull => {
+                Failure { code: Code::Overloaded, retry_after_ms: OVERLOADED_RETRY_MS }
+            }
+        }
+    }
 }
 
 /// A shard's routes, and its calls in flight.

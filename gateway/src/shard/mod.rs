@@ -13,17 +13,18 @@
 //!
 //! The state is in parts with private fields. A part takes what it needs as arguments and returns effects as values. No
 //! part knows another. This file alone knows all of them: it holds the turn, dispatches facts and messages, and
-//! applies the effects.
+//! applies the effects. [`delivery`] is the one step that is given two parts: it reads logs into connections.
 //!
 //! | part | what it owns | its effects |
 //! |---|---|---|
-//! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to read on from |
+//! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to resume |
 //! | [`users`] | who is logged in where | messages to sessions |
 //! | [`rooms`] | logs, members, merge windows, the fan-out | messages to shards, slots with pushes |
 //! | [`calls`] | routes, calls in flight, their answers | answers |
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
 //! | [`clock`] | both clocks | |
-//! | [`mailbox`], [`command`] | the way in from other threads, and its bound | |
+//! | [`mailbox`], [`message_queue`], [`command`] | the way in from other threads, and its bound | messages |
+//! | [`housekeeping`] | when memory is freed, idle rooms are closed and figures exported | whether the heap is trimmed |
 //! | `sink` | what the driver reports, and asks | |
 //! | [`stats`] | names of the counters, and the way to the registry | |
 
@@ -32,30 +33,30 @@ pub mod calls;
 pub mod clients;
 pub mod clock;
 pub mod command;
+pub mod delivery;
 pub mod draining;
+pub mod housekeeping;
 pub mod mailbox;
+pub mod message_queue;
 pub mod rooms;
 mod shared;
 mod sink;
 pub mod stats;
 pub mod users;
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use tidegate_backend::handler::Outcome;
-use tidegate_backend::{Gateway, UserId};
+use tidegate_backend::{Failure, Gateway, UserId};
 use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
 
-use crate::allocator::{Burst, Trim};
-use crate::control::ShardInfo;
+use crate::allocator::Trim;
 use crate::driver::{Driver, Mechanism, SendState};
-use crate::router::{PendingCall, Refusal};
+use crate::router::PendingCall;
 use crate::session_id::SessionAddr;
 use admission::Admission;
 use calls::{Calls, Request};
@@ -63,36 +64,21 @@ use clients::Clients;
 use clients::cause::Cause;
 use clients::connection::Phase;
 use clients::lifecycle::{AfterAuthFailure, EndedSession, Login};
-use clients::outbox::SHARED_BYTES_MIN;
 use clock::Clock;
+use delivery::TooSlow;
 use draining::Draining;
+use housekeeping::Housekeeping;
 use mailbox::{Answer, Message};
+use message_queue::{MESSAGES_MAX, MessageQueue};
+use rooms::Rooms;
 use rooms::message::RoomEffect;
-use rooms::reader::NextChunk;
-use rooms::{ConnState, ReadOutcome, Rooms};
 pub use shared::Shared;
 use stats::{Exporter, Levels, ShardCounters, Stats};
 use users::Users;
 use users::message::{SessionMessage, UserEffect, UserMessage};
 
-/// Messages that one turn takes from the mailbox at most, so that a flood of them does not keep the
-/// shard from its sockets.
-const MESSAGES_MAX: usize = 4096;
-
-/// Messages for which the emptied buffers of the mailbox keep memory: some 2 MiB a shard.
-const MESSAGES_KEPT_MAX: usize = 2 * MESSAGES_MAX;
-
 /// Expired calls that one turn answers, at most. It spreads a mass timeout over several turns.
 const EXPIRED_CALLS_MAX: usize = 1024;
-
-/// Bytes of rooms' pushes that one flush of a connection takes from the logs.
-const PENDING_BYTES_MAX: usize = 64 * 1024;
-
-/// How often figures are exported, idle rooms closed and memory given back, in milliseconds.
-const HOUSEKEEPING_MS: u64 = 250;
-
-/// What a client is told to wait when a backend is overloaded, in milliseconds.
-const OVERLOADED_RETRY_MS: u32 = 500;
 
 /// One shard. See the [module](self).
 pub struct Shard {
@@ -105,17 +91,12 @@ pub struct Shard {
     calls: Calls,
     admission: Admission,
     draining: Draining,
-    /// Messages from this shard to itself.
-    local: VecDeque<Message>,
-    /// Messages that were taken from the mailbox and are not handled yet.
-    posted: VecDeque<Message>,
+    messages: MessageQueue,
+    housekeeping: Housekeeping,
     /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read meanwhile.
     has_answers_left: bool,
     /// More calls have expired than one turn handles.
     has_expired_calls_left: bool,
-    /// Bursts of long requests and long sends.
-    burst: Burst,
-    housekeeping_at_ms: u64,
     is_finished: bool,
     counters: ShardCounters,
     exporter: Exporter,
@@ -126,7 +107,7 @@ impl Shard {
     #[must_use]
     pub fn new(id: u16, shared: Arc<Shared>, gateway: Gateway) -> Self {
         let config = &shared.config;
-        let address = shared.addresses[usize::from(id)].clone();
+        let address = &shared.addresses[usize::from(id)];
         let room_settings = rooms::Settings {
             shard: id,
             shards: config.shards,
@@ -139,15 +120,13 @@ impl Shard {
             clients: Clients::new(config),
             users: Users::new(shared.session_ids, config.session.connections_per_user_max),
             rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
-            calls: Calls::new(config, &shared.backends, address, gateway),
+            calls: Calls::new(config, &shared.backends, address.clone(), gateway),
             admission: Admission::new(config.limits.connections_max, config.shards),
             draining: Draining::new(&config.shutdown),
-            local: VecDeque::new(),
-            posted: VecDeque::new(),
+            messages: MessageQueue::new(Arc::clone(address.mailbox())),
+            housekeeping: Housekeeping::default(),
             has_answers_left: false,
             has_expired_calls_left: false,
-            burst: Burst::default(),
-            housekeeping_at_ms: 0,
             is_finished: false,
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
@@ -239,41 +218,15 @@ impl Shard {
         }
     }
 
-    fn info(&self, mechanism: Mechanism) -> ShardInfo {
-        let levels = self.levels();
-        ShardInfo {
-            shard: self.id,
-            driver: mechanism.name,
-            rings: mechanism.rings as u64,
-            connections: levels.connections as u64,
-            sessions: levels.sessions as u64,
-            users: levels.users as u64,
-            rooms: levels.rooms as u64,
-            memberships: levels.memberships as u64,
-            calls_in_flight: levels.calls_in_flight as u64,
-            outbox_bytes: levels.outbox_bytes as u64,
-        }
-    }
-
     /// Open connections of the gateway.
     fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
-        let mailbox = Arc::clone(self.shared.addresses[usize::from(self.id)].mailbox());
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
-            if self.local.is_empty() && self.posted.is_empty() {
-                if self.posted.capacity() > MESSAGES_KEPT_MAX {
-                    // A burst has passed. The mailbox's own buffer comes here with the next messages.
-                    self.burst.add(self.posted.capacity() * size_of::<Message>());
-                    self.posted = VecDeque::new();
-                }
-                mailbox.take_all(&mut self.posted);
-            }
-            let next = self.local.pop_front().or_else(|| self.posted.pop_front());
-            let Some(message) = next else { break };
+            let Some(message) = self.messages.next() else { break };
             // The clock is read once for all answers of a turn: for each it would cost as much as the answer.
             if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
                 self.clock.on_answers(driver.now());
@@ -293,16 +246,12 @@ impl Shard {
             Message::Session(message) => self.on_session_message(message),
             Message::Room(message) => {
                 let Self { rooms, clients, clock, .. } = self;
-                rooms.handle(message, clock.now_ms(), |conn| match clients.get(conn) {
-                    Some(connection) if !connection.is_closing() => {
-                        let is_backlogged = clients.is_backlogged(conn.slot);
-                        if is_backlogged { ConnState::Backlogged } else { ConnState::Open }
-                    }
-                    _ => ConnState::Gone,
-                });
+                rooms.handle(message, clock.now_ms(), |conn| delivery::conn_state(clients, conn));
             }
             // The operator may have stopped waiting.
-            Message::InspectShard { reply } => drop(reply.send(self.info(mechanism))),
+            Message::InspectShard { reply } => {
+                drop(reply.send(self.levels().shard_info(self.id, mechanism)));
+            }
             Message::Drain => {
                 if self.draining.start(self.clock.now_ms()) {
                     self.rooms.start_draining();
@@ -316,9 +265,20 @@ impl Shard {
     /// Posts to a shard, which may be this one.
     fn post(&mut self, shard: u16, message: Message) {
         if shard == self.id {
-            self.local.push_back(message);
+            self.messages.push_local(message);
         } else if let Some(address) = self.shared.addresses.get(usize::from(shard)) {
             address.post(message);
+        }
+    }
+
+    /// Gives a message to a user's home. If that is this shard, it is handled at once: a login that is handled at once must not
+    /// overtake the end of an earlier session of the same user.
+    fn send_home(&mut self, user_id: UserId, message: UserMessage) {
+        let home = users::home(user_id, self.shared.config.shards);
+        if home == self.id {
+            self.users.handle(message);
+        } else {
+            self.post(home, message.into());
         }
     }
 
@@ -328,14 +288,7 @@ impl Shard {
         loop {
             if let Some(EndedSession { conn, user_id }) = self.clients.next_ended_session() {
                 let addr = SessionAddr::new(self.id, conn);
-                let home = users::home(user_id, self.shared.config.shards);
-                let deregister = UserMessage::Deregister { user_id, addr };
-                if home == self.id {
-                    // At once: a login of the same user, which is handled at once too, must not overtake it.
-                    self.users.handle(deregister);
-                } else {
-                    self.post(home, deregister.into());
-                }
+                self.send_home(user_id, UserMessage::Deregister { user_id, addr });
                 self.rooms.leave_all(conn.slot, self.clock.now_ms());
             } else if let Some(UserEffect(shard, message)) = self.users.next_effect() {
                 if shard == self.id {
@@ -355,7 +308,7 @@ impl Shard {
         }
     }
 
-    /// Takes the answers that were given on this thread, and reads on from connections that were held. Each may cause the
+    /// Passes on the answers that were given on this thread, and resumes connections that were held. Each may cause the
     /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
     fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {
@@ -463,17 +416,14 @@ impl Shard {
                 self.calls.start(&request, route, &self.clock);
                 self.deliver_answers();
             }
-            Err(Refusal::NoRoute) => {
-                self.clients.write_failure(slot, kind, sequence, Code::NoRoute, 0);
-            }
-            Err(Refusal::RouteFull | Refusal::QueueFull) => {
-                let (code, retry_after_ms) = (Code::Overloaded, OVERLOADED_RETRY_MS);
+            Err(refusal) => {
+                let Failure { code, retry_after_ms } = refusal.failure();
                 self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
             }
         }
     }
 
-    /// Takes the answers that a handler gave on this thread. A handler may answer thousands of calls that it kept. There
+    /// Passes on the answers that a handler gave on this thread. A handler may answer thousands of calls that it kept. There
     /// is no driver here that could send, so with a long outbox the rest waits for [`Self::answer_and_resume`]. Otherwise all of the
     /// answers would be in outboxes at once, with no send under way that bounds them.
     #[inline]
@@ -492,14 +442,8 @@ impl Shard {
         match self.clients.login(slot, user_id, verified, sequence) {
             Ok(Login::Register) => {
                 let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
-                let home = users::home(user_id, self.shared.config.shards);
-                let register = UserMessage::Register { user_id, addr, sequence };
-                if home == self.id {
-                    self.users.handle(register);
-                    self.apply();
-                } else {
-                    self.post(home, register.into());
-                }
+                self.send_home(user_id, UserMessage::Register { user_id, addr, sequence });
+                self.apply();
             }
             Ok(Login::Renewed) => self.write_session(slot, sequence),
             Err(after) => self.after_auth_failure(slot, after),
@@ -573,8 +517,7 @@ impl Shard {
         self.has_expired_calls_left = self.calls.expire_queues(&self.clock) || left == 0;
         self.rooms.end_windows(self.clock.now_ms());
         self.apply();
-        if self.clock.now_ms() >= self.housekeeping_at_ms {
-            self.housekeeping_at_ms = self.clock.now_ms() + HOUSEKEEPING_MS;
+        if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
             self.trim_memory();
             self.export();
@@ -583,19 +526,18 @@ impl Shard {
 
     /// Once a burst is over, frees the memory that it left.
     fn trim_memory(&mut self) {
-        let now_ms = self.clock.now_ms();
-        self.burst.add(self.clients.take_long_bytes() + self.rooms.take_closed_bytes());
-        let Some(over_since_ms) = self.burst.over_since_ms(now_ms) else { return };
-        let trim = self.shared.heap.may_trim(over_since_ms, now_ms);
-        if trim == Trim::Later {
+        let freed_bytes = self.clients.take_long_bytes()
+            + self.rooms.take_closed_bytes()
+            + self.messages.take_freed_bytes();
+        let Self { housekeeping, shared, clock, .. } = self;
+        let Some(trim) = housekeeping.trim(freed_bytes, &shared.heap, clock.now_ms()) else {
             return;
-        }
-        self.burst.finish();
+        };
         self.clients.free_spare_memory();
         self.users.free_spare_memory();
         self.rooms.free_spare_memory();
         self.calls.free_spare_memory();
-        self.local.shrink_to_fit();
+        self.messages.free_spare_memory();
         if trim == Trim::Now {
             self.shared.heap.trim();
             self.counters.memory_trims += 1;
@@ -625,7 +567,7 @@ impl Shard {
         // All shards end together: each is home to some of the others' users and rooms.
         self.is_finished |= self.draining.is_done() && self.connections() == 0;
         if !self.is_finished {
-            self.housekeeping_at_ms = self.housekeeping_at_ms.min(now_ms + draining::POLL_MS);
+            self.housekeeping.bring_forward(now_ms + draining::POLL_MS);
         }
     }
 
@@ -635,9 +577,7 @@ impl Shard {
             return;
         }
         let Self { clients, rooms, draining, clock, .. } = self;
-        if !clients.is_backlogged(slot) {
-            rooms.read_last_pushes(slot, |chunk| clients.append_shared(slot, chunk));
-        }
+        delivery::write_last_pushes(rooms, clients, slot);
         let is_drain = code == Some(Code::Draining);
         let goodbye =
             code.map(|code| (code, if is_drain { draining.retry_after_ms(slot) } else { 0 }));
@@ -646,36 +586,20 @@ impl Shard {
         self.apply();
     }
 
-    /// Serves one turn's slice of members. A member with nothing under way gets everything that the log has released; for
-    /// the others the pushes are pending.
+    /// Serves one turn's slice of members.
     fn fan_out(&mut self, driver: &mut impl Driver) {
         let mut budget = self.shared.config.limits.fan_out_slice_members;
-        while let Some((member, slot)) = self.rooms.next_to_serve(&mut budget) {
-            if !self.clients.is_writable(slot) {
-                self.clients.note_pending_pushes(slot);
-                continue;
-            }
-            loop {
-                match self.rooms.next_chunk(member) {
-                    NextChunk::UpToDate => break,
-                    NextChunk::TooSlow => {
-                        self.clients.abort(slot, Cause::SlowMember);
-                        self.apply();
-                        break;
-                    }
-                    NextChunk::Chunk { bytes, more, .. } => {
-                        let state = self.clients.send(slot, bytes, driver, &self.clock);
-                        if !more {
-                            break;
-                        }
-                        if state == SendState::UnderWay {
-                            self.clients.note_pending_pushes(slot);
-                            break;
-                        }
-                    }
-                }
+        while let Some(member) = self.rooms.next_to_serve(&mut budget) {
+            let Self { rooms, clients, clock, .. } = self;
+            if delivery::serve(rooms, clients, member, driver, clock) == Err(TooSlow) {
+                self.close_slow_member(member.1);
             }
         }
+    }
+
+    fn close_slow_member(&mut self, slot: u32) {
+        self.clients.abort(slot, Cause::SlowMember);
+        self.apply();
     }
 
     /// Flushes every connection in the list of those to flush.
@@ -699,7 +623,11 @@ impl Shard {
     #[inline]
     fn send_waiting(&mut self, slot: u32, driver: &mut impl Driver) {
         while self.clients.at(slot).in_flight_bytes == 0 {
-            let piece = self.next_piece(slot);
+            let piece = delivery::next_piece(&mut self.rooms, &mut self.clients, slot);
+            let piece = piece.unwrap_or_else(|TooSlow| {
+                self.close_slow_member(slot);
+                None
+            });
             if self.clients.at(slot).has_finished() {
                 // It has the answers to all that it asked. It gets no later pushes.
                 self.rooms.leave_all(slot, self.clock.now_ms());
@@ -715,47 +643,11 @@ impl Shard {
             }
         }
     }
-
-    /// The next piece to send: of the outbox, and of the logs of the connection's rooms. Short chunks are put together in
-    /// the outbox; a single chunk is sent as it is. While a long outbox is left, no log is read: pushes wait in the log,
-    /// where all members share them and a later read takes what the member still needs.
-    #[inline]
-    fn next_piece(&mut self, slot: u32) -> Option<Bytes> {
-        let outbox_bytes = self.clients.outbox_bytes(slot);
-        if outbox_bytes >= SHARED_BYTES_MIN || !self.clients.take_pending_pushes(slot) {
-            return self.clients.next_piece(slot);
-        }
-        let Self { rooms, clients, .. } = self;
-        let mut alone: Option<Bytes> = None;
-        let mut is_first = outbox_bytes == 0;
-        let outcome = rooms.read_pending_pushes(slot, PENDING_BYTES_MAX, |chunk| {
-            if mem::take(&mut is_first) {
-                alone = Some(chunk);
-            } else {
-                alone
-                    .take()
-                    .into_iter()
-                    .chain([chunk])
-                    .for_each(|chunk| clients.append_chunk(slot, chunk));
-            }
-        });
-        match outcome {
-            ReadOutcome::UpToDate => {}
-            ReadOutcome::BytesMaxReached => self.clients.note_pending_pushes(slot),
-            ReadOutcome::TooSlow => {
-                self.clients.abort(slot, Cause::SlowMember);
-                self.apply();
-                return None;
-            }
-        }
-        alone.or_else(|| self.clients.next_piece(slot))
-    }
 }
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        self.shared.addresses[usize::from(self.id)].mailbox().close();
-        self.local.drain(..).chain(self.posted.drain(..)).for_each(Message::refuse);
+        self.messages.close();
         self.rooms.refuse_unfinished();
     }
 }

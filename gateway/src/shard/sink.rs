@@ -67,11 +67,8 @@ impl Sink for Shard {
             || self.rooms.is_busy()
             || self.draining.is_busy()
             || self.has_expired_calls_left
-            || !self.local.is_empty()
-            || !self.posted.is_empty()
             || self.is_finished;
-        let mailbox = self.shared.addresses[usize::from(self.id)].mailbox();
-        if is_busy || !mailbox.fall_asleep() {
+        if is_busy || !self.messages.fall_asleep() {
             return Some(Duration::ZERO);
         }
         let now_ms = self.clock.now_ms();
@@ -81,7 +78,7 @@ impl Sink for Shard {
             self.calls.next_poll_ms(now_ms).map(in_ms),
             self.rooms.next_window_end_ms().map(in_ms),
         ];
-        let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping_at_ms), u64::min);
+        let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping.next_at_ms()), u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.
         Some(Duration::from_millis(ms + 1))
     }
@@ -93,7 +90,7 @@ impl Sink for Shard {
 
     #[inline]
     fn woken(&mut self, now: Instant) {
-        self.shared.addresses[usize::from(self.id)].mailbox().stay_awake();
+        self.messages.stay_awake();
         let grace_ms = millis(self.shared.config.session.heartbeat_interval);
         self.clock.on_woken(now, grace_ms);
     }

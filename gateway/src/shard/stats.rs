@@ -9,6 +9,8 @@ use tidegate_protocol::Code;
 use super::calls::durations;
 use super::clients::cause::Cause;
 use crate::auth::AuthError;
+use crate::control::ShardInfo;
+use crate::driver::Mechanism;
 use crate::offset_file;
 use crate::router::queue_metrics;
 
@@ -194,7 +196,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What stands now, as opposed to what has happened.
+/// The current values of a shard's gauges.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "each has its help text in `OTHERS`")]
 pub struct Levels {
@@ -205,6 +207,25 @@ pub struct Levels {
     pub memberships: usize,
     pub calls_in_flight: usize,
     pub outbox_bytes: usize,
+}
+
+impl Levels {
+    /// What an operator sees of a shard.
+    #[must_use]
+    pub const fn shard_info(&self, shard: u16, mechanism: Mechanism) -> ShardInfo {
+        ShardInfo {
+            shard,
+            driver: mechanism.name,
+            rings: mechanism.rings as u64,
+            connections: self.connections as u64,
+            sessions: self.sessions as u64,
+            users: self.users as u64,
+            rooms: self.rooms as u64,
+            memberships: self.memberships as u64,
+            calls_in_flight: self.calls_in_flight as u64,
+            outbox_bytes: self.outbox_bytes as u64,
+        }
+    }
 }
 
 /// A shard's handles in the registry.

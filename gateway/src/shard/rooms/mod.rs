@@ -10,8 +10,12 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`log`] | the pushes of one room |
+//! | [`room`], [`cursor`] | one room: its log, its list of members, its round; where a member is in the log |
 //! | [`reader`] | the one reader of a log: what a member gets next |
-//! | [`table`] | rooms, memberships, and their links |
+//! | [`table`], [`slots`] | rooms, memberships, and their links |
+//! | [`homes`] | how rooms open and close at their home |
+//! | [`subscribers`] | which shards follow a room |
+//! | [`pushes`] | the way of a push: held back, released, offered |
 //! | [`fan_out`] | which member is served next |
 //! | [`windows`] | which pushes are held back |
 //! | [`message`] | what shards tell each other about rooms |
