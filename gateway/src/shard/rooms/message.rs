@@ -1,9 +1,10 @@
-//! What shards tell each other about rooms.
+//! Messages between shards about rooms, and what the part asks of its shard.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tidegate_backend::{PushError, RoomId};
+use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
 use super::log::Log;
@@ -66,6 +67,25 @@ impl RoomMessage {
             | Self::CountMembers { .. } => {}
         }
     }
+}
+
+/// What the rooms need to know of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnState {
+    /// There is no connection with this id, or it is about to close.
+    Gone,
+    /// It is open.
+    Open,
+    /// It is open, and has too many unsent bytes to get the last pushes of a room that it leaves.
+    Backlogged,
+}
+
+/// Encodes a push as the frame that all members get.
+#[must_use]
+pub fn encode_push(kind: i32, biz_data: &[u8], offset: u64) -> Bytes {
+    let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
+    server::put_push(&mut frame, kind, biz_data, offset);
+    frame.freeze()
 }
 
 /// Whether a push may wait for the end of a merge window.

@@ -38,9 +38,8 @@ pub mod windows;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tidegate_backend::{PushError, RoomId};
-use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
 use super::command::{Aggregate, CommandLimiter, CommandPermit};
@@ -51,13 +50,14 @@ use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use homes::Homes;
 use log::Log;
+pub use message::ConnState;
 use message::{RoomEffect, RoomMessage, Urgency};
 use pushes::{NumberedPush, Pushes};
 use reader::NextChunk;
 pub use reader::ReadOutcome;
 use room::Room;
+use subscribers::Role;
 pub use subscribers::home;
-use subscribers::{Role, Subscribers};
 use table::{EVERYBODY, Member, RoomIndex, Table};
 
 /// What the rooms of a shard are configured to.
@@ -86,17 +86,6 @@ pub struct Rooms {
     counters: RoomCounters,
 }
 
-/// What this part needs to know of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnState {
-    /// There is no connection of this name, or it is about to close.
-    Gone,
-    /// It is open.
-    Open,
-    /// It is open, and has too many unsent bytes to get the last pushes of a room that it leaves.
-    Backlogged,
-}
-
 impl Rooms {
     /// Everybody's room alone, which every shard has from the start.
     #[must_use]
@@ -111,11 +100,7 @@ impl Rooms {
             closed_bytes: 0,
             counters: RoomCounters::default(),
         };
-        let role = if shard == home(&RoomId::everybody(), shards) {
-            Role::Home { subscribers: Subscribers::all_but(shard, shards) }
-        } else {
-            Role::Replica { joins: 0 }
-        };
+        let role = Role::in_everybodys_room(shard, shards);
         let policy = rooms.settings.rooms.policy_of(RoomId::everybody().as_str());
         let log = Log::new(first_offset, policy.log_bytes_max);
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
@@ -241,9 +226,7 @@ impl Rooms {
         let Room { log, policy, role, .. } = self.table.get(index);
         let offset = log.end();
         let urgency = Urgency::of(kind, policy);
-        let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
-        server::put_push(&mut frame, kind, biz_data, offset);
-        let frame = frame.freeze();
+        let frame = message::encode_push(kind, biz_data, offset);
         if let Role::Home { subscribers } = role {
             self.effects.extend(subscribers.shards().map(|shard| {
                 let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
@@ -411,12 +394,12 @@ impl Rooms {
     /// Tells a room's home that this shard has no members left.
     fn unsubscribe_if_empty(&mut self, index: RoomIndex) {
         let Settings { shard, shards, .. } = self.settings;
-        let room = self.table.get(index);
-        if index == EVERYBODY || room.member_count > 0 {
-            return;
-        }
-        if let Role::Replica { joins } = room.role {
-            let room = room.id.clone();
+        let found = self.table.get(index);
+        if let Role::Replica { joins } = found.role
+            && found.member_count == 0
+            && index != EVERYBODY
+        {
+            let room = found.id.clone();
             self.post(home(&room, shards), RoomMessage::Unsubscribe { room, shard, joins });
         }
     }
@@ -462,12 +445,8 @@ impl Rooms {
 
     /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the connection is
     /// closed gracefully.
-    pub fn read_last_pushes(&mut self, slot: u32, mut write: impl FnMut(Bytes)) {
-        let mut next = self.table.first_member(slot);
-        while let Some(member) = next {
-            reader::read_unoffered(&mut self.table, member, &mut self.counters, &mut write);
-            next = self.table.next_member(member);
-        }
+    pub fn read_last_pushes(&mut self, slot: u32, write: impl FnMut(Bytes)) {
+        reader::read_last(&mut self.table, slot, &mut self.counters, write);
     }
 
     /// Passes to `write` the released pushes of a connection's rooms: see [`reader::read_pending`].
@@ -497,13 +476,7 @@ impl Rooms {
 
     /// The shard ends and did not drain: refuses the pushes that were not offered to every member.
     pub fn refuse_unfinished(&mut self) {
-        if self.pushes.is_draining() {
-            return;
-        }
-        for entry in 0..self.table.entries() {
-            let Some((_, room)) = self.table.at(entry) else { continue };
-            room.permits.iter().for_each(|(_, permit)| permit.refuse(PushError::Stopping));
-        }
+        self.pushes.refuse_unfinished(&mut self.table);
     }
 
     /// At a room's home. `None`: there are too many rooms, and the command is refused.

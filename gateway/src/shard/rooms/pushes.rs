@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_backend::PushError;
 
 use super::fan_out::FanOut;
 use super::message::Urgency;
@@ -44,12 +45,6 @@ impl Pushes {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.fan_out.is_busy()
-    }
-
-    /// Whether the shard drains.
-    #[must_use]
-    pub const fn is_draining(&self) -> bool {
-        self.is_draining
     }
 
     /// When the next merge window ends, on the shard's clock.
@@ -124,6 +119,17 @@ impl Pushes {
             if cursor.get(room.log.end()) < room.log.released() {
                 return Some(member);
             }
+        }
+    }
+
+    /// The shard ends. Unless it has drained, refuses the pushes that were not offered to every member.
+    pub fn refuse_unfinished(&self, table: &mut Table) {
+        if self.is_draining {
+            return;
+        }
+        for entry in 0..table.entries() {
+            let Some((_, room)) = table.at(entry) else { continue };
+            room.permits.iter().for_each(|(_, permit)| permit.refuse(PushError::Stopping));
         }
     }
 

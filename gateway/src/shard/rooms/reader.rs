@@ -103,6 +103,20 @@ pub fn read_unoffered(
     }
 }
 
+/// Passes to `write` the pushes that were published and not yet offered to a connection, of all its rooms.
+pub fn read_last(
+    table: &mut Table,
+    slot: u32,
+    counters: &mut RoomCounters,
+    mut write: impl FnMut(Bytes),
+) {
+    let mut next = table.first_member(slot);
+    while let Some(member) = next {
+        read_unoffered(table, member, counters, &mut write);
+        next = table.next_member(member);
+    }
+}
+
 /// Passes to `write` the released pushes of a connection's rooms: at most `bytes_max`, and the excess of the last chunk.
 /// A connection that is in several rooms begins with another room the next time, so that no room waits for one
 /// that is always busy.

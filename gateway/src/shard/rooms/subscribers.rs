@@ -20,6 +20,18 @@ pub enum Role {
     },
 }
 
+impl Role {
+    /// What this shard is to everybody's room, which all shards follow from the start.
+    #[must_use]
+    pub fn in_everybodys_room(shard: u16, shards: u16) -> Self {
+        if shard != home(&RoomId::everybody(), shards) {
+            return Self::Replica { joins: 0 };
+        }
+        let others = (0..shards).filter(|&other| other != shard);
+        Self::Home { subscribers: Subscribers { joins: others.map(|other| (other, 0)).collect() } }
+    }
+}
+
 /// The shards that follow a room, and how many joins each was sent.
 #[derive(Debug, Default)]
 pub struct Subscribers {
@@ -27,12 +39,6 @@ pub struct Subscribers {
 }
 
 impl Subscribers {
-    /// All shards but `home`, of `shards`: those of everybody's room, from the start.
-    #[must_use]
-    pub fn all_but(home: u16, shards: u16) -> Self {
-        Self { joins: (0..shards).filter(|&shard| shard != home).map(|shard| (shard, 0)).collect() }
-    }
-
     /// Whether no other shard has members.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
