@@ -112,7 +112,7 @@ impl fmt::Debug for Watch {
 
 impl CommandPermit {
     /// Adds connections that the command reached.
-    pub fn add(&self, connections: usize) {
+    pub fn count_connections(&self, connections: usize) {
         self.connections.fetch_add(connections as u64, Ordering::Relaxed);
     }
 
@@ -196,7 +196,7 @@ mod tests {
         let first = limiter.admit(10, &mut reporting).unwrap();
         assert!(reporting.is_none());
         let passed_on = Arc::clone(&first);
-        first.add(2);
+        first.count_connections(2);
         drop(first);
         assert!(outcome.try_recv().is_err());
         assert!(!limiter.is_half_used());
@@ -204,7 +204,7 @@ mod tests {
         assert!(limiter.is_half_used());
         assert_eq!(limiter.admit(0, &mut None).unwrap_err(), PushError::Overloaded);
         assert_eq!(limiter.take_refused(), 1);
-        passed_on.add(1);
+        passed_on.count_connections(1);
         drop(passed_on);
         assert_eq!(outcome.try_recv(), Ok(Ok(Done::with_connections(3))));
         assert_eq!(
@@ -226,7 +226,7 @@ mod tests {
         let limiter = Arc::new(CommandLimiter::new(2, 100));
         let (mut reporting, outcome) = report();
         let permit = limiter.admit(0, &mut reporting).unwrap();
-        permit.add(2);
+        permit.count_connections(2);
         permit.refuse(PushError::SessionGone);
         permit.refuse(PushError::Stopping);
         drop(permit);

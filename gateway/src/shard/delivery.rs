@@ -50,7 +50,7 @@ pub fn serve(
     clock: &Clock,
 ) -> Result<(), TooSlow> {
     if !clients.is_writable(slot) {
-        clients.note_pending_pushes(slot);
+        clients.mark_pushes_pending(slot);
         return Ok(());
     }
     loop {
@@ -63,7 +63,7 @@ pub fn serve(
                     return Ok(());
                 }
                 if state == SendState::UnderWay {
-                    clients.note_pending_pushes(slot);
+                    clients.mark_pushes_pending(slot);
                     return Ok(());
                 }
             }
@@ -99,7 +99,7 @@ pub fn next_piece(
     });
     match outcome {
         ReadOutcome::UpToDate => {}
-        ReadOutcome::BytesMaxReached => clients.note_pending_pushes(slot),
+        ReadOutcome::BytesMaxReached => clients.mark_pushes_pending(slot),
         ReadOutcome::TooSlow => return Err(TooSlow),
     }
     Ok(alone.or_else(|| clients.next_piece(slot)))

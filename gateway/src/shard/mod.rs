@@ -299,7 +299,7 @@ impl Shard {
             } else if let Some(effect) = self.rooms.next_effect() {
                 match effect {
                     RoomEffect::Post(shard, message) => self.post(shard, message.into()),
-                    RoomEffect::PushesPending(slot) => self.clients.set_pushes_pending(slot),
+                    RoomEffect::PushesPending(slot) => self.clients.schedule_pushes(slot),
                     RoomEffect::LastPushes(slot, chunk) => self.clients.append_shared(slot, chunk),
                 }
             } else {
@@ -358,7 +358,7 @@ impl Shard {
     #[inline]
     fn may_read_frame(&mut self, slot: u32) -> bool {
         if self.has_answers_left {
-            self.clients.hold_for_now(slot);
+            self.clients.hold_for_answers(slot);
             return false;
         }
         self.clients.may_read_frame(slot)
@@ -476,7 +476,7 @@ impl Shard {
                 }
             }
             SessionMessage::Deliver { conn, frame, permit } => {
-                permit.add(usize::from(self.clients.write_push(conn, &frame)));
+                permit.count_connections(usize::from(self.clients.write_push(conn, &frame)));
             }
         }
     }

@@ -231,7 +231,7 @@ impl Clients {
     }
 
     /// Holds a connection for a reason that is not its own. [`Self::next_resumed`] returns it once it may be read from.
-    pub fn hold_for_now(&mut self, slot: u32) {
+    pub fn hold_for_answers(&mut self, slot: u32) {
         let connection = self.table.at_mut(slot);
         connection.flags |= Flags::HELD;
         self.output.list_for_flush(slot, connection);

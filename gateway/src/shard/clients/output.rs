@@ -57,7 +57,7 @@ impl Output {
     /// Bytes that wait behind a connection's send. None waits behind anything if no send is under way.
     #[inline]
     #[must_use]
-    pub fn backlog_bytes(&self, connection: &Connection) -> usize {
+    pub fn bytes_behind_send(&self, connection: &Connection) -> usize {
         if connection.in_flight_bytes > 0 { self.outboxes.len(connection.outbox) } else { 0 }
     }
 
@@ -217,7 +217,10 @@ mod tests {
         for _ in 0..3 {
             output.append(7, &mut connection, |out| out.extend_from_slice(b"ab"));
         }
-        assert_eq!((output.unsent_bytes(&connection), output.backlog_bytes(&connection)), (6, 0));
+        assert_eq!(
+            (output.unsent_bytes(&connection), output.bytes_behind_send(&connection)),
+            (6, 0)
+        );
         assert_eq!(output.take_flush_list(), [7]);
         assert!(output.is_idle());
     }
@@ -235,7 +238,7 @@ mod tests {
         output.start_send(&mut connection, piece.len());
         output.append_shared(7, &mut connection, long);
         assert!(!output.is_flush_due(), "it has to wait for the send anyway");
-        assert_eq!(output.backlog_bytes(&connection), FLUSH_BYTES_MIN);
+        assert_eq!(output.bytes_behind_send(&connection), FLUSH_BYTES_MIN);
         assert_eq!(output.unsent_bytes_in_all(), 2 * FLUSH_BYTES_MIN);
         output.finish_send(&mut connection);
         assert_eq!(output.discard(&mut connection), FLUSH_BYTES_MIN);

@@ -39,14 +39,14 @@ impl Clients {
     }
 
     /// A room has pushes for a connection. It gets them when it is flushed.
-    pub fn set_pushes_pending(&mut self, slot: u32) {
-        self.note_pending_pushes(slot);
+    pub fn schedule_pushes(&mut self, slot: u32) {
+        self.mark_pushes_pending(slot);
         self.list_for_flush(slot);
     }
 
     /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when it is flushed.
     #[inline]
-    pub fn note_pending_pushes(&mut self, slot: u32) {
+    pub fn mark_pushes_pending(&mut self, slot: u32) {
         self.table.at_mut(slot).flags |= Flags::PENDING_PUSHES;
     }
 

@@ -30,7 +30,8 @@ pub struct Timers {
     levels: Box<[Level; LEVELS as usize]>,
     /// The next tick to look at.
     tick: u32,
-    set: usize,
+    /// Slots that have a deadline.
+    armed: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +59,7 @@ impl Timers {
     #[must_use]
     pub fn new() -> Self {
         let levels = Box::new([Level::EMPTY; LEVELS as usize]);
-        Self { links: Vec::new(), levels, tick: 0, set: 0 }
+        Self { links: Vec::new(), levels, tick: 0, armed: 0 }
     }
 
     /// Sets a slot's deadline in place of an earlier one. It never fires early, and fires late by at most one tick or
@@ -70,7 +71,7 @@ impl Timers {
         }
         let tick = u32::try_from((deadline_ms >> TICK_BITS) + 1).unwrap_or(TICK_MAX);
         let tick = tick.min(TICK_MAX).max(self.tick);
-        self.set += 1;
+        self.armed += 1;
         self.link(slot, tick);
     }
 
@@ -78,20 +79,20 @@ impl Timers {
     pub fn clear(&mut self, slot: u32) {
         if self.links.get(slot as usize).is_some_and(|link| link.prev != NONE) {
             self.unlink(slot);
-            self.set -= 1;
+            self.armed -= 1;
         }
     }
 
     /// Milliseconds until a deadline may fire; `None` when none is set.
     #[must_use]
     pub fn next_in_ms(&self, now_ms: u64) -> Option<u64> {
-        if self.set == 0 {
+        if self.armed == 0 {
             return None;
         }
         let ticks = (0_u32..).zip(self.levels.iter()).filter_map(|(number, level)| {
-            let first = turn(self.tick, number);
-            let turn = u64::from(first + level.first_occupied(first)?);
-            Some(turn << (STEP_BITS * number))
+            let first = bucket_of(self.tick, number);
+            let bucket = u64::from(first + level.first_occupied(first)?);
+            Some(bucket << (STEP_BITS * number))
         });
         let at_ms = ticks.min()? << TICK_BITS;
         Some(at_ms.saturating_sub(now_ms))
@@ -106,15 +107,15 @@ impl Timers {
         mut on_expired: impl FnMut(u32),
     ) -> bool {
         let now = u32::try_from(now_ms >> TICK_BITS).unwrap_or(NONE);
-        if self.set == 0 {
+        if self.armed == 0 {
             self.tick = self.tick.max(now);
             return false;
         }
         let mut left = slots_max;
         while self.tick <= now {
             // The levels that have a bucket which ends with this tick.
-            let turning = (self.tick.trailing_zeros() / STEP_BITS + 1).min(LEVELS);
-            for number in 0..turning {
+            let levels_ending = (self.tick.trailing_zeros() / STEP_BITS + 1).min(LEVELS);
+            for number in 0..levels_ending {
                 let bucket = (self.tick >> (STEP_BITS * number)) % BUCKETS;
                 loop {
                     let slot = self.levels[number as usize].heads[bucket as usize];
@@ -136,9 +137,10 @@ impl Timers {
 
     /// Puts a slot into the bucket that ends with `tick`, or into the first within reach that ends after it.
     fn link(&mut self, slot: u32, tick: u32) {
-        let reaches = |&number: &u32| turn(tick, number) - turn(self.tick, number) < BUCKETS;
+        let reaches =
+            |&number: &u32| bucket_of(tick, number) - bucket_of(self.tick, number) < BUCKETS;
         let number = (0..LEVELS).find(reaches).expect("the last level reaches over all ticks");
-        let bucket = turn(tick, number) % BUCKETS;
+        let bucket = bucket_of(tick, number) % BUCKETS;
         let level = &mut self.levels[number as usize];
         let head = std::mem::replace(&mut level.heads[bucket as usize], slot);
         level.occupied[bucket as usize / 64] |= 1 << (bucket % 64);
@@ -187,7 +189,7 @@ impl Level {
 
 /// The first turn of a level that ends with this tick or after it. For the next tick to look at, this is the
 /// first turn that was not looked at.
-fn turn(tick: u32, level: u32) -> u32 {
+fn bucket_of(tick: u32, level: u32) -> u32 {
     tick.div_ceil(1 << (STEP_BITS * level))
 }
 
@@ -239,7 +241,7 @@ mod tests {
         timers.clear(3);
         timers.clear(3);
         assert_eq!(expired(&mut timers, 2_000), [4]);
-        assert_eq!(timers.set, 0);
+        assert_eq!(timers.armed, 0);
         // Hundreds of years of ticks would take minutes.
         assert!(!timers.expire(u64::MAX, 1, |_| ()));
         assert_eq!(timers.tick, NONE);

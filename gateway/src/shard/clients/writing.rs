@@ -144,7 +144,7 @@ impl Clients {
         }
         // Bytes behind a send under way count, this frame not included. So a client that reads may get a long frame, or
         // several at once.
-        if self.output.backlog_bytes(connection) > self.settings.outbox_bytes_max {
+        if self.output.bytes_behind_send(connection) > self.settings.outbox_bytes_max {
             self.abort(slot, Cause::OutboxFull);
             return false;
         }

@@ -320,7 +320,7 @@ impl Rooms {
         let rooms_max = self.settings.rooms.rooms_per_connection_max;
         match self.table.join_after(conn.slot, index, after_offset, rooms_max) {
             Ok(has_pushes) => {
-                permit.add(1);
+                permit.count_connections(1);
                 if has_pushes {
                     self.effects.push_back(RoomEffect::PushesPending(conn.slot));
                 }
@@ -359,7 +359,7 @@ impl Rooms {
         }
         let Some(index) = self.table.find(room) else { return };
         if let Some(member) = self.table.find_member(conn.slot, index) {
-            permit.add(1);
+            permit.count_connections(1);
             if connection == ConnState::Open {
                 let Self { table, counters, effects, .. } = self;
                 reader::read_unoffered(table, member, counters, |chunk| {

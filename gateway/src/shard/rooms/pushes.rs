@@ -67,7 +67,7 @@ impl Pushes {
         room.active_at_ms = now_ms;
         let offset = room.log.end();
         room.log.append(frame);
-        permit.add(room.member_count);
+        permit.count_connections(room.member_count);
         if room.member_count == 0 && !room.round.is_queued {
             room.log.release();
             room.round.offered = offset + 1;

@@ -98,7 +98,7 @@ impl Users {
 
     fn kick(&mut self, user_id: UserId, permit: &Arc<CommandPermit>) {
         let addrs = self.directory.take(user_id);
-        permit.add(addrs.len());
+        permit.count_connections(addrs.len());
         for addr in addrs {
             self.evict(addr, Some(Arc::clone(permit)));
         }
