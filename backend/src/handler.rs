@@ -146,13 +146,13 @@ impl Call {
 }
 
 impl Call {
-    /// The call's name for the receiver of its answer.
+    /// Identifies the call to the receiver of its answer.
     #[cfg(test)]
     pub(crate) const fn id(&self) -> CallId {
         self.id
     }
 
-    /// Drops the call without an answer: its time is up, and the receiver of its answer knows that.
+    /// Drops the call without an answer: it has expired, and the receiver of its answer knows that.
     pub(crate) fn dismiss(mut self) {
         self.port = None;
     }

@@ -7,10 +7,10 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The least time between two lines of one cause, in milliseconds.
+/// The least time between two log lines of one cause, in milliseconds.
 pub const EVERY_MS: u64 = 10_000;
 
-/// The zero of the clock of [`LogLimit::allow`].
+/// When the clock of [`LogLimit::allow`] started.
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Allows one line of a cause in each [`EVERY_MS`], and counts the others.

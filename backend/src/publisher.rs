@@ -169,7 +169,7 @@ pub enum PushError {
         /// The most that are allowed.
         rooms_max: usize,
     },
-    /// The connection that the command names is gone.
+    /// The connection of the command is gone.
     #[error("the connection of this session is gone")]
     SessionGone,
 }

@@ -15,7 +15,7 @@ use tidegate_backend::{Call, Code, Failure, Handler, Placement};
 use crate::config::RouteConfig;
 pub use pending::{PendingCall, PendingCalls, RouteIndex};
 
-/// What a client is told to wait when a backend is overloaded, in milliseconds.
+/// How long a client should wait when a backend is overloaded, in milliseconds.
 const OVERLOADED_RETRY_MS: u32 = 500;
 
 /// A handler and where it runs, shared by all shards.
@@ -178,8 +178,8 @@ impl Router {
         usize::from(self.routes[usize::from(route.0)].backend)
     }
 
-    /// Hands over what was submitted in this turn, and wakes workers where no worker is on calls that wait. Returns
-    /// whether anything was submitted.
+    /// Hands over what was submitted in this turn, and wakes a worker of a backend whose calls wait while no worker takes them.
+    /// Returns whether anything was submitted.
     #[inline]
     pub fn flush(&mut self, now: Instant) -> bool {
         let submitters = self.backends.iter_mut().filter_map(|backend| backend.submitter.as_mut());

@@ -7,7 +7,7 @@ use tidegate_backend::handler::CallId;
 
 use crate::driver::ConnId;
 
-/// Names a route of a shard.
+/// Identifies a route of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteIndex(pub(super) u16);
 
@@ -27,7 +27,7 @@ pub struct PendingCall {
 }
 
 impl PendingCall {
-    /// The same in milliseconds, which is the resolution of timeouts.
+    /// When it was received in milliseconds, which is the resolution of timeouts.
     const fn started_ms(&self) -> u64 {
         self.started_us / 1_000
     }
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(calls.close(first), None);
         assert_eq!(calls.next_deadline_ms(), Some(160));
         assert_eq!(calls.len(), 2);
-        // Entries are reused; an old name doesn't hit the new call.
+        // Entries are reused; an old id does not match the new call.
         let again = calls.open(pending(5, 0, 70));
         assert_eq!(calls.close(first), None);
         assert_eq!(calls.close(third).map(|call| call.sequence), Some(4));

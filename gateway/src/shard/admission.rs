@@ -1,6 +1,6 @@
 //! Admission: whether new connections are accepted, and what the log says when they are not.
 //!
-//! The gateway has one bound on connections for all shards. Each shard may let in its share of what is left of it.
+//! The gateway has one bound on connections for all shards. Each shard may accept its share of what is left of it.
 
 use std::io;
 use std::mem;
@@ -49,7 +49,7 @@ impl Admission {
         self.connections_max.saturating_sub(connections).div_ceil(self.shards)
     }
 
-    /// Looks at the number of connections at the end of a turn. `Some`: tell the driver to accept, or not.
+    /// Compares the number of connections with the bound at the end of a turn. `Some`: the driver is to accept, or to pause.
     pub fn update(&mut self, connections: u64, now_ms: u64) -> Option<bool> {
         let is_full = self.budget(connections) == 0;
         if mem::replace(&mut self.is_full, is_full) == is_full {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_driver_is_told_once_of_each_change() {
+    fn each_change_is_reported_to_the_driver_once() {
         let mut admission = Admission::new(10, 2);
         assert_eq!((admission.budget(0), admission.budget(9), admission.budget(11)), (5, 1, 0));
         assert_eq!(admission.update(9, 0), None);

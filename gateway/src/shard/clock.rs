@@ -1,6 +1,6 @@
-//! The shard's clocks: the monotonic time that the driver tells, and the wall clock.
+//! The shard's clocks: the monotonic time that the driver reports, and the wall clock.
 //!
-//! The shard never asks for the time. The driver tells it after each wait, so that all that one turn does
+//! The shard never reads the time itself. The driver reports it after each wait, so that all that one turn does
 //! happens at one time.
 
 use std::time::{Duration, Instant};

@@ -25,7 +25,7 @@ pub struct Draining {
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// The driver was told to stop listening.
+    /// The driver has been asked to stop listening.
     is_listening_stopped: bool,
     /// The next slot to look at.
     next: usize,
@@ -128,7 +128,7 @@ impl Draining {
         self.state.filter(|state| !state.has_expired).map(|state| state.until_ms)
     }
 
-    /// How long a client is told to wait before it reconnects: up to twice what is configured, spread by
+    /// How long a client should wait before it reconnects: up to twice what is configured, spread by
     /// slot, so that clients do not all come back at once.
     #[must_use]
     pub fn retry_after_ms(&self, slot: u32) -> u32 {

@@ -82,7 +82,7 @@ impl From<RoomMessage> for Message {
     }
 }
 
-/// The shard looks at its mailbox by itself.
+/// The shard checks its mailbox by itself.
 const AWAKE: u8 = 0;
 /// The shard waits, or is about to.
 const ASLEEP: u8 = 1;
@@ -147,7 +147,7 @@ impl Mailbox {
         false
     }
 
-    /// The shard is awake and looks at its mailbox by itself.
+    /// The shard is awake and checks its mailbox by itself.
     pub(super) fn stay_awake(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What all shards of a gateway have in common. None of it is on the way of a frame but for reading.
+//! What all shards of a gateway share. On the way of a frame it is only read.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,7 +24,7 @@ pub struct Shared {
     pub addresses: Vec<Address>,
     /// The bound on commands under way.
     pub limiter: Arc<CommandLimiter>,
-    /// Names sessions.
+    /// Makes session ids.
     pub session_ids: SessionIds,
     /// The first offset of everybody's room, and the lowest of any other: microseconds since the
     /// Unix epoch when the gateway started, so that a restart begins above what the last run gave.

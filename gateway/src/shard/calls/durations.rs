@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidegate_backend::histogram::{BOUNDS, BUCKETS, Durations};
 
-/// The histogram's name, and what it is.
+/// The histogram's name.
 pub const NAME: &str = "tidegate_call_duration_seconds";
 /// Its help text.
 pub const HELP: &str = "Time from a request's receipt to its answer or timeout, as the shard's clock has it: read once a \

@@ -1,6 +1,6 @@
 //! Calls: the part of the shard that hands requests to backends and takes their answers.
 //!
-//! It owns the router, the calls in flight and how long they took. It knows no connection: the client is a name in the
+//! It owns the router, the calls in flight and how long they took. It knows no connection: the client is an id in the
 //! call, and the shard writes the answer.
 
 pub mod durations;
@@ -38,17 +38,17 @@ const POLL_ANSWERS_MS: u64 = 16;
 /// A request for a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// Who asks.
+    /// The connection that sent the request.
     pub conn: ConnId,
-    /// The session that asks.
+    /// The session of the connection.
     pub session: SessionId,
-    /// The user that asks.
+    /// The user of the session.
     pub user_id: UserId,
     /// The request's type.
     pub kind: i32,
-    /// What the answer echoes.
+    /// The request's sequence, which the answer repeats.
     pub sequence: u64,
-    /// What the backend gets.
+    /// The request's data for the backend.
     pub biz_data: &'a [u8],
 }
 
@@ -123,7 +123,7 @@ impl Calls {
         self.router.admit(kind, bytes)
     }
 
-    /// Starts a call: gathers it for a worker, or runs the handler here. Its answer comes through
+    /// Starts a call: submits it to the workers with the next [`Self::flush`], or runs the handler here. Its answer comes through
     /// [`Self::next_answer`] or the mailbox, never from here.
     #[inline]
     pub fn start(&mut self, request: &Request<'_>, route: RouteIndex, clock: &Clock) {
@@ -173,7 +173,7 @@ impl Calls {
         self.port.next_answer()
     }
 
-    /// Takes an answer. `None`: it is too late.
+    /// Ends the call of an answer. `None`: the call has expired, so the answer is late.
     #[inline]
     pub fn finish(&mut self, answer: Answer, clock: &Clock) -> Option<(PendingCall, Outcome)> {
         let Some(pending) = self.router.pending.close(answer.call) else {
@@ -221,7 +221,7 @@ impl Calls {
         self.router.has_unflushed()
     }
 
-    /// Hands over to the workers what was gathered. Returns whether there was anything.
+    /// Hands over the calls that were started to the workers. Returns whether there were any.
     #[inline]
     pub fn flush(&mut self, clock: &Clock) -> bool {
         let any = self.router.flush(clock.received());

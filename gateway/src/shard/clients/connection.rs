@@ -1,8 +1,8 @@
 //! What the shard keeps of one connection.
 //!
 //! An idle connection is 40 bytes here and owns no heap memory: it borrows an outbox from the shard's pool while there is
-//! something to send, and has an inbox while a frame is incomplete. What few gateways need for every connection stands in
-//! tables beside this one: its rate limit, and the span of its log lines. Its memberships are the rooms' business.
+//! something to send, and has an inbox while a frame is incomplete. What few gateways use is in tables
+//! beside this one: rate limits, and the spans of log lines. Memberships belong to the rooms.
 
 use bitflags::bitflags;
 use tidegate_backend::UserId;
@@ -10,7 +10,7 @@ use tidegate_protocol::Reassembler;
 
 use super::outbox::OutboxId;
 
-/// How far a connection has come.
+/// The phases of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The slot holds no connection.
@@ -26,7 +26,7 @@ pub enum Phase {
     /// Its sending side is shut down. What still comes is discarded, so that the kernel does not
     /// reset the connection, which would discard the last frames.
     Lingering,
-    /// It is to be closed at once, or the driver was told to.
+    /// It is to be closed at once, or the driver closes it already.
     Aborted,
 }
 
@@ -38,7 +38,7 @@ bitflags! {
         const LISTED_FOR_FLUSH = 1;
         /// Reading stopped: for too many calls, for too many unsent bytes, or until the session opens.
         const HELD = 1 << 1;
-        /// The driver was told to pause receiving.
+        /// The driver has paused receiving.
         const PAUSED = 1 << 2;
         /// A room has pushes for it that could not be sent when a round of its room came to it.
         const PENDING_PUSHES = 1 << 3;
@@ -50,15 +50,15 @@ bitflags! {
 /// One connection. Nearly all of it is read or written for each message.
 #[derive(Debug)]
 pub struct Connection {
-    /// Which of the slot's connections it is.
+    /// Counts the connections of the slot, so that an old id does not match a new connection.
     pub generation: u32,
-    /// How far it has come.
+    /// Its phase.
     pub phase: Phase,
-    /// Failed tries to authenticate.
+    /// Failed attempts to authenticate.
     pub auth_failures: u8,
-    /// Yes or no.
+    /// Facts about it.
     pub flags: Flags,
-    /// Whose it is, once the phase is `Registering` or later; 0 before.
+    /// Its user, once the phase is `Registering` or later; 0 before.
     pub user_id: UserId,
     /// The incomplete frame, and frames that were not read yet because the connection is held.
     pub inbox: Reassembler,

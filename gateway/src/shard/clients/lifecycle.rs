@@ -6,7 +6,7 @@
 //!     +-------------+----------+---------+-----------+------> Aborted -> Vacant
 //! ```
 //!
-//! This module changes phases and deadlines, and counts sessions. It writes nothing, and tells the driver nothing.
+//! This module changes phases and deadlines, and counts sessions. It writes nothing, and calls no driver.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
 //! Clients: the part of the shard that owns its connections, what waits to be sent to them, and their deadlines.
 //!
 //! It decides whether a connection is read from, when it is closed and for what cause, and it is the only part that gives
-//! bytes to the driver. It knows neither rooms nor users nor backends: when a session ends, it tells so with
+//! bytes to the driver. It knows neither rooms nor users nor backends: it reports the end of a session with
 //! [`Clients::next_ended_session`].
 //!
 //! This part alone gives bytes to the driver: with [`Clients::send`], and with [`Clients::take_reply`], which the driver asks for while
@@ -230,7 +230,8 @@ impl Clients {
         !must_wait
     }
 
-    /// Holds a connection for a reason that is not its own. [`Self::next_resumed`] returns it once it may be read from.
+    /// Holds a connection because answers on this thread wait, whichever connection they are for. [`Self::next_resumed`]
+    /// returns it once it may be read from.
     pub fn hold_for_answers(&mut self, slot: u32) {
         let connection = self.table.at_mut(slot);
         connection.flags |= Flags::HELD;

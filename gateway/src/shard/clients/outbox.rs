@@ -22,7 +22,7 @@ const SPARE_MAX: usize = 256;
 /// is about what copying 16 KiB costs.
 pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 
-/// Names an outbox that is in use.
+/// Identifies an outbox that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxId(NonZeroU32);
 

@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(output.take_reply(&mut connection), None);
         output.append(7, &mut connection, |out| out.extend_from_slice(b"pong"));
         connection.flags |= Flags::HELD;
-        assert_eq!(output.take_reply(&mut connection), None, "the driver has to be told to pause");
+        assert_eq!(output.take_reply(&mut connection), None, "the driver has to pause receiving");
         connection.flags -= Flags::HELD;
         assert_eq!(output.take_reply(&mut connection).unwrap(), "pong");
         assert_eq!(connection.in_flight_bytes, 4);

@@ -30,21 +30,21 @@ impl Table {
         self.connections.len()
     }
 
-    /// The connection of this name, if it is still here.
+    /// The connection with this id, if it is still open.
     #[inline]
     #[must_use]
     pub fn get(&self, conn: ConnId) -> Option<&Connection> {
         let connection = self.connections.get(conn.slot as usize)?;
-        let is_here = connection.generation == conn.generation && connection.phase != Phase::Vacant;
-        is_here.then_some(connection)
+        let is_open = connection.generation == conn.generation && connection.phase != Phase::Vacant;
+        is_open.then_some(connection)
     }
 
     /// The same, to be changed.
     #[inline]
     pub fn get_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
         let connection = self.connections.get_mut(conn.slot as usize)?;
-        let is_here = connection.generation == conn.generation && connection.phase != Phase::Vacant;
-        is_here.then_some(connection)
+        let is_open = connection.generation == conn.generation && connection.phase != Phase::Vacant;
+        is_open.then_some(connection)
     }
 
     /// The connection in a slot, vacant or not.
@@ -60,7 +60,7 @@ impl Table {
         &mut self.connections[slot as usize]
     }
 
-    /// The name of the connection in a slot.
+    /// The id of the connection in a slot.
     #[inline]
     #[must_use]
     pub fn conn_id(&self, slot: u32) -> ConnId {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_means_one_connection_of_a_slot() {
+    fn an_id_means_one_connection_of_a_slot() {
         let mut table = Table::default();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let first = ConnId { slot: 2, generation: 1 };

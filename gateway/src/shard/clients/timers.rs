@@ -28,7 +28,7 @@ const NONE: u32 = u32::MAX;
 pub struct Timers {
     links: Vec<Link>,
     levels: Box<[Level; LEVELS as usize]>,
-    /// The next tick to look at.
+    /// The next tick to expire. Buckets that end before it are empty.
     tick: u32,
     /// Slots that have a deadline.
     armed: usize,
@@ -171,7 +171,7 @@ impl Timers {
 impl Level {
     const EMPTY: Self = Self { heads: [NONE; BUCKETS as usize], occupied: [0; WORDS as usize] };
 
-    /// How many buckets after the one of turn `first` the first bucket is that is not empty.
+    /// The distance from the bucket numbered `first` to the first bucket that is not empty.
     fn first_occupied(&self, first: u32) -> Option<u32> {
         let first = first % BUCKETS;
         // The word that holds the first bucket comes twice: its end at the start, the rest at the end.
@@ -187,8 +187,8 @@ impl Level {
     }
 }
 
-/// The first turn of a level that ends with this tick or after it. For the next tick to look at, this is the
-/// first turn that was not looked at.
+/// The number of the first bucket of a level that ends with this tick or after it. Numbers do not wrap: the bucket is stored
+/// at its number modulo [`BUCKETS`].
 fn bucket_of(tick: u32, level: u32) -> u32 {
     tick.div_ceil(1 << (STEP_BITS * level))
 }

@@ -18,7 +18,7 @@
 //! | [`pushes`] | the way of a push: held back, released, offered |
 //! | [`fan_out`] | which member is served next |
 //! | [`windows`] | which pushes are held back |
-//! | [`message`] | what shards tell each other about rooms |
+//! | [`message`] | messages between shards about rooms |
 
 pub mod cursor;
 pub mod fan_out;
@@ -155,7 +155,7 @@ impl Rooms {
         self.effects.shrink_to_fit();
     }
 
-    /// Handles a message. `state` tells about a connection of this shard.
+    /// Handles a message. `state` returns the state of a connection of this shard.
     pub fn handle(
         &mut self,
         message: RoomMessage,

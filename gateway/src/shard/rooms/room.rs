@@ -18,7 +18,7 @@ pub type MembershipId = NonZeroU32;
 /// One room, as one shard sees it.
 #[derive(Debug)]
 pub struct Room {
-    /// Its name.
+    /// Its id.
     pub id: RoomId,
     /// How it treats its members.
     pub policy: RoomPolicy,

@@ -28,7 +28,7 @@ pub enum Member {
     Listed(MembershipId),
 }
 
-/// Names a room of a shard while it is open.
+/// Identifies a room of a shard while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RoomIndex(u32);
 
@@ -115,7 +115,7 @@ impl Table {
         Some((RoomIndex(u32::try_from(entry).ok()?), room))
     }
 
-    /// Finds a room by name.
+    /// Finds a room by its id.
     #[must_use]
     pub fn find(&self, id: &RoomId) -> Option<RoomIndex> {
         self.by_id.get(id).copied()
@@ -190,7 +190,7 @@ impl Table {
         Some(Member::Listed(room.next_in_round()))
     }
 
-    /// Opens a room. No room of that name may be open.
+    /// Opens a room. No room with that id may be open.
     pub fn open(
         &mut self,
         id: RoomId,

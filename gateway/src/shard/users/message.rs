@@ -1,4 +1,4 @@
-//! What shards tell each other about users and their sessions.
+//! Messages between shards about users and their sessions.
 
 use std::sync::Arc;
 

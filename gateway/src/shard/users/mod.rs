@@ -189,7 +189,10 @@ mod tests {
         users.handle(UserMessage::Kick { user_id: 5, permit: permit() });
         let mut evicted = 0;
         while let Some(UserEffect(_, SessionMessage::Evict { permit, .. })) = users.next_effect() {
-            assert!(permit.is_some(), "a kick is under way until each connection was told");
+            assert!(
+                permit.is_some(),
+                "a kick is under way until each connection was asked to close"
+            );
             evicted += 1;
         }
         assert_eq!(evicted, 2);

@@ -71,7 +71,7 @@ fn the_room_that_was_served_last_does_not_come_first_again() {
 }
 
 #[test]
-fn a_member_that_moves_within_a_round_is_told() {
+fn a_member_that_moves_within_a_round_is_returned() {
     let (mut table, rooms) = table(&["a"]);
     let members: Vec<Member> = (0..3).map(|slot| table.join(slot, rooms[0], 1)).collect();
     assert_eq!(table.leave(members[0]), None, "no round is under way");
