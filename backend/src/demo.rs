@@ -83,7 +83,7 @@ impl Handler for Demo {
             }
             Request::Leave(room) => answer_when_ended(call, gateway).leave(session, &room),
             Request::Say(room, message) => {
-                answer_when_ended(call, gateway).push_room(&room, SAY, message)
+                answer_when_ended(call, gateway).push_room(&room, SAY, message);
             }
             Request::Message(user_id, message) => {
                 call.finish(answer(gateway.push_user(user_id, MESSAGE, message)));

@@ -37,7 +37,7 @@ impl MessageQueue {
 
     /// The next message, if there is one.
     #[inline]
-    pub fn next(&mut self) -> Option<Message> {
+    pub fn next_message(&mut self) -> Option<Message> {
         if self.local.is_empty() && self.posted.is_empty() {
             if self.posted.capacity() > MESSAGES_KEPT_MAX {
                 // A burst has passed. The mailbox's own buffer comes here with the next messages.
@@ -88,12 +88,12 @@ mod tests {
         let mut messages = MessageQueue::new(Arc::clone(address.mailbox()));
         address.post(Message::Drain);
         address.post(Message::Drain);
-        assert!(matches!(messages.next(), Some(Message::Drain)));
+        assert!(matches!(messages.next_message(), Some(Message::Drain)));
         messages.push_local(Message::Stop);
         assert!(!messages.fall_asleep());
-        assert!(matches!(messages.next(), Some(Message::Stop)));
-        assert!(matches!(messages.next(), Some(Message::Drain)));
-        assert!(messages.next().is_none());
+        assert!(matches!(messages.next_message(), Some(Message::Stop)));
+        assert!(matches!(messages.next_message(), Some(Message::Drain)));
+        assert!(messages.next_message().is_none());
         assert!(messages.fall_asleep());
     }
 
@@ -102,7 +102,7 @@ mod tests {
         let address = Address::new();
         let mut messages = MessageQueue::new(Arc::clone(address.mailbox()));
         (0..=MESSAGES_KEPT_MAX).for_each(|_| address.post(Message::Drain));
-        while messages.next().is_some() {}
+        while messages.next_message().is_some() {}
         assert!(messages.take_freed_bytes() > MESSAGES_KEPT_MAX * size_of::<Message>());
         assert_eq!(messages.take_freed_bytes(), 0);
     }

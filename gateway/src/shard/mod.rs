@@ -226,7 +226,7 @@ impl Shard {
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
-            let Some(message) = self.messages.next() else { break };
+            let Some(message) = self.messages.next_message() else { break };
             // The clock is read once for all answers of a turn: for each it would cost as much as the answer.
             if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
                 self.clock.on_answers(driver.now());
