@@ -37,10 +37,10 @@ impl Clients {
         self.append(slot, |out| server::put_pong(out, sequence, clock.unix_ms()));
     }
 
-    /// Answers an authentication whose token was checked: with 100, or not yet.
+    /// Logs in a connection whose token was verified with this result. A success is not answered yet.
     ///
     /// # Errors
-    /// The authentication failed, and was answered.
+    /// The login failed, and was answered with 100: what that means for the connection.
     pub fn login(
         &mut self,
         slot: u32,

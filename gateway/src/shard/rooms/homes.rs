@@ -12,6 +12,19 @@ use crate::shard::clock::millis;
 /// Entries of the table that one housekeeping checks for idle rooms, at most.
 const IDLE_CHECKS_MAX: usize = 4096;
 
+/// What the rooms of a shard are configured to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This shard's number.
+    pub shard: u16,
+    /// How many shards there are.
+    pub shards: u16,
+    /// The lowest offset that a room may begin with.
+    pub first_offset: u64,
+    /// Policies and limits.
+    pub rooms: RoomsConfig,
+}
+
 /// How rooms open and close at their home.
 #[derive(Debug)]
 pub struct Homes {
@@ -26,12 +39,14 @@ pub struct Homes {
 }
 
 impl Homes {
-    /// Offsets begin at `first_offset`.
+    /// No room was closed yet.
     #[must_use]
-    pub fn new(first_offset: u64, config: &RoomsConfig) -> Self {
+    pub fn new(settings: &Settings) -> Self {
+        let Settings { rooms, first_offset, .. } = settings;
+        let first_offset = *first_offset;
         Self {
-            rooms_max: config.rooms_per_shard_max,
-            idle_ttl_ms: millis(config.idle_ttl),
+            rooms_max: rooms.rooms_per_shard_max,
+            idle_ttl_ms: millis(rooms.idle_ttl),
             first_offset,
             above_closed: first_offset,
             idle_next: 0,

@@ -44,11 +44,11 @@ use tokio::sync::oneshot;
 
 use super::command::{Aggregate, CommandLimiter, CommandPermit};
 use super::stats::RoomCounters;
-use crate::config::RoomsConfig;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use homes::Homes;
+pub use homes::Settings;
 use log::Log;
 pub use message::ConnState;
 use message::{RoomEffect, RoomMessage, Urgency};
@@ -59,19 +59,6 @@ use room::Room;
 use subscribers::Role;
 pub use subscribers::home;
 use table::{EVERYBODY, Member, RoomIndex, Table};
-
-/// What the rooms of a shard are configured to.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// This shard's number.
-    pub shard: u16,
-    /// How many shards there are.
-    pub shards: u16,
-    /// The lowest offset that a room may begin with.
-    pub first_offset: u64,
-    /// Policies and limits.
-    pub rooms: RoomsConfig,
-}
 
 /// All rooms of a shard. See the [module](self).
 #[derive(Debug)]
@@ -92,7 +79,7 @@ impl Rooms {
     pub fn new(settings: Settings, limiter: Arc<CommandLimiter>) -> Self {
         let Settings { shard, shards, first_offset, .. } = settings;
         let mut rooms = Self {
-            homes: Homes::new(first_offset, &settings.rooms),
+            homes: Homes::new(&settings),
             settings,
             table: Table::default(),
             pushes: Pushes::new(limiter),
@@ -228,12 +215,9 @@ impl Rooms {
         let urgency = Urgency::of(kind, policy);
         let frame = message::encode_push(kind, biz_data, offset);
         if let Role::Home { subscribers } = role {
-            self.effects.extend(subscribers.shards().map(|shard| {
+            self.effects.extend(subscribers.post_to_each(|| {
                 let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
-                RoomEffect::Post(
-                    shard,
-                    RoomMessage::Append { room, offset, frame, urgency, permit },
-                )
+                RoomMessage::Append { room, offset, frame, urgency, permit }
             }));
         }
         self.append(index, NumberedPush { frame, urgency, permit }, now_ms);
@@ -422,9 +406,9 @@ impl Rooms {
         let found = self.table.get(index);
         let aggregate = Aggregate::new(Some(found.info()), reply);
         if let Role::Home { subscribers } = &found.role {
-            self.effects.extend(subscribers.shards().map(|shard| {
+            self.effects.extend(subscribers.post_to_each(|| {
                 let (room, aggregate) = (room.clone(), Arc::clone(&aggregate));
-                RoomEffect::Post(shard, RoomMessage::CountMembers { room, aggregate })
+                RoomMessage::CountMembers { room, aggregate }
             }));
         }
     }

@@ -5,6 +5,8 @@
 
 use tidegate_backend::RoomId;
 
+use super::message::{RoomEffect, RoomMessage};
+
 /// What a shard is to a room.
 #[derive(Debug)]
 pub enum Role {
@@ -45,9 +47,12 @@ impl Subscribers {
         self.joins.is_empty()
     }
 
-    /// The shards.
-    pub fn shards(&self) -> impl Iterator<Item = u16> + '_ {
-        self.joins.iter().map(|&(shard, _)| shard)
+    /// Posts a message to each of the shards.
+    pub fn post_to_each(
+        &self,
+        message: impl Fn() -> RoomMessage,
+    ) -> impl Iterator<Item = RoomEffect> {
+        self.joins.iter().map(move |&(shard, _)| RoomEffect::Post(shard, message()))
     }
 
     /// Counts a join that is sent to a shard. Returns whether the shard subscribes with it: then it needs the log.

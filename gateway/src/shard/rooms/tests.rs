@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, RoomsConfig};
 
 const MINUTE_MS: u64 = 60_000;
 
