@@ -346,7 +346,7 @@ impl Shard {
                 Err(error) => self.on_malformed(slot, &error),
             }
             if self.clients.at(slot).is_closing() {
-                self.clients.discard(frames.discard_rest());
+                self.clients.count_discarded(frames.discard_rest());
                 return self.apply();
             }
         }
@@ -526,8 +526,8 @@ impl Shard {
 
     /// Once a burst is over, frees the memory that it left.
     fn trim_memory(&mut self) {
-        let freed_bytes = self.clients.take_long_bytes()
-            + self.rooms.take_closed_bytes()
+        let freed_bytes = self.clients.take_freed_bytes()
+            + self.rooms.take_freed_bytes()
             + self.messages.take_freed_bytes();
         let Self { housekeeping, shared, clock, .. } = self;
         let Some(trim) = housekeeping.trim(freed_bytes, &shared.heap, clock.now_ms()) else {

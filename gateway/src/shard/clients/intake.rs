@@ -27,8 +27,8 @@ pub struct Intake {
     rates: Option<RateLimiters>,
     /// Slots of held connections whose reason to be held may be gone.
     resumable: VecDeque<u32>,
-    /// Bytes of long frames that were read, or discarded unfinished, since they were last asked for.
-    long_bytes: usize,
+    /// Bytes of long frames that were read, or discarded unfinished, since they were last taken.
+    freed_bytes: usize,
 }
 
 impl Intake {
@@ -43,7 +43,7 @@ impl Intake {
             calls_max: limits.calls_per_connection_max,
             rates: rate.map(RateLimiters::new),
             resumable: VecDeque::new(),
-            long_bytes: 0,
+            freed_bytes: 0,
         }
     }
 
@@ -60,9 +60,9 @@ impl Intake {
         self.resumable.is_empty()
     }
 
-    /// Bytes of long frames since the last call of this function.
-    pub const fn take_long_bytes(&mut self) -> usize {
-        mem::replace(&mut self.long_bytes, 0)
+    /// Bytes of long frames that were freed since the last call of this function.
+    pub const fn take_freed_bytes(&mut self) -> usize {
+        mem::replace(&mut self.freed_bytes, 0)
     }
 
     /// The longest frame that is read from a connection, in bytes of payload. Without a session it is what an
@@ -101,7 +101,7 @@ impl Intake {
         bytes: usize,
         clock: &Clock,
     ) -> Result<(), u32> {
-        self.count_bytes(bytes);
+        self.count_freed(bytes);
         connection.last_seen_ms = clock.wrapping_ms();
         match &mut self.rates {
             Some(rates) => rates.admit(slot, clock.now_ms()),
@@ -109,11 +109,12 @@ impl Intake {
         }
     }
 
-    /// Bytes were read or discarded whose memory is free now, or soon: a long frame, or a part of one.
+    /// Counts bytes that were read or discarded, if they are many: a long frame, or a part of one. Their memory is free now, or
+    /// soon.
     #[inline]
-    pub const fn count_bytes(&mut self, bytes: usize) {
+    pub const fn count_freed(&mut self, bytes: usize) {
         if bytes > SHORT_BYTES {
-            self.long_bytes += bytes;
+            self.freed_bytes += bytes;
         }
     }
 
@@ -198,11 +199,11 @@ mod tests {
         let clock = Clock::new(Instant::now(), WallClock::system());
         let mut open = connection(Phase::Open);
         intake.count_frame(1, &mut open, SHORT_BYTES, &clock).unwrap();
-        intake.count_bytes(SHORT_BYTES);
-        assert_eq!(intake.take_long_bytes(), 0);
+        intake.count_freed(SHORT_BYTES);
+        assert_eq!(intake.take_freed_bytes(), 0);
         intake.count_frame(1, &mut open, 5_000, &clock).unwrap();
-        intake.count_bytes(60_000);
-        assert_eq!((intake.take_long_bytes(), intake.take_long_bytes()), (65_000, 0));
+        intake.count_freed(60_000);
+        assert_eq!((intake.take_freed_bytes(), intake.take_freed_bytes()), (65_000, 0));
     }
 
     #[test]

@@ -143,9 +143,9 @@ impl Clients {
         self.lifecycle.next_deadline_in_ms(now_ms)
     }
 
-    /// Bytes of long messages since the last call of this function.
-    pub const fn take_long_bytes(&mut self) -> usize {
-        self.intake.take_long_bytes() + self.output.take_long_bytes()
+    /// Bytes of long messages that were freed since the last call of this function.
+    pub const fn take_freed_bytes(&mut self) -> usize {
+        self.intake.take_freed_bytes() + self.output.take_freed_bytes()
     }
 
     /// Frees the memory that is kept for reuse.
@@ -246,8 +246,8 @@ impl Clients {
         self.intake.frame_bytes_max(self.at(slot))
     }
 
-    /// Bytes that were received are not read.
-    pub const fn discard(&mut self, bytes: usize) {
+    /// Counts bytes that were received and are not read.
+    pub const fn count_discarded(&mut self, bytes: usize) {
         self.counters.discarded_bytes += bytes as u64;
     }
 
@@ -378,7 +378,7 @@ impl Clients {
         let kept_bytes = connection.inbox.kept_bytes();
         connection.inbox = Reassembler::new();
         self.counters.discarded_bytes += kept_bytes as u64;
-        self.intake.count_bytes(kept_bytes);
+        self.intake.count_freed(kept_bytes);
         connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
         self.lifecycle.end_session(conn, connection);
     }

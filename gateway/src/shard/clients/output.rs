@@ -29,8 +29,8 @@ pub struct Output {
     flush_list: Vec<u32>,
     /// An outbox is so long that it must not wait for the end of the turn.
     has_long_outbox: bool,
-    /// Bytes of long sends that ended, and of long outboxes that were discarded, since they were last asked for.
-    long_bytes: usize,
+    /// Bytes of long sends that ended, and of long outboxes that were discarded, since they were last taken.
+    freed_bytes: usize,
 }
 
 impl Output {
@@ -82,8 +82,8 @@ impl Output {
     }
 
     /// Bytes of long sends that ended, and of long outboxes that were discarded, since the last call of this function.
-    pub const fn take_long_bytes(&mut self) -> usize {
-        mem::replace(&mut self.long_bytes, 0)
+    pub const fn take_freed_bytes(&mut self) -> usize {
+        mem::replace(&mut self.freed_bytes, 0)
     }
 
     /// Frees the memory that is kept for reuse.
@@ -169,14 +169,14 @@ impl Output {
     pub fn finish_send(&mut self, connection: &mut Connection) {
         let bytes = mem::take(&mut connection.in_flight_bytes) as usize;
         self.in_flight_bytes -= bytes;
-        self.freed(bytes);
+        self.count_freed(bytes);
     }
 
-    /// Counts bytes whose memory is free now: only then can it be given back.
+    /// Counts bytes whose memory is free now, if they are many. Only free memory can be given back.
     #[inline]
-    const fn freed(&mut self, bytes: usize) {
+    const fn count_freed(&mut self, bytes: usize) {
         if bytes > SHORT_BYTES {
-            self.long_bytes += bytes;
+            self.freed_bytes += bytes;
         }
     }
 
@@ -184,7 +184,7 @@ impl Output {
     pub fn discard(&mut self, connection: &mut Connection) -> usize {
         self.finish_send(connection);
         let bytes = self.outboxes.discard(&mut connection.outbox);
-        self.freed(bytes);
+        self.count_freed(bytes);
         bytes
     }
 

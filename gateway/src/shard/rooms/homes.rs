@@ -81,7 +81,7 @@ impl Homes {
     /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns the bytes of
     /// the rooms that were closed.
     pub fn close_idle(&mut self, table: &mut Table, now_ms: u64) -> usize {
-        let mut closed_bytes = 0;
+        let mut freed_bytes = 0;
         let entries = table.entries();
         for _ in 0..IDLE_CHECKS_MAX.min(entries) {
             self.idle_next = (self.idle_next + 1) % entries;
@@ -92,10 +92,10 @@ impl Homes {
             }
             if index != EVERYBODY && self.is_idle(room, now_ms) {
                 self.above_closed = self.above_closed.max(room.log.end());
-                closed_bytes += table.close(index).map_or(0, |room| room.memory_bytes());
+                freed_bytes += table.close(index).map_or(0, |room| room.memory_bytes());
             }
         }
-        closed_bytes
+        freed_bytes
     }
 
     fn is_idle(&self, room: &Room, now_ms: u64) -> bool {

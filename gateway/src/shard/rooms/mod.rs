@@ -68,8 +68,8 @@ pub struct Rooms {
     homes: Homes,
     pushes: Pushes,
     effects: VecDeque<RoomEffect>,
-    /// Memory of the rooms that were closed, in bytes, since it was last asked for.
-    closed_bytes: usize,
+    /// Memory of the rooms that were closed, in bytes, since it was last taken.
+    freed_bytes: usize,
     counters: RoomCounters,
 }
 
@@ -84,7 +84,7 @@ impl Rooms {
             table: Table::default(),
             pushes: Pushes::new(limiter),
             effects: VecDeque::new(),
-            closed_bytes: 0,
+            freed_bytes: 0,
             counters: RoomCounters::default(),
         };
         let role = Role::in_everybodys_room(shard, shards);
@@ -182,7 +182,7 @@ impl Rooms {
                 if let Some(closed) =
                     self.table.find(&room).and_then(|index| self.table.close(index))
                 {
-                    self.closed_bytes += closed.memory_bytes();
+                    self.freed_bytes += closed.memory_bytes();
                 }
             }
             RoomMessage::Inspect { room, reply } => self.inspect(&room, reply),
@@ -450,12 +450,12 @@ impl Rooms {
 
     /// Closes rooms whose home is here, that have no members and no recent push.
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
-        self.closed_bytes += self.homes.close_idle(&mut self.table, now_ms);
+        self.freed_bytes += self.homes.close_idle(&mut self.table, now_ms);
     }
 
     /// Memory of the rooms that were closed, in bytes, since the last call of this function.
-    pub const fn take_closed_bytes(&mut self) -> usize {
-        std::mem::replace(&mut self.closed_bytes, 0)
+    pub const fn take_freed_bytes(&mut self) -> usize {
+        std::mem::replace(&mut self.freed_bytes, 0)
     }
 
     /// The shard ends and did not drain: refuses the pushes that were not offered to every member.

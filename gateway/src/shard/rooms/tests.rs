@@ -195,8 +195,8 @@ fn a_replica_without_members_tells_the_home() {
     assert_eq!(part.rooms.len(), 2, "the home may have a join on its way");
     part.handle(RoomMessage::Unsubscribed { room: far }, 0);
     assert_eq!(part.rooms.len(), 1);
-    assert!(part.rooms.take_closed_bytes() > 0);
-    assert_eq!(part.rooms.take_closed_bytes(), 0);
+    assert!(part.rooms.take_freed_bytes() > 0);
+    assert_eq!(part.rooms.take_freed_bytes(), 0);
 }
 
 #[test]
