@@ -12,7 +12,6 @@ use super::clients::Clients;
 use super::clients::outbox::SHARED_BYTES_MIN;
 use super::clock::Clock;
 use super::rooms::reader::NextChunk;
-use super::rooms::table::Member;
 use super::rooms::{ConnState, ReadOutcome, Rooms};
 use crate::driver::{ConnId, Driver, SendState};
 
@@ -36,39 +35,39 @@ pub fn conn_state(clients: &Clients, conn: ConnId) -> ConnState {
     }
 }
 
-/// Serves the member that a round has come to. With nothing under way it gets everything that the log has released;
-/// otherwise the pushes are pending.
-///
-/// # Errors
-/// [`TooSlow`].
+/// Serves one turn's slice of `budget` members. A member with nothing under way gets everything that the log has released;
+/// for the others the pushes are pending. `Some`: the connection in this slot is too slow. Close it, and call this again.
 #[inline]
-pub fn serve(
+pub fn fan_out(
     rooms: &mut Rooms,
     clients: &mut Clients,
-    (member, slot): (Member, u32),
+    budget: &mut usize,
     driver: &mut impl Driver,
     clock: &Clock,
-) -> Result<(), TooSlow> {
-    if !clients.is_writable(slot) {
-        clients.mark_pushes_pending(slot);
-        return Ok(());
-    }
-    loop {
-        match rooms.next_chunk(member) {
-            NextChunk::UpToDate => return Ok(()),
-            NextChunk::TooSlow => return Err(TooSlow),
-            NextChunk::Chunk { bytes, more, .. } => {
-                let state = clients.send(slot, bytes, driver, clock);
-                if !more {
-                    return Ok(());
-                }
-                if state == SendState::UnderWay {
-                    clients.mark_pushes_pending(slot);
-                    return Ok(());
+) -> Option<u32> {
+    while let Some((member, slot)) = rooms.next_to_serve(budget) {
+        if !clients.is_writable(slot) {
+            clients.mark_pushes_pending(slot);
+            continue;
+        }
+        loop {
+            match rooms.next_chunk(member) {
+                NextChunk::UpToDate => break,
+                NextChunk::TooSlow => return Some(slot),
+                NextChunk::Chunk { bytes, more, .. } => {
+                    let state = clients.send(slot, bytes, driver, clock);
+                    if !more {
+                        break;
+                    }
+                    if state == SendState::UnderWay {
+                        clients.mark_pushes_pending(slot);
+                        break;
+                    }
                 }
             }
         }
     }
+    None
 }
 
 /// The next piece to send: of the outbox, and of the logs of the connection's rooms. Short chunks are put together in

@@ -589,11 +589,11 @@ impl Shard {
     /// Serves one turn's slice of members.
     fn fan_out(&mut self, driver: &mut impl Driver) {
         let mut budget = self.shared.config.limits.fan_out_slice_members;
-        while let Some(member) = self.rooms.next_to_serve(&mut budget) {
+        loop {
             let Self { rooms, clients, clock, .. } = self;
-            if delivery::serve(rooms, clients, member, driver, clock) == Err(TooSlow) {
-                self.close_slow_member(member.1);
-            }
+            let too_slow = delivery::fan_out(rooms, clients, &mut budget, driver, clock);
+            let Some(slot) = too_slow else { return };
+            self.close_slow_member(slot);
         }
     }
 
