@@ -108,10 +108,25 @@ impl Clients {
         self.counters.sent_bytes += bytes as u64;
         let connection = self.table.at_mut(slot);
         if connection.has(Flags::HELD) {
-            // The client takes what it is sent: a sign of life while it is not read from.
-            connection.last_seen_ms = clock.wrapping_ms();
-            self.intake.resume_later(slot, connection);
+            return self.sent_while_held(slot, clock);
         }
+        self.list_if_more(slot);
+    }
+
+    /// The client takes what it is sent: a sign of life while it is not read from. Apart, so that [`Self::sent`] is small enough
+    /// to be inlined where pushes are sent.
+    #[cold]
+    fn sent_while_held(&mut self, slot: u32, clock: &Clock) {
+        let connection = self.table.at_mut(slot);
+        connection.last_seen_ms = clock.wrapping_ms();
+        self.intake.resume_later(slot, connection);
+        self.list_if_more(slot);
+    }
+
+    /// Lists a connection to be flushed if it has more to send, or ends with its last send.
+    #[inline]
+    fn list_if_more(&mut self, slot: u32) {
+        let connection = self.table.at_mut(slot);
         if connection.outbox.is_some()
             || connection.has(Flags::PENDING_PUSHES | Flags::PEER_ENDED)
             || connection.phase == Phase::Closing
