@@ -339,12 +339,12 @@ fn no_push_waits_for_a_window_while_the_shard_drains() {
 }
 
 #[test]
-fn a_run_has_at_most_64_kib() {
-    for (last_frame_bytes, run) in [(536, (65_536, 3)), (537, (65_000, 2))] {
+fn a_chunk_has_at_most_64_kib() {
+    for (last_frame_bytes, chunk) in [(536, (65_536, 3)), (537, (65_000, 2))] {
         let mut log = Log::new(1, usize::MAX);
         for bytes in [65_000, last_frame_bytes] {
             log.append(Bytes::from(vec![7; bytes]));
         }
-        assert_eq!(log.read(1, 3).map(|(bytes, to)| (bytes.len(), to)), Some(run));
+        assert_eq!(log.chunk(1, 3).map(|(bytes, to)| (bytes.len(), to)), Some(chunk));
     }
 }
