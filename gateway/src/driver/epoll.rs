@@ -4,7 +4,7 @@
 //! the waker. It saves system calls in three ways. A read that comes short has emptied the socket, so it is
 //! not tried again (epoll(7) promises a new edge). Interest in writability is registered only once a write
 //! has come short. Accepted sockets inherit their options from the listener. And a wait may let events gather: see
-//! [`coalesce`](super::coalesce).
+//! `driver/coalesce.rs`.
 //!
 //! | module | what it owns |
 //! |---|---|
