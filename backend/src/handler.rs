@@ -152,6 +152,11 @@ impl Call {
         self.id
     }
 
+    /// Answers a call that has expired before a handler got it.
+    pub(crate) fn expire(self) {
+        self.fail(Code::Timeout);
+    }
+
     /// Drops the call without an answer: it has expired, and the receiver of its answer knows that.
     pub(crate) fn dismiss(mut self) {
         self.port = None;

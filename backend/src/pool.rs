@@ -7,9 +7,10 @@
 //!
 //! # Time
 //!
-//! A call whose timeout has passed is never handed to a handler. The shard that submits calls removes those whose
-//! time is up ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
-//! workers block. The exception is what a worker has taken: up to 16 KiB of one connection's calls. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
+//! A call that has expired is never handed to a handler. The shard that submits calls removes those that have
+//! expired ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
+//! workers block. A worker that finds one first answers it with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it
+//! handles the next call of that connection: so no answer overtakes it. The exception is what a worker has taken: up to 16 KiB of one connection's calls. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
 //! [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
 //!
 //! # Which workers are woken
@@ -138,6 +139,7 @@ impl Pool {
             gathered: Vec::with_capacity(GATHERED_MAX),
             gathered_bytes: 0,
             is_unflushed: false,
+            timeouts: Vec::new(),
             expired: Vec::new(),
         }
     }
@@ -189,15 +191,23 @@ pub struct Submitter {
     gathered_bytes: usize,
     /// Calls were put into the queue since the last flush.
     is_unflushed: bool,
+    /// The names of this submitter's timeouts.
+    timeouts: Vec<(Duration, TimeoutId)>,
     /// Empty between calls; kept for its memory.
     expired: Vec<Call>,
 }
 
 impl Submitter {
-    /// The name of a timeout, for [`Submitter::submit`]. All submitters of a pool have the same names.
+    /// The name of a timeout, for [`Submitter::submit`] of this submitter.
     #[must_use]
-    pub fn timeout_id(&self, timeout: Duration) -> TimeoutId {
-        self.pool.shared().lock().queue.timeout_id(timeout)
+    pub fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
+        let known = self.timeouts.iter().find(|(known, _)| *known == timeout);
+        if let Some(&(_, id)) = known {
+            return id;
+        }
+        let id = self.pool.shared().lock().queue.add_timeout(timeout);
+        self.timeouts.push((timeout, id));
+        id
     }
 
     /// Whether the queue has room for a call with a request of this many bytes: ask before making one.
@@ -270,24 +280,18 @@ impl Submitter {
         self.pool.shared().queued_calls.load(Ordering::Relaxed) > 0
     }
 
-    /// Removes queued calls whose time is up at `now`, those of other submitters too. They are not answered:
-    /// the shard that submitted them knows that their time is up. Returns whether there may be more.
+    /// Removes queued calls of this submitter that have expired at `now`. They are not answered: the shard that submitted
+    /// them has answered them before. Returns whether there may be more.
     pub fn expire(&mut self, now: Instant) -> bool {
         let shared = self.pool.shared();
         let mut state = shared.lock();
-        let more = state.queue.expire(now, EXPIRE_CALLS_MAX, &mut self.expired);
+        let timeouts = self.timeouts.iter().map(|(_, id)| *id);
+        let more = state.queue.expire(now, timeouts, EXPIRE_CALLS_MAX, &mut self.expired);
         shared.publish(&state);
         drop(state);
-        dismiss(&mut self.expired);
+        // Without the lock: requests may be large.
+        self.expired.drain(..).for_each(Call::dismiss);
         more
-    }
-}
-
-/// Drops calls without an answer. The lock must not be held: requests may be large.
-fn dismiss(expired: &mut Vec<Call>) {
-    expired.drain(..).for_each(Call::dismiss);
-    if expired.capacity() > EXPIRE_CALLS_MAX {
-        *expired = Vec::new();
     }
 }
 

@@ -30,9 +30,24 @@ pub(crate) const EXPIRED_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineId(u32);
 
-/// Names a timeout of the pool. Calls with the same timeout expire in the order in which they were received.
+/// Names a timeout of one submitter. Calls with the same name expire in the order in which they were received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimeoutId(u16);
+pub struct TimeoutId(u32);
+
+impl TimeoutId {
+    #[inline]
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Expired calls that a worker has found in the queue, on their way to being answered.
+#[derive(Debug, Default)]
+pub(crate) struct Expired {
+    pub(crate) calls: Vec<Call>,
+    /// Lines that are held until these calls are answered, so that no answer of a later call overtakes theirs.
+    pub(crate) lines: Vec<LineId>,
+}
 
 /// A call that a worker has taken and not handled yet.
 #[derive(Debug)]
@@ -123,14 +138,10 @@ impl Queue {
         self.runnable_lines
     }
 
-    /// The name of a timeout. Calls that have the same one share a list.
-    pub(crate) fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
-        let known = self.timeouts.iter().position(|list| list.timeout == timeout);
-        let index = known.unwrap_or_else(|| {
-            self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY, returned: List::EMPTY });
-            self.timeouts.len() - 1
-        });
-        TimeoutId(u16::try_from(index).expect("there are fewer routes than 2^16"))
+    /// A name for a timeout: a list of its own.
+    pub(crate) fn add_timeout(&mut self, timeout: Duration) -> TimeoutId {
+        self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY, returned: List::EMPTY });
+        TimeoutId(narrow(self.timeouts.len() - 1))
     }
 
     /// Appends a call to its connection's line.
@@ -146,7 +157,7 @@ impl Queue {
         let is_returned = false;
         let waiting = Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
         let index = narrow(self.calls.insert(waiting));
-        let list = &mut self.timeouts[usize::from(timeout.0)].calls;
+        let list = &mut self.timeouts[timeout.index()].calls;
         list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
         let of_line = &mut self.lines[line as usize];
         let was_empty = of_line.calls.is_empty();
@@ -162,9 +173,9 @@ impl Queue {
     ///
     /// It stops at [`EXPIRED_MAX`] calls whose time is up, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
-    pub(crate) fn take(&mut self, now: Instant, expired: &mut Vec<Call>) -> Option<(LineId, Call)> {
+    pub(crate) fn take(&mut self, now: Instant, expired: &mut Expired) -> Option<(LineId, Call)> {
         while let Some(line) = self.runnable.front() {
-            if expired.len() >= EXPIRED_MAX {
+            if expired.calls.len() >= EXPIRED_MAX {
                 return None;
             }
             self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
@@ -173,7 +184,8 @@ impl Queue {
             let line = LineId(line);
             match self.take_from(line, now, expired) {
                 Some(call) => return Some((line, call)),
-                None => self.release(line),
+                // Only calls that have expired were in it.
+                None => expired.lines.push(line),
             }
         }
         None
@@ -194,7 +206,7 @@ impl Queue {
             let Some(index) = self.lines[line.0 as usize].calls.front() else { return };
             let Waiting { call, received, timeout, .. } = &self.calls[index as usize];
             let waited = now.saturating_duration_since(*received);
-            let is_due = waited >= self.timeouts[usize::from(timeout.0)].timeout;
+            let is_due = waited >= self.timeouts[timeout.index()].timeout;
             let Some(left) = bytes_left.checked_sub(call.biz_data().len()) else { return };
             if is_due {
                 return;
@@ -214,7 +226,7 @@ impl Queue {
     /// The duration that a name means.
     #[inline]
     pub(crate) fn timeout(&self, timeout: TimeoutId) -> Duration {
-        self.timeouts[usize::from(timeout.0)].timeout
+        self.timeouts[timeout.index()].timeout
     }
 
     /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
@@ -227,7 +239,7 @@ impl Queue {
             let waiting =
                 Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
             let index = narrow(self.calls.insert(waiting));
-            let list = &mut self.timeouts[usize::from(timeout.0)].returned;
+            let list = &mut self.timeouts[timeout.index()].returned;
             list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
             let of_line = &mut self.lines[line as usize].calls;
             of_line.insert_after(&mut self.calls, index, in_line_before, |call| &mut call.in_line);
@@ -235,25 +247,25 @@ impl Queue {
         }
     }
 
-    /// Takes the next call of a line that the caller holds. Calls whose time is up go to `expired` instead.
+    /// Takes the next call of a line that the caller holds. Expired calls go to `expired` instead.
     #[inline]
     pub(crate) fn take_from(
         &mut self,
         line: LineId,
         now: Instant,
-        expired: &mut Vec<Call>,
+        expired: &mut Expired,
     ) -> Option<Call> {
-        while expired.len() < EXPIRED_MAX
+        while expired.calls.len() < EXPIRED_MAX
             && let Some(index) = self.lines[line.0 as usize].calls.front()
         {
             let Waiting { call, received, timeout, .. } = self.remove(index);
             let waited = now.saturating_duration_since(received);
-            if waited < self.timeouts[usize::from(timeout.0)].timeout {
+            if waited < self.timeouts[timeout.index()].timeout {
                 self.waits.note(micros(waited));
                 return Some(call);
             }
             self.expired += 1;
-            expired.push(call);
+            expired.calls.push(call);
         }
         None
     }
@@ -270,14 +282,16 @@ impl Queue {
         }
     }
 
-    /// Removes calls whose time is up at `now`, `calls_max` at most. Returns whether there may be more.
+    /// Removes calls with these timeouts that have expired at `now`, `calls_max` at most. Returns whether there may be more.
     pub(crate) fn expire(
         &mut self,
         now: Instant,
+        timeouts: impl Iterator<Item = TimeoutId>,
         calls_max: usize,
         expired: &mut Vec<Call>,
     ) -> bool {
-        let lists = (0..self.timeouts.len()).flat_map(|index| [(index, false), (index, true)]);
+        let indices = timeouts.map(TimeoutId::index);
+        let lists = indices.flat_map(|index| [(index, false), (index, true)]);
         for (index, is_returned) in lists {
             while let Some(oldest) = self.timeouts[index].of(is_returned).front() {
                 let waiting = &self.calls[oldest as usize];
@@ -322,7 +336,7 @@ impl Queue {
     fn remove(&mut self, index: u32) -> Waiting {
         let (line, timeout, is_returned) = {
             let waiting = &self.calls[index as usize];
-            (waiting.line as usize, usize::from(waiting.timeout.0), waiting.is_returned)
+            (waiting.line as usize, waiting.timeout.index(), waiting.is_returned)
         };
         self.lines[line].calls.remove(&mut self.calls, index, |call| &mut call.in_line);
         let list = self.timeouts[timeout].of(is_returned);
@@ -412,20 +426,33 @@ mod tests {
     struct World {
         queue: Queue,
         start: Instant,
-        expired: Vec<Call>,
+        expired: Expired,
+        timeouts: Vec<(Duration, TimeoutId)>,
     }
 
     impl World {
         fn new() -> Self {
-            Self { queue: Queue::default(), start: Instant::now(), expired: Vec::new() }
+            let (queue, expired, timeouts) = Default::default();
+            Self { queue, start: Instant::now(), expired, timeouts }
         }
 
         /// A call that was received `received` after the start.
         fn push(&mut self, session: u64, id: u64, received: Duration, timeout: Duration) {
             let data = Bytes::from_static(&[0; 10]);
             let call = Call::new(1, 7, SessionId(session), data, CallId(id), Arc::new(Nowhere));
-            let timeout = self.queue.timeout_id(timeout);
-            self.queue.push(call, self.start + received, timeout);
+            let known = self.timeouts.iter().find(|(known, _)| *known == timeout);
+            let id = known.map(|(_, id)| *id).unwrap_or_else(|| {
+                let id = self.queue.add_timeout(timeout);
+                self.timeouts.push((timeout, id));
+                id
+            });
+            self.queue.push(call, self.start + received, id);
+        }
+
+        /// Releases the lines of the expired calls that were found.
+        fn release_expired(&mut self) {
+            self.expired.calls.clear();
+            self.expired.lines.drain(..).for_each(|line| self.queue.release(line));
         }
 
         fn take(&mut self, at: Duration) -> Option<(LineId, u64)> {
@@ -440,7 +467,8 @@ mod tests {
 
         fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
             let mut expired = Vec::new();
-            let more = self.queue.expire(self.start + at, calls_max, &mut expired);
+            let timeouts = self.timeouts.iter().map(|(_, id)| *id);
+            let more = self.queue.expire(self.start + at, timeouts, calls_max, &mut expired);
             (expired.iter().map(|call| call.id().0).collect(), more)
         }
 
@@ -526,9 +554,16 @@ mod tests {
         world.push(1, 11, SECOND, SECOND);
         world.push(2, 20, Duration::ZERO, SECOND);
         let (line, id) = world.take(SECOND).unwrap();
-        assert_eq!((id, world.expired.len()), (11, 1));
+        assert_eq!((id, world.expired.calls.len()), (11, 1));
         assert_eq!(world.take(SECOND), None);
-        assert_eq!((world.expired.len(), world.queue.expired()), (2, 2));
+        assert_eq!((world.expired.calls.len(), world.queue.expired()), (2, 2));
+        world.queue.release(line);
+        // The line of 20 is held until 20 is answered: what comes behind it meanwhile must not be answered before.
+        world.push(2, 21, SECOND, SECOND);
+        assert_eq!(world.take(SECOND), None);
+        world.release_expired();
+        let (line, id) = world.take(SECOND).unwrap();
+        assert_eq!(id, 21);
         world.queue.release(line);
         assert!(world.is_clear());
     }
@@ -574,7 +609,7 @@ mod tests {
         assert_eq!((ids(&run), world.queue.bytes()), (vec![13], 20), "each request has 10 bytes");
         assert!(world.take_run(line, SECOND, (10, 1000)).is_empty(), "its time is up");
         assert_eq!(world.take_from(line, SECOND), None);
-        assert_eq!(world.expired.len(), 1);
+        assert_eq!(world.expired.calls.len(), 1);
     }
 
     #[test]
@@ -617,10 +652,11 @@ mod tests {
         }
         world.push(calls, calls, SECOND, SECOND);
         assert_eq!(world.take(SECOND), None);
-        assert_eq!((world.expired.len(), world.queue.calls()), (EXPIRED_MAX, 6));
-        world.expired.clear();
+        assert_eq!((world.expired.calls.len(), world.queue.calls()), (EXPIRED_MAX, 6));
+        world.release_expired();
         let (line, id) = world.take(SECOND).unwrap();
-        assert_eq!((id, world.expired.len()), (calls, 5));
+        assert_eq!((id, world.expired.calls.len()), (calls, 5));
+        world.release_expired();
         world.queue.release(line);
         assert!(world.is_clear());
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::queue::{EXPIRED_MAX, LineId, Queue, Taken, TimeoutId};
-use super::{Shared, dismiss, unpark};
+use super::queue::{Expired, LineId, Queue, Taken, TimeoutId};
+use super::{Shared, unpark};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::batch::{self, Batch, SLOW_CALL};
@@ -92,7 +92,7 @@ impl Worker {
             waits: Vec::new(),
             began: None,
             last: Taking::Alone,
-            expired: Vec::new(),
+            expired: Expired::default(),
         };
         Self {
             handler: Arc::clone(handler),
@@ -242,7 +242,7 @@ pub(crate) struct Hold {
     /// How that call was taken.
     last: Taking,
     /// Empty between calls; kept for its memory.
-    expired: Vec<Call>,
+    expired: Expired,
 }
 
 /// How a call is taken.
@@ -295,9 +295,10 @@ impl Hold {
         let calls_left = self.shared.options.batch_calls_max - 1;
         let mut state = self.shared.lock();
         let mut taken = state.queue.take(now, &mut self.expired);
-        while taken.is_none() && self.expired.len() >= EXPIRED_MAX {
+        // A line that had only expired calls may have others by now.
+        while taken.is_none() && !self.expired.calls.is_empty() {
             drop(state);
-            dismiss(&mut self.expired);
+            self.answer_expired(now);
             state = self.shared.lock();
             taken = state.queue.take(now, &mut self.expired);
         }
@@ -325,7 +326,7 @@ impl Hold {
             self.note_begin(now);
         }
         unpark(wake);
-        dismiss(&mut self.expired);
+        self.answer_expired(now);
         begin
     }
 
@@ -397,7 +398,11 @@ impl Hold {
             }
             if call.is_none() && self.last == Taking::Alone {
                 self.lines.pop();
-                queue.release(line);
+                if self.expired.calls.is_empty() {
+                    queue.release(line);
+                } else {
+                    self.expired.lines.push(line);
+                }
             }
         }
         if call.is_none()
@@ -421,11 +426,28 @@ impl Hold {
             None => self.shared.set_began(self.index, None),
         }
         unpark(wake);
-        dismiss(&mut self.expired);
+        self.answer_expired(now);
         if is_slow {
             batch::wake_deferred();
         }
         call
+    }
+
+    /// Answers expired calls, then releases their lines. The lock must not be held: an answer takes other locks, and
+    /// requests may be large.
+    #[inline]
+    fn answer_expired(&mut self, now: Instant) {
+        if self.expired.calls.is_empty() {
+            return;
+        }
+        self.expired.calls.drain(..).for_each(Call::expire);
+        let mut state = self.shared.lock();
+        for line in self.expired.lines.drain(..) {
+            state.queue.release(line);
+        }
+        let wake = state.worker_to_wake(now, &self.shared);
+        drop(state);
+        unpark(wake);
     }
 
     /// A call was taken: it is at hand from now on.

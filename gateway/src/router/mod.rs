@@ -97,7 +97,7 @@ impl Router {
     #[must_use]
     pub fn new(routes: &[RouteConfig], backends: &[Backend], shards: u16) -> Self {
         let index_of = |name: &str| backends.iter().position(|backend| &*backend.name == name);
-        let backends: Vec<ShardBackend> = backends
+        let mut backends: Vec<ShardBackend> = backends
             .iter()
             .map(|backend| ShardBackend {
                 handler: Arc::clone(&backend.handler),
@@ -111,7 +111,7 @@ impl Router {
                     .and_then(|index| u16::try_from(index).ok())
                     .expect("routes are checked against the backends at start");
                 let timeout_ms = u64::try_from(route.timeout.as_millis()).unwrap_or(u64::MAX);
-                let submitter = backends[usize::from(backend)].submitter.as_ref();
+                let submitter = backends[usize::from(backend)].submitter.as_mut();
                 let timeout = Duration::from_millis(timeout_ms);
                 Route {
                     first_type: route.first_type,

@@ -115,3 +115,23 @@ fn a_request_that_waited_for_a_call_which_timed_out_is_handed_over_in_the_same_t
     world.turn(0);
     assert_eq!(world.count(|stats| stats.answers), 1, "the second request was handed over");
 }
+
+#[test]
+fn no_answer_overtakes_that_of_a_call_which_expires_in_the_queue() {
+    let mut world = World::new(|config| config.backends[0].placement = Some(Placement::Worker));
+    let mut phone = world.log_in(0);
+    let timeout = world.config().routes[0].timeout;
+    world.ask(&phone, ECHO, 1, b"");
+    world.turns(4);
+    world.advance(timeout / 2);
+    world.ask(&phone, ECHO, 2, b"");
+    world.turns(4);
+    world.advance(timeout / 2 + Duration::from_millis(1));
+    // The worker sees that the first call has expired before the shard does.
+    world.run_workers();
+    phone.read_for(&mut world, 4);
+    let answers = phone.received.iter().filter(|answer| answer.kind == ECHO);
+    let answers: Vec<_> = answers.map(|answer| (answer.sequence, answer.code)).collect();
+    assert_eq!(answers, [(1, Some(Code::Timeout)), (2, None)]);
+    assert_eq!(world.count(|stats| stats.late_answers), 0, "a handler has answered in time");
+}

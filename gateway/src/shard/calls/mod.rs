@@ -8,12 +8,14 @@ pub mod port;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::handler::{AnswerPort, Outcome};
 use tidegate_backend::histogram::Durations;
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{Call, Gateway, SessionId, UserId};
+use tidegate_protocol::Code;
 
 use super::clock::Clock;
 use super::mailbox::{Address, Answer};
@@ -173,11 +175,13 @@ impl Calls {
         self.port.next_answer()
     }
 
-    /// Ends the call of an answer. `None`: the call has expired, so the answer is late.
+    /// Ends the call of an answer. `None`: the call has expired, so the answer is late. (A call may expire both here and in its
+    /// queue: the queue's answer is then the second one, and not counted as late.)
     #[inline]
     pub fn finish(&mut self, answer: Answer, clock: &Clock) -> Option<(PendingCall, Outcome)> {
         let Some(pending) = self.router.pending.close(answer.call) else {
-            self.counters.late_answers += 1;
+            let has_expired = answer.outcome == Err(Code::Timeout.into());
+            self.counters.late_answers += u64::from(!has_expired);
             return None;
         };
         self.note_duration(&pending, clock);
@@ -192,12 +196,14 @@ impl Calls {
         Some(pending)
     }
 
-    /// Removes expired calls from the backends' queues, after [`Self::take_expired`] has found some. Returns
-    /// whether there may be more.
+    /// Removes expired calls from the backends' queues. [`Self::take_expired`] must have taken all calls that have expired: one
+    /// that leaves its queue without an answer could be overtaken by the next call of its connection. Returns whether there
+    /// may be more.
     pub fn expire_queues(&mut self, clock: &Clock) -> bool {
         if self.may_queue_expired {
-            // The end of this millisecond, since calls time out by the millisecond here.
-            self.may_queue_expired = self.router.expire(clock.instant(clock.now_ms() + 1));
+            // Calls time out by the millisecond here, so all that were received within one expire together.
+            let end = clock.instant(clock.now_ms() + 1) - Duration::from_nanos(1);
+            self.may_queue_expired = self.router.expire(end);
         }
         self.may_queue_expired
     }
@@ -254,7 +260,7 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use tidegate_backend::demo::{Demo, ECHO};
     use tidegate_backend::harness::Harness;
