@@ -74,7 +74,7 @@ pub struct QueueStats {
     pub calls: usize,
     /// Bytes of their requests.
     pub bytes: usize,
-    /// Calls that were removed because their time was up.
+    /// Calls that were removed because they had expired.
     pub expired: u64,
     /// How long calls waited, from their receipt until a worker took them.
     pub waits: Durations,

@@ -3,7 +3,7 @@
 //! A connection with calls has a *line*. A worker takes the line that has waited longest and holds it while it
 //! handles a call from it, so the calls of one connection run in order and never at the same time, on
 //! whichever worker is free. A call also stands in the list of its timeout, in the order of receipt: the
-//! calls whose time is up are at the front of these lists.
+//! calls that have expired are at the front of these lists.
 //!
 //! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
 //! never runs a handler and never drops a call (a drop may answer, or free a large request).
@@ -23,7 +23,7 @@ use crate::histogram::Durations;
 /// occupy memory for ever.
 const KEPT_CALLS: usize = 16 * 1024;
 
-/// Calls whose time is up that are removed under one lock, at most.
+/// Calls that have expired that are removed under one lock, at most.
 pub(crate) const EXPIRED_MAX: usize = 256;
 
 /// Names a line while it has calls or is held.
@@ -64,7 +64,7 @@ struct Waiting {
     received: Instant,
     timeout: TimeoutId,
     line: u32,
-    /// It is in the list of calls that were given back.
+    /// It is in the list of calls that were put back.
     is_returned: bool,
     in_line: Links,
     in_timeout: Links,
@@ -84,7 +84,7 @@ struct Line {
 struct TimeoutList {
     timeout: Duration,
     calls: List,
-    /// Calls that a worker took and gave back: a list of their own, since they are older than the end of `calls` and
+    /// Calls that a worker took and put back: a list of their own, since they are older than the end of `calls` and
     /// younger than its front.
     returned: List,
 }
@@ -123,7 +123,7 @@ impl Queue {
         self.bytes
     }
 
-    /// Calls that were removed because their time was up.
+    /// Calls that were removed because they had expired.
     pub(crate) const fn expired(&self) -> u64 {
         self.expired
     }
@@ -171,7 +171,7 @@ impl Queue {
     /// [released](Self::release).
     #[inline]
     ///
-    /// It stops at [`EXPIRED_MAX`] calls whose time is up, so that the lock is not held for long: then there may be more
+    /// It stops at [`EXPIRED_MAX`] calls that have expired, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
     pub(crate) fn take(&mut self, now: Instant, expired: &mut Expired) -> Option<(LineId, Call)> {
         while let Some(line) = self.runnable.front() {
@@ -191,15 +191,15 @@ impl Queue {
         None
     }
 
-    /// Takes further calls of a line that the caller holds into `run`, within two limits: calls, and bytes of their requests. The caller
-    /// handles them before it [releases](Self::release) the line, or [gives them back](Self::give_back).
+    /// Takes further calls of a line that the caller holds into `taken`, within two limits: calls, and bytes of their requests. The caller
+    /// handles them before it [releases](Self::release) the line, or [puts them back](Self::put_back).
     #[inline]
-    pub(crate) fn take_run(
+    pub(crate) fn take_more(
         &mut self,
         line: LineId,
         now: Instant,
         (calls_max, bytes_max): (usize, usize),
-        run: &mut VecDeque<Taken>,
+        taken: &mut VecDeque<Taken>,
     ) {
         let mut bytes_left = bytes_max;
         for _ in 0..calls_max {
@@ -213,11 +213,11 @@ impl Queue {
             }
             bytes_left = left;
             let Waiting { call, received, timeout, .. } = self.remove(index);
-            run.push_back(Taken { call, received, timeout });
+            taken.push_back(Taken { call, received, timeout });
         }
     }
 
-    /// Counts how long a call of a run waited until it was handled.
+    /// Counts how long a call that was taken with others waited until it was handled.
     #[inline]
     pub(crate) fn note_wait(&mut self, waited: Duration) {
         self.waits.note(micros(waited));
@@ -230,9 +230,9 @@ impl Queue {
     }
 
     /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
-    pub(crate) fn give_back(&mut self, line: LineId, run: &mut VecDeque<Taken>) {
+    pub(crate) fn put_back(&mut self, line: LineId, taken: &mut VecDeque<Taken>) {
         let mut in_line_before = None;
-        for Taken { call, received, timeout } in run.drain(..) {
+        for Taken { call, received, timeout } in taken.drain(..) {
             self.bytes += call.biz_data().len();
             let (in_line, in_timeout) = (Links::NONE, Links::NONE);
             let (line, is_returned) = (line.0, true);
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_whose_time_is_up_are_removed_and_hold_nothing() {
+    fn expired_calls_are_removed_and_hold_nothing() {
         let mut world = World::new();
         world.push(1, 10, Duration::ZERO, 2 * SECOND);
         world.push(1, 11, Duration::ZERO, SECOND);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_whose_time_is_up_is_not_taken() {
+    fn an_expired_call_is_not_taken() {
         let mut world = World::new();
         world.push(1, 10, Duration::ZERO, SECOND);
         world.push(1, 11, SECOND, SECOND);
@@ -584,9 +584,9 @@ mod tests {
     }
 
     impl World {
-        fn take_run(&mut self, line: LineId, at: Duration, limits: (usize, usize)) -> Vec<Taken> {
+        fn take_more(&mut self, line: LineId, at: Duration, limits: (usize, usize)) -> Vec<Taken> {
             let mut run = VecDeque::new();
-            self.queue.take_run(line, self.start + at, limits, &mut run);
+            self.queue.take_more(line, self.start + at, limits, &mut run);
             run.into()
         }
     }
@@ -596,24 +596,24 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_of_one_connection_and_within_its_limits() {
+    fn calls_that_are_taken_together_are_of_one_connection_and_within_limits() {
         let mut world = World::new();
         for (session, id) in [(1, 10), (2, 20), (1, 11), (1, 12), (1, 13), (1, 14)] {
             world.push(session, id, Duration::ZERO, SECOND);
         }
         let (line, id) = world.take(Duration::ZERO).unwrap();
         assert_eq!(id, 10);
-        let run = world.take_run(line, Duration::ZERO, (2, 1000));
+        let run = world.take_more(line, Duration::ZERO, (2, 1000));
         assert_eq!((ids(&run), world.queue.calls()), (vec![11, 12], 3));
-        let run = world.take_run(line, Duration::ZERO, (10, 15));
+        let run = world.take_more(line, Duration::ZERO, (10, 15));
         assert_eq!((ids(&run), world.queue.bytes()), (vec![13], 20), "each request has 10 bytes");
-        assert!(world.take_run(line, SECOND, (10, 1000)).is_empty(), "its time is up");
+        assert!(world.take_more(line, SECOND, (10, 1000)).is_empty(), "it has expired");
         assert_eq!(world.take_from(line, SECOND), None);
         assert_eq!(world.expired.calls.len(), 1);
     }
 
     #[test]
-    fn calls_that_are_given_back_are_next_in_order_and_expire_in_order() {
+    fn calls_that_are_put_back_are_next_in_order_and_expire_in_order() {
         let mut world = World::new();
         world.push(2, 20, Duration::ZERO, SECOND);
         for (id, at_ms) in [(10, 1), (11, 2), (12, 3), (13, 4)] {
@@ -623,9 +623,9 @@ mod tests {
         let (other, _) = world.take(Duration::ZERO).unwrap();
         let (line, id) = world.take(Duration::ZERO).unwrap();
         assert_eq!(id, 10);
-        let mut run = world.take_run(line, Duration::ZERO, (2, 1000)).into();
+        let mut run = world.take_more(line, Duration::ZERO, (2, 1000)).into();
         let before = (world.queue.calls(), world.queue.bytes());
-        world.queue.give_back(line, &mut run);
+        world.queue.put_back(line, &mut run);
         assert!(run.is_empty());
         assert_eq!(
             world.queue.waits().counts.iter().sum::<u64>(),
@@ -644,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn a_take_stops_after_so_many_calls_whose_time_is_up() {
+    fn a_take_stops_after_so_many_expired_calls() {
         let mut world = World::new();
         let calls = EXPIRED_MAX as u64 + 5;
         for id in 0..calls {
@@ -662,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_is_given_back_expires_in_its_time_whatever_else_waits() {
+    fn a_call_that_is_put_back_expires_in_its_time_whatever_else_waits() {
         let mut world = World::new();
         world.push(1, 10, Duration::from_millis(1), SECOND);
         world.push(2, 20, Duration::from_millis(2), SECOND);
@@ -673,8 +673,8 @@ mod tests {
         let (line, id) = world.take(Duration::ZERO).unwrap();
         assert_eq!(id, 20);
         world.push(3, 30, Duration::from_millis(2), SECOND);
-        let mut run = world.take_run(line, Duration::ZERO, (5, 1000)).into();
-        world.queue.give_back(line, &mut run);
+        let mut run = world.take_more(line, Duration::ZERO, (5, 1000)).into();
+        world.queue.put_back(line, &mut run);
         // 21 is in time until 3 ms after the second. 30 was pushed behind 11, so it expires behind it.
         let mut expired = world.expire(SECOND + Duration::from_millis(3), 100).0;
         expired.sort_unstable();

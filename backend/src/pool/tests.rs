@@ -239,7 +239,7 @@ fn the_calls_behind_one_that_blocks_go_to_another_worker() {
 }
 
 #[test]
-fn calls_whose_time_is_up_hold_nothing_while_all_workers_block() {
+fn expired_calls_hold_nothing_while_all_workers_block() {
     let (mut world, has_begun, release) = blocking(OPTIONS);
     world.submit(&[(0, 1, "block")]);
     has_begun.recv_timeout(TIMEOUT).unwrap();
@@ -400,7 +400,7 @@ fn calls_behind_one_that_blocks_are_not_handled_after_their_time() {
     world.start = Instant::now();
     world.submit(&short);
     world.answers.wait_for(200);
-    // One connection, so that all of them are in one run; each has 10 ms.
+    // One connection, so that all of them are taken together; each has 10 ms.
     let timeout = world.submitter.timeout_id(Duration::from_millis(10));
     let received = Instant::now();
     for id in 1000..1010 {

@@ -21,10 +21,10 @@ const CALLS_PER_READ: u32 = 8;
 
 /// Calls of one connection that a worker takes together while calls are short: one lock serves them all. They would be
 /// handled one after the other anyway, so no other connection waits for them.
-const RUN_CALLS_MAX: usize = 16;
+const TAKEN_CALLS_MAX: usize = 16;
 
 /// Bytes of requests that a worker takes together. So much may stay with a worker whose handler hangs.
-const RUN_BYTES_MAX: usize = 16 * 1024;
+const TAKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// Where a worker reads the time.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,7 @@ impl Worker {
             calls_measured: 1,
             is_fast: false,
             lines: Vec::new(),
-            run: Run::default(),
+            taken: TakenCalls::default(),
             waits: Vec::new(),
             began: None,
             last: Taking::Alone,
@@ -234,8 +234,8 @@ pub(crate) struct Hold {
     /// The last one is that of the call that was taken last.
     lines: Vec<LineId>,
     /// Further calls of that line, which this worker handles next.
-    run: Run,
-    /// How long the calls of the run waited that were handled. They are counted under the next lock.
+    taken: TakenCalls,
+    /// How long those of them waited that were handled. They are counted under the next lock.
     waits: Vec<Duration>,
     /// When the call at hand was taken.
     began: Option<Instant>,
@@ -256,23 +256,23 @@ pub(crate) enum Taking {
 
 /// Calls of one connection that a worker has taken together, in order.
 #[derive(Debug, Default)]
-struct Run {
+struct TakenCalls {
     calls: VecDeque<Taken>,
-    /// The timeout of the first call. A call with another one ends the run.
+    /// The timeout of the first call. A call with another one is put back.
     timeout: Option<(TimeoutId, Duration)>,
 }
 
-impl Run {
+impl TakenCalls {
     /// Takes further calls of a line, at most `calls_max`.
     #[inline]
     fn take(&mut self, queue: &mut Queue, line: LineId, now: Instant, calls_max: usize) {
-        let calls_max = calls_max.min(RUN_CALLS_MAX - 1);
-        queue.take_run(line, now, (calls_max, RUN_BYTES_MAX), &mut self.calls);
+        let calls_max = calls_max.min(TAKEN_CALLS_MAX - 1);
+        queue.take_more(line, now, (calls_max, TAKEN_BYTES_MAX), &mut self.calls);
         let first = self.calls.front();
         self.timeout = first.map(|taken| (taken.timeout, queue.timeout(taken.timeout)));
     }
 
-    /// The next call, and how long it has waited. `None` if there is none, or its time is up: then the queue has to drop it.
+    /// The next call, and how long it has waited. `None` if there is none, or it has expired: then the queue has to drop it.
     #[inline]
     fn next(&mut self, now: Instant) -> Option<(Call, Duration)> {
         let &Taken { received, timeout, .. } = self.calls.front()?;
@@ -308,7 +308,7 @@ impl Hold {
                 self.lines.push(line);
                 self.is_fast = self.shared.is_fast();
                 if self.is_fast {
-                    self.run.take(&mut state.queue, line, now, calls_left);
+                    self.taken.take(&mut state.queue, line, now, calls_left);
                 }
                 Begin::Call(call, self.is_fast)
             }
@@ -373,9 +373,9 @@ impl Hold {
     pub(crate) fn next(&mut self, taking: Taking, calls_left: usize) -> Option<Call> {
         let now = self.cheap_time();
         let is_slow = self.note_end(now);
-        // The run is of a line that the call before was taken from in the same way.
-        let from_run = if !is_slow && taking == self.last { self.run.next(now) } else { None };
-        if let Some((call, waited)) = from_run {
+        // The calls at hand are of a line that the call before was taken from in the same way.
+        let from_taken = if !is_slow && taking == self.last { self.taken.next(now) } else { None };
+        if let Some((call, waited)) = from_taken {
             self.waits.push(waited);
             self.note_begin(now);
             return Some(call);
@@ -392,7 +392,7 @@ impl Hold {
         self.waits.drain(..).for_each(|waited| queue.note_wait(waited));
         let mut call = None;
         if let Some(&line) = self.lines.last() {
-            queue.give_back(line, &mut self.run.calls);
+            queue.put_back(line, &mut self.taken.calls);
             if stays {
                 call = queue.take_from(line, now, &mut self.expired);
             }
@@ -416,7 +416,7 @@ impl Hold {
             && call.is_some()
             && let Some(&line) = self.lines.last()
         {
-            self.run.take(&mut state.queue, line, now, calls_left);
+            self.taken.take(&mut state.queue, line, now, calls_left);
         }
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
@@ -478,7 +478,7 @@ impl Hold {
         let mut state = self.shared.lock();
         self.waits.drain(..).for_each(|waited| state.queue.note_wait(waited));
         if let Some(&line) = self.lines.last() {
-            state.queue.give_back(line, &mut self.run.calls);
+            state.queue.put_back(line, &mut self.taken.calls);
         }
         for line in self.lines.drain(..) {
             state.queue.release(line);

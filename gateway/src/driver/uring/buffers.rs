@@ -2,7 +2,7 @@
 //! a million connections share a few hundred.
 //!
 //! [`Buffers`] owns the memory, and a [`Ring`](super::ring::Ring) owns it. Each buffer is either the
-//! kernel's, or lent to the driver between a completion and [`Buffers::give_back`].
+//! kernel's, or lent to the driver between a completion and [`Buffers::recycle`].
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
@@ -39,7 +39,7 @@ impl Buffers {
         let entries = allocate(entries_layout(count)).cast();
         let bytes = allocate(bytes_layout(count));
         let mut buffers = Self { entries, bytes, count, tail: 0 };
-        (0..count).for_each(|buffer| buffers.give_back(buffer));
+        (0..count).for_each(|buffer| buffers.recycle(buffer));
         buffers.publish();
         buffers
     }
@@ -54,7 +54,7 @@ impl Buffers {
 
     /// What the kernel wrote to a buffer.
     ///
-    /// The kernel doesn't write to it again before it is [given back](Self::give_back), which takes
+    /// The kernel doesn't write to it again before it is [recycled](Self::recycle), which takes
     /// `&mut self`.
     #[inline]
     pub(super) fn bytes(&self, buffer: u16, bytes: usize) -> &[u8] {
@@ -65,7 +65,7 @@ impl Buffers {
 
     /// Gives a buffer to the kernel with the next [`Self::publish`].
     #[inline]
-    pub(super) fn give_back(&mut self, buffer: u16) {
+    pub(super) fn recycle(&mut self, buffer: u16) {
         debug_assert!(buffer < self.count);
         let place = usize::from(self.tail & (self.count - 1));
         let address = self.address(buffer).expose_provenance() as u64;

@@ -39,7 +39,7 @@ impl Connections {
             },
         }
         if let Some(buffer) = buffer {
-            self.rings[ring].buffers.give_back(buffer);
+            self.rings[ring].buffers.recycle(buffer);
         }
         if !more {
             self.arm(conn);

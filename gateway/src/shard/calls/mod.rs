@@ -254,7 +254,7 @@ impl Calls {
     /// Frees the memory that is kept for reuse.
     pub fn free_spare_memory(&mut self) {
         self.arena = BytesMut::new();
-        self.port.give_back_memory();
+        self.port.free_spare_memory();
     }
 }
 

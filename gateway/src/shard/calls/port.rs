@@ -56,7 +56,7 @@ impl Port {
     }
 
     /// Frees the memory that is kept for answers on this thread.
-    pub fn give_back_memory(&self) {
+    pub fn free_spare_memory(&self) {
         ANSWERS.with_borrow_mut(VecDeque::shrink_to_fit);
     }
 
