@@ -153,7 +153,7 @@ impl Call {
     }
 
     /// Answers a call that has expired before a handler got it.
-    pub(crate) fn expire(self) {
+    pub(crate) fn fail_expired(self) {
         self.fail(Code::Timeout);
     }
 

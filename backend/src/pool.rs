@@ -8,10 +8,12 @@
 //! # Time
 //!
 //! A call that has expired is never handed to a handler. The shard that submits calls removes those that have
-//! expired ([`Submitter::expire`]), so they hold neither bytes nor a place in the queue, even while all
-//! workers block. A worker that finds one first answers it with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it
-//! handles the next call of that connection: so no answer overtakes it. The exception is what a worker has taken: up to 16 KiB of one connection's calls. The clock comes from outside: [`Submitter::submit`], [`Submitter::expire`] and
-//! [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
+//! expired ([`Submitter::remove_expired`]), so they hold neither bytes nor a place in the queue, even while all
+//! workers block. (The calls that a worker has taken stay with it while its handler blocks: up to 16 KiB of one connection's.)
+//! A worker that finds one first answers it with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it
+//! handles the next call of that connection: so no answer overtakes it.
+//!
+//! The clock comes from outside: [`Submitter::submit`], [`Submitter::remove_expired`] and [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
 //!
 //! # Which workers are woken
 //!
@@ -49,7 +51,7 @@ pub const FAST_CALLS: u32 = 64;
 /// A turn may have thousands; this many fit in the cache.
 const GATHERED_MAX: usize = 64;
 
-/// Calls that one [`Submitter::expire`] removes at most, so that a mass timeout is spread over several turns.
+/// Calls that one [`Submitter::remove_expired`] removes at most, so that a mass timeout is spread over several turns.
 const EXPIRE_CALLS_MAX: usize = 1024;
 
 /// How large a pool is.
@@ -282,11 +284,11 @@ impl Submitter {
 
     /// Removes queued calls of this submitter that have expired at `now`. They are not answered: the shard that submitted
     /// them has answered them before. Returns whether there may be more.
-    pub fn expire(&mut self, now: Instant) -> bool {
+    pub fn remove_expired(&mut self, now: Instant) -> bool {
         let shared = self.pool.shared();
         let mut state = shared.lock();
         let timeouts = self.timeouts.iter().map(|(_, id)| *id);
-        let more = state.queue.expire(now, timeouts, EXPIRE_CALLS_MAX, &mut self.expired);
+        let more = state.queue.remove_expired(now, timeouts, EXPIRE_CALLS_MAX, &mut self.expired);
         shared.publish(&state);
         drop(state);
         // Without the lock: requests may be large.

@@ -110,7 +110,7 @@ pub struct ShardInfo {
     pub sessions: u64,
     /// Users whose directory entry this shard keeps.
     pub users: u64,
-    /// Rooms that have members on this shard, or their log.
+    /// Rooms that have members on this shard, or whose home this shard is.
     pub rooms: u64,
     /// Memberships of this shard's connections.
     pub memberships: u64,

@@ -169,10 +169,10 @@ impl Queue {
 
     /// Takes the oldest call of the line that has waited longest. The line is held until it is
     /// [released](Self::release).
-    #[inline]
     ///
-    /// It stops at [`EXPIRED_MAX`] calls that have expired, so that the lock is not held for long: then there may be more
+    /// It stops at [`EXPIRED_MAX`] expired calls, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
+    #[inline]
     pub(crate) fn take(&mut self, now: Instant, expired: &mut Expired) -> Option<(LineId, Call)> {
         while let Some(line) = self.runnable.front() {
             if expired.calls.len() >= EXPIRED_MAX {
@@ -206,9 +206,9 @@ impl Queue {
             let Some(index) = self.lines[line.0 as usize].calls.front() else { return };
             let Waiting { call, received, timeout, .. } = &self.calls[index as usize];
             let waited = now.saturating_duration_since(*received);
-            let is_due = waited >= self.timeouts[timeout.index()].timeout;
+            let has_expired = waited >= self.timeouts[timeout.index()].timeout;
             let Some(left) = bytes_left.checked_sub(call.biz_data().len()) else { return };
-            if is_due {
+            if has_expired {
                 return;
             }
             bytes_left = left;
@@ -283,7 +283,7 @@ impl Queue {
     }
 
     /// Removes calls with these timeouts that have expired at `now`, `calls_max` at most. Returns whether there may be more.
-    pub(crate) fn expire(
+    pub(crate) fn remove_expired(
         &mut self,
         now: Instant,
         timeouts: impl Iterator<Item = TimeoutId>,
@@ -468,7 +468,8 @@ mod tests {
         fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
             let mut expired = Vec::new();
             let timeouts = self.timeouts.iter().map(|(_, id)| *id);
-            let more = self.queue.expire(self.start + at, timeouts, calls_max, &mut expired);
+            let more =
+                self.queue.remove_expired(self.start + at, timeouts, calls_max, &mut expired);
             (expired.iter().map(|call| call.id().0).collect(), more)
         }
 

@@ -252,7 +252,7 @@ fn expired_calls_hold_nothing_while_all_workers_block() {
     world.submit(&[(3, 3, "in time")]);
     assert_eq!((world.pool.stats().calls, world.pool.stats().bytes), (4, 115));
     assert!(!request.is_unique());
-    assert!(!world.submitter.expire(world.start + TIMEOUT / 2));
+    assert!(!world.submitter.remove_expired(world.start + TIMEOUT / 2));
     let stats = world.pool.stats();
     assert_eq!((stats.calls, stats.bytes, stats.expired), (1, 7, 3));
     assert!(request.is_unique(), "its bytes are freed");
@@ -291,9 +291,9 @@ fn a_mass_timeout_is_spread_over_several_turns() {
     let mut world = World::idle(Fragile, PoolOptions { queue_calls_max: 10_000, ..OPTIONS });
     let calls: Vec<_> = (0..EXPIRE_CALLS_MAX as u64 + 1).map(|id| (id, id, "x")).collect();
     world.submit(&calls);
-    assert!(world.submitter.expire(world.start + TIMEOUT));
+    assert!(world.submitter.remove_expired(world.start + TIMEOUT));
     assert_eq!(world.pool.stats().calls, 1);
-    assert!(!world.submitter.expire(world.start + TIMEOUT));
+    assert!(!world.submitter.remove_expired(world.start + TIMEOUT));
     assert_eq!(world.pool.stats().calls, 0);
 }
 

@@ -178,7 +178,7 @@ impl Worker {
 /// succeeds; after a failure it tries again when its last sleeps were short.
 #[derive(Debug, Default)]
 struct Patience {
-    /// It yields while this is positive.
+    /// How often a yield has been worth it lately. The worker yields while this is positive.
     score: i32,
 }
 
@@ -272,7 +272,8 @@ impl TakenCalls {
         self.timeout = first.map(|taken| (taken.timeout, queue.timeout(taken.timeout)));
     }
 
-    /// The next call, and how long it has waited. `None` if there is none, or it has expired: then the queue has to drop it.
+    /// The next call, and how long it has waited. `None` if there is none, or if it has expired or has another timeout: then it
+    /// is put back into the queue, which takes expired calls out.
     #[inline]
     fn next(&mut self, now: Instant) -> Option<(Call, Duration)> {
         let &Taken { received, timeout, .. } = self.calls.front()?;
@@ -440,7 +441,7 @@ impl Hold {
         if self.expired.calls.is_empty() {
             return;
         }
-        self.expired.calls.drain(..).for_each(Call::expire);
+        self.expired.calls.drain(..).for_each(Call::fail_expired);
         let mut state = self.shared.lock();
         for line in self.expired.lines.drain(..) {
             state.queue.release(line);

@@ -166,7 +166,7 @@ impl Default for Typed {
             listen: "127.0.0.1:7400".into(),
             shards: 0,
             driver: "auto".into(),
-            coalesce_us: 200,
+            coalesce_us: 300,
             admin: Admin::default(),
             auth: Auth::default(),
             session: Session::default(),

@@ -9,8 +9,8 @@
 //! be delayed for nothing. So the [`Coalescer`] measures. It counts events and time in windows of [`WINDOW_POLLS`]
 //! polls. While nothing is delayed, a window yields the rate at which events come. From that rate it expects whether
 //! a delay gathers [`EVENTS_MIN`] events or more. While polls are delayed, each window is compared with that rate: if
-//! events come more slowly now, peers wait for answers, and the delay ends for a number of windows that is four times as
-//! large each time.
+//! events come more slowly now, peers wait for answers, and the delay ends for a number of windows. That number
+//! grows exponentially, until a delay has been of use.
 //!
 //! It has no clock and no socket. Both drivers use it: epoll sleeps for the delay, io_uring waits for that many
 //! completions.
@@ -110,7 +110,7 @@ impl Coalescer {
         }
     }
 
-    /// How long the wait that comes next lets events gather, at most. It must not be asked before a wait that does not block.
+    /// How long the wait that comes next lets events gather, at most, if it is one that blocks.
     #[inline]
     pub(super) fn delay(&self) -> Option<Duration> {
         // After a poll that took nothing, the next event may be far away: it is taken at once.

@@ -202,9 +202,9 @@ impl Router {
     }
 
     /// Removes queued calls that have expired at `now`, a bounded number. Returns whether there may be more.
-    pub fn expire(&mut self, now: Instant) -> bool {
+    pub fn remove_expired(&mut self, now: Instant) -> bool {
         let submitters = self.backends.iter_mut().filter_map(|backend| backend.submitter.as_mut());
-        submitters.fold(false, |more, submitter| submitter.expire(now) | more)
+        submitters.fold(false, |more, submitter| submitter.remove_expired(now) | more)
     }
 }
 

@@ -17,12 +17,12 @@ pub const QUEUED_BYTES: (&str, &str) =
 /// See [`QUEUED_CALLS`].
 pub const EXPIRED_CALLS: (&str, &str) = (
     "tidegate_queue_timeouts_total",
-    "Calls removed from the backend's queue because their time was up: no worker was free for them.",
+    "Calls removed from the backend's queue because they had expired: no worker was free for them.",
 );
 /// See [`QUEUED_CALLS`].
 pub const QUEUE_WAIT: (&str, &str) = (
     "tidegate_queue_wait_seconds",
-    "Time from a request's receipt until a worker took it. Calls whose time was up before are not in it.",
+    "Time from a request's receipt until a worker took it. Calls that expired before are not in it.",
 );
 
 /// The queues of all backends that have workers.

@@ -19,7 +19,7 @@ impl Housekeeping {
         self.next_at_ms
     }
 
-    /// Whether it is due. If so, it is due again after the interval.
+    /// Whether housekeeping is due. If so, the next one is scheduled.
     pub fn start(&mut self, now_ms: u64) -> bool {
         let is_due = now_ms >= self.next_at_ms;
         if is_due {

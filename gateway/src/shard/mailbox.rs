@@ -204,7 +204,7 @@ impl Address {
     #[inline]
     pub fn post(&self, message: impl Into<Message>) {
         let message = message.into();
-        let may_wait = matches!(message, Message::Answer(_));
+        let may_defer_wake = matches!(message, Message::Answer(_));
         let mut posted = self.mailbox.lock();
         if posted.is_closed {
             drop(posted);
@@ -213,7 +213,7 @@ impl Address {
         posted.messages.push_back(message);
         self.mailbox.has_messages.store(true, Ordering::Relaxed);
         drop(posted);
-        if may_wait {
+        if may_defer_wake {
             batch::wake(&self.wake);
         } else {
             self.wake.wake();

@@ -514,7 +514,7 @@ impl Shard {
             self.finish_call(call, Err(Code::Timeout.into()));
             left -= 1;
         }
-        self.has_expired_calls_left = left == 0 || self.calls.expire_queues(&self.clock);
+        self.has_expired_calls_left = left == 0 || self.calls.remove_expired(&self.clock);
         self.rooms.end_windows(self.clock.now_ms());
         self.apply();
         if self.housekeeping.start(self.clock.now_ms()) {

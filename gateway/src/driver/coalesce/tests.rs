@@ -2,7 +2,7 @@
 
 use super::*;
 
-const DELAY_MAX: Duration = Duration::from_micros(200);
+const DELAY_MAX: Duration = Duration::from_micros(300);
 const MICRO: Duration = Duration::from_micros(1);
 
 /// How peers behave.

@@ -14,7 +14,7 @@ use crate::driver::uring::{Capacity, Uring};
 use crate::driver::{ConnId, Driver, Mechanism, SendState, Sink};
 
 /// How long real drivers let events gather: as in the gateway's default configuration.
-const COALESCE: Duration = Duration::from_micros(200);
+const COALESCE: Duration = Duration::from_micros(300);
 
 /// A driver of real sockets.
 pub(super) trait Real: Driver {

@@ -1,8 +1,8 @@
 //! Accepting with epoll.
 //!
-//! Owns the listening socket and the one fact that only epoll has: whether an edge has announced connections
-//! that no accept has looked for. [`AcceptState`] decides whether connections are accepted. The poll loop
-//! calls this once in each poll, with the connections to add to. It accepts a bounded number each time and
+//! Owns the listening socket and the one fact that only epoll has: whether epoll has announced connections
+//! since an accept last found none. [`AcceptState`] decides whether connections are accepted. The poll loop
+//! calls this once in each poll, with the table that new connections go to. It accepts a bounded number each time and
 //! never blocks.
 
 use std::io::{self, ErrorKind};

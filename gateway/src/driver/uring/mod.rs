@@ -145,7 +145,7 @@ impl Uring {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.connections.rings[index];
         if !ring.has_completions() && ring.may_complete() {
-            // They are there once the kernel is entered: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
+            // The kernel writes completions only when this thread enters it: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
             ring.submit()?;
         }
         // Sends that are submitted from here on are not confirmed by these completions.

@@ -199,11 +199,11 @@ impl Calls {
     /// Removes expired calls from the backends' queues. [`Self::take_expired`] must have taken all calls that have expired: one
     /// that leaves its queue without an answer could be overtaken by the next call of its connection. Returns whether there
     /// may be more.
-    pub fn expire_queues(&mut self, clock: &Clock) -> bool {
+    pub fn remove_expired(&mut self, clock: &Clock) -> bool {
         if self.may_queue_expired {
             // Calls time out by the millisecond here, so all that were received within one expire together.
             let end = clock.instant(clock.now_ms() + 1) - Duration::from_nanos(1);
-            self.may_queue_expired = self.router.expire(end);
+            self.may_queue_expired = self.router.remove_expired(end);
         }
         self.may_queue_expired
     }
@@ -374,7 +374,7 @@ mod tests {
         assert!(calls.take_expired(&clock).is_some());
         assert!(calls.take_expired(&clock).is_none());
         assert!(calls.has_queued());
-        assert!(!calls.expire_queues(&clock));
+        assert!(!calls.remove_expired(&clock));
         assert!(!calls.has_queued(), "no worker gets a call that nobody waits for");
         let late = || Answer { call: tidegate_backend::handler::CallId(0), outcome: Ok("".into()) };
         assert!(calls.finish(late(), &clock).is_none());

@@ -36,7 +36,8 @@ bitflags! {
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
         const LISTED_FOR_FLUSH = 1;
-        /// Reading stopped: for too many calls, for too many unsent bytes, or until the session opens.
+        /// It is not read from: it has too many calls or too many unsent bytes, its session is being opened, or answers on this
+        /// thread have to be sent first.
         const HELD = 1 << 1;
         /// The driver has paused receiving.
         const PAUSED = 1 << 2;

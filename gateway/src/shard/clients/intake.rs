@@ -1,7 +1,8 @@
 //! Intake: whether a connection is read from, how long its frames may be, and how many it may send.
 //!
-//! A connection that has too many calls, too many unsent bytes, or a login under way is *held*: its next frames wait. What is held
-//! is looked at again when an answer or a send has ended.
+//! A connection is *held*, so its next frames wait, while it has too many calls or too many unsent bytes, while its session is
+//! being opened, and while answers on this thread have to be sent first. It is checked again when an answer or a send has
+//! ended.
 
 use std::collections::VecDeque;
 use std::mem;

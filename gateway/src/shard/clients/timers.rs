@@ -19,7 +19,7 @@ const LEVELS: u32 = 9;
 const BUCKETS: u32 = 256;
 /// Words that have a bit for each bucket of a level.
 const WORDS: u32 = BUCKETS / u64::BITS;
-/// Later deadlines fire at this tick: after eight years.
+/// The last tick, after eight years. Deadlines beyond it fire at it.
 const TICK_MAX: u32 = (BUCKETS - 1) << (STEP_BITS * (LEVELS - 1));
 const NONE: u32 = u32::MAX;
 

@@ -17,15 +17,16 @@ pub struct FanOut {
     queue: VecDeque<RoomIndex>,
     /// Rooms whose round ended in this turn, and the offset behind what it offered.
     offered: Vec<(RoomIndex, u64)>,
-    /// The same of the turn before. Members that could take what they were offered have it by now.
-    taken: Vec<(RoomIndex, u64)>,
+    /// The rooms of `offered` in the turn before: members that can take what they were offered have it by now, so their logs
+    /// are trimmed in this turn.
+    to_trim: Vec<(RoomIndex, u64)>,
 }
 
 impl FanOut {
     /// Whether there is work for the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.queue.is_empty() || !self.taken.is_empty()
+        !self.queue.is_empty() || !self.to_trim.is_empty()
     }
 
     /// Puts a room into the queue, unless it is there.
@@ -80,7 +81,7 @@ impl FanOut {
     /// Trims the logs whose round ended in the turn before, and ends the pushes that were offered. It comes one turn
     /// later, so that a member with a send under way gets its pushes before the log drops them. Call it last in a turn.
     pub fn trim_logs(&mut self, table: &mut Table) {
-        for (index, offered) in self.taken.drain(..) {
+        for (index, offered) in self.to_trim.drain(..) {
             if let Some(room) = table.get_open(index) {
                 // Another room may have the index by now, which has offered less.
                 let offered = offered.min(room.round.offered);
@@ -89,7 +90,7 @@ impl FanOut {
                 room.permits.drain(..ended);
             }
         }
-        std::mem::swap(&mut self.taken, &mut self.offered);
+        std::mem::swap(&mut self.to_trim, &mut self.offered);
     }
 }
 
