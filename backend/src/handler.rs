@@ -76,6 +76,11 @@ pub struct CallId(pub u64);
 pub trait AnswerPort: Send + Sync {
     /// Receives the answer of a call. Must not block.
     fn answer(&self, call: CallId, outcome: Outcome);
+
+    /// Receives that a call has expired before a handler got it. Must not block.
+    fn expire(&self, call: CallId) {
+        self.answer(call, Err(Code::Timeout.into()));
+    }
 }
 
 /// A business request that has no answer yet.
@@ -153,8 +158,10 @@ impl Call {
     }
 
     /// Answers a call that has expired before a handler got it.
-    pub(crate) fn fail_expired(self) {
-        self.fail(Code::Timeout);
+    pub(crate) fn fail_expired(mut self) {
+        if let Some(port) = self.port.take() {
+            port.expire(self.id);
+        }
     }
 
     /// Drops the call without an answer: it has expired, and the receiver of its answer knows that.

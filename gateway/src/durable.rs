@@ -32,14 +32,20 @@ pub(crate) fn create_folders(folder: &Path, mode: u32) -> io::Result<()> {
     sync_folder(parent)
 }
 
-/// Makes the names that a folder has survive a power cut.
+/// Makes the names that a folder has survive a power cut, where the folder can be synced. One that may be written and not read
+/// can't be, nor can those of some file systems: these may keep names by other means, and nothing more can be done.
 ///
 /// # Errors
-/// When the disk fails, or the folder may not be read.
+/// When the disk fails.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder)?.sync_all() {
-        // The file system syncs no folders: it may keep names by other means, and nothing more can be done.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    let cannot_be_synced = |error: &io::Error| {
+        matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
+            || error.raw_os_error() == Some(libc::EBADF)
+    };
+    match synced {
+        Err(error) if cannot_be_synced(&error) => Ok(()),
         synced => synced,
     }
 }

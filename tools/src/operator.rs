@@ -4,11 +4,13 @@
 //! Who has the token can push to every client, and HTTP sends it in clear text to whatever listens. So it is sent only
 //! where two things hold:
 //!
-//! 1. Nobody but the gateway can be the listener: it is on this machine, and its socket belongs to root, to the calling
-//!    user or to the owner of the token's file, all of whom can read the file anyway. `--trust-listener` takes the place
-//!    of this check.
+//! 1. The listener is on this machine, and its socket belongs to root, to the calling user or to the owner of the token's
+//!    file, all of whom can read the file anyway. `--trust-listener` takes the place of this check.
 //! 2. It answers a request without the token as a gateway does: with 401 and the realm `tidegate`. This keeps the token
 //!    from other programs of the same users.
+//!
+//! The token goes out on a connection of its own, right after these checks. Another user's process could take the port within that
+//! millisecond, if the gateway ends in it.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -117,7 +119,7 @@ impl Operator {
     fn demand_local(&self, address: SocketAddr) -> Result<()> {
         ensure!(
             is_local(address),
-            "the operators' token was not sent: {} is another machine, and HTTP would send it there in clear text. Use a \
+            "the operators' token was not sent: {} is another machine (or a container), and HTTP would send it there in clear text. Use a \
              tunnel (`ssh -L 7401:127.0.0.1:{} {}`) and --admin 127.0.0.1:7401, or accept that with --trust-listener",
             self.admin,
             address.port(),
@@ -131,8 +133,8 @@ impl Operator {
         let mut refused = None;
         for &address in addresses {
             match agent().get(url(address, PROBE)).header("Host", &self.admin).call() {
-                Err(error) if is_refused(&error) => refused = Some(error),
-                Err(error) => return Err(self.unreachable(error)),
+                // Another address of the same name may be the gateway's.
+                Err(error) => refused = Some(error),
                 Ok(answer) if is_gateways(&answer) => return Ok(address),
                 Ok(answer) => bail!(
                     "what listens at {} is not a Tidegate gateway's operators' HTTP: it answered {} to a request \

@@ -5,15 +5,19 @@
 //! waits a fraction of a millisecond longer, several requests share them. Network cards do the same with
 //! interrupts (ethtool(8), `rx-usecs` and `adaptive-rx`).
 //!
-//! The delay must not slow down peers that send a request only when they have the answer to the one before: they would
-//! be delayed for nothing. So the [`Coalescer`] measures. It counts events and time in windows of [`WINDOW_POLLS`]
+//! A delay costs latency: each request waits for it, and so does each answer that a worker gives later. Peers that send a
+//! request only when they have the answer to the one before get fewer answers then, for nothing. So the [`Coalescer`] measures. It counts events and time in windows of [`WINDOW_POLLS`]
 //! polls. While nothing is delayed, a window yields the rate at which events come. From that rate it expects whether
 //! a delay gathers [`EVENTS_MIN`] events or more. While polls are delayed, each window is compared with that rate: if
-//! events come more slowly now, peers wait for answers, and the delay ends for a number of windows. That number
+//! all events together come more slowly by a quarter, peers wait for answers, and the delay ends for a number of windows. That number
 //! grows exponentially, until a delay has been of use.
 //!
-//! It has no clock and no socket. Both drivers use it: epoll sleeps for the delay, io_uring waits for that many
-//! completions.
+//! A few peers that wait for answers, among many that do not, are not seen in the rate of all events: they bear the delay.
+//! To a phone, whose round trip takes tens of milliseconds, it is nothing; where it matters, `coalesce_us` is set to 0.
+//!
+//! It has no clock and no socket. Both drivers use it: epoll sleeps for the delay. io_uring waits for
+//! [`EVENTS_ENOUGH`] completions, with the delay as the time limit; with several rings, which signal the first one
+//! together, that is the limit.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +43,7 @@ const DELAYED_WINDOWS: u32 = 64;
 /// Windows without delays after delays have slowed peers down, at most.
 const PAUSE_WINDOWS_MAX: u32 = 1024;
 
-/// Decides how long a driver lets events gather; by default, not at all. See the [module](self).
+/// Decides how long a driver lets events gather. The default is not at all; the gateway sets its own. See the [module](self).
 #[derive(Debug)]
 pub(super) struct Coalescer {
     /// The longest delay; zero: none.

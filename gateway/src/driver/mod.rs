@@ -189,7 +189,7 @@ pub trait Sink {
     /// work to do, `None` until something happens.
     fn idle_for(&mut self) -> Option<Duration>;
 
-    /// Called before a wait in which the driver lets events gather.
+    /// Called for each wait in which the driver lets events gather.
     fn coalescing(&mut self) {}
 
     /// Takes the time. Called after each wait, before the events that ended it.

@@ -151,8 +151,23 @@ impl PendingCalls {
             let pending = self.entries.get(queue.oldest as usize)?.pending?;
             (pending.started_ms() + queue.timeout_ms <= now_ms).then_some(queue.oldest)
         })?;
-        let generation = self.entries[oldest as usize].generation;
-        self.close(CallId(u64::from(generation) << 32 | u64::from(oldest)))
+        self.close_at(oldest)
+    }
+
+    fn close_at(&mut self, index: u32) -> Option<PendingCall> {
+        let generation = self.entries.get(index as usize)?.generation;
+        self.close(CallId(u64::from(generation) << 32 | u64::from(index)))
+    }
+
+    /// Removes the oldest call of the route of `call`: in the end, `call` itself. `None`: it is removed.
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
+    pub fn take_oldest_until(&mut self, call: CallId) -> Option<PendingCall> {
+        let entry = self.entries.get(call.0 as u32 as usize)?;
+        let route = entry.pending?.route;
+        if entry.generation != (call.0 >> 32) as u32 {
+            return None;
+        }
+        self.close_at(self.queues[usize::from(route.0)].oldest)
     }
 
     /// When the next call expires, on the shard's clock.
@@ -203,5 +218,19 @@ mod tests {
         assert_eq!(calls.close(slow).map(|call| call.sequence), Some(1));
         assert!(calls.is_empty());
         assert_eq!(calls.next_deadline_ms(), None);
+    }
+
+    #[test]
+    fn the_older_calls_of_a_route_are_taken_before_one_that_expired_in_its_queue() {
+        let mut calls = PendingCalls::new(vec![100, 1000]);
+        let first = calls.open(pending(1, 0, 0));
+        calls.open(pending(2, 1, 0));
+        let third = calls.open(pending(3, 0, 5));
+        calls.open(pending(4, 0, 6));
+        assert_eq!(calls.take_oldest_until(third).map(|call| call.sequence), Some(1));
+        assert_eq!(calls.take_oldest_until(first), None, "it is closed");
+        assert_eq!(calls.take_oldest_until(third).map(|call| call.sequence), Some(3));
+        assert_eq!(calls.take_oldest_until(third), None);
+        assert_eq!(calls.len(), 2);
     }
 }

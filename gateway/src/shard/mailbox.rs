@@ -28,8 +28,8 @@ use crate::control::ShardInfo;
 pub struct Answer {
     /// Which call.
     pub call: CallId,
-    /// How it ended.
-    pub outcome: Outcome,
+    /// How it ended. `None`: it has expired before a handler got it.
+    pub outcome: Option<Outcome>,
 }
 
 /// A message to a shard.

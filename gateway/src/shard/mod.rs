@@ -483,7 +483,14 @@ impl Shard {
 
     #[inline]
     fn on_answer(&mut self, answer: Answer) {
-        if let Some((call, outcome)) = self.calls.finish(answer, &self.clock) {
+        let Answer { call, outcome } = answer;
+        let Some(outcome) = outcome else {
+            while let Some(expired) = self.calls.take_expired_until(call, &self.clock) {
+                self.finish_call(expired, Err(Code::Timeout.into()));
+            }
+            return;
+        };
+        if let Some((call, outcome)) = self.calls.finish(call, outcome, &self.clock) {
             self.finish_call(call, outcome);
         }
     }

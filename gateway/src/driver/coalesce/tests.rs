@@ -13,6 +13,8 @@ enum Peers {
     /// So many peers, each of which sends its next request only when it has the answer to the last one, after a round trip
     /// of so long.
     Closed(u32, Duration),
+    /// The same, but each of them at its own time.
+    Unsynchronised(u32, Duration),
 }
 
 /// How long the simulated shard works on one event.
@@ -24,6 +26,8 @@ struct Run {
     coalescer: Coalescer,
     /// When the next request of an open loop comes.
     next: Instant,
+    /// When the next request of each peer comes that is not in step.
+    due: Vec<Instant>,
     polls: u32,
     delayed: u32,
     events: u64,
@@ -33,7 +37,8 @@ impl Run {
     fn new(delay_max: Duration) -> Self {
         let now = Instant::now();
         let coalescer = Coalescer::new(delay_max);
-        Self { now, coalescer, next: now, polls: 0, delayed: 0, events: 0 }
+        let due = Vec::new();
+        Self { now, coalescer, next: now, due, polls: 0, delayed: 0, events: 0 }
     }
 
     /// Runs for a time from now on, and counts.
@@ -53,6 +58,20 @@ impl Run {
                         events += 1;
                     }
                     events
+                }
+                Peers::Unsynchronised(count, round_trip) => {
+                    if self.due.is_empty() {
+                        let apart = round_trip / count;
+                        self.due = (0..count).map(|peer| self.now + apart * peer).collect();
+                    }
+                    let first = self.due.iter().min().copied().unwrap_or(self.now);
+                    self.now = self.now.max(first);
+                    let arrived = self.due.iter_mut().filter(|due| **due <= self.now);
+                    // Each sends its next request a round trip after its answer.
+                    let answered = arrived.zip(1..).map(|(due, number)| {
+                        *due = self.now + WORK * number + round_trip;
+                    });
+                    u32::try_from(answered.count()).unwrap_or(u32::MAX)
                 }
                 Peers::Closed(count, round_trip) => {
                     self.now += round_trip.saturating_sub(delay.unwrap_or_default());
@@ -131,6 +150,19 @@ fn peers_that_wait_for_answers_are_not_slowed_down() {
         assert!(with_delays * 20 > free * 19, "{peers} peers: {with_delays}, not {free}");
         // Once it is known, it is tried ever more rarely.
         assert!(run.delayed_share() < 0.05, "{peers} peers: {}", run.delayed_share());
+    }
+}
+
+/// The loss of peers that wait for answers and are not in step with each other is bounded by a quarter.
+#[test]
+fn peers_that_wait_for_answers_get_three_quarters_at_least() {
+    for (peers, round_trip) in [(5, 500), (10, 1000), (30, 1000), (100, 1000)] {
+        let load = Peers::Unsynchronised(peers, MICRO * round_trip);
+        let free = Run::new(Duration::ZERO).under(load, SECOND).events;
+        let mut run = Run::new(DELAY_MAX);
+        run.under(load, SECOND * 5);
+        let with_delays = run.under(load, SECOND).events;
+        assert!(with_delays * 4 > free * 3, "{peers} peers: {with_delays}, not {free}");
     }
 }
 

@@ -220,9 +220,10 @@ impl Driver for Uring {
         let now = Instant::now();
         sink.woken(now);
         let ready = mem::take(&mut self.connections.ready);
-        // What waits for the result of a send goes on in this poll, or asks again.
-        self.connections.confirming = false;
+        let confirming = mem::take(&mut self.connections.confirming);
         let completions = self.harvest(sink)?;
+        // What waited for the result of a send has gone on, or has asked again: unless completions were left, or rings.
+        self.connections.confirming |= confirming && completions >= EVENTS_MAX;
         self.coalescer.on_polled(now, completions);
         self.connections.report_ready(ready, sink);
         self.acceptor.on_poll(now, sink);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use super::socket::Flags;
 use super::*;
 use crate::driver::conformance::{Fact, Recorder};
 
@@ -158,6 +159,55 @@ fn a_failed_send_is_seen_behind(completions: usize) {
     }
     let got = drain(&reader, &mut driver, &mut recorder, &mut read, count);
     assert_eq!(got, count);
+}
+
+/// Whether the driver's next poll would wait though nothing new happens.
+fn would_wait(driver: &mut Uring) -> bool {
+    let rings = driver.connections.rings.count();
+    let rings_are_idle = (0..rings).all(|ring| {
+        let ring = &mut driver.connections.rings[ring];
+        !(ring.has_completions() || ring.has_submissions() || ring.may_complete())
+    });
+    rings_are_idle && !driver.connections.has_work()
+}
+
+/// A shutdown waits until the send before it is confirmed, and no poll waits meanwhile, however many completions each poll has
+/// found.
+#[test]
+fn no_poll_waits_while_a_send_has_to_be_confirmed() {
+    let near = |count: usize| count - 4..count + 4;
+    for (files_each, at_connection) in [(1000, true), (1, true), (1, false)] {
+        for completions in near(EVENTS_MAX).chain(near(2 * EVENTS_MAX)) {
+            let (mut driver, address) = listening(1000, files_each);
+            let mut recorder = Recorder::default();
+            let mut peers = Vec::new();
+            while peers.len() < 2 {
+                peers.push(TcpStream::connect(address).unwrap());
+                until(&mut driver, &mut recorder, |recorder| {
+                    accepted(recorder).len() == peers.len()
+                });
+            }
+            let conn = accepted(&recorder)[1];
+            let ring = driver.connections.sockets.get_mut(conn).unwrap().ring;
+            while !would_wait(&mut driver) {
+                driver.poll(&mut recorder).unwrap();
+            }
+            for _ in 0..completions {
+                let ring = if at_connection { ring } else { 0 };
+                driver.connections.rings.ask(ring, |ring| ring.cancel(Token::Accept(u16::MAX)));
+            }
+            driver.poll(&mut recorder).unwrap();
+            assert_eq!(driver.send(conn, Bytes::from_static(b"hello")), SendState::Done);
+            driver.shutdown(conn);
+            let is_shut_down = |driver: &mut Uring| {
+                driver.connections.sockets.get_mut(conn).unwrap().has(Flags::SHUTTING_DOWN)
+            };
+            while !is_shut_down(&mut driver) {
+                assert!(!would_wait(&mut driver), "{completions}, {files_each} files each");
+                driver.poll(&mut recorder).unwrap();
+            }
+        }
+    }
 }
 
 /// Reads all that was sent, while the driver sends what is left.

@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_backend::handler::{AnswerPort, Outcome};
+use tidegate_backend::handler::{AnswerPort, CallId, Outcome};
 use tidegate_backend::histogram::Durations;
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{Call, Gateway, SessionId, UserId};
-use tidegate_protocol::Code;
 
 use super::clock::Clock;
 use super::mailbox::{Address, Answer};
@@ -175,17 +174,29 @@ impl Calls {
         self.port.next_answer()
     }
 
-    /// Ends the call of an answer. `None`: the call has expired, so the answer is late. (A call may expire both here and in its
-    /// queue: the queue's answer is then the second one, and not counted as late.)
+    /// Ends the call of an answer. `None`: the call has expired, so the answer is late.
     #[inline]
-    pub fn finish(&mut self, answer: Answer, clock: &Clock) -> Option<(PendingCall, Outcome)> {
-        let Some(pending) = self.router.pending.close(answer.call) else {
-            let has_expired = answer.outcome == Err(Code::Timeout.into());
-            self.counters.late_answers += u64::from(!has_expired);
+    pub fn finish(
+        &mut self,
+        call: CallId,
+        outcome: Outcome,
+        clock: &Clock,
+    ) -> Option<(PendingCall, Outcome)> {
+        let Some(pending) = self.router.pending.close(call) else {
+            self.counters.late_answers += 1;
             return None;
         };
         self.note_duration(&pending, clock);
-        Some((pending, answer.outcome))
+        Some((pending, outcome))
+    }
+
+    /// The next call to fail because a worker has found `call` expired: the older calls of its route, which have expired too,
+    /// and then itself. So no 102 overtakes an earlier one. `None`: all of them are failed.
+    pub fn take_expired_until(&mut self, call: CallId, clock: &Clock) -> Option<PendingCall> {
+        let pending = self.router.pending.take_oldest_until(call)?;
+        self.note_duration(&pending, clock);
+        self.may_queue_expired = true;
+        Some(pending)
     }
 
     /// An expired call: it has to be answered with 102.
@@ -276,6 +287,10 @@ mod tests {
         Request { conn: CONN, session: SessionId(5), user_id: 7, kind: ECHO, sequence: 9, biz_data }
     }
 
+    fn finish(calls: &mut Calls, answer: Answer, clock: &Clock) -> Option<(PendingCall, Outcome)> {
+        calls.finish(answer.call, answer.outcome.expect("a handler has answered"), clock)
+    }
+
     fn clock() -> Clock {
         Clock::new(Instant::now(), WallClock::system())
     }
@@ -318,7 +333,7 @@ mod tests {
         assert_eq!((calls.in_flight(), calls.counters().calls), (1, 1));
         assert!(!calls.has_queued());
         let answer = calls.next_answer().expect("the handler has answered");
-        let (pending, outcome) = calls.finish(answer, &clock).expect("the call waits for it");
+        let (pending, outcome) = finish(&mut calls, answer, &clock).expect("the call waits for it");
         assert_eq!((pending.conn, pending.sequence, pending.kind), (CONN, 9, ECHO));
         assert_eq!(outcome.unwrap(), "hello");
         assert!(calls.next_answer().is_none());
@@ -341,7 +356,7 @@ mod tests {
         assert!(workers[0].run_pending(clock.received()));
         assert!(!calls.has_queued());
         let answer = calls.next_answer().expect("the worker ran on this thread");
-        assert_eq!(calls.finish(answer, &clock).unwrap().1.unwrap(), "hello");
+        assert_eq!(finish(&mut calls, answer, &clock).unwrap().1.unwrap(), "hello");
         drop(on_thread);
     }
 
@@ -376,9 +391,8 @@ mod tests {
         assert!(calls.has_queued());
         assert!(!calls.remove_expired(&clock));
         assert!(!calls.has_queued(), "no worker gets a call that nobody waits for");
-        let late = || Answer { call: tidegate_backend::handler::CallId(0), outcome: Ok("".into()) };
-        assert!(calls.finish(late(), &clock).is_none());
-        assert!(calls.finish(late(), &clock).is_none());
+        assert!(calls.finish(CallId(0), Ok("".into()), &clock).is_none());
+        assert!(calls.finish(CallId(0), Ok("".into()), &clock).is_none());
         assert_eq!(calls.counters().late_answers, 2);
     }
 
@@ -392,7 +406,7 @@ mod tests {
         calls.start(&ask(b""), route, &clock);
         pass_to(&mut clock, 3);
         let answer = calls.next_answer().unwrap();
-        assert!(calls.finish(answer, &clock).is_some());
+        assert!(finish(&mut calls, answer, &clock).is_some());
         drop(on_thread);
         calls.export(&total);
         calls.export(&total);

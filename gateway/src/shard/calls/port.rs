@@ -68,14 +68,24 @@ impl Port {
     }
 }
 
-impl AnswerPort for Port {
+impl Port {
     #[inline]
-    fn answer(&self, call: CallId, outcome: Outcome) {
-        let answer = Answer { call, outcome };
+    fn take(&self, answer: Answer) {
         if HERE.get() == self.key() {
             ANSWERS.with_borrow_mut(|answers| answers.push_back(answer));
         } else {
             self.address.post(Message::Answer(answer));
         }
+    }
+}
+
+impl AnswerPort for Port {
+    #[inline]
+    fn answer(&self, call: CallId, outcome: Outcome) {
+        self.take(Answer { call, outcome: Some(outcome) });
+    }
+
+    fn expire(&self, call: CallId) {
+        self.take(Answer { call, outcome: None });
     }
 }
