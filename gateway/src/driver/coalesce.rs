@@ -122,7 +122,8 @@ impl Coalescer {
         (is_useful && self.delay >= DELAY_MIN).then_some(self.delay)
     }
 
-    /// Takes what a poll has taken. `now`: when its wait ended.
+    /// Takes how many events a poll has taken, when its wait has ended at `now`. Wake-ups from other threads are none: with a delay,
+    /// fewer of them are needed for the same answers, which is no sign that peers are slowed down.
     #[inline]
     pub(super) fn on_polled(&mut self, now: Instant, events: usize) {
         if self.delay_max.is_zero() {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tidegate_backend::batch::Wake;
 
 use super::epoll::Epoll;
 use super::uring::Uring;
@@ -78,6 +79,8 @@ pub(super) struct Recorder {
     pub(super) replies: Vec<(ConnId, Bytes)>,
     /// How many more connections may be accepted.
     accept_budget: usize,
+    /// Waits in which the driver has let events gather.
+    coalesced_waits: usize,
     /// How many facts there were when the driver last asked how long to wait.
     known: usize,
 }
@@ -93,6 +96,7 @@ impl Default for Recorder {
             now: None,
             replies: Vec::new(),
             accept_budget: usize::MAX,
+            coalesced_waits: 0,
             known: 0,
         }
     }
@@ -106,6 +110,10 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
+    fn coalescing(&mut self) {
+        self.coalesced_waits += 1;
+    }
+
     fn event(&mut self, event: Event<'_>) {
         let fact = match event {
             Event::Accepted { conn, peer } => {
@@ -381,4 +389,30 @@ fn a_waker_ends_a_wait_for_ever() {
     polled.recv().unwrap();
     waker.wake();
     assert_eq!(thread.join().unwrap(), []);
+}
+
+/// Wake-ups from other threads come as often as answers do, and are no events that could gather.
+fn only_wakeups(mut driver: impl Driver, waker: &dyn Wake) {
+    let mut recorder = Recorder { idle_for: None, ..Recorder::default() };
+    for _ in 0..1000 {
+        waker.wake();
+        driver.poll(&mut recorder).unwrap();
+    }
+    assert_eq!(recorder.coalesced_waits, 0);
+}
+
+#[test]
+fn epoll_does_not_let_wakeups_gather() {
+    let driver = super::epoll::Epoll::new(None).unwrap().coalescing(Duration::from_secs(1));
+    let waker = driver.waker();
+    only_wakeups(driver, &*waker);
+}
+
+#[test]
+fn uring_does_not_let_wakeups_gather() {
+    let capacity = super::uring::Capacity { connections: 10, files_each: 10 };
+    let driver = super::uring::Uring::new(None, capacity).unwrap();
+    let driver = driver.coalescing(Duration::from_secs(1));
+    let waker = driver.waker();
+    only_wakeups(driver, &*waker);
 }

@@ -122,7 +122,8 @@ impl Driver for Epoll {
         self.wait(sink)?;
         let now = Instant::now();
         sink.woken(now);
-        self.coalescer.on_polled(now, self.events.iter().count());
+        let events = self.events.iter().filter(|event| event.token() != WAKER).count();
+        self.coalescer.on_polled(now, events);
         let readable = mem::take(&mut self.connections.readable);
         for event in &self.events {
             match event.token() {

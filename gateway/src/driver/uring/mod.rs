@@ -71,6 +71,8 @@ pub struct Uring {
     /// The ring that is looked at next: where there is too much for one poll, no ring comes last each time.
     next_ring: usize,
     coalescer: Coalescer,
+    /// Wake-ups among the completions of this poll.
+    wakeups: usize,
 }
 
 impl Uring {
@@ -86,6 +88,7 @@ impl Uring {
             completions: Vec::new(),
             next_ring: 0,
             coalescer: Coalescer::default(),
+            wakeups: 0,
         })
     }
 
@@ -179,7 +182,10 @@ impl Uring {
             Token::Watch(conn) => connections.on_watched(conn, result, more),
             Token::Error(conn) => connections.on_error(conn, result),
             Token::Shutdown(conn) => connections.on_shut_down(conn),
-            Token::Wake => connections.rings.on_wakeup(more),
+            Token::Wake => {
+                self.wakeups += 1;
+                connections.rings.on_wakeup(more);
+            }
             Token::Nothing => {}
         }
     }
@@ -221,10 +227,11 @@ impl Driver for Uring {
         sink.woken(now);
         let ready = mem::take(&mut self.connections.ready);
         let confirming = mem::take(&mut self.connections.confirming);
+        self.wakeups = 0;
         let completions = self.harvest(sink)?;
         // What waited for the result of a send has gone on, or has asked again: unless completions were left, or rings.
         self.connections.confirming |= confirming && completions >= EVENTS_MAX;
-        self.coalescer.on_polled(now, completions);
+        self.coalescer.on_polled(now, completions - self.wakeups);
         self.connections.report_ready(ready, sink);
         self.acceptor.on_poll(now, sink);
         self.close_listener_if_due(now, sink)?;
