@@ -6,7 +6,7 @@
 //! reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
 //! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation there, so the next
-//! run may begin up to a minute ahead of the wall clock. That harms nobody: clients only compare offsets. Two gateways that share the
+//! run may begin up to a minute ahead of the wall clock, or ahead of where that run began. That harms nobody: clients only compare offsets. Two gateways that share the
 //! file never lower what the other has written.
 //!
 //! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's place, and then
@@ -107,13 +107,15 @@ fn is_missing(error: &io::Error) -> bool {
 /// As [`read`].
 pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFileError> {
     let Some(left) = path.map(read).transpose()?.flatten() else { return Ok(unix_us) };
-    // A run that was killed leaves its reservation. More than that means that the wall clock was set back.
+    // A run that was killed leaves its reservation. More than that is left when the wall clock was set back, or by several
+    // runs that were each killed within a minute of the one before.
     if let Some(ahead_us) = left.checked_sub(unix_us)
         && ahead_us > micros(RESERVED)
     {
         tracing::warn!(
-            behind_s = ahead_us / 1_000_000,
-            "the wall clock is behind the last run; offsets of pushes go on above those of the last run"
+            ahead_s = ahead_us / 1_000_000,
+            "offsets of pushes begin ahead of the wall clock, above those of earlier runs: the wall clock was set \
+             back, or the gateway was killed several times within minutes"
         );
     }
     Ok(left.max(unix_us))
