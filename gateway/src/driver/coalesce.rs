@@ -60,9 +60,9 @@ pub(super) struct Coalescer {
 
 #[derive(Clone, Copy, Debug)]
 enum Mode {
-    /// No poll is delayed, for so many windows at least.
+    /// No poll is delayed for at least this number of windows.
     Immediate { windows_left: u32 },
-    /// Polls are delayed, for so many windows at most. Without delays, events came at this rate.
+    /// Polls are delayed for at most this number of windows. `rate`: that of events without delays.
     Delayed { windows_left: u32, rate: Rate },
 }
 
@@ -82,13 +82,13 @@ struct Rate {
 }
 
 impl Rate {
-    /// How many events come in so long.
+    /// The number of events in a time.
     fn in_time(self, time: Duration) -> u64 {
         let events = u128::from(self.events) * time.as_nanos() / self.time.as_nanos().max(1);
         u64::try_from(events).unwrap_or(u64::MAX)
     }
 
-    /// How long it takes until so many have come.
+    /// The time in which a number of events comes.
     fn time_of(self, events: u32) -> Duration {
         let nanos = self.time.as_nanos() * u128::from(events) / u128::from(self.events.max(1));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))

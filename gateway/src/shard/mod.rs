@@ -97,6 +97,8 @@ pub struct Shard {
     has_answers_left: bool,
     /// More calls have expired than one turn handles.
     has_expired_calls_left: bool,
+    /// Expired calls that this turn may still fail.
+    expired_calls_left: usize,
     is_finished: bool,
     counters: ShardCounters,
     exporter: Exporter,
@@ -127,6 +129,7 @@ impl Shard {
             housekeeping: Housekeeping::default(),
             has_answers_left: false,
             has_expired_calls_left: false,
+            expired_calls_left: EXPIRED_CALLS_MAX,
             is_finished: false,
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
@@ -152,6 +155,7 @@ impl Shard {
     /// When the driver fails.
     pub fn turn(&mut self, driver: &mut impl Driver) -> io::Result<()> {
         let on_thread = self.calls.enter_thread();
+        self.expired_calls_left = EXPIRED_CALLS_MAX;
         driver.poll(self)?;
         self.answer_and_resume(driver);
         self.drain_mailbox(driver);
@@ -485,8 +489,12 @@ impl Shard {
     fn on_answer(&mut self, answer: Answer) {
         let Answer { call, outcome } = answer;
         let Some(outcome) = outcome else {
-            while let Some(expired) = self.calls.take_expired_until(call, &self.clock) {
+            // Beyond the bound of a turn, the shard fails the call itself in a later one: its clock says that it has expired, too.
+            while self.expired_calls_left > 0
+                && let Some(expired) = self.calls.take_expired_until(call, &self.clock)
+            {
                 self.finish_call(expired, Err(Code::Timeout.into()));
+                self.expired_calls_left -= 1;
             }
             return;
         };
@@ -514,14 +522,14 @@ impl Shard {
         while let Some((slot, cause)) = self.clients.next_expired(&self.clock) {
             self.close_gracefully(slot, cause, Some(Code::Idle));
         }
-        let mut left = EXPIRED_CALLS_MAX;
-        while left > 0
+        while self.expired_calls_left > 0
             && let Some(call) = self.calls.take_expired(&self.clock)
         {
             self.finish_call(call, Err(Code::Timeout.into()));
-            left -= 1;
+            self.expired_calls_left -= 1;
         }
-        self.has_expired_calls_left = left == 0 || self.calls.remove_expired(&self.clock);
+        self.has_expired_calls_left =
+            self.expired_calls_left == 0 || self.calls.remove_expired(&self.clock);
         self.rooms.end_windows(self.clock.now_ms());
         self.apply();
         if self.housekeeping.start(self.clock.now_ms()) {

@@ -10,7 +10,7 @@ const MICRO: Duration = Duration::from_micros(1);
 enum Peers {
     /// Together they send a request every so often, whatever becomes of the ones before.
     Open(Duration),
-    /// So many peers, each of which sends its next request only when it has the answer to the last one, after a round trip
+    /// A number of peers, each of which sends its next request only when it has the answer to the last one, after a round trip
     /// of so long.
     Closed(u32, Duration),
     /// The same, but each of them at its own time.

@@ -305,7 +305,7 @@ impl Ring {
         self.enter(1, wait)
     }
 
-    /// The same, and waits until there are so many completions, at most for `wait`.
+    /// The same, and waits for this number of completions, at most for `wait`.
     pub(super) fn submit_and_gather(
         &mut self,
         completions: usize,

@@ -44,9 +44,9 @@ pub struct Capacity {
 /// What ends a wait that lets completions gather.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gathering {
-    /// So many completions.
+    /// This number of completions.
     pub(super) completions: usize,
-    /// Or so long.
+    /// Or this time.
     pub(super) time_max: Duration,
 }
 

@@ -1,0 +1,293 @@
+//! The queue alone: no lock, no thread.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::handler::{AnswerPort, CallId, Outcome};
+use crate::publisher::SessionId;
+
+struct Nowhere;
+
+impl AnswerPort for Nowhere {
+    fn answer(&self, _: CallId, _: Outcome) {}
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct World {
+    queue: Queue,
+    start: Instant,
+    expired: Expired,
+    timeouts: Vec<(Duration, TimeoutId)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (queue, expired, timeouts) = Default::default();
+        Self { queue, start: Instant::now(), expired, timeouts }
+    }
+
+    /// A call that was received `received` after the start.
+    fn push(&mut self, session: u64, id: u64, received: Duration, timeout: Duration) {
+        let data = Bytes::from_static(&[0; 10]);
+        let call = Call::new(1, 7, SessionId(session), data, CallId(id), Arc::new(Nowhere));
+        let known = self.timeouts.iter().find(|(known, _)| *known == timeout);
+        let id = known.map(|(_, id)| *id).unwrap_or_else(|| {
+            let id = self.queue.add_timeout(timeout);
+            self.timeouts.push((timeout, id));
+            id
+        });
+        self.queue.push(call, self.start + received, id);
+    }
+
+    /// Releases the lines of the expired calls that were found.
+    fn release_expired(&mut self) {
+        self.expired.calls.clear();
+        self.expired.lines.drain(..).for_each(|line| self.queue.release(line));
+    }
+
+    fn take(&mut self, at: Duration) -> Option<(LineId, u64)> {
+        let taken = self.queue.take(self.start + at, &mut self.expired);
+        taken.map(|(line, call)| (line, call.id().0))
+    }
+
+    fn take_from(&mut self, line: LineId, at: Duration) -> Option<u64> {
+        let taken = self.queue.take_from(line, self.start + at, &mut self.expired);
+        taken.map(|call| call.id().0)
+    }
+
+    fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
+        let mut expired = Vec::new();
+        let timeouts = self.timeouts.iter().map(|(_, id)| *id);
+        let more = self.queue.remove_expired(self.start + at, timeouts, calls_max, &mut expired);
+        (expired.iter().map(|call| call.id().0).collect(), more)
+    }
+
+    fn is_clear(&self) -> bool {
+        let Queue { calls, lines, by_session, runnable, .. } = &self.queue;
+        calls.is_empty()
+            && lines.is_empty()
+            && by_session.is_empty()
+            && runnable.is_empty()
+            && (self.queue.bytes, self.queue.runnable_lines) == (0, 0)
+            && self
+                .queue
+                .timeouts
+                .iter()
+                .all(|list| list.calls.is_empty() && list.returned.is_empty())
+    }
+}
+
+#[test]
+fn a_held_line_keeps_its_later_calls_from_other_workers() {
+    let mut world = World::new();
+    for (session, id) in [(1, 10), (1, 11), (2, 20), (1, 12)] {
+        world.push(session, id, Duration::ZERO, SECOND);
+    }
+    let (first, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 10);
+    let (second, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 20);
+    assert_eq!(world.take(Duration::ZERO), None);
+    // What comes for a held line waits too.
+    world.push(2, 21, Duration::ZERO, SECOND);
+    assert_eq!(world.take(Duration::ZERO), None);
+    world.queue.release(second);
+    let (second, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 21);
+    assert_eq!(world.take_from(first, Duration::ZERO), Some(11));
+    world.queue.release(first);
+    let (first, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!((id, world.queue.calls()), (12, 0));
+    world.queue.release(first);
+    world.queue.release(second);
+    assert!(world.is_clear());
+}
+
+#[test]
+fn lines_are_taken_in_the_order_in_which_they_became_runnable() {
+    let mut world = World::new();
+    for session in 1..=3 {
+        world.push(session, session * 10, Duration::ZERO, SECOND);
+        world.push(session, session * 10 + 1, Duration::ZERO, SECOND);
+    }
+    let mut order = Vec::new();
+    while let Some((line, id)) = world.take(Duration::ZERO) {
+        order.push(id);
+        world.queue.release(line);
+    }
+    assert_eq!(order, [10, 20, 30, 11, 21, 31]);
+    assert!(world.is_clear());
+}
+
+#[test]
+fn expired_calls_are_removed_and_hold_nothing() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, 2 * SECOND);
+    world.push(1, 11, Duration::ZERO, SECOND);
+    world.push(2, 20, Duration::ZERO, SECOND);
+    world.push(3, 30, SECOND, SECOND);
+    assert_eq!((world.queue.calls(), world.queue.bytes()), (4, 40));
+    assert_eq!(world.expire(SECOND / 2, 100), (vec![], false));
+    assert_eq!(world.expire(SECOND, 1), (vec![11], true));
+    assert_eq!(world.expire(SECOND, 100), (vec![20], false));
+    assert_eq!((world.queue.calls(), world.queue.bytes()), (2, 20));
+    assert_eq!((world.queue.runnable_lines(), world.queue.lines.len()), (2, 2));
+    assert_eq!(world.expire(2 * SECOND, 100), (vec![10, 30], false));
+    assert_eq!(world.queue.expired(), 4);
+    assert!(world.is_clear());
+}
+
+#[test]
+fn an_expired_call_is_not_taken() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, SECOND);
+    world.push(1, 11, SECOND, SECOND);
+    world.push(2, 20, Duration::ZERO, SECOND);
+    let (line, id) = world.take(SECOND).unwrap();
+    assert_eq!((id, world.expired.calls.len()), (11, 1));
+    assert_eq!(world.take(SECOND), None);
+    assert_eq!((world.expired.calls.len(), world.queue.expired()), (2, 2));
+    world.queue.release(line);
+    // The line of 20 is held until 20 is answered: what comes behind it meanwhile must not be answered before.
+    world.push(2, 21, SECOND, SECOND);
+    assert_eq!(world.take(SECOND), None);
+    world.release_expired();
+    let (line, id) = world.take(SECOND).unwrap();
+    assert_eq!(id, 21);
+    world.queue.release(line);
+    assert!(world.is_clear());
+}
+
+#[test]
+fn a_held_line_whose_calls_expire_is_usable_until_it_is_released() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, SECOND);
+    world.push(1, 11, Duration::ZERO, SECOND);
+    let (line, _) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(world.expire(SECOND, 100), (vec![11], false));
+    assert_eq!(world.take_from(line, SECOND), None);
+    world.push(1, 12, SECOND, SECOND);
+    assert_eq!(world.take(SECOND), None);
+    assert_eq!(world.take_from(line, SECOND), Some(12));
+    world.queue.release(line);
+    assert!(world.is_clear());
+}
+
+impl World {
+    fn take_more(&mut self, line: LineId, at: Duration, limits: (usize, usize)) -> Vec<Taken> {
+        let mut run = VecDeque::new();
+        self.queue.take_more(line, self.start + at, limits, &mut run);
+        run.into()
+    }
+}
+
+fn ids(run: &[Taken]) -> Vec<u64> {
+    run.iter().map(|taken| taken.call.id().0).collect()
+}
+
+#[test]
+fn calls_that_are_taken_together_are_of_one_connection_and_within_limits() {
+    let mut world = World::new();
+    for (session, id) in [(1, 10), (2, 20), (1, 11), (1, 12), (1, 13), (1, 14)] {
+        world.push(session, id, Duration::ZERO, SECOND);
+    }
+    let (line, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 10);
+    let run = world.take_more(line, Duration::ZERO, (2, 1000));
+    assert_eq!((ids(&run), world.queue.calls()), (vec![11, 12], 3));
+    let run = world.take_more(line, Duration::ZERO, (10, 15));
+    assert_eq!((ids(&run), world.queue.bytes()), (vec![13], 20), "each request has 10 bytes");
+    assert!(world.take_more(line, SECOND, (10, 1000)).is_empty(), "it has expired");
+    assert_eq!(world.take_from(line, SECOND), None);
+    assert_eq!(world.expired.calls.len(), 1);
+}
+
+#[test]
+fn calls_that_are_put_back_are_next_in_order_and_expire_in_order() {
+    let mut world = World::new();
+    world.push(2, 20, Duration::ZERO, SECOND);
+    for (id, at_ms) in [(10, 1), (11, 2), (12, 3), (13, 4)] {
+        world.push(1, id, Duration::from_millis(at_ms), SECOND);
+    }
+    world.push(2, 21, Duration::from_millis(5), SECOND);
+    let (other, _) = world.take(Duration::ZERO).unwrap();
+    let (line, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 10);
+    let mut run = world.take_more(line, Duration::ZERO, (2, 1000)).into();
+    let before = (world.queue.calls(), world.queue.bytes());
+    world.queue.put_back(line, &mut run);
+    assert!(run.is_empty());
+    assert_eq!(world.queue.waits().counts.iter().sum::<u64>(), 2, "those given back wait still");
+    assert_eq!((world.queue.calls(), world.queue.bytes()), (before.0 + 2, before.1 + 20));
+    assert_eq!(world.take_from(line, Duration::ZERO), Some(11));
+    world.queue.release(line);
+    world.queue.release(other);
+    // In the order of receipt: 12 at 3 ms, 13 at 4 ms, 21 at 5 ms.
+    let at = |ms| SECOND + Duration::from_millis(ms);
+    assert_eq!(world.expire(at(3), 100), (vec![12], false));
+    assert_eq!(world.expire(at(5), 100), (vec![13, 21], false));
+    assert!(world.is_clear());
+}
+
+#[test]
+fn a_take_stops_after_so_many_expired_calls() {
+    let mut world = World::new();
+    let calls = EXPIRED_MAX as u64 + 5;
+    for id in 0..calls {
+        world.push(id, id, Duration::ZERO, SECOND);
+    }
+    world.push(calls, calls, SECOND, SECOND);
+    assert_eq!(world.take(SECOND), None);
+    assert_eq!((world.expired.calls.len(), world.queue.calls()), (EXPIRED_MAX, 6));
+    world.release_expired();
+    let (line, id) = world.take(SECOND).unwrap();
+    assert_eq!((id, world.expired.calls.len()), (calls, 5));
+    world.release_expired();
+    world.queue.release(line);
+    assert!(world.is_clear());
+}
+
+#[test]
+fn a_call_that_is_put_back_expires_in_its_time_whatever_else_waits() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::from_millis(1), SECOND);
+    world.push(2, 20, Duration::from_millis(2), SECOND);
+    world.push(2, 21, Duration::from_millis(3), SECOND);
+    world.push(1, 11, Duration::from_millis(4), SECOND);
+    let (_, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 10);
+    let (line, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!(id, 20);
+    world.push(3, 30, Duration::from_millis(2), SECOND);
+    let mut run = world.take_more(line, Duration::ZERO, (5, 1000)).into();
+    world.queue.put_back(line, &mut run);
+    // 21 is in time until 3 ms after the second. 30 was pushed behind 11, so it expires behind it.
+    let mut expired = world.expire(SECOND + Duration::from_millis(3), 100).0;
+    expired.sort_unstable();
+    assert_eq!(expired, [21]);
+    assert_eq!(world.expire(SECOND + SECOND, 100).0, [11, 30]);
+}
+
+#[test]
+fn the_wait_of_each_taken_call_is_counted() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, SECOND);
+    world.push(2, 20, Duration::from_millis(10), SECOND);
+    world.take(Duration::from_millis(10)).unwrap();
+    world.take(Duration::from_millis(10)).unwrap();
+    assert_eq!(world.queue.waits().sum_us, 10_000);
+    assert_eq!(world.queue.waits().counts.iter().sum::<u64>(), 2);
+}
+
+#[test]
+fn memory_of_a_large_burst_is_freed_when_the_queue_is_empty() {
+    let mut world = World::new();
+    let burst = KEPT_CALLS as u64 + 1;
+    (0..burst).for_each(|id| world.push(id, id, Duration::ZERO, SECOND));
+    assert_eq!(world.expire(SECOND, usize::MAX).0.len() as u64, burst);
+    assert!(world.is_clear());
+    assert_eq!((world.queue.calls.capacity(), world.queue.lines.capacity()), (0, 0));
+}
