@@ -120,14 +120,18 @@ impl Batch {
 
     #[inline]
     fn take(&mut self, taking: Taking) -> Option<Call> {
-        self.calls_left = self.calls_left.checked_sub(1)?;
-        match self.first.take() {
+        if self.calls_left == 0 {
+            return None;
+        }
+        let call = match self.first.take() {
             Some(first) => {
                 self.hold.take_first(taking);
                 Some(first)
             }
             None => self.hold.next(taking, self.calls_left),
-        }
+        };
+        self.calls_left -= 1;
+        call
     }
 }
 

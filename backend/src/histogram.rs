@@ -38,8 +38,14 @@ impl Durations {
     /// Counts one duration.
     #[inline]
     pub fn note(&mut self, us: u64) {
-        self.counts[BOUNDS.partition_point(|&(bound_us, _)| bound_us < us)] += 1;
-        self.sum_us += us;
+        self.note_many(us, 1);
+    }
+
+    /// Counts `count` equal durations.
+    #[inline]
+    pub fn note_many(&mut self, us: u64, count: u64) {
+        self.counts[BOUNDS.partition_point(|&(bound_us, _)| bound_us < us)] += count;
+        self.sum_us += us * count;
     }
 }
 
@@ -62,8 +68,9 @@ mod tests {
         for us in [0, 100, 101, 10_000_000, 10_000_001] {
             durations.note(us);
         }
-        assert_eq!((durations.counts[0], durations.counts[1]), (2, 1));
+        durations.note_many(150, 3);
+        assert_eq!((durations.counts[0], durations.counts[1]), (2, 4));
         assert_eq!((durations.counts[BUCKETS - 2], durations.counts[BUCKETS - 1]), (1, 1));
-        assert_eq!(durations.sum_us, 20_000_202);
+        assert_eq!(durations.sum_us, 20_000_652);
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! Shards submit calls through a [`Submitter`], all calls of a turn at once. Calls wait in one queue with a
 //! line per connection. A free worker takes the next line that has calls, so a call that blocks delays its
-//! own connection and no other, as long as another worker is free. (After many short calls, one that blocks is noticed
-//! when a shard next calls [`Submitter::flush`].)
+//! own connection and no other, as long as another worker is free. (After many short calls, one that blocks
+//! is noticed when a shard next calls [`Submitter::flush`].)
 //!
 //! # Time
 //!
 //! A call that has expired is never handed to a handler. The shard that submits calls removes those that have
 //! expired ([`Submitter::remove_expired`]), so they hold neither bytes nor a place in the queue, even while all
-//! workers block. (The calls that a worker has taken stay with it while its handler blocks: up to 16 KiB of one connection's.)
-//! A worker that finds one first answers it with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it
-//! handles the next call of that connection: so no answer overtakes it.
+//! workers block. (The calls that a worker has taken stay with it while its handler blocks: up to 16 KiB of one
+//! connection's.) A worker that finds one first answers it with
+//! [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it handles the next call of that connection: so no
+//! answer overtakes it.
 //!
-//! The clock comes from outside: [`Submitter::submit`], [`Submitter::remove_expired`] and [`Worker::run_pending`] are given the time. Only the pool's own threads read the system's clock.
+//! The clock comes from outside: [`Submitter::submit`], [`Submitter::remove_expired`] and [`Worker::run_pending`]
+//! are given the time. Only the pool's own threads read the system's clock.
 //!
 //! # Which workers are woken
 //!
@@ -24,6 +26,7 @@
 //! if each worker that is awake has spent more than [`SLOW_CALL`] on its call. The last case is found when
 //! a worker takes a call, and by [`Submitter::flush`], which shards call in each turn.
 
+mod group;
 mod list;
 pub(crate) mod queue;
 pub(crate) mod worker;
@@ -40,6 +43,7 @@ use crate::batch::SLOW_CALL;
 use crate::handler::{Call, Handler};
 use crate::histogram::Durations;
 use crate::publisher::Gateway;
+use group::{Buffer, Group};
 use queue::Queue;
 pub use queue::TimeoutId;
 pub use worker::Worker;
@@ -62,8 +66,8 @@ pub struct PoolOptions {
     /// Calls that may wait for a worker; more are refused. Shards check before they submit, so the calls
     /// that other shards submit in the same turn may exceed it.
     pub queue_calls_max: usize,
-    /// Bytes of requests that may wait for a worker; more are refused, but a longer one may wait alone. As for `queue_calls_max`, the bytes of one
-    /// turn of the other shards may exceed it.
+    /// Bytes of requests that may wait for a worker; more are refused, but a longer one may wait alone. As for
+    /// `queue_calls_max`, the bytes of one turn of the other shards may exceed it.
     pub queue_bytes_max: usize,
     /// Calls that one [`Handler::handle_batch`] gets at most: at least 1.
     pub batch_calls_max: usize,
@@ -139,7 +143,9 @@ impl Pool {
         Submitter {
             pool: self.clone(),
             gathered: Vec::with_capacity(GATHERED_MAX),
+            gathered_calls: 0,
             gathered_bytes: 0,
+            buffers: Vec::new(),
             is_unflushed: false,
             timeouts: Vec::new(),
             expired: Vec::new(),
@@ -177,20 +183,15 @@ impl Drop for Handle {
     }
 }
 
-/// A call on its way into the queue.
-#[derive(Debug)]
-struct Gathered {
-    call: Call,
-    received: Instant,
-    timeout: TimeoutId,
-}
-
 /// One shard's way into a pool. Calls gather here for a moment, and workers are woken by [`Submitter::flush`].
 #[derive(Debug)]
 pub struct Submitter {
     pool: Pool,
-    gathered: Vec<Gathered>,
+    gathered: Vec<Group>,
+    gathered_calls: usize,
     gathered_bytes: usize,
+    /// For groups to come, so that making one takes no lock and no allocation.
+    buffers: Vec<Buffer>,
     /// Calls were put into the queue since the last flush.
     is_unflushed: bool,
     /// The names of this submitter's timeouts.
@@ -217,7 +218,7 @@ impl Submitter {
     #[must_use]
     pub fn has_room(&self, bytes: usize) -> bool {
         let shared = self.pool.shared();
-        let calls = shared.queued_calls.load(Ordering::Relaxed) + self.gathered.len();
+        let calls = shared.queued_calls.load(Ordering::Relaxed) + self.gathered_calls;
         let queued_bytes = shared.queued_bytes.load(Ordering::Relaxed) + self.gathered_bytes;
         // A request that is longer than the bound may wait alone, or it would never be handled.
         calls < shared.options.queue_calls_max
@@ -228,9 +229,17 @@ impl Submitter {
     /// [`Self::flush`] after the last one of a turn.
     #[inline]
     pub fn submit(&mut self, call: Call, received: Instant, timeout: TimeoutId) {
+        self.gathered_calls += 1;
         self.gathered_bytes += call.biz_data().len();
-        self.gathered.push(Gathered { call, received, timeout });
-        if self.gathered.len() >= GATHERED_MAX {
+        let appended = match self.gathered.last_mut() {
+            Some(group) => group.append(call, received, timeout),
+            None => Err(call),
+        };
+        if let Err(call) = appended {
+            let buffer = self.buffers.pop().unwrap_or_default();
+            self.gathered.push(Group::new(call, received, timeout, buffer));
+        }
+        if self.gathered_calls >= GATHERED_MAX {
             self.enqueue();
         }
     }
@@ -259,11 +268,12 @@ impl Submitter {
         }
         let shared = self.pool.shared();
         let mut state = shared.lock();
-        for Gathered { call, received, timeout } in self.gathered.drain(..) {
-            state.queue.push(call, received, timeout);
-        }
+        self.gathered.drain(..).for_each(|group| state.queue.push(group));
+        let buffers_max = GATHERED_MAX - self.buffers.len();
+        state.queue.take_buffers(buffers_max, &mut self.buffers);
         shared.publish(&state);
         drop(state);
+        self.gathered_calls = 0;
         self.gathered_bytes = 0;
         self.is_unflushed = true;
     }
@@ -282,8 +292,8 @@ impl Submitter {
         self.pool.shared().queued_calls.load(Ordering::Relaxed) > 0
     }
 
-    /// Removes queued calls of this submitter that have expired at `now`. They are not answered: the shard that submitted
-    /// them has answered them before. Returns whether there may be more.
+    /// Removes queued calls of this submitter that have expired at `now`. They are not answered: the shard that
+    /// submitted them has answered them before. Returns whether there may be more.
     pub fn remove_expired(&mut self, now: Instant) -> bool {
         let shared = self.pool.shared();
         let mut state = shared.lock();

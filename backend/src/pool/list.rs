@@ -76,24 +76,6 @@ impl List {
         }
     }
 
-    /// Inserts the element `key` after another, or at the front.
-    pub(super) fn insert_after<T>(
-        &mut self,
-        slab: &mut Slab<T>,
-        key: u32,
-        before: Option<u32>,
-        links: impl Fn(&mut T) -> &mut Links,
-    ) {
-        let Some(prev) = before else { return self.push_front(slab, key, links) };
-        let next = links(&mut slab[prev as usize]).next;
-        if next == NONE {
-            return self.push_back(slab, key, links);
-        }
-        *links(&mut slab[key as usize]) = Links { next, prev };
-        links(&mut slab[prev as usize]).next = key;
-        links(&mut slab[next as usize]).prev = key;
-    }
-
     /// Takes the element `key`, which must be in the list, out of it. The slab keeps it.
     #[inline]
     pub(super) fn remove<T>(

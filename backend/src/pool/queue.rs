@@ -1,27 +1,34 @@
 //! The calls that wait for a worker: a queue per connection, and which connections are next.
 //!
 //! A connection with calls has a *line*. A worker takes the line that has waited longest and holds it while it
-//! handles a call from it, so the calls of one connection run in order and never at the same time, on
-//! whichever worker is free. A call also stands in the list of its timeout, in the order of receipt: the
-//! calls that have expired are at the front of these lists.
+//! handles calls from it, so the calls of one connection run in order and never at the same time, on
+//! whichever worker is free.
+//!
+//! Calls of one connection that were received together wait as a [group](Group): a group enters and leaves the queue at
+//! the price of one call. It also stands in the list of its timeout, in the order of receipt: the groups that have
+//! expired are at the front of these lists.
 //!
 //! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
 //! never runs a handler and never drops a call (a drop may answer, or free a large request).
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::group::{Buffer, Group};
 use super::list::{Links, List};
 use crate::handler::Call;
 use crate::histogram::Durations;
 
-/// Slots for calls that are kept when the queue is empty: 2 MiB. More are freed, so that a burst does not
+/// Slots for groups that are kept when the queue is empty: some 2 MiB. More are freed, so that a burst does not
 /// occupy memory for ever.
-const KEPT_CALLS: usize = 16 * 1024;
+const KEPT_GROUPS: usize = 16 * 1024;
+
+/// Emptied buffers of groups that are kept for groups to come: some 1.3 MiB.
+const KEPT_BUFFERS: usize = 1024;
 
 /// Calls that have expired that are removed under one lock, at most.
 pub(crate) const EXPIRED_MAX: usize = 256;
@@ -32,12 +39,21 @@ pub(crate) struct LineId(u32);
 
 /// Names a timeout of one submitter. Calls with the same name expire in the order in which they were received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimeoutId(u32);
+pub struct TimeoutId {
+    index: u32,
+    duration: Duration,
+}
 
 impl TimeoutId {
+    /// How long the timeout is.
+    #[inline]
+    pub(crate) const fn duration(self) -> Duration {
+        self.duration
+    }
+
     #[inline]
     const fn index(self) -> usize {
-        self.0 as usize
+        self.index as usize
     }
 }
 
@@ -49,22 +65,12 @@ pub(crate) struct Expired {
     pub(crate) lines: Vec<LineId>,
 }
 
-/// A call that a worker has taken and not handled yet.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) call: Call,
-    pub(crate) received: Instant,
-    pub(crate) timeout: TimeoutId,
-}
-
-/// A call that waits.
+/// A group that waits.
 #[derive(Debug)]
 struct Waiting {
-    call: Call,
-    received: Instant,
-    timeout: TimeoutId,
+    group: Group,
     line: u32,
-    /// It is in the list of calls that were put back.
+    /// It is in the list of groups that were put back.
     is_returned: bool,
     in_line: Links,
     in_timeout: Links,
@@ -74,39 +80,40 @@ struct Waiting {
 #[derive(Debug)]
 struct Line {
     session: u64,
-    calls: List,
+    groups: List,
     /// A worker holds it. Invariant: it is in [`Queue::runnable`] exactly when it is not held and has calls.
-    held: bool,
+    is_held: bool,
     in_runnable: Links,
 }
 
-#[derive(Debug)]
+/// The groups with one timeout.
+#[derive(Debug, Default)]
 struct TimeoutList {
-    timeout: Duration,
-    calls: List,
-    /// Calls that a worker took and put back: a list of their own, since they are older than the end of `calls` and
+    groups: List,
+    /// Groups that a worker took and put back: a list of their own, since they are older than the end of `groups` and
     /// younger than its front.
     returned: List,
 }
 
 impl TimeoutList {
     fn of(&mut self, is_returned: bool) -> &mut List {
-        if is_returned { &mut self.returned } else { &mut self.calls }
+        if is_returned { &mut self.returned } else { &mut self.groups }
     }
 }
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    calls: Slab<Waiting>,
+    groups: Slab<Waiting>,
     lines: Slab<Line>,
     by_session: HashMap<u64, u32, BuildHasherDefault<SessionHasher>>,
-    /// The session and line of the call that was pushed last: often the next call has the same.
-    last_pushed: Option<(u64, u32)>,
     /// Lines that a worker may take, the longest waiting first.
     runnable: List,
     runnable_lines: usize,
     timeouts: Vec<TimeoutList>,
+    /// Emptied buffers of groups.
+    buffers: Vec<Buffer>,
+    calls: usize,
     bytes: usize,
     expired: u64,
     waits: Durations,
@@ -114,8 +121,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Calls that wait.
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.len()
+    pub(crate) const fn calls(&self) -> usize {
+        self.calls
     }
 
     /// Bytes of their requests.
@@ -140,50 +147,54 @@ impl Queue {
 
     /// A name for a timeout: a list of its own.
     pub(crate) fn add_timeout(&mut self, timeout: Duration) -> TimeoutId {
-        self.timeouts.push(TimeoutList { timeout, calls: List::EMPTY, returned: List::EMPTY });
-        TimeoutId(narrow(self.timeouts.len() - 1))
+        self.timeouts.push(TimeoutList::default());
+        TimeoutId { index: narrow(self.timeouts.len() - 1), duration: timeout }
     }
 
-    /// Appends a call to its connection's line.
+    /// Appends a group, which is not empty, to its connection's line.
     #[inline]
-    pub(crate) fn push(&mut self, call: Call, received: Instant, timeout: TimeoutId) {
-        self.bytes += call.biz_data().len();
-        let session = call.session().0;
-        let line = match self.last_pushed {
-            Some((last, line)) if last == session => line,
-            _ => self.line_of(session),
-        };
-        let (in_line, in_timeout) = (Links::NONE, Links::NONE);
-        let is_returned = false;
-        let waiting = Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
-        let index = narrow(self.calls.insert(waiting));
-        let list = &mut self.timeouts[timeout.index()].calls;
-        list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
+    pub(crate) fn push(&mut self, group: Group) {
+        let line = self.line_of(group.session());
+        let timeout = group.timeout;
+        let index = self.insert(Waiting {
+            group,
+            line,
+            is_returned: false,
+            in_line: Links::NONE,
+            in_timeout: Links::NONE,
+        });
+        let list = &mut self.timeouts[timeout.index()].groups;
+        list.push_back(&mut self.groups, index, |group| &mut group.in_timeout);
         let of_line = &mut self.lines[line as usize];
-        let was_empty = of_line.calls.is_empty();
-        of_line.calls.push_back(&mut self.calls, index, |call| &mut call.in_line);
-        if was_empty && !of_line.held {
+        let was_empty = of_line.groups.is_empty();
+        of_line.groups.push_back(&mut self.groups, index, |group| &mut group.in_line);
+        if was_empty && !of_line.is_held {
             self.make_runnable(line);
         }
     }
 
-    /// Takes the oldest call of the line that has waited longest. The line is held until it is
+    /// Takes the oldest calls of the line that has waited longest, as [`Self::take_from`] does. The line is held until it is
     /// [released](Self::release).
     ///
     /// It stops at [`EXPIRED_MAX`] expired calls, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
     #[inline]
-    pub(crate) fn take(&mut self, now: Instant, expired: &mut Expired) -> Option<(LineId, Call)> {
+    pub(crate) fn take(
+        &mut self,
+        now: Instant,
+        calls_max: usize,
+        expired: &mut Expired,
+    ) -> Option<(LineId, Group)> {
         while let Some(line) = self.runnable.front() {
             if expired.calls.len() >= EXPIRED_MAX {
                 return None;
             }
             self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
             self.runnable_lines -= 1;
-            self.lines[line as usize].held = true;
+            self.lines[line as usize].is_held = true;
             let line = LineId(line);
-            match self.take_from(line, now, expired) {
-                Some(call) => return Some((line, call)),
+            match self.take_from(line, now, calls_max, expired) {
+                Some(group) => return Some((line, group)),
                 // Only calls that have expired were in it.
                 None => expired.lines.push(line),
             }
@@ -191,91 +202,61 @@ impl Queue {
         None
     }
 
-    /// Takes further calls of a line that the caller holds into `taken`, within two limits: calls, and bytes of their requests. The caller
-    /// handles them before it [releases](Self::release) the line, or [puts them back](Self::put_back).
-    #[inline]
-    pub(crate) fn take_more(
-        &mut self,
-        line: LineId,
-        now: Instant,
-        (calls_max, bytes_max): (usize, usize),
-        taken: &mut VecDeque<Taken>,
-    ) {
-        let mut bytes_left = bytes_max;
-        for _ in 0..calls_max {
-            let Some(index) = self.lines[line.0 as usize].calls.front() else { return };
-            let Waiting { call, received, timeout, .. } = &self.calls[index as usize];
-            let waited = now.saturating_duration_since(*received);
-            let has_expired = waited >= self.timeouts[timeout.index()].timeout;
-            let Some(left) = bytes_left.checked_sub(call.biz_data().len()) else { return };
-            if has_expired {
-                return;
-            }
-            bytes_left = left;
-            let Waiting { call, received, timeout, .. } = self.remove(index);
-            taken.push_back(Taken { call, received, timeout });
-        }
-    }
-
-    /// Counts how long a call that was taken with others waited until it was handled.
-    #[inline]
-    pub(crate) fn note_wait(&mut self, waited: Duration) {
-        self.waits.note(micros(waited));
-    }
-
-    /// The duration that a name means.
-    #[inline]
-    pub(crate) fn timeout(&self, timeout: TimeoutId) -> Duration {
-        self.timeouts[timeout.index()].timeout
-    }
-
-    /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
-    pub(crate) fn put_back(&mut self, line: LineId, taken: &mut VecDeque<Taken>) {
-        let mut in_line_before = None;
-        for Taken { call, received, timeout } in taken.drain(..) {
-            self.bytes += call.biz_data().len();
-            let (in_line, in_timeout) = (Links::NONE, Links::NONE);
-            let (line, is_returned) = (line.0, true);
-            let waiting =
-                Waiting { call, received, timeout, line, is_returned, in_line, in_timeout };
-            let index = narrow(self.calls.insert(waiting));
-            let list = &mut self.timeouts[timeout.index()].returned;
-            list.push_back(&mut self.calls, index, |call| &mut call.in_timeout);
-            let of_line = &mut self.lines[line as usize].calls;
-            of_line.insert_after(&mut self.calls, index, in_line_before, |call| &mut call.in_line);
-            in_line_before = Some(index);
-        }
-    }
-
-    /// Takes the next call of a line that the caller holds. Expired calls go to `expired` instead.
+    /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if it is
+    /// larger. Expired calls go to `expired` instead. The caller handles the calls before it [releases](Self::release) the
+    /// line, or [puts them back](Self::put_back).
     #[inline]
     pub(crate) fn take_from(
         &mut self,
         line: LineId,
         now: Instant,
+        calls_max: usize,
         expired: &mut Expired,
-    ) -> Option<Call> {
+    ) -> Option<Group> {
         while expired.calls.len() < EXPIRED_MAX
-            && let Some(index) = self.lines[line.0 as usize].calls.front()
+            && let Some(index) = self.lines[line.0 as usize].groups.front()
         {
-            let Waiting { call, received, timeout, .. } = self.remove(index);
-            let waited = now.saturating_duration_since(received);
-            if waited < self.timeouts[timeout.index()].timeout {
-                self.waits.note(micros(waited));
-                return Some(call);
+            if !self.groups[index as usize].group.has_expired(now) {
+                return Some(self.remove_calls(index, calls_max));
             }
-            self.expired += 1;
-            expired.calls.push(call);
+            let room = EXPIRED_MAX - expired.calls.len();
+            let group = self.remove_calls(index, room);
+            self.expire(group, &mut expired.calls);
         }
         None
+    }
+
+    /// Counts how long calls waited until they were handled.
+    #[inline]
+    pub(crate) fn note_waits(&mut self, waited: Duration, calls: u64) {
+        self.waits.note_many(micros(waited), calls);
+    }
+
+    /// Puts calls that were taken and not handled back to the front of their line, which the caller holds.
+    pub(crate) fn put_back(&mut self, line: LineId, group: Group) {
+        if group.is_empty() {
+            return self.recycle(group);
+        }
+        let (line, timeout) = (line.0, group.timeout);
+        let index = self.insert(Waiting {
+            group,
+            line,
+            is_returned: true,
+            in_line: Links::NONE,
+            in_timeout: Links::NONE,
+        });
+        let list = &mut self.timeouts[timeout.index()].returned;
+        list.push_back(&mut self.groups, index, |group| &mut group.in_timeout);
+        let of_line = &mut self.lines[line as usize].groups;
+        of_line.push_front(&mut self.groups, index, |group| &mut group.in_line);
     }
 
     /// Ends the hold of a line: another worker may take it now, if it has calls.
     #[inline]
     pub(crate) fn release(&mut self, line: LineId) {
         let of_line = &mut self.lines[line.0 as usize];
-        of_line.held = false;
-        if of_line.calls.is_empty() {
+        of_line.is_held = false;
+        if of_line.groups.is_empty() {
             self.remove_line(line.0);
         } else {
             self.make_runnable(line.0);
@@ -290,23 +271,21 @@ impl Queue {
         calls_max: usize,
         expired: &mut Vec<Call>,
     ) -> bool {
-        let indices = timeouts.map(TimeoutId::index);
-        let lists = indices.flat_map(|index| [(index, false), (index, true)]);
+        let lists = timeouts.flat_map(|id| [(id.index(), false), (id.index(), true)]);
         for (index, is_returned) in lists {
             while let Some(oldest) = self.timeouts[index].of(is_returned).front() {
-                let waiting = &self.calls[oldest as usize];
-                let waited = now.saturating_duration_since(waiting.received);
-                if waited < self.timeouts[index].timeout {
+                let Waiting { group, line, .. } = &self.groups[oldest as usize];
+                let line = *line;
+                if !group.has_expired(now) {
                     break;
                 }
                 if expired.len() == calls_max {
                     return true;
                 }
-                let line = waiting.line;
-                expired.push(self.remove(oldest).call);
-                self.expired += 1;
+                let group = self.remove_calls(oldest, calls_max - expired.len());
+                self.expire(group, expired);
                 let of_line = &self.lines[line as usize];
-                if of_line.calls.is_empty() && !of_line.held {
+                if of_line.groups.is_empty() && !of_line.is_held {
                     self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
                     self.runnable_lines -= 1;
                     self.remove_line(line);
@@ -316,37 +295,69 @@ impl Queue {
         false
     }
 
+    /// Gives emptied buffers for groups to come, `buffers_max` at most.
+    #[inline]
+    pub(crate) fn take_buffers(&mut self, buffers_max: usize, buffers: &mut Vec<Buffer>) {
+        let kept = self.buffers.len().saturating_sub(buffers_max);
+        buffers.extend(self.buffers.drain(kept..));
+    }
+
+    /// Takes back the buffer of a group whose calls were taken out of it.
+    #[inline]
+    pub(crate) fn recycle(&mut self, group: Group) {
+        if self.buffers.len() < KEPT_BUFFERS {
+            self.buffers.push(group.into_buffer());
+        }
+    }
+
     /// The line of a connection, which is made if there is none.
     #[inline]
     fn line_of(&mut self, session: u64) -> u32 {
-        let line = match self.by_session.entry(session) {
+        match self.by_session.entry(session) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(vacant) => {
-                let (calls, in_runnable) = (List::EMPTY, Links::NONE);
-                let line = self.lines.insert(Line { session, calls, held: false, in_runnable });
-                *vacant.insert(narrow(line))
+                let (groups, in_runnable) = (List::EMPTY, Links::NONE);
+                let line = Line { session, groups, is_held: false, in_runnable };
+                *vacant.insert(narrow(self.lines.insert(line)))
             }
-        };
-        self.last_pushed = Some((session, line));
-        line
+        }
     }
 
-    /// Takes a call out of the lists. Its line stays.
+    /// Counts a group, and gives it a slot. It is in no list yet.
     #[inline]
-    fn remove(&mut self, index: u32) -> Waiting {
-        let (line, timeout, is_returned) = {
-            let waiting = &self.calls[index as usize];
-            (waiting.line as usize, waiting.timeout.index(), waiting.is_returned)
+    fn insert(&mut self, waiting: Waiting) -> u32 {
+        self.calls += waiting.group.len();
+        self.bytes += waiting.group.bytes();
+        narrow(self.groups.insert(waiting))
+    }
+
+    /// Takes the first calls of a group out, at most `calls_max`. A group that is empty then leaves its lists. Its line stays.
+    #[inline]
+    fn remove_calls(&mut self, index: u32, calls_max: usize) -> Group {
+        let waiting = &mut self.groups[index as usize];
+        let taken = if waiting.group.len() > calls_max {
+            let buffer = self.buffers.pop().unwrap_or_default();
+            waiting.group.split_to(calls_max, buffer)
+        } else {
+            let (line, is_returned) = (waiting.line as usize, waiting.is_returned);
+            let timeout = waiting.group.timeout.index();
+            self.lines[line].groups.remove(&mut self.groups, index, |group| &mut group.in_line);
+            let list = self.timeouts[timeout].of(is_returned);
+            list.remove(&mut self.groups, index, |group| &mut group.in_timeout);
+            self.groups.remove(index as usize).group
         };
-        self.lines[line].calls.remove(&mut self.calls, index, |call| &mut call.in_line);
-        let list = self.timeouts[timeout].of(is_returned);
-        list.remove(&mut self.calls, index, |call| &mut call.in_timeout);
-        let waiting = self.calls.remove(index as usize);
-        self.bytes -= waiting.call.biz_data().len();
-        if self.calls.is_empty() && self.calls.capacity() > KEPT_CALLS {
-            self.calls = Slab::new();
+        self.calls -= taken.len();
+        self.bytes -= taken.bytes();
+        if self.groups.is_empty() && self.groups.capacity() > KEPT_GROUPS {
+            self.groups = Slab::new();
         }
-        waiting
+        taken
+    }
+
+    fn expire(&mut self, mut group: Group, expired: &mut Vec<Call>) {
+        self.expired += group.len() as u64;
+        expired.extend(std::iter::from_fn(|| group.pop()));
+        self.recycle(group);
     }
 
     #[inline]
@@ -359,10 +370,7 @@ impl Queue {
     fn remove_line(&mut self, line: u32) {
         let session = self.lines.remove(line as usize).session;
         self.by_session.remove(&session);
-        if self.last_pushed.is_some_and(|(last, _)| last == session) {
-            self.last_pushed = None;
-        }
-        if self.lines.is_empty() && self.lines.capacity() > KEPT_CALLS {
+        if self.lines.is_empty() && self.lines.capacity() > KEPT_GROUPS {
             self.lines = Slab::new();
             self.by_session = HashMap::default();
         }

@@ -1,12 +1,12 @@
 //! A worker: takes calls from the queue and runs the handler.
 
-use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::queue::{Expired, LineId, Queue, Taken, TimeoutId};
+use super::group::Group;
+use super::queue::{Expired, LineId, Queue};
 use super::{Shared, unpark};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -18,13 +18,6 @@ use crate::publisher::Gateway;
 /// Calls that a worker takes between two exact looks at the clock, while calls are short: a look costs about a
 /// third of taking a call.
 const CALLS_PER_READ: u32 = 8;
-
-/// Calls of one connection that a worker takes together while calls are short: one lock serves them all. They would be
-/// handled one after the other anyway, so no other connection waits for them.
-const TAKEN_CALLS_MAX: usize = 16;
-
-/// Bytes of requests that a worker takes together. So much may stay with a worker whose handler hangs.
-const TAKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// Where a worker reads the time.
 #[derive(Clone, Copy, Debug)]
@@ -87,9 +80,7 @@ impl Worker {
             calls_since_read: 0,
             calls_measured: 1,
             is_fast: false,
-            lines: Vec::new(),
-            taken: TakenCalls::default(),
-            waits: Vec::new(),
+            taken: Taken::default(),
             began: None,
             last: Taking::Alone,
             expired: Expired::default(),
@@ -215,7 +206,7 @@ pub(crate) enum Begin {
     Closed,
 }
 
-/// A worker's access to the queue, and the lines that it holds.
+/// A worker's access to the queue, and what it has taken from it.
 #[derive(Debug)]
 pub(crate) struct Hold {
     shared: Arc<Shared>,
@@ -231,12 +222,7 @@ pub(crate) struct Hold {
     calls_measured: u32,
     /// Whether calls were short when one was last taken.
     is_fast: bool,
-    /// The last one is that of the call that was taken last.
-    lines: Vec<LineId>,
-    /// Further calls of that line, which this worker handles next.
-    taken: TakenCalls,
-    /// How long those of them waited that were handled. They are counted under the next lock.
-    waits: Vec<Duration>,
+    taken: Taken,
     /// When the call at hand was taken.
     began: Option<Instant>,
     /// How that call was taken.
@@ -254,33 +240,48 @@ pub(crate) enum Taking {
     Kept,
 }
 
-/// Calls of one connection that a worker has taken together, in order.
+/// What a worker has taken from the queue.
 #[derive(Debug, Default)]
-struct TakenCalls {
-    calls: VecDeque<Taken>,
-    /// The timeout of the first call. A call with another one is put back.
-    timeout: Option<(TimeoutId, Duration)>,
+struct Taken {
+    /// The lines that it holds. The last one is that of the call that was taken last.
+    lines: Vec<LineId>,
+    /// The group of that call: its other calls are handled next.
+    group: Option<Group>,
+    /// How long the calls of the group have waited.
+    waited: Duration,
+    /// How long calls waited, and how many waited so long: those that were handled since the lock was last held.
+    /// They are counted when it is held again.
+    waits: Vec<(Duration, u64)>,
 }
 
-impl TakenCalls {
-    /// Takes further calls of a line, at most `calls_max`.
+impl Taken {
+    /// The next call of the group, if there is one and it has not expired.
     #[inline]
-    fn take(&mut self, queue: &mut Queue, line: LineId, now: Instant, calls_max: usize) {
-        let calls_max = calls_max.min(TAKEN_CALLS_MAX - 1);
-        queue.take_more(line, now, (calls_max, TAKEN_BYTES_MAX), &mut self.calls);
-        let first = self.calls.front();
-        self.timeout = first.map(|taken| (taken.timeout, queue.timeout(taken.timeout)));
+    fn next(&mut self, now: Instant, clock_was_read: bool) -> Option<Call> {
+        let group = self.group.as_mut()?;
+        if clock_was_read {
+            self.waited = group.waited(now);
+        }
+        if self.waited >= group.timeout.duration() {
+            return None;
+        }
+        let call = group.pop()?;
+        match self.waits.last_mut() {
+            Some((waited, calls)) if *waited == self.waited => *calls += 1,
+            _ => self.waits.push((self.waited, 1)),
+        }
+        Some(call)
     }
 
-    /// The next call, and how long it has waited. `None` if there is none, or if it has expired or has another timeout: then it
-    /// is put back into the queue, which takes expired calls out.
+    /// Puts the calls of the group that were not handled back into the queue, which also counts how long the others waited.
     #[inline]
-    fn next(&mut self, now: Instant) -> Option<(Call, Duration)> {
-        let &Taken { received, timeout, .. } = self.calls.front()?;
-        let (known, duration) = self.timeout?;
-        let waited = now.saturating_duration_since(received);
-        let is_in_time = timeout == known && waited < duration;
-        if is_in_time { self.calls.pop_front().map(|taken| (taken.call, waited)) } else { None }
+    fn give_back(&mut self, queue: &mut Queue) {
+        self.waits.drain(..).for_each(|(waited, calls)| queue.note_waits(waited, calls));
+        if let Some(&line) = self.lines.last()
+            && let Some(group) = self.group.take()
+        {
+            queue.put_back(line, group);
+        }
     }
 }
 
@@ -293,42 +294,43 @@ impl Hold {
     /// now on, if it `may_sleep`.
     fn begin(&mut self, may_sleep: bool) -> Begin {
         let now = self.read_clock();
-        let calls_left = self.shared.options.batch_calls_max - 1;
+        self.is_fast = self.shared.is_fast();
+        let calls_max = self.group_calls_max(self.shared.options.batch_calls_max);
         let mut state = self.shared.lock();
-        let mut taken = state.queue.take(now, &mut self.expired);
+        let mut group = state.queue.take(now, calls_max, &mut self.expired);
         // A line that had only expired calls may have others by now.
-        while taken.is_none() && !self.expired.calls.is_empty() {
+        while group.is_none() && !self.expired.calls.is_empty() {
             drop(state);
             self.answer_expired(now);
             state = self.shared.lock();
-            taken = state.queue.take(now, &mut self.expired);
+            group = state.queue.take(now, calls_max, &mut self.expired);
         }
         let wake = state.worker_to_wake(now, &self.shared);
-        let begin = match taken {
-            Some((line, call)) => {
-                self.lines.push(line);
-                self.is_fast = self.shared.is_fast();
-                if self.is_fast {
-                    self.taken.take(&mut state.queue, line, now, calls_left);
-                }
-                Begin::Call(call, self.is_fast)
-            }
-            None if state.closed => Begin::Closed,
-            None => {
-                if may_sleep {
-                    state.asleep.push(self.index);
-                }
-                Begin::Nothing
-            }
-        };
+        let is_closed = state.closed;
+        let found = group.is_some();
+        if let Some((line, group)) = group {
+            self.taken.lines.push(line);
+            self.taken.group = Some(group);
+        } else if may_sleep && !is_closed {
+            state.asleep.push(self.index);
+        }
         self.shared.publish(&state);
         drop(state);
-        if let Begin::Call(..) = begin {
-            self.note_begin(now);
-        }
+        let begin = match self.next_of_group(now, true) {
+            Some(call) => Begin::Call(call, self.is_fast),
+            None if is_closed && !found => Begin::Closed,
+            None => Begin::Nothing,
+        };
         unpark(wake);
         self.answer_expired(now);
         begin
+    }
+
+    /// Calls that may be taken together, if the handler may take `calls_left`: several while calls are short. They would be
+    /// handled one after the other anyway, so no other connection waits for them.
+    #[inline]
+    fn group_calls_max(&self, calls_left: usize) -> usize {
+        if self.is_fast { calls_left } else { 1 }
     }
 
     #[inline]
@@ -369,16 +371,16 @@ impl Hold {
         self.last = taking;
     }
 
-    /// Takes the next call of a batch, which may take `calls_left` more.
+    /// Takes the next call of a batch, which may take `calls_left`: at least 1.
     #[inline]
     pub(crate) fn next(&mut self, taking: Taking, calls_left: usize) -> Option<Call> {
         let now = self.cheap_time();
         let is_slow = self.note_end(now);
-        // The calls at hand are of a line that the call before was taken from in the same way.
-        let from_taken = if !is_slow && taking == self.last { self.taken.next(now) } else { None };
-        if let Some((call, waited)) = from_taken {
-            self.waits.push(waited);
-            self.note_begin(now);
+        // The other calls of the group are of a line that the call before was taken from in the same way.
+        if !is_slow
+            && taking == self.last
+            && let Some(call) = self.next_of_group(now, self.calls_since_read == 0)
+        {
             return Some(call);
         }
         // While calls are short, a connection's calls are handled one after the other, so that their answers
@@ -388,17 +390,17 @@ impl Hold {
             Taking::Alone => self.is_fast,
             Taking::Kept => taking == Taking::Kept,
         };
+        let calls_max = self.group_calls_max(calls_left);
         let mut state = self.shared.lock();
         let queue = &mut state.queue;
-        self.waits.drain(..).for_each(|waited| queue.note_wait(waited));
-        let mut call = None;
-        if let Some(&line) = self.lines.last() {
-            queue.put_back(line, &mut self.taken.calls);
+        self.taken.give_back(queue);
+        let mut group = None;
+        if let Some(&line) = self.taken.lines.last() {
             if stays {
-                call = queue.take_from(line, now, &mut self.expired);
+                group = queue.take_from(line, now, calls_max, &mut self.expired);
             }
-            if call.is_none() && self.last == Taking::Alone {
-                self.lines.pop();
+            if group.is_none() && self.last == Taking::Alone {
+                self.taken.lines.pop();
                 if self.expired.calls.is_empty() {
                     queue.release(line);
                 } else {
@@ -406,25 +408,20 @@ impl Hold {
                 }
             }
         }
-        if call.is_none()
-            && let Some((line, next)) = queue.take(now, &mut self.expired)
+        if group.is_none()
+            && let Some((line, next)) = queue.take(now, calls_max, &mut self.expired)
         {
-            self.lines.push(line);
-            call = Some(next);
-        }
-        self.last = taking;
-        if self.is_fast
-            && call.is_some()
-            && let Some(&line) = self.lines.last()
-        {
-            self.taken.take(&mut state.queue, line, now, calls_left);
+            self.taken.lines.push(line);
+            group = Some(next);
         }
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);
-        match call {
-            Some(_) => self.note_begin(now),
-            None => self.shared.set_began(self.index, None),
+        self.last = taking;
+        self.taken.group = group;
+        let call = self.next_of_group(now, true);
+        if call.is_none() {
+            self.note_idle();
         }
         unpark(wake);
         self.answer_expired(now);
@@ -432,6 +429,14 @@ impl Hold {
             batch::wake_deferred();
         }
         call
+    }
+
+    /// The next call of the group at hand, if there is one and it has not expired.
+    #[inline]
+    fn next_of_group(&mut self, now: Instant, clock_was_read: bool) -> Option<Call> {
+        let call = self.taken.next(now, clock_was_read)?;
+        self.note_begin(now);
+        Some(call)
     }
 
     /// Answers expired calls, then releases their lines. The lock must not be held: an answer takes other locks, and
@@ -454,35 +459,40 @@ impl Hold {
     /// A call was taken: it is at hand from now on.
     #[inline]
     fn note_begin(&mut self, now: Instant) {
-        self.began = Some(now);
-        self.shared.set_began(self.index, Some(now));
+        if self.began != Some(now) {
+            self.began = Some(now);
+            self.shared.set_began(self.index, self.began);
+        }
+    }
+
+    /// No call is at hand.
+    fn note_idle(&mut self) {
+        self.began = None;
+        self.shared.set_began(self.index, None);
     }
 
     /// The handler is done with the call at hand, if there is one. Returns whether calls took long since the last exact look at the
     /// clock, on average.
     #[inline]
     fn note_end(&mut self, now: Instant) -> bool {
-        let Some(began) = self.began.take() else { return false };
-        let is_slow = now.saturating_duration_since(began) > SLOW_CALL * self.calls_measured;
+        let Some(began) = self.began else { return false };
+        let is_slow =
+            now != began && now.saturating_duration_since(began) > SLOW_CALL * self.calls_measured;
         self.shared.note_call(is_slow);
         is_slow
     }
 
     /// Releases all lines: the handler is done with all calls of the batch.
     pub(crate) fn release_all(&mut self) {
-        self.shared.set_began(self.index, None);
-        if self.lines.is_empty() && self.waits.is_empty() {
-            return;
+        if !self.taken.lines.is_empty() || !self.taken.waits.is_empty() {
+            let now = self.read_clock();
+            self.note_end(now);
+            let mut state = self.shared.lock();
+            self.taken.give_back(&mut state.queue);
+            for line in self.taken.lines.drain(..) {
+                state.queue.release(line);
+            }
         }
-        let now = self.read_clock();
-        self.note_end(now);
-        let mut state = self.shared.lock();
-        self.waits.drain(..).for_each(|waited| state.queue.note_wait(waited));
-        if let Some(&line) = self.lines.last() {
-            state.queue.put_back(line, &mut self.taken.calls);
-        }
-        for line in self.lines.drain(..) {
-            state.queue.release(line);
-        }
+        self.note_idle();
     }
 }

@@ -20,7 +20,17 @@ struct World {
     queue: Queue,
     start: Instant,
     expired: Expired,
-    timeouts: Vec<(Duration, TimeoutId)>,
+    timeouts: Vec<TimeoutId>,
+}
+
+fn call(session: u64, id: u64) -> Call {
+    let data = Bytes::from_static(&[0; 10]);
+    Call::new(1, 7, SessionId(session), data, CallId(id), Arc::new(Nowhere))
+}
+
+/// Takes the calls out of a group.
+fn ids(mut group: Group) -> Vec<u64> {
+    std::iter::from_fn(|| group.pop()).map(|call| call.id().0).collect()
 }
 
 impl World {
@@ -29,17 +39,31 @@ impl World {
         Self { queue, start: Instant::now(), expired, timeouts }
     }
 
+    fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
+        let known = self.timeouts.iter().find(|id| id.duration() == timeout);
+        known.copied().unwrap_or_else(|| {
+            let id = self.queue.add_timeout(timeout);
+            self.timeouts.push(id);
+            id
+        })
+    }
+
     /// A call that was received `received` after the start.
     fn push(&mut self, session: u64, id: u64, received: Duration, timeout: Duration) {
-        let data = Bytes::from_static(&[0; 10]);
-        let call = Call::new(1, 7, SessionId(session), data, CallId(id), Arc::new(Nowhere));
-        let known = self.timeouts.iter().find(|(known, _)| *known == timeout);
-        let id = known.map(|(_, id)| *id).unwrap_or_else(|| {
-            let id = self.queue.add_timeout(timeout);
-            self.timeouts.push((timeout, id));
-            id
-        });
-        self.queue.push(call, self.start + received, id);
+        self.push_group(session, &[id], received, timeout);
+    }
+
+    /// Calls that were received together.
+    fn push_group(&mut self, session: u64, ids: &[u64], received: Duration, timeout: Duration) {
+        let timeout = self.timeout_id(timeout);
+        let received = self.start + received;
+        let mut calls = ids.iter().map(|&id| call(session, id));
+        let first = calls.next().expect("a group has a call");
+        let mut group = Group::new(first, received, timeout, Buffer::default());
+        for call in calls {
+            group.append(call, received, timeout).expect("it belongs to the group");
+        }
+        self.queue.push(group);
     }
 
     /// Releases the lines of the expired calls that were found.
@@ -48,35 +72,40 @@ impl World {
         self.expired.lines.drain(..).for_each(|line| self.queue.release(line));
     }
 
+    /// Takes one call.
     fn take(&mut self, at: Duration) -> Option<(LineId, u64)> {
-        let taken = self.queue.take(self.start + at, &mut self.expired);
-        taken.map(|(line, call)| (line, call.id().0))
+        let (line, group) = self.queue.take(self.start + at, 1, &mut self.expired)?;
+        Some((line, ids(group)[0]))
     }
 
+    /// Takes one call of a line.
     fn take_from(&mut self, line: LineId, at: Duration) -> Option<u64> {
-        let taken = self.queue.take_from(line, self.start + at, &mut self.expired);
-        taken.map(|call| call.id().0)
+        self.take_group_from(line, at, 1).map(|group| ids(group)[0])
+    }
+
+    fn take_group_from(&mut self, line: LineId, at: Duration, calls_max: usize) -> Option<Group> {
+        self.queue.take_from(line, self.start + at, calls_max, &mut self.expired)
     }
 
     fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
         let mut expired = Vec::new();
-        let timeouts = self.timeouts.iter().map(|(_, id)| *id);
+        let timeouts = self.timeouts.iter().copied();
         let more = self.queue.remove_expired(self.start + at, timeouts, calls_max, &mut expired);
         (expired.iter().map(|call| call.id().0).collect(), more)
     }
 
     fn is_clear(&self) -> bool {
-        let Queue { calls, lines, by_session, runnable, .. } = &self.queue;
-        calls.is_empty()
+        let Queue { groups, lines, by_session, runnable, .. } = &self.queue;
+        groups.is_empty()
             && lines.is_empty()
             && by_session.is_empty()
             && runnable.is_empty()
-            && (self.queue.bytes, self.queue.runnable_lines) == (0, 0)
+            && (self.queue.calls, self.queue.bytes, self.queue.runnable_lines) == (0, 0, 0)
             && self
                 .queue
                 .timeouts
                 .iter()
-                .all(|list| list.calls.is_empty() && list.returned.is_empty())
+                .all(|list| list.groups.is_empty() && list.returned.is_empty())
     }
 }
 
@@ -176,59 +205,59 @@ fn a_held_line_whose_calls_expire_is_usable_until_it_is_released() {
     assert!(world.is_clear());
 }
 
-impl World {
-    fn take_more(&mut self, line: LineId, at: Duration, limits: (usize, usize)) -> Vec<Taken> {
-        let mut run = VecDeque::new();
-        self.queue.take_more(line, self.start + at, limits, &mut run);
-        run.into()
-    }
-}
-
-fn ids(run: &[Taken]) -> Vec<u64> {
-    run.iter().map(|taken| taken.call.id().0).collect()
+#[test]
+fn a_group_is_taken_whole_or_by_calls() {
+    let mut world = World::new();
+    world.push_group(1, &[10, 11, 12, 13], Duration::ZERO, SECOND);
+    world.push_group(2, &[20], Duration::ZERO, SECOND);
+    world.push_group(1, &[14], Duration::ZERO, SECOND);
+    assert_eq!((world.queue.calls(), world.queue.bytes()), (6, 60));
+    let (line, id) = world.take(Duration::ZERO).unwrap();
+    assert_eq!((id, world.queue.calls(), world.queue.bytes()), (10, 5, 50));
+    let group = world.take_group_from(line, Duration::ZERO, 2).unwrap();
+    assert_eq!((ids(group), world.queue.calls()), (vec![11, 12], 3));
+    let group = world.take_group_from(line, Duration::ZERO, 100).unwrap();
+    assert_eq!((ids(group), world.queue.bytes()), (vec![13], 20), "14 was received by itself");
+    assert!(world.take_group_from(line, SECOND, 100).is_none(), "it has expired");
+    assert_eq!(world.expired.calls.len(), 1);
 }
 
 #[test]
-fn calls_that_are_taken_together_are_of_one_connection_and_within_limits() {
+fn calls_of_a_group_expire_together_within_the_limit() {
     let mut world = World::new();
-    for (session, id) in [(1, 10), (2, 20), (1, 11), (1, 12), (1, 13), (1, 14)] {
-        world.push(session, id, Duration::ZERO, SECOND);
-    }
-    let (line, id) = world.take(Duration::ZERO).unwrap();
-    assert_eq!(id, 10);
-    let run = world.take_more(line, Duration::ZERO, (2, 1000));
-    assert_eq!((ids(&run), world.queue.calls()), (vec![11, 12], 3));
-    let run = world.take_more(line, Duration::ZERO, (10, 15));
-    assert_eq!((ids(&run), world.queue.bytes()), (vec![13], 20), "each request has 10 bytes");
-    assert!(world.take_more(line, SECOND, (10, 1000)).is_empty(), "it has expired");
-    assert_eq!(world.take_from(line, SECOND), None);
-    assert_eq!(world.expired.calls.len(), 1);
+    world.push_group(1, &[10, 11, 12], Duration::ZERO, SECOND);
+    world.push_group(1, &[13, 14], SECOND, SECOND);
+    assert_eq!(world.expire(SECOND, 2), (vec![10, 11], true));
+    assert_eq!(world.expire(SECOND, 2), (vec![12], false));
+    assert_eq!((world.queue.calls(), world.queue.bytes(), world.queue.expired()), (2, 20, 3));
+    let (line, id) = world.take(SECOND).unwrap();
+    assert_eq!(id, 13);
+    assert_eq!(world.take_from(line, SECOND * 2), None);
+    assert_eq!((world.expired.calls.len(), world.queue.expired()), (1, 4));
+    world.queue.release(line);
+    assert!(world.is_clear());
 }
 
 #[test]
 fn calls_that_are_put_back_are_next_in_order_and_expire_in_order() {
     let mut world = World::new();
     world.push(2, 20, Duration::ZERO, SECOND);
-    for (id, at_ms) in [(10, 1), (11, 2), (12, 3), (13, 4)] {
-        world.push(1, id, Duration::from_millis(at_ms), SECOND);
-    }
-    world.push(2, 21, Duration::from_millis(5), SECOND);
+    world.push_group(1, &[10, 11, 12], Duration::from_millis(1), SECOND);
+    world.push(1, 13, Duration::from_millis(2), SECOND);
+    world.push(2, 21, Duration::from_millis(3), SECOND);
     let (other, _) = world.take(Duration::ZERO).unwrap();
     let (line, id) = world.take(Duration::ZERO).unwrap();
     assert_eq!(id, 10);
-    let mut run = world.take_more(line, Duration::ZERO, (2, 1000)).into();
-    let before = (world.queue.calls(), world.queue.bytes());
-    world.queue.put_back(line, &mut run);
-    assert!(run.is_empty());
-    assert_eq!(world.queue.waits().counts.iter().sum::<u64>(), 2, "those given back wait still");
-    assert_eq!((world.queue.calls(), world.queue.bytes()), (before.0 + 2, before.1 + 20));
+    let group = world.take_group_from(line, Duration::ZERO, 100).unwrap();
+    assert_eq!((group.len(), world.queue.calls(), world.queue.bytes()), (2, 2, 20));
+    world.queue.put_back(line, group);
+    assert_eq!((world.queue.calls(), world.queue.bytes()), (4, 40));
     assert_eq!(world.take_from(line, Duration::ZERO), Some(11));
     world.queue.release(line);
     world.queue.release(other);
-    // In the order of receipt: 12 at 3 ms, 13 at 4 ms, 21 at 5 ms.
     let at = |ms| SECOND + Duration::from_millis(ms);
-    assert_eq!(world.expire(at(3), 100), (vec![12], false));
-    assert_eq!(world.expire(at(5), 100), (vec![13, 21], false));
+    assert_eq!(world.expire(at(1), 100), (vec![12], false));
+    assert_eq!(world.expire(at(3), 100), (vec![13, 21], false));
     assert!(world.is_clear());
 }
 
@@ -262,8 +291,8 @@ fn a_call_that_is_put_back_expires_in_its_time_whatever_else_waits() {
     let (line, id) = world.take(Duration::ZERO).unwrap();
     assert_eq!(id, 20);
     world.push(3, 30, Duration::from_millis(2), SECOND);
-    let mut run = world.take_more(line, Duration::ZERO, (5, 1000)).into();
-    world.queue.put_back(line, &mut run);
+    let group = world.take_group_from(line, Duration::ZERO, 100).unwrap();
+    world.queue.put_back(line, group);
     // 21 is in time until 3 ms after the second. 30 was pushed behind 11, so it expires behind it.
     let mut expired = world.expire(SECOND + Duration::from_millis(3), 100).0;
     expired.sort_unstable();
@@ -272,22 +301,27 @@ fn a_call_that_is_put_back_expires_in_its_time_whatever_else_waits() {
 }
 
 #[test]
-fn the_wait_of_each_taken_call_is_counted() {
+fn buffers_are_used_again_and_not_more_than_so_many_are_kept() {
     let mut world = World::new();
-    world.push(1, 10, Duration::ZERO, SECOND);
-    world.push(2, 20, Duration::from_millis(10), SECOND);
-    world.take(Duration::from_millis(10)).unwrap();
-    world.take(Duration::from_millis(10)).unwrap();
-    assert_eq!(world.queue.waits().sum_us, 10_000);
-    assert_eq!(world.queue.waits().counts.iter().sum::<u64>(), 2);
+    for id in 0..KEPT_BUFFERS as u64 + 10 {
+        world.push(id, id, Duration::ZERO, SECOND);
+    }
+    world.expire(SECOND, usize::MAX);
+    assert_eq!(world.queue.buffers.len(), KEPT_BUFFERS);
+    let mut buffers = Vec::new();
+    world.queue.take_buffers(10, &mut buffers);
+    assert_eq!((buffers.len(), world.queue.buffers.len()), (10, KEPT_BUFFERS - 10));
+    let timeout = world.timeout_id(SECOND);
+    let group = Group::new(call(1, 1), world.start, timeout, buffers.pop().unwrap());
+    assert_eq!(ids(group), [1]);
 }
 
 #[test]
 fn memory_of_a_large_burst_is_freed_when_the_queue_is_empty() {
     let mut world = World::new();
-    let burst = KEPT_CALLS as u64 + 1;
+    let burst = KEPT_GROUPS as u64 + 1;
     (0..burst).for_each(|id| world.push(id, id, Duration::ZERO, SECOND));
     assert_eq!(world.expire(SECOND, usize::MAX).0.len() as u64, burst);
     assert!(world.is_clear());
-    assert_eq!((world.queue.calls.capacity(), world.queue.lines.capacity()), (0, 0));
+    assert_eq!((world.queue.groups.capacity(), world.queue.lines.capacity()), (0, 0));
 }
