@@ -161,7 +161,7 @@ impl Shard {
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
-        // Connections that were held for calls which have timed out may have sent further requests.
+        // Connections whose reading was paused for calls which have timed out may have sent further requests.
         self.answer_and_resume(driver);
         if self.calls.flush(&self.clock) {
             // The workers may share this core. If they run now, their answers come without a wake-up. A worker
@@ -170,7 +170,7 @@ impl Shard {
                 std::thread::yield_now();
             }
             self.drain_mailbox(driver);
-            // Connections that were held for an answer may have sent further requests.
+            // Connections whose reading was paused for an answer may have sent further requests.
             self.calls.flush(&self.clock);
         }
         self.fan_out(driver);
@@ -178,7 +178,7 @@ impl Shard {
         self.rooms.trim_logs();
         // Permits that were dropped there may have answered calls on this thread.
         self.answer_and_resume(driver);
-        // Sends that ended in this turn may have let held connections go on. No call may wait for the next turn, since the
+        // Sends that ended in this turn may have resumed reading. No call may wait for the next turn, since the
         // shard may sleep before it.
         if self.calls.has_unflushed() {
             self.calls.flush(&self.clock);
@@ -318,7 +318,7 @@ impl Shard {
         }
     }
 
-    /// Passes on the answers that were given on this thread, and resumes connections that were held. Each may cause the
+    /// Passes on the answers that were given on this thread, and resumes reading where it was paused. Each may cause the
     /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
     fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {
@@ -343,7 +343,7 @@ impl Shard {
         }
     }
 
-    /// Reads frames until there are none, or the connection is held or closed.
+    /// Reads frames until there are none, or reading is paused, or the connection is closed.
     #[inline]
     fn read_frames(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
         let mut frames = inbox.frames(bytes, 0);
@@ -368,7 +368,7 @@ impl Shard {
     #[inline]
     fn may_read_frame(&mut self, slot: u32) -> bool {
         if self.has_answers_left {
-            self.clients.hold_for_answers(slot);
+            self.clients.pause_reading_for_answers(slot);
             return false;
         }
         self.clients.may_read_frame(slot)
