@@ -18,6 +18,11 @@ pub use file::KeyFileError;
 /// Shortest secret, in bytes: as many as the hash of HS256 has.
 pub const SECRET_BYTES_MIN: usize = 32;
 
+/// Permissions that a secret's file must not give. Its group may read it, whoever its owner is: orchestrators give secrets to
+/// a process that is not root in this way. Its group may not change it, even if the owner is alone in the group: the file does
+/// not tell, and the members may change later. Other users may do nothing.
+const FORBIDDEN_MODE: u32 = 0o027;
+
 /// Random bytes of a new secret. In hexadecimal it is twice as long.
 const RANDOM_BYTES: usize = 32;
 
@@ -50,9 +55,10 @@ pub enum SecretError {
         /// The link.
         path: PathBuf,
     },
-    /// The file's mode lets other users read or change it.
+    /// The file's mode lets its group change it, or other users read or change it.
     #[error(
-        "others can read or change the secret {path} (mode {mode:03o}): {hint}",
+        "the secret {path} gives too much access (mode {mode:03o}): only its owner may change it, and only its owner \
+         and group may read it; {hint}",
         path = path.display()
     )]
     Exposed {
@@ -99,11 +105,11 @@ impl SecretError {
 /// Reads a secret. Where there is no file, makes one: 32 random bytes in hexadecimal, mode 0600, in a folder that only
 /// its owner may enter. Several processes that start at the same time all get the same secret.
 ///
-/// The file's group may read it, since orchestrators give secrets to a process that is not root in this way. Other users
-/// may not.
+/// A file that exists may be readable for its group: modes 0600, 0640, 0400 and 0440 are accepted. None may be writable for
+/// its group, or give other users anything.
 ///
 /// # Errors
-/// [`SecretError`] when the file can't be read or made, when others can read it, or when it holds no
+/// [`SecretError`] when the file can't be read or made, when its mode gives too much access, or when it holds no
 /// line of at least [`SECRET_BYTES_MIN`] bytes.
 pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     match read(path) {
@@ -137,7 +143,7 @@ pub fn check_secret(path: &Path) -> Result<(), SecretError> {
 fn read(path: &Path) -> Result<String, SecretError> {
     let file = KeyFile::read(path)
         .map_err(|cause| SecretError::Unreadable { path: path.to_owned(), cause })?;
-    if file.mode & 0o027 != 0 {
+    if file.mode & FORBIDDEN_MODE != 0 {
         let (mode, hint) = (file.mode, file.way_to_hide(path));
         return Err(SecretError::Exposed { path: path.to_owned(), mode, hint });
     }
@@ -231,12 +237,30 @@ mod tests {
     }
 
     #[test]
-    fn an_unfit_or_exposed_secret_is_refused_with_the_way_out() {
+    fn a_secrets_group_may_read_it_and_not_change_it_and_others_may_do_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
-        let with = |text: &str, mode| {
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        for mode in [0o400, 0o440, 0o600, 0o640] {
+            write_with_mode(&path, GOOD.as_bytes(), mode);
+            assert_eq!(load_or_create_secret(&path).unwrap(), GOOD, "{mode:o}");
+            check_secret(&path).unwrap();
+        }
+        // The modes of a file that a shell makes with the usual umasks 0002, 0007 and 0022 are among them.
+        for mode in [0o664, 0o660, 0o644, 0o666, 0o620, 0o604, 0o602, 0o601] {
+            write_with_mode(&path, GOOD.as_bytes(), mode);
+            let error = refusal(&path);
+            let rule = "only its owner may change it, and only its owner and group may read it";
+            assert!(error.contains(&format!("mode {mode:o}")) && error.contains(rule), "{error}");
+            assert!(error.contains("chmod 600"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unfit_secret_is_refused_with_how_to_fix_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let with = |text: &str| {
+            write_with_mode(&path, text.as_bytes(), 0o600);
             let loaded = load_or_create_secret(&path).map_err(|error| error.to_string());
             let checked = check_secret(&path).map_err(|error| error.to_string());
             assert_eq!(checked.err(), loaded.clone().err());
@@ -245,14 +269,10 @@ mod tests {
         let good = "0123456789abcdef0123456789abcdef";
         check_secret(&path).unwrap();
         assert!(!path.exists(), "a check makes none");
-        assert_eq!(with(&format!("{good}\n"), 0o600).unwrap(), good);
-        assert_eq!(with(good, 0o440).unwrap(), good);
-        for mode in [0o644, 0o604, 0o620, 0o666] {
-            assert!(with(good, mode).unwrap_err().contains("chmod 600"));
-        }
-        assert!(with("", 0o600).unwrap_err().contains("at least 32 bytes"));
-        assert!(with(&good[1..], 0o600).unwrap_err().contains("31 bytes"));
-        assert!(with(&format!("{good}\n{good}"), 0o600).unwrap_err().contains("2 lines"));
+        assert_eq!(with(&format!("{good}\n")).unwrap(), good);
+        assert!(with("").unwrap_err().contains("at least 32 bytes"));
+        assert!(with(&good[1..]).unwrap_err().contains("31 bytes"));
+        assert!(with(&format!("{good}\n{good}")).unwrap_err().contains("2 lines"));
     }
 
     const GOOD: &str = "0123456789abcdef0123456789abcdef";
@@ -267,6 +287,8 @@ mod tests {
     }
 
     fn write_with_mode(path: &Path, text: &[u8], mode: u32) {
+        // Only root may write to a file that its owner may only read.
+        drop(fs::remove_file(path));
         fs::write(path, text).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }

@@ -216,7 +216,7 @@ fn a_wait_for_descriptors_is_logged_once() {
 }
 
 #[test]
-fn requests_of_a_client_that_does_not_read_are_held_back() {
+fn reading_is_paused_for_requests_of_a_client_that_does_not_read() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", MIB)
@@ -250,7 +250,7 @@ fn requests_of_a_client_that_does_not_read_are_held_back() {
 }
 
 #[test]
-fn heartbeats_of_a_client_that_does_not_read_are_held_back() {
+fn reading_is_paused_for_heartbeats_of_a_client_that_does_not_read() {
     let gateway = Setup::demo()
         .set("socket.send_buffer_bytes", 4096)
         .set("limits.outbox_bytes_max", 10_000)

@@ -72,7 +72,7 @@ impl KeyFile {
         Ok(Self { bytes, mode: metadata.mode() & 0o777, file, metadata })
     }
 
-    /// Whether other users can read or change the file, and how to prevent it.
+    /// How to take from other users, or from the group, access that they must not have.
     pub(crate) fn way_to_hide(&self, path: &Path) -> String {
         let read_only = fstatvfs(&self.file)
             .is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY));

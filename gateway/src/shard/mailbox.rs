@@ -3,8 +3,9 @@
 //! Any thread may post. The shard takes all messages at once, in the order in which they were posted. A post wakes the
 //! shard only if the shard sleeps, so a post to a busy shard costs no system call.
 //!
-//! The queue itself has no bound, since each kind of message is bounded at its source: answers by the calls in
-//! flight, commands by the [`CommandLimiter`](super::command::CommandLimiter), registrations by the connections.
+//! The queue itself has no bound, since each kind of message is bounded at its source: answers and findings of expired
+//! calls by the calls in flight, commands by the [`CommandLimiter`](super::command::CommandLimiter), registrations by the
+//! connections.
 //!
 //! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and
 //! refuses commands, so that no caller waits for an ended shard.
@@ -28,8 +29,8 @@ use crate::control::ShardInfo;
 pub struct Answer {
     /// Which call.
     pub call: CallId,
-    /// How it ended. `None`: it has expired before a handler got it.
-    pub outcome: Option<Outcome>,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// A message to a shard.
@@ -37,6 +38,8 @@ pub struct Answer {
 pub enum Message {
     /// A backend has answered a call.
     Answer(Answer),
+    /// A worker has found that a call expired before a handler got it.
+    Expired(CallId),
     /// To a user's home.
     User(UserMessage),
     /// To the shard of a connection.
@@ -55,6 +58,12 @@ pub enum Message {
 }
 
 impl Message {
+    /// Whether it comes from a backend and says how a call has ended.
+    #[inline]
+    pub(super) const fn ends_a_call(&self) -> bool {
+        matches!(self, Self::Answer(_) | Self::Expired(_))
+    }
+
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub(super) fn refuse(self) {
         match self {
@@ -63,6 +72,7 @@ impl Message {
             // Their shard has no connection left, or nobody needs to know.
             Self::Session(_)
             | Self::Answer(_)
+            | Self::Expired(_)
             | Self::InspectShard { .. }
             | Self::Drain
             | Self::Stop => {}
@@ -198,13 +208,13 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message and wakes the shard if it sleeps. On a worker's thread an answer wakes it at the end of the batch; a
+    /// Posts a message and wakes the shard if it sleeps. On a worker's thread the end of a call wakes it at the end of the batch; a
     /// command wakes it at once, since the handler may wait for its outcome. If the shard has ended, the message is
     /// refused.
     #[inline]
     pub fn post(&self, message: impl Into<Message>) {
         let message = message.into();
-        let may_defer_wake = matches!(message, Message::Answer(_));
+        let may_defer_wake = message.ends_a_call();
         let mut posted = self.mailbox.lock();
         if posted.is_closed {
             drop(posted);

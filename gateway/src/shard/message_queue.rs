@@ -49,6 +49,11 @@ impl MessageQueue {
         self.local.pop_front().or_else(|| self.posted.pop_front())
     }
 
+    /// Puts a message that was taken from the mailbox, and is handled in part, before all others from there.
+    pub fn put_back(&mut self, message: Message) {
+        self.posted.push_front(message);
+    }
+
     /// The shard is about to wait. `false`: it must not, since there is a message.
     pub fn fall_asleep(&self) -> bool {
         self.local.is_empty() && self.posted.is_empty() && self.mailbox.fall_asleep()
@@ -95,6 +100,22 @@ mod tests {
         assert!(matches!(messages.next_message(), Some(Message::Drain)));
         assert!(messages.next_message().is_none());
         assert!(messages.fall_asleep());
+    }
+
+    #[test]
+    fn a_message_that_is_put_back_comes_before_later_ones_and_keeps_the_shard_awake() {
+        let address = Address::new();
+        let mut messages = MessageQueue::new(Arc::clone(address.mailbox()));
+        address.post(Message::Stop);
+        let taken = messages.next_message().expect("it was posted");
+        assert!(messages.fall_asleep());
+        messages.stay_awake();
+        address.post(Message::Drain);
+        messages.put_back(taken);
+        assert!(!messages.fall_asleep());
+        assert!(matches!(messages.next_message(), Some(Message::Stop)));
+        assert!(matches!(messages.next_message(), Some(Message::Drain)));
+        assert!(messages.next_message().is_none());
     }
 
     #[test]

@@ -49,7 +49,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tidegate_backend::handler::Outcome;
+use tidegate_backend::handler::{CallId, Outcome};
 use tidegate_backend::{Failure, Gateway, UserId};
 use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
@@ -97,7 +97,7 @@ pub struct Shard {
     has_answers_left: bool,
     /// More calls have expired than one turn handles.
     has_expired_calls_left: bool,
-    /// Expired calls that this turn may still fail.
+    /// Expired calls that this turn may still fail. With none left it handles no more messages.
     expired_calls_left: usize,
     is_finished: bool,
     counters: ShardCounters,
@@ -161,7 +161,7 @@ impl Shard {
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
-        // Connections that were held for calls which have timed out may have sent further requests.
+        // Connections whose reading was paused for calls which have timed out may have sent further requests.
         self.answer_and_resume(driver);
         if self.calls.flush(&self.clock) {
             // The workers may share this core. If they run now, their answers come without a wake-up. A worker
@@ -170,7 +170,7 @@ impl Shard {
                 std::thread::yield_now();
             }
             self.drain_mailbox(driver);
-            // Connections that were held for an answer may have sent further requests.
+            // Connections whose reading was paused for an answer may have sent further requests.
             self.calls.flush(&self.clock);
         }
         self.fan_out(driver);
@@ -178,7 +178,7 @@ impl Shard {
         self.rooms.trim_logs();
         // Permits that were dropped there may have answered calls on this thread.
         self.answer_and_resume(driver);
-        // Sends that ended in this turn may have let held connections go on. No call may wait for the next turn, since the
+        // Sends that ended in this turn may have resumed reading. No call may wait for the next turn, since the
         // shard may sleep before it.
         if self.calls.has_unflushed() {
             self.calls.flush(&self.clock);
@@ -230,9 +230,14 @@ impl Shard {
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
+            // A message that needs more than the bound is the first one again. Those behind it wait too: no answer may overtake
+            // the 102 of an earlier call.
+            if self.expired_calls_left == 0 {
+                break;
+            }
             let Some(message) = self.messages.next_message() else { break };
             // The clock is read once for all answers of a turn: for each it would cost as much as the answer.
-            if matches!(message, Message::Answer(_)) && !mem::replace(&mut is_clock_read, true) {
+            if message.ends_a_call() && !mem::replace(&mut is_clock_read, true) {
                 self.clock.on_answers(driver.now());
             }
             self.handle(message, driver.mechanism());
@@ -246,6 +251,7 @@ impl Shard {
     fn handle(&mut self, message: Message, mechanism: Mechanism) {
         match message {
             Message::Answer(answer) => self.on_answer(answer),
+            Message::Expired(call) => self.on_expired(call),
             Message::User(message) => self.users.handle(message),
             Message::Session(message) => self.on_session_message(message),
             Message::Room(message) => {
@@ -312,7 +318,7 @@ impl Shard {
         }
     }
 
-    /// Passes on the answers that were given on this thread, and resumes connections that were held. Each may cause the
+    /// Passes on the answers that were given on this thread, and resumes reading where it was paused. Each may cause the
     /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
     fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {
@@ -337,7 +343,7 @@ impl Shard {
         }
     }
 
-    /// Reads frames until there are none, or the connection is held or closed.
+    /// Reads frames until there are none, or reading is paused, or the connection is closed.
     #[inline]
     fn read_frames(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
         let mut frames = inbox.frames(bytes, 0);
@@ -362,7 +368,7 @@ impl Shard {
     #[inline]
     fn may_read_frame(&mut self, slot: u32) -> bool {
         if self.has_answers_left {
-            self.clients.hold_for_answers(slot);
+            self.clients.pause_reading_for_answers(slot);
             return false;
         }
         self.clients.may_read_frame(slot)
@@ -488,19 +494,20 @@ impl Shard {
     #[inline]
     fn on_answer(&mut self, answer: Answer) {
         let Answer { call, outcome } = answer;
-        let Some(outcome) = outcome else {
-            // Beyond the bound of a turn, the shard fails the call itself in a later one: its clock says that it has expired, too.
-            while self.expired_calls_left > 0
-                && let Some(expired) = self.calls.take_expired_until(call, &self.clock)
-            {
-                self.finish_call(expired, Err(Code::Timeout.into()));
-                self.expired_calls_left -= 1;
-            }
-            return;
-        };
         if let Some((call, outcome)) = self.calls.finish(call, outcome, &self.clock) {
             self.finish_call(call, outcome);
         }
+    }
+
+    /// Fails a call that a worker has found expired, and first the older ones of its route. Beyond the bound of a turn, the
+    /// message goes back: it and all behind it wait for the next turn.
+    fn on_expired(&mut self, call: CallId) {
+        while self.expired_calls_left > 0 {
+            let Some(expired) = self.calls.take_expired_until(call, &self.clock) else { return };
+            self.finish_call(expired, Err(Code::Timeout.into()));
+            self.expired_calls_left -= 1;
+        }
+        self.messages.put_back(Message::Expired(call));
     }
 
     /// Passes the outcome of a call on to the client.

@@ -306,13 +306,13 @@ fn discarded_bytes_are_counted() {
     let before = world.count(|stats| stats.discarded_bytes);
     world.kick(7);
     world.turns(5);
-    let held = world.count(|stats| stats.discarded_bytes) - before;
-    assert!(held > 100, "{held}");
+    let unread = world.count(|stats| stats.discarded_bytes) - before;
+    assert!(unread > 100, "{unread}");
     let phone = world.log_in(0);
     let overlong = [0x80, 0x80, 0x80, 0x80, 0x80];
     world.write_all(phone.peer, &[&overlong[..], &[7; 1000]].concat());
     world.turns(5);
-    assert_eq!(world.count(|stats| stats.discarded_bytes) - before, held + 1005);
+    assert_eq!(world.count(|stats| stats.discarded_bytes) - before, unread + 1005);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn unsent_bytes_are_counted() {
 }
 
 #[test]
-fn answers_that_resume_held_requests_do_not_grow_the_stack() {
+fn answers_that_resume_reading_do_not_grow_the_stack() {
     let mut world = World::new(|config| {
         config.limits.calls_per_connection_max = 1;
         // All connections are of one user.

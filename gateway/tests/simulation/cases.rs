@@ -76,7 +76,7 @@ fn a_client_that_reads_again_is_read_from_again() {
         assert_eq!(
             run.world.level(|levels| levels.calls_in_flight),
             0,
-            "only unsent answers hold it back"
+            "reading is paused for unsent answers only"
         );
         run.world.set_window(peer, 1 << 20);
         run.run_until("all are answered", Duration::from_secs(5), |run| {

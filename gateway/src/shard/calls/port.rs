@@ -68,24 +68,19 @@ impl Port {
     }
 }
 
-impl Port {
+impl AnswerPort for Port {
     #[inline]
-    fn take(&self, answer: Answer) {
+    fn answer(&self, call: CallId, outcome: Outcome) {
+        let answer = Answer { call, outcome };
         if HERE.get() == self.key() {
             ANSWERS.with_borrow_mut(|answers| answers.push_back(answer));
         } else {
             self.address.post(Message::Answer(answer));
         }
     }
-}
 
-impl AnswerPort for Port {
-    #[inline]
-    fn answer(&self, call: CallId, outcome: Outcome) {
-        self.take(Answer { call, outcome: Some(outcome) });
-    }
-
+    /// Only a worker finds an expired call in its queue, and no worker runs on the shard's thread.
     fn expire(&self, call: CallId) {
-        self.take(Answer { call, outcome: None });
+        self.address.post(Message::Expired(call));
     }
 }

@@ -36,11 +36,11 @@ bitflags! {
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
         const LISTED_FOR_FLUSH = 1;
-        /// It is not read from: it has too many calls or too many unsent bytes, its session is being opened, or answers on this
-        /// thread have to be sent first.
-        const HELD = 1 << 1;
-        /// The driver has paused receiving.
-        const PAUSED = 1 << 2;
+        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its session is being opened, or answers
+        /// on this thread have to be sent first.
+        const READ_PAUSED = 1 << 1;
+        /// The driver has paused receiving, since reading was paused when the connection was last flushed.
+        const RECEIVE_PAUSED = 1 << 2;
         /// A room has pushes for it that could not be sent when a round of its room came to it.
         const PENDING_PUSHES = 1 << 3;
         /// The peer has shut down its sending side.
@@ -61,7 +61,7 @@ pub struct Connection {
     pub flags: Flags,
     /// Its user, once the phase is `Registering` or later; 0 before.
     pub user_id: UserId,
-    /// The incomplete frame, and frames that were not read yet because the connection is held.
+    /// The incomplete frame, and frames that were not read yet because reading is paused.
     pub inbox: Reassembler,
     /// What waits to be sent; `None` for most, most of the time.
     pub outbox: Option<OutboxId>,
@@ -120,7 +120,7 @@ impl Connection {
     #[must_use]
     pub const fn has_finished(&self) -> bool {
         self.has(Flags::PEER_ENDED)
-            && !self.has(Flags::HELD)
+            && !self.has(Flags::READ_PAUSED)
             && self.calls == 0
             && matches!(self.phase, Phase::Anonymous | Phase::Open)
     }
@@ -144,9 +144,9 @@ mod tests {
         connection.calls = 1;
         assert!(!connection.has_finished());
         connection.calls = 0;
-        connection.flags |= Flags::HELD;
+        connection.flags |= Flags::READ_PAUSED;
         assert!(!connection.has_finished(), "frames are left to read");
-        connection.flags -= Flags::HELD;
+        connection.flags -= Flags::READ_PAUSED;
         connection.phase = Phase::Registering;
         assert!(!connection.has_finished());
     }

@@ -88,9 +88,9 @@ impl Deadlines {
             Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
                 DeadlineAction::Reschedule(grace_until_ms)
             }
-            // It is not read from, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes it; if it waits for a
+            // Reading from it is paused, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes it; if it waits for a
             // call, the call's timeout ends that.
-            Phase::Registering | Phase::Open if connection.has(Flags::HELD) => {
+            Phase::Registering | Phase::Open if connection.has(Flags::READ_PAUSED) => {
                 DeadlineAction::Reschedule(now_ms + self.idle_timeout_ms)
             }
             Phase::Anonymous => DeadlineAction::Close(Cause::AuthTimeout),
@@ -143,14 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_not_read_from_is_not_silent() {
+    fn a_connection_whose_reading_is_paused_is_not_silent() {
         let deadlines = Deadlines::new(75_000);
         let clock = clock_at(80_000);
-        let mut held = connection(Phase::Open, 0);
-        held.flags |= Flags::HELD;
-        assert_eq!(deadlines.check(&held, &clock), DeadlineAction::Reschedule(155_000));
-        held.phase = Phase::Anonymous;
-        assert_eq!(deadlines.check(&held, &clock), DeadlineAction::Close(Cause::AuthTimeout));
+        let mut paused = connection(Phase::Open, 0);
+        paused.flags |= Flags::READ_PAUSED;
+        assert_eq!(deadlines.check(&paused, &clock), DeadlineAction::Reschedule(155_000));
+        paused.phase = Phase::Anonymous;
+        assert_eq!(deadlines.check(&paused, &clock), DeadlineAction::Close(Cause::AuthTimeout));
     }
 
     #[test]

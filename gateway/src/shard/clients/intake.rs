@@ -1,8 +1,8 @@
 //! Intake: whether a connection is read from, how long its frames may be, and how many it may send.
 //!
-//! A connection is *held*, so its next frames wait, while it has too many calls or too many unsent bytes, while its session is
-//! being opened, and while answers on this thread have to be sent first. It is checked again when an answer or a send has
-//! ended.
+//! Reading from a connection is *paused*, so its next frames wait, while it has too many calls or too many unsent bytes, while
+//! its session is being opened, and while answers on this thread have to be sent first. The connection is checked again when an
+//! answer or a send has ended.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -15,7 +15,7 @@ use crate::allocator::SHORT_BYTES;
 use crate::config::LimitsConfig;
 use crate::shard::clock::Clock;
 
-/// Unsent bytes of a peer that has not authenticated, before it is not read from: a hundred answers.
+/// Unsent bytes of a peer that has not authenticated, before reading is paused: a hundred answers.
 const ANONYMOUS_UNSENT_BYTES_MAX: usize = 4 * 1024;
 
 /// What a shard's connections may send.
@@ -26,7 +26,7 @@ pub struct Intake {
     calls_max: u16,
     /// The rate limits, if there are any.
     rates: Option<RateLimiters>,
-    /// Slots of held connections whose reason to be held may be gone.
+    /// Slots of connections whose reading is paused and may be resumed.
     resumable: VecDeque<u32>,
     /// Bytes of long frames that were read, or discarded unfinished, since they were last taken.
     freed_bytes: usize,
@@ -119,10 +119,10 @@ impl Intake {
         }
     }
 
-    /// A reason to hold a connection may be gone.
+    /// The reason to pause reading from a connection may be gone.
     #[inline]
     pub fn resume_later(&mut self, slot: u32, connection: &Connection) {
-        if connection.has(Flags::HELD) {
+        if connection.has(Flags::READ_PAUSED) {
             self.resumable.push_back(slot);
         }
     }
@@ -183,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_held_connection_is_resumed() {
+    fn only_a_connection_whose_reading_is_paused_is_resumed() {
         let mut intake = Intake::new(&limits());
         let mut open = connection(Phase::Open);
         intake.resume_later(1, &open);
         assert!(intake.is_idle());
-        open.flags |= Flags::HELD;
+        open.flags |= Flags::READ_PAUSED;
         intake.resume_later(2, &open);
         assert!(!intake.is_idle());
         assert_eq!((intake.next_resumable(), intake.next_resumable()), (Some(2), None));

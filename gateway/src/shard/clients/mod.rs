@@ -218,23 +218,23 @@ impl Clients {
         self.table.at_mut(slot).inbox = inbox;
     }
 
-    /// Whether the next frame may be read. If not, the connection is held.
+    /// Whether the next frame may be read. If not, reading is paused.
     #[inline]
     pub fn may_read_frame(&mut self, slot: u32) -> bool {
         let connection = self.table.at_mut(slot);
         let must_wait = self.intake.must_wait(connection, self.output.unsent_bytes(connection));
         if must_wait {
-            connection.flags |= Flags::HELD;
+            connection.flags |= Flags::READ_PAUSED;
             self.output.list_for_flush(slot, connection);
         }
         !must_wait
     }
 
-    /// Holds a connection because answers on this thread wait, whichever connection they are for. [`Self::next_resumed`]
+    /// Pauses reading because answers on this thread wait, whichever connection they are for. [`Self::next_resumed`]
     /// returns it once it may be read from.
-    pub fn hold_for_answers(&mut self, slot: u32) {
+    pub fn pause_reading_for_answers(&mut self, slot: u32) {
         let connection = self.table.at_mut(slot);
-        connection.flags |= Flags::HELD;
+        connection.flags |= Flags::READ_PAUSED;
         self.output.list_for_flush(slot, connection);
         self.intake.resume_later(slot, connection);
     }
@@ -261,14 +261,16 @@ impl Clients {
         self.intake.count_frame(slot, self.table.at_mut(slot), bytes, clock)
     }
 
-    /// The next held connection that may be read from again.
+    /// Resumes reading from the next connection whose reading is paused and may be resumed.
     pub fn next_resumed(&mut self, clock: &Clock) -> Option<u32> {
         while let Some(slot) = self.intake.next_resumable() {
             let connection = self.table.at_mut(slot);
             let unsent_bytes = self.output.unsent_bytes(connection);
-            if connection.has(Flags::HELD) && !self.intake.must_wait(connection, unsent_bytes) {
-                connection.flags -= Flags::HELD;
-                // The time that the connection was held is not silence.
+            if connection.has(Flags::READ_PAUSED)
+                && !self.intake.must_wait(connection, unsent_bytes)
+            {
+                connection.flags -= Flags::READ_PAUSED;
+                // The time for which reading was paused is not silence.
                 connection.last_seen_ms = clock.wrapping_ms();
                 self.output.list_for_flush(slot, connection);
                 return Some(slot);
@@ -379,7 +381,7 @@ impl Clients {
         connection.inbox = Reassembler::new();
         self.counters.discarded_bytes += kept_bytes as u64;
         self.intake.count_freed(kept_bytes);
-        connection.flags -= Flags::HELD | Flags::PENDING_PUSHES;
+        connection.flags -= Flags::READ_PAUSED | Flags::PENDING_PUSHES;
         self.lifecycle.end_session(conn, connection);
     }
 

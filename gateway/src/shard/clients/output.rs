@@ -142,7 +142,8 @@ impl Output {
     /// for it. It is under way then.
     #[inline]
     pub fn take_reply(&mut self, connection: &mut Connection) -> Option<Bytes> {
-        let others = Flags::HELD | Flags::PAUSED | Flags::PENDING_PUSHES | Flags::PEER_ENDED;
+        let others =
+            Flags::READ_PAUSED | Flags::RECEIVE_PAUSED | Flags::PENDING_PUSHES | Flags::PEER_ENDED;
         if !connection.has(Flags::LISTED_FOR_FLUSH)
             || connection.has(others)
             || connection.is_closing()
@@ -250,9 +251,9 @@ mod tests {
         let (mut output, mut connection) = (Output::default(), connection());
         assert_eq!(output.take_reply(&mut connection), None);
         output.append(7, &mut connection, |out| out.extend_from_slice(b"pong"));
-        connection.flags |= Flags::HELD;
+        connection.flags |= Flags::READ_PAUSED;
         assert_eq!(output.take_reply(&mut connection), None, "the driver has to pause receiving");
-        connection.flags -= Flags::HELD;
+        connection.flags -= Flags::READ_PAUSED;
         assert_eq!(output.take_reply(&mut connection).unwrap(), "pong");
         assert_eq!(connection.in_flight_bytes, 4);
         output.append(7, &mut connection, |out| out.extend_from_slice(b"pong"));

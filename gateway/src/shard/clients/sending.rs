@@ -107,16 +107,16 @@ impl Clients {
         self.counters.sends += 1;
         self.counters.sent_bytes += bytes as u64;
         let connection = self.table.at_mut(slot);
-        if connection.has(Flags::HELD) {
-            return self.sent_while_held(slot, clock);
+        if connection.has(Flags::READ_PAUSED) {
+            return self.sent_while_read_paused(slot, clock);
         }
         self.list_if_more(slot);
     }
 
-    /// The client takes what it is sent: a sign of life while it is not read from. Apart, so that [`Self::sent`] is small enough
+    /// The client takes what it is sent: a sign of life while reading is paused. Apart, so that [`Self::sent`] is small enough
     /// to be inlined where pushes are sent.
     #[cold]
-    fn sent_while_held(&mut self, slot: u32, clock: &Clock) {
+    fn sent_while_read_paused(&mut self, slot: u32, clock: &Clock) {
         let connection = self.table.at_mut(slot);
         connection.last_seen_ms = clock.wrapping_ms();
         self.intake.resume_later(slot, connection);
@@ -173,10 +173,10 @@ impl Clients {
             }
             Phase::Anonymous | Phase::Registering | Phase::Open | Phase::Closing => {}
         }
-        let is_held = connection.has(Flags::HELD);
-        if is_held != connection.has(Flags::PAUSED) {
-            connection.flags.set(Flags::PAUSED, is_held);
-            if is_held {
+        let is_read_paused = connection.has(Flags::READ_PAUSED);
+        if is_read_paused != connection.has(Flags::RECEIVE_PAUSED) {
+            connection.flags.set(Flags::RECEIVE_PAUSED, is_read_paused);
+            if is_read_paused {
                 // A login that waits for its user's home says nothing about the client.
                 let counts = connection.phase != Phase::Registering;
                 self.counters.receive_pauses += u64::from(counts);

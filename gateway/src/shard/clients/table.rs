@@ -120,7 +120,7 @@ mod tests {
         assert_eq!((table.open(), table.slots()), (1, 3));
         assert!(table.get(first).is_some());
         assert!(table.get(ConnId { slot: 1, generation: 0 }).is_none(), "it is vacant");
-        table.at_mut(2).flags |= Flags::LISTED_FOR_FLUSH | Flags::HELD;
+        table.at_mut(2).flags |= Flags::LISTED_FOR_FLUSH | Flags::READ_PAUSED;
         table.remove(2);
         assert!(table.get(first).is_none());
         let second = ConnId { slot: 2, generation: 2 };
