@@ -78,7 +78,7 @@ pub trait AnswerPort: Send + Sync {
     fn answer(&self, call: CallId, outcome: Outcome);
 
     /// Receives that a call has expired before a handler got it. Must not block.
-    fn expire(&self, call: CallId) {
+    fn call_expired(&self, call: CallId) {
         self.answer(call, Err(Code::Timeout.into()));
     }
 }
@@ -157,15 +157,15 @@ impl Call {
         self.id
     }
 
-    /// Answers a call that has expired before a handler got it.
-    pub(crate) fn fail_expired(mut self) {
+    /// Reports that the call has expired before a handler got it: its 102 is the receiver's.
+    pub(crate) fn report_expired(mut self) {
         if let Some(port) = self.port.take() {
-            port.expire(self.id);
+            port.call_expired(self.id);
         }
     }
 
-    /// Drops the call without an answer: it has expired, and the receiver of its answer knows that.
-    pub(crate) fn dismiss(mut self) {
+    /// Drops the call without an answer: it has expired, and the receiver of its answer has failed it.
+    pub(crate) fn discard_expired(mut self) {
         self.port = None;
     }
 }

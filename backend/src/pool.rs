@@ -302,7 +302,7 @@ impl Submitter {
         shared.publish(&state);
         drop(state);
         // Without the lock: requests may be large.
-        self.expired.drain(..).for_each(Call::dismiss);
+        self.expired.drain(..).for_each(Call::discard_expired);
         more
     }
 }

@@ -22,8 +22,8 @@ const CALLS_PER_READ: u32 = 8;
 /// Where a worker reads the time.
 #[derive(Clone, Copy, Debug)]
 enum Clock {
-    /// From the system. A coarse clock, which costs a fifth of an exact one and moves every few milliseconds, tells when
-    /// an exact look is due before its turn: a call that blocks is noticed at once.
+    /// From the system. A coarse clock, which costs a fifth of an exact one and moves every few milliseconds,
+    /// tells when an exact look is due before its turn: a call that blocks is noticed at once.
     System,
     /// From the caller that runs it step by step.
     At(Instant),
@@ -273,7 +273,8 @@ impl Taken {
         Some(call)
     }
 
-    /// Puts the calls of the group that were not handled back into the queue, which also counts how long the others waited.
+    /// Puts the calls of the group that were not handled back into the queue, which also counts how long the
+    /// others waited.
     #[inline]
     fn give_back(&mut self, queue: &mut Queue) {
         self.waits.drain(..).for_each(|(waited, calls)| queue.note_waits(waited, calls));
@@ -326,8 +327,8 @@ impl Hold {
         begin
     }
 
-    /// Calls that may be taken together, if the handler may take `calls_left`: several while calls are short. They would be
-    /// handled one after the other anyway, so no other connection waits for them.
+    /// Calls that may be taken together, if the handler may take `calls_left`: several while calls are short.
+    /// They would be handled one after the other anyway, so no other connection waits for them.
     #[inline]
     fn group_calls_max(&self, calls_left: usize) -> usize {
         if self.is_fast { calls_left } else { 1 }
@@ -446,7 +447,7 @@ impl Hold {
         if self.expired.calls.is_empty() {
             return;
         }
-        self.expired.calls.drain(..).for_each(Call::fail_expired);
+        self.expired.calls.drain(..).for_each(Call::report_expired);
         let mut state = self.shared.lock();
         for line in self.expired.lines.drain(..) {
             state.queue.release(line);
@@ -471,8 +472,8 @@ impl Hold {
         self.shared.set_began(self.index, None);
     }
 
-    /// The handler is done with the call at hand, if there is one. Returns whether calls took long since the last exact look at the
-    /// clock, on average.
+    /// The handler is done with the call at hand, if there is one. Returns whether calls took long since the
+    /// last exact look at the clock, on average.
     #[inline]
     fn note_end(&mut self, now: Instant) -> bool {
         let Some(began) = self.began else { return false };

@@ -80,7 +80,7 @@ impl AnswerPort for Port {
     }
 
     /// Only a worker finds an expired call in its queue, and no worker runs on the shard's thread.
-    fn expire(&self, call: CallId) {
+    fn call_expired(&self, call: CallId) {
         self.address.post(Message::Expired(call));
     }
 }
