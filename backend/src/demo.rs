@@ -14,9 +14,10 @@
 //!
 //! Types 10, 11 and 12 are answered when the gateway has carried out their command or has refused it. So a
 //! connection is a member when its join is answered, and a room's members are sent a message before its sender
-//! gets the answer. A join or a push that would open a room beyond `rooms.rooms_per_shard_max` fails with 104, because rooms
-//! without members are closed after a while. A join beyond `rooms.rooms_per_connection_max` fails with 101, because
-//! it can only succeed after the client has left a room. Types 2 and 20 open no room and are answered at once.
+//! gets the answer. A join or a push that would open a room beyond `rooms.rooms_per_shard_max` fails with 104,
+//! because rooms without members are closed after a while. A join beyond `rooms.rooms_per_connection_max` fails
+//! with 101, because it can only succeed after the client has left a room. Types 2 and 20 open no room and are
+//! answered at once.
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,7 +1,8 @@
 //! Authentication: verifies clients' tokens.
 //!
-//! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no file, takes
-//! no lock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens of them.
+//! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no
+//! file, takes no lock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens
+//! of them.
 
 mod claims;
 mod jws;

@@ -1,7 +1,7 @@
 //! Makes a new name in a folder survive a power cut.
 //!
-//! A file that is synced keeps its bytes, but its name is data of the folder: until the folder is synced too, a power cut
-//! may take the name back. The same holds for a new folder, whose name is in its parent.
+//! A file that is synced keeps its bytes, but its name is data of the folder: until the folder is synced too, a
+//! power cut may take the name back. The same holds for a new folder, whose name is in its parent.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -32,8 +32,9 @@ pub(crate) fn create_folders(folder: &Path, mode: u32) -> io::Result<()> {
     sync_folder(parent)
 }
 
-/// Makes the names that a folder has survive a power cut, where the folder can be synced. One that may be written and not read
-/// can't be, nor can those of some file systems: these may keep names by other means, and nothing more can be done.
+/// Makes the names that a folder has survive a power cut, where the folder can be synced. One that may be
+/// written and not read can't be, nor can those of some file systems: these may keep names by other means, and
+/// nothing more can be done.
 ///
 /// # Errors
 /// When the disk fails.

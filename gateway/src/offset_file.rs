@@ -1,17 +1,19 @@
 //! The offset file: what keeps a restart from giving offsets that an earlier run gave.
 //!
-//! Clients drop a push whose offset they have seen (PROTOCOL.md, "Rooms and resume"). A run's offsets begin at the wall clock,
-//! in microseconds, and go on by the monotonic clock. If the wall clock is set back before a restart, the new run would
-//! give offsets that clients have seen, and they would drop its pushes in silence. So each run
-//! reserves the offsets of the next minute in a file, and the next run begins above them.
+//! Clients drop a push whose offset they have seen (PROTOCOL.md, "Rooms and resume"). A run's offsets begin at
+//! the wall clock, in microseconds, and go on by the monotonic clock. If the wall clock is set back before a
+//! restart, the new run would give offsets that clients have seen, and they would drop its pushes in silence.
+//! So each run reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
-//! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation there, so the next
-//! run may begin up to a minute ahead of the wall clock, or ahead of where that run began. That harms nobody: clients only compare offsets. Two gateways that share the
-//! file never lower what the other has written.
+//! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation
+//! there, so the next run may begin up to a minute ahead of the wall clock, or ahead of where that run began.
+//! That harms nobody: clients only compare offsets. Two gateways that share the file never lower what the other
+//! has written.
 //!
-//! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's place, and then
-//! its name is (`durable`). The tests check that both are asked for, in this order, and that a failure is counted. They can't
-//! check that a disk keeps what it has confirmed: that shows only when its power is cut.
+//! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's
+//! place, and then its name is (`durable`). The tests check that both are asked for, in this order, and that a
+//! failure is counted. They can't check that a disk keeps what it has confirmed: that shows only when its power
+//! is cut.
 //!
 //! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
@@ -37,8 +39,8 @@ const RESERVED: Duration = Duration::from_secs(60);
 /// Longest file that is read, in bytes: a number of 20 digits, and white space.
 const BYTES_MAX: u64 = 64;
 
-/// The greatest number that the file may hold: the greatest that all numbers of JavaScript are exact up to, and the year 2255 as
-/// an offset. So no offset overflows, however long the gateway runs.
+/// The greatest number that the file may hold: the greatest that all numbers of JavaScript are exact up to, and
+/// the year 2255 as an offset. So no offset overflows, however long the gateway runs.
 const OFFSET_MAX: u64 = 1 << 53;
 
 /// The mode of folders that are made for the file, less the umask: it holds nothing secret.
@@ -107,8 +109,8 @@ fn is_missing(error: &io::Error) -> bool {
 /// As [`read`].
 pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFileError> {
     let Some(left) = path.map(read).transpose()?.flatten() else { return Ok(unix_us) };
-    // A run that was killed leaves its reservation. More than that is left when the wall clock was set back, or by several
-    // runs that were each killed within a minute of the one before.
+    // A run that was killed leaves its reservation. More than that is left when the wall clock was set back, or
+    // by several runs that were each killed within a minute of the one before.
     if let Some(ahead_us) = left.checked_sub(unix_us)
         && ahead_us > micros(RESERVED)
     {
@@ -172,7 +174,8 @@ struct OffsetFile {
 }
 
 impl OffsetFile {
-    /// Writes the offset that the run has come to, and `ahead` of it. What another gateway has written stays, if it is more.
+    /// Writes the offset that the run has come to, and `ahead` of it. What another gateway has written stays,
+    /// if it is more.
     fn write(&mut self, ahead: Duration) {
         // A room gets less than one push a microsecond, so this is above all that were given.
         let reached = self.first_offset.saturating_add(micros(self.started.elapsed() + ahead));
@@ -201,8 +204,8 @@ impl OffsetFile {
     }
 }
 
-/// Puts a new file in the place of an old one, so that a reader finds one or the other, after a power cut too. Where the last
-/// step fails, a reader finds the new one, but a power cut may bring the old one back.
+/// Puts a new file in the place of an old one, so that a reader finds one or the other, after a power cut too.
+/// Where the last step fails, a reader finds the new one, but a power cut may bring the old one back.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let folder = durable::folder_of(path);
     durable::create_folders(folder, FOLDER_MODE)?;

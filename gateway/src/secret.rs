@@ -18,9 +18,9 @@ pub use file::KeyFileError;
 /// Shortest secret, in bytes: as many as the hash of HS256 has.
 pub const SECRET_BYTES_MIN: usize = 32;
 
-/// Permissions that a secret's file must not give. Its group may read it, whoever its owner is: orchestrators give secrets to
-/// a process that is not root in this way. Its group may not change it, even if the owner is alone in the group: the file does
-/// not tell, and the members may change later. Other users may do nothing.
+/// Permissions that a secret's file must not give. Its group may read it, whoever its owner is: orchestrators
+/// give secrets to a process that is not root in this way. Its group may not change it, even if the owner is
+/// alone in the group: the file does not tell, and the members may change later. Other users may do nothing.
 const FORBIDDEN_MODE: u32 = 0o027;
 
 /// Random bytes of a new secret. In hexadecimal it is twice as long.
@@ -105,8 +105,8 @@ impl SecretError {
 /// Reads a secret. Where there is no file, makes one: 32 random bytes in hexadecimal, mode 0600, in a folder that only
 /// its owner may enter. Several processes that start at the same time all get the same secret.
 ///
-/// A file that exists may be readable for its group: modes 0600, 0640, 0400 and 0440 are accepted. None may be writable for
-/// its group, or give other users anything.
+/// A file that exists may be readable for its group: modes 0600, 0640, 0400 and 0440 are accepted. None may be
+/// writable for its group, or give other users anything.
 ///
 /// # Errors
 /// [`SecretError`] when the file can't be read or made, when its mode gives too much access, or when it holds no

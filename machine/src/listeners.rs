@@ -60,8 +60,9 @@ pub fn process_at(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
     denied.map_or(Ok(None), Err)
 }
 
-/// The users whose listeners get connections to this address, in the calling thread's network namespace; none where nobody
-/// listens there. This needs no permission, and also tells the owner of a process that may not be looked into.
+/// The users whose listeners get connections to this address, in the calling thread's network namespace; none
+/// where nobody listens there. This needs no permission, and also tells the owner of a process that may not be
+/// looked into.
 ///
 /// # Errors
 /// When the sockets can't be read.

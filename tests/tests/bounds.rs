@@ -1,5 +1,5 @@
-//! Holds the table "Bounds, and what happens" of `ARCHITECTURE.md` to the tests: each row names at least one, and each that
-//! is named exists.
+//! Holds the table "Bounds, and what happens" of `ARCHITECTURE.md` to the tests: each row names at least one,
+//! and each that is named exists.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;

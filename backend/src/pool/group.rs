@@ -7,8 +7,8 @@ use super::queue::TimeoutId;
 use crate::handler::Call;
 use crate::publisher::SessionId;
 
-/// Calls of a group, at most: a worker takes a whole group at once while calls are short, and handles its calls one after
-/// the other.
+/// Calls of a group, at most: a worker takes a whole group at once while calls are short, and handles its calls
+/// one after the other.
 pub(crate) const GROUP_CALLS_MAX: usize = 16;
 
 /// Bytes of requests of a group, at most; a longer request is a group of its own. So much may stay with a worker whose

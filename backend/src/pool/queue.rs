@@ -173,8 +173,8 @@ impl Queue {
         }
     }
 
-    /// Takes the oldest calls of the line that has waited longest, as [`Self::take_from`] does. The line is held until it is
-    /// [released](Self::release).
+    /// Takes the oldest calls of the line that has waited longest, as [`Self::take_from`] does. The line is
+    /// held until it is [released](Self::release).
     ///
     /// It stops at [`EXPIRED_MAX`] expired calls, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
@@ -202,9 +202,9 @@ impl Queue {
         None
     }
 
-    /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if it is
-    /// larger. Expired calls go to `expired` instead. The caller handles the calls before it [releases](Self::release) the
-    /// line, or [puts them back](Self::put_back).
+    /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if
+    /// it is larger. Expired calls go to `expired` instead. The caller handles the calls before it
+    /// [releases](Self::release) the line, or [puts them back](Self::put_back).
     #[inline]
     pub(crate) fn take_from(
         &mut self,
@@ -263,7 +263,8 @@ impl Queue {
         }
     }
 
-    /// Removes calls with these timeouts that have expired at `now`, `calls_max` at most. Returns whether there may be more.
+    /// Removes calls with these timeouts that have expired at `now`, `calls_max` at most. Returns whether there
+    /// may be more.
     pub(crate) fn remove_expired(
         &mut self,
         now: Instant,
@@ -331,7 +332,8 @@ impl Queue {
         narrow(self.groups.insert(waiting))
     }
 
-    /// Takes the first calls of a group out, at most `calls_max`. A group that is empty then leaves its lists. Its line stays.
+    /// Takes the first calls of a group out, at most `calls_max`. A group that is empty then leaves its lists.
+    /// Its line stays.
     #[inline]
     fn remove_calls(&mut self, index: u32, calls_max: usize) -> Group {
         let waiting = &mut self.groups[index as usize];

@@ -17,8 +17,8 @@ use crate::control::{RoomInfo, UserInfo};
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
 
-/// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is allowed, and nobody
-/// may frame it. A test demands that the hashes fit the page.
+/// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is
+/// allowed, and nobody may frame it. A test demands that the hashes fit the page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
      script-src 'sha256-qRgCqKxxmOk68DnMCEcxKDlJ130CH1e3+9VEhFIVJP0='; \
      style-src 'sha256-+VdFJmx+roZJ2DdSfQf9/6ASCamt8hjRhwFgD3unSDw='; \

@@ -1,9 +1,10 @@
 //! The operators' listening socket, and how a gateway that drains hands its port over.
 //!
-//! A gateway that drains serves its operators to the end: orchestrators ask whether it is ready, and operators who watch
-//! the drain ask for metrics. A gateway that starts meanwhile on the same address is the one that operators need from
-//! then on, and must not wait for the other's drain. So a draining gateway lets its successor share the port, and the
-//! kernel sends new connections only to the successor. The old gateway keeps the connections that it has.
+//! A gateway that drains serves its operators to the end: orchestrators ask whether it is ready, and operators
+//! who watch the drain ask for metrics. A gateway that starts meanwhile on the same address is the one that
+//! operators need from then on, and must not wait for the other's drain. So a draining gateway lets its
+//! successor share the port, and the kernel sends new connections only to the successor. The old gateway keeps
+//! the connections that it has.
 //!
 //! Only a gateway of the same user can be a successor (socket(7), SO_REUSEPORT).
 

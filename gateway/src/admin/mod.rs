@@ -19,12 +19,13 @@
 //! `scrape_config`. A room's id is percent-encoded, and nothing else is: numbers are plain digits. Nothing but a
 //! push takes a parameter, and it takes `type` once; health and the page ignore what they are given.
 //!
-//! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the request
-//! makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the body
-//! stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging, starting,
-//! draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there is 404 also without
-//! the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of more than 16 KiB, is
-//! answered by the library, which sends 400, 414 or 431 without a body; a head that stalls is not answered.
+//! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
+//! request makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the
+//! body stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging,
+//! starting, draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there
+//! is 404 also without the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of
+//! more than 16 KiB, is answered by the library, which sends 400, 414 or 431 without a body; a head that stalls
+//! is not answered.
 //!
 //! A push opens its room if there is none, so that a client that joins later with an offset gets the push. So a push to
 //! a mistyped name is answered like one to an empty room, with 200 and `{"connections": 0}`, and leaves a room for

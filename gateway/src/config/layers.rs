@@ -319,7 +319,8 @@ fn join<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     keys.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a variable is one of those that container orchestrators set for a service with the name "tidegate": `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_PORT_7400_TCP`.
+/// Whether a variable is one of those that container orchestrators set for a service with the name "tidegate":
+/// `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_PORT_7400_TCP`.
 fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")

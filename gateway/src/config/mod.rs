@@ -1,10 +1,11 @@
 //! The configuration: as typed -> checked.
 //!
-//! Operators configure in layers, and a later layer wins: the defaults, those of a program with backends of its own, a
-//! TOML file, the environment (`TIDEGATE_LIMITS__FRAME_BYTES_MAX`), flags. `layers` merges them and remembers where each
-//! value came from. `typed` is their shape, with all defaults. `check` turns it into the [`Config`] that the gateway
-//! uses, in which every value is in range; `limits` and `rooms` are parts of it. `effective` shows that configuration.
-//! Each error names the key, the value, where it came from, and how to fix it.
+//! Operators configure in layers, and a later layer wins: the defaults, those of a program with backends of its
+//! own, a TOML file, the environment (`TIDEGATE_LIMITS__FRAME_BYTES_MAX`), flags. `layers` merges them and
+//! remembers where each value came from. `typed` is their shape, with all defaults. `check` turns it into the
+//! [`Config`] that the gateway uses, in which every value is in range; `limits` and `rooms` are parts of it.
+//! `effective` shows that configuration. Each error names the key, the value, where it came from, and how to
+//! fix it.
 //!
 //! A file is read only if `--config` or `TIDEGATE_CONFIG` names it: what a server does must not depend on the folder in
 //! which it was started.

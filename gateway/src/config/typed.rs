@@ -1,7 +1,8 @@
 //! The configuration as operators type it, with every default.
 //!
-//! Numbers are `i64` and names are `String`, as TOML has them, so only [`super::check`] refuses values, with one kind of
-//! message. `tidegate.toml` documents the keys. [`Typed::sample`] serialises to the list of known keys.
+//! Numbers are `i64` and names are `String`, as TOML has them, so only [`super::check`] refuses values, with
+//! one kind of message. `tidegate.toml` documents the keys. [`Typed::sample`] serialises to the list of known
+//! keys.
 
 use std::collections::BTreeMap;
 

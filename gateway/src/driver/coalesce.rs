@@ -5,15 +5,17 @@
 //! waits a fraction of a millisecond longer, several requests share them. Network cards do the same with
 //! interrupts (ethtool(8), `rx-usecs` and `adaptive-rx`).
 //!
-//! A delay costs latency: each request waits for it, and so does each answer that a worker gives later. Peers that send a
-//! request only when they have the answer to the one before get fewer answers then, for nothing. So the [`Coalescer`] measures. It counts events and time in windows of [`WINDOW_POLLS`]
-//! polls. While nothing is delayed, a window yields the rate at which events come. From that rate it expects whether
-//! a delay gathers [`EVENTS_MIN`] events or more. While polls are delayed, each window is compared with that rate: if
-//! all events together come more slowly by a quarter, peers wait for answers, and the delay ends for a number of windows. That number
-//! grows exponentially, until a delay has been of use.
+//! A delay costs latency: each request waits for it, and so does each answer that a worker gives later. Peers
+//! that send a request only when they have the answer to the one before get fewer answers then, for nothing. So
+//! the [`Coalescer`] measures. It counts events and time in windows of [`WINDOW_POLLS`] polls. While nothing is
+//! delayed, a window yields the rate at which events come. From that rate it expects whether a delay gathers
+//! [`EVENTS_MIN`] events or more. While polls are delayed, each window is compared with that rate: if all
+//! events together come more slowly by a quarter, peers wait for answers, and the delay ends for a number of
+//! windows. That number grows exponentially, until a delay has been of use.
 //!
-//! A few peers that wait for answers, among many that do not, are not seen in the rate of all events: they bear the delay.
-//! To a phone, whose round trip takes tens of milliseconds, it is nothing; where it matters, `coalesce_us` is set to 0.
+//! A few peers that wait for answers, among many that do not, are not seen in the rate of all events: they bear
+//! the delay. To a phone, whose round trip takes tens of milliseconds, it is nothing; where it matters,
+//! `coalesce_us` is set to 0.
 //!
 //! It has no clock and no socket. Both drivers use it: epoll sleeps for the delay. io_uring waits for
 //! [`EVENTS_ENOUGH`] completions, with the delay as the time limit; with several rings, which signal the first one
@@ -43,7 +45,8 @@ const DELAYED_WINDOWS: u32 = 64;
 /// Windows without delays after delays have slowed peers down, at most.
 const PAUSE_WINDOWS_MAX: u32 = 1024;
 
-/// Decides how long a driver lets events gather. The default is not at all; the gateway sets its own. See the [module](self).
+/// Decides how long a driver lets events gather. The default is not at all; the gateway sets its own. See the
+/// [module](self).
 #[derive(Debug)]
 pub(super) struct Coalescer {
     /// The longest delay; zero: none.
@@ -122,8 +125,9 @@ impl Coalescer {
         (is_useful && self.delay >= DELAY_MIN).then_some(self.delay)
     }
 
-    /// Takes how many events a poll has taken, when its wait has ended at `now`. Wake-ups from other threads are none: with a delay,
-    /// fewer of them are needed for the same answers, which is no sign that peers are slowed down.
+    /// Takes how many events a poll has taken, when its wait has ended at `now`. Wake-ups from other threads
+    /// are none: with a delay, fewer of them are needed for the same answers, which is no sign that peers are
+    /// slowed down.
     #[inline]
     pub(super) fn on_polled(&mut self, now: Instant, events: usize) {
         if self.delay_max.is_zero() {

@@ -32,9 +32,10 @@ use self::connections::{Connections, conn_id};
 use super::coalesce::Coalescer;
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
-/// Events that one wait takes at most: enough to share a system call, and a turn, among many connections; few enough that what
-/// the kernel and the shard keep of them is still in the cache when their answers come back from workers. Measured with 1,000
-/// connections of 8 requests each through a worker: 128 and 64 cost a tenth less CPU time than 1,024.
+/// Events that one wait takes at most: enough to share a system call, and a turn, among many connections; few
+/// enough that what the kernel and the shard keep of them is still in the cache when their answers come back
+/// from workers. Measured with 1,000 connections of 8 requests each through a worker: 128 and 64 cost a tenth
+/// less CPU time than 1,024.
 const EVENTS_MAX: usize = 128;
 
 const WAKER: Token = Token(usize::MAX);

@@ -178,8 +178,8 @@ impl Router {
         usize::from(self.routes[usize::from(route.0)].backend)
     }
 
-    /// Hands over what was submitted in this turn, and wakes a worker of a backend whose calls wait while no worker takes them.
-    /// Returns whether anything was submitted.
+    /// Hands over what was submitted in this turn, and wakes a worker of a backend whose calls wait while no
+    /// worker takes them. Returns whether anything was submitted.
     #[inline]
     pub fn flush(&mut self, now: Instant) -> bool {
         let submitters = self.backends.iter_mut().filter_map(|backend| backend.submitter.as_mut());

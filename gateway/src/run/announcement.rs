@@ -31,8 +31,8 @@ fn is_in_checkout(folder: &Path) -> bool {
     })
 }
 
-/// Whether cargo built an executable. Cargo marks its target folder, which may have any name (`CARGO_TARGET_DIR`) and is
-/// up to two levels further up with `--target` or for an example.
+/// Whether cargo built an executable. Cargo marks its target folder, which may have any name
+/// (`CARGO_TARGET_DIR`) and is up to two levels further up with `--target` or for an example.
 fn is_built_here(executable: &Path) -> bool {
     let is_cargos = |folder: &Path| {
         let mark = fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();

@@ -96,8 +96,8 @@ impl KeyFile {
     }
 }
 
-/// Whether Kubernetes manages the file's volume: the file is a link to `..data/<name>`, and `..data` links to the folder
-/// of the current version.
+/// Whether Kubernetes manages the file's volume: the file is a link to `..data/<name>`, and `..data` links to
+/// the folder of the current version.
 fn is_projected(path: &Path) -> bool {
     path.parent().is_some_and(|folder| fs::symlink_metadata(folder.join("..data")).is_ok())
 }

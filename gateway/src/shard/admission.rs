@@ -49,7 +49,8 @@ impl Admission {
         self.connections_max.saturating_sub(connections).div_ceil(self.shards)
     }
 
-    /// Compares the number of connections with the bound at the end of a turn. `Some`: the driver is to accept, or to pause.
+    /// Compares the number of connections with the bound at the end of a turn. `Some`: the driver is to accept,
+    /// or to pause.
     pub fn update(&mut self, connections: u64, now_ms: u64) -> Option<bool> {
         let is_full = self.budget(connections) == 0;
         if mem::replace(&mut self.is_full, is_full) == is_full {

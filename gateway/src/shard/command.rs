@@ -1,9 +1,9 @@
 //! The bound on commands under way, and the outcome of each.
 //!
-//! A command (a push, a join, a kick) is admitted by the [`CommandLimiter`] and gets a [`CommandPermit`]. All shards that the
-//! command visits share the permit, and the command ends when the last of them drops it. So the bound covers all
-//! shards, and the count of connections that a command reached is exact. A command without a report allocates
-//! nothing for one.
+//! A command (a push, a join, a kick) is admitted by the [`CommandLimiter`] and gets a [`CommandPermit`]. All
+//! shards that the command visits share the permit, and the command ends when the last of them drops it. So the
+//! bound covers all shards, and the count of connections that a command reached is exact. A command without a
+//! report allocates nothing for one.
 
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};

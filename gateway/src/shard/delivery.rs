@@ -1,8 +1,8 @@
 //! Delivery: how pushes get from the rooms' logs to connections.
 //!
-//! A push that a connection cannot take now is not copied: it waits in the log until the connection is flushed. So these
-//! functions take both parts. They read logs and give bytes to connections, and change nothing else. A connection that is
-//! too slow is closed by the caller.
+//! A push that a connection cannot take now is not copied: it waits in the log until the connection is flushed.
+//! So these functions take both parts. They read logs and give bytes to connections, and change nothing else. A
+//! connection that is too slow is closed by the caller.
 
 use std::mem;
 
@@ -35,8 +35,9 @@ pub fn conn_state(clients: &Clients, conn: ConnId) -> ConnState {
     }
 }
 
-/// Serves one turn's slice of `budget` members. A member with nothing under way gets everything that the log has released;
-/// for the others the pushes are pending. `Some`: the connection in this slot is too slow. Close it, and call this again.
+/// Serves one turn's slice of `budget` members. A member with nothing under way gets everything that the log
+/// has released; for the others the pushes are pending. `Some`: the connection in this slot is too slow. Close
+/// it, and call this again.
 #[inline]
 pub fn fan_out(
     rooms: &mut Rooms,

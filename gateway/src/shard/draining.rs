@@ -1,8 +1,8 @@
 //! Draining: how a shard ends without losing an answer.
 //!
-//! When the shard drains, each connection is closed gracefully with 108: at once if it waits for no answer, otherwise with
-//! its last answer, or at the end of `shutdown.drain_timeout_ms` without the answers that are missing. Connections in the
-//! kernel's accept queue are let in first, since the kernel would reset them.
+//! When the shard drains, each connection is closed gracefully with 108: at once if it waits for no answer,
+//! otherwise with its last answer, or at the end of `shutdown.drain_timeout_ms` without the answers that are
+//! missing. Connections in the kernel's accept queue are let in first, since the kernel would reset them.
 
 use std::ops::Range;
 
@@ -121,8 +121,8 @@ impl Draining {
         self.state.is_some_and(|state| state.all_notified && state.listener_closed)
     }
 
-    /// Until when a connection that is closed by the drain may take to be sent its answers, on the shard's clock; `None`
-    /// once the drain has expired.
+    /// Until when a connection that is closed by the drain may take to be sent its answers, on the shard's
+    /// clock; `None` once the drain has expired.
     #[must_use]
     pub fn close_until_ms(&self) -> Option<u64> {
         self.state.filter(|state| !state.has_expired).map(|state| state.until_ms)

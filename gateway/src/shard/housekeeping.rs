@@ -33,8 +33,8 @@ impl Housekeeping {
         self.next_at_ms = self.next_at_ms.min(at_ms);
     }
 
-    /// Adds bytes that were freed since the last call. Once a burst is over, returns whether the caller trims the heap after
-    /// it has freed its spare memory.
+    /// Adds bytes that were freed since the last call. Once a burst is over, returns whether the caller trims
+    /// the heap after it has freed its spare memory.
     pub fn trim(&mut self, freed_bytes: usize, heap: &Heap, now_ms: u64) -> Option<Trim> {
         self.burst.add(freed_bytes);
         let over_since_ms = self.burst.over_since_ms(now_ms)?;

@@ -3,9 +3,9 @@
 //! Any thread may post. The shard takes all messages at once, in the order in which they were posted. A post wakes the
 //! shard only if the shard sleeps, so a post to a busy shard costs no system call.
 //!
-//! The queue itself has no bound, since each kind of message is bounded at its source: answers and findings of expired
-//! calls by the calls in flight, commands by the [`CommandLimiter`](super::command::CommandLimiter), registrations by the
-//! connections.
+//! The queue itself has no bound, since each kind of message is bounded at its source: answers and findings of
+//! expired calls by the calls in flight, commands by the [`CommandLimiter`](super::command::CommandLimiter),
+//! registrations by the connections.
 //!
 //! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and
 //! refuses commands, so that no caller waits for an ended shard.
@@ -208,9 +208,9 @@ impl Address {
         &self.mailbox
     }
 
-    /// Posts a message and wakes the shard if it sleeps. On a worker's thread the end of a call wakes it at the end of the batch; a
-    /// command wakes it at once, since the handler may wait for its outcome. If the shard has ended, the message is
-    /// refused.
+    /// Posts a message and wakes the shard if it sleeps. On a worker's thread the end of a call wakes it at the
+    /// end of the batch; a command wakes it at once, since the handler may wait for its outcome. If the shard
+    /// has ended, the message is refused.
     #[inline]
     pub fn post(&self, message: impl Into<Message>) {
         let message = message.into();

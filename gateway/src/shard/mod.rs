@@ -230,8 +230,8 @@ impl Shard {
     fn drain_mailbox(&mut self, driver: &mut impl Driver) {
         let mut is_clock_read = false;
         for _ in 0..MESSAGES_MAX {
-            // A message that needs more than the bound is the first one again. Those behind it wait too: no answer may overtake
-            // the 102 of an earlier call.
+            // A message that needs more than the bound is the first one again. Those behind it wait too: no
+            // answer may overtake the 102 of an earlier call.
             if self.expired_calls_left == 0 {
                 break;
             }
@@ -281,8 +281,8 @@ impl Shard {
         }
     }
 
-    /// Gives a message to a user's home. If that is this shard, it is handled at once: a login that is handled at once must not
-    /// overtake the end of an earlier session of the same user.
+    /// Gives a message to a user's home. If that is this shard, it is handled at once: a login that is handled
+    /// at once must not overtake the end of an earlier session of the same user.
     fn send_home(&mut self, user_id: UserId, message: UserMessage) {
         let home = users::home(user_id, self.shared.config.shards);
         if home == self.id {
@@ -318,8 +318,9 @@ impl Shard {
         }
     }
 
-    /// Passes on the answers that were given on this thread, and resumes reading where it was paused. Each may cause the
-    /// other, so this goes on until there are none. It is a loop and not a recursion: clients could make a recursion arbitrarily deep.
+    /// Passes on the answers that were given on this thread, and resumes reading where it was paused. Each may
+    /// cause the other, so this goes on until there are none. It is a loop and not a recursion: clients could
+    /// make a recursion arbitrarily deep.
     fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {
             if self.clients.has_long_outbox() && self.calls.has_answers() {
@@ -433,9 +434,10 @@ impl Shard {
         }
     }
 
-    /// Passes on the answers that a handler gave on this thread. A handler may answer thousands of calls that it kept. There
-    /// is no driver here that could send, so with a long outbox the rest waits for [`Self::answer_and_resume`]. Otherwise all of the
-    /// answers would be in outboxes at once, with no send under way that bounds them.
+    /// Passes on the answers that a handler gave on this thread. A handler may answer thousands of calls that
+    /// it kept. There is no driver here that could send, so with a long outbox the rest waits for
+    /// [`Self::answer_and_resume`]. Otherwise all of the answers would be in outboxes at once, with no send
+    /// under way that bounds them.
     #[inline]
     fn deliver_answers(&mut self) {
         while let Some(answer) = self.calls.next_answer() {
@@ -499,8 +501,8 @@ impl Shard {
         }
     }
 
-    /// Fails a call that a worker has found expired, and first the older ones of its route. Beyond the bound of a turn, the
-    /// message goes back: it and all behind it wait for the next turn.
+    /// Fails a call that a worker has found expired, and first the older ones of its route. Beyond the bound of
+    /// a turn, the message goes back: it and all behind it wait for the next turn.
     fn on_expired(&mut self, call: CallId) {
         while self.expired_calls_left > 0 {
             let Some(expired) = self.calls.take_expired_until(call, &self.clock) else { return };

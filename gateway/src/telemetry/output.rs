@@ -6,8 +6,8 @@
 //! refuses, is dropped and counted ([`Output::dropped`]). Once the reader is back, the log says how many lines are
 //! missing.
 //!
-//! `tracing-appender` has such a queue, but its guard reports a slow end with `eprintln!`, which blocks on the same full
-//! pipe, and it bounds lines, not bytes.
+//! `tracing-appender` has such a queue, but its guard reports a slow end with `eprintln!`, which blocks on the
+//! same full pipe, and it bounds lines, not bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

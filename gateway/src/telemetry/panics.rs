@@ -10,8 +10,8 @@ use std::thread;
 
 use tidegate_backend::log_limit::LogLimit;
 
-/// One rate limit for each place in the code: a handler with a bug panics as often as clients call it, and must not keep
-/// other panics out of the log. The program bounds the number of places.
+/// One rate limit for each place in the code: a handler with a bug panics as often as clients call it, and must
+/// not keep other panics out of the log. The program bounds the number of places.
 static LIMITS: LazyLock<Mutex<HashMap<String, LogLimit>>> = LazyLock::new(Mutex::default);
 
 /// Installs a hook that logs panics, in place of the one before.

@@ -1,4 +1,5 @@
-//! What clients, backends and rooms can make a shard hold: the shard's own figures, and the bytes that the allocator counts.
+//! What clients, backends and rooms can make a shard hold: the shard's own figures, and the bytes that the
+//! allocator counts.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -330,15 +330,15 @@ impl Run {
         assert!(self.world.commands_in_flight() <= limits.commands_max);
     }
 
-    /// The bound on the unsent bytes of one connection: one send in flight, what waits behind it, and what its rooms have
-    /// not offered to it when it leaves them or is closed.
+    /// The bound on the unsent bytes of one connection: one send in flight, what waits behind it, and what its
+    /// rooms have not offered to it when it leaves them or is closed.
     fn unsent_bytes_max(&self) -> usize {
         let limits = &self.world.config().limits;
         let frame_bytes_max = FRAME_EXTRA_BYTES
             + PUSH_BYTES_MAX.max(if self.large_answers { limits.outbox_bytes_max } else { 0 });
         let waiting = limits.outbox_bytes_max + frame_bytes_max;
-        // Before a send is in flight, a connection is read from until half of its bound is unsent. What becomes ready then
-        // is flushed at the latest when it is long.
+        // Before a send is in flight, a connection is read from until half of its bound is unsent. What becomes
+        // ready then is flushed at the latest when it is long.
         let answers = usize::from(limits.calls_per_connection_max) * frame_bytes_max;
         let pushes = limits.commands_bytes_max.min(limits.commands_max * frame_bytes_max);
         let at_once = limits.outbox_bytes_max / 2 + frame_bytes_max + answers + pushes;

@@ -10,8 +10,8 @@ const MICRO: Duration = Duration::from_micros(1);
 enum Peers {
     /// Together they send a request every so often, whatever becomes of the ones before.
     Open(Duration),
-    /// A number of peers, each of which sends its next request only when it has the answer to the last one, after a round trip
-    /// of so long.
+    /// A number of peers, each of which sends its next request only when it has the answer to the last one,
+    /// after a round trip of so long.
     Closed(u32, Duration),
     /// The same, but each of them at its own time.
     Unsynchronised(u32, Duration),

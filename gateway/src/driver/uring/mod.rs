@@ -51,8 +51,9 @@ use super::accept_state::Wait;
 use super::coalesce::{Coalescer, EVENTS_ENOUGH};
 use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
-/// Completions that one poll takes at most: enough to share a system call, and a turn, among many connections; few enough
-/// that what the kernel and the shard keep of them is still in the cache when their answers come back from workers.
+/// Completions that one poll takes at most: enough to share a system call, and a turn, among many connections;
+/// few enough that what the kernel and the shard keep of them is still in the cache when their answers come
+/// back from workers.
 const EVENTS_MAX: usize = 128;
 
 /// How often the accepts in flight are cancelled before the listening socket is closed all the same.
@@ -148,7 +149,8 @@ impl Uring {
         let mut completions = mem::take(&mut self.completions);
         let ring = &mut self.connections.rings[index];
         if !ring.has_completions() && ring.may_complete() {
-            // The kernel writes completions only when this thread enters it: io_uring_setup(2), IORING_SETUP_DEFER_TASKRUN.
+            // The kernel writes completions only when this thread enters it: io_uring_setup(2),
+            // IORING_SETUP_DEFER_TASKRUN.
             ring.submit()?;
         }
         // Sends that are submitted from here on are not confirmed by these completions.

@@ -373,8 +373,8 @@ impl Ring {
         submissions.taskrun() || submissions.cq_overflow()
     }
 
-    /// Moves the completions that are there to `into`, `completions_max` at most. All sends before the number that it returns
-    /// are confirmed by the completions that were taken by now, these included.
+    /// Moves the completions that are there to `into`, `completions_max` at most. All sends before the number
+    /// that it returns are confirmed by the completions that were taken by now, these included.
     pub(super) fn take_completions(
         &mut self,
         into: &mut Vec<Completion>,

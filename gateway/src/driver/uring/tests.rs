@@ -171,8 +171,8 @@ fn would_wait(driver: &mut Uring) -> bool {
     rings_are_idle && !driver.connections.has_work()
 }
 
-/// A shutdown waits until the send before it is confirmed, and no poll waits meanwhile, however many completions each poll has
-/// found.
+/// A shutdown waits until the send before it is confirmed, and no poll waits meanwhile, however many
+/// completions each poll has found.
 #[test]
 fn no_poll_waits_while_a_send_has_to_be_confirmed() {
     let near = |count: usize| count - 4..count + 4;

@@ -124,8 +124,8 @@ impl Calls {
         self.router.admit(kind, bytes)
     }
 
-    /// Starts a call: submits it to the workers with the next [`Self::flush`], or runs the handler here. Its answer comes through
-    /// [`Self::next_answer`] or the mailbox, never from here.
+    /// Starts a call: submits it to the workers with the next [`Self::flush`], or runs the handler here. Its
+    /// answer comes through [`Self::next_answer`] or the mailbox, never from here.
     #[inline]
     pub fn start(&mut self, request: &Request<'_>, route: RouteIndex, clock: &Clock) {
         let &Request { conn, session, user_id, kind, sequence, biz_data } = request;
@@ -190,8 +190,8 @@ impl Calls {
         Some((pending, outcome))
     }
 
-    /// The next call to fail because a worker has found `call` expired: the older calls of its route, which have expired too,
-    /// and then itself. So no 102 overtakes an earlier one. `None`: all of them are closed.
+    /// The next call to fail because a worker has found `call` expired: the older calls of its route, which
+    /// have expired too, and then itself. So no 102 overtakes an earlier one. `None`: all of them are closed.
     pub fn take_expired_until(&mut self, call: CallId, clock: &Clock) -> Option<PendingCall> {
         let pending = self.router.pending.take_oldest_until(call)?;
         self.note_duration(&pending, clock);
@@ -207,9 +207,9 @@ impl Calls {
         Some(pending)
     }
 
-    /// Removes expired calls from the backends' queues. [`Self::take_expired`] must have taken all calls that have expired: one
-    /// that leaves its queue without an answer could be overtaken by the next call of its connection. Returns whether there
-    /// may be more.
+    /// Removes expired calls from the backends' queues. [`Self::take_expired`] must have taken all calls that
+    /// have expired: one that leaves its queue without an answer could be overtaken by the next call of its
+    /// connection. Returns whether there may be more.
     pub fn remove_expired(&mut self, clock: &Clock) -> bool {
         if self.may_queue_expired {
             // Calls time out by the millisecond here, so all that were received within one expire together.
@@ -248,8 +248,8 @@ impl Calls {
         any
     }
 
-    /// When this part needs a turn, on the shard's clock: at the next timeout, and to poll for answers that came without a wake-up.
-    /// The pauses between polls double, so that a slow backend costs few of them.
+    /// When this part needs a turn, on the shard's clock: at the next timeout, and to poll for answers that
+    /// came without a wake-up. The pauses between polls double, so that a slow backend costs few of them.
     #[must_use]
     pub fn next_poll_ms(&self, now_ms: u64) -> Option<u64> {
         let deadline_ms = self.router.pending.next_deadline_ms()?;

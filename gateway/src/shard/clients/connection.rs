@@ -1,8 +1,8 @@
 //! What the shard keeps of one connection.
 //!
-//! An idle connection is 40 bytes here and owns no heap memory: it borrows an outbox from the shard's pool while there is
-//! something to send, and has an inbox while a frame is incomplete. What few gateways use is in tables
-//! beside this one: rate limits, and the spans of log lines. Memberships belong to the rooms.
+//! An idle connection is 40 bytes here and owns no heap memory: it borrows an outbox from the shard's pool
+//! while there is something to send, and has an inbox while a frame is incomplete. What few gateways use is in
+//! tables beside this one: rate limits, and the spans of log lines. Memberships belong to the rooms.
 
 use bitflags::bitflags;
 use tidegate_backend::UserId;
@@ -36,8 +36,8 @@ bitflags! {
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
         const LISTED_FOR_FLUSH = 1;
-        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its session is being opened, or answers
-        /// on this thread have to be sent first.
+        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its session is being
+        /// opened, or answers on this thread have to be sent first.
         const READ_PAUSED = 1 << 1;
         /// The driver has paused receiving, since reading was paused when the connection was last flushed.
         const RECEIVE_PAUSED = 1 << 2;

@@ -1,7 +1,7 @@
 //! Deadlines of connections: to authenticate, to send a frame now and then, to go away after the last frame.
 //!
-//! Each connection has one deadline at most. A frame only notes the time, so a deadline may expire too early. What it means
-//! is decided when it has expired.
+//! Each connection has one deadline at most. A frame only notes the time, so a deadline may expire too early.
+//! What it means is decided when it has expired.
 
 use super::cause::Cause;
 use super::connection::{Connection, Flags, Phase};
@@ -88,8 +88,8 @@ impl Deadlines {
             Phase::Anonymous | Phase::Registering | Phase::Open if now_ms < grace_until_ms => {
                 DeadlineAction::Reschedule(grace_until_ms)
             }
-            // Reading from it is paused, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes it; if it waits for a
-            // call, the call's timeout ends that.
+            // Reading from it is paused, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes
+            // it; if it waits for a call, the call's timeout ends that.
             Phase::Registering | Phase::Open if connection.has(Flags::READ_PAUSED) => {
                 DeadlineAction::Reschedule(now_ms + self.idle_timeout_ms)
             }

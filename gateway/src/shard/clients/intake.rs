@@ -1,8 +1,8 @@
 //! Intake: whether a connection is read from, how long its frames may be, and how many it may send.
 //!
-//! Reading from a connection is *paused*, so its next frames wait, while it has too many calls or too many unsent bytes, while
-//! its session is being opened, and while answers on this thread have to be sent first. The connection is checked again when an
-//! answer or a send has ended.
+//! Reading from a connection is *paused*, so its next frames wait, while it has too many calls or too many
+//! unsent bytes, while its session is being opened, and while answers on this thread have to be sent first. The
+//! connection is checked again when an answer or a send has ended.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -110,8 +110,8 @@ impl Intake {
         }
     }
 
-    /// Counts bytes that were read or discarded, if they are many: a long frame, or a part of one. Their memory is free now, or
-    /// soon.
+    /// Counts bytes that were read or discarded, if they are many: a long frame, or a part of one. Their memory
+    /// is free now, or soon.
     #[inline]
     pub const fn count_freed(&mut self, bytes: usize) {
         if bytes > SHORT_BYTES {

@@ -59,7 +59,8 @@ pub enum AfterFlush {
     Shutdown,
     /// It is to be closed.
     Close,
-    /// It has the answers to all that it sent, and its peer sends no more: its close is to be recorded, then it is closed.
+    /// It has the answers to all that it sent, and its peer sends no more: its close is to be recorded, then it
+    /// is closed.
     Finish,
 }
 

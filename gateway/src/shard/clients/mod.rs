@@ -1,12 +1,12 @@
 //! Clients: the part of the shard that owns its connections, what waits to be sent to them, and their deadlines.
 //!
-//! It decides whether a connection is read from, when it is closed and for what cause, and it is the only part that gives
-//! bytes to the driver. It knows neither rooms nor users nor backends: it reports the end of a session with
-//! [`Clients::next_ended_session`].
+//! It decides whether a connection is read from, when it is closed and for what cause, and it is the only part
+//! that gives bytes to the driver. It knows neither rooms nor users nor backends: it reports the end of a
+//! session with [`Clients::next_ended_session`].
 //!
-//! This part alone gives bytes to the driver: with [`Clients::send`], and with [`Clients::take_reply`], which the driver asks for while
-//! a connection is in the cache. What waits is in an outbox, except for pushes to a room: these wait in the room's log, where all
-//! members share them.
+//! This part alone gives bytes to the driver: with [`Clients::send`], and with [`Clients::take_reply`], which
+//! the driver asks for while a connection is in the cache. What waits is in an outbox, except for pushes to a
+//! room: these wait in the room's log, where all members share them.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -332,18 +332,18 @@ impl Clients {
         self.output.append_shared(slot, self.table.at_mut(slot), bytes);
     }
 
-    /// Appends what `write` writes to a connection's outbox, whatever waits there. The caller has checked the bound with
-    /// [`Self::may_write`], or needs none: a client that does not read is not read from, so the answers to its heartbeats and
-    /// authentications are few.
+    /// Appends what `write` writes to a connection's outbox, whatever waits there. The caller has checked the
+    /// bound with [`Self::may_write`], or needs none: a client that does not read is not read from, so the
+    /// answers to its heartbeats and authentications are few.
     #[inline]
     fn append(&mut self, slot: u32, write: impl FnOnce(&mut BytesMut)) {
         self.output.append(slot, self.table.at_mut(slot), write);
     }
 
-    /// Closes a connection gracefully: sends what waits and a goodbye, then shuts down the sending side and lingers until
-    /// the peer has closed. A socket that is closed with unread bytes is reset by the kernel, and the reset
-    /// discards the last frames. `goodbye`: the code, and how long the client should wait. `until_ms`: how long sending
-    /// may take.
+    /// Closes a connection gracefully: sends what waits and a goodbye, then shuts down the sending side and
+    /// lingers until the peer has closed. A socket that is closed with unread bytes is reset by the kernel, and
+    /// the reset discards the last frames. `goodbye`: the code, and how long the client should wait.
+    /// `until_ms`: how long sending may take.
     pub fn close_gracefully(
         &mut self,
         slot: u32,

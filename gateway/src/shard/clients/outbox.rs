@@ -1,9 +1,9 @@
 //! Outboxes: what waits to be sent to a connection, in memory that is borrowed while it waits.
 //!
-//! An outbox is a short chain of pieces. Short frames are copied one behind the other into a buffer from the shard's pool,
-//! so that they leave in one send. A long body (a push to a room, a handler's answer) stays where it is: the
-//! chain shares it, so that a hundred slow members of a room hold its bytes once. A connection takes an outbox when it is written
-//! to, and releases it when its last piece goes to the driver.
+//! An outbox is a short chain of pieces. Short frames are copied one behind the other into a buffer from the
+//! shard's pool, so that they leave in one send. A long body (a push to a room, a handler's answer) stays where
+//! it is: the chain shares it, so that a hundred slow members of a room hold its bytes once. A connection takes
+//! an outbox when it is written to, and releases it when its last piece goes to the driver.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;

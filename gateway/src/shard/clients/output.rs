@@ -1,7 +1,7 @@
 //! Output: what waits to be sent, what is under way, and which connections are to be flushed.
 //!
-//! Bytes that are written wait in an outbox until the end of the turn, so that one send takes what came together. A long outbox
-//! is flushed earlier. At most one send is under way on a connection.
+//! Bytes that are written wait in an outbox until the end of the turn, so that one send takes what came
+//! together. A long outbox is flushed earlier. At most one send is under way on a connection.
 
 use std::mem;
 
@@ -15,8 +15,8 @@ use crate::allocator::SHORT_BYTES;
 /// cache, and answers that came together mostly leave together.
 const FLUSH_LIST_MAX: usize = 128;
 
-/// Bytes in one outbox, with no send under way, at which it is flushed within the turn. What comes later waits behind the
-/// send, where the bound on the outbox holds.
+/// Bytes in one outbox, with no send under way, at which it is flushed within the turn. What comes later waits
+/// behind the send, where the bound on the outbox holds.
 const FLUSH_BYTES_MIN: usize = 256 * 1024;
 
 /// What a shard's connections have to send.

@@ -44,7 +44,8 @@ impl Clients {
         self.list_for_flush(slot);
     }
 
-    /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when it is flushed.
+    /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when
+    /// it is flushed.
     #[inline]
     pub fn mark_pushes_pending(&mut self, slot: u32) {
         self.table.at_mut(slot).flags |= Flags::PENDING_PUSHES;
@@ -113,8 +114,8 @@ impl Clients {
         self.list_if_more(slot);
     }
 
-    /// The client takes what it is sent: a sign of life while reading is paused. Apart, so that [`Self::sent`] is small enough
-    /// to be inlined where pushes are sent.
+    /// The client takes what it is sent: a sign of life while reading is paused. Apart, so that [`Self::sent`]
+    /// is small enough to be inlined where pushes are sent.
     #[cold]
     fn sent_while_read_paused(&mut self, slot: u32, clock: &Clock) {
         let connection = self.table.at_mut(slot);
@@ -154,8 +155,8 @@ impl Clients {
         self.output.put_flush_list(emptied);
     }
 
-    /// Starts to flush a connection: closes it if it is to be closed at once, and pauses or resumes reading. Returns whether
-    /// what waits is to be sent.
+    /// Starts to flush a connection: closes it if it is to be closed at once, and pauses or resumes reading.
+    /// Returns whether what waits is to be sent.
     #[inline]
     pub fn start_flush(&mut self, slot: u32, driver: &mut impl Driver) -> bool {
         let conn = self.conn_id(slot);

@@ -1,11 +1,11 @@
 //! A timing wheel with one deadline for each connection.
 //!
-//! The wheel has nine levels of 256 buckets. A bucket of the first level is one tick of 64 ms, and a bucket of each further
-//! level is eight times as long. A deadline goes to the finest level that reaches it, and stays there. So a deadline up to
-//! 16 s ahead is exact to the tick, one up to 131 s to half a second, and any to 1/31 of how far ahead it was set.
-//! A slot's bucket is its whole deadline, and nothing moves from level to level. Setting and
-//! clearing are O(1). The links are in one array, 8 bytes a slot. After Varghese
-//! and Lauck, "Hashed and hierarchical timing wheels" (1987), scheme 7, the variant with rounding.
+//! The wheel has nine levels of 256 buckets. A bucket of the first level is one tick of 64 ms, and a bucket of
+//! each further level is eight times as long. A deadline goes to the finest level that reaches it, and stays
+//! there. So a deadline up to 16 s ahead is exact to the tick, one up to 131 s to half a second, and any to
+//! 1/31 of how far ahead it was set. A slot's bucket is its whole deadline, and nothing moves from level to
+//! level. Setting and clearing are O(1). The links are in one array, 8 bytes a slot. After Varghese and Lauck,
+//! "Hashed and hierarchical timing wheels" (1987), scheme 7, the variant with rounding.
 //!
 //! Deadlines are lazy: a frame from the client only notes the time. When a deadline fires too early, the caller
 //! sets it again.
@@ -98,8 +98,8 @@ impl Timers {
         Some(at_ms.saturating_sub(now_ms))
     }
 
-    /// Calls `on_expired` with each slot whose deadline has passed, at most `slots_max` of them, and clears it. Returns whether
-    /// there may be more.
+    /// Calls `on_expired` with each slot whose deadline has passed, at most `slots_max` of them, and clears it.
+    /// Returns whether there may be more.
     pub fn expire(
         &mut self,
         now_ms: u64,
@@ -187,8 +187,8 @@ impl Level {
     }
 }
 
-/// The number of the first bucket of a level that ends with this tick or after it. Numbers do not wrap: the bucket is stored
-/// at its number modulo [`BUCKETS`].
+/// The number of the first bucket of a level that ends with this tick or after it. Numbers do not wrap: the
+/// bucket is stored at its number modulo [`BUCKETS`].
 fn bucket_of(tick: u32, level: u32) -> u32 {
     tick.div_ceil(1 << (STEP_BITS * level))
 }

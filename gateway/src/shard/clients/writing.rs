@@ -1,7 +1,7 @@
 //! What is written to connections: answers, failures, pushes, sessions.
 //!
-//! Each function writes one message with its rules: whether the connection may still be written to, what is counted, and
-//! which code a failure has. The bytes go to the outbox; nothing is sent here.
+//! Each function writes one message with its rules: whether the connection may still be written to, what is
+//! counted, and which code a failure has. The bytes go to the outbox; nothing is sent here.
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::UserId;
@@ -134,8 +134,8 @@ impl Clients {
         Ok(())
     }
 
-    /// Whether a frame may be written for a connection: not if it is about to close. If too much waits behind its send, it
-    /// is closed now.
+    /// Whether a frame may be written for a connection: not if it is about to close. If too much waits behind
+    /// its send, it is closed now.
     #[inline]
     fn may_write(&mut self, slot: u32) -> bool {
         let connection = self.at(slot);

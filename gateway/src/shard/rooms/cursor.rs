@@ -12,9 +12,9 @@ impl Cursor {
         Self(low_half(offset))
     }
 
-    /// The offset, in a log that ends at `end`. A member that is 2^32 pushes behind
-    /// is taken for one that is less behind, and skips more than is counted. 2^32 pushes are 71 minutes at a million a second: a member would have to
-    /// be in one send for so long.
+    /// The offset, in a log that ends at `end`. A member that is 2^32 pushes behind is taken for one that is
+    /// less behind, and skips more than is counted. 2^32 pushes are 71 minutes at a million a second: a member
+    /// would have to be in one send for so long.
     #[inline]
     #[must_use]
     pub const fn get(self, end: u64) -> u64 {

@@ -17,8 +17,8 @@ pub struct FanOut {
     queue: VecDeque<RoomIndex>,
     /// Rooms whose round ended in this turn, and the offset behind what it offered.
     offered: Vec<(RoomIndex, u64)>,
-    /// The rooms of `offered` in the turn before: members that can take what they were offered have it by now, so their logs
-    /// are trimmed in this turn.
+    /// The rooms of `offered` in the turn before: members that can take what they were offered have it by now,
+    /// so their logs are trimmed in this turn.
     to_trim: Vec<(RoomIndex, u64)>,
 }
 

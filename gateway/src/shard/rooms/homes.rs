@@ -69,8 +69,8 @@ impl Homes {
             return Err(PushError::RoomsFull { rooms_max });
         }
         let policy = config.policy_of(room.as_str());
-        // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a microsecond, so this
-        // is above every offset that it had before.
+        // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a
+        // microsecond, so this is above every offset that it had before.
         let elapsed_us = now_ms.saturating_mul(1_000);
         let first = self.above_closed.max(self.first_offset.saturating_add(elapsed_us));
         let log = Log::new(first, policy.log_bytes_max);
@@ -78,8 +78,8 @@ impl Homes {
         Ok(table.open(room.clone(), policy, log, role, now_ms))
     }
 
-    /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns the bytes of
-    /// the rooms that were closed.
+    /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns
+    /// the bytes of the rooms that were closed.
     pub fn close_idle(&mut self, table: &mut Table, now_ms: u64) -> usize {
         let mut freed_bytes = 0;
         let entries = table.entries();

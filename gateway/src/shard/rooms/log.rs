@@ -114,9 +114,9 @@ impl Log {
         }
     }
 
-    /// The chunk of frames from the offset `from`, before `to`, and the offset behind the chunk; `None` when there are no
-    /// such frames. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `from` must not be before
-    /// [`Self::first`], and `to` must not be behind [`Self::end`].
+    /// The chunk of frames from the offset `from`, before `to`, and the offset behind the chunk; `None` when
+    /// there are no such frames. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `from`
+    /// must not be before [`Self::first`], and `to` must not be behind [`Self::end`].
     ///
     /// Members at the same offset share the bytes: a single frame as it is, several frames merged once.
     #[inline]
@@ -143,8 +143,8 @@ impl Log {
         self.merged = None;
     }
 
-    /// A copy for a shard that subscribes. It is released and within its bound: the members for whom this log holds more, or
-    /// holds pushes back, are on this shard.
+    /// A copy for a shard that subscribes. It is released and within its bound: the members for whom this log
+    /// holds more, or holds pushes back, are on this shard.
     #[must_use]
     pub fn released_copy(&mut self) -> Self {
         self.forget_merged();

@@ -1,8 +1,8 @@
 //! Rooms: the part of the shard that owns logs, members, merge windows and the fan-out.
 //!
-//! A room has a home shard, which numbers its pushes and puts joins, leaves and pushes in order. Every shard with members has a
-//! replica of the log. A shard gets the log with its first member, and tells the home when its last member has left; the home
-//! ends the subscription unless another join is on its way.
+//! A room has a home shard, which numbers its pushes and puts joins, leaves and pushes in order. Every shard
+//! with members has a replica of the log. A shard gets the log with its first member, and tells the home when
+//! its last member has left; the home ends the subscription unless another join is on its way.
 //!
 //! This part knows connections by their slot only. It answers with messages for other shards, and with slots whose
 //! connections have pushes to be sent. The shard asks it for the bytes, and writes them.
@@ -427,8 +427,8 @@ impl Rooms {
         reader::next_released(&mut self.table, member, &mut self.counters)
     }
 
-    /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the connection is
-    /// closed gracefully.
+    /// Passes to `write` the pushes that were published and not yet offered to a connection. Call it before the
+    /// connection is closed gracefully.
     pub fn read_last_pushes(&mut self, slot: u32, write: impl FnMut(Bytes)) {
         reader::read_last(&mut self.table, slot, &mut self.counters, write);
     }

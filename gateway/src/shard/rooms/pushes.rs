@@ -1,4 +1,5 @@
-//! The way of a numbered push: it is appended to the log, held back by a merge window, released, and offered to the members.
+//! The way of a numbered push: it is appended to the log, held back by a merge window, released, and offered to
+//! the members.
 
 use std::sync::Arc;
 
@@ -109,8 +110,8 @@ impl Pushes {
         self.end_windows(table, u64::MAX);
     }
 
-    /// The next member that has pushes to get; `None` when this turn's slice of `budget` members is used up, or no member
-    /// has to be served.
+    /// The next member that has pushes to get; `None` when this turn's slice of `budget` members is used up, or
+    /// no member has to be served.
     #[inline]
     pub fn next_to_serve(&mut self, table: &mut Table, budget: &mut usize) -> Option<Member> {
         loop {

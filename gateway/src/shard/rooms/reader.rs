@@ -86,8 +86,8 @@ pub fn next_released(table: &mut Table, member: Member, counters: &mut RoomCount
     next
 }
 
-/// Passes to `write` what a member that is about to leave gets beyond what it was offered. A member that did not take what
-/// it was offered was too slow, and gets no more.
+/// Passes to `write` what a member that is about to leave gets beyond what it was offered. A member that did
+/// not take what it was offered was too slow, and gets no more.
 pub fn read_unoffered(
     table: &mut Table,
     member: Member,
@@ -117,9 +117,9 @@ pub fn read_last(
     }
 }
 
-/// Passes to `write` the released pushes of a connection's rooms: at most `bytes_max`, and the excess of the last chunk.
-/// A connection that is in several rooms begins with another room the next time, so that no room waits for one
-/// that is always busy.
+/// Passes to `write` the released pushes of a connection's rooms: at most `bytes_max`, and the excess of the
+/// last chunk. A connection that is in several rooms begins with another room the next time, so that no room
+/// waits for one that is always busy.
 pub fn read_pending(
     table: &mut Table,
     slot: u32,

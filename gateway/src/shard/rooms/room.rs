@@ -41,7 +41,8 @@ pub struct Room {
     pub active_at_ms: u64,
 }
 
-/// A round of the fan-out: it serves each member of a room once. Pushes that are released meanwhile are for the next round.
+/// A round of the fan-out: it serves each member of a room once. Pushes that are released meanwhile are for the
+/// next round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Round {
     /// The room is in the queue of the fan-out.

@@ -1,7 +1,8 @@
 //! Homes and replicas: which shard numbers a room's pushes, and which shards follow it.
 //!
-//! A shard subscribes with its first member and gets a copy of the log. When its last member has left, it asks the home to
-//! end the subscription, and says how many joins it has seen. The home ends it only if it has sent no further join.
+//! A shard subscribes with its first member and gets a copy of the log. When its last member has left, it asks
+//! the home to end the subscription, and says how many joins it has seen. The home ends it only if it has sent
+//! no further join.
 
 use tidegate_backend::RoomId;
 

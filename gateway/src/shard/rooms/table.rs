@@ -242,8 +242,8 @@ impl Table {
         Member::Listed(self.join_listed(slot, room, cursor))
     }
 
-    /// Makes the connection in a slot a member that gets the pushes after `after_offset`, or the new ones only. The cursor of
-    /// a member only moves back. Returns whether pushes are released for it.
+    /// Makes the connection in a slot a member that gets the pushes after `after_offset`, or the new ones only.
+    /// The cursor of a member only moves back. Returns whether pushes are released for it.
     ///
     /// # Errors
     /// [`PushError::TooManyRooms`].

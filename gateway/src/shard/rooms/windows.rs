@@ -1,13 +1,13 @@
 //! Merge windows: a room holds its pushes back for a while, to send them together.
 //!
-//! The first push opens a window. When the window ends, the log releases all pushes that came meanwhile, and each member gets
-//! them in one send. No window is open until the next push. So a room sends each member at most once per
-//! window, and no push waits longer than one window. (A first push that is sent at once and then opens a window
-//! would save nothing where pushes come about as far apart as the window is long.)
+//! The first push opens a window. When the window ends, the log releases all pushes that came meanwhile, and
+//! each member gets them in one send. No window is open until the next push. So a room sends each member at
+//! most once per window, and no push waits longer than one window. (A first push that is sent at once and then
+//! opens a window would save nothing where pushes come about as far apart as the window is long.)
 //!
-//! A window ends early where holding back would cost more than it saves: with an urgent push, when the waiting pushes are
-//! longer than the log's bound, when half of the bound on commands is used, when the last member leaves, and when
-//! the shard drains. Each shard has windows for its own members.
+//! A window ends early where holding back would cost more than it saves: with an urgent push, when the waiting
+//! pushes are longer than the log's bound, when half of the bound on commands is used, when the last member
+//! leaves, and when the shard drains. Each shard has windows for its own members.
 
 use std::collections::BTreeSet;
 

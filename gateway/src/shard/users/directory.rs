@@ -1,8 +1,8 @@
 //! The user directory: the addresses of each user's sessions.
 //!
-//! Most users have one session. Their entries stand in a dense array: user and address, 16 bytes. A hash table holds the
-//! entries' numbers, 5 bytes each. A hash table's capacity is a power of two and may be 2.3 times what it
-//! needs, so the large part of an entry stays out of it.
+//! Most users have one session. Their entries stand in a dense array: user and address, 16 bytes. A hash table
+//! holds the entries' numbers, 5 bytes each. A hash table's capacity is a power of two and may be 2.3 times
+//! what it needs, so the large part of an entry stays out of it.
 
 use std::hash::BuildHasher as _;
 use std::mem;
