@@ -27,8 +27,42 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
         assert!(said.lines().any(|said| said == line), "{line} is not in:\n{said}");
     }
     assert!(said.contains("user 7: hi there"), "{said}");
-    assert!(said.contains("psst") && said.contains("everybody"), "{said}");
+    assert!(said.contains("psst") && said.contains("push type 2 #"), "{said}");
     assert!(!said.contains("failed"), "{said}");
+}
+
+/// The example `quiz` is an embedder's program: it runs in a folder of its own, where cargo finds no `tide`.
+#[test]
+fn the_announced_command_and_token_work_in_the_programs_own_folder() {
+    let moved_key = Setup::jwt().set("auth.key_file", "my keys/jwt.key");
+    for setup in [Setup::quiz(), Setup::jwt(), moved_key] {
+        fs::create_dir_all(setup.folder().join("my keys")).unwrap();
+        let gateway = setup.start();
+        gateway.process.stdout.wait_for("Ctrl-C ends the gateway");
+        let said = gateway.process.stdout.so_far();
+        let line = |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+        let folder = gateway.folder().display().to_string();
+        assert_eq!(line("next, in another terminal in ").trim_end_matches(':'), folder);
+
+        let command = line("  ");
+        let (cargo, client) = command.split_once(" -- ").unwrap();
+        let manifest = cargo.strip_prefix("cargo run --release --manifest-path ").unwrap();
+        let manifest = manifest.strip_suffix(" -p tidegate-tools").unwrap();
+        assert!(fs::read_to_string(manifest).unwrap().contains("\"tools\""), "{command}");
+        // As a shell splits it.
+        let words: Vec<_> = match client.split_once(" '") {
+            Some((words, quoted)) => {
+                words.split(' ').chain([quoted.trim_end_matches('\'')]).collect()
+            }
+            None => client.split(' ').collect(),
+        };
+        assert_eq!(tide(&gateway, &words, "ping\n").split(':').next(), Some("ok ping"));
+
+        let token_file = line("the operators' token is in ");
+        let admin = gateway.operators().to_string();
+        let stats = ["stats", "--admin", &admin, "--token-file", token_file];
+        assert_eq!(json(&tide(&gateway, &stats, ""))["gateway"]["state"], "ready");
+    }
 }
 
 #[test]
