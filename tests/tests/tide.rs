@@ -150,6 +150,35 @@ fn pushes_and_kicks_work_from_a_shell() {
 }
 
 #[test]
+fn where_the_other_port_was_named_the_error_names_the_right_one() {
+    let gateway = Setup::demo().start();
+    let clients = gateway.clients().to_string();
+    let operators = gateway.operators().to_string();
+    let refused = |arguments: &[&str]| {
+        let (status, said, log) = gateway.tide(arguments, "");
+        assert_eq!(status.code(), Some(if arguments[0] == "doctor" { 2 } else { 1 }), "{said}");
+        log
+    };
+    let of_operators: [&[&str]; 3] = [
+        &["push", "room", "quiz", "--type", "1", "x"],
+        &["stats"],
+        &["doctor", "--connections", "10"],
+    ];
+    for arguments in of_operators {
+        let log = refused(&[arguments, &["--admin", &clients]].concat());
+        assert!(log.contains(&format!("{clients} is where a gateway's clients connect")), "{log}");
+        assert!(log.contains(&format!("try --admin {operators}")), "{log}");
+    }
+    let of_clients: [&[&str]; 2] =
+        [&["client", "--user", "7", "--demo-token"], &["bench", "connect", "--connections", "1"]];
+    for arguments in of_clients {
+        let log = refused(&[arguments, &["--connect", &operators]].concat());
+        assert!(log.contains(&format!("{operators} is a gateway's operators' HTTP")), "{log}");
+        assert!(log.contains(&format!("try --connect {clients}")), "{log}");
+    }
+}
+
+#[test]
 fn a_bench_of_requests_counts_correct_answers() {
     let report = bench(&["request", "--connections", "10", "--bytes", "100", "--depth", "4"]);
     assert!(report["messages"].as_u64() > Some(0), "{report}");

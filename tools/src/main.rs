@@ -17,6 +17,7 @@ mod stdout;
 #[cfg(test)]
 mod tests;
 mod token;
+mod wrong_port;
 
 use std::process::ExitCode;
 

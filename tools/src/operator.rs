@@ -26,7 +26,7 @@ use tidegate_machine::files::Files;
 use tidegate_machine::listeners;
 use ureq::http::Response;
 
-use crate::{argument, not_running};
+use crate::{argument, not_running, wrong_port};
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,7 +134,7 @@ impl Operator {
         for &address in addresses {
             match agent().get(url(address, PROBE)).header("Host", &self.admin).call() {
                 // Another address of the same name may be the gateway's.
-                Err(error) => refused = Some(error),
+                Err(error) => refused = Some((address, error)),
                 Ok(answer) if is_gateways(&answer) => return Ok(address),
                 Ok(answer) => bail!(
                     "what listens at {} is not a Tidegate gateway's operators' HTTP: it answered {} to a request \
@@ -145,7 +145,11 @@ impl Operator {
             }
         }
         match refused {
-            Some(error) => Err(self.unreachable(error)),
+            Some((address, error)) if !is_refused(&error) => {
+                let hint = wrong_port::is_for_clients(&self.admin, address);
+                Err(hint.map_or_else(|| self.unreachable(error), Error::msg))
+            }
+            Some((_, error)) => Err(self.unreachable(error)),
             None => bail!("{} has no address", self.admin),
         }
     }
@@ -243,6 +247,11 @@ fn url(address: SocketAddr, path: &str) -> String {
     format!("http://{address}{path}")
 }
 
+/// Whether a gateway's operators' HTTP listens at this address. No token is sent.
+pub(crate) fn takes_operators(address: SocketAddr) -> bool {
+    agent().get(url(address, PROBE)).call().is_ok_and(|answer| is_gateways(&answer))
+}
+
 /// Whether a gateway gave this answer to a request without the token.
 fn is_gateways(answer: &Response<ureq::Body>) -> bool {
     let challenge = answer.headers().get("WWW-Authenticate");
@@ -254,7 +263,7 @@ fn is_refused(error: &ureq::Error) -> bool {
 }
 
 /// Where a connection to this address goes: to the unspecified address means to this machine.
-fn destination(mut address: SocketAddr) -> SocketAddr {
+pub(crate) fn destination(mut address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
