@@ -209,6 +209,7 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     let address = gateway.clients().to_string();
     let scenario = ["bench", "connect", "--connections", "20", "--duration", "1s"];
     let files = ["--html", "run.html", "--output", "run.json", "--connect", &address];
+    let files = [&files[..], &["--label", "try 1"]].concat();
     let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
     assert!(said.starts_with("20 connections, held\n"), "{said}");
     let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
@@ -219,6 +220,11 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     }
     let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
     assert_eq!(report["connections"], 20, "{report}");
+    // The gateway was found and asked.
+    let run = &report["run"];
+    assert_eq!((&run["label"], &run["gateway"]["shards"]), (&"try 1".into(), &"1".into()), "{run}");
+    assert!(said.contains("\nlabel: try 1\ngateway: version "), "{said}");
+    assert!(page.contains("Gateway: coalesce_us"), "{page}");
     assert_eq!(report["run"]["options"]["connect"], address);
 
     let said =
@@ -229,6 +235,24 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     fs::write(gateway.folder().join("second.json"), printed).unwrap();
     let said = tide(&gateway, &["bench", "compare", "run.json", "second.json"], "");
     assert!(said.contains("--warmup differs: 1s in A, 0 in B"), "{said}");
+}
+
+#[test]
+fn a_bench_whose_gateway_can_not_be_asked_says_why_and_is_no_failure() {
+    let (gateway, other) = (Setup::demo().start(), Setup::demo().start());
+    let address = gateway.clients().to_string();
+    let run = |more: &[&str]| {
+        let how = ["--duration", "100ms", "--warmup", "0", "--json", "--connect", &address];
+        let arguments = [&["bench", "request", "--connections", "1"], &how[..], more].concat();
+        let report = json(&tide(&gateway, &arguments, ""));
+        assert!(report["run"]["gateway"].is_null(), "{report}");
+        report["run"]["gateway_unknown"].as_str().unwrap().to_owned()
+    };
+    assert!(run(&["--token-file", "none"]).contains("can't read the operators' token none"));
+    let (admin, token) =
+        (other.operators().to_string(), other.folder().join(".tidegate/admin.token"));
+    let said = run(&["--admin", &admin, "--token-file", token.to_str().unwrap()]);
+    assert!(said.contains(&format!("{}, and not on {address}", other.clients())), "{said}");
 }
 
 #[test]

@@ -12,12 +12,12 @@ mod duration;
 mod listener;
 mod not_running;
 mod operator;
+mod ports;
 mod push;
 mod stdout;
 #[cfg(test)]
 mod tests;
 mod token;
-mod wrong_port;
 
 use std::process::ExitCode;
 

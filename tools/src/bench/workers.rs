@@ -24,7 +24,7 @@ use super::run_state::{RunState, Share, WorkerContext};
 use super::series::Sample;
 use super::sockets::{CloseCause, ConnectionEvents, Link, SocketSetup, Sockets};
 use crate::count::{counted, grouped};
-use crate::wrong_port;
+use crate::ports;
 
 /// Descriptors of a worker that are not connections: standard streams, epolls, the timer, the wakeup
 /// eventfd, files under `/proc`, and what the main thread had open when the worker unshared its table.
@@ -129,7 +129,7 @@ fn with_hint(error: anyhow::Error, args: &CommonArgs) -> anyhow::Error {
     if !error.is::<ForeignBytes>() {
         return error;
     }
-    let hint = |address: &SocketAddr| wrong_port::is_for_operators(&address.to_string(), *address);
+    let hint = |address: &SocketAddr| ports::is_for_operators(&address.to_string(), *address);
     args.addresses.iter().find_map(hint).map_or(error, anyhow::Error::msg)
 }
 

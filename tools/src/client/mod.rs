@@ -30,7 +30,7 @@ use self::notice::Notice;
 use self::session::Session;
 use crate::count::counted;
 use crate::token::Signing;
-use crate::{argument, duration, wrong_port};
+use crate::{argument, duration, ports};
 
 /// The arguments of `tide client`.
 ///
@@ -260,7 +260,7 @@ impl Shell {
                 // A first login to the wrong port ends with the right one. Later the address has worked.
                 if self.session.is_logging_in()
                     && self.links_made == 1
-                    && let Some(hint) = wrong_port::is_for_operators(&self.address, link.peer())
+                    && let Some(hint) = ports::is_for_operators(&self.address, link.peer())
                 {
                     bail!(hint);
                 }

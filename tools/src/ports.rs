@@ -1,6 +1,7 @@
-//! The error where the wrong one of a gateway's two ports was named: clients connect to one, and operators to the other.
+//! A gateway's two ports: clients connect to one, and operators to the other. This finds one beside the other, and says
+//! so where the wrong one was named.
 //!
-//! It asks only after something has failed. What listens is asked in both protocols, without any token.
+//! What listens is asked in its protocol, without any token.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -23,7 +24,7 @@ pub(crate) fn is_for_clients(place: &str, address: SocketAddr) -> Option<String>
     if !takes_clients(address) {
         return None;
     }
-    let operators = other_port(address, takes_operators).unwrap_or_else(|| ADMIN.to_owned());
+    let operators = operators_beside(address).unwrap_or_else(|| ADMIN.to_owned());
     Some(format!(
         "{place} is where a gateway's clients connect. Its operators' HTTP has an address of its own, which it prints \
          when it starts: try --admin {operators}"
@@ -40,6 +41,11 @@ pub(crate) fn is_for_operators(place: &str, address: SocketAddr) -> Option<Strin
         "{place} is a gateway's operators' HTTP. Its clients have an address of their own, which it prints when it \
          starts: try --connect {clients}"
     ))
+}
+
+/// The operators' HTTP of the gateway whose clients connect here, if its process is visible.
+pub(crate) fn operators_beside(clients: SocketAddr) -> Option<String> {
+    other_port(clients, takes_operators)
 }
 
 /// Another address of the process that listens here, if that is visible and the address answers so.
