@@ -11,8 +11,10 @@ pub(crate) fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // At most two letters, or a third of the name, may differ. A guess beyond that is more likely wrong than right.
-    let far = (wrong.chars().count() / 3).max(2);
+    // At most two letters, or a third of the name, may differ, and no more than half of it. A guess beyond that is more
+    // likely wrong than right.
+    let letters = wrong.chars().count();
+    let far = (letters / 3).max(2).min(letters / 2);
     let wrong_last = last(wrong);
     known
         .into_iter()

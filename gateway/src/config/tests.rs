@@ -272,6 +272,8 @@ fn an_unknown_variable_is_refused_with_the_nearest() {
     let top = ["known here: ", "TIDEGATE_COALESCE_US, ", "TIDEGATE_LIMITS__..."];
     assert_says(&refused("TIDEGATE_XYZZY", "1"), &top);
     assert_says(&refused("TIDEGATE_NOWHERE__XYZZY", "1"), &top);
+    // Two letters of three are another word.
+    assert_says(&refused("TIDEGATE_FOO", "1"), &top);
     let log = refused("TIDEGATE_LOG__XYZZY", "1");
     assert_says(&log, &["known here: TIDEGATE_LOG__FILTER, TIDEGATE_LOG__FORMAT"]);
     assert_says(&refused("TIDEGATE_LIMIT", "1"), &["did you mean TIDEGATE_LIMITS__...?"]);

@@ -3,11 +3,7 @@
 use super::super::document::Document;
 use super::super::figure::{Direction, Entry, Unit};
 use super::super::run;
-
-/// A figure that differs by this share or less is called the same, unless --same-within names another. Two runs of 10
-/// seconds of the same gateway on the same machine differ by 2 or 3 %, so one run each can't tell a smaller difference
-/// from noise. Ratios are not rounded by this.
-pub(super) const SAME_WITHIN: f64 = 0.05;
+use super::noise::{self, SAME_WITHIN};
 
 /// A difference that is shown as none, which needs no explanation.
 const INVISIBLE: f64 = 0.000_5;
@@ -58,7 +54,7 @@ pub(super) struct Comparison<'a> {
     /// In the order of A's table, then the figures that only B has.
     pub(super) rows: Vec<Row>,
     pub(super) differing: Vec<Differing>,
-    /// The share within which a figure is called the same.
+    /// The share within which any figure is called the same; see [`noise`] for wider bands.
     pub(super) same_within: f64,
     /// `--fail-above`.
     pub(super) fail_above: Option<f64>,
@@ -149,7 +145,8 @@ impl<'a> Comparison<'a> {
     pub(super) fn same_within(mut self, same_within: f64) -> Self {
         self.same_within = same_within;
         for row in &mut self.rows {
-            row.change = row.change_within(same_within);
+            let band = noise::band(&row.key, self.documents, same_within);
+            row.change = row.change_within(band);
         }
         self
     }
@@ -188,7 +185,8 @@ impl<'a> Comparison<'a> {
         if self.rows.iter().any(Row::is_within_noise) {
             let percent = self.same_within * 100.0;
             notes.push(format!(
-                "figures that differ by {percent:.1} % or less are called the same (--same-within)"
+                "figures that differ by {percent:.1} % or less are called the same (--same-within), and by more where \
+                 the seconds of the runs are more scattered"
             ));
         }
         if self.fail_above.is_some() {

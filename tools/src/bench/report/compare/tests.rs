@@ -86,14 +86,35 @@ fn a_difference_within_the_noise_of_two_runs_is_the_same() {
         (cpu.change, comparison.notes())
     };
     let mut comparison = Comparison::of(names(), [&a, &b]);
-    let note = "figures that differ by 5.0 % or less are called the same (--same-within)";
+    let note = "figures that differ by 5.0 % or less are called the same (--same-within), and by more where the seconds \
+                of the runs are more scattered";
     assert_eq!(of(&comparison), (Change::Same, vec![note.to_owned()]));
     assert_eq!(as_text::json(&comparison)["same_within"], 0.05);
     // Who allows less is told of less.
     comparison.judge(1.02);
     assert_eq!(of(&comparison).0, Change::Worse);
     let comparison = comparison.same_within(0.01);
-    assert_eq!(of(&comparison), (Change::Worse, Vec::new()));
+    assert_eq!(of(&comparison).0, Change::Worse);
+}
+
+#[test]
+fn a_figure_that_is_scattered_from_second_to_second_has_a_wider_band() {
+    let change = |p99: fn(usize) -> f64| {
+        let with = |slower: f64| {
+            let mut made = made(slower, &[]);
+            for (second, sample) in made.series.iter_mut().enumerate() {
+                sample.p99_ns = Some(p99(second) * slower);
+            }
+            made
+        };
+        let (a, b) = (with(1.0), with(1.15));
+        let comparison = Comparison::of(names(), [&a, &b]);
+        comparison.rows.iter().find(|row| row.key == "latency_p99_ns").unwrap().change
+    };
+    assert_eq!(change(|_| 1e6), Change::Worse);
+    assert_eq!(change(|second| if second % 2 == 0 { 1e6 } else { 2e6 }), Change::Same);
+    // A few seconds of a ramp say nothing of the rest.
+    assert_eq!(change(|second| if second < 5 { 9e6 } else { 1e6 }), Change::Worse);
 }
 
 #[test]
