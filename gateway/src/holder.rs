@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use tidegate_machine::files::Files;
+use tidegate_machine::{listeners, process};
 
 use crate::control::DRAINING;
 
@@ -90,7 +92,7 @@ pub(crate) fn once_released<T>(
             return Err(AddressError::Interrupted);
         }
         if Instant::now() >= until {
-            return Err(AddressError::Refused(in_use));
+            return Err(AddressError::Refused(with_holder(in_use, address)));
         }
         thread::sleep(Duration::from_millis(fastrand::u64(TRY_AGAIN_MS)));
     }
@@ -104,9 +106,31 @@ fn tell(address: SocketAddr, holder: Holder, patience: Duration) {
             "a gateway that drains holds this address: waiting until it has answered all connections in its queue"
         ),
         Holder::Other => {
-            tracing::warn!(%address, "another process holds this address: waiting {seconds} s for it");
+            let holder = name_of_holder(address);
+            let holder = holder.as_deref();
+            tracing::warn!(%address, holder, "another process holds this address: waiting {seconds} s for it");
         }
     }
+}
+
+/// The error for an address in use, with who holds it, where that can be seen.
+fn with_holder(in_use: io::Error, address: SocketAddr) -> io::Error {
+    match name_of_holder(address) {
+        Some(holder) => io::Error::new(in_use.kind(), format!("{in_use}: {holder} holds it")),
+        None => in_use,
+    }
+}
+
+/// The process that holds an address, for people. Other users' processes can't be seen without privileges, but the owners
+/// of their listeners can.
+fn name_of_holder(address: SocketAddr) -> Option<String> {
+    let files = Files::system();
+    if let Ok(Some(pid)) = listeners::process_in_the_way(&files, address) {
+        let name = process::name(&files, pid).unwrap_or_default();
+        return Some(format!("process {pid} ({})", name.escape_debug()));
+    }
+    let owner = listeners::owners_at(&files, address).ok()?.into_iter().next()?;
+    Some(format!("a process of user {owner}"))
 }
 
 /// Whether the gateway whose operators' port this is drains, as its `GET /readyz` says.

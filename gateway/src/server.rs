@@ -59,7 +59,9 @@ pub enum StartError {
     #[error(transparent)]
     OffsetFile(#[from] OffsetFileError),
     /// The clients' address can't be listened on.
-    #[error("can't listen for clients on {address}: {cause}; choose another with --listen")]
+    #[error(
+        "can't listen for clients on {address}: {cause}; choose another address with --listen (the key listen)"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

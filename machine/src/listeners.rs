@@ -42,14 +42,30 @@ pub fn of_process(files: &Files, pid: u32) -> Reading<Vec<SocketAddr>> {
 /// # Errors
 /// When the sockets can't be read, or no visible process has the listener and one can't be looked into.
 pub fn process_at(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
-    let listeners = listeners_at(files, address)?;
+    process_of(files, &listeners_at(files, address)?, None)
+}
+
+/// The process whose listener keeps the calling one from listening on this address, in the calling thread's network
+/// namespace: on the same address, or on one that includes it or is included. `None` as for [`process_at`].
+///
+/// # Errors
+/// As for [`process_at`].
+pub fn process_in_the_way(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
+    let mut listeners = listeners(files, "thread-self")?;
+    let overlaps = |other| serves(other, address) || serves(address, other);
+    listeners.retain(|_, listener| overlaps(listener.address));
+    process_of(files, &listeners, Some(std::process::id()))
+}
+
+/// The first process, other than `except`, that has one of these listeners open.
+fn process_of(files: &Files, listeners: &Listeners, except: Option<u32>) -> Reading<Option<u32>> {
     if listeners.is_empty() {
         return Ok(None);
     }
     let mut denied = None;
     for name in files.names("/proc")? {
-        let Ok(pid) = name.parse() else { continue };
-        match open_listeners(files, pid, &listeners).map(|mut open| open.next()) {
+        let Some(pid) = name.parse().ok().filter(|pid| Some(*pid) != except) else { continue };
+        match open_listeners(files, pid, listeners).map(|mut open| open.next()) {
             Ok(Some(_)) => return Ok(Some(pid)),
             Ok(None) => {}
             // The process has ended meanwhile.
@@ -188,6 +204,15 @@ mod tests {
             let user = rustix::process::geteuid().as_raw();
             assert_eq!(owners_at(&files, loopback), Ok(BTreeSet::from([user])));
         }
+    }
+
+    #[test]
+    fn the_process_in_the_way_is_another_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(process_in_the_way(&Files::system(), address), Ok(None), "it is the caller's");
+        let listeners = listeners_at(&Files::system(), address).unwrap();
+        assert_eq!(process_of(&Files::system(), &listeners, None), Ok(Some(process::id())));
     }
 
     #[test]

@@ -88,6 +88,14 @@ pub fn innermost_pid(files: &Files, pid: u32) -> Reading<u32> {
     innermost.ok_or_else(|| Unread::malformed(&path))
 }
 
+/// The name of a process: at most 15 bytes, which the process may choose.
+///
+/// # Errors
+/// When it can't be read.
+pub fn name(files: &Files, pid: u32) -> Reading<String> {
+    files.text(&format!("/proc/{pid}/comm"))
+}
+
 fn parse_limit(text: &str, name: &str) -> Option<Limit> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     let mut words = rest.split_whitespace();

@@ -42,6 +42,12 @@ fn a_gateway_says_what_it_runs_with_wherever_that_is_configured() {
         assert_eq!((&max["verdict"], &max["allows"]["value"]), (&"too-small".into(), &600.into()));
         assert_eq!(finding(&report, "somaxconn")["needs"]["value"], 9);
     }
+    // Without a number of connections it is judged for those that it accepts.
+    let (_, report, log) = doctor(&gateway, &format!("--admin {admin}"));
+    assert_eq!(report["connections"], 600, "{log}");
+    // It listens on loopback.
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().all(|finding| finding["check"] != "receive-queues"), "{report}");
     // What the question names counts more.
     let asked = format!("--connections 50 --admin {admin} --shards 5 --heartbeat-interval 9s");
     let (_, report, log) = doctor(&gateway, &asked);

@@ -94,6 +94,10 @@ fn stats_say_what_the_gateway_is() {
     let gateway = Setup::demo().shards(2).descriptors(900).toml(toml).start();
     let stats = gateway.operator().json("/stats");
     let about = &stats["gateway"];
+    let readme = include_str!("../../README.md");
+    for field in [&stats, about].into_iter().flat_map(|it| it.as_object().unwrap().keys()) {
+        assert!(readme.contains(&format!("`{field}`")), "README.md does not name {field}");
+    }
     assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(about["pid"].to_string(), gateway.process.pid().to_string());
     assert_eq!(about["state"], "ready");

@@ -56,6 +56,8 @@ fn of_two_gateways_that_start_at_once_one_runs() {
                 log.contains("can't listen for clients on") && log.contains("--listen"),
                 "{log}"
             );
+            let holder = format!("process {} (tidegate) holds it", gateways[1 - loser].pid());
+            assert!(log.contains(&holder), "{holder} is not in:\n{log}");
         }
         // The loser ends first. Otherwise it could take the port of the winner that has ended.
         gateways[loser].kill();

@@ -27,8 +27,42 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
         assert!(said.lines().any(|said| said == line), "{line} is not in:\n{said}");
     }
     assert!(said.contains("user 7: hi there"), "{said}");
-    assert!(said.contains("psst") && said.contains("everybody"), "{said}");
+    assert!(said.contains("psst") && said.contains("push type 2 #"), "{said}");
     assert!(!said.contains("failed"), "{said}");
+}
+
+/// The example `quiz` is an embedder's program: it runs in a folder of its own, where cargo finds no `tide`.
+#[test]
+fn the_announced_command_and_token_work_in_the_programs_own_folder() {
+    let moved_key = Setup::jwt().set("auth.key_file", "my keys/jwt.key");
+    for setup in [Setup::quiz(), Setup::jwt(), moved_key] {
+        fs::create_dir_all(setup.folder().join("my keys")).unwrap();
+        let gateway = setup.start();
+        gateway.process.stdout.wait_for("Ctrl-C ends the gateway");
+        let said = gateway.process.stdout.so_far();
+        let line = |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+        let folder = gateway.folder().display().to_string();
+        assert_eq!(line("next, in another terminal in ").trim_end_matches(':'), folder);
+
+        let command = line("  ");
+        let (cargo, client) = command.split_once(" -- ").unwrap();
+        let manifest = cargo.strip_prefix("cargo run --release --manifest-path ").unwrap();
+        let manifest = manifest.strip_suffix(" -p tidegate-tools").unwrap();
+        assert!(fs::read_to_string(manifest).unwrap().contains("\"tools\""), "{command}");
+        // As a shell splits it.
+        let words: Vec<_> = match client.split_once(" '") {
+            Some((words, quoted)) => {
+                words.split(' ').chain([quoted.trim_end_matches('\'')]).collect()
+            }
+            None => client.split(' ').collect(),
+        };
+        assert_eq!(tide(&gateway, &words, "ping\n").split(':').next(), Some("ok ping"));
+
+        let token_file = line("the operators' token is in ");
+        let admin = gateway.operators().to_string();
+        let stats = ["stats", "--admin", &admin, "--token-file", token_file];
+        assert_eq!(json(&tide(&gateway, &stats, ""))["gateway"]["state"], "ready");
+    }
 }
 
 #[test]
@@ -116,6 +150,35 @@ fn pushes_and_kicks_work_from_a_shell() {
 }
 
 #[test]
+fn where_the_other_port_was_named_the_error_names_the_right_one() {
+    let gateway = Setup::demo().start();
+    let clients = gateway.clients().to_string();
+    let operators = gateway.operators().to_string();
+    let refused = |arguments: &[&str]| {
+        let (status, said, log) = gateway.tide(arguments, "");
+        assert_eq!(status.code(), Some(if arguments[0] == "doctor" { 2 } else { 1 }), "{said}");
+        log
+    };
+    let of_operators: [&[&str]; 3] = [
+        &["push", "room", "quiz", "--type", "1", "x"],
+        &["stats"],
+        &["doctor", "--connections", "10"],
+    ];
+    for arguments in of_operators {
+        let log = refused(&[arguments, &["--admin", &clients]].concat());
+        assert!(log.contains(&format!("{clients} is where a gateway's clients connect")), "{log}");
+        assert!(log.contains(&format!("try --admin {operators}")), "{log}");
+    }
+    let of_clients: [&[&str]; 2] =
+        [&["client", "--user", "7", "--demo-token"], &["bench", "connect", "--connections", "1"]];
+    for arguments in of_clients {
+        let log = refused(&[arguments, &["--connect", &operators]].concat());
+        assert!(log.contains(&format!("{operators} is a gateway's operators' HTTP")), "{log}");
+        assert!(log.contains(&format!("try --connect {clients}")), "{log}");
+    }
+}
+
+#[test]
 fn a_bench_of_requests_counts_correct_answers() {
     let report = bench(&["request", "--connections", "10", "--bytes", "100", "--depth", "4"]);
     assert!(report["messages"].as_u64() > Some(0), "{report}");
@@ -146,6 +209,7 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     let address = gateway.clients().to_string();
     let scenario = ["bench", "connect", "--connections", "20", "--duration", "1s"];
     let files = ["--html", "run.html", "--output", "run.json", "--connect", &address];
+    let files = [&files[..], &["--label", "try 1"]].concat();
     let said = tide(&gateway, &[&scenario[..], &files].concat(), "");
     assert!(said.starts_with("20 connections, held\n"), "{said}");
     let page = fs::read_to_string(gateway.folder().join("run.html")).unwrap();
@@ -156,6 +220,11 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     }
     let report = json(&fs::read_to_string(gateway.folder().join("run.json")).unwrap());
     assert_eq!(report["connections"], 20, "{report}");
+    // The gateway was found and asked.
+    let run = &report["run"];
+    assert_eq!((&run["label"], &run["gateway"]["shards"]), (&"try 1".into(), &"1".into()), "{run}");
+    assert!(said.contains("\nlabel: try 1\ngateway: version "), "{said}");
+    assert!(page.contains("Gateway: coalesce_us"), "{page}");
     assert_eq!(report["run"]["options"]["connect"], address);
 
     let said =
@@ -166,6 +235,24 @@ fn a_bench_writes_a_page_and_a_report_that_can_be_compared() {
     fs::write(gateway.folder().join("second.json"), printed).unwrap();
     let said = tide(&gateway, &["bench", "compare", "run.json", "second.json"], "");
     assert!(said.contains("--warmup differs: 1s in A, 0 in B"), "{said}");
+}
+
+#[test]
+fn a_bench_whose_gateway_can_not_be_asked_says_why_and_is_no_failure() {
+    let (gateway, other) = (Setup::demo().start(), Setup::demo().start());
+    let address = gateway.clients().to_string();
+    let run = |more: &[&str]| {
+        let how = ["--duration", "100ms", "--warmup", "0", "--json", "--connect", &address];
+        let arguments = [&["bench", "request", "--connections", "1"], &how[..], more].concat();
+        let report = json(&tide(&gateway, &arguments, ""));
+        assert!(report["run"]["gateway"].is_null(), "{report}");
+        report["run"]["gateway_unknown"].as_str().unwrap().to_owned()
+    };
+    assert!(run(&["--token-file", "none"]).contains("can't read the operators' token none"));
+    let (admin, token) =
+        (other.operators().to_string(), other.folder().join(".tidegate/admin.token"));
+    let said = run(&["--admin", &admin, "--token-file", token.to_str().unwrap()]);
+    assert!(said.contains(&format!("{}, and not on {address}", other.clients())), "{said}");
 }
 
 #[test]

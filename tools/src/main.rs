@@ -12,6 +12,8 @@ mod duration;
 mod listener;
 mod not_running;
 mod operator;
+mod option_order;
+mod ports;
 mod push;
 mod stdout;
 #[cfg(test)]
@@ -53,7 +55,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::from_arg_matches(&command_line().get_matches());
+    let line = option_order::behind_subcommands(&command_line(), std::env::args_os().collect());
+    let cli = Cli::from_arg_matches(&command_line().get_matches_from(line));
     let done = match cli.unwrap_or_else(|error| error.exit()).command {
         Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),

@@ -26,10 +26,13 @@ use tidegate_machine::files::Files;
 use tidegate_machine::listeners;
 use ureq::http::Response;
 
-use crate::{argument, not_running};
+use crate::{argument, not_running, ports};
 
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long what may be a gateway's operators' HTTP may take to show that.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The default address of a gateway's operators' HTTP.
 pub(crate) const ADMIN: &str = "127.0.0.1:7401";
@@ -77,7 +80,7 @@ impl Operator {
     /// When the token must not be sent, the gateway can't be reached, or it refuses.
     pub(crate) fn post(&self, path: &str, body: &[u8]) -> Result<String> {
         let Admitted { address, authorization } = self.admitted()?;
-        let request = agent().post(url(address, path)).header("Host", &self.admin);
+        let request = agent(REQUEST_TIMEOUT).post(url(address, path)).header("Host", &self.admin);
         let request = request.header("Authorization", authorization);
         self.success(request.content_type("application/octet-stream").send(body))
     }
@@ -88,7 +91,7 @@ impl Operator {
     /// As [`Self::post`].
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
         let Admitted { address, authorization } = self.admitted()?;
-        let request = agent().get(url(address, path)).header("Host", &self.admin);
+        let request = agent(REQUEST_TIMEOUT).get(url(address, path)).header("Host", &self.admin);
         let request = request.header("Authorization", authorization);
         let answer = self.success(request.call())?;
         serde_json::from_str(&answer)
@@ -132,9 +135,10 @@ impl Operator {
     fn demand_gateway(&self, addresses: &[SocketAddr]) -> Result<SocketAddr> {
         let mut refused = None;
         for &address in addresses {
-            match agent().get(url(address, PROBE)).header("Host", &self.admin).call() {
+            match agent(REQUEST_TIMEOUT).get(url(address, PROBE)).header("Host", &self.admin).call()
+            {
                 // Another address of the same name may be the gateway's.
-                Err(error) => refused = Some(error),
+                Err(error) => refused = Some((address, error)),
                 Ok(answer) if is_gateways(&answer) => return Ok(address),
                 Ok(answer) => bail!(
                     "what listens at {} is not a Tidegate gateway's operators' HTTP: it answered {} to a request \
@@ -145,7 +149,11 @@ impl Operator {
             }
         }
         match refused {
-            Some(error) => Err(self.unreachable(error)),
+            Some((address, error)) if !is_refused(&error) => {
+                let hint = ports::is_for_clients(&self.admin, address);
+                Err(hint.map_or_else(|| self.unreachable(error), Error::msg))
+            }
+            Some((_, error)) => Err(self.unreachable(error)),
             None => bail!("{} has no address", self.admin),
         }
     }
@@ -209,6 +217,14 @@ struct Admitted {
 }
 
 impl Token {
+    /// Ensures that there is a token.
+    ///
+    /// # Errors
+    /// Its file can't be read, or is empty.
+    pub(crate) fn ensure_readable(&self) -> Result<()> {
+        self.read().map(drop)
+    }
+
     /// The token, and the owner of its file.
     fn read(&self) -> Result<(String, u32)> {
         let path = self.token_file.display();
@@ -228,12 +244,12 @@ impl Token {
 }
 
 /// An HTTP client without proxy and redirects. Every status is an answer and no error.
-fn agent() -> ureq::Agent {
+fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
-        .timeout_global(Some(REQUEST_TIMEOUT))
+        .timeout_global(Some(timeout))
         .build()
         .into()
 }
@@ -241,6 +257,11 @@ fn agent() -> ureq::Agent {
 /// A URL with the address that was checked, so that no name is resolved again.
 fn url(address: SocketAddr, path: &str) -> String {
     format!("http://{address}{path}")
+}
+
+/// Whether a gateway's operators' HTTP listens at this address. No token is sent.
+pub(crate) fn takes_operators(address: SocketAddr) -> bool {
+    agent(PROBE_TIMEOUT).get(url(address, PROBE)).call().is_ok_and(|answer| is_gateways(&answer))
 }
 
 /// Whether a gateway gave this answer to a request without the token.
@@ -254,7 +275,7 @@ fn is_refused(error: &ureq::Error) -> bool {
 }
 
 /// Where a connection to this address goes: to the unspecified address means to this machine.
-fn destination(mut address: SocketAddr) -> SocketAddr {
+pub(crate) fn destination(mut address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),

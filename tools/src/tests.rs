@@ -8,9 +8,10 @@ use clap::{Arg, Command};
 use super::*;
 
 /// Arguments that accept any text: names of files, figures and rooms, texts to push, tokens.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "--file",
     "--key-file",
+    "--label",
     "--only",
     "--token",
     "--token-file",

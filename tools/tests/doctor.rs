@@ -122,6 +122,18 @@ fn what_is_asked_wrongly_ends_with_2() {
     }
 }
 
+#[test]
+fn without_a_number_of_connections_and_a_gateway_the_error_shows_how_to_ask() {
+    for arguments in [&[][..], &["--role", "client"]] {
+        let output = Command::new(TIDE).arg("doctor").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        for part in ["`tide doctor --connections 100k`", "`tide doctor --admin 127.0.0.1:7401`"] {
+            assert!(said.contains(part), "{part} is not in {said}");
+        }
+    }
+}
+
 /// Runs a shell command that ends in `tide doctor`.
 fn shell(before: &str, arguments: &str) -> Doctor {
     let script = format!("{before} && exec \"$0\" doctor --json {arguments}");

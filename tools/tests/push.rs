@@ -68,6 +68,14 @@ fn a_push_to_all_takes_a_file_and_can_print_json() {
 }
 
 #[test]
+fn options_may_stand_before_the_target() {
+    let arguments = ["push", "--type", "12", "--json", "user", "7", "hello"];
+    let (asked, output) = ask("before", &arguments, b"", "200 OK", r#"{"connections": 2}"#);
+    assert_eq!(asked.line, "POST /push/users/7?type=12 HTTP/1.1");
+    assert_eq!(stdout(&output), "{\"connections\": 2}\n", "{}", stderr(&output));
+}
+
+#[test]
 fn a_kick_and_the_views_ask_their_own_paths() {
     let (asked, output) = ask("kick", &["kick", "7"], b"", "200 OK", r#"{"connections":1}"#);
     assert_eq!(asked.line, "POST /users/7/kick HTTP/1.1");

@@ -92,7 +92,9 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address can't be listened on.
-    #[error("can't listen for operators on {address}: {cause}; choose another with --admin")]
+    #[error(
+        "can't listen for operators on {address}: {cause}; choose another address with --admin (the key admin.listen)"
+    )]
     Bind {
         /// The address.
         address: SocketAddr,

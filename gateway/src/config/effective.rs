@@ -1,6 +1,7 @@
 //! The configuration that the gateway uses, as JSON under the keys of `tidegate.toml`.
 //!
-//! Each 0 that leaves a value to the gateway is shown as the value that it took. A secret is never in the
+//! Each 0 that leaves a value to the gateway is shown as the value that it took, and what another key overrules as it
+//! holds: `connections_per_user_max` is 1 where `login` is `newest-wins`. A secret is never in the
 //! configuration: it names files.
 
 use std::path::Path;

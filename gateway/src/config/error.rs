@@ -45,7 +45,7 @@ pub enum ConfigError {
     UnknownVariable {
         /// The variable.
         name: String,
-        /// The nearest known variable.
+        /// The nearest known variable, or all that are known in this table.
         hint: String,
     },
     /// A value is wrong.

@@ -241,15 +241,15 @@ impl Layers {
         let plain = without_indexes(key);
         let hint = match nearest(&plain, known.iter().map(String::as_str)) {
             Some(near) => format!("did you mean \"{near}\"?"),
-            None => {
-                let table = plain.rsplit_once('.').map_or("", |(table, _)| table);
-                let siblings = known
-                    .iter()
-                    .filter(|key| key.rsplit_once('.').map_or("", |(table, _)| table) == table);
-                format!("known here: {}", join(siblings))
-            }
+            None => format!("known here: {}", siblings(&plain, &known).join(", ")),
         };
         ConfigError::UnknownKey { key: key.to_owned(), place: origin.to_string(), hint }
+    }
+
+    /// The variable of a key, or the beginning of the variables of a table's keys.
+    fn variables_of_key(&self, key: &str) -> String {
+        let more = if self.sample_of(key).is_some_and(Value::is_table) { "__..." } else { "" };
+        format!("{}{more}", variable_of_key(key))
     }
 
     fn unknown_variable(&self, name: &str) -> ConfigError {
@@ -257,10 +257,13 @@ impl Layers {
         known.push("config".into());
         let key = name.trim_start_matches(PREFIX).to_lowercase().replace("__", ".");
         let hint = match nearest(&key, known.iter().map(String::as_str)) {
-            Some(near) => format!("did you mean {}?", variable_of_key(near)),
-            None => "tidegate.toml lists all keys; limits.frame_bytes_max is \
-                     TIDEGATE_LIMITS__FRAME_BYTES_MAX"
-                .into(),
+            Some(near) => format!("did you mean {}?", self.variables_of_key(near)),
+            None => {
+                let siblings = siblings(&key, &known);
+                let variables: Vec<_> =
+                    siblings.into_iter().map(|key| self.variables_of_key(key)).collect();
+                format!("known here: {}", variables.join(", "))
+            }
         };
         ConfigError::UnknownVariable { name: name.to_owned(), hint }
     }
@@ -315,8 +318,15 @@ fn without_indexes(key: &str) -> String {
     key.split('[').map(|part| part.split_once(']').map_or(part, |(_, after)| after)).collect()
 }
 
-fn join<'a>(keys: impl Iterator<Item = &'a String>) -> String {
-    keys.map(String::as_str).collect::<Vec<_>>().join(", ")
+/// The known keys in the table of a key; those at the top where there is no such table.
+fn siblings<'a>(key: &str, known: &'a [String]) -> Vec<&'a str> {
+    let table =
+        |key: &str| key.rsplit_once('.').map_or(String::new(), |(table, _)| table.to_owned());
+    let in_table = |wanted: &str| -> Vec<&'a str> {
+        known.iter().filter(|key| table(key) == wanted).map(String::as_str).collect()
+    };
+    let here = in_table(&table(key));
+    if here.is_empty() { in_table("") } else { here }
 }
 
 /// Whether a variable is one of those that container orchestrators set for a service with the name "tidegate":

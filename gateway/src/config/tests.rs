@@ -82,6 +82,13 @@ fn the_effective_configuration_has_every_key_and_no_value_that_is_left_open() {
     leaves("", &effective, &mut shown);
     leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
     assert_eq!(shown.keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
+    // What the login policy decides is shown as it holds.
+    let per_user = |toml: &str| {
+        let session = Config::from_toml(toml).unwrap().effective()["session"].clone();
+        (session["login"].clone(), session["connections_per_user_max"].clone())
+    };
+    assert_eq!(per_user(""), ("newest-wins".into(), 1.into()));
+    assert_eq!(per_user("[session]\nlogin = \"many\""), ("many".into(), 8.into()));
     let open =
         ["shards", "limits.connections_max", "session.idle_timeout_ms", "backends.demo.workers"];
     for key in open {
@@ -238,6 +245,23 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 }
 
 #[test]
+fn a_key_without_its_unit_or_with_a_word_too_many_is_found() {
+    let variable = |name: &str| load_from(&[], &[(name, "1")]).unwrap_err().to_string();
+    for (wrong, right) in [
+        ("coalesce", "coalesce_us"),
+        ("listen_address", "listen"),
+        ("limits.connections", "limits.connections_max"),
+        ("rooms.merge_window", "rooms.merge_window_ms"),
+        ("merge_window", "rooms.merge_window_ms"),
+    ] {
+        assert_says(&refusal(&format!("{wrong} = 1")), &[&format!("did you mean \"{right}\"?")]);
+        let [wrong, right] =
+            [wrong, right].map(|key| format!("TIDEGATE_{}", key.replace('.', "__").to_uppercase()));
+        assert_says(&variable(&wrong), &[&format!("did you mean {right}?")]);
+    }
+}
+
+#[test]
 fn an_unknown_variable_is_refused_with_the_nearest() {
     let refused = |name, value| load_from(&[], &[(name, value)]).unwrap_err().to_string();
     assert_eq!(
@@ -245,7 +269,14 @@ fn an_unknown_variable_is_refused_with_the_nearest() {
         "unknown environment variable TIDEGATE_LIMITS__FRAM_BYTES_MAX: did you mean \
          TIDEGATE_LIMITS__FRAME_BYTES_MAX?"
     );
-    assert_says(&refused("TIDEGATE_XYZZY", "1"), &["TIDEGATE_LIMITS__FRAME_BYTES_MAX"]);
+    let top = ["known here: ", "TIDEGATE_COALESCE_US, ", "TIDEGATE_LIMITS__..."];
+    assert_says(&refused("TIDEGATE_XYZZY", "1"), &top);
+    assert_says(&refused("TIDEGATE_NOWHERE__XYZZY", "1"), &top);
+    // Two letters of three are another word.
+    assert_says(&refused("TIDEGATE_FOO", "1"), &top);
+    let log = refused("TIDEGATE_LOG__XYZZY", "1");
+    assert_says(&log, &["known here: TIDEGATE_LOG__FILTER, TIDEGATE_LOG__FORMAT"]);
+    assert_says(&refused("TIDEGATE_LIMIT", "1"), &["did you mean TIDEGATE_LIMITS__...?"]);
     assert_says(&refused("TIDEGATE_listen", "1"), &["did you mean TIDEGATE_LISTEN?"]);
     // Kubernetes sets these where a service is called "tidegate".
     let links = [

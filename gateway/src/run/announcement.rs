@@ -1,70 +1,231 @@
-//! What the gateway prints once it listens: its addresses, and commands to try.
+//! What the gateway prints once it listens: its addresses, the file of the operators' token, and a command to try.
 
 use std::fs;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use crate::config::{AuthConfig, AuthMode, Config, JwtAlgorithm};
 use crate::server::Server;
 use crate::telemetry::output;
 
-/// Prints where the gateway listens and which commands to try.
-pub(super) fn announce(server: &Server, demo_tokens: bool) {
-    let client = server.client_address();
-    let demo = if demo_tokens { " --demo-token" } else { "" };
-    let in_checkout = std::env::current_dir().is_ok_and(|folder| is_in_checkout(&folder));
-    let built_here = std::env::current_exe().is_ok_and(|executable| is_built_here(&executable));
-    let tide =
-        if in_checkout && built_here { "cargo run --release -p tidegate-tools --" } else { "tide" };
-    let stdout = output::stdout();
-    stdout.line(format!("listening for clients on {client}"));
-    stdout.line(format!("listening for operators on http://{}/", server.admin_address()));
-    stdout.line("");
-    stdout.line("next, in another terminal:");
-    stdout.line(format!("  {tide} client --connect {client} --user 7{demo}"));
-    stdout.line("Ctrl-C ends the gateway.");
+/// Where `tide` looks for the secret of tokens, relative to its working folder.
+const TIDES_KEY_FILE: &str = ".tidegate/jwt-hs256.key";
+
+/// The folder of this crate's source where it was built. Its parent has `tide`, if it is still there.
+const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// What the announcement needs of the configuration.
+#[derive(Debug)]
+pub(super) struct Announcement {
+    token_file: PathBuf,
+    login: &'static str,
+    /// Behind `login`; empty where that needs none.
+    key_file: String,
 }
 
-/// Whether a folder lies in a checkout of Tidegate, where cargo can build `tide`.
-fn is_in_checkout(folder: &Path) -> bool {
-    folder.ancestors().any(|folder| {
-        let manifest = fs::read_to_string(folder.join("tools/Cargo.toml")).unwrap_or_default();
-        manifest.contains("name = \"tidegate-tools\"")
-    })
+/// The program, as far as it decides how `tide` is run.
+struct Program<'a> {
+    /// The working folder.
+    folder: &'a Path,
+    executable: &'a Path,
+    /// The folder of this crate's source.
+    source: &'a Path,
 }
 
-/// Whether cargo built an executable. Cargo marks its target folder, which may have any name
+impl Announcement {
+    /// Takes what it needs.
+    pub(super) fn of(config: &Config) -> Self {
+        let (login, key_file) = login(&config.auth);
+        Self { token_file: config.admin.token_file.clone(), login, key_file }
+    }
+
+    /// Prints where the gateway listens, and a command to try.
+    pub(super) fn print(&self, server: &Server) {
+        let folder = std::env::current_dir().unwrap_or_default();
+        let executable = std::env::current_exe().unwrap_or_default();
+        let source = Path::new(SOURCE);
+        let program = Program { folder: &folder, executable: &executable, source };
+        let stdout = output::stdout();
+        for line in self.lines(server.client_address(), server.admin_address(), &program) {
+            stdout.line(line);
+        }
+    }
+
+    fn lines(
+        &self,
+        clients: SocketAddr,
+        operators: SocketAddr,
+        program: &Program<'_>,
+    ) -> Vec<String> {
+        let (tide, login) = (program.tide(), self.login);
+        let token_file = program.folder.join(&self.token_file);
+        // An empty key file has no option either.
+        let key_file = &self.key_file;
+        vec![
+            format!("listening for clients on {clients}"),
+            format!("listening for operators on http://{operators}/"),
+            format!("the operators' token is in {}", token_file.display()),
+            String::new(),
+            format!("next, in another terminal in {}:", program.folder.display()),
+            format!("  {tide} client --connect {clients} --user 7{login}{key_file}"),
+            "Ctrl-C ends the gateway.".to_owned(),
+        ]
+    }
+}
+
+/// The options with which `tide client` logs in.
+fn login(auth: &AuthConfig) -> (&'static str, String) {
+    match &auth.mode {
+        AuthMode::Demo => (" --demo-token", String::new()),
+        AuthMode::Jwt { algorithm: JwtAlgorithm::Hs256, key_file, .. } => {
+            if key_file == Path::new(TIDES_KEY_FILE) {
+                return ("", String::new());
+            }
+            (" --key-file ", shell_word(&key_file.display().to_string()))
+        }
+        // The gateway has the public key, which makes no token.
+        AuthMode::Jwt { .. } => (" --token ", "TOKEN".to_owned()),
+    }
+}
+
+impl Program<'_> {
+    /// The command that runs `tide` in the working folder.
+    fn tide(&self) -> String {
+        const CARGO: &str = "cargo run --release";
+        const TIDE: &str = "-p tidegate-tools --";
+        // A program that was installed has `tide` beside it, or none.
+        if !is_built_by_cargo(self.executable) {
+            return "tide".to_owned();
+        }
+        if cargo_folder(self.folder).is_some_and(is_checkout) {
+            return format!("{CARGO} {TIDE}");
+        }
+        // The program of an embedder: cargo finds no `tide` in its folder.
+        match self.source.parent().filter(|folder| is_checkout(folder)) {
+            Some(checkout) => {
+                let manifest = checkout.join("Cargo.toml").display().to_string();
+                format!("{CARGO} --manifest-path {} {TIDE}", shell_word(&manifest))
+            }
+            None => "tide".to_owned(),
+        }
+    }
+}
+
+/// The folder whose manifest cargo takes where it runs in this folder.
+fn cargo_folder(folder: &Path) -> Option<&Path> {
+    folder.ancestors().find(|folder| folder.join("Cargo.toml").exists())
+}
+
+/// Whether a folder is a checkout of Tidegate, where cargo can build `tide`.
+fn is_checkout(folder: &Path) -> bool {
+    let manifest = fs::read_to_string(folder.join("tools/Cargo.toml")).unwrap_or_default();
+    manifest.contains("name = \"tidegate-tools\"")
+}
+
+/// Whether cargo built an executable. Cargo keeps a file in its target folder, which may have any name
 /// (`CARGO_TARGET_DIR`) and is up to two levels further up with `--target` or for an example.
-fn is_built_here(executable: &Path) -> bool {
-    let is_cargos = |folder: &Path| {
-        let mark = fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();
-        mark.contains("created by cargo")
-    };
+fn is_built_by_cargo(executable: &Path) -> bool {
+    let is_cargos = |folder: &Path| folder.join(".rustc_info.json").exists();
     executable.ancestors().skip(2).take(3).any(is_cargos)
+}
+
+/// A text as one word of a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@:,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The folder of the workspace.
+    fn checkout() -> &'static Path {
+        Path::new(SOURCE).parent().unwrap()
+    }
+
+    /// A folder with an executable that cargo built: `target/release/mine`.
+    fn embedder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("target")).unwrap();
+        fs::write(folder.path().join("target/.rustc_info.json"), "{}").unwrap();
+        folder
+    }
+
+    fn tide(folder: &Path, executable: &Path, source: &Path) -> String {
+        Program { folder, executable, source }.tide()
+    }
+
     #[test]
-    fn cargo_builds_tide_in_a_checkout_alone() {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        assert!(is_in_checkout(here) && is_in_checkout(&here.join("src")));
-        assert!(!is_in_checkout(tempfile::tempdir().unwrap().path()));
+    fn an_embedder_gets_a_command_that_works_in_its_own_folder() {
+        let own = embedder();
+        let executable = own.path().join("target/release/mine");
+        let source = Path::new(SOURCE);
+        let there = format!("cargo run --release --manifest-path {}", checkout().display());
+        let there = format!("{there}/Cargo.toml -p tidegate-tools --");
+        assert_eq!(tide(own.path(), &executable, source), there);
+        // Cargo does not find the workspace from a package of its own in a checkout.
+        assert_eq!(tide(&checkout().join("fuzz"), &executable, source), there);
+        // The source is gone, or was packaged without `tide`.
+        assert_eq!(tide(own.path(), &executable, &own.path().join("gateway")), "tide");
+        // It is installed.
+        assert_eq!(tide(own.path(), &own.path().join("bin/mine"), source), "tide");
+    }
+
+    #[test]
+    fn in_a_checkout_cargo_finds_tide_by_itself() {
+        let built = embedder();
+        let executable = built.path().join("target/release/tidegate");
+        for folder in [checkout().to_owned(), checkout().join("scripts")] {
+            let said = tide(&folder, &executable, Path::new("/nowhere/gateway"));
+            assert_eq!(said, "cargo run --release -p tidegate-tools --");
+        }
     }
 
     #[test]
     fn an_executable_is_cargos_where_cargo_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let is_built_here = |path: &str| is_built_here(&folder.path().join(path));
-        assert!(!is_built_here("out/release/tidegate"));
-        fs::create_dir(folder.path().join("out")).unwrap();
-        let mark = "Signature: 8a477f597d28d172789f06886806bc55\n# ... created by cargo.\n";
-        fs::write(folder.path().join("out/CACHEDIR.TAG"), mark).unwrap();
-        assert!(is_built_here("out/release/tidegate"));
-        assert!(is_built_here("out/release/examples/quiz"));
-        assert!(is_built_here("out/x86_64-unknown-linux-musl/release/examples/quiz"));
-        assert!(!is_built_here("bin/tidegate"));
+        let folder = embedder();
+        let is_cargos = |path: &str| is_built_by_cargo(&folder.path().join(path));
+        assert!(is_cargos("target/release/tidegate"));
+        assert!(is_cargos("target/release/examples/quiz"));
+        assert!(is_cargos("target/x86_64-unknown-linux-musl/release/examples/quiz"));
+        assert!(!is_cargos("bin/tidegate"));
         // Deeper it is a test's, which announces nothing.
-        assert!(!is_built_here("out/a/b/c/d/tidegate"));
+        assert!(!is_cargos("target/a/b/c/d/tidegate"));
+    }
+
+    #[test]
+    fn the_token_of_the_page_and_the_login_of_the_command_are_named() {
+        let lines = |mode: AuthMode| {
+            let mut config = Config::embedded_default();
+            config.auth.mode = mode;
+            config.admin.token_file = "state/admin.token".into();
+            let program = Program {
+                folder: Path::new("/srv/mine"),
+                executable: Path::new("/usr/bin/mine"),
+                source: Path::new("/nowhere"),
+            };
+            let [clients, operators] = [7400, 7401].map(|port| ([127, 0, 0, 1], port).into());
+            Announcement::of(&config).lines(clients, operators, &program)
+        };
+        let jwt = |algorithm, key_file: &str| AuthMode::Jwt {
+            algorithm,
+            key_file: key_file.into(),
+            audience: None,
+            issuer: None,
+        };
+        let demo = lines(AuthMode::Demo);
+        assert_eq!(demo[2], "the operators' token is in /srv/mine/state/admin.token");
+        assert_eq!(demo[4], "next, in another terminal in /srv/mine:");
+        let client = "  tide client --connect 127.0.0.1:7400 --user 7";
+        assert_eq!(demo[5], format!("{client} --demo-token"));
+        assert_eq!(lines(jwt(JwtAlgorithm::Hs256, TIDES_KEY_FILE))[5], client);
+        let other = lines(jwt(JwtAlgorithm::Hs256, "my keys/a"));
+        assert_eq!(other[5], format!("{client} --key-file 'my keys/a'"));
+        let public = lines(jwt(JwtAlgorithm::EdDsa, "public.pem"));
+        assert_eq!(public[5], format!("{client} --token TOKEN"));
     }
 }

@@ -39,6 +39,7 @@ use crate::config;
 use crate::server::{Builder, Server, StartError};
 use crate::service::Service;
 use crate::telemetry::{self, output};
+use announcement::Announcement;
 use signals::Request;
 
 /// The exit status where the configuration is wrong, as after a wrong flag.
@@ -66,14 +67,14 @@ pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
     };
     let check_only = loaded.check_only;
     let log = loaded.config.log.clone();
-    let demo_tokens = loaded.config.auth.mode == config::AuthMode::Demo;
+    let announcement = Announcement::of(&loaded.config);
     let builder = build(Server::builder(loaded.config));
     let done = if check_only {
         check(&builder)
     } else {
         telemetry::install(&log)
             .map_err(anyhow::Error::from)
-            .and_then(|metrics| serve(builder.metrics(metrics), demo_tokens))
+            .and_then(|metrics| serve(builder.metrics(metrics), &announcement))
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,7 +103,7 @@ fn check(builder: &Builder) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
+fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     // This comes before anything starts: from now on a signal drains.
     let requests = signals::listen().context("can't listen for signals")?;
     let told_to_drain = Cell::new(false);
@@ -118,7 +119,7 @@ fn serve(builder: Builder, demo_tokens: bool) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
-    announcement::announce(&server, demo_tokens);
+    announcement.print(&server);
     let service = Service::ready(server.control()).context("can't watch the shards")?;
     // A signal may have come at the end of the start.
     while !told_to_drain.get() {

@@ -100,7 +100,7 @@ counters! {
     /// Counted by [`Shard`](super::Shard) itself.
     shard: ShardCounters {
         turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
-        coalesced_waits, "tidegate_shard_coalesced_waits_total", "Waits in which a shard let events gather before it took them (`coalesce_us`).";
+        coalesced_waits, "tidegate_shard_coalesced_waits_total", "Waits in which a shard let events gather before it took them (`coalesce_us`). 0 is normal: at the default, fewer than some 7,000 requests a second on a shard are not delayed, nor are clients that the delay would slow down.";
         accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
         queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
         memory_trims, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";

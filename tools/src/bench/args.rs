@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::WORKERS_MAX;
-use super::report::{CompareArgs, Invocation, OutputArgs};
+use super::report::{CompareArgs, GatewayArgs, Invocation, OutputArgs};
 use super::source::{Addresses, SourceRange};
 use crate::argument::{self, BYTES_MAX, whole};
 use crate::{count, duration};
@@ -89,6 +89,8 @@ pub(super) struct CommonArgs {
     /// memory of closed connections.
     #[arg(long, value_parser = argument::process)]
     pub(super) pid: Option<u32>,
+    #[command(flatten)]
+    pub(super) gateway: GatewayArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

@@ -75,7 +75,7 @@ pub(super) fn run(args: &BroadcastArgs) -> Result<()> {
     let (mut load, series) = finished.merged(BroadcastLoad::merge);
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common.invocation, &args.common.output)?;
+    report.print(&args.common)?;
     load.publications.check_deliveries()?;
     let echoes: u64 = load.echo.as_ref().map_or(0, |echo| echo.counted().iter().sum());
     ensure_measured(load.publications.deliveries() + load.raw_bytes + echoes, "push was delivered")

@@ -67,7 +67,7 @@ pub(super) fn run(args: &ConnectArgs) -> Result<()> {
         finished.merged(|load, other: ConnectLoad| load.steady.merge(other.steady));
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&common.invocation, &common.output)
+    report.print(common)
 }
 
 fn report(args: &ConnectArgs, load: &mut ConnectLoad) -> Report {

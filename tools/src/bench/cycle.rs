@@ -76,7 +76,7 @@ pub(super) fn run(args: &ConnectArgs) -> Result<()> {
     load.phases.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", load.latency.window());
     report.set_series(series);
-    report.print(&args.common.invocation, &args.common.output)?;
+    report.print(&args.common)?;
     ensure_measured(load.counted, "connection was completed")
 }
 

@@ -377,18 +377,24 @@ pub(super) fn for_each_answer(
         let answer = match frames.next() {
             Ok(Some(payload)) => Response::decode(payload),
             Ok(None) => return Ok(()),
-            Err(error) => bail!(not_a_gateway(slot, &error)),
+            Err(error) => return Err(not_a_gateway(slot, &error)),
         };
         match answer {
             Ok(answer) => take(&answer)?,
-            Err(error) => bail!(not_a_gateway(slot, &error)),
+            Err(error) => return Err(not_a_gateway(slot, &error)),
         }
     }
 }
 
-fn not_a_gateway(slot: usize, error: &dyn std::fmt::Display) -> String {
-    format!(
+/// Received bytes are not the clients' protocol. The text says which connection received them, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct ForeignBytes(String);
+
+fn not_a_gateway(slot: usize, error: &dyn std::fmt::Display) -> anyhow::Error {
+    let text = format!(
         "connection {slot}: the bytes received are not Tidegate's protocol ({error}); does a gateway listen \
          there, and is it its port for clients?"
-    )
+    );
+    ForeignBytes(text).into()
 }

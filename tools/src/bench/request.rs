@@ -40,7 +40,7 @@ pub(super) fn run(args: &RequestArgs) -> Result<()> {
     });
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common.invocation, &args.common.output)?;
+    report.print(&args.common)?;
     ensure_measured(load.echo.counted().iter().sum(), "answer came")
 }
 

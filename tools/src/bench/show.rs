@@ -80,7 +80,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
     let (mut load, series) = finished.merged(ShowLoad::merge);
     let mut report = report(args, &mut load);
     report.set_series(series);
-    report.print(&args.common.invocation, &args.common.output)?;
+    report.print(&args.common)?;
     load.publications.check_deliveries()?;
     ensure_measured(load.publications.deliveries(), "push was delivered")
 }

@@ -104,7 +104,7 @@ pub(super) fn run(args: &StormArgs) -> Result<()> {
         report.add_latency("silent", "silence until 109", load.silence_latency.window());
     }
     report.set_series(series);
-    report.print(&args.common.invocation, &args.common.output)?;
+    report.print(&args.common)?;
     ensure_measured(load.authenticated + load.silent_closed, "connection was completed")
 }
 

@@ -4,6 +4,7 @@
 //! process. So memory alone limits the connections of one process. The main thread starts the workers,
 //! monitors the run, and collects the workers' results at the end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -14,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::args::CommonArgs;
 use super::clock::Nanos;
+use super::echo::ForeignBytes;
 use super::engine::{Engine, EngineSetup, Load, Next};
 use super::latency::{Counters, LiveStats};
 use super::monitor::Monitor;
@@ -22,6 +24,7 @@ use super::run_state::{RunState, Share, WorkerContext};
 use super::series::Sample;
 use super::sockets::{CloseCause, ConnectionEvents, Link, SocketSetup, Sockets};
 use crate::count::{counted, grouped};
+use crate::ports;
 
 /// Descriptors of a worker that are not connections: standard streams, epolls, the timer, the wakeup
 /// eventfd, files under `/proc`, and what the main thread had open when the worker unshared its table.
@@ -115,10 +118,19 @@ pub(super) fn run<L: Load + Send>(
         threads.into_iter().map(|thread| thread.join().ok().flatten()).collect::<Option<Vec<L>>>()
     });
     match (run_state.take_error(), loads) {
-        (Some(error), _) => Err(error),
+        (Some(error), _) => Err(with_hint(error, plan.args)),
         (None, Some(loads)) => Ok(Finished { loads, series: monitor.into_series() }),
         (None, None) => bail!("a worker ended without a result: this is an error in tide"),
     }
+}
+
+/// Says so where `--connect` names a gateway's port for operators.
+fn with_hint(error: anyhow::Error, args: &CommonArgs) -> anyhow::Error {
+    if !error.is::<ForeignBytes>() {
+        return error;
+    }
+    let hint = |address: &SocketAddr| ports::is_for_operators(&address.to_string(), *address);
+    args.addresses.iter().find_map(hint).map_or(error, anyhow::Error::msg)
 }
 
 /// Fails the run when its worker panics.

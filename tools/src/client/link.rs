@@ -1,7 +1,7 @@
 //! The socket: connects, writes, and starts the thread that reads.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +22,7 @@ const READS_WAITING_MAX: usize = 16;
 pub(super) struct Link {
     id: LinkId,
     stream: TcpStream,
+    peer: SocketAddr,
     /// The reading thread adds an entry for each read; the loop removes it.
     waiting: Receiver<()>,
 }
@@ -37,7 +38,8 @@ impl Link {
         timeout: Duration,
         events: &Sender<LoopEvent>,
     ) -> Result<Self> {
-        let stream = connect(address, timeout).map_err(|error| unreachable(address, error))?;
+        let (stream, peer) =
+            connect(address, timeout).map_err(|error| unreachable(address, error))?;
         stream.set_nodelay(true).context("can't set TCP_NODELAY")?;
         stream.set_write_timeout(Some(timeout)).context("can't bound the time of a write")?;
         let reading = stream.try_clone().context("can't share the socket with a thread")?;
@@ -47,12 +49,17 @@ impl Link {
             .name("tide-reader".into())
             .spawn(move || read(id, reading, &permits, &events))
             .context("can't start the thread that reads")?;
-        Ok(Self { id, stream, waiting })
+        Ok(Self { id, stream, peer, waiting })
     }
 
     /// The connection's id.
     pub(super) fn id(&self) -> LinkId {
         self.id
+    }
+
+    /// The address that it was connected to.
+    pub(super) const fn peer(&self) -> SocketAddr {
+        self.peer
     }
 
     /// Lets the thread read once more. Call it once for each [`LoopEvent::Received`].
@@ -77,11 +84,11 @@ impl Drop for Link {
     }
 }
 
-fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+fn connect(address: &str, timeout: Duration) -> io::Result<(TcpStream, SocketAddr)> {
     let mut failed = None;
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, address)),
             Err(error) => failed = Some(error),
         }
     }

@@ -30,7 +30,7 @@ use self::notice::Notice;
 use self::session::Session;
 use crate::count::counted;
 use crate::token::Signing;
-use crate::{argument, duration};
+use crate::{argument, duration, ports};
 
 /// The arguments of `tide client`.
 ///
@@ -257,6 +257,13 @@ impl Shell {
         match self.session.receive(now, bytes) {
             Ok(()) => Ok(()),
             Err(error) => {
+                // A first login to the wrong port ends with the right one. Later the address has worked.
+                if self.session.is_logging_in()
+                    && self.links_made == 1
+                    && let Some(hint) = ports::is_for_operators(&self.address, link.peer())
+                {
+                    bail!(hint);
+                }
                 self.show()?;
                 self.closed(&format!(
                     "closed: the bytes received are not Tidegate's protocol ({error}); does a gateway listen there, and is it \

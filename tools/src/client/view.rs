@@ -11,7 +11,7 @@ use prost::Message as _;
 use tidegate_protocol::client::Failure;
 use tidegate_protocol::proto::demo::{RoomMessage, UserMessage};
 
-use super::command::{Command, MESSAGE, PUSH_ALL, SAY};
+use super::command::{Command, MESSAGE, SAY};
 use super::notice::{Notice, Reason};
 use super::rooms::Gap;
 use super::text::printable;
@@ -115,6 +115,8 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The frame of a push has a type and an offset, and does not say whether it was published to a room, to everybody or to
+/// a user. So a room and a sender are shown only where the contents name them.
 fn push_text(kind: i32, offset: u64, biz_data: &[u8]) -> String {
     let place = if offset > 0 { format!(" #{offset}") } else { String::new() };
     match read_push(kind, biz_data) {
@@ -127,9 +129,6 @@ fn push_text(kind: i32, offset: u64, biz_data: &[u8]) -> String {
         }
         Pushed::ToUser(UserMessage { from_user_id, text }) => {
             format!("from user {from_user_id}: {}", printable(&text))
-        }
-        Pushed::Other if kind == PUSH_ALL && offset > 0 => {
-            format!("to all{place}: {}", printable(biz_data))
         }
         Pushed::Other => format!("type {kind}{place}: {}", printable(biz_data)),
     }
@@ -176,8 +175,14 @@ mod tests {
         assert_eq!(push(12, 33, said.encode_to_vec()), "push quiz #33 user 9: hi");
         let message = UserMessage { from_user_id: 9, text: "psst".into() };
         assert_eq!(push(20, 0, message.encode_to_vec()), "push from user 9: psst");
-        assert_eq!(push(2, 4, "news"), "push to all #4: news");
         assert_eq!(push(99, 0, vec![0xff, 0]), "push type 99: hex:ff00");
+    }
+
+    /// The demo pushes to everybody with type 2, but an operator may push to a room with it.
+    #[test]
+    fn a_type_does_not_tell_where_a_push_was_published() {
+        assert_eq!(push(2, 4, "news"), "push type 2 #4: news");
+        assert_eq!(push(2, 0, "news"), "push type 2: news");
     }
 
     #[test]

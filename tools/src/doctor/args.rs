@@ -13,9 +13,10 @@ use crate::operator::Token;
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct DoctorArgs {
-    /// Connections that the machine is to hold: 100000, 100k, 1m
+    /// Connections that the machine is to hold: 100000, 100k, 1m; without it, connections_max of the gateway that
+    /// --admin or --pid names
     #[arg(long, value_name = "N", value_parser = count::connections)]
-    pub(super) connections: u32,
+    pub(super) connections: Option<u32>,
     #[command(flatten)]
     pub(super) question: Question,
     /// Judge the limits and the network namespace of this process. A gateway is asked through --admin what it

@@ -32,7 +32,11 @@ use running::Running;
 use crate::stdout;
 
 /// The arguments with which `tide doctor` starts itself to ask for a ring.
-const PROBE_ARGUMENTS: [&str; 4] = ["doctor", "--connections", "1", "--probe-io-uring"];
+const PROBE_ARGUMENTS: [&str; 2] = ["doctor", "--probe-io-uring"];
+
+/// The error where the number of connections is neither given nor known.
+const HOW_MANY: &str = "how many connections is the machine to hold? Say it, as in `tide doctor --connections 100k`, or \
+     name a gateway that runs, as in `tide doctor --admin 127.0.0.1:7401`, which is judged for its connections_max";
 
 /// Reads, judges and reports; the exit status is part of the report.
 pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
@@ -44,6 +48,11 @@ pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
 }
 
 fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let names_a_gateway = args.admin.is_some() || args.pid.is_some();
+    ensure!(
+        args.connections.is_some() || (names_a_gateway && args.question.role == Role::Gateway),
+        HOW_MANY
+    );
     let root = Path::new("/");
     if let Some(pid) = args.pid {
         ensure!(root.join(format!("proc/{pid}/status")).exists(), "there is no process {pid}");
@@ -61,8 +70,9 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let pid = running.as_ref().map(|running| running.pid).or(args.pid);
     let subject = pid.map_or(Subject::Caller, Subject::Pid);
     let machine = Machine::read(root, subject, probe());
-    let plan =
-        Plan::new(args.connections.into(), args.question.clone(), &machine, running.as_ref());
+    let connections_max = running.as_ref().map(|running| running.connections_max);
+    let connections = args.connections.map(u64::from).or(connections_max).context(HOW_MANY)?;
+    let plan = Plan::new(connections, args.question.clone(), &machine, running.as_ref());
     let judged = checks::judge(&machine, &plan);
     let limit = machine.process.files.as_ref().map_or(None, |limit| limit.hard);
     let estimates = plan.estimates(limit);

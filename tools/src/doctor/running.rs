@@ -33,6 +33,8 @@ pub(super) struct Running {
     /// Rings of all shards.
     pub(super) rings: u64,
     pub(super) port: u16,
+    /// Whether only this machine can connect to it.
+    pub(super) on_loopback: bool,
     pub(super) heartbeat_interval: Duration,
     pub(super) connections_max: u64,
     /// What decides `connections_max`: see `tidegate_machine::capacity::Basis`.
@@ -124,6 +126,7 @@ impl Running {
             driver_refusal: gateway.driver_refusal,
             rings: totals.rings,
             port: gateway.listen.port(),
+            on_loopback: gateway.listen.ip().to_canonical().is_loopback(),
             heartbeat_interval: Duration::from_millis(session.heartbeat_interval_ms),
             connections_max: gateway.connections_max,
             connections_max_basis: gateway.connections_max_basis,

@@ -29,6 +29,7 @@ pub(super) fn running() -> Running {
         driver_refusal: None,
         rings: 0,
         port: 7400,
+        on_loopback: false,
         heartbeat_interval: Duration::from_secs(30),
         connections_max: 1_000,
         connections_max_basis: "descriptors".into(),

@@ -6,6 +6,7 @@
 //! | `figure` | one number: its unit, how it is written, which direction is better |
 //! | `latency` | histograms, and what a report keeps of one |
 //! | `run` | what was run, when and where |
+//! | `gateway` | the settings of the gateway that was measured |
 //! | `pairs` | a JSON object that keeps its order |
 //! | `document` | the whole report, as in its JSON |
 //! | `table` | the report as text |
@@ -25,6 +26,7 @@ mod document;
 #[cfg(test)]
 mod drawing_tests;
 mod figure;
+mod gateway;
 mod html;
 mod latency;
 mod output;
@@ -39,6 +41,7 @@ mod tests;
 use anyhow::ensure;
 use hdrhistogram::Histogram;
 
+use super::args::CommonArgs;
 use super::series::Sample;
 use crate::stdout;
 use document::Document;
@@ -49,6 +52,7 @@ use run::Run;
 
 pub(super) use compare::{CompareArgs, run as compare};
 pub(super) use figure::Unit;
+pub(super) use gateway::GatewayArgs;
 pub(super) use latency::{histogram, record};
 pub(super) use output::OutputArgs;
 pub(super) use progress::Progress;
@@ -120,12 +124,16 @@ impl Report {
         self.series = series;
     }
 
-    /// Prints the report of a run, and writes the files that `output` names.
+    /// Asks the gateway for its settings, prints the report of a run, and writes the files that the arguments name.
     ///
     /// # Errors
     /// A file can't be written. The report has been printed by then.
-    pub(super) fn print(self, invocation: &Invocation, output: &OutputArgs) -> anyhow::Result<()> {
-        let document = self.document(invocation);
+    pub(super) fn print(self, args: &CommonArgs) -> anyhow::Result<()> {
+        let output = &args.output;
+        let mut document = self.document(&args.invocation);
+        document.run.label.clone_from(&output.label);
+        let settings = args.addresses.first().map(|&address| args.gateway.ask(address));
+        document.run.set_gateway(settings.unwrap_or_else(|| Err("no --connect".into())));
         let json = document.to_json()?;
         stdout::print(|out| {
             if output.json { writeln!(out, "{json}") } else { table::write(out, &document) }

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// Where the report of a run goes.
+/// What a report is called, and where it goes.
 #[derive(Debug, clap::Args)]
 pub(in crate::bench) struct OutputArgs {
+    /// What is special about this run, in your words: the report shows it, and so does `compare`.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) label: Option<String>,
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     pub(super) json: bool,

@@ -9,6 +9,9 @@ use super::run;
 pub(super) fn page(document: &Document) -> String {
     let mut page = Page::new(&format!("{}: {}", document.scenario, document.title));
     let server = document.run.option("connect").unwrap_or("unknown");
+    if let Some(label) = &document.run.label {
+        page.raw("<p>").text(label).raw("</p>\n");
+    }
     page.raw("<p>Server ").text(server).raw(", ").text(&document.run.date_utc).raw("</p>\n");
     page.notes(&document.warnings).raw("<div class=\"sides\">\n<div>");
     figures(&mut page, document);
@@ -37,6 +40,18 @@ fn run_table(page: &mut Page, document: &Document) {
     for (name, value) in facts.into_iter().chain(document.run.environment()) {
         page.row_head(name);
         page.raw("<td>").text(&value).raw("</td></tr>\n");
+    }
+    match &document.run.gateway {
+        None => {
+            page.row_head("Gateway");
+            page.raw("<td>").text(&document.run.gateway_line()).raw("</td></tr>\n");
+        }
+        Some(settings) => {
+            for (key, value) in &settings.0 {
+                page.row_head(&format!("Gateway: {key}"));
+                page.raw("<td>").text(value).raw("</td></tr>\n");
+            }
+        }
     }
     for (name, value) in document.run.options.0.iter().filter(|(name, _)| name != "connect") {
         let option = format!("--{name}");

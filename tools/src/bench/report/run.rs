@@ -10,8 +10,9 @@ use time::format_description::well_known::Rfc3339;
 use super::pairs::Pairs;
 use crate::count::grouped;
 
-/// Options that tell where a report goes and not what is run.
-const OUTPUTS: [&str; 3] = ["json", "html", "output"];
+/// Options that tell what a report is called, where it goes and whom it asks, and not what is run.
+const NOT_OF_THE_RUN: [&str; 7] =
+    ["admin", "html", "json", "label", "output", "token-file", "trust-listener"];
 
 /// Options whose number is an identifier, which is shown without separators.
 const IDENTIFIERS: [&str; 3] = ["--first-user", "--pid", "--type"];
@@ -29,6 +30,15 @@ pub(super) struct Run {
     pub(super) cpus: u64,
     /// The options by their long names, defaults included. A flag that was not given is absent.
     pub(super) options: Pairs<String>,
+    /// `--label`.
+    #[serde(default)]
+    pub(super) label: Option<String>,
+    /// The settings of the gateway, by key; `None` where they are unknown.
+    #[serde(default)]
+    pub(super) gateway: Option<Pairs<String>>,
+    /// Why they are unknown.
+    #[serde(default)]
+    pub(super) gateway_unknown: Option<String>,
 }
 
 impl Run {
@@ -42,7 +52,39 @@ impl Run {
             kernel: kernel(),
             cpus: cpus(),
             options: invocation.options.clone(),
+            label: None,
+            gateway: None,
+            gateway_unknown: None,
         }
+    }
+
+    /// Sets the gateway's settings, or the reason why they are unknown.
+    pub(super) fn set_gateway(&mut self, settings: Result<Pairs<String>, String>) {
+        (self.gateway, self.gateway_unknown) = match settings {
+            Ok(settings) => (Some(settings), None),
+            Err(reason) => (None, Some(reason)),
+        };
+    }
+
+    /// A setting of the gateway.
+    pub(super) fn setting(&self, key: &str) -> Option<&str> {
+        self.gateway.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The most telling of the gateway's settings in one line, or why they are unknown.
+    pub(super) fn gateway_line(&self) -> String {
+        let Some(settings) = &self.gateway else {
+            return format!("its settings are unknown: {}", self.why_unknown());
+        };
+        let is_short = |key: &str| !key.contains('.') || key.ends_with(".workers");
+        let shown = settings.0.iter().filter(|(key, _)| is_short(key));
+        let shown: Vec<_> = shown.map(|(key, value)| format!("{key} {value}")).collect();
+        shown.join(", ")
+    }
+
+    /// Why the gateway's settings are unknown.
+    pub(super) fn why_unknown(&self) -> &str {
+        self.gateway_unknown.as_deref().unwrap_or("a tide wrote the report that did not ask")
     }
 
     /// When, where and with which version, for people.
@@ -114,7 +156,7 @@ impl FromArgMatches for Invocation {
             .ids()
             .filter(is_option)
             .filter_map(|id| Some((id.as_str().replace('_', "-"), value(matches, id.as_str())?)))
-            .filter(|(name, _)| !OUTPUTS.contains(&name.as_str()))
+            .filter(|(name, _)| !NOT_OF_THE_RUN.contains(&name.as_str()))
             .collect();
         Ok(Self { options: Pairs(options), began_at: OffsetDateTime::now_utc() })
     }

@@ -164,6 +164,37 @@ fn a_page_has_every_figure_with_its_label_and_unit() {
 }
 
 #[test]
+fn a_report_has_its_label_and_the_settings_of_the_gateway_or_why_it_has_none() {
+    let mut document = document(&[&LINE[..], &["--label", HOSTILE]].concat(), samples(1.0));
+    assert!(document.run.option("label").is_none(), "it is no option of the run");
+    document.run.label = Some(HOSTILE.into());
+    let settings = [("driver", "uring"), ("backends.demo.workers", "4"), ("log.filter", "info")];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    document.run.set_gateway(Ok(pairs::Pairs(settings.into())));
+    let shown = |document: &Document| {
+        let mut table = Vec::new();
+        table::write(&mut table, document).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+        let html = without_script(&page::page(document));
+        let cells: Vec<_> = xml(&html).descendants().filter(Node::is_element).map(text).collect();
+        (String::from_utf8(table).unwrap(), json["run"].clone(), cells)
+    };
+    let (table, run, cells) = shown(&document);
+    let gateway = "gateway: driver uring, backends.demo.workers 4\n";
+    assert!(table.starts_with(&format!("a title\nlabel: {HOSTILE}\n{gateway}")), "{table}");
+    assert_eq!((&run["label"], &run["gateway"]["log.filter"]), (&HOSTILE.into(), &"info".into()));
+    let has = |cells: &[String], text: &str| cells.iter().any(|cell| cell == text);
+    assert!(has(&cells, &HOSTILE.replace('\u{1b}', "\u{fffd}")), "{cells:?}");
+    assert!(has(&cells, "Gateway: log.filter") && has(&cells, "info"), "{cells:?}");
+
+    document.run.set_gateway(Err("it did not answer".into()));
+    let (table, run, cells) = shown(&document);
+    assert!(table.contains("gateway: its settings are unknown: it did not answer\n"), "{table}");
+    assert!(run["gateway"].is_null() && run["gateway_unknown"] == "it did not answer", "{run}");
+    assert!(has(&cells, "its settings are unknown: it did not answer"), "{cells:?}");
+}
+
+#[test]
 fn each_plot_has_its_curves() {
     let html = without_script(&page::page(&document(&LINE, samples(1.0))));
     let xml = xml(&html);

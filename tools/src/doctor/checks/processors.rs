@@ -156,7 +156,9 @@ fn threads(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
 }
 
 fn receive_queues(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
-    if plan.question.role == Role::Client {
+    // What comes over loopback passes no network card.
+    let on_loopback = plan.resolved.running.as_ref().is_some_and(|running| running.on_loopback);
+    if plan.question.role == Role::Client || on_loopback {
         return Ok(None);
     }
     let interfaces = machine.network.interfaces.clone()?;
@@ -209,6 +211,9 @@ const fn whole(count: f64) -> u64 {
 mod tests {
     use std::time::Duration;
 
+    use super::super::super::running::Running;
+    use super::super::super::tests::{question, running};
+    use super::super::judge;
     use super::super::probing::{find, gateway, lines};
     use super::*;
     use tidegate_machine::fixture::Tree;
@@ -304,6 +309,20 @@ mod tests {
             tree.set("sys/class/net/eth0/queues/rx-0/rps_cpus", "00000000,000000ff");
         });
         assert_eq!(spread.verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_gateway_that_listens_on_loopback_alone_gets_no_advice_on_network_cards() {
+        let mut tree = Tree::good();
+        tree.remove("sys/class/net/eth0/queues/rx-1");
+        let machine = tree.machine();
+        let names_cards = |on_loopback| {
+            let running = Running { on_loopback, ..running() };
+            let plan = Plan::new(1, question(), &machine, Some(&running));
+            let mut judged = judge(&machine, &plan).into_iter();
+            judged.any(|judged| judged.finding.check == "receive-queues")
+        };
+        assert!(names_cards(false) && !names_cards(true));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use super::super::document::Document;
 use super::super::figure::{Direction, Entry, Unit};
 use super::super::run;
+use super::noise::{self, SAME_WITHIN};
 
-/// A figure that differs by less is called the same. Ratios are not rounded by this.
-const SAME_WITHIN: f64 = 0.01;
+/// A difference that is shown as none, which needs no explanation.
+const INVISIBLE: f64 = 0.000_5;
 
 /// How a figure changed from A to B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub(super) struct Comparison<'a> {
     /// In the order of A's table, then the figures that only B has.
     pub(super) rows: Vec<Row>,
     pub(super) differing: Vec<Differing>,
+    /// The share within which any figure is called the same; see [`noise`] for wider bands.
+    pub(super) same_within: f64,
     /// `--fail-above`.
     pub(super) fail_above: Option<f64>,
     /// Keys of the figures that got worse by more than that factor.
@@ -82,15 +85,25 @@ impl Row {
         let direction = Direction::of(key, unit);
         let ratio = a.zip(b).and_then(|(a, b)| ratio(a, b, direction));
         let (key, change) = (key.into(), Change::Unknown);
-        let mut row = Self { key, label, name, unit, a, b, ratio, direction, change };
-        row.change = match (row.worse_by(), direction) {
-            (_, None) if a.is_some() && b.is_some() => Change::Neutral,
-            (Some(factor), _) if factor > 1.0 + SAME_WITHIN => Change::Worse,
-            (Some(factor), _) if factor < 1.0 - SAME_WITHIN => Change::Better,
+        Some(Self { key, label, name, unit, a, b, ratio, direction, change })
+    }
+
+    /// The change, where a figure within this share is the same. The band is as wide in both directions: what has
+    /// doubled has to halve to be the same again.
+    fn change_within(&self, same_within: f64) -> Change {
+        match (self.worse_by(), self.direction) {
+            (_, None) if self.a.is_some() && self.b.is_some() => Change::Neutral,
+            (Some(factor), _) if factor > 1.0 + same_within => Change::Worse,
+            (Some(factor), _) if factor * (1.0 + same_within) < 1.0 => Change::Better,
             (Some(_), _) => Change::Same,
             (None, _) => Change::Unknown,
-        };
-        Some(row)
+        }
+    }
+
+    /// Whether it is called the same though its ratio shows a difference.
+    fn is_within_noise(&self) -> bool {
+        let differs = self.ratio.is_some_and(|ratio| (ratio - 1.0).abs() >= INVISIBLE);
+        self.change == Change::Same && differs
     }
 
     /// Whether this is one of its names, for people or in the JSON.
@@ -122,14 +135,31 @@ impl<'a> Comparison<'a> {
         let keys = a.figures.iter().chain(only_b).map(|entry| &entry.key[..]);
         let rows = keys.filter_map(|key| Row::of(key, documents)).collect();
         let differing = differing(a, b);
-        Self { names, documents, rows, differing, fail_above: None, failed: Vec::new() }
+        let (same_within, fail_above, failed) = (SAME_WITHIN, None, Vec::new());
+        let comparison =
+            Self { names, documents, rows, differing, same_within, fail_above, failed };
+        comparison.same_within(same_within)
     }
 
-    /// Finds the figures that got worse by more than this factor.
+    /// Calls figures within this share the same.
+    pub(super) fn same_within(mut self, same_within: f64) -> Self {
+        self.same_within = same_within;
+        for row in &mut self.rows {
+            let band = noise::band(&row.key, self.documents, same_within);
+            row.change = row.change_within(band);
+        }
+        self
+    }
+
+    /// Finds the figures that got worse by more than this factor. They are worse, however wide the band of noise is.
     pub(super) fn judge(&mut self, factor: f64) {
         self.fail_above = Some(factor);
-        let worse = self.rows.iter().filter(|row| row.worse_by().is_some_and(|by| by > factor));
-        self.failed = worse.map(|row| row.key.clone()).collect();
+        for row in &mut self.rows {
+            if row.worse_by().is_some_and(|by| by > factor) {
+                row.change = Change::Worse;
+                self.failed.push(row.key.clone());
+            }
+        }
     }
 
     /// The names of the figures that got worse by more than allowed.
@@ -146,7 +176,18 @@ impl<'a> Comparison<'a> {
         };
         let mut notes: Vec<_> = self.differing.iter().map(differs).collect();
         for (name, document) in ["A", "B"].into_iter().zip(self.documents) {
+            if document.run.gateway.is_none() {
+                let why = document.run.why_unknown();
+                notes.push(format!("{name}: the gateway's settings are unknown: {why}"));
+            }
             notes.extend(document.warnings.iter().map(|warning| format!("{name}: {warning}")));
+        }
+        if self.rows.iter().any(Row::is_within_noise) {
+            let percent = self.same_within * 100.0;
+            notes.push(format!(
+                "figures that differ by {percent:.1} % or less are called the same (--same-within), and by more where \
+                 the seconds of the runs are more scattered"
+            ));
         }
         if self.fail_above.is_some() {
             let unjudged = |row: &&Row| row.direction.is_some() && row.worse_by().is_none();
@@ -193,6 +234,18 @@ fn full_label(document: &Document, key: &str) -> Option<String> {
     None
 }
 
+/// The keys of the gateways' settings, each once.
+pub(super) fn settings(documents: [&Document; 2]) -> Vec<&str> {
+    let keys = documents.into_iter().filter_map(|document| document.run.gateway.as_ref());
+    let mut settings: Vec<&str> = Vec::new();
+    for (key, _) in keys.flat_map(|pairs| &pairs.0) {
+        if !settings.contains(&&key[..]) {
+            settings.push(key);
+        }
+    }
+    settings
+}
+
 fn differing(a: &Document, b: &Document) -> Vec<Differing> {
     let mut differing = Vec::new();
     let mut look = |what: &str, a: &str, b: &str| {
@@ -210,6 +263,14 @@ fn differing(a: &Document, b: &Document) -> Vec<Differing> {
             None => "not given".to_owned(),
         };
         look(&format!("--{name}"), &value(a), &value(b));
+    }
+    // Where one report has no settings, a note says so.
+    if a.run.gateway.is_some() && b.run.gateway.is_some() {
+        for key in settings([a, b]) {
+            let value =
+                |document: &Document| document.run.setting(key).unwrap_or("none").to_owned();
+            look(&format!("the gateway's {key}"), &value(a), &value(b));
+        }
     }
     look("the client's kernel", &a.run.kernel, &b.run.kernel);
     look("the client's number of CPUs", &a.run.cpus.to_string(), &b.run.cpus.to_string());

@@ -3,10 +3,12 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `difference` | which figures and options differ, by how much, and what is better or worse |
+//! | `noise` | how far a figure may differ without meaning anything |
 //! | `text` | the table and the JSON |
 //! | `page` | the page |
 
 mod difference;
+mod noise;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,9 @@ use anyhow::{bail, ensure};
 
 use super::document::Document;
 use super::output::{parse_new_file, write_file};
-use crate::stdout;
+use crate::{argument, stdout};
 use difference::{Comparison, Row};
+use noise::SAME_WITHIN;
 
 /// The exit status where a figure got worse by more than allowed.
 const WORSE: u8 = 1;
@@ -45,6 +48,10 @@ pub(in crate::bench) struct CompareArgs {
     /// Compares only this figure, by its name in the table or in the JSON; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Calls figures that differ by this share or less the same: two runs of the same gateway differ by 2 or 3 %.
+    /// Rates and latencies have a wider band where they are more scattered from second to second.
+    #[arg(long, value_name = "SHARE", default_value_t = SAME_WITHIN, value_parser = argument::share)]
+    same_within: f64,
     /// Exits with status 1 when a figure got worse by more than this factor; 1.10 allows a tenth.
     /// Latency, CPU time and memory are better when lower, rates when higher; counts are not judged.
     #[arg(long, value_name = "FACTOR", value_parser = parse_factor)]
@@ -89,7 +96,7 @@ fn compare(args: &CompareArgs) -> anyhow::Result<Vec<String>> {
         names[1],
         command(&b.scenario)
     );
-    let mut comparison = Comparison::of(names, [&a, &b]);
+    let mut comparison = Comparison::of(names, [&a, &b]).same_within(args.same_within);
     if !args.only.is_empty() {
         for name in &args.only {
             if !comparison.rows.iter().any(|row| row.matches_name(name)) {

@@ -3,14 +3,18 @@
 use super::super::chart::{self, Source};
 use super::super::html::Page;
 use super::super::run;
-use super::difference::{Change, Comparison};
+use super::difference::{Change, Comparison, settings};
 
 /// Writes the page.
 pub(super) fn page(comparison: &Comparison<'_>) -> String {
     let [a, b] = &comparison.names;
     let mut page = Page::new(&format!("A: {a} compared with B: {b}"));
     for (name, document) in ["A", "B"].into_iter().zip(comparison.documents) {
-        page.raw("<p>").raw(name).raw(": ").text(&document.scenario).raw(", ");
+        page.raw("<p>").raw(name).raw(": ");
+        if let Some(label) = &document.run.label {
+            page.text(label).raw(", ");
+        }
+        page.text(&document.scenario).raw(", ");
         page.text(&document.title).raw(", ").text(&document.run.date_utc).raw("</p>\n");
     }
     page.notes(&comparison.notes());
@@ -58,6 +62,10 @@ fn run_table(page: &mut Page, comparison: &Comparison<'_>) {
     let environment = a.run.environment().into_iter().zip(b.run.environment());
     for ((name, of_a), (_, of_b)) in environment {
         line(page, name, &of_a, &of_b);
+    }
+    for key in settings([a, b]) {
+        let [of_a, of_b] = [a, b].map(|document| document.run.setting(key).unwrap_or("unknown"));
+        line(page, &format!("Gateway: {key}"), of_a, of_b);
     }
     let only_b = b.run.options.0.iter().filter(|(name, _)| a.run.option(name).is_none());
     for (name, _) in a.run.options.0.iter().chain(only_b) {

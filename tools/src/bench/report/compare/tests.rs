@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::Unit;
 use super::super::document::Document;
+use super::super::pairs::Pairs;
 use super::super::tests::{asked, plot, report, samples, text, without_script, xml};
 use super::difference::{Change, Comparison};
 use super::{page, text as as_text};
@@ -16,7 +17,15 @@ fn names() -> [String; 2] {
 
 fn made(slower: f64, more: &[&str]) -> Document {
     let line = [&["request", "--connect", "127.0.0.1:1", "--pid", "1"], more].concat();
-    report("a title", slower, samples(slower)).document(&asked(&line).invocation)
+    let mut made = report("a title", slower, samples(slower)).document(&asked(&line).invocation);
+    made.run.set_gateway(Ok(gateway("uring", "300")));
+    made
+}
+
+/// The settings of a gateway.
+fn gateway(driver: &str, coalesce_us: &str) -> Pairs<String> {
+    let settings = [("driver", driver), ("coalesce_us", coalesce_us)];
+    Pairs(settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
 }
 
 /// The page of a comparison in which the second run is slower.
@@ -57,8 +66,80 @@ fn the_better_direction_depends_on_the_figure() {
 fn a_figure_may_get_worse_by_exactly_the_factor() {
     assert_eq!(change("x_ns", Unit::Nanos, 10.0, 11.0), (Some(1.1), Change::Worse, false));
     assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1101.0), (Some(1.101), Change::Worse, true));
-    assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1009.0), (Some(1.009), Change::Same, false));
     assert_eq!(change("x_ns", Unit::Nanos, 10.0, 9.0), (Some(0.9), Change::Better, false));
+}
+
+#[test]
+fn a_difference_within_the_noise_of_two_runs_is_the_same() {
+    for ratio in [0.97, 1.03, 1.05] {
+        let (a, b) = (1000.0, 1000.0 * ratio);
+        for unit in [Unit::Nanos, Unit::PerSecond] {
+            assert_eq!(change("x", unit, a, b), (Some(b / a), Change::Same, false), "{ratio}");
+        }
+    }
+    assert_eq!(change("x_ns", Unit::Nanos, 1000.0, 1051.0).1, Change::Worse);
+    assert_eq!(change("x_ns", Unit::Nanos, 1051.0, 1000.0).1, Change::Better);
+
+    let (a, b) = (made(1.0, &[]), made(1.03, &[]));
+    let of = |comparison: &Comparison<'_>| {
+        let cpu = comparison.rows.iter().find(|row| row.key == "server_cpu_ns_each").unwrap();
+        (cpu.change, comparison.notes())
+    };
+    let mut comparison = Comparison::of(names(), [&a, &b]);
+    let note = "figures that differ by 5.0 % or less are called the same (--same-within), and by more where the seconds \
+                of the runs are more scattered";
+    assert_eq!(of(&comparison), (Change::Same, vec![note.to_owned()]));
+    assert_eq!(as_text::json(&comparison)["same_within"], 0.05);
+    // Who allows less is told of less.
+    comparison.judge(1.02);
+    assert_eq!(of(&comparison).0, Change::Worse);
+    let comparison = comparison.same_within(0.01);
+    assert_eq!(of(&comparison).0, Change::Worse);
+}
+
+#[test]
+fn a_figure_that_is_scattered_from_second_to_second_has_a_wider_band() {
+    let change = |p99: fn(usize) -> f64| {
+        let with = |slower: f64| {
+            let mut made = made(slower, &[]);
+            for (second, sample) in made.series.iter_mut().enumerate() {
+                sample.p99_ns = Some(p99(second) * slower);
+            }
+            made
+        };
+        let (a, b) = (with(1.0), with(1.15));
+        let comparison = Comparison::of(names(), [&a, &b]);
+        comparison.rows.iter().find(|row| row.key == "latency_p99_ns").unwrap().change
+    };
+    assert_eq!(change(|_| 1e6), Change::Worse);
+    assert_eq!(change(|second| if second % 2 == 0 { 1e6 } else { 2e6 }), Change::Same);
+    // A few seconds of a ramp say nothing of the rest.
+    assert_eq!(change(|second| if second < 5 { 9e6 } else { 1e6 }), Change::Worse);
+}
+
+#[test]
+fn settings_of_the_gateway_that_differ_and_labels_are_shown() {
+    let (mut a, mut b) = (made(1.0, &[]), made(1.0, &[]));
+    b.run.set_gateway(Ok(gateway("uring", "0")));
+    a.run.label = Some("a <label>".into());
+    let shown = |a: &Document, b: &Document| {
+        let comparison = Comparison::of(names(), [a, b]);
+        let mut table = Vec::new();
+        as_text::table(&mut anstream::StripStream::new(&mut table), &comparison).unwrap();
+        (String::from_utf8(table).unwrap(), without_script(&page::page(&comparison)))
+    };
+    let (table, html) = shown(&a, &b);
+    assert!(table.starts_with("A  a.json: a <label>, request, a title"), "{table}");
+    assert!(html.contains("<p>A: a &lt;label&gt;, request, a title"), "{html}");
+    let note = "the gateway's coalesce_us differs: 300 in A, 0 in B";
+    assert!(table.contains(note) && !table.contains("the gateway's driver differs"), "{table}");
+    let row = "<th scope=\"row\">Gateway: coalesce_us</th><td>300</td><td>0</td>";
+    assert!(html.contains(row), "{html}");
+
+    b.run.set_gateway(Err("it did not answer".into()));
+    let (table, _) = shown(&a, &b);
+    assert!(table.contains("B: the gateway's settings are unknown: it did not answer"), "{table}");
+    assert!(!table.contains("differs"), "{table}");
 }
 
 #[test]

@@ -36,7 +36,8 @@ pub(super) fn table(out: &mut dyn Write, comparison: &Comparison<'_>) -> io::Res
     let about = comparison.names.iter().zip(comparison.documents);
     for (name, (file, document)) in ["A", "B"].into_iter().zip(about) {
         let (title, date) = (&document.title, &document.run.date_utc);
-        writeln!(out, "{name}  {file}: {}, {title}, {date}", document.scenario)?;
+        let label = document.run.label.as_ref().map_or_else(String::new, |it| format!("{it}, "));
+        writeln!(out, "{name}  {file}: {label}{}, {title}, {date}", document.scenario)?;
     }
     for note in comparison.notes() {
         writeln!(out, "note: {note}")?;
@@ -93,6 +94,7 @@ pub(super) fn json(comparison: &Comparison<'_>) -> Value {
         "b": run(1),
         "differing": differing,
         "figures": comparison.rows.iter().map(figure).collect::<Vec<_>>(),
+        "same_within": comparison.same_within,
         "fail_above": comparison.fail_above,
         "failed": comparison.failed,
     })
