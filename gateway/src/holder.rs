@@ -121,8 +121,8 @@ fn with_holder(in_use: io::Error, address: SocketAddr) -> io::Error {
     }
 }
 
-/// The process that holds an address, for people. Other users' processes can't be seen without privileges, but the owners
-/// of their listeners can.
+/// The process that holds an address, for people. Other users' processes can't be seen without privileges, but
+/// the owners of their listeners can.
 fn name_of_holder(address: SocketAddr) -> Option<String> {
     let files = Files::system();
     if let Ok(Some(pid)) = listeners::process_in_the_way(&files, address) {

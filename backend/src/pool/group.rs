@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::handling_time::Start;
 use super::queue::TimeoutId;
 use crate::handler::Call;
 use crate::publisher::SessionId;
@@ -75,6 +76,12 @@ impl Group {
     #[inline]
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.waited(now) >= self.timeout.duration()
+    }
+
+    /// Whether the calls have expired, or would while they are handled.
+    #[inline]
+    pub(crate) fn is_too_late(&self, start: Start) -> bool {
+        start.is_too_late(self.waited(start.at), self.timeout.duration())
     }
 
     /// The next call, which leaves the group.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::group::{Buffer, Group};
+use super::handling_time::Start;
 use super::list::{Links, List};
 use crate::handler::Call;
 use crate::histogram::Durations;
@@ -181,7 +182,7 @@ impl Queue {
     #[inline]
     pub(crate) fn take(
         &mut self,
-        now: Instant,
+        start: Start,
         calls_max: usize,
         expired: &mut Expired,
     ) -> Option<(LineId, Group)> {
@@ -193,7 +194,7 @@ impl Queue {
             self.runnable_lines -= 1;
             self.lines[line as usize].is_held = true;
             let line = LineId(line);
-            match self.take_from(line, now, calls_max, expired) {
+            match self.take_from(line, start, calls_max, expired) {
                 Some(group) => return Some((line, group)),
                 // Only calls that have expired were in it.
                 None => expired.lines.push(line),
@@ -202,21 +203,21 @@ impl Queue {
         None
     }
 
-    /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if
-    /// it is larger. Expired calls go to `expired` instead. The caller handles the calls before it
-    /// [releases](Self::release) the line, or [puts them back](Self::put_back).
+    /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if it is
+    /// larger. Calls that have expired, or would while they are handled, go to `expired` instead. The caller
+    /// handles the calls before it [releases](Self::release) the line, or [puts them back](Self::put_back).
     #[inline]
     pub(crate) fn take_from(
         &mut self,
         line: LineId,
-        now: Instant,
+        start: Start,
         calls_max: usize,
         expired: &mut Expired,
     ) -> Option<Group> {
         while expired.calls.len() < EXPIRED_MAX
             && let Some(index) = self.lines[line.0 as usize].groups.front()
         {
-            if !self.groups[index as usize].group.has_expired(now) {
+            if !self.groups[index as usize].group.is_too_late(start) {
                 return Some(self.remove_calls(index, calls_max));
             }
             let room = EXPIRED_MAX - expired.calls.len();

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::group::Group;
+use super::handling_time::{HandlingTime, Start};
 use super::queue::{Expired, LineId, Queue};
 use super::{Shared, unpark};
 use rustix::time::{ClockId, clock_gettime};
@@ -81,6 +82,7 @@ impl Worker {
             calls_measured: 1,
             is_fast: false,
             taken: Taken::default(),
+            handling: HandlingTime::default(),
             began: None,
             last: Taking::Alone,
             expired: Expired::default(),
@@ -223,6 +225,7 @@ pub(crate) struct Hold {
     /// Whether calls were short when one was last taken.
     is_fast: bool,
     taken: Taken,
+    handling: HandlingTime,
     /// When the call at hand was taken.
     began: Option<Instant>,
     /// How that call was taken.
@@ -262,6 +265,7 @@ impl Taken {
         if clock_was_read {
             self.waited = group.waited(now);
         }
+        // The first one of a group is in time: the queue has checked.
         if self.waited >= group.timeout.duration() {
             return None;
         }
@@ -297,14 +301,15 @@ impl Hold {
         let now = self.read_clock();
         self.is_fast = self.shared.is_fast();
         let calls_max = self.group_calls_max(self.shared.options.batch_calls_max);
+        let start = Start { at: now, handling: self.handling.upper_bound() };
         let mut state = self.shared.lock();
-        let mut group = state.queue.take(now, calls_max, &mut self.expired);
+        let mut group = state.queue.take(start, calls_max, &mut self.expired);
         // A line that had only expired calls may have others by now.
         while group.is_none() && !self.expired.calls.is_empty() {
             drop(state);
             self.answer_expired(now);
             state = self.shared.lock();
-            group = state.queue.take(now, calls_max, &mut self.expired);
+            group = state.queue.take(start, calls_max, &mut self.expired);
         }
         let wake = state.worker_to_wake(now, &self.shared);
         let is_closed = state.closed;
@@ -392,13 +397,14 @@ impl Hold {
             Taking::Kept => taking == Taking::Kept,
         };
         let calls_max = self.group_calls_max(calls_left);
+        let start = Start { at: now, handling: self.handling.upper_bound() };
         let mut state = self.shared.lock();
         let queue = &mut state.queue;
         self.taken.give_back(queue);
         let mut group = None;
         if let Some(&line) = self.taken.lines.last() {
             if stays {
-                group = queue.take_from(line, now, calls_max, &mut self.expired);
+                group = queue.take_from(line, start, calls_max, &mut self.expired);
             }
             if group.is_none() && self.last == Taking::Alone {
                 self.taken.lines.pop();
@@ -410,7 +416,7 @@ impl Hold {
             }
         }
         if group.is_none()
-            && let Some((line, next)) = queue.take(now, calls_max, &mut self.expired)
+            && let Some((line, next)) = queue.take(start, calls_max, &mut self.expired)
         {
             self.taken.lines.push(line);
             group = Some(next);
@@ -477,8 +483,12 @@ impl Hold {
     #[inline]
     fn note_end(&mut self, now: Instant) -> bool {
         let Some(began) = self.began else { return false };
-        let is_slow =
-            now != began && now.saturating_duration_since(began) > SLOW_CALL * self.calls_measured;
+        let mut is_slow = false;
+        if now != began {
+            let took = now.saturating_duration_since(began) / self.calls_measured;
+            self.handling.note(took);
+            is_slow = took > SLOW_CALL;
+        }
         self.shared.note_call(is_slow);
         is_slow
     }

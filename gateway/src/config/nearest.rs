@@ -5,8 +5,8 @@ use strsim::damerau_levenshtein as distance;
 /// The fewest letters of a name that is found as the beginning of another.
 const BEGINNING_MIN: usize = 4;
 
-/// The known name that is nearest to `wrong`, if it is near enough. A right name in the wrong table is near, and so is one
-/// that has its last words too many or too few, such as its unit.
+/// The known name that is nearest to `wrong`, if it is near enough. A right name in the wrong table is near,
+/// and so is one that has its last words too many or too few, such as its unit.
 pub(crate) fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,

@@ -72,9 +72,14 @@ impl World {
         self.expired.lines.drain(..).for_each(|line| self.queue.release(line));
     }
 
+    /// A worker that expects its handler to take no time.
+    fn at(&self, at: Duration) -> Start {
+        Start { at: self.start + at, handling: Duration::ZERO }
+    }
+
     /// Takes one call.
     fn take(&mut self, at: Duration) -> Option<(LineId, u64)> {
-        let (line, group) = self.queue.take(self.start + at, 1, &mut self.expired)?;
+        let (line, group) = self.queue.take(self.at(at), 1, &mut self.expired)?;
         Some((line, ids(group)[0]))
     }
 
@@ -84,7 +89,7 @@ impl World {
     }
 
     fn take_group_from(&mut self, line: LineId, at: Duration, calls_max: usize) -> Option<Group> {
-        self.queue.take_from(line, self.start + at, calls_max, &mut self.expired)
+        self.queue.take_from(line, self.at(at), calls_max, &mut self.expired)
     }
 
     fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
@@ -258,6 +263,19 @@ fn calls_that_are_put_back_are_next_in_order_and_expire_in_order() {
     let at = |ms| SECOND + Duration::from_millis(ms);
     assert_eq!(world.expire(at(1), 100), (vec![12], false));
     assert_eq!(world.expire(at(3), 100), (vec![13, 21], false));
+    assert!(world.is_clear());
+}
+
+#[test]
+fn a_call_that_would_expire_while_it_is_handled_is_not_taken() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, SECOND);
+    world.push(1, 11, Duration::from_millis(50), SECOND);
+    let start = Start { handling: Duration::from_millis(20), ..world.at(SECOND * 98 / 100) };
+    let (line, group) = world.queue.take(start, 16, &mut world.expired).unwrap();
+    assert_eq!((ids(group), world.queue.expired()), (vec![11], 1));
+    assert_eq!(world.expired.calls[0].id().0, 10);
+    world.queue.release(line);
     assert!(world.is_clear());
 }
 
