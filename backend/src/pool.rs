@@ -7,13 +7,13 @@
 //!
 //! # Time
 //!
-//! A call that has expired is never handed to a handler, nor is one that would expire while it is handled, as
-//! far as the calls before it tell (`handling_time`): under overload the oldest call is always about to expire.
-//! The shard that submits calls removes those that have expired ([`Submitter::remove_expired`]), so they hold
-//! neither bytes nor a place in the queue, even while all workers block. (The calls that a worker has taken
-//! stay with it while its handler blocks: up to 16 KiB of one connection's.) A worker that finds one first
-//! answers it with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it handles the next call of that
-//! connection: so no answer overtakes it.
+//! A call that has expired is never handed to a handler. One that would expire while it is handled, as far as the
+//! calls before it tell (`handling_time`), comes after all others: under overload the oldest call is always about
+//! to expire. The shard that submits calls removes those that have expired ([`Submitter::remove_expired`]), so they
+//! hold neither bytes nor a place in the queue, even while all workers block. (The calls that a worker has taken stay
+//! with it while its handler blocks: up to 16 KiB of one connection's.) A worker that finds one first answers it
+//! with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it handles the next call of that connection: so
+//! no answer overtakes it.
 //!
 //! The clock comes from outside: [`Submitter::submit`], [`Submitter::remove_expired`] and [`Worker::run_pending`]
 //! are given the time. Only the pool's own threads read the system's clock.

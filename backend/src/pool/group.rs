@@ -66,6 +66,12 @@ impl Group {
         Ok(())
     }
 
+    /// When the calls were received.
+    #[inline]
+    pub(crate) const fn received(&self) -> Instant {
+        self.received
+    }
+
     /// How long the calls have waited.
     #[inline]
     pub(crate) fn waited(&self, now: Instant) -> Duration {
@@ -78,10 +84,10 @@ impl Group {
         self.waited(now) >= self.timeout.duration()
     }
 
-    /// Whether the calls have expired, or would while they are handled.
+    /// Whether the calls would probably expire while they are handled.
     #[inline]
-    pub(crate) fn is_too_late(&self, start: Start) -> bool {
-        start.is_too_late(self.waited(start.at), self.timeout.duration())
+    pub(crate) fn is_late(&self, start: Start) -> bool {
+        start.is_late(self.waited(start.at), self.timeout.duration())
     }
 
     /// The next call, which leaves the group.

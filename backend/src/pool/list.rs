@@ -16,6 +16,11 @@ pub(super) struct Links {
 impl Links {
     /// The links of an element that is in no list.
     pub(super) const NONE: Self = Self { next: NONE, prev: NONE };
+
+    /// The key of the element before this one.
+    pub(super) const fn prev(self) -> Option<u32> {
+        if self.prev == NONE { None } else { Some(self.prev) }
+    }
 }
 
 /// The ends of a list.
@@ -42,6 +47,11 @@ impl List {
     /// The key of the first element.
     pub(super) const fn front(&self) -> Option<u32> {
         if self.front == NONE { None } else { Some(self.front) }
+    }
+
+    /// The key of the last element.
+    pub(super) const fn back(&self) -> Option<u32> {
+        if self.back == NONE { None } else { Some(self.back) }
     }
 
     /// Appends the element `key`, which must not be in the list. `links` finds the links of this list in an
@@ -74,6 +84,24 @@ impl List {
             NONE => self.back = key,
             next => links(&mut slab[next as usize]).prev = key,
         }
+    }
+
+    /// Inserts the element `key`, which must not be in the list, after another, or at the front.
+    pub(super) fn insert_after<T>(
+        &mut self,
+        slab: &mut Slab<T>,
+        key: u32,
+        before: Option<u32>,
+        links: impl Fn(&mut T) -> &mut Links,
+    ) {
+        let Some(prev) = before else { return self.push_front(slab, key, links) };
+        let next = links(&mut slab[prev as usize]).next;
+        if next == NONE {
+            return self.push_back(slab, key, links);
+        }
+        *links(&mut slab[key as usize]) = Links { next, prev };
+        links(&mut slab[prev as usize]).next = key;
+        links(&mut slab[next as usize]).prev = key;
     }
 
     /// Takes the element `key`, which must be in the list, out of it. The slab keeps it.

@@ -34,6 +34,9 @@ const KEPT_BUFFERS: usize = 1024;
 /// Calls that have expired that are removed under one lock, at most.
 pub(crate) const EXPIRED_MAX: usize = 256;
 
+/// Lines that one take passes over, at most, since their next call would expire while it is handled.
+const PASSED_MAX: usize = 256;
+
 /// Names a line while it has calls or is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineId(u32);
@@ -82,9 +85,22 @@ struct Waiting {
 struct Line {
     session: u64,
     groups: List,
-    /// A worker holds it. Invariant: it is in [`Queue::runnable`] exactly when it is not held and has calls.
+    /// A worker holds it.
     is_held: bool,
-    in_runnable: Links,
+    /// Invariant: [`Place::None`] exactly when it is held or has no calls.
+    place: Place,
+    links: Links,
+}
+
+/// Which list a line is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// None: a worker holds it, or it has no calls.
+    None,
+    /// [`Queue::runnable`].
+    Runnable,
+    /// [`Queue::late`].
+    Late,
 }
 
 /// The groups with one timeout.
@@ -110,6 +126,9 @@ pub(crate) struct Queue {
     by_session: HashMap<u64, u32, BuildHasherDefault<SessionHasher>>,
     /// Lines that a worker may take, the longest waiting first.
     runnable: List,
+    /// Lines that a worker takes if there is no other: their next call would probably expire while it is handled.
+    late: List,
+    /// Lines in these two lists.
     runnable_lines: usize,
     timeouts: Vec<TimeoutList>,
     /// Emptied buffers of groups.
@@ -170,12 +189,13 @@ impl Queue {
         let was_empty = of_line.groups.is_empty();
         of_line.groups.push_back(&mut self.groups, index, |group| &mut group.in_line);
         if was_empty && !of_line.is_held {
-            self.make_runnable(line);
+            self.put(line, Place::Runnable);
         }
     }
 
-    /// Takes the oldest calls of the line that has waited longest, as [`Self::take_from`] does. The line is
-    /// held until it is [released](Self::release).
+    /// Takes the oldest calls of the line that has waited longest, as [`Self::take_from`] does. Lines whose next call
+    /// would expire while it is handled come after all others. The line is held until it is
+    /// [released](Self::release).
     ///
     /// It stops at [`EXPIRED_MAX`] expired calls, so that the lock is not held for long: then there may be more
     /// calls although it returns `None`.
@@ -186,15 +206,20 @@ impl Queue {
         calls_max: usize,
         expired: &mut Expired,
     ) -> Option<(LineId, Group)> {
-        while let Some(line) = self.runnable.front() {
+        let mut passed = 0;
+        while let Some(line) = self.runnable.front().or(self.late.front()) {
             if expired.calls.len() >= EXPIRED_MAX {
                 return None;
             }
-            self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
-            self.runnable_lines -= 1;
-            self.lines[line as usize].is_held = true;
+            let place = self.lift(line);
+            if place == Place::Runnable && passed < PASSED_MAX && self.is_late(line, start) {
+                passed += 1;
+                self.put(line, Place::Late);
+                continue;
+            }
             let line = LineId(line);
-            match self.take_from(line, start, calls_max, expired) {
+            self.lines[line.0 as usize].is_held = true;
+            match self.take_from(line, start.at, calls_max, expired) {
                 Some(group) => return Some((line, group)),
                 // Only calls that have expired were in it.
                 None => expired.lines.push(line),
@@ -203,21 +228,30 @@ impl Queue {
         None
     }
 
+    /// Whether the next call of a line has not expired, and would while it is handled.
+    #[inline]
+    fn is_late(&self, line: u32, start: Start) -> bool {
+        self.lines[line as usize].groups.front().is_some_and(|index| {
+            let group = &self.groups[index as usize].group;
+            group.is_late(start) && !group.has_expired(start.at)
+        })
+    }
+
     /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if it is
-    /// larger. Calls that have expired, or would while they are handled, go to `expired` instead. The caller
-    /// handles the calls before it [releases](Self::release) the line, or [puts them back](Self::put_back).
+    /// larger. Expired calls go to `expired` instead. The caller handles the calls before it
+    /// [releases](Self::release) the line, or [puts them back](Self::put_back).
     #[inline]
     pub(crate) fn take_from(
         &mut self,
         line: LineId,
-        start: Start,
+        now: Instant,
         calls_max: usize,
         expired: &mut Expired,
     ) -> Option<Group> {
         while expired.calls.len() < EXPIRED_MAX
             && let Some(index) = self.lines[line.0 as usize].groups.front()
         {
-            if !self.groups[index as usize].group.is_too_late(start) {
+            if !self.groups[index as usize].group.has_expired(now) {
                 return Some(self.remove_calls(index, calls_max));
             }
             let room = EXPIRED_MAX - expired.calls.len();
@@ -246,8 +280,16 @@ impl Queue {
             in_line: Links::NONE,
             in_timeout: Links::NONE,
         });
+        // Workers put groups back in any order. There are few of them.
+        let received = self.groups[index as usize].group.received();
         let list = &mut self.timeouts[timeout.index()].returned;
-        list.push_back(&mut self.groups, index, |group| &mut group.in_timeout);
+        let mut before = list.back();
+        while let Some(key) = before
+            && self.groups[key as usize].group.received() > received
+        {
+            before = self.groups[key as usize].in_timeout.prev();
+        }
+        list.insert_after(&mut self.groups, index, before, |group| &mut group.in_timeout);
         let of_line = &mut self.lines[line as usize].groups;
         of_line.push_front(&mut self.groups, index, |group| &mut group.in_line);
     }
@@ -260,7 +302,7 @@ impl Queue {
         if of_line.groups.is_empty() {
             self.remove_line(line.0);
         } else {
-            self.make_runnable(line.0);
+            self.put(line.0, Place::Runnable);
         }
     }
 
@@ -287,10 +329,16 @@ impl Queue {
                 let group = self.remove_calls(oldest, calls_max - expired.len());
                 self.expire(group, expired);
                 let of_line = &self.lines[line as usize];
-                if of_line.groups.is_empty() && !of_line.is_held {
-                    self.runnable.remove(&mut self.lines, line, |line| &mut line.in_runnable);
-                    self.runnable_lines -= 1;
+                if of_line.is_held {
+                    continue;
+                }
+                if of_line.groups.is_empty() {
+                    self.lift(line);
                     self.remove_line(line);
+                } else if of_line.place == Place::Late {
+                    // Its next call may be in time.
+                    self.lift(line);
+                    self.put(line, Place::Runnable);
                 }
             }
         }
@@ -318,8 +366,8 @@ impl Queue {
         match self.by_session.entry(session) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(vacant) => {
-                let (groups, in_runnable) = (List::EMPTY, Links::NONE);
-                let line = Line { session, groups, is_held: false, in_runnable };
+                let (groups, place, links) = (List::EMPTY, Place::None, Links::NONE);
+                let line = Line { session, groups, is_held: false, place, links };
                 *vacant.insert(narrow(self.lines.insert(line)))
             }
         }
@@ -363,10 +411,31 @@ impl Queue {
         self.recycle(group);
     }
 
+    /// Appends a line that is in no list to one.
     #[inline]
-    fn make_runnable(&mut self, line: u32) {
-        self.runnable.push_back(&mut self.lines, line, |line| &mut line.in_runnable);
+    fn put(&mut self, line: u32, place: Place) {
+        let list = match place {
+            Place::Runnable => &mut self.runnable,
+            Place::Late => &mut self.late,
+            Place::None => return,
+        };
+        list.push_back(&mut self.lines, line, |line| &mut line.links);
+        self.lines[line as usize].place = place;
         self.runnable_lines += 1;
+    }
+
+    /// Takes a line out of the list that it is in. Returns which one it was.
+    #[inline]
+    fn lift(&mut self, line: u32) -> Place {
+        let place = std::mem::replace(&mut self.lines[line as usize].place, Place::None);
+        let list = match place {
+            Place::Runnable => &mut self.runnable,
+            Place::Late => &mut self.late,
+            Place::None => return place,
+        };
+        list.remove(&mut self.lines, line, |line| &mut line.links);
+        self.runnable_lines -= 1;
+        place
     }
 
     #[inline]

@@ -470,3 +470,52 @@ fn the_waits_of_calls_never_go_down() {
     }
     assert_eq!(counted, 600, "each call is counted once");
 }
+
+/// Sleeps for as many milliseconds as the request says.
+struct Sleeping;
+
+impl Handler for Sleeping {
+    fn handle(&self, call: Call, _gateway: &Gateway) {
+        let ms: u64 = std::str::from_utf8(call.biz_data()).unwrap().parse().unwrap();
+        thread::sleep(Duration::from_millis(ms));
+        echo(call);
+    }
+}
+
+#[test]
+fn a_worker_prefers_calls_that_it_can_answer_in_time() {
+    let mut world = World::running(Sleeping, OPTIONS);
+    // The worker learns that calls take 50 ms.
+    world.submit(&[(0, 1, "50"), (1, 1, "50"), (2, 1, "50")]);
+    assert_eq!(world.answers.wait_for(3), [0, 1, 2]);
+    // While it works on one, two more come. The older one has 30 ms left when it is done, at most.
+    world.submit(&[(3, 1, "50")]);
+    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(1)));
+    let almost_expired = now - Duration::from_millis(920);
+    world.submitter.submit(world.answers.call(4, 2, "0"), almost_expired, timeout);
+    world.submitter.submit(world.answers.call(5, 3, "0"), now, timeout);
+    world.submitter.flush(now);
+    let next = || world.answers.receiver.recv_timeout(TIMEOUT).unwrap();
+    let answers = [next(), next(), next()];
+    let order = answers.each_ref().map(|answer| answer.0);
+    // On a busy machine it may have expired meanwhile.
+    let has_expired = answers.iter().any(|answer| answer.0 == 4 && answer.1.is_err());
+    assert!(order == [3, 5, 4] || has_expired, "{answers:?}");
+}
+
+#[test]
+fn one_slow_call_costs_no_other_call_its_answer() {
+    let mut world = World::running(Sleeping, OPTIONS);
+    // When the slow call is done, the others have less time left than it took.
+    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(2)));
+    let mut submit = |id, ms| {
+        let call = world.answers.call(id, id, ms);
+        world.submitter.submit(call, now, timeout);
+    };
+    submit(0, "1200");
+    (1..=20).for_each(|id| submit(id, "0"));
+    world.submitter.flush(now);
+    let answers: Vec<_> =
+        (0..=20).map(|_| world.answers.receiver.recv_timeout(TIMEOUT).unwrap()).collect();
+    assert!(answers.iter().all(|(_, outcome)| outcome.is_ok()), "{answers:?}");
+}

@@ -404,7 +404,7 @@ impl Hold {
         let mut group = None;
         if let Some(&line) = self.taken.lines.last() {
             if stays {
-                group = queue.take_from(line, start, calls_max, &mut self.expired);
+                group = queue.take_from(line, now, calls_max, &mut self.expired);
             }
             if group.is_none() && self.last == Taking::Alone {
                 self.taken.lines.pop();

@@ -89,7 +89,7 @@ impl World {
     }
 
     fn take_group_from(&mut self, line: LineId, at: Duration, calls_max: usize) -> Option<Group> {
-        self.queue.take_from(line, self.at(at), calls_max, &mut self.expired)
+        self.queue.take_from(line, self.start + at, calls_max, &mut self.expired)
     }
 
     fn expire(&mut self, at: Duration, calls_max: usize) -> (Vec<u64>, bool) {
@@ -100,11 +100,12 @@ impl World {
     }
 
     fn is_clear(&self) -> bool {
-        let Queue { groups, lines, by_session, runnable, .. } = &self.queue;
+        let Queue { groups, lines, by_session, runnable, late, .. } = &self.queue;
         groups.is_empty()
             && lines.is_empty()
             && by_session.is_empty()
             && runnable.is_empty()
+            && late.is_empty()
             && (self.queue.calls, self.queue.bytes, self.queue.runnable_lines) == (0, 0, 0)
             && self
                 .queue
@@ -266,17 +267,68 @@ fn calls_that_are_put_back_are_next_in_order_and_expire_in_order() {
     assert!(world.is_clear());
 }
 
+impl World {
+    /// Takes one call as a worker does that expects its handler to take 20 ms.
+    fn take_in_time(&mut self, at: Duration) -> Option<(LineId, u64)> {
+        let start = Start { handling: Duration::from_millis(20), ..self.at(at) };
+        let (line, group) = self.queue.take(start, 1, &mut self.expired)?;
+        Some((line, ids(group)[0]))
+    }
+}
+
 #[test]
-fn a_call_that_would_expire_while_it_is_handled_is_not_taken() {
+fn a_call_that_would_expire_while_it_is_handled_comes_after_all_others() {
     let mut world = World::new();
     world.push(1, 10, Duration::ZERO, SECOND);
     world.push(1, 11, Duration::from_millis(50), SECOND);
-    let start = Start { handling: Duration::from_millis(20), ..world.at(SECOND * 98 / 100) };
-    let (line, group) = world.queue.take(start, 16, &mut world.expired).unwrap();
-    assert_eq!((ids(group), world.queue.expired()), (vec![11], 1));
-    assert_eq!(world.expired.calls[0].id().0, 10);
-    world.queue.release(line);
+    world.push(2, 20, Duration::from_millis(1), SECOND);
+    world.push(3, 30, Duration::from_millis(50), SECOND);
+    let at = SECOND * 99 / 100;
+    let (third, id) = world.take_in_time(at).unwrap();
+    assert_eq!((id, world.queue.runnable_lines(), world.queue.expired()), (30, 2, 0));
+    // There is no other: so the late ones are taken, in order.
+    let (first, id) = world.take_in_time(at).unwrap();
+    assert_eq!(id, 10);
+    let (second, id) = world.take_in_time(at).unwrap();
+    assert_eq!((id, world.queue.runnable_lines()), (20, 0));
+    world.queue.release(first);
+    let (first, id) = world.take_in_time(at).unwrap();
+    assert_eq!(id, 11);
+    [first, second, third].into_iter().for_each(|line| world.queue.release(line));
     assert!(world.is_clear());
+}
+
+#[test]
+fn a_late_line_whose_late_call_has_expired_is_as_others_again() {
+    let mut world = World::new();
+    world.push(1, 10, Duration::ZERO, SECOND);
+    world.push(2, 20, Duration::ZERO, SECOND);
+    world.push(3, 30, SECOND / 2, SECOND);
+    world.push(1, 11, SECOND * 9 / 10, SECOND);
+    let (third, id) = world.take_in_time(SECOND * 99 / 100).unwrap();
+    assert_eq!(id, 30);
+    world.push(4, 40, SECOND, SECOND);
+    assert_eq!(world.expire(SECOND, 100), (vec![10, 20], false));
+    assert_eq!(world.queue.runnable_lines(), 2);
+    assert!(world.queue.late.is_empty());
+    let (fourth, id) = world.take_in_time(SECOND).unwrap();
+    assert_eq!(id, 40);
+    let (first, id) = world.take_in_time(SECOND).unwrap();
+    assert_eq!(id, 11);
+    [first, third, fourth].into_iter().for_each(|line| world.queue.release(line));
+    assert!(world.is_clear());
+}
+
+#[test]
+fn one_take_passes_over_so_many_late_lines_at_most() {
+    let mut world = World::new();
+    let late = PASSED_MAX as u64 + 5;
+    (0..late).for_each(|id| world.push(id, id, Duration::ZERO, SECOND));
+    world.push(late, late, SECOND, SECOND);
+    let (_, id) = world.take_in_time(SECOND * 99 / 100).unwrap();
+    assert_eq!(id, PASSED_MAX as u64);
+    let (_, id) = world.take_in_time(SECOND * 99 / 100).unwrap();
+    assert_eq!(id, late);
 }
 
 #[test]
@@ -316,6 +368,26 @@ fn a_call_that_is_put_back_expires_in_its_time_whatever_else_waits() {
     expired.sort_unstable();
     assert_eq!(expired, [21]);
     assert_eq!(world.expire(SECOND + SECOND, 100).0, [11, 30]);
+}
+
+#[test]
+fn groups_that_are_put_back_expire_in_the_order_of_receipt() {
+    let mut world = World::new();
+    let received = |ms| Duration::from_millis(ms);
+    [(1, 10, 1), (2, 20, 2), (3, 30, 3)]
+        .iter()
+        .for_each(|&(session, id, ms)| world.push(session, id, received(ms), SECOND));
+    let start = world.at(Duration::ZERO);
+    let mut take = || world.queue.take(start, 16, &mut world.expired).unwrap();
+    let (first, second, third) = (take(), take(), take());
+    // Workers put back what they have in any order.
+    for (line, group) in [second, third, first] {
+        world.queue.put_back(line, group);
+        world.queue.release(line);
+    }
+    assert_eq!(world.expire(SECOND + received(1), 100), (vec![10], false));
+    assert_eq!(world.expire(SECOND + received(3), 100), (vec![20, 30], false));
+    assert!(world.is_clear());
 }
 
 #[test]
