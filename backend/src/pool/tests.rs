@@ -489,7 +489,7 @@ fn a_worker_prefers_calls_that_it_can_answer_in_time() {
     world.submit(&[(0, 1, "50"), (1, 1, "50"), (2, 1, "50")]);
     assert_eq!(world.answers.wait_for(3), [0, 1, 2]);
     // While it works on one, two more come. The older one has 30 ms left when it is done, at most.
-    world.submit(&[(3, 1, "50")]);
+    world.submit(&[(3, 9, "50")]);
     let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(1)));
     let almost_expired = now - Duration::from_millis(920);
     world.submitter.submit(world.answers.call(4, 2, "0"), almost_expired, timeout);
