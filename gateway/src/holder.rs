@@ -35,6 +35,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
 
+/// The name of a holder that is the calling process, as when an embedder's program listens there.
+const ITSELF: &str = "this process itself";
+
 /// How a start waits for its addresses.
 #[derive(Clone, Copy)]
 pub(crate) struct Wait<'a> {
@@ -108,7 +111,12 @@ fn tell(address: SocketAddr, holder: Holder, patience: Duration) {
         Holder::Other => {
             let holder = name_of_holder(address);
             let holder = holder.as_deref();
-            tracing::warn!(%address, holder, "another process holds this address: waiting {seconds} s for it");
+            // It may be the listener of an own shard, while another gateway that starts is in the way for a moment.
+            if holder == Some(ITSELF) {
+                tracing::warn!(%address, "this address is in use, and this process listens there: waiting {seconds} s for it");
+            } else {
+                tracing::warn!(%address, holder, "another process holds this address: waiting {seconds} s for it");
+            }
         }
     }
 }
@@ -128,6 +136,10 @@ fn name_of_holder(address: SocketAddr) -> Option<String> {
     if let Ok(Some(pid)) = listeners::process_in_the_way(&files, address) {
         let name = process::name(&files, pid).unwrap_or_default();
         return Some(format!("process {pid} ({})", name.escape_debug()));
+    }
+    // The owner of this process's own listener says nothing of another process.
+    if listeners::is_itself_in_the_way(&files, address) == Ok(true) {
+        return Some(ITSELF.to_owned());
     }
     let owner = listeners::owners_at(&files, address).ok()?.into_iter().next()?;
     Some(format!("a process of user {owner}"))
@@ -221,6 +233,17 @@ mod tests {
         assert!(
             matches!(had, Err(AddressError::Refused(error)) if error.kind() == ErrorKind::AddrInUse)
         );
+    }
+
+    #[test]
+    fn a_process_that_holds_the_address_itself_is_not_called_another_one() {
+        let wait = Wait { patience: Duration::ZERO, interrupted: &|| false };
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        let had = once_released(address, &wait, || false, || TcpListener::bind(address));
+        let Err(AddressError::Refused(error)) = had else { panic!("{had:?}") };
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(error.to_string().ends_with(": this process itself holds it"), "{error}");
     }
 
     #[test]

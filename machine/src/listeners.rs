@@ -51,10 +51,16 @@ pub fn process_at(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
 /// # Errors
 /// As for [`process_at`].
 pub fn process_in_the_way(files: &Files, address: SocketAddr) -> Reading<Option<u32>> {
-    let mut listeners = listeners(files, "thread-self")?;
-    let overlaps = |other| serves(other, address) || serves(address, other);
-    listeners.retain(|_, listener| overlaps(listener.address));
-    process_of(files, &listeners, Some(std::process::id()))
+    process_of(files, &listeners_in_the_way(files, address)?, Some(std::process::id()))
+}
+
+/// Whether the calling process itself has such a listener as [`process_in_the_way`] finds at others.
+///
+/// # Errors
+/// When the sockets can't be read.
+pub fn is_itself_in_the_way(files: &Files, address: SocketAddr) -> Reading<bool> {
+    let listeners = listeners_in_the_way(files, address)?;
+    Ok(open_listeners(files, std::process::id(), &listeners)?.next().is_some())
 }
 
 /// The first process, other than `except`, that has one of these listeners open.
@@ -112,6 +118,14 @@ fn listeners_at(files: &Files, address: SocketAddr) -> Reading<Listeners> {
     let mut listeners = listeners(files, "thread-self")?;
     let best = listeners.values().filter_map(|listener| rank(listener.address, address)).min();
     listeners.retain(|_, listener| best.is_some() && rank(listener.address, address) == best);
+    Ok(listeners)
+}
+
+/// The listeners on this address, or on one that includes it or is included, in the calling thread's network namespace.
+fn listeners_in_the_way(files: &Files, address: SocketAddr) -> Reading<Listeners> {
+    let mut listeners = listeners(files, "thread-self")?;
+    let overlaps = |other| serves(other, address) || serves(address, other);
+    listeners.retain(|_, listener| overlaps(listener.address));
     Ok(listeners)
 }
 
@@ -213,6 +227,11 @@ mod tests {
         assert_eq!(process_in_the_way(&Files::system(), address), Ok(None), "it is the caller's");
         let listeners = listeners_at(&Files::system(), address).unwrap();
         assert_eq!(process_of(&Files::system(), &listeners, None), Ok(Some(process::id())));
+        assert_eq!(is_itself_in_the_way(&Files::system(), address), Ok(true));
+        let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        assert_eq!(is_itself_in_the_way(&Files::system(), any), Ok(true));
+        let other = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        assert_eq!(is_itself_in_the_way(&Files::system(), other), Ok(false));
     }
 
     #[test]

@@ -31,8 +31,8 @@ use crate::{argument, not_running, ports};
 /// How long one request may take, from connecting to the last byte of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long what may be a gateway's operators' HTTP may take to show that.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an unknown listener may take to show that it is a gateway.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The default address of a gateway's operators' HTTP.
 pub(crate) const ADMIN: &str = "127.0.0.1:7401";
@@ -284,8 +284,8 @@ pub(crate) fn destination(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Whether packets to this address stay on this machine. The kernel gives them their own destination as the source then.
-fn is_local(address: SocketAddr) -> bool {
+/// Whether packets to this address, which is a [`destination`], stay on this machine. The kernel gives them their own destination as the source then.
+pub(crate) fn is_local(address: SocketAddr) -> bool {
     let routed = || {
         let any: IpAddr = match address {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -15,7 +15,7 @@ use tidegate_machine::{listeners, network, process};
 use super::args::DoctorArgs;
 use super::driver::Driver;
 use crate::listener::demand_listener;
-use crate::operator::{ADMIN, Operator};
+use crate::operator::{ADMIN, Operator, destination, is_local};
 
 /// What to do where the process does not listen on the operators' address.
 const ADMIN_HINT: &str = "If it is a gateway, name its operators' address with --admin";
@@ -103,13 +103,13 @@ impl Running {
                 let stats = asked.with_context(|| {
                     format!("process {pid} lives in another network namespace: run this as root, or in there")
                 })??;
-                demand_process(&files, pid, &stats.gateway, admin)?;
+                demand_process(&files, pid, stats.gateway.pid, admin)?;
                 Ok(Some(Self::new(pid, stats)))
             }
             (None, Some(admin)) => {
                 let operator = Operator::new(admin.clone(), args.token.clone());
                 let stats = ask(&operator)?;
-                let pid = local_process(&files, admin, &stats.gateway)?;
+                let pid = local_process(&files, admin, stats.gateway.pid)?;
                 Ok(Some(Self::new(pid, stats)))
             }
         }
@@ -151,35 +151,55 @@ fn resolve(admin: &str) -> Result<SocketAddr> {
 
 /// Ensures that the gateway that answered is this process: while one gateway takes over from another, both listen
 /// on the address.
-fn demand_process(files: &Files, pid: u32, gateway: &Gateway, admin: &str) -> Result<()> {
-    if process::innermost_pid(files, pid)? == gateway.pid {
+fn demand_process(files: &Files, pid: u32, answered: u32, admin: &str) -> Result<()> {
+    if process::innermost_pid(files, pid)? == answered {
         return Ok(());
     }
     bail!(
-        "at {admin} process {} answers, and not process {pid}: does it take over from {pid}?",
-        gateway.pid
+        "at {admin} process {answered} answers, and not process {pid}: does it take over from {pid}?"
     )
 }
 
 /// The process of the gateway that answered, which must run on this machine.
-fn local_process(files: &Files, admin: &str, gateway: &Gateway) -> Result<u32> {
-    let address = resolve(admin)?;
+fn local_process(files: &Files, admin: &str, answered: u32) -> Result<u32> {
+    let address = destination(resolve(admin)?);
     let listens = |pid| {
         let listens = listeners::of_process(files, pid).unwrap_or_default();
         listens.iter().any(|listener| listeners::serves(*listener, address))
     };
-    if listens(gateway.pid) {
-        return Ok(gateway.pid);
+    // A listener on 0.0.0.0 matches another machine's address too, and process ids may be equal.
+    let is_here = is_local(address);
+    if is_here && listens(answered) {
+        return Ok(answered);
     }
     // It may live in a PID namespace of its own.
-    let found = listeners::process_at(files, address)
-        .with_context(|| format!("which process listens on {admin} can't be read"))?;
+    let found = if is_here { listeners::process_at(files, address) } else { Ok(None) };
+    let found = found.with_context(|| format!("which process listens on {admin} can't be read"))?;
     let pid = found.with_context(|| {
         format!(
             "a gateway answers at {admin}, but no process here listens there: run tide doctor on the gateway's \
              machine"
         )
     })?;
-    demand_process(files, pid, gateway, admin)?;
+    demand_process(files, pid, answered, admin)?;
     Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_process_of_this_machine_is_not_taken_for_another_machines_gateway() {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let pid = std::process::id();
+        let found = |ip: &str| local_process(&Files::system(), &format!("{ip}:{port}"), pid);
+        assert_eq!(found("127.0.0.1").unwrap(), pid);
+        // An address for documentation, which no machine has. The process that answers there has the same id.
+        let error = found("192.0.2.1").unwrap_err().to_string();
+        assert!(error.contains("no process here listens there"), "{error}");
+    }
 }

@@ -118,6 +118,29 @@ fn a_figure_that_is_scattered_from_second_to_second_has_a_wider_band() {
 }
 
 #[test]
+fn the_band_of_a_tail_is_no_narrower_for_many_seconds() {
+    let change = |key: &str, slower: f64| {
+        let with = |slower: f64| {
+            let mut made = made(slower, &[]);
+            for (second, sample) in made.series.iter_mut().enumerate() {
+                let value = if second % 2 == 0 { 1e6 } else { 2e6 };
+                (sample.p99_ns, sample.max_ns) = (Some(value), Some(value));
+            }
+            made
+        };
+        let (a, b) = (with(1.0), with(slower));
+        let comparison = Comparison::of(names(), [&a, &b]);
+        comparison.rows.iter().find(|row| row.key == key).unwrap().change
+    };
+    // Two standard errors are 38 % for the p99 of 31 seconds, and 210 % for the tail.
+    assert_eq!(change("latency_p99_ns", 1.6), Change::Worse);
+    for tail in ["latency_p999_ns", "latency_max_ns"] {
+        assert_eq!(change(tail, 1.6), Change::Same, "{tail}");
+        assert_eq!(change(tail, 4.0), Change::Worse, "{tail}");
+    }
+}
+
+#[test]
 fn settings_of_the_gateway_that_differ_and_labels_are_shown() {
     let (mut a, mut b) = (made(1.0, &[]), made(1.0, &[]));
     b.run.set_gateway(Ok(gateway("uring", "0")));
