@@ -519,3 +519,16 @@ fn one_slow_call_costs_no_other_call_its_answer() {
         (0..=20).map(|_| world.answers.receiver.recv_timeout(TIMEOUT).unwrap()).collect();
     assert!(answers.iter().all(|(_, outcome)| outcome.is_ok()), "{answers:?}");
 }
+
+#[test]
+fn the_wait_of_a_call_that_hangs_is_counted() {
+    let (began, has_begun) = channel();
+    let (release, released) = channel();
+    let handler = Blocking { began: Mutex::new(began), release: Mutex::new(released) };
+    let mut world = World::running(handler, OPTIONS);
+    world.submit(&[(0, 1, "block"), (1, 1, "next")]);
+    has_begun.recv_timeout(TIMEOUT).unwrap();
+    assert_eq!(world.pool.stats().waits.counts.iter().sum::<u64>(), 1);
+    release.send(()).unwrap();
+    assert_eq!(world.answers.wait_for(2), [0, 1]);
+}

@@ -1,5 +1,6 @@
 //! A worker: takes calls from the queue and runs the handler.
 
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -252,12 +253,22 @@ struct Taken {
     group: Option<Group>,
     /// How long the calls of the group have waited.
     waited: Duration,
+    /// The wait of the group's next call is counted already: a call that hangs has to be seen.
+    is_counted: bool,
     /// How long calls waited, and how many waited so long: those that were handled since the lock was last held.
     /// They are counted when it is held again.
     waits: Vec<(Duration, u64)>,
 }
 
 impl Taken {
+    /// Takes over a group of the last line. The wait of its first call, which is handled now, is counted.
+    #[inline]
+    fn put(&mut self, group: Group, queue: &mut Queue, now: Instant) {
+        queue.note_waits(group.waited(now), 1);
+        self.group = Some(group);
+        self.is_counted = true;
+    }
+
     /// The next call of the group, if there is one and it has not expired.
     #[inline]
     fn next(&mut self, now: Instant, clock_was_read: bool) -> Option<Call> {
@@ -270,6 +281,9 @@ impl Taken {
             return None;
         }
         let call = group.pop()?;
+        if mem::take(&mut self.is_counted) {
+            return Some(call);
+        }
         match self.waits.last_mut() {
             Some((waited, calls)) if *waited == self.waited => *calls += 1,
             _ => self.waits.push((self.waited, 1)),
@@ -316,7 +330,7 @@ impl Hold {
         let found = group.is_some();
         if let Some((line, group)) = group {
             self.taken.lines.push(line);
-            self.taken.group = Some(group);
+            self.taken.put(group, &mut state.queue, now);
         } else if may_sleep && !is_closed {
             state.asleep.push(self.index);
         }
@@ -421,11 +435,13 @@ impl Hold {
             self.taken.lines.push(line);
             group = Some(next);
         }
+        if let Some(group) = group {
+            self.taken.put(group, queue, now);
+        }
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);
         self.last = taking;
-        self.taken.group = group;
         let call = self.next_of_group(now, true);
         if call.is_none() {
             self.note_idle();
