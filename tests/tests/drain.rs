@@ -10,6 +10,11 @@ use tidegate_tests::{Code, Gateway, Phone, Setup};
 /// Descriptors of a gateway whose rings or whose descriptor table shall be full.
 const DESCRIPTORS: u64 = 256;
 
+/// A gateway whose drain lasts until all clients have left, also on a busy machine.
+fn patient() -> Setup {
+    Setup::demo().set("shutdown.drain_timeout_ms", 60_000)
+}
+
 /// Clients that connect, send a login, and wait in the kernel's queue.
 fn wait_in_the_queue(gateway: &Gateway, count: u64) -> Vec<Phone> {
     let wait = |user_id: u64| {
@@ -37,7 +42,7 @@ fn each_gets_a_goodbye(mut gateway: Gateway, phones: impl IntoIterator<Item = Ph
 #[test]
 fn connections_that_wait_at_a_full_gateway_get_a_goodbye() {
     for shards in [1, 3] {
-        let setup = Setup::demo().shards(shards).set("limits.connections_max", 6);
+        let setup = patient().shards(shards).set("limits.connections_max", 6);
         let gateway = setup.start();
         let full: Vec<_> = (1..=6).map(|user_id| gateway.login(user_id)).collect();
         let waiting = wait_in_the_queue(&gateway, 40);
@@ -49,7 +54,7 @@ fn connections_that_wait_at_a_full_gateway_get_a_goodbye() {
 #[test]
 fn a_long_queue_of_waiting_connections_gets_goodbyes() {
     // More than one turn accepts, and more than the accepts that io_uring has in flight.
-    let gateway = Setup::demo().set("limits.connections_max", 2).start();
+    let gateway = patient().set("limits.connections_max", 2).start();
     let full: Vec<_> = (1..=2).map(|user_id| gateway.login(user_id)).collect();
     let waiting = wait_in_the_queue(&gateway, 300);
     gateway.terminate();
@@ -58,7 +63,10 @@ fn a_long_queue_of_waiting_connections_gets_goodbyes() {
 
 #[test]
 fn waiting_connections_get_a_goodbye_when_answered_ones_have_left() {
-    let gateway = Setup::quiz().set("limits.connections_max", 4).start();
+    let gateway = Setup::quiz()
+        .set("shutdown.drain_timeout_ms", 60_000)
+        .set("limits.connections_max", 4)
+        .start();
     let mut full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     let asked: Vec<_> = full.iter_mut().map(|phone| phone.send(quiz::THINK, b"1000")).collect();
     // On a busy machine some calls may be answered before the drain. In any case all are answered.
@@ -103,7 +111,7 @@ fn take_descriptors(gateway: &Gateway, maximum: u64) {
 
 #[test]
 fn connections_that_wait_for_a_descriptor_get_a_goodbye() {
-    let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
+    let setup = patient().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
     let gateway = setup.start();
     let full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     take_descriptors(&gateway, DESCRIPTORS);
@@ -114,7 +122,7 @@ fn connections_that_wait_for_a_descriptor_get_a_goodbye() {
 
 #[test]
 fn connections_that_wait_for_a_ring_get_a_goodbye() {
-    let setup = Setup::demo().descriptors(DESCRIPTORS).flag("--driver").flag("uring");
+    let setup = patient().descriptors(DESCRIPTORS).flag("--driver").flag("uring");
     let gateway = setup.set("limits.connections_max", 1000).start();
     // A ring is added as soon as all rings are full.
     let mut full: Vec<_> = (1..=200).map(|user_id| gateway.login(user_id)).collect();
