@@ -11,6 +11,7 @@
 //! | [`code`] | the error codes |
 //! | [`limits`] | sizes, intervals and their defaults |
 //! | [`server`] | what the gateway's end reads and writes |
+//! | [`resume`] | the positions that an authentication carries, borrowed, no allocation |
 //! | [`client`] | what a client's end reads and writes: the core of an SDK |
 //! | [`proto`] | the same messages as prost generates them, owned |
 
@@ -19,6 +20,7 @@ pub mod code;
 pub mod frame;
 pub mod limits;
 pub mod message;
+pub mod resume;
 pub mod server;
 mod wire;
 

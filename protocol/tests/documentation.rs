@@ -51,6 +51,7 @@ fn examples() -> BTreeMap<&'static str, Vec<u8>> {
         session_id: 0x0102_0304_0506_0708,
         heartbeat_interval_ms: limits::HEARTBEAT_INTERVAL_MS,
         server_time_ms: SERVER_TIME_MS,
+        ..v1::Session::default()
     };
     BTreeMap::from([
         ("authenticate", asked(&mut |client| client.authenticate(now, 7, "token-7"))),
@@ -62,7 +63,7 @@ fn examples() -> BTreeMap<&'static str, Vec<u8>> {
         ("answer", written(|out| server::put_answer(out, 1, 2, b"hello"))),
         ("failure", written(|out| server::put_failure(out, 1, 2, Code::RateLimited, 250))),
         ("pong", written(|out| server::put_pong(out, 3, SERVER_TIME_MS))),
-        ("room-push", written(|out| server::put_push(out, 12, &said.encode_to_vec(), 34))),
+        ("room-push", written(|out| server::put_push(out, 12, &said.encode_to_vec(), 34, 0))),
         ("goodbye", written(|out| server::put_goodbye(out, Code::Draining, 1500))),
         ("malformed", written(|out| server::put_goodbye(out, Code::Malformed, 0))),
     ])

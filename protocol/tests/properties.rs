@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate_protocol::client::{Client, Event};
 use tidegate_protocol::frame::{put_prefix, read_prefix};
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::{Code, Reassembler, Request, Response};
 
@@ -62,8 +63,9 @@ prop_compose! {
         sequence in number(),
         retry_after_ms in number_32(),
         offset in number(),
+        room in number_32(),
     ) -> (Response<'static>, Vec<u8>) {
-        (Response { kind, status, biz_data: b"", sequence, retry_after_ms, offset }, biz_data)
+        (Response { kind, status, biz_data: b"", sequence, retry_after_ms, offset, room }, biz_data)
     }
 }
 
@@ -74,7 +76,7 @@ fn payload_of(frame: &[u8]) -> &[u8] {
 
 /// One field as an adversary would write it: any number, any wire type, values padded or cut.
 fn field() -> impl Strategy<Value = Vec<u8>> {
-    let key = (0..9_u32, 0..8_u8, 0..3_u8);
+    let key = (0..10_u32, 0..8_u8, 0..3_u8);
     (key, number(), vec(any::<u8>(), 0..12), any::<bool>()).prop_map(
         |((field, wire_type, padding), value, bytes, honest)| {
             let mut out = Vec::new();
@@ -255,7 +257,8 @@ proptest! {
         let mut next = |wanted: Incoming<'_>| {
             assert_eq!(Incoming::decode(frames.next().unwrap().unwrap()), Ok(wanted));
         };
-        next(Incoming::Authenticate { user_id, token: &token, sequence: 1 });
+        let resume = Positions::default();
+        next(Incoming::Authenticate { user_id, token: &token, resume, sequence: 1 });
         for ((kind, biz_data), sequence) in asked.iter().zip(2..) {
             next(Incoming::Business { kind: *kind, biz_data, sequence });
         }
@@ -283,11 +286,12 @@ proptest! {
         answers in vec((1..i32::MAX, 1..u64::MAX, vec(any::<u8>(), 0..200)), 0..8),
         code in 0..Code::ALL.len(),
         retry_after_ms in number_32(),
+        room in number_32(),
     ) {
         let mut out = Vec::new();
         for (kind, sequence, biz_data) in &answers {
             server::put_answer(&mut out, *kind, *sequence, biz_data);
-            server::put_push(&mut out, *kind, biz_data, *sequence);
+            server::put_push(&mut out, *kind, biz_data, *sequence, room);
         }
         server::put_failure(&mut out, 3, 4, Code::ALL[code], retry_after_ms);
         let mut events = Vec::new();
@@ -303,7 +307,8 @@ proptest! {
             let biz_data = bytes::Bytes::from(biz_data);
             let answer = Event::Answer { kind, sequence, biz_data: biz_data.clone() };
             prop_assert_eq!(events.next(), Some(answer));
-            prop_assert_eq!(events.next(), Some(Event::Push { kind, offset: sequence, biz_data }));
+            let push = Event::Push { kind, room, offset: sequence, biz_data };
+            prop_assert_eq!(events.next(), Some(push));
         }
         prop_assert_eq!(events.next(), None);
     }

@@ -26,6 +26,7 @@ fn why_message(error: MessageError) -> &'static str {
         MessageError::Wire(error) => why_wire(error),
         MessageError::TokenNotUtf8 => "token_not_utf8",
         MessageError::TypeTooSmall(_) => "type_too_small",
+        MessageError::BadResume(_) | MessageError::RoomNotUtf8 => "bad_resume",
     }
 }
 
@@ -96,6 +97,8 @@ struct ResponseFields {
     sequence: String,
     retry_after_ms: u32,
     offset: String,
+    #[serde(default)]
+    room: u32,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -222,6 +225,7 @@ fn responses_read_and_written() {
             sequence: number(&fields.sequence),
             retry_after_ms: fields.retry_after_ms,
             offset: number(&fields.offset),
+            room: fields.room,
         };
         let payload = only_payload(&frame, limits::FRAME_TO_CLIENT_BYTES_MAX, name);
         assert_eq!(Response::decode(&payload), Ok(wanted), "{name}");
@@ -242,7 +246,7 @@ fn responses_read_and_written() {
 
 /// The event that a vector names, with what it shares with the response; `None` for what is ignored.
 fn event_of(event: &Value, response: &Response<'_>) -> Option<Event> {
-    let &Response { kind, biz_data, sequence, retry_after_ms, offset, .. } = response;
+    let &Response { kind, biz_data, sequence, retry_after_ms, offset, room, .. } = response;
     let biz_data = Bytes::copy_from_slice(biz_data);
     let text = |field: &str| number(event[field].as_str().expect("a number in a string"));
     let failure = || {
@@ -259,11 +263,12 @@ fn event_of(event: &Value, response: &Response<'_>) -> Option<Event> {
                 session_id: text("session_id"),
                 heartbeat_interval_ms: interval.try_into().expect("32 bits"),
                 server_time_ms: text("server_time_ms"),
+                ..v1::Session::default()
             };
             Event::Authenticated { sequence, session }
         }
         "answer" => Event::Answer { kind, sequence, biz_data },
-        "push" => Event::Push { kind, offset, biz_data },
+        "push" => Event::Push { kind, room, offset, biz_data },
         "failed" => Event::Failed { kind, sequence, failure: failure() },
         "goodbye" => Event::Goodbye(failure()),
         other => panic!("{other} is no kind of event"),

@@ -71,6 +71,7 @@ pub fn owned_response(response: &Response<'_>) -> v1::Response {
         sequence: response.sequence,
         retry_after_ms: response.retry_after_ms,
         offset: response.offset,
+        room: response.room,
     }
 }
 
