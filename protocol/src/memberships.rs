@@ -52,7 +52,7 @@ pub enum Change {
 pub enum Delivery<'a> {
     /// It came to this user alone: hand it to the app.
     ToUser,
-    /// The next push of the room: hand it to the app.
+    /// The next push of the room, or one that is in no log: hand it to the app.
     New {
         /// The room's name.
         room: &'a str,
@@ -98,6 +98,11 @@ impl Cursor {
     }
 }
 
+/// What became of the pushes after the client's position. One of a later version is a gap.
+fn recovery(room: &v1::Room) -> v1::Recovery {
+    v1::Recovery::try_from(room.recovery).unwrap_or(v1::Recovery::Gap)
+}
+
 /// A room that the client is in.
 #[derive(Debug)]
 struct Membership {
@@ -112,7 +117,7 @@ struct Membership {
 impl Membership {
     fn new(room: &v1::Room) -> Self {
         let mut cursor = Cursor::at_head(0, room.head);
-        if room.recovery() == v1::Recovery::Complete {
+        if recovery(room) == v1::Recovery::Complete {
             // The app has joined after a position that was not restored. What follows begins there.
             cursor.resume = None;
         }
@@ -133,7 +138,7 @@ impl Membership {
         self.number = room.number;
         self.log = room.log;
         self.ticket.clone_from(&room.ticket);
-        match (room.recovery(), position) {
+        match (recovery(room), position) {
             // It is a member already, and goes on reading where it is.
             (v1::Recovery::Complete | v1::Recovery::NotAsked, _) if was_attached && same_log => {}
             (v1::Recovery::Complete, Some(offset)) => self.cursor = Cursor::after(offset),
@@ -244,7 +249,7 @@ impl Memberships {
     pub fn joined(&mut self, room: &v1::Room) -> Option<Change> {
         let known = self.rooms.iter().position(|membership| membership.name == room.name);
         let name = || room.name.clone();
-        if room.recovery() == v1::Recovery::Refused || room.number == 0 {
+        if recovery(room) == v1::Recovery::Refused || room.number == 0 {
             known.map(|index| self.rooms.remove(index));
             return Some(Change::Refused { room: name() });
         }
@@ -261,7 +266,7 @@ impl Memberships {
             }
             None => {
                 self.rooms.push(Membership::new(room));
-                room.recovery() == v1::Recovery::Gap
+                recovery(room) == v1::Recovery::Gap
             }
         };
         is_gap.then(|| Change::Gap { room: name() })
@@ -282,6 +287,10 @@ impl Memberships {
             return Delivery::UnknownRoom;
         };
         let Cursor { seen, next_max, .. } = *cursor;
+        if offset == 0 {
+            // It is in no log, and never comes again.
+            return Delivery::New { room };
+        }
         if offset <= seen {
             return Delivery::Repeat { room };
         }

@@ -217,7 +217,9 @@ fn what_a_library_takes_is_marked_as_such() {
 
 #[test]
 fn names_are_unique_in_their_file() {
-    for file in ["requests.json", "responses.json", "streams.json", "malformed.json"] {
+    for file in
+        ["requests.json", "responses.json", "streams.json", "malformed.json", "memberships.json"]
+    {
         let mut names = BTreeSet::new();
         for vector in load(file) {
             assert!(names.insert(text(&vector, "name").to_owned()), "{file}: {}", vector["name"]);

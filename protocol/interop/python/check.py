@@ -10,6 +10,7 @@ import sys
 from client import MAXIMUM, code, kind, read
 from google.protobuf import proto
 from google.protobuf.message import DecodeError
+from rooms import Rooms
 from tidegate_pb2 import Notice, Pong, Request, Response, Resume, Room, Session
 
 VECTORS = pathlib.Path(sys.argv[1])
@@ -121,6 +122,32 @@ def responses():
             same(vector, room(event["room"]) if "room" in event else event["name"], getattr(notice, event["kind"]))
 
 
+def memberships():
+    for vector in load("memberships.json"):
+        rooms = Rooms()
+        for step in vector["steps"]:
+            if "opened" in step:
+                session_id = int(step["opened"]["session_id"])
+                session = Session(session_id=session_id, rooms=[room(r) for r in step["opened"]["rooms"]])
+                same(vector, step["changes"], [dict([change]) for change in rooms.opened(session)])
+            elif "joined" in step:
+                same(vector, step["changes"], [dict([change]) for change in rooms.joined(room(step["joined"]))])
+            elif "left" in step:
+                rooms.left(step["left"])
+            elif "pushed" in step:
+                wanted, push = (step["of"], step["delivery"]), step["pushed"]
+                same(vector, wanted, rooms.pushed(push["room"], int(push["offset"])))
+            elif "resume" in step:
+                wanted = Resume()
+                for fields in step["resume"]:
+                    position = wanted.positions.add(room=fields["room"], log=int(fields["log"]))
+                    position.offset, position.ticket = int(fields["offset"]), data(fields, "ticket")
+                same(vector, wanted, rooms.resume())
+            else:
+                assert step == {"disconnected": True}
+                rooms.disconnected()
+
+
 def streams():
     for vector in load("streams.json"):
         stream = b"".join(data(chunk, "hex") for chunk in vector["chunks"])
@@ -175,6 +202,7 @@ def probes():
 
 requests()
 responses()
+memberships()
 streams()
 malformed()
 probes()
