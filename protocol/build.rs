@@ -8,6 +8,12 @@ const PROTOS: [&str; 3] =
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
-    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]);
+    // prost derives it for every message without a list of messages.
+    for message in ["tidegate.v1.Session", "tidegate.v1.Resume"] {
+        config.message_attribute(message, "#[derive(Eq, Hash)]");
+    }
+    config.compile_fds(descriptors)?;
     Ok(())
 }

@@ -98,7 +98,7 @@ impl Expected {
         let (kind, sequence, succeeds) = match *request {
             Incoming::Heartbeat { sequence } => (HEARTBEAT, sequence, true),
             Incoming::Business { kind, sequence, .. } => (kind, sequence, self.user_id.is_some()),
-            Incoming::Authenticate { user_id, token, sequence } => {
+            Incoming::Authenticate { user_id, token, sequence, resume: _ } => {
                 let proven = token == format!("token-{user_id}");
                 let succeeds = proven && self.user_id.is_none_or(|known| known == user_id);
                 if succeeds {

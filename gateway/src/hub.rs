@@ -123,7 +123,7 @@ impl Hub {
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
-                server::put_push(&mut frame, kind, &biz_data, 0);
+                server::put_push(&mut frame, kind, &biz_data, 0, 0);
                 let frame = frame.freeze();
                 self.home_of_user(user_id).post(UserMessage::Push { user_id, frame, permit });
             }

@@ -12,7 +12,7 @@ use prost::Message as _;
 use crate::code::Code;
 use crate::frame::{FrameError, Reassembler};
 use crate::limits::{FRAME_TO_CLIENT_BYTES_MAX, HEARTBEAT_INTERVAL_MS};
-use crate::message::{AUTHENTICATE, HEARTBEAT, Request, Response, SUCCESS};
+use crate::message::{AUTHENTICATE, HEARTBEAT, NOTICE, Request, Response, SUCCESS};
 use crate::proto::v1;
 use crate::wire::WireError;
 
@@ -25,8 +25,8 @@ pub enum ClientError {
     /// A frame is not a `Response`.
     #[error(transparent)]
     Message(#[from] WireError),
-    /// The answer to a heartbeat or an authentication does not carry what it should.
-    #[error("the answer of type {0} does not carry its message")]
+    /// The answer to a heartbeat or an authentication, or a notice, does not carry what it should.
+    #[error("the response of type {0} does not carry its message")]
     BadAnswer(i32),
 }
 
@@ -78,10 +78,19 @@ pub enum Event {
     Push {
         /// Its type.
         kind: i32,
+        /// The number of its room on this connection; 0 when it came to this user alone.
+        room: u32,
         /// Its place in the room's log; 0 when it came to this user alone.
         offset: u64,
         /// What the backend sent.
         biz_data: Bytes,
+    },
+    /// The session has become a member of a room; or it was refused, if the room's `recovery` says so.
+    Joined(v1::Room),
+    /// The session is no member of a room any more.
+    Left {
+        /// The room's name.
+        room: String,
     },
     /// The gateway ends the session and closes.
     Goodbye(Failure),
@@ -123,6 +132,13 @@ impl Client {
     /// Asks to open a session. Returns the sequence that the answer will carry.
     pub fn authenticate(&mut self, now: Instant, user_id: u64, token: &str) -> u64 {
         self.write(now, Request { kind: AUTHENTICATE, user_id, token, ..Request::default() })
+    }
+
+    /// Asks to open a session, and to be a member again of the rooms of `resume`. Returns the sequence that the
+    /// answer will carry.
+    pub fn resume(&mut self, now: Instant, user_id: u64, token: &str, resume: &v1::Resume) -> u64 {
+        let biz_data = &resume.encode_to_vec();
+        self.write(now, Request { kind: AUTHENTICATE, user_id, token, biz_data, sequence: 0 })
     }
 
     /// Sends a business request. Returns the sequence that the answer will carry.
@@ -187,9 +203,9 @@ impl Client {
     }
 }
 
-/// The event that a response is; `None` for a response of a later version.
+/// The event that a response is; `None` for a response or a notice of a later version.
 fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
-    let &Response { kind, status, biz_data, sequence, retry_after_ms, offset } = response;
+    let &Response { kind, status, biz_data, sequence, retry_after_ms, offset, room } = response;
     if status != SUCCESS {
         let retry_after = Duration::from_millis(u64::from(retry_after_ms));
         let failure = Failure { code: response.code(), retry_after };
@@ -201,6 +217,14 @@ fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
         }));
     }
     match kind {
+        NOTICE => v1::Notice::decode(biz_data)
+            .map(|notice| {
+                Some(match notice.what? {
+                    v1::notice::What::Joined(room) => Event::Joined(room),
+                    v1::notice::What::Left(room) => Event::Left { room },
+                })
+            })
+            .map_err(|_| ClientError::BadAnswer(kind)),
         ..HEARTBEAT => Ok(None),
         HEARTBEAT => v1::Pong::decode(biz_data)
             .map(|pong| Some(Event::Pong { sequence, server_time_ms: pong.server_time_ms }))
@@ -211,7 +235,7 @@ fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
         _ => {
             let biz_data = Bytes::copy_from_slice(biz_data);
             Ok(Some(if sequence == 0 {
-                Event::Push { kind, offset, biz_data }
+                Event::Push { kind, room, offset, biz_data }
             } else {
                 Event::Answer { kind, sequence, biz_data }
             }))
@@ -222,6 +246,7 @@ fn read_event(response: &Response<'_>) -> Result<Option<Event>, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resume::{Position, Positions};
     use crate::server::{self, Incoming};
 
     #[test]
@@ -234,17 +259,24 @@ mod tests {
         let asked = client.outgoing().split();
         let mut frames = server.frames(&asked, 1000);
         let first = Incoming::decode(frames.next().unwrap().unwrap()).unwrap();
-        let wanted = Incoming::Authenticate { user_id: 7, token: "token-7", sequence: login };
+        let resume = Positions::default();
+        let wanted =
+            Incoming::Authenticate { user_id: 7, token: "token-7", resume, sequence: login };
         assert_eq!(first, wanted);
         let second = Incoming::decode(frames.next().unwrap().unwrap()).unwrap();
         assert_eq!(second, Incoming::Business { kind: 1, biz_data: b"hello", sequence: ask });
         drop(frames);
 
         let mut out = Vec::new();
-        let session = v1::Session { session_id: 9, heartbeat_interval_ms: 50, server_time_ms: 1 };
+        let session = v1::Session {
+            session_id: 9,
+            heartbeat_interval_ms: 50,
+            server_time_ms: 1,
+            ..v1::Session::default()
+        };
         server::put_session(&mut out, login, &session);
         server::put_answer(&mut out, 1, ask, b"hello");
-        server::put_push(&mut out, 12, b"hi", 33);
+        server::put_push(&mut out, 12, b"hi", 33, 5);
         server::put_failure(&mut out, 3, 4, Code::RateLimited, 250);
         server::put_goodbye(&mut out, Code::Idle, 0);
         let mut events = Vec::new();
@@ -260,11 +292,37 @@ mod tests {
             [
                 Event::Authenticated { sequence: login, session },
                 Event::Answer { kind: 1, sequence: ask, biz_data: hello },
-                Event::Push { kind: 12, offset: 33, biz_data: hi },
+                Event::Push { kind: 12, room: 5, offset: 33, biz_data: hi },
                 Event::Failed { kind: 3, sequence: 4, failure },
                 Event::Goodbye(Failure { code: Some(Code::Idle), retry_after: Duration::ZERO }),
             ]
         );
+    }
+
+    #[test]
+    fn a_resume_and_a_notice_come_over() {
+        let now = Instant::now();
+        let mut client = Client::new(now);
+        let position =
+            v1::Position { room: "quiz".into(), log: 5, offset: 33, ticket: "proof".into() };
+        client.resume(now, 7, "token-7", &v1::Resume { positions: vec![position] });
+        let asked = client.outgoing().split();
+        let mut server = Reassembler::new();
+        let mut frames = server.frames(&asked, 1000);
+        let asked = Incoming::decode(frames.next().unwrap().unwrap()).unwrap();
+        let Incoming::Authenticate { resume, .. } = asked else { panic!("{asked:?}") };
+        let read = Position { room: "quiz", log: 5, offset: 33, ticket: b"proof" };
+        assert_eq!(resume.iter().collect::<Vec<_>>(), [read]);
+
+        let room = v1::Room { name: "quiz".into(), number: 3, log: 5, ..v1::Room::default() };
+        let mut out = Vec::new();
+        let joined = v1::notice::What::Joined(room.clone());
+        server::put_notice(&mut out, &v1::Notice { what: Some(joined) });
+        let left = v1::notice::What::Left("quiz".into());
+        server::put_notice(&mut out, &v1::Notice { what: Some(left) });
+        let mut events = Vec::new();
+        client.receive(&out, |event| events.push(event)).unwrap();
+        assert_eq!(events, [Event::Joined(room), Event::Left { room: "quiz".into() }]);
     }
 
     #[test]
@@ -283,7 +341,7 @@ mod tests {
         let now = Instant::now();
         let mut client = Client::new(now);
         for (heartbeat_interval_ms, due_ms) in [(0, 30_000), (50, 50), (0, 50)] {
-            let session = v1::Session { session_id: 9, heartbeat_interval_ms, server_time_ms: 1 };
+            let session = v1::Session { heartbeat_interval_ms, ..v1::Session::default() };
             let mut out = Vec::new();
             server::put_session(&mut out, 1, &session);
             client.receive(&out, drop).unwrap();
@@ -295,10 +353,10 @@ mod tests {
     fn a_client_reads_no_longer_frames_than_it_accepts() {
         let mut client = Client::new(Instant::now()).with_frame_bytes_max(100);
         let mut out = Vec::new();
-        server::put_push(&mut out, 5, &[7; 90], 0);
+        server::put_push(&mut out, 5, &[7; 90], 0, 0);
         client.receive(&out, drop).unwrap();
         out.clear();
-        server::put_push(&mut out, 5, &[7; 100], 0);
+        server::put_push(&mut out, 5, &[7; 100], 0, 0);
         let error = client.receive(&out, drop).unwrap_err();
         assert!(matches!(error, ClientError::Frame(FrameError::TooLong { bytes_max: 100, .. })));
     }
@@ -307,9 +365,10 @@ mod tests {
     fn a_response_of_a_later_version_is_passed_over_and_a_bad_one_is_an_error() {
         let mut client = Client::new(Instant::now());
         let mut out = Vec::new();
-        server::put_answer(&mut out, HEARTBEAT - 1, 3, b"of a later version");
+        server::put_answer(&mut out, NOTICE - 1, 3, b"of a later version");
+        server::put_notice(&mut out, &v1::Notice::default());
         client.receive(&out, |event| panic!("{event:?}")).unwrap();
-        for kind in [HEARTBEAT, AUTHENTICATE] {
+        for kind in [HEARTBEAT, AUTHENTICATE, NOTICE] {
             let mut out = Vec::new();
             server::put_answer(&mut out, kind, 3, &[0xff]);
             let error = Client::new(Instant::now()).receive(&out, drop).unwrap_err();

@@ -10,7 +10,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Code {
-    /// The token did not verify, or a business frame came before authentication.
+    /// The token did not verify, or a business frame came before authentication. As a goodbye: the token
+    /// has expired, and the connection is closed.
     Unauthenticated = 100,
     /// The business layer failed on this request.
     BackendFailed = 101,
@@ -24,17 +25,19 @@ pub enum Code {
     NoRoute = 105,
     /// A frame could not be read, or is too long. The connection is closed.
     Malformed = 106,
-    /// The same user logged in elsewhere, or was kicked. The connection is closed.
+    /// The same user logged in elsewhere. The connection is closed.
     Replaced = 107,
     /// The gateway drains: reconnect after `retry_after_ms`. The connection is closed.
     Draining = 108,
     /// No frame came in time. The connection is closed.
     Idle = 109,
+    /// An operator or a backend ended the session. The connection is closed.
+    Kicked = 110,
 }
 
 impl Code {
     /// Every code, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unauthenticated,
         Self::BackendFailed,
         Self::Timeout,
@@ -45,6 +48,7 @@ impl Code {
         Self::Replaced,
         Self::Draining,
         Self::Idle,
+        Self::Kicked,
     ];
 
     /// The number on the wire.
@@ -73,6 +77,7 @@ impl Code {
             Self::Replaced => "REPLACED",
             Self::Draining => "DRAINING",
             Self::Idle => "IDLE",
+            Self::Kicked => "KICKED",
         }
     }
 
@@ -92,7 +97,22 @@ impl Code {
     /// Whether a gateway may send this code unasked, to end the session.
     #[must_use]
     pub const fn ends_session(self) -> bool {
-        matches!(self, Self::Malformed | Self::Replaced | Self::Draining | Self::Idle)
+        matches!(
+            self,
+            Self::Unauthenticated
+                | Self::Malformed
+                | Self::Replaced
+                | Self::Draining
+                | Self::Idle
+                | Self::Kicked
+        )
+    }
+
+    /// Whether a gateway may answer a request with this code. [`Code::Unauthenticated`] and
+    /// [`Code::Draining`] may also end the session.
+    #[must_use]
+    pub const fn fails_request(self) -> bool {
+        !matches!(self, Self::Malformed | Self::Replaced | Self::Idle | Self::Kicked)
     }
 }
 

@@ -11,14 +11,18 @@
 //! | [`code`] | the error codes |
 //! | [`limits`] | sizes, intervals and their defaults |
 //! | [`server`] | what the gateway's end reads and writes |
+//! | [`resume`] | the positions that an authentication carries, borrowed, no allocation |
 //! | [`client`] | what a client's end reads and writes: the core of an SDK |
+//! | [`memberships`] | the rooms of a client, across its connections |
 //! | [`proto`] | the same messages as prost generates them, owned |
 
 pub mod client;
 pub mod code;
 pub mod frame;
 pub mod limits;
+pub mod memberships;
 pub mod message;
+pub mod resume;
 pub mod server;
 mod wire;
 

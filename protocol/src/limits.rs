@@ -28,5 +28,12 @@ pub const AUTH_TIMEOUT_MS: u64 = 10_000;
 /// A connection is closed after this many failed tries to authenticate.
 pub const AUTH_FAILURES_MAX: u8 = 3;
 
-/// Longest room id, in bytes of UTF-8.
+/// Longest room id, in bytes of UTF-8. `*` is everybody's room.
 pub const ROOM_ID_BYTES_MAX: usize = 128;
+
+/// Longest ticket, in bytes. It is about twice what a gateway needs: an expiry and a MAC of 256 bits.
+pub const TICKET_BYTES_MAX: usize = 64;
+
+/// Longest `Resume` that a client should send, in bytes: 7 KiB. With a token of 8 KiB it still fits
+/// [`FRAME_BEFORE_SESSION_BYTES_MAX`]. It holds about 100 positions with names of ten bytes, and at least 30 of any kind.
+pub const RESUME_BYTES_MAX: usize = 7 * 1024;

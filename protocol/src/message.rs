@@ -12,6 +12,10 @@ use crate::wire::{self, Small};
 pub const HEARTBEAT: i32 = -1;
 /// The type of an authentication, and of the gateway ending a session.
 pub const AUTHENTICATE: i32 = 0;
+/// The type of a notice: the gateway has changed a membership of the session.
+pub const NOTICE: i32 = -2;
+/// The name of everybody's room.
+pub const EVERYBODY: &str = "*";
 /// `status` of a success and of a push.
 pub const SUCCESS: u32 = 1;
 /// `status` of a failure.
@@ -29,6 +33,12 @@ pub enum MessageError {
     /// The type is below -1.
     #[error("type {0} is below -1")]
     TypeTooSmall(i32),
+    /// `biz_data` of an authentication is no `Resume`.
+    #[error("the data of an authentication is no Resume: {0}")]
+    BadResume(WireError),
+    /// A room's name in a `Resume` is not UTF-8.
+    #[error("a room's name in a Resume is not UTF-8")]
+    RoomNotUtf8,
 }
 
 /// A message from a client, borrowed from its frame.
@@ -40,7 +50,7 @@ pub struct Request<'a> {
     pub user_id: u64,
     /// The proof that it is that user.
     pub token: &'a str,
-    /// Opaque to the gateway.
+    /// A `Resume` in an authentication, opaque to the gateway in a business request.
     pub biz_data: &'a [u8],
     /// Echoed in the answer.
     pub sequence: u64,
@@ -122,11 +132,11 @@ impl<'a> Request<'a> {
 /// A message from a gateway, borrowed from its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Response<'a> {
-    /// The type that it answers; the type of a push; 0 for the end of a session.
+    /// The type that it answers; the type of a push; [`NOTICE`]; 0 for the end of a session.
     pub kind: i32,
     /// 1 success, 0 failure.
     pub status: u32,
-    /// The answer, the push, or a failure's code.
+    /// The answer, the push, the notice, or a failure's code.
     pub biz_data: &'a [u8],
     /// Of the request that it answers; 0 for a push.
     pub sequence: u64,
@@ -134,6 +144,8 @@ pub struct Response<'a> {
     pub retry_after_ms: u32,
     /// Of a room push: its place in the room's log.
     pub offset: u64,
+    /// Of a room push: the room's number on this connection.
+    pub room: u32,
 }
 
 impl<'a> Response<'a> {
@@ -150,7 +162,7 @@ impl<'a> Response<'a> {
         let mut response = Self::default();
         while !payload.is_empty() {
             let (field, wire_type) = wire::take_key(&mut payload)?;
-            if field > 6 {
+            if field > 7 {
                 wire::skip(&mut payload, field, wire_type)?;
                 continue;
             }
@@ -166,7 +178,8 @@ impl<'a> Response<'a> {
                 2 => response.status = value as u32,
                 4 => response.sequence = value,
                 5 => response.retry_after_ms = value as u32,
-                _ => response.offset = value,
+                6 => response.offset = value,
+                _ => response.room = value as u32,
             }
         }
         Ok(response)
@@ -182,35 +195,49 @@ impl<'a> Response<'a> {
     #[inline]
     #[must_use]
     pub const fn payload_len(&self) -> usize {
+        self.payload_len_with(self.biz_data.len())
+    }
+
+    /// Bytes of the payload with a `biz_data` of this many bytes.
+    #[inline]
+    const fn payload_len_with(&self, biz_data_len: usize) -> usize {
         wire::varint_field_len(wire::zigzag(self.kind))
             + wire::varint_field_len(self.status as u64)
-            + wire::bytes_field_len(self.biz_data)
+            + wire::delimited_field_len(biz_data_len)
             + wire::varint_field_len(self.sequence)
             + wire::varint_field_len(self.retry_after_ms as u64)
             + wire::varint_field_len(self.offset)
+            + wire::varint_field_len(self.room as u64)
     }
 
     /// Writes the whole frame, length prefix included.
     #[inline]
     pub fn encode_frame(&self, out: &mut impl BufMut) {
-        out.put_slice(self.head().written());
+        out.put_slice(self.head(self.biz_data.len()).written());
         out.put_slice(self.biz_data);
+        out.put_slice(self.tail().written());
+    }
+
+    /// Writes the whole frame with a message of any size for `biz_data`, which is encoded in place.
+    pub(crate) fn encode_frame_around(&self, message: &impl prost::Message, out: &mut impl BufMut) {
+        out.put_slice(self.head(message.encoded_len()).written());
+        message.encode(out).expect("the buffer has room for the frame");
         out.put_slice(self.tail().written());
     }
 
     /// Writes what comes before and behind `biz_data` in the frame, for a caller that sends `biz_data` without copying it.
     pub fn encode_around(&self, before: &mut impl BufMut, behind: &mut impl BufMut) {
-        before.put_slice(self.head().written());
+        before.put_slice(self.head(self.biz_data.len()).written());
         behind.put_slice(self.tail().written());
     }
 
     #[inline]
-    fn head(&self) -> Small {
+    fn head(&self, biz_data_len: usize) -> Small {
         let mut head = Small::new();
-        head.varint(self.payload_len() as u64);
+        head.varint(self.payload_len_with(biz_data_len) as u64);
         head.varint_field(1, wire::zigzag(self.kind));
         head.varint_field(2, u64::from(self.status));
-        head.bytes_key(3, self.biz_data.len());
+        head.bytes_key(3, biz_data_len);
         head
     }
 
@@ -220,6 +247,7 @@ impl<'a> Response<'a> {
         tail.varint_field(4, self.sequence);
         tail.varint_field(5, u64::from(self.retry_after_ms));
         tail.varint_field(6, self.offset);
+        tail.varint_field(7, u64::from(self.room));
         tail
     }
 }

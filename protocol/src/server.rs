@@ -6,8 +6,11 @@
 use bytes::BufMut;
 
 use crate::code::Code;
-use crate::message::{AUTHENTICATE, FAILURE, HEARTBEAT, MessageError, Request, Response, SUCCESS};
+use crate::message::{
+    AUTHENTICATE, FAILURE, HEARTBEAT, MessageError, NOTICE, Request, Response, SUCCESS,
+};
 use crate::proto::v1;
+use crate::resume::Positions;
 
 /// A request, by what it asks of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Incoming<'a> {
         user_id: u64,
         /// The proof.
         token: &'a str,
+        /// The rooms that it was in.
+        resume: Positions<'a>,
         /// Echoed in the answer.
         sequence: u64,
     },
@@ -47,7 +52,10 @@ impl<'a> Incoming<'a> {
         let Request { kind, user_id, token, biz_data, sequence } = Request::decode(payload)?;
         Ok(match kind {
             HEARTBEAT => Self::Heartbeat { sequence },
-            AUTHENTICATE => Self::Authenticate { user_id, token, sequence },
+            AUTHENTICATE => {
+                let resume = Positions::decode(biz_data)?;
+                Self::Authenticate { user_id, token, resume, sequence }
+            }
             _ => Self::Business { kind, biz_data, sequence },
         })
     }
@@ -89,7 +97,7 @@ pub fn put_failure(
     retry_after_ms: u32,
 ) {
     let biz_data = &code.to_bytes();
-    Response { kind, status: FAILURE, biz_data, sequence, retry_after_ms, offset: 0 }
+    Response { kind, status: FAILURE, biz_data, sequence, retry_after_ms, ..Response::default() }
         .encode_frame(out);
 }
 
@@ -98,10 +106,18 @@ pub fn put_goodbye(out: &mut impl BufMut, code: Code, retry_after_ms: u32) {
     put_failure(out, AUTHENTICATE, 0, code, retry_after_ms);
 }
 
-/// Writes a push. `offset` is its place in a room's log, or 0.
+/// Writes a push. `offset` is its place in a room's log, and `room` the room's number in the [`v1::Room`] that the
+/// session got. Both are 0 for a push to a user.
 #[inline]
-pub fn put_push(out: &mut impl BufMut, kind: i32, biz_data: &[u8], offset: u64) {
-    Response { kind, status: SUCCESS, biz_data, offset, ..Response::default() }.encode_frame(out);
+pub fn put_push(out: &mut impl BufMut, kind: i32, biz_data: &[u8], offset: u64, room: u32) {
+    Response { kind, status: SUCCESS, biz_data, offset, room, ..Response::default() }
+        .encode_frame(out);
+}
+
+/// Writes a notice: the session has become a member of a room, or is none any more.
+pub fn put_notice(out: &mut impl BufMut, notice: &v1::Notice) {
+    Response { kind: NOTICE, status: SUCCESS, ..Response::default() }
+        .encode_frame_around(notice, out);
 }
 
 /// Writes a heartbeat's answer.
@@ -113,9 +129,8 @@ pub fn put_pong(out: &mut impl BufMut, sequence: u64, server_time_ms: u64) {
 
 /// Writes the answer to an authentication that succeeded.
 pub fn put_session(out: &mut impl BufMut, sequence: u64, session: &v1::Session) {
-    let mut biz_data = [0_u8; 32];
-    let length = encode_small(session, &mut biz_data);
-    put_answer(out, AUTHENTICATE, sequence, &biz_data[..length]);
+    Response { kind: AUTHENTICATE, status: SUCCESS, sequence, ..Response::default() }
+        .encode_frame_around(session, out);
 }
 
 /// Encodes a message that fits the array. Returns its length in bytes.
@@ -133,15 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_session_and_pong_fit() {
+    fn a_session_of_any_size_and_the_largest_pong_fit() {
         let session = v1::Session {
             session_id: u64::MAX,
             heartbeat_interval_ms: u32::MAX,
             server_time_ms: u64::MAX,
+            rooms: vec![v1::Room { name: "x".repeat(128), ..v1::Room::default() }; 65],
+            ..v1::Session::default()
         };
         let mut out = Vec::new();
         put_session(&mut out, u64::MAX, &session);
-        let response = Response::decode(&out[1..]).unwrap();
+        let response = Response::decode(&out[2..]).unwrap();
         assert_eq!(v1::Session::decode(response.biz_data).unwrap(), session);
         out.clear();
         put_pong(&mut out, 1, u64::MAX);

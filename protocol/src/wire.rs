@@ -1,4 +1,4 @@
-//! Protobuf's wire format, as far as four flat messages need it: varints, keys, fields to skip.
+//! Protobuf's wire format, as far as a few messages need it: varints, keys, fields to skip.
 //!
 //! It exists beside prost because it borrows: the gateway reads a request without
 //! an allocation. The tests of `message` compare its result with prost's on valid and invalid input.
@@ -85,6 +85,14 @@ pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8], count: u64) -> Result<&'a [u8
     Ok(taken)
 }
 
+/// Takes eight bytes, little-endian.
+#[inline]
+pub(crate) fn take_fixed64(bytes: &mut &[u8]) -> Result<u64, WireError> {
+    let (taken, rest) = bytes.split_first_chunk().ok_or(WireError::Truncated)?;
+    *bytes = rest;
+    Ok(u64::from_le_bytes(*taken))
+}
+
 /// Takes a length-delimited value.
 #[inline]
 pub(crate) fn take_delimited<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
@@ -101,6 +109,11 @@ pub(crate) fn expect(field: u32, wire_type: u8, expected: u8) -> Result<(), Wire
 /// Skips the value of an unknown field.
 pub(crate) fn skip(bytes: &mut &[u8], field: u32, wire_type: u8) -> Result<(), WireError> {
     skip_nested(bytes, field, wire_type, GROUP_DEPTH_MAX)
+}
+
+/// Skips the value of an unknown field of a message inside a message, which is a level of nesting too.
+pub(crate) fn skip_inside(bytes: &mut &[u8], field: u32, wire_type: u8) -> Result<(), WireError> {
+    skip_nested(bytes, field, wire_type, GROUP_DEPTH_MAX - 1)
 }
 
 fn skip_nested(
@@ -212,7 +225,14 @@ pub(crate) const fn varint_field_len(value: u64) -> usize {
 #[inline]
 #[must_use]
 pub(crate) const fn bytes_field_len(value: &[u8]) -> usize {
-    if value.is_empty() { 0 } else { 1 + varint_len(value.len() as u64) + value.len() }
+    delimited_field_len(value.len())
+}
+
+/// Length of a length-delimited field with a key of one byte and a value of `len` bytes; 0 if it is empty.
+#[inline]
+#[must_use]
+pub(crate) const fn delimited_field_len(len: usize) -> usize {
+    if len == 0 { 0 } else { 1 + varint_len(len as u64) + len }
 }
 
 /// Zigzag: small numbers of either sign get small varints.

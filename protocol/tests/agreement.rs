@@ -167,6 +167,7 @@ fn each_verdict_is_that_of_a_rule_on_the_page() {
     for vector in refused.iter().filter(|vector| vector["refused_as"] != "frame") {
         let why = text(vector, "why");
         used.insert(why.to_owned());
+        used.extend(vector["biz_data_why"].as_str().map(str::to_owned));
         let Some(may_accept) = vector["sdk_may_accept"].as_bool() else {
             assert_eq!(vector["direction"], "to_gateway", "{}", vector["name"]);
             assert!(rules.contains_key(why), "{why} has no rule");
@@ -216,7 +217,9 @@ fn what_a_library_takes_is_marked_as_such() {
 
 #[test]
 fn names_are_unique_in_their_file() {
-    for file in ["requests.json", "responses.json", "streams.json", "malformed.json"] {
+    for file in
+        ["requests.json", "responses.json", "streams.json", "malformed.json", "memberships.json"]
+    {
         let mut names = BTreeSet::new();
         for vector in load(file) {
             assert!(names.insert(text(&vector, "name").to_owned()), "{file}: {}", vector["name"]);

@@ -9,7 +9,8 @@ use std::time::Instant;
 use page::{blocks, read, rows};
 use prost::Message as _;
 use tidegate_protocol::client::Client;
-use tidegate_protocol::proto::{demo, v1};
+use tidegate_protocol::proto::demo;
+use tidegate_protocol::proto::v1::{self, notice};
 use tidegate_protocol::{Code, Request, limits, server};
 
 /// 2026-01-01T00:00:00Z.
@@ -45,24 +46,43 @@ fn examples() -> BTreeMap<&'static str, Vec<u8>> {
         ask(&mut client);
         client.outgoing().split().to_vec()
     };
-    let again = demo::JoinRoom { room: "quiz".into(), last_offset: 33 }.encode_to_vec();
     let said = demo::RoomMessage { room: "quiz".into(), from_user_id: 7, text: "hi".into() };
     let session = v1::Session {
         session_id: 0x0102_0304_0506_0708,
         heartbeat_interval_ms: limits::HEARTBEAT_INTERVAL_MS,
         server_time_ms: SERVER_TIME_MS,
+        ..v1::Session::default()
     };
+    let log = session.session_id;
+    let position = v1::Position { room: "quiz".into(), log, offset: 33, ticket: "proof".into() };
+    let resume = v1::Resume { positions: vec![position] };
+    let room = |name: &str, number, log, head, ticket: &'static str| {
+        let (name, ticket) = (name.into(), ticket.into());
+        v1::Room { name, number, log, head, ticket, ..v1::Room::default() }
+    };
+    let everybody = room("*", 1, 0x1112_1314_1516_1718, 9, "");
+    let recovery = v1::Recovery::Complete.into();
+    let quiz = v1::Room { recovery, ..room("quiz", 5, log, 34, "fresh") };
+    let with_rooms = v1::Session { rooms: vec![everybody, quiz], ..session };
+    let joined = notice::What::Joined(room("chat", 6, log, 2, "proof"));
+    let joined = v1::Notice { what: Some(joined) };
+    let left = v1::Notice { what: Some(notice::What::Left("chat".into())) };
+    let mut again = Client::new(now);
+    again.resume(now, 7, "token-7", &resume);
     BTreeMap::from([
+        ("resume", again.outgoing().split().to_vec()),
+        ("session-rooms", written(|out| server::put_session(out, 1, &with_rooms))),
+        ("notice-joined", written(|out| server::put_notice(out, &joined))),
+        ("notice-left", written(|out| server::put_notice(out, &left))),
         ("authenticate", asked(&mut |client| client.authenticate(now, 7, "token-7"))),
         ("business-request", asked(&mut |client| client.request(now, 1, b"hello"))),
         ("heartbeat", asked(&mut |client| client.heartbeat(now))),
-        ("join-again", asked(&mut |client| client.request(now, 10, &again))),
         ("empty", written(|out| Request::default().encode_frame(out))),
         ("session", written(|out| server::put_session(out, 1, &session))),
         ("answer", written(|out| server::put_answer(out, 1, 2, b"hello"))),
         ("failure", written(|out| server::put_failure(out, 1, 2, Code::RateLimited, 250))),
         ("pong", written(|out| server::put_pong(out, 3, SERVER_TIME_MS))),
-        ("room-push", written(|out| server::put_push(out, 12, &said.encode_to_vec(), 34))),
+        ("room-push", written(|out| server::put_push(out, 12, &said.encode_to_vec(), 34, 5))),
         ("goodbye", written(|out| server::put_goodbye(out, Code::Draining, 1500))),
         ("malformed", written(|out| server::put_goodbye(out, Code::Malformed, 0))),
     ])
@@ -89,16 +109,13 @@ fn every_examples_length_is_what_its_note_says() {
     }
 }
 
-/// A message's fields, without comments, blank lines and indentation.
+/// The lines of the messages, without comments, blank lines and indentation.
 fn messages(proto: &str) -> Vec<String> {
     let code = |line: &str| line.split("//").next().unwrap_or("").trim().to_owned();
     let text: Vec<String> = proto.lines().map(code).filter(|line| !line.is_empty()).collect();
-    text.split_inclusive(|line| line == "}")
-        .map(|message| {
-            let start = message.iter().position(|line| line.starts_with("message "));
-            message[start.expect("a message")..].join("\n")
-        })
-        .collect()
+    let starts = |line: &String| line.starts_with("message ") || line.starts_with("enum ");
+    let start = text.iter().position(starts).expect("a message");
+    text[start..].to_vec()
 }
 
 #[test]
@@ -122,19 +139,20 @@ fn every_code_has_a_row_and_an_action() {
 
 /// What may come in a state of the machine in which bytes are read, by the names of the vectors' events.
 fn everything_that_comes() -> BTreeSet<String> {
-    let mut events: BTreeSet<String> = ["session", "answer", "pong", "push", "ignored"]
-        .into_iter()
-        .chain(["failure ?", "goodbye ?", "bad frame", "end", "timer"])
-        .chain(["request", "connect()", "close()"])
-        .map(str::to_owned)
-        .collect();
+    let mut events: BTreeSet<String> =
+        ["session", "answer", "pong", "push", "joined", "left", "ignored"]
+            .into_iter()
+            .chain(["failure ?", "goodbye ?", "bad frame", "end", "timer"])
+            .chain(["request", "connect()", "close()"])
+            .map(str::to_owned)
+            .collect();
     for code in Code::ALL {
         let number = code.number();
         if code.ends_session() {
             events.insert(format!("goodbye {number}"));
         }
-        // 108 is both.
-        if !code.ends_session() || code == Code::Draining {
+        // 100 and 108 are both.
+        if code.fails_request() {
             events.insert(format!("failure {number}"));
         }
     }

@@ -209,6 +209,7 @@ fn the_pages_lines_are_the_ones_that_run() {
         ("java/Client.java", "java"),
         ("java/NettyFrames.java", "java"),
         ("python/client.py", "python"),
+        ("python/rooms.py", "python"),
         ("node/client.js", "javascript"),
         ("go/frame.go", "go"),
         ("cpp/check.cc", "cpp"),

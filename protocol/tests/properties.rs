@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use prost::Message as _;
 use tidegate_protocol::client::{Client, Event};
 use tidegate_protocol::frame::{put_prefix, read_prefix};
+use tidegate_protocol::proto::v1::{self, notice};
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::{Code, Reassembler, Request, Response};
 
-use oracle::{Arrival, check_request, check_response, read_at_once, read_cut};
+use oracle::{
+    Arrival, check_request, check_response, check_resume, owned_resume, read_at_once, read_cut,
+};
 
 const PAYLOAD_BYTES_MAX: usize = 1000;
 
@@ -62,9 +67,43 @@ prop_compose! {
         sequence in number(),
         retry_after_ms in number_32(),
         offset in number(),
+        room in number_32(),
     ) -> (Response<'static>, Vec<u8>) {
-        (Response { kind, status, biz_data: b"", sequence, retry_after_ms, offset }, biz_data)
+        (Response { kind, status, biz_data: b"", sequence, retry_after_ms, offset, room }, biz_data)
     }
+}
+
+prop_compose! {
+    fn position()(
+        room in any::<String>(),
+        log in number(),
+        offset in number(),
+        ticket in vec(any::<u8>(), 0..80),
+    ) -> v1::Position {
+        v1::Position { room, log, offset, ticket: ticket.into() }
+    }
+}
+
+fn resume() -> impl Strategy<Value = v1::Resume> {
+    vec(position(), 0..6).prop_map(|positions| v1::Resume { positions })
+}
+
+/// A session with the fields of version 1.1, and rooms of every kind.
+fn session() -> impl Strategy<Value = v1::Session> {
+    let room =
+        (position(), number_32(), number(), 0..5).prop_map(|(position, number, head, recovery)| {
+            let v1::Position { room: name, log, ticket, .. } = position;
+            v1::Room { name, number, log, head, recovery, ticket }
+        });
+    (number(), number_32(), number(), vec(room, 0..6)).prop_map(
+        |(session_id, idle_timeout_ms, expires_in_ms, rooms)| v1::Session {
+            session_id,
+            idle_timeout_ms,
+            expires_in_ms,
+            rooms,
+            ..v1::Session::default()
+        },
+    )
 }
 
 fn payload_of(frame: &[u8]) -> &[u8] {
@@ -74,7 +113,7 @@ fn payload_of(frame: &[u8]) -> &[u8] {
 
 /// One field as an adversary would write it: any number, any wire type, values padded or cut.
 fn field() -> impl Strategy<Value = Vec<u8>> {
-    let key = (0..9_u32, 0..8_u8, 0..3_u8);
+    let key = (0..10_u32, 0..8_u8, 0..3_u8);
     (key, number(), vec(any::<u8>(), 0..12), any::<bool>()).prop_map(
         |((field, wire_type, padding), value, bytes, honest)| {
             let mut out = Vec::new();
@@ -180,6 +219,7 @@ proptest! {
     fn arbitrary_bytes_get_prosts_verdict(payload in vec(any::<u8>(), 0..64)) {
         check_request(&payload);
         check_response(&payload);
+        check_resume(&payload);
     }
 
     #[test]
@@ -187,6 +227,77 @@ proptest! {
         let payload = fields.concat();
         check_request(&payload);
         check_response(&payload);
+        check_resume(&payload);
+        // The same fields as those of a position.
+        let mut resume = vec![0x0a];
+        put_varint_padded(&mut resume, payload.len() as u64, 0);
+        resume.extend(&payload);
+        check_resume(&resume);
+    }
+
+    #[test]
+    fn mutated_resumes_get_prosts_verdict(
+        resume in resume(),
+        mutations in vec(mutation(), 1..6),
+    ) {
+        let mut biz_data = resume.encode_to_vec();
+        check_resume(&biz_data);
+        mutate(&mut biz_data, mutations);
+        check_resume(&biz_data);
+    }
+
+    #[test]
+    fn an_authentication_with_any_data_gets_prosts_verdict_on_it(
+        resume in resume(),
+        mutations in vec(mutation(), 0..3),
+    ) {
+        let mut biz_data = resume.encode_to_vec();
+        mutate(&mut biz_data, mutations);
+        let mut frame = Vec::new();
+        Request { biz_data: &biz_data, ..Request::default() }.encode_frame(&mut frame);
+        let incoming = Incoming::decode(payload_of(&frame));
+        prop_assert_eq!(incoming.is_ok(), v1::Resume::decode(biz_data.as_slice()).is_ok());
+        // To a backend's data the gateway is blind.
+        let mut frame = Vec::new();
+        Request { kind: 1, biz_data: &biz_data, ..Request::default() }.encode_frame(&mut frame);
+        prop_assert!(Incoming::decode(payload_of(&frame)).is_ok());
+    }
+
+    #[test]
+    fn a_clients_positions_are_what_a_server_reads(resume in resume()) {
+        let now = Instant::now();
+        let mut client = Client::new(now);
+        client.resume(now, 7, "token-7", &resume);
+        let bytes = client.outgoing().split();
+        let Incoming::Authenticate { resume: read, .. } = Incoming::decode(payload_of(&bytes)).unwrap()
+        else {
+            panic!("an authentication");
+        };
+        prop_assert_eq!(owned_resume(read), resume);
+    }
+
+    #[test]
+    fn sessions_and_notices_are_what_prost_writes_and_a_client_reads(session in session()) {
+        let mut out = Vec::new();
+        server::put_session(&mut out, 3, &session);
+        let as_prost = v1::Response {
+            status: 1,
+            biz_data: session.encode_to_vec().into(),
+            sequence: 3,
+            ..v1::Response::default()
+        };
+        prop_assert_eq!(&out, &as_prost.encode_length_delimited_to_vec());
+        let mut wanted = vec![Event::Authenticated { sequence: 3, session: session.clone() }];
+        for room in session.rooms {
+            let left = room.name.clone();
+            for what in [notice::What::Joined(room.clone()), notice::What::Left(left.clone())] {
+                server::put_notice(&mut out, &v1::Notice { what: Some(what) });
+            }
+            wanted.extend([Event::Joined(room), Event::Left { room: left }]);
+        }
+        let mut events = Vec::new();
+        Client::new(Instant::now()).receive(&out, |event| events.push(event)).unwrap();
+        prop_assert_eq!(events, wanted);
     }
 
     #[test]
@@ -255,7 +366,8 @@ proptest! {
         let mut next = |wanted: Incoming<'_>| {
             assert_eq!(Incoming::decode(frames.next().unwrap().unwrap()), Ok(wanted));
         };
-        next(Incoming::Authenticate { user_id, token: &token, sequence: 1 });
+        let resume = Positions::default();
+        next(Incoming::Authenticate { user_id, token: &token, resume, sequence: 1 });
         for ((kind, biz_data), sequence) in asked.iter().zip(2..) {
             next(Incoming::Business { kind: *kind, biz_data, sequence });
         }
@@ -283,11 +395,12 @@ proptest! {
         answers in vec((1..i32::MAX, 1..u64::MAX, vec(any::<u8>(), 0..200)), 0..8),
         code in 0..Code::ALL.len(),
         retry_after_ms in number_32(),
+        room in number_32(),
     ) {
         let mut out = Vec::new();
         for (kind, sequence, biz_data) in &answers {
             server::put_answer(&mut out, *kind, *sequence, biz_data);
-            server::put_push(&mut out, *kind, biz_data, *sequence);
+            server::put_push(&mut out, *kind, biz_data, *sequence, room);
         }
         server::put_failure(&mut out, 3, 4, Code::ALL[code], retry_after_ms);
         let mut events = Vec::new();
@@ -303,7 +416,8 @@ proptest! {
             let biz_data = bytes::Bytes::from(biz_data);
             let answer = Event::Answer { kind, sequence, biz_data: biz_data.clone() };
             prop_assert_eq!(events.next(), Some(answer));
-            prop_assert_eq!(events.next(), Some(Event::Push { kind, offset: sequence, biz_data }));
+            let push = Event::Push { kind, room, offset: sequence, biz_data };
+            prop_assert_eq!(events.next(), Some(push));
         }
         prop_assert_eq!(events.next(), None);
     }
@@ -331,5 +445,16 @@ proptest! {
             prop_assert_eq!(read, 2);
             prop_assert_eq!(reassembler.kept_bytes(), 0);
         }
+    }
+}
+
+/// A message inside a message is a level of nesting, as a group is.
+#[test]
+fn groups_nest_as_deep_in_a_position_as_in_prost() {
+    for depth in 90..110 {
+        let groups = [vec![0x4b; depth], vec![0x4c; depth]].concat();
+        check_resume(&groups);
+        let length = u8::try_from(groups.len()).expect("two bytes of varint");
+        check_resume(&[&[0x0a, length | 0x80, 1], groups.as_slice()].concat());
     }
 }

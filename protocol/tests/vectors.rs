@@ -16,6 +16,7 @@ use serde_json::Value;
 use tidegate_protocol::client::{Client, ClientError, Event, Failure};
 use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT};
 use tidegate_protocol::proto::v1;
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::{
     Code, FrameError, MessageError, Reassembler, Request, Response, WireError, limits,
@@ -26,6 +27,8 @@ fn why_message(error: MessageError) -> &'static str {
         MessageError::Wire(error) => why_wire(error),
         MessageError::TokenNotUtf8 => "token_not_utf8",
         MessageError::TypeTooSmall(_) => "type_too_small",
+        MessageError::BadResume(error) => why_wire(error),
+        MessageError::RoomNotUtf8 => "room_not_utf8",
     }
 }
 
@@ -65,6 +68,22 @@ struct RequestVector {
     frame: Option<String>,
     frame_parts: Option<Vec<Part>>,
     request: RequestFields,
+    resume: Option<ResumeFields>,
+}
+
+#[derive(Deserialize)]
+struct ResumeFields {
+    canonical: bool,
+    positions: Vec<PositionFields>,
+}
+
+#[derive(Deserialize)]
+struct PositionFields {
+    room: String,
+    log: String,
+    offset: String,
+    ticket: String,
+    acceptable: bool,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +115,7 @@ struct ResponseFields {
     sequence: String,
     retry_after_ms: u32,
     offset: String,
+    room: u32,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -114,6 +134,7 @@ struct MalformedVector {
     payload_bytes_max: usize,
     stream: String,
     gateway_answers: Option<String>,
+    biz_data_why: Option<String>,
     sdk_may_accept: Option<bool>,
 }
 
@@ -205,7 +226,28 @@ fn requests_read_and_written() {
             _ => matches!(incoming, Incoming::Business { .. }),
         };
         assert!(meaning, "{name}: {incoming:?}");
+        if let Incoming::Authenticate { resume, .. } = incoming {
+            check_resume(name, resume, vector.resume.as_ref(), &biz_data);
+        }
     }
+}
+
+/// Holds the positions that were read to those of a vector, and what is written to its bytes.
+fn check_resume(name: &str, read: Positions<'_>, wanted: Option<&ResumeFields>, biz_data: &[u8]) {
+    let Some(wanted) = wanted else { return assert!(read.is_empty(), "{name}") };
+    let position = |fields: &PositionFields| v1::Position {
+        room: fields.room.clone(),
+        log: number(&fields.log),
+        offset: number(&fields.offset),
+        ticket: unhex(&fields.ticket).into(),
+    };
+    let resume = v1::Resume { positions: wanted.positions.iter().map(position).collect() };
+    assert_eq!(oracle::owned_resume(read), resume, "{name}");
+    assert_eq!(v1::Resume::decode(biz_data), Ok(resume.clone()), "{name}");
+    assert_eq!(resume.encode_to_vec() == biz_data, wanted.canonical, "{name}");
+    let acceptable: Vec<bool> = read.iter().map(|position| position.is_acceptable()).collect();
+    let stated: Vec<bool> = wanted.positions.iter().map(|fields| fields.acceptable).collect();
+    assert_eq!(acceptable, stated, "{name}");
 }
 
 #[test]
@@ -222,6 +264,7 @@ fn responses_read_and_written() {
             sequence: number(&fields.sequence),
             retry_after_ms: fields.retry_after_ms,
             offset: number(&fields.offset),
+            room: fields.room,
         };
         let payload = only_payload(&frame, limits::FRAME_TO_CLIENT_BYTES_MAX, name);
         assert_eq!(Response::decode(&payload), Ok(wanted), "{name}");
@@ -240,9 +283,26 @@ fn responses_read_and_written() {
     }
 }
 
+fn number_32(value: &Value) -> u32 {
+    value.as_u64().expect("a number").try_into().expect("32 bits")
+}
+
+/// The room that an event of a vector names.
+fn room(fields: &Value) -> v1::Room {
+    let text = |field: &str| fields[field].as_str().expect("text");
+    v1::Room {
+        name: text("name").into(),
+        number: number_32(&fields["number"]),
+        log: number(text("log")),
+        head: number(text("head")),
+        recovery: number_32(&fields["recovery"]).try_into().expect("an enumeration"),
+        ticket: unhex(text("ticket")).into(),
+    }
+}
+
 /// The event that a vector names, with what it shares with the response; `None` for what is ignored.
 fn event_of(event: &Value, response: &Response<'_>) -> Option<Event> {
-    let &Response { kind, biz_data, sequence, retry_after_ms, offset, .. } = response;
+    let &Response { kind, biz_data, sequence, retry_after_ms, offset, room, .. } = response;
     let biz_data = Bytes::copy_from_slice(biz_data);
     let text = |field: &str| number(event[field].as_str().expect("a number in a string"));
     let failure = || {
@@ -254,16 +314,22 @@ fn event_of(event: &Value, response: &Response<'_>) -> Option<Event> {
         "ignored" => return None,
         "pong" => Event::Pong { sequence, server_time_ms: text("server_time_ms") },
         "authenticated" => {
-            let interval = event["heartbeat_interval_ms"].as_u64().expect("a number");
             let session = v1::Session {
                 session_id: text("session_id"),
-                heartbeat_interval_ms: interval.try_into().expect("32 bits"),
+                heartbeat_interval_ms: number_32(&event["heartbeat_interval_ms"]),
                 server_time_ms: text("server_time_ms"),
+                idle_timeout_ms: number_32(&event["idle_timeout_ms"]),
+                max_frame_bytes: number_32(&event["max_frame_bytes"]),
+                max_frame_to_client_bytes: number_32(&event["max_frame_to_client_bytes"]),
+                expires_in_ms: text("expires_in_ms"),
+                rooms: event["rooms"].as_array().expect("a list").iter().map(self::room).collect(),
             };
             Event::Authenticated { sequence, session }
         }
         "answer" => Event::Answer { kind, sequence, biz_data },
-        "push" => Event::Push { kind, offset, biz_data },
+        "push" => Event::Push { kind, room, offset, biz_data },
+        "joined" => Event::Joined(self::room(&event["room"])),
+        "left" => Event::Left { room: event["name"].as_str().expect("a name").into() },
         "failed" => Event::Failed { kind, sequence, failure: failure() },
         "goodbye" => Event::Goodbye(failure()),
         other => panic!("{other} is no kind of event"),
@@ -284,9 +350,16 @@ fn malformed_streams_are_refused_by_a_gateway() {
             assert_eq!(why_frame(frames.next().expect_err(name)), vector.why, "{name}");
             continue;
         }
-        assert_eq!(vector.refused_as, "message", "{name}");
         let payload = only_payload(&stream, vector.payload_bytes_max, name);
         let error = Incoming::decode(&payload).expect_err(name);
+        if vector.refused_as == "authentication" {
+            assert_eq!(vector.why, "bad_resume", "{name}");
+            assert_eq!(Some(why_message(error)), vector.biz_data_why.as_deref(), "{name}");
+            let request = v1::Request::decode(payload.as_slice()).expect(name);
+            v1::Resume::decode(request.biz_data).expect_err(name);
+            continue;
+        }
+        assert_eq!(vector.refused_as, "message", "{name}");
         assert_eq!(why_message(error), vector.why, "{name}");
         let our_own_rule = matches!(error, MessageError::TypeTooSmall(_));
         assert_eq!(v1::Request::decode(payload.as_slice()).is_ok(), our_own_rule, "{name}");
@@ -373,6 +446,9 @@ fn seeds() -> BTreeMap<&'static str, Seeds> {
         let frame = bytes_of(vector.frame.as_ref(), vector.frame_parts.as_ref());
         let payload = only_payload(&frame, frame.len(), &vector.name);
         add("message", &format!("request-{}", vector.name), payload);
+        if let (Some(_), Some(resume)) = (&vector.resume, &vector.request.biz_data) {
+            add("message", &format!("positions-{}", vector.name), unhex(resume));
+        }
         add("connection", &format!("request-{}", vector.name), oracle::with_plan(&[frame]));
     }
     for vector in load::<ResponseVector>("responses.json") {

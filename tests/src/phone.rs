@@ -147,11 +147,15 @@ impl Phone {
     pub fn try_login(&mut self, user_id: u64, token: &str) -> Result<Session, Failure> {
         let asked = self.send_login(user_id, token);
         let outcome = self.wait_for(|event| match event {
-            Event::Authenticated { sequence, session } if *sequence == asked => Some(Ok(*session)),
+            Event::Authenticated { sequence, session } if *sequence == asked => {
+                Some(Ok(session.clone()))
+            }
             Event::Failed { sequence, failure, .. } if *sequence == asked => Some(Err(*failure)),
             _ => None,
         });
-        self.session = outcome.ok().or(self.session);
+        if let Ok(session) = &outcome {
+            self.session = Some(session.clone());
+        }
         outcome
     }
 
@@ -165,7 +169,7 @@ impl Phone {
     /// The gateway's answer to the login.
     #[must_use]
     pub fn session(&self) -> Session {
-        self.session.expect("the phone has logged in")
+        self.session.clone().expect("the phone has logged in")
     }
 
     /// Sends a request. Returns its sequence.
@@ -283,7 +287,7 @@ impl Phone {
     /// Waits for the next push.
     pub fn push(&mut self) -> Push {
         self.wait_for(|event| match event {
-            Event::Push { kind, offset, biz_data } => {
+            Event::Push { kind, offset, biz_data, .. } => {
                 Some(Push { kind: *kind, offset: *offset, biz_data: biz_data.clone() })
             }
             _ => None,
@@ -453,7 +457,7 @@ pub fn by_sequence(events: impl IntoIterator<Item = Event>) -> HashMap<u64, Vec<
             | Event::Pong { sequence, .. }
             | Event::Answer { sequence, .. }
             | Event::Failed { sequence, .. } => *sequence,
-            Event::Push { .. } | Event::Goodbye(_) => 0,
+            Event::Push { .. } | Event::Joined(_) | Event::Left { .. } | Event::Goodbye(_) => 0,
         };
         by_sequence.entry(sequence).or_default().push(event);
     }

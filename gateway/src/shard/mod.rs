@@ -394,7 +394,7 @@ impl Shard {
             Incoming::Heartbeat { sequence } => {
                 self.clients.write_pong(slot, sequence, &self.clock);
             }
-            Incoming::Authenticate { user_id, token, sequence } => {
+            Incoming::Authenticate { user_id, token, sequence, resume: _ } => {
                 self.on_authenticate(slot, user_id, token, sequence);
             }
         }

@@ -189,11 +189,12 @@ impl Client {
                 }
                 assert!(code != Code::NoRoute || kind == UNROUTED || self.sent_garbage);
             }
-            Event::Push { kind, offset, biz_data } => {
+            Event::Push { kind, offset, biz_data, .. } => {
                 assert_eq!(kind, PUSH);
                 assert!(self.session.is_some(), "a push without a session");
                 self.on_push(offset, &biz_data, record);
             }
+            Event::Joined(_) | Event::Left { .. } => panic!("no notice is sent yet"),
             Event::Goodbye(failure) => {
                 let code = failure.code.expect("a known code");
                 if self.sent_garbage && matches!(code, Code::Unauthenticated | Code::RateLimited) {

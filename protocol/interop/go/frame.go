@@ -32,6 +32,16 @@ func Kind(response *v1.Response) (string, error) {
 		return "failed", nil
 	case response.Status != 1:
 		return "goodbye", nil
+	case response.Type == -2:
+		notice := new(v1.Notice)
+		err := proto.Unmarshal(response.BizData, notice)
+		switch notice.What.(type) {
+		case *v1.Notice_Joined:
+			return "joined", err
+		case *v1.Notice_Left:
+			return "left", err
+		}
+		return "ignored", err
 	case response.Type < -1:
 		return "ignored", nil
 	case response.Type == -1:

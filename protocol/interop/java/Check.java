@@ -24,9 +24,13 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
+import tidegate.v1.Notice;
 import tidegate.v1.Pong;
+import tidegate.v1.Position;
 import tidegate.v1.Request;
 import tidegate.v1.Response;
+import tidegate.v1.Resume;
+import tidegate.v1.Room;
 import tidegate.v1.Session;
 
 final class Check {
@@ -56,6 +60,7 @@ final class Check {
         Request read = Request.parseDelimitedFrom(new ByteArrayInputStream(frame));
         // A field that is not known is kept, so it differs: compare what is known.
         same(vector, request.build(), read.toBuilder().setUnknownFields(UnknownFieldSet.getDefaultInstance()).build());
+        if (vector.has("resume")) resume(vector, request.getBizData());
         if (!vector.get("canonical").getAsBoolean()) return;
         ByteArrayOutputStream written = new ByteArrayOutputStream();
         request.build().writeDelimitedTo(written);
@@ -67,6 +72,46 @@ final class Check {
         same(vector, hex(frame), ByteBufUtil.hexDump(sent));
     }
 
+    /** An authentication's positions, in both directions. */
+    private static void resume(JsonObject vector, ByteString bizData) throws IOException {
+        JsonObject resume = vector.getAsJsonObject("resume");
+        Resume.Builder wanted = Resume.newBuilder(), read = Resume.newBuilder();
+        for (JsonElement element : resume.getAsJsonArray("positions")) {
+            JsonObject fields = element.getAsJsonObject();
+            Position.Builder position = wanted.addPositionsBuilder().setRoom(fields.get("room").getAsString());
+            position.setLog(number(fields, "log")).setOffset(number(fields, "offset"));
+            position.setTicket(ByteString.copyFrom(bytes(fields, "ticket")));
+        }
+        for (Position position : Resume.parseFrom(bizData).getPositionsList()) {
+            read.addPositions(position.toBuilder().setUnknownFields(UnknownFieldSet.getDefaultInstance()));
+        }
+        same(vector, wanted.build(), read.build());
+        if (!resume.get("canonical").getAsBoolean()) return;
+        same(vector, hex(bizData.toByteArray()), hex(wanted.build().toByteArray()));
+    }
+
+    private static void room(JsonObject vector, JsonObject fields, Room read) {
+        Room.Builder wanted = Room.newBuilder().setName(fields.get("name").getAsString());
+        wanted.setNumber((int) fields.get("number").getAsLong()).setLog(number(fields, "log"));
+        wanted.setHead(number(fields, "head")).setRecoveryValue(fields.get("recovery").getAsInt());
+        wanted.setTicket(ByteString.copyFrom(bytes(fields, "ticket")));
+        same(vector, wanted.build(), read.toBuilder().setUnknownFields(UnknownFieldSet.getDefaultInstance()).build());
+    }
+
+    private static void session(JsonObject vector, JsonObject event, Session read) {
+        Session.Builder wanted = Session.newBuilder().setSessionId(number(event, "session_id"));
+        wanted.setHeartbeatIntervalMs((int) event.get("heartbeat_interval_ms").getAsLong());
+        wanted.setServerTimeMs(number(event, "server_time_ms")).setExpiresInMs(number(event, "expires_in_ms"));
+        wanted.setIdleTimeoutMs((int) event.get("idle_timeout_ms").getAsLong());
+        wanted.setMaxFrameBytes((int) event.get("max_frame_bytes").getAsLong());
+        wanted.setMaxFrameToClientBytes((int) event.get("max_frame_to_client_bytes").getAsLong());
+        UnknownFieldSet none = UnknownFieldSet.getDefaultInstance();
+        same(vector, wanted.build(), read.toBuilder().clearRooms().setUnknownFields(none).build());
+        JsonArray rooms = event.getAsJsonArray("rooms");
+        same(vector, rooms.size(), read.getRoomsCount());
+        for (int i = 0; i < rooms.size(); i++) room(vector, rooms.get(i).getAsJsonObject(), read.getRooms(i));
+    }
+
     private static void response(JsonObject vector) throws IOException {
         byte[] frame = bytes(vector, "frame");
         JsonObject fields = vector.getAsJsonObject("response");
@@ -75,6 +120,7 @@ final class Check {
         wanted.setBizData(ByteString.copyFrom(bytes(fields, "biz_data")));
         wanted.setSequence(number(fields, "sequence")).setOffset(number(fields, "offset"));
         wanted.setRetryAfterMs(fields.get("retry_after_ms").getAsInt());
+        wanted.setRoom((int) fields.get("room").getAsLong());
         Response read = Client.read(new ByteArrayInputStream(frame), Client.MAXIMUM);
         same(vector, wanted.build(), read.toBuilder().setUnknownFields(UnknownFieldSet.getDefaultInstance()).build());
         same(vector, List.of(hex(wanted.getBizData().toByteArray())), List.of(bizData(frame)));
@@ -85,11 +131,11 @@ final class Check {
             same(vector, code.isJsonNull() ? null : code.getAsLong(), Client.code(read));
         }
         if (event.has("session_id")) {
-            Session session = Session.parseFrom(read.getBizData());
-            same(vector, number(event, "session_id"), session.getSessionId());
-            int interval = (int) event.get("heartbeat_interval_ms").getAsLong();
-            same(vector, interval, session.getHeartbeatIntervalMs());
-            same(vector, number(event, "server_time_ms"), session.getServerTimeMs());
+            session(vector, event, Session.parseFrom(read.getBizData()));
+        } else if (event.has("room")) {
+            room(vector, event.getAsJsonObject("room"), Notice.parseFrom(read.getBizData()).getJoined());
+        } else if (event.has("name")) {
+            same(vector, event.get("name").getAsString(), Notice.parseFrom(read.getBizData()).getLeft());
         } else if (event.has("server_time_ms")) {
             long time = Pong.parseFrom(read.getBizData()).getServerTimeMs();
             same(vector, number(event, "server_time_ms"), time);

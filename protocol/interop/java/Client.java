@@ -10,6 +10,7 @@ import java.net.InetSocketAddress;
 import java.net.Socket;
 import java.util.HashMap;
 import java.util.Map;
+import tidegate.v1.Notice;
 import tidegate.v1.Pong;
 import tidegate.v1.Request;
 import tidegate.v1.Response;
@@ -38,11 +39,11 @@ final class Client {
 
     /** What a response is to a client. */
     static String kind(Response response) throws InvalidProtocolBufferException {
-        boolean unasked = response.getType() == 0 && response.getSequence() == 0;
-        if (response.getStatus() != 1) return unasked ? "goodbye" : "failed";
+        if (response.getStatus() != 1) return response.getType() == 0 && response.getSequence() == 0 ? "goodbye" : "failed";
         if (response.getType() == 0) Session.parseFrom(response.getBizData());
         if (response.getType() == -1) Pong.parseFrom(response.getBizData());
-        if (response.getType() < -1) return "ignored";
+        Notice notice = response.getType() == -2 ? Notice.parseFrom(response.getBizData()) : Notice.getDefaultInstance();
+        if (response.getType() < -1) return notice.hasJoined() ? "joined" : notice.hasLeft() ? "left" : "ignored";
         if (response.getType() == -1) return "pong";
         if (response.getType() == 0) return "authenticated";
         return response.getSequence() == 0 ? "push" : "answer";
@@ -55,12 +56,11 @@ final class Client {
     }
 
     public static void main(String[] args) throws Exception {
-        long user = Long.parseUnsignedLong(args[1]);
         try (Socket socket = new Socket()) {
             socket.connect(new InetSocketAddress("127.0.0.1", Integer.parseInt(args[0])), 10_000);
             socket.setSoTimeout(30_000);
             socket.setTcpNoDelay(true);
-            Request login = Request.newBuilder().setUserId(user).setToken(args[2]).build();
+            Request login = Request.newBuilder().setUserId(Long.parseUnsignedLong(args[1])).setToken(args[2]).build();
             long sequence = 0;
             send(socket, login, ++sequence);
             show(read(socket.getInputStream(), MAXIMUM)); // no business before the session
@@ -92,7 +92,7 @@ final class Client {
     private static void show(Response response) throws IOException {
         String what = kind(response), text = response.getBizData().toStringUtf8();
         if (what.equals("failed") || what.equals("goodbye")) text = String.valueOf(code(response));
-        if (what.equals("authenticated") || what.equals("pong")) text = "";
+        else if (!what.equals("answer") && !what.equals("push")) text = "";
         System.out.println((what + " " + text).trim());
     }
 }

@@ -5,8 +5,9 @@ const assert = require("assert");
 const fs = require("fs");
 const path = require("path");
 const protobuf = require("protobufjs");
-const { Frames, MAXIMUM, Pong, Request, Response, Session, code, kind } = require("./client.js");
+const { Frames, MAXIMUM, Notice, Pong, Request, Response, Session, code, kind } = require("./client.js");
 
+const Resume = Request.root.lookupType("tidegate.v1.Resume");
 let checked = 0;
 
 function load(file) {
@@ -64,6 +65,26 @@ function feed(maximum, chunks) {
   return { payloads, refused: false, kept: frames.kept.length };
 }
 
+/** A room as a vector writes it. */
+function plainRoom(room) {
+  return { ...room, ticket: Buffer.from(room.ticket).toString("hex") };
+}
+
+/** An authentication's positions, in both directions. */
+function resume(vector) {
+  const { canonical, positions } = vector.resume;
+  const bizData = data(vector.request, "biz_data");
+  const wanted = positions.map(({ acceptable, ...position }) => position);
+  same(vector, wanted, plain(Resume, Resume.decode(bizData)).positions.map(plainRoom));
+  if (!canonical) return;
+  // protobufjs writes a field that is set, default or not.
+  const set = wanted.map((position) => Object.fromEntries(
+    Object.entries({ ...position, ticket: Buffer.from(position.ticket, "hex") })
+      .filter(([, value]) => value !== "0" && value.length > 0)));
+  const written = Resume.encode(Resume.fromObject({ positions: set })).finish();
+  same(vector, bizData.toString("hex"), Buffer.from(written).toString("hex"));
+}
+
 function onlyPayload(frame) {
   const [[payload]] = feed(MAXIMUM, [frame]).payloads;
   return Buffer.from(payload, "hex");
@@ -74,6 +95,7 @@ function requests() {
     const frame = data(vector, "frame");
     const wanted = wantedFields(vector.request);
     same(vector, wanted, plain(Request, Request.decode(onlyPayload(frame))));
+    if (vector.resume) resume(vector);
     if (!vector.canonical) continue;
     const request = Request.fromObject({ ...wanted, biz_data: data(vector.request, "biz_data") });
     // protobufjs writes a field that is set, default or not; fromObject sets what is given.
@@ -93,10 +115,17 @@ function responses() {
     const { event } = vector;
     same(vector, event.kind, kind(response));
     if ("code" in event) same(vector, event.code, code(response));
-    const inner = { pong: Pong, authenticated: Session }[event.kind];
+    const inner = { pong: Pong, authenticated: Session, joined: Notice, left: Notice }[event.kind];
     if (!inner) continue;
+    const found = plain(inner, inner.decode(response.biz_data));
+    if (found.rooms) found.rooms = found.rooms.map(plainRoom);
+    if (inner === Notice) {
+      const [wanted, named] = event.kind === "joined" ? [event.room, plainRoom(found.joined)] : [event.name, found.left];
+      same(vector, wanted, named);
+      continue;
+    }
     const { kind: _, ...fields } = event;
-    same(vector, fields, plain(inner, inner.decode(response.biz_data)));
+    same(vector, fields, found);
   }
 }
 

@@ -9,8 +9,8 @@ const MAXIMUM = 1024 * 1024; // longest payload from a gateway, in bytes
 const PROTO = path.join(process.env.TIDEGATE_PROTO, "tidegate.proto");
 // protobufjs calls the fields userId, bizData ... unless it is told to keep their names.
 const root = new protobuf.Root().loadSync(PROTO, { keepCase: true });
-const [Request, Response, Session, Pong] =
-  ["Request", "Response", "Session", "Pong"].map((name) => root.lookupType(`tidegate.v1.${name}`));
+const [Request, Response, Session, Pong, Notice] =
+  ["Request", "Response", "Session", "Pong", "Notice"].map((name) => root.lookupType(`tidegate.v1.${name}`));
 
 // PROTOCOL.md: javascript
 class Frames {
@@ -45,6 +45,7 @@ class Frames {
 function kind(response) {
   const answers = response.sequence.toString() !== "0"; // a Long, or a number
   if (response.status !== 1) return response.type !== 0 || answers ? "failed" : "goodbye";
+  if (response.type === -2) return Notice.decode(response.biz_data).what ?? "ignored";
   if (response.type < -1) return "ignored";
   if (response.type === -1) return Pong.decode(response.biz_data) && "pong";
   if (response.type === 0) return Session.decode(response.biz_data) && "authenticated";
@@ -58,9 +59,9 @@ function code(response) {
 
 function show(response) {
   const what = kind(response);
-  let text = Buffer.from(response.biz_data).toString();
+  let text = "";
+  if (what === "answer" || what === "push") text = Buffer.from(response.biz_data).toString();
   if (what === "failed" || what === "goodbye") text = `${code(response)}`;
-  if (what === "authenticated" || what === "pong") text = "";
   console.log(`${what} ${text}`.trim());
 }
 
@@ -92,5 +93,5 @@ function main(port, user, token) {
   socket.on("end", () => console.log("end"));
 }
 
-module.exports = { Frames, MAXIMUM, Pong, Request, Response, Session, code, kind };
+module.exports = { Frames, MAXIMUM, Notice, Pong, Request, Response, Session, code, kind };
 if (require.main === module) main(...process.argv.slice(2));

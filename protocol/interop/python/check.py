@@ -10,7 +10,8 @@ import sys
 from client import MAXIMUM, code, kind, read
 from google.protobuf import proto
 from google.protobuf.message import DecodeError
-from tidegate_pb2 import Pong, Request, Response, Session
+from rooms import Rooms
+from tidegate_pb2 import Notice, Pong, Request, Response, Resume, Room, Session
 
 VECTORS = pathlib.Path(sys.argv[1])
 NUMBERS = ("user_id", "sequence", "offset")
@@ -73,6 +74,23 @@ class OneByOne(io.RawIOBase):
         return len(got)
 
 
+def room(fields):
+    """The Room with a vector's fields."""
+    fields = {**fields, "log": int(fields["log"]), "head": int(fields["head"])}
+    return Room(**{**fields, "ticket": data(fields, "ticket")})
+
+
+def resume(vector):
+    """An authentication's positions, in both directions."""
+    wanted, biz_data = Resume(), data(vector["request"], "biz_data")
+    for fields in vector["resume"]["positions"]:
+        position = wanted.positions.add(room=fields["room"], log=int(fields["log"]))
+        position.offset, position.ticket = int(fields["offset"]), data(fields, "ticket")
+    same(vector, wanted, without_unknown(Resume.FromString(biz_data)))
+    if vector["resume"]["canonical"]:
+        same(vector, biz_data, wanted.SerializeToString())
+
+
 def requests():
     for vector in load("requests.json"):
         frame, wanted = data(vector, "frame"), message(Request, vector["request"])
@@ -82,6 +100,8 @@ def requests():
             out = io.BytesIO()
             proto.serialize_length_prefixed(wanted, out)
             same(vector, frame, out.getvalue())
+        if "resume" in vector:
+            resume(vector)
 
 
 def responses():
@@ -93,8 +113,39 @@ def responses():
         if "code" in event:
             same(vector, event["code"], code(found))
         inner = {"pong": Pong, "authenticated": Session}.get(event["kind"])
+        inner = inner and without_unknown(inner.FromString(found.biz_data))
         for key in inner.DESCRIPTOR.fields_by_name if inner else ():
-            same(vector, int(event[key]), getattr(inner.FromString(found.biz_data), key))
+            wanted = [room(r) for r in event[key]] if key == "rooms" else int(event[key])
+            same(vector, wanted, getattr(inner, key))
+        if event["kind"] in ("joined", "left"):
+            notice = without_unknown(Notice.FromString(found.biz_data))
+            same(vector, room(event["room"]) if "room" in event else event["name"], getattr(notice, event["kind"]))
+
+
+def memberships():
+    for vector in load("memberships.json"):
+        rooms = Rooms()
+        for step in vector["steps"]:
+            if "opened" in step:
+                session_id = int(step["opened"]["session_id"])
+                session = Session(session_id=session_id, rooms=[room(r) for r in step["opened"]["rooms"]])
+                same(vector, step["changes"], [dict([change]) for change in rooms.opened(session)])
+            elif "joined" in step:
+                same(vector, step["changes"], [dict([change]) for change in rooms.joined(room(step["joined"]))])
+            elif "left" in step:
+                rooms.left(step["left"])
+            elif "pushed" in step:
+                wanted, push = (step["of"], step["delivery"]), step["pushed"]
+                same(vector, wanted, rooms.pushed(push["room"], int(push["offset"])))
+            elif "resume" in step:
+                wanted = Resume()
+                for fields in step["resume"]:
+                    position = wanted.positions.add(room=fields["room"], log=int(fields["log"]))
+                    position.offset, position.ticket = int(fields["offset"]), data(fields, "ticket")
+                same(vector, wanted, rooms.resume())
+            else:
+                assert step == {"disconnected": True}
+                rooms.disconnected()
 
 
 def streams():
@@ -151,6 +202,7 @@ def probes():
 
 requests()
 responses()
+memberships()
 streams()
 malformed()
 probes()

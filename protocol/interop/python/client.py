@@ -7,7 +7,7 @@ import socket
 import sys
 
 from google.protobuf import proto
-from tidegate_pb2 import Pong, Request, Response, Session
+from tidegate_pb2 import Notice, Pong, Request, Response, Session
 
 MAXIMUM = 1024 * 1024  # longest payload from a gateway, in bytes
 
@@ -44,6 +44,8 @@ def kind(response):
     if response.type == 0:
         Session.FromString(response.biz_data)
         return "authenticated"
+    if response.type == -2:
+        return Notice.FromString(response.biz_data).WhichOneof("what") or "ignored"
     if response.type < -1:
         return "ignored"
     return "answer" if response.sequence else "push"
@@ -55,19 +57,17 @@ def code(response):
 
 
 def show(response):
-    what, text = kind(response), response.biz_data.decode(errors="replace")
+    what = kind(response)
+    text = response.biz_data.decode(errors="replace") if what in ("answer", "push") else ""
     if what in ("failed", "goodbye"):
         text = str(code(response))
-    if what in ("authenticated", "pong"):
-        text = ""
     print(f"{what} {text}".strip())
 
 
 def main(port, user, token):
     with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as sock:
         # Buffered, in both directions: read(n) gives n bytes, or fewer only at the end.
-        stream, out = sock.makefile("rb"), sock.makefile("wb")
-        waiting = set()
+        stream, out, waiting = sock.makefile("rb"), sock.makefile("wb"), set()
 
         def send(**fields):
             waiting.add(send.sequence)

@@ -4,6 +4,7 @@
 use prost::Message as _;
 use tidegate_protocol::message::HEARTBEAT;
 use tidegate_protocol::proto::v1;
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::{FrameError, MessageError, Reassembler, Request, Response};
 
 /// Holds [`Request::decode`] to prost's verdict and values, and the encoder to prost's bytes.
@@ -49,6 +50,34 @@ pub fn check_response(payload: &[u8]) {
     }
 }
 
+/// Holds [`Positions::decode`] to prost's verdict and values.
+///
+/// # Panics
+/// When they differ.
+pub fn check_resume(biz_data: &[u8]) {
+    let theirs = v1::Resume::decode(biz_data);
+    match (Positions::decode(biz_data), theirs) {
+        (Ok(ours), Ok(theirs)) => {
+            assert_eq!(owned_resume(ours), theirs);
+            assert_eq!(ours.is_empty(), theirs.positions.is_empty());
+        }
+        (Err(_), Err(_)) => {}
+        (ours, theirs) => panic!("{biz_data:02x?}: {ours:?}, but prost says {theirs:?}"),
+    }
+}
+
+/// The same positions as prost owns them.
+#[must_use]
+pub fn owned_resume(positions: Positions<'_>) -> v1::Resume {
+    let owned = positions.iter().map(|position| v1::Position {
+        room: position.room.to_owned(),
+        log: position.log,
+        offset: position.offset,
+        ticket: position.ticket.to_vec().into(),
+    });
+    v1::Resume { positions: owned.collect() }
+}
+
 /// The same request as prost owns it.
 #[must_use]
 pub fn owned_request(request: &Request<'_>) -> v1::Request {
@@ -71,6 +100,7 @@ pub fn owned_response(response: &Response<'_>) -> v1::Response {
         sequence: response.sequence,
         retry_after_ms: response.retry_after_ms,
         offset: response.offset,
+        room: response.room,
     }
 }
 

@@ -209,7 +209,8 @@ impl Session {
                     self.notices.push(Notice::Failed { what, reason: Reason::Refused(failure) });
                 }
             },
-            Event::Push { kind, offset, biz_data } => self.pushed(kind, offset, biz_data),
+            Event::Push { kind, offset, biz_data, .. } => self.pushed(kind, offset, biz_data),
+            Event::Joined(_) | Event::Left { .. } => {}
             Event::Goodbye(failure) => {
                 self.begin_leaving();
                 self.notices.push(Notice::Goodbye(failure));
@@ -302,7 +303,7 @@ mod tests {
         session.opened(now);
         let sequence = *session.pending.first_key_value().unwrap().0;
         let mut bytes = Vec::new();
-        let opened = v1::Session { session_id: 1, heartbeat_interval_ms: 0, server_time_ms: 0 };
+        let opened = v1::Session { session_id: 1, ..v1::Session::default() };
         server::put_session(&mut bytes, sequence, &opened);
         session.take_outgoing();
         session.receive(now, &bytes).unwrap();
@@ -319,7 +320,7 @@ mod tests {
     fn said(room: &str, offset: u64) -> Vec<u8> {
         let message = RoomMessage { room: room.into(), from_user_id: 9, text: "hi".into() };
         let mut bytes = Vec::new();
-        server::put_push(&mut bytes, SAY, &message.encode_to_vec(), offset);
+        server::put_push(&mut bytes, SAY, &message.encode_to_vec(), offset, 0);
         bytes
     }
 

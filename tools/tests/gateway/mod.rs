@@ -94,11 +94,11 @@ impl Served {
                     Incoming::Heartbeat { sequence } => {
                         server::put_pong(&mut out, sequence, 1_000);
                         if waits_for_heartbeat {
-                            server::put_push(&mut out, LATE, b"late", 0);
+                            server::put_push(&mut out, LATE, b"late", 0, 0);
                             closes = true;
                         }
                     }
-                    Incoming::Authenticate { user_id, token, sequence } => {
+                    Incoming::Authenticate { user_id, token, sequence, .. } => {
                         put_login(&mut out, user_id, token, sequence);
                     }
                     Incoming::Business { kind: LATE, sequence, .. } => {
@@ -153,14 +153,19 @@ impl Served {
     fn put_said(&self, out: &mut Vec<u8>, room: &str, text: &str) {
         let text = text.to_owned().into();
         let message = RoomMessage { room: room.to_owned(), from_user_id: 9, text };
-        server::put_push(out, 12, &message.encode_to_vec(), self.offset);
+        server::put_push(out, 12, &message.encode_to_vec(), self.offset, 0);
     }
 }
 
 fn put_login(out: &mut Vec<u8>, user_id: u64, token: &str, sequence: u64) {
     if token == format!("token-{user_id}") {
         let heartbeat_interval_ms = 20;
-        let session = v1::Session { session_id: 5, heartbeat_interval_ms, server_time_ms: 1_000 };
+        let session = v1::Session {
+            session_id: 5,
+            heartbeat_interval_ms,
+            server_time_ms: 1_000,
+            ..v1::Session::default()
+        };
         server::put_session(out, sequence, &session);
     } else {
         server::put_failure(out, 0, sequence, Code::Unauthenticated, 0);

@@ -26,6 +26,7 @@ impl Clients {
             session_id,
             heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             server_time_ms: clock.unix_ms(),
+            ..v1::Session::default()
         };
         self.append(slot, |out| server::put_session(out, sequence, &session));
     }

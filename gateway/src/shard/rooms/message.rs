@@ -84,7 +84,7 @@ pub enum ConnState {
 #[must_use]
 pub fn encode_push(kind: i32, biz_data: &[u8], offset: u64) -> Bytes {
     let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
-    server::put_push(&mut frame, kind, biz_data, offset);
+    server::put_push(&mut frame, kind, biz_data, offset, 0);
     frame.freeze()
 }
 

@@ -37,6 +37,21 @@ type fields struct {
 	Sequence     string
 	RetryAfterMs uint32 `json:"retry_after_ms"`
 	Offset       string
+	Room         uint32
+}
+
+type room struct {
+	Name     string
+	Number   uint32
+	Log      string
+	Head     string
+	Recovery int32
+	Ticket   string
+}
+
+type resume struct {
+	Canonical bool
+	Positions []struct{ Room, Log, Offset, Ticket string }
 }
 
 type event struct {
@@ -45,6 +60,13 @@ type event struct {
 	SessionID           string `json:"session_id"`
 	HeartbeatIntervalMs uint32 `json:"heartbeat_interval_ms"`
 	ServerTimeMs        string `json:"server_time_ms"`
+	IdleTimeoutMs       uint32 `json:"idle_timeout_ms"`
+	MaxFrameBytes       uint32 `json:"max_frame_bytes"`
+	MaxFrameToClient    uint32 `json:"max_frame_to_client_bytes"`
+	ExpiresInMs         string `json:"expires_in_ms"`
+	Rooms               []room
+	Room                room
+	Name                string
 }
 
 type chunk struct {
@@ -58,6 +80,7 @@ type vector struct {
 	Frame           string
 	FrameParts      []part `json:"frame_parts"`
 	Request         fields
+	Resume          *resume
 	Response        fields
 	Event           event
 	Direction       string
@@ -151,7 +174,53 @@ func requests() {
 			must(err)
 			same(v, hex.EncodeToString(frame), hex.EncodeToString(written.Bytes()))
 		}
+		if v.Resume != nil {
+			positions(v, wanted.BizData)
+		}
 	}
+}
+
+// positions holds an authentication's positions to a vector, in both directions.
+func positions(v vector, bizData []byte) {
+	wanted := new(v1.Resume)
+	for _, p := range v.Resume.Positions {
+		wanted.Positions = append(wanted.Positions, &v1.Position{
+			Room: p.Room, Log: number(p.Log), Offset: number(p.Offset), Ticket: unhex(p.Ticket, nil),
+		})
+	}
+	found := new(v1.Resume)
+	must(proto.Unmarshal(bizData, found))
+	for _, position := range found.Positions {
+		position.ProtoReflect().SetUnknown(nil)
+	}
+	sameMessage(v, wanted, found)
+	if v.Resume.Canonical {
+		written, err := proto.Marshal(wanted)
+		must(err)
+		same(v, hex.EncodeToString(bizData), hex.EncodeToString(written))
+	}
+}
+
+// sameRoom holds a room to a vector's, and forgets the fields that are not known.
+func sameRoom(v vector, wanted room, found *v1.Room) {
+	sameMessage(v, &v1.Room{
+		Name: wanted.Name, Number: wanted.Number, Log: number(wanted.Log), Head: number(wanted.Head),
+		Recovery: v1.Recovery(wanted.Recovery), Ticket: unhex(wanted.Ticket, nil),
+	}, found)
+}
+
+func sameSession(v vector, found *v1.Session) {
+	same(v, len(v.Event.Rooms), len(found.Rooms))
+	for i, wanted := range v.Event.Rooms {
+		sameRoom(v, wanted, found.Rooms[i])
+	}
+	found.Rooms = nil
+	sameMessage(v, &v1.Session{
+		SessionId: number(v.Event.SessionID), HeartbeatIntervalMs: v.Event.HeartbeatIntervalMs,
+		ServerTimeMs: number(v.Event.ServerTimeMs), IdleTimeoutMs: v.Event.IdleTimeoutMs,
+		MaxFrameBytes: v.Event.MaxFrameBytes, MaxFrameToClientBytes: v.Event.MaxFrameToClient,
+		ExpiresInMs: number(v.Event.ExpiresInMs),
+	}, found)
 }
 
 func responses() {
@@ -162,7 +231,7 @@ func responses() {
 		r := v.Response
 		wanted := &v1.Response{
 			Type: r.Type, Status: r.Status, BizData: unhex(r.BizData, r.BizDataParts),
-			Sequence: number(r.Sequence), RetryAfterMs: r.RetryAfterMs, Offset: number(r.Offset),
+			Sequence: number(r.Sequence), RetryAfterMs: r.RetryAfterMs, Offset: number(r.Offset), Room: r.Room,
 		}
 		sameMessage(v, wanted, found)
 		kind, err := interop.Kind(found)
@@ -173,16 +242,20 @@ func responses() {
 			text := map[bool]string{true: strconv.Itoa(int(code)), false: "null"}[has]
 			same(v, string(v.Event.Code), text)
 		}
-		session, pong := new(v1.Session), new(v1.Pong)
+		session, pong, notice := new(v1.Session), new(v1.Pong), new(v1.Notice)
 		switch kind {
 		case "authenticated":
 			must(proto.Unmarshal(found.BizData, session))
-			same(v, number(v.Event.SessionID), session.SessionId)
-			same(v, v.Event.HeartbeatIntervalMs, session.HeartbeatIntervalMs)
-			same(v, number(v.Event.ServerTimeMs), session.ServerTimeMs)
+			sameSession(v, session)
 		case "pong":
 			must(proto.Unmarshal(found.BizData, pong))
 			same(v, number(v.Event.ServerTimeMs), pong.ServerTimeMs)
+		case "joined":
+			must(proto.Unmarshal(found.BizData, notice))
+			sameRoom(v, v.Event.Room, notice.GetJoined())
+		case "left":
+			must(proto.Unmarshal(found.BizData, notice))
+			same(v, v.Event.Name, notice.GetLeft())
 		}
 	}
 }

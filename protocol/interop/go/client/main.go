@@ -53,7 +53,7 @@ func run(port, user, token string) error {
 		case "failed", "goodbye":
 			code, _ := interop.Code(response)
 			text = strconv.Itoa(int(code))
-		case "authenticated", "pong":
+		case "authenticated", "pong", "joined", "left":
 			text = ""
 		}
 		fmt.Println(strings.TrimSpace(kind + " " + text))

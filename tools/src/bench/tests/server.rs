@@ -140,13 +140,17 @@ impl Served {
     ) -> bool {
         match request {
             Incoming::Heartbeat { sequence } => put_pong(out, sequence, 1),
-            Incoming::Authenticate { user_id, token, sequence } => {
+            Incoming::Authenticate { user_id, token, sequence, .. } => {
                 assert_eq!(token, format!("token-{user_id}"));
                 let is_it = |it: &&mut Connection| Arc::ptr_eq(&it.stream, stream);
                 let Some(connection) = state.open.iter_mut().find(is_it) else { return false };
                 connection.is_member = true;
-                let session =
-                    Session { session_id: user_id, heartbeat_interval_ms: 50, server_time_ms: 1 };
+                let session = Session {
+                    session_id: user_id,
+                    heartbeat_interval_ms: 50,
+                    server_time_ms: 1,
+                    ..Session::default()
+                };
                 put_session(out, sequence, &session);
             }
             Incoming::Business { kind: 1, biz_data, sequence } => {
@@ -178,7 +182,7 @@ impl Served {
 
     fn push(&self, state: &State, kind: i32, biz_data: &[u8]) {
         let mut push = Vec::new();
-        put_push(&mut push, kind, biz_data, state.pushes + 40);
+        put_push(&mut push, kind, biz_data, state.pushes + 40, 0);
         let members = state.open.iter().filter(|connection| connection.is_member);
         for (index, member) in members.enumerate() {
             let times = match self.fault {
