@@ -113,7 +113,14 @@ pub enum Command {
         /// The room.
         room: RoomId,
     },
-    /// Close every connection of a user with code 107.
+    /// End a user's memberships of a room, and make its tickets for it worthless.
+    Expel {
+        /// The user.
+        user_id: UserId,
+        /// The room.
+        room: RoomId,
+    },
+    /// Close every connection of a user with code 110.
     Kick {
         /// The user.
         user_id: UserId,
@@ -317,7 +324,8 @@ impl Gateway {
         self.port.command(Command::Join { session, room: room.clone(), after_offset })
     }
 
-    /// Ends a membership.
+    /// Ends a membership. The client is told, and forgets its ticket if it is honest: to keep a user out, use
+    /// [`Gateway::expel`].
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.
@@ -325,7 +333,16 @@ impl Gateway {
         self.port.command(Command::Leave { session, room: room.clone() })
     }
 
-    /// Closes every connection of a user with code 107.
+    /// Ends the memberships of a room of all connections of a user, and makes the tickets worthless with which the user could
+    /// come back into it by itself. A later [`Gateway::join`] lets the user in again.
+    ///
+    /// # Errors
+    /// [`PushError`] when the command was not taken.
+    pub fn expel(&self, user_id: UserId, room: &RoomId) -> Result<(), PushError> {
+        self.port.command(Command::Expel { user_id, room: room.clone() })
+    }
+
+    /// Closes every connection of a user with code 110: its client does not reconnect by itself.
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.
@@ -370,6 +387,11 @@ impl Reporting<'_> {
     /// As [`Gateway::leave`].
     pub fn leave(self, session: SessionId, room: &RoomId) {
         self.send(Command::Leave { session, room: room.clone() });
+    }
+
+    /// As [`Gateway::expel`].
+    pub fn expel(self, user_id: UserId, room: &RoomId) {
+        self.send(Command::Expel { user_id, room: room.clone() });
     }
 
     /// As [`Gateway::kick`].

@@ -1,19 +1,19 @@
 //! Authentication: verifies clients' tokens.
 //!
 //! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no
-//! file, takes no lock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens
+//! file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens
 //! of them.
 
 mod claims;
 mod jws;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, DecodingKey};
 use tidegate_backend::UserId;
 
-use claims::Demands;
+use claims::{Demands, Proof};
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
 use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
@@ -62,6 +62,18 @@ impl AuthError {
             Self::WrongUser => "wrong_user",
         }
     }
+}
+
+/// When a token ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenEnd {
+    /// It has no end.
+    Never,
+    /// At its `exp`.
+    At {
+        /// Milliseconds since the Unix epoch.
+        unix_ms: u64,
+    },
 }
 
 /// Why there is no verifier. The operator can fix it.
@@ -169,18 +181,23 @@ impl Verifier {
         }
     }
 
-    /// Checks that a token proves a user.
+    /// Checks that a token proves a user now, at `unix_ms` milliseconds since the Unix epoch. Returns when the token ends.
     ///
     /// # Errors
     /// [`AuthError`] when it does not.
-    pub fn verify(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
+    pub fn verify(
+        &self,
+        user_id: UserId,
+        token: &str,
+        unix_ms: u64,
+    ) -> Result<TokenEnd, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Malformed);
         }
         match &self.jwt {
-            Some(jwt) => jwt.verify(user_id, token),
+            Some(jwt) => jwt.verify(user_id, token, unix_ms),
             None => match token.strip_prefix("token-") {
-                Some(id) if names(id, user_id) => Ok(()),
+                Some(id) if names(id, user_id) => Ok(TokenEnd::Never),
                 Some(_) => Err(AuthError::WrongUser),
                 None => Err(AuthError::Malformed),
             },
@@ -189,11 +206,16 @@ impl Verifier {
 }
 
 impl Jwt {
-    fn verify(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
+    fn verify(&self, user_id: UserId, token: &str, unix_ms: u64) -> Result<TokenEnd, AuthError> {
         let claims = jws::open(token, &self.key, self.algorithm)?;
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let subject = self.demands.check(&claims, now_s)?;
-        if names(subject, user_id) { Ok(()) } else { Err(AuthError::WrongUser) }
+        let now_s = Duration::from_millis(unix_ms).as_secs_f64();
+        let Proof { subject, expires_s } = self.demands.check(&claims, now_s)?;
+        if !names(subject, user_id) {
+            return Err(AuthError::WrongUser);
+        }
+        // A date that is too large is the last one.
+        let expires = Duration::try_from_secs_f64(expires_s).unwrap_or(Duration::MAX);
+        Ok(TokenEnd::At { unix_ms: u64::try_from(expires.as_millis()).unwrap_or(u64::MAX) })
     }
 }
 
@@ -253,7 +275,6 @@ mod rfcs;
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Duration;
 
     use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
     use serde_json::{Value, json};
@@ -265,6 +286,13 @@ mod tests {
     const RSA_PRIVATE: &[u8] = include_bytes!("../testdata/rs256.private.pem");
     const ED_PUBLIC: &[u8] = include_bytes!("../testdata/eddsa.public.pem");
     const ED_PRIVATE: &[u8] = include_bytes!("../testdata/eddsa.private.pem");
+
+    impl Verifier {
+        /// Whether a token proves a user now.
+        pub(super) fn verify_now(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
+            self.verify(user_id, token, 1_000 * get_current_timestamp()).map(drop)
+        }
+    }
 
     fn config(mode: AuthMode) -> AuthConfig {
         AuthConfig {
@@ -323,7 +351,7 @@ mod tests {
         for (index, verifier) in verifiers.iter().enumerate() {
             for (other, token) in tokens.iter().enumerate() {
                 let expected = if index == other { Ok(()) } else { Err(AuthError::Signature) };
-                assert_eq!(verifier.verify(7, token), expected, "{index} {other}");
+                assert_eq!(verifier.verify_now(7, token), expected, "{index} {other}");
             }
         }
     }
@@ -341,7 +369,7 @@ mod tests {
         for public in [RSA_PUBLIC, RSA_PUBLIC.trim_ascii()] {
             let forged = sign(Algorithm::HS256, &EncodingKey::from_secret(public), &claims);
             let verifier = jwt(JwtAlgorithm::Rs256, RSA_PUBLIC);
-            assert_eq!(verifier.verify(7, &forged), Err(AuthError::Signature));
+            assert_eq!(verifier.verify_now(7, &forged), Err(AuthError::Signature));
         }
     }
 
@@ -364,12 +392,12 @@ mod tests {
             (String::new(), AuthError::Malformed),
             ("a".repeat(TOKEN_BYTES_MAX + 1), AuthError::Malformed),
         ] {
-            assert_eq!(verifier.verify(7, &forged), Err(error), "{forged}");
-            assert_eq!(verifier.verify(8, &forged), Err(error), "{forged}");
+            assert_eq!(verifier.verify_now(7, &forged), Err(error), "{forged}");
+            assert_eq!(verifier.verify_now(8, &forged), Err(error), "{forged}");
         }
-        assert_eq!(verifier.verify(7, &token), Ok(()));
+        assert_eq!(verifier.verify_now(7, &token), Ok(()));
         let other_secret = jwt(JwtAlgorithm::Hs256, SECRET.replace('0', "1").as_bytes());
-        assert_eq!(other_secret.verify(7, &token), Err(AuthError::Signature));
+        assert_eq!(other_secret.verify_now(7, &token), Err(AuthError::Signature));
     }
 
     #[test]
@@ -391,10 +419,10 @@ mod tests {
             (json!({ "sub": "", "exp": later }), Err(AuthError::WrongUser)),
             (json!({ "sub": "7", "exp": later, "aud": "shop" }), Err(AuthError::Audience)),
         ] {
-            assert_eq!(verifier.verify(7, &hs256(&claims)), expected, "{claims}");
+            assert_eq!(verifier.verify_now(7, &hs256(&claims)), expected, "{claims}");
         }
         let most = json!({ "sub": u64::MAX.to_string(), "exp": later });
-        assert_eq!(verifier.verify(u64::MAX, &hs256(&most)), Ok(()));
+        assert_eq!(verifier.verify_now(u64::MAX, &hs256(&most)), Ok(()));
 
         let shop = try_jwt(JwtAlgorithm::Hs256, SECRET.as_bytes(), Some("shop")).unwrap();
         for (claims, expected) in [
@@ -402,17 +430,33 @@ mod tests {
             (json!({ "sub": "7", "exp": later, "aud": "bank" }), Err(AuthError::Audience)),
             (json!({ "sub": "7", "exp": later }), Err(AuthError::Malformed)),
         ] {
-            assert_eq!(shop.verify(7, &hs256(&claims)), expected, "{claims}");
+            assert_eq!(shop.verify_now(7, &hs256(&claims)), expected, "{claims}");
         }
+    }
+
+    #[test]
+    fn a_token_says_when_it_ends_and_counts_until_then_and_the_leeway() {
+        let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
+        let verify = |exp: Value, unix_ms| {
+            verifier.verify(7, &hs256(&json!({ "sub": "7", "exp": exp })), unix_ms)
+        };
+        let end = |unix_ms| Ok(TokenEnd::At { unix_ms });
+        assert_eq!(verify(json!(2_000_000_000), 0), end(2_000_000_000_000));
+        assert_eq!(verify(json!(2_000_000_000), 2_000_000_004_999), end(2_000_000_000_000));
+        assert_eq!(verify(json!(2_000_000_000), 2_000_000_005_000), Err(AuthError::Expired));
+        assert_eq!(verify(json!(2_000_000_000.25), 0), end(2_000_000_000_250));
+        assert_eq!(verify(json!(1e300), 0), end(u64::MAX));
+        let demo = Verifier::new(&config(AuthMode::Demo)).unwrap();
+        assert_eq!(demo.verify(7, "token-7", 0), Ok(TokenEnd::Never));
     }
 
     #[test]
     fn demo_tokens_name_their_user() {
         let verifier = Verifier::new(&config(AuthMode::Demo)).unwrap();
-        assert_eq!(verifier.verify(7, "token-7"), Ok(()));
-        assert_eq!(verifier.verify(7, "token-8"), Err(AuthError::WrongUser));
-        assert_eq!(verifier.verify(7, "token-07"), Err(AuthError::WrongUser));
-        assert_eq!(verifier.verify(7, "7"), Err(AuthError::Malformed));
+        assert_eq!(verifier.verify_now(7, "token-7"), Ok(()));
+        assert_eq!(verifier.verify_now(7, "token-8"), Err(AuthError::WrongUser));
+        assert_eq!(verifier.verify_now(7, "token-07"), Err(AuthError::WrongUser));
+        assert_eq!(verifier.verify_now(7, "7"), Err(AuthError::Malformed));
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
 use crate::shard::command::{CommandLimiter, CommandPermit};
 use crate::shard::mailbox::{Address, Message};
-use crate::shard::rooms::{self, message::RoomMessage};
+use crate::shard::rooms;
+use crate::shard::rooms::log::After;
+use crate::shard::rooms::message::{Asker, RoomMessage};
 use crate::shard::users::{self, message::UserMessage};
 
 /// The mailboxes of all shards, and which shard is the home of what.
@@ -87,12 +89,17 @@ impl Hub {
             }
             Command::Join { session, room, after_offset } => {
                 let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
-                let home = self.home_of_room(&room);
-                home.post(RoomMessage::Join { room, addr, after_offset, permit });
+                let after = after_offset.map_or(After::Now, After::Offset);
+                let (home, asker) = (self.home_of_room(&room), Asker::Backend(permit));
+                home.post(RoomMessage::Join { room, addr, after, asker });
             }
             Command::Leave { session, room } => {
                 let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
                 self.home_of_room(&room).post(RoomMessage::Leave { room, addr, permit });
+            }
+            Command::Expel { user_id, room } => {
+                let (home, permit) = (self.home_of_room(&room), self.admit(0, report)?);
+                home.post(RoomMessage::Expel { room, user_id, permit });
             }
             Command::Kick { user_id } => {
                 let permit = self.admit(0, report)?;
@@ -112,9 +119,9 @@ impl Hub {
         if kind <= 0 {
             return Err(PushError::BadType(kind));
         }
-        // The offset is not known yet, so its longest encoding counts.
+        // The offset and the room's number are not known yet, so their longest encodings count.
         let push = Response { kind, status: 1, biz_data: &biz_data, ..Response::default() };
-        let longest = Response { offset: u64::MAX, ..push };
+        let longest = Response { offset: u64::MAX, room: u32::MAX, ..push };
         if longest.payload_len() > self.frame_bytes_max {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });

@@ -26,6 +26,7 @@ pub mod service;
 pub mod session_id;
 pub mod shard;
 pub mod telemetry;
+pub mod tickets;
 
 pub use run::run;
 pub use server::Server;

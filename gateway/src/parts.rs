@@ -18,6 +18,7 @@ use crate::shard::calls::durations::CallDurations;
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Address;
 use crate::shard::{Shard, Shared};
+use crate::tickets::Tickets;
 
 /// Where a gateway's clocks and numbers begin: what differs from run to run.
 #[derive(Clone, Debug)]
@@ -30,6 +31,17 @@ pub struct Origin {
     pub first_offset: u64,
     /// What session ids are scrambled with.
     pub session_key: u64,
+    /// What the logs' ids are drawn with.
+    pub log_key: u64,
+}
+
+/// What the gateway checks clients' proofs with.
+#[derive(Debug)]
+pub struct Keys {
+    /// Checks tokens.
+    pub verifier: Verifier,
+    /// Makes and checks tickets.
+    pub tickets: Tickets,
 }
 
 /// What all shards of a gateway have in common, and the ways in.
@@ -50,11 +62,12 @@ impl Parts {
     /// What `backends` fails with.
     pub fn new<E>(
         config: Config,
-        verifier: Verifier,
+        keys: Keys,
         origin: Origin,
         backends: impl FnOnce(&Config, &Gateway) -> Result<Vec<Backend>, E>,
     ) -> Result<Self, E> {
-        let Origin { started, wall_clock, first_offset, session_key } = origin;
+        let Origin { started, wall_clock, first_offset, session_key, log_key } = origin;
+        let Keys { verifier, tickets } = keys;
         let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
         let limits = &config.limits;
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
@@ -70,10 +83,12 @@ impl Parts {
         let shared = Arc::new(Shared {
             config,
             verifier,
+            tickets,
             addresses,
             limiter,
             session_ids,
             first_offset,
+            log_key,
             started,
             wall_clock,
             backends,

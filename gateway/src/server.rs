@@ -39,11 +39,12 @@ use crate::holder::{AddressError, PATIENCE, Wait};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
-use crate::parts::{Origin, Parts};
+use crate::parts::{Keys, Origin, Parts};
 use crate::router::Backend;
-use crate::secret::check_secret;
+use crate::secret::{SecretError, check_secret, load_or_create_secret};
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
+use crate::tickets::Tickets;
 use listener::listen;
 use threads::start_shards;
 
@@ -58,6 +59,9 @@ pub enum StartError {
     /// The offset file can't be used.
     #[error(transparent)]
     OffsetFile(#[from] OffsetFileError),
+    /// The tickets' key can't be used.
+    #[error("rooms.ticket_key_file: {0}")]
+    TicketKey(SecretError),
     /// The clients' address can't be listened on.
     #[error(
         "can't listen for clients on {address}: {cause}; choose another address with --listen (the key listen)"
@@ -157,6 +161,7 @@ impl Builder {
         Verifier::check(&self.config.auth)?;
         self.config.rooms.offset_file.as_deref().map(offset_file::read).transpose()?;
         check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
+        check_secret(&self.config.rooms.ticket_key_file).map_err(StartError::TicketKey)?;
         Ok(())
     }
 
@@ -177,7 +182,14 @@ impl Builder {
     pub fn start_unless(self, interrupted: impl Fn() -> bool) -> Result<Server, StartError> {
         let Self { config, handlers, metrics } = self;
         let wait = Wait { patience: PATIENCE, interrupted: &interrupted };
+        // Before a secret is made.
+        for backend in &config.backends {
+            handler_of(backend, &handlers)?;
+        }
         let verifier = Verifier::new(&config.auth)?;
+        let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
+        let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
+        let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
         let listeners = listen(&config, &wait).map_err(|error| match error {
             AddressError::Interrupted => StartError::Interrupted,
             AddressError::Refused(cause) => StartError::Listen { address: config.listen, cause },
@@ -187,11 +199,12 @@ impl Builder {
         let (started, wall_clock) = (Instant::now(), WallClock::system());
         let offset_file = config.rooms.offset_file.clone();
         let first_offset = offset_file::first_offset(offset_file.as_deref(), wall_clock.unix_us())?;
-        let origin = Origin { started, first_offset, wall_clock, session_key: random_number()? };
+        let (session_key, log_key) = (random_number()?, random_number()?);
+        let origin = Origin { started, first_offset, wall_clock, session_key, log_key };
         stats::describe();
         let about = About::new(&config, client_address);
         about.export();
-        let parts = Parts::new(config, verifier, origin, |config, gateway| {
+        let parts = Parts::new(config, Keys { verifier, tickets }, origin, |config, gateway| {
             let backends = config.backends.iter();
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
         })?;

@@ -49,6 +49,15 @@ impl SessionAddr {
     }
 }
 
+/// The finalizer of `SplitMix64`: a bijection whose result depends on all bits of `z`.
+#[inline]
+#[must_use]
+pub const fn scramble(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// Converts addresses of sessions to the session ids of one run, and back.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionIds {
@@ -66,10 +75,7 @@ impl SessionIds {
     #[inline]
     #[must_use]
     pub const fn id(self, addr: SessionAddr) -> SessionId {
-        let mut z = addr.0 ^ self.key;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        SessionId(z ^ (z >> 31))
+        SessionId(scramble(addr.0 ^ self.key))
     }
 
     /// The address that a session id means. A made-up id means a random address: its generation, or

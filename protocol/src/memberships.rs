@@ -86,10 +86,14 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// Each push up to `offset` was handed out, or is reported as missing.
+    /// Each push up to `offset` was handed out, or is reported as missing. 0: the log has no push yet, and its first one
+    /// may have any offset.
     const fn after(offset: u64) -> Self {
-        let next_max = offset.saturating_add(1);
-        Self { seen: offset, resume: Some(offset), next_max }
+        Self { seen: offset, resume: Some(offset), next_max: Self::next_max(offset) }
+    }
+
+    const fn next_max(offset: u64) -> u64 {
+        if offset == 0 { u64::MAX } else { offset.saturating_add(1) }
     }
 
     /// A join at `head`. Older pushes may come first, as a replay; but none up to `seen`.
@@ -144,7 +148,7 @@ impl Membership {
             (v1::Recovery::Complete, Some(offset)) => self.cursor = Cursor::after(offset),
             // A new membership that missed nothing.
             (v1::Recovery::NotAsked, Some(offset)) if offset == room.head => {
-                self.cursor.next_max = room.head.saturating_add(1);
+                self.cursor.next_max = Cursor::next_max(room.head);
             }
             _ => {
                 let seen = if same_log { self.cursor.seen } else { 0 };

@@ -72,6 +72,8 @@ struct Room {
     log: u64,
     /// Offset and place of each push that is kept.
     pushes: VecDeque<(u64, u64)>,
+    /// Offset of the log's first push.
+    first: u64,
     /// Offset of the next push.
     next: u64,
     /// Pushes that were ever made.
@@ -97,7 +99,7 @@ impl Server {
     fn new() -> Self {
         let room = |log| {
             let (pushes, next) = (VecDeque::new(), 1 + 1000 * log);
-            Room { log, pushes, next, published: 0, tickets: 0 }
+            Room { log, pushes, first: next, next, published: 0, tickets: 0 }
         };
         let logs = ROOMS.len() as u64;
         let (members, heads) = (BTreeMap::new(), BTreeMap::new());
@@ -121,14 +123,19 @@ impl Server {
         let replay = room.pushes.get(replayed).map_or(room.next, |(offset, _)| *offset);
         let (recovery, from) = match position {
             None => (Recovery::NotAsked, replay),
-            Some((log, offset))
-                if log == room.log && (oldest..=room.next).contains(&(offset + 1)) =>
-            {
-                (Recovery::Complete, offset + 1)
+            Some((log, offset)) if log == room.log => {
+                let next = if offset == 0 { room.first } else { offset + 1 };
+                if (oldest..=room.next).contains(&next) {
+                    (Recovery::Complete, next)
+                } else {
+                    (Recovery::Gap, replay)
+                }
             }
             Some(_) => (Recovery::Gap, replay),
         };
-        let (head, number) = (room.next - 1, self.number(index));
+        let number = self.number(index);
+        // A log's first push may have any offset, so nothing is said of a log without one.
+        let head = if room.next == room.first { 0 } else { room.next - 1 };
         self.heads.insert((room.log, head), room.published);
         self.members.insert(index, from);
         let (name, ticket) = (ROOMS[index].0.into(), self.ticket(index));
@@ -193,7 +200,7 @@ impl Server {
     fn restart(&mut self, index: usize, first: u64) {
         self.logs += 1;
         let room = &mut self.rooms[index];
-        (room.log, room.next) = (self.logs, first);
+        (room.log, room.first, room.next) = (self.logs, first, first);
         room.pushes.clear();
         if self.members.contains_key(&index) {
             let room = self.join(index, Some((0, 0)));

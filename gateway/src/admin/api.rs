@@ -20,7 +20,7 @@ const PAGE: &str = include_str!("page.html");
 /// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is
 /// allowed, and nobody may frame it. A test demands that the hashes fit the page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-qRgCqKxxmOk68DnMCEcxKDlJ130CH1e3+9VEhFIVJP0='; \
+     script-src 'sha256-+IV2GaTZiVR5epRgtVrvsd5dVEdNGnZ2nCTrCXKQfYM='; \
      style-src 'sha256-+VdFJmx+roZJ2DdSfQf9/6ASCamt8hjRhwFgD3unSDw='; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 

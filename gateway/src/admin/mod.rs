@@ -12,7 +12,7 @@
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
-//! | `POST /users/{id}/kick` | closes a user's connections with 107; `{"connections": n}` |
+//! | `POST /users/{id}/kick` | closes a user's connections with 110; `{"connections": n}` |
 //!
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its

@@ -8,6 +8,15 @@ use serde_json::Value;
 use super::AuthError;
 use super::jws::Members;
 
+/// What a token proves, once its claims are checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Proof<'a> {
+    /// Its `sub`.
+    pub(super) subject: &'a str,
+    /// Its `exp`, in seconds since the Unix epoch.
+    pub(super) expires_s: f64,
+}
+
 /// What the configuration requires.
 #[derive(Debug)]
 pub(super) struct Demands {
@@ -20,8 +29,12 @@ pub(super) struct Demands {
 }
 
 impl Demands {
-    /// Checks all claims except `sub`, and returns that. `now_s` is the time in seconds since the Unix epoch.
-    pub(super) fn check<'a>(&self, claims: &'a Members, now_s: f64) -> Result<&'a str, AuthError> {
+    /// Checks all claims except `sub`, and returns that and `exp`. `now_s` is the time in seconds since the Unix epoch.
+    pub(super) fn check<'a>(
+        &self,
+        claims: &'a Members,
+        now_s: f64,
+    ) -> Result<Proof<'a>, AuthError> {
         let subject = text(claims, "sub")?.ok_or(AuthError::Malformed)?;
         let expires_s = date(claims, "exp")?.ok_or(AuthError::Malformed)?;
         let begins_s = date(claims, "nbf")?;
@@ -46,7 +59,11 @@ impl Demands {
             (Some(_), None) => return Err(AuthError::Malformed),
             (Some(theirs), Some(issuer)) => theirs == issuer,
         };
-        if for_us && from_theirs { Ok(subject) } else { Err(AuthError::Audience) }
+        if for_us && from_theirs {
+            Ok(Proof { subject, expires_s })
+        } else {
+            Err(AuthError::Audience)
+        }
     }
 }
 

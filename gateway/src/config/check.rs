@@ -156,10 +156,17 @@ impl Checker<'_> {
         let key = "session.connections_per_user_max";
         let many = self.number(key, session.connections_per_user_max, 1..=10_000)?;
         let logins = [("newest-wins", 1), ("many", many)];
+        let on_expiry = [OnTokenExpiry::Ignore, OnTokenExpiry::Close];
+        let on_expiry = on_expiry.map(|choice| (choice.name(), choice));
+        let key = "session.on_token_expiry";
+        let on_token_expiry = self.choice(key, &session.on_token_expiry, &on_expiry)?;
+        let key = "session.token_expiry_grace_ms";
         Ok(SessionConfig {
             heartbeat_interval: interval,
             idle_timeout,
             connections_per_user_max: self.choice("session.login", &session.login, &logins)?,
+            on_token_expiry,
+            token_expiry_grace: self.millis(key, session.token_expiry_grace_ms, 0..=DAY_MS)?,
         })
     }
 

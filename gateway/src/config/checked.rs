@@ -136,6 +136,30 @@ pub struct SessionConfig {
     /// Connections of one user, at least 1. One more closes the oldest with 107. The login policy
     /// `newest-wins` is a maximum of 1.
     pub connections_per_user_max: usize,
+    /// What the end of a session's token means.
+    pub on_token_expiry: OnTokenExpiry,
+    /// How long a session outlives its token where that ends it: the time for the client to show a fresh one.
+    pub token_expiry_grace: Duration,
+}
+
+/// What the end of a session's token means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTokenExpiry {
+    /// Nothing: a token is checked only when a client authenticates.
+    Ignore,
+    /// The session is closed with 100, unless the client has authenticated again with a fresh token.
+    Close,
+}
+
+impl OnTokenExpiry {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ignore => "ignore",
+            Self::Close => "close",
+        }
+    }
 }
 
 /// Limits. Each has a named outcome.
@@ -192,6 +216,10 @@ pub struct RoomsConfig {
     pub rooms_per_connection_max: usize,
     /// The file that keeps a restart from giving offsets again; `None`: there is none.
     pub offset_file: Option<PathBuf>,
+    /// How long a ticket is valid after it was made.
+    pub ticket_ttl: Duration,
+    /// The file with the key of tickets, which is made where it is missing.
+    pub ticket_key_file: PathBuf,
 }
 
 /// The policy of one room.
@@ -205,6 +233,10 @@ pub struct RoomPolicy {
     pub merge_window: Duration,
     /// The first and the last type of pushes that end a window: they are sent at once, with the pushes that wait.
     pub urgent_types: Option<(i32, i32)>,
+    /// How many of the last pushes a member gets that joins without a position.
+    pub replay_on_join: u64,
+    /// Who lets a client that reconnects in again.
+    pub rejoin: Rejoin,
 }
 
 impl RoomsConfig {
@@ -244,6 +276,26 @@ impl SlowMember {
         match self {
             Self::Skip => "skip",
             Self::Close => "close",
+        }
+    }
+}
+
+/// Who lets a client that reconnects into a room again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejoin {
+    /// Its ticket does, and no backend is asked.
+    Ticket,
+    /// Nobody but a backend: members get no ticket.
+    Backend,
+}
+
+impl Rejoin {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ticket => "ticket",
+            Self::Backend => "backend",
         }
     }
 }

@@ -68,6 +68,8 @@ fn session(session: &SessionConfig) -> Value {
         "idle_timeout_ms": ms(session.idle_timeout),
         "login": if session.connections_per_user_max == 1 { "newest-wins" } else { "many" },
         "connections_per_user_max": session.connections_per_user_max,
+        "on_token_expiry": session.on_token_expiry.name(),
+        "token_expiry_grace_ms": ms(session.token_expiry_grace),
     })
 }
 
@@ -90,6 +92,8 @@ fn rooms(rooms: &RoomsConfig) -> Value {
     let mut value = policy(&rooms.default_policy);
     value["offset_file"] = json!(rooms.offset_file.as_deref().unwrap_or(Path::new("")));
     value["idle_ttl_ms"] = ms(rooms.idle_ttl).into();
+    value["ticket_ttl_ms"] = ms(rooms.ticket_ttl).into();
+    value["ticket_key_file"] = json!(rooms.ticket_key_file);
     value["rooms_per_shard_max"] = rooms.rooms_per_shard_max.into();
     value["rooms_per_connection_max"] = rooms.rooms_per_connection_max.into();
     value
@@ -108,6 +112,8 @@ fn policy(policy: &RoomPolicy) -> Value {
         "slow_member": policy.slow_member.name(),
         "merge_window_ms": ms(policy.merge_window),
         "urgent_types": urgent_types.unwrap_or_default(),
+        "replay_on_join": policy.replay_on_join,
+        "rejoin": policy.rejoin.name(),
     })
 }
 

@@ -3,12 +3,15 @@
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
 use super::check::{DAY_MS, GIB};
-use super::checked::{RoomPolicy, RoomsConfig, SlowMember};
+use super::checked::{Rejoin, RoomPolicy, RoomsConfig, SlowMember};
 use super::typed;
 use super::values::{Checked, Checker, quoted};
 
 /// The longest merge window, in milliseconds: a push that waits longer is no longer live.
 const MERGE_WINDOW_MS_MAX: i64 = 10_000;
+
+/// The most pushes that are replayed on a join: more than an app shows at once.
+const REPLAY_MAX: i64 = 10_000;
 
 impl Checker<'_> {
     pub(super) fn rooms(
@@ -48,6 +51,12 @@ impl Checker<'_> {
                 1..=10_000,
             )?,
             offset_file: (!rooms.offset_file.is_empty()).then(|| (&rooms.offset_file).into()),
+            ticket_ttl: self.millis(
+                "rooms.ticket_ttl_ms",
+                rooms.ticket_ttl_ms,
+                1_000..=30 * DAY_MS,
+            )?,
+            ticket_key_file: self.path("rooms.ticket_key_file", &rooms.ticket_key_file)?,
         })
     }
 
@@ -62,6 +71,8 @@ impl Checker<'_> {
         let log_bytes_max = policy.log_bytes_max.unwrap_or(rooms.log_bytes_max);
         let slow_member = policy.slow_member.as_ref().unwrap_or(&rooms.slow_member);
         let slow_members = [SlowMember::Skip, SlowMember::Close].map(|kind| (kind.name(), kind));
+        let rejoin = policy.rejoin.as_ref().unwrap_or(&rooms.rejoin);
+        let rejoins = [Rejoin::Ticket, Rejoin::Backend].map(|kind| (kind.name(), kind));
         let merge_window_ms = policy.merge_window_ms.unwrap_or(rooms.merge_window_ms);
         let urgent_types = policy.urgent_types.as_ref().unwrap_or(&rooms.urgent_types);
         Ok(RoomPolicy {
@@ -76,6 +87,12 @@ impl Checker<'_> {
                 [] => None,
                 types => Some(self.types(&key("urgent_types"), types)?),
             },
+            replay_on_join: self.number(
+                &key("replay_on_join"),
+                policy.replay_on_join.unwrap_or(rooms.replay_on_join),
+                0..=REPLAY_MAX,
+            )?,
+            rejoin: self.choice(&key("rejoin"), rejoin, &rejoins)?,
         })
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Session {
     pub(super) idle_timeout_ms: i64,
     pub(super) login: String,
     pub(super) connections_per_user_max: i64,
+    pub(super) on_token_expiry: String,
+    pub(super) token_expiry_grace_ms: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,10 +94,14 @@ pub(super) struct Rooms {
     pub(super) slow_member: String,
     pub(super) merge_window_ms: i64,
     pub(super) urgent_types: Vec<i64>,
+    pub(super) replay_on_join: i64,
+    pub(super) rejoin: String,
     pub(super) idle_ttl_ms: i64,
     pub(super) rooms_per_shard_max: i64,
     pub(super) rooms_per_connection_max: i64,
     pub(super) offset_file: String,
+    pub(super) ticket_ttl_ms: i64,
+    pub(super) ticket_key_file: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -110,6 +116,10 @@ pub(super) struct RoomPolicy {
     pub(super) merge_window_ms: Option<i64>,
     /// `None`: as in [`Rooms`].
     pub(super) urgent_types: Option<Vec<i64>>,
+    /// `None`: as in [`Rooms`].
+    pub(super) replay_on_join: Option<i64>,
+    /// `None`: as in [`Rooms`].
+    pub(super) rejoin: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,6 +165,8 @@ impl Typed {
             slow_member: Some(rooms.slow_member),
             merge_window_ms: Some(rooms.merge_window_ms),
             urgent_types: Some(rooms.urgent_types),
+            replay_on_join: Some(rooms.replay_on_join),
+            rejoin: Some(rooms.rejoin),
         };
         Self { room_policies: vec![policy], ..Self::default() }
     }
@@ -211,6 +223,8 @@ impl Default for Session {
             idle_timeout_ms: 0,
             login: "newest-wins".into(),
             connections_per_user_max: 8,
+            on_token_expiry: "ignore".into(),
+            token_expiry_grace_ms: 30_000,
         }
     }
 }
@@ -249,10 +263,14 @@ impl Default for Rooms {
             slow_member: "skip".into(),
             merge_window_ms: 0,
             urgent_types: Vec::new(),
+            replay_on_join: 0,
+            rejoin: "ticket".into(),
             idle_ttl_ms: 60_000,
             rooms_per_shard_max: 100_000,
             rooms_per_connection_max: 64,
             offset_file: ".tidegate/offset".into(),
+            ticket_ttl_ms: 12 * 60 * 60 * 1000,
+            ticket_key_file: ".tidegate/ticket.key".into(),
         }
     }
 }

@@ -28,8 +28,13 @@ pub struct TooSlow;
 pub fn conn_state(clients: &Clients, conn: ConnId) -> ConnState {
     match clients.get(conn) {
         Some(connection) if !connection.is_closing() => {
-            let is_backlogged = clients.is_backlogged(conn.slot);
-            if is_backlogged { ConnState::Backlogged } else { ConnState::Open }
+            if clients.is_resuming(conn.slot) {
+                ConnState::Resuming
+            } else if clients.is_backlogged(conn.slot) {
+                ConnState::Backlogged
+            } else {
+                ConnState::Open
+            }
         }
         _ => ConnState::Gone,
     }

@@ -20,6 +20,7 @@
 //! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to resume |
 //! | [`users`] | who is logged in where | messages to sessions |
 //! | [`rooms`] | logs, members, merge windows, the fan-out | messages to shards, slots with pushes |
+//! | [`resumes`] | sessions whose answer waits for their rooms | |
 //! | [`calls`] | routes, calls in flight, their answers | answers |
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
 //! | [`clock`] | both clocks | |
@@ -38,24 +39,31 @@ pub mod draining;
 pub mod housekeeping;
 pub mod mailbox;
 pub mod message_queue;
+pub mod resumes;
 pub mod rooms;
 mod shared;
 mod sink;
 pub mod stats;
 pub mod users;
 
+use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use tidegate_backend::handler::{CallId, Outcome};
-use tidegate_backend::{Failure, Gateway, UserId};
+use tidegate_backend::{Failure, Gateway, RoomId, UserId};
+use tidegate_protocol::message::EVERYBODY;
+use tidegate_protocol::proto::v1::{self, notice::What};
+use tidegate_protocol::resume::{Position, Positions};
 use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
 
 use crate::allocator::Trim;
-use crate::driver::{Driver, Mechanism, SendState};
+use crate::config::Rejoin;
+use crate::driver::{ConnId, Driver, Mechanism, SendState};
 use crate::router::PendingCall;
 use crate::session_id::SessionAddr;
 use admission::Admission;
@@ -65,17 +73,20 @@ use clients::cause::Cause;
 use clients::connection::Phase;
 use clients::lifecycle::{AfterAuthFailure, EndedSession, Login};
 use clock::Clock;
+use command::CommandPermit;
 use delivery::TooSlow;
 use draining::Draining;
 use housekeeping::Housekeeping;
 use mailbox::{Answer, Message};
 use message_queue::{MESSAGES_MAX, MessageQueue};
+use resumes::{Finished, Named, Resume, Resumes, WaitingFrame, Wanted};
 use rooms::Rooms;
-use rooms::message::RoomEffect;
+use rooms::log::After;
+use rooms::message::{AskedBy, Asker, Joined, RoomEffect, RoomMessage};
 pub use shared::Shared;
 use stats::{Exporter, Levels, ShardCounters, Stats};
 use users::Users;
-use users::message::{SessionMessage, UserEffect, UserMessage};
+use users::message::{Eviction, SessionMessage, UserEffect, UserMessage};
 
 /// Expired calls that one turn answers, at most. It spreads a mass timeout over several turns.
 const EXPIRED_CALLS_MAX: usize = 1024;
@@ -88,6 +99,7 @@ pub struct Shard {
     clients: Clients,
     users: Users,
     rooms: Rooms,
+    resumes: Resumes,
     calls: Calls,
     admission: Admission,
     draining: Draining,
@@ -114,6 +126,7 @@ impl Shard {
             shard: id,
             shards: config.shards,
             first_offset: shared.first_offset,
+            log_key: shared.log_key,
             rooms: config.rooms.clone(),
         };
         Self {
@@ -122,6 +135,7 @@ impl Shard {
             clients: Clients::new(config),
             users: Users::new(shared.session_ids, config.session.connections_per_user_max),
             rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
+            resumes: Resumes::default(),
             calls: Calls::new(config, &shared.backends, address.clone(), gateway),
             admission: Admission::new(config.limits.connections_max, config.shards),
             draining: Draining::new(&config.shutdown),
@@ -256,7 +270,8 @@ impl Shard {
             Message::Session(message) => self.on_session_message(message),
             Message::Room(message) => {
                 let Self { rooms, clients, clock, .. } = self;
-                rooms.handle(message, clock.now_ms(), |conn| delivery::conn_state(clients, conn));
+                let state = |conn| delivery::conn_state(clients, conn);
+                rooms.handle(message, clock.now_ms(), || clock.unix_ms(), state);
             }
             // The operator may have stopped waiting.
             Message::InspectShard { reply } => {
@@ -299,6 +314,7 @@ impl Shard {
             if let Some(EndedSession { conn, user_id }) = self.clients.next_ended_session() {
                 let addr = SessionAddr::new(self.id, conn);
                 self.send_home(user_id, UserMessage::Deregister { user_id, addr });
+                self.resumes.remove(conn.slot);
                 self.rooms.leave_all(conn.slot, self.clock.now_ms());
             } else if let Some(UserEffect(shard, message)) = self.users.next_effect() {
                 if shard == self.id {
@@ -310,7 +326,27 @@ impl Shard {
                 match effect {
                     RoomEffect::Post(shard, message) => self.post(shard, message.into()),
                     RoomEffect::PushesPending(slot) => self.clients.schedule_pushes(slot),
-                    RoomEffect::LastPushes(slot, chunk) => self.clients.append_shared(slot, chunk),
+                    RoomEffect::LastPushes(slot, chunk) => {
+                        if let Err(WaitingFrame::Pushes(chunk)) =
+                            self.resumes.keep(slot, WaitingFrame::Pushes(chunk))
+                        {
+                            self.clients.append_shared(slot, chunk);
+                        }
+                    }
+                    RoomEffect::Joined(slot, joined, AskedBy::Client) => {
+                        self.resumes.joined(slot, joined);
+                        self.answer_resumed(slot);
+                    }
+                    RoomEffect::Joined(slot, joined, AskedBy::Backend) => {
+                        let room = self.describe(slot, joined);
+                        self.notify(slot, What::Joined(room));
+                    }
+                    RoomEffect::Expel(user_id, room, permit) => {
+                        self.send_home(user_id, UserMessage::Expel { user_id, room, permit });
+                    }
+                    RoomEffect::Left(slot, room) => {
+                        self.notify(slot, What::Left(room.to_string()));
+                    }
                 }
             } else {
                 return;
@@ -377,12 +413,12 @@ impl Shard {
 
     #[inline]
     fn on_frame(&mut self, slot: u32, payload: &[u8]) {
-        let early_ms = self.clients.count_frame(slot, payload.len(), &self.clock);
+        let admitted = self.clients.count_frame(slot, payload.len(), &self.clock);
         let incoming = match Incoming::decode(payload) {
             Ok(incoming) => incoming,
             Err(error) => return self.on_malformed(slot, &error),
         };
-        if let Err(retry_after_ms) = early_ms {
+        if let Err(retry_after_ms) = admitted {
             let (kind, sequence) = (incoming.kind(), incoming.sequence());
             let code = Code::RateLimited;
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
@@ -394,15 +430,15 @@ impl Shard {
             Incoming::Heartbeat { sequence } => {
                 self.clients.write_pong(slot, sequence, &self.clock);
             }
-            Incoming::Authenticate { user_id, token, sequence, resume: _ } => {
-                self.on_authenticate(slot, user_id, token, sequence);
+            Incoming::Authenticate { user_id, token, resume, sequence } => {
+                self.on_authenticate(slot, user_id, token, resume, sequence);
             }
         }
     }
 
     fn on_malformed(&mut self, slot: u32, error: &dyn std::error::Error) {
         self.clients.log(slot, || tracing::debug!(%error, "malformed"));
-        self.close_gracefully(slot, Cause::Malformed, Some(Code::Malformed));
+        self.close_gracefully(slot, Cause::Malformed);
     }
 
     #[inline]
@@ -449,46 +485,192 @@ impl Shard {
         }
     }
 
-    fn on_authenticate(&mut self, slot: u32, user_id: UserId, token: &str, sequence: u64) {
-        let verified = self.shared.verifier.verify(user_id, token);
-        match self.clients.login(slot, user_id, verified, sequence) {
+    fn on_authenticate(
+        &mut self,
+        slot: u32,
+        user_id: UserId,
+        token: &str,
+        resume: Positions<'_>,
+        sequence: u64,
+    ) {
+        let verified = self.shared.verifier.verify(user_id, token, self.clock.unix_ms());
+        let login = self.clients.login(slot, user_id, verified, sequence, &self.clock);
+        if login.is_ok() && !resume.is_empty() {
+            self.counters.resumes += 1;
+            let resume = self.read_resume(user_id, resume);
+            self.resumes.insert(slot, sequence, resume);
+        }
+        match login {
             Ok(Login::Register) => {
                 let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
                 self.send_home(user_id, UserMessage::Register { user_id, addr, sequence });
                 self.apply();
             }
-            Ok(Login::Renewed) => self.write_session(slot, sequence),
+            Ok(Login::Renewed) if resume.is_empty() => {
+                let everybody = self.rooms.everybody();
+                self.write_session(slot, sequence, everybody, Vec::new());
+            }
+            Ok(Login::Renewed) => self.resume(slot, Login::Renewed),
             Err(after) => self.after_auth_failure(slot, after),
         }
     }
 
     fn after_auth_failure(&mut self, slot: u32, after: AfterAuthFailure) {
         if after == AfterAuthFailure::Close {
-            self.close_gracefully(slot, Cause::AuthFailed, None);
+            self.close_gracefully(slot, Cause::AuthFailed);
         }
     }
 
-    fn write_session(&mut self, slot: u32, sequence: u64) {
+    /// Checks the tickets of the rooms that a client has named.
+    fn read_resume(&mut self, user_id: UserId, positions: Positions<'_>) -> Resume {
+        let Shared { tickets, config, .. } = &*self.shared;
+        let (rooms_max, now_ms) = (config.rooms.rooms_per_connection_max, self.clock.unix_ms());
+        let (mut resume, mut names) = (Resume::default(), HashSet::new());
+        for Position { room, log, offset, ticket } in positions {
+            // A client without a position joins as if it were new.
+            let after = if log == 0 { After::Now } else { After::Position { log, offset } };
+            if room == EVERYBODY {
+                resume.everybody.get_or_insert(after);
+            } else if names.insert(room) {
+                if resume.named.len() >= 2 * rooms_max {
+                    // A client has no more rooms than it may have. What is not named is refused.
+                    break;
+                }
+                let is_allowed = resume.named.len() < rooms_max
+                    && config.rooms.policy_of(room).rejoin == Rejoin::Ticket;
+                let checked = is_allowed.then(|| tickets.check(ticket, user_id, room, now_ms).ok());
+                let named = match (RoomId::new(room), checked.flatten()) {
+                    (Ok(room), Some(ticket_made_s)) => {
+                        Named::Wanted(Wanted { room, after, ticket_made_s })
+                    }
+                    _ => Named::Refused(room.to_owned()),
+                };
+                self.counters.refused_tickets += u64::from(matches!(named, Named::Refused(_)));
+                resume.named.push(named);
+            }
+        }
+        resume
+    }
+
+    /// Brings a client with a session back into the rooms that it has named. The session is answered when all of them
+    /// have.
+    fn resume(&mut self, slot: u32, login: Login) {
+        self.clients.start_resuming(slot);
+        let Self { resumes, rooms, .. } = self;
+        let (everybody, wanted) = resumes.start(slot, |room| rooms.describe_membership(slot, room));
+        let everybody = match (everybody, login) {
+            (None, Login::Renewed) => self.rooms.everybody(),
+            (after, _) => self.rooms.join_everybody(slot, after.unwrap_or(After::Now)),
+        };
+        self.resumes.joined_everybody(slot, everybody);
+        let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
+        let (user_id, shards) = (self.clients.at(slot).user_id, self.shared.config.shards);
+        for Wanted { room, after, ticket_made_s } in wanted {
+            let (home, asker) =
+                (rooms::home(&room, shards), Asker::Client { user_id, ticket_made_s });
+            self.post(home, RoomMessage::Join { room, addr, after, asker }.into());
+        }
+        self.answer_resumed(slot);
+    }
+
+    /// Answers the session of a client that has come back, once all its rooms have answered.
+    fn answer_resumed(&mut self, slot: u32) {
+        let Some(finished) = self.resumes.take_finished(slot) else { return };
+        let Finished { sequence, everybody, rooms, frames } = finished;
+        self.clients.end_resuming(slot);
+        self.write_session(slot, sequence, everybody, rooms);
+        let conn = self.clients.conn_id(slot);
+        for frame in frames {
+            match frame {
+                WaitingFrame::Push { frame, permit } => self.deliver(conn, &frame, &permit),
+                WaitingFrame::Pushes(chunk) => self.clients.append_shared(slot, chunk),
+                WaitingFrame::Notice(what) => self.notify(slot, what),
+            }
+        }
+    }
+
+    fn write_session(&mut self, slot: u32, sequence: u64, everybody: Joined, rooms: Vec<Joined>) {
         let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
         let session_id = self.shared.session_ids.id(addr).0;
-        self.clients.write_session(slot, session_id, sequence, &self.clock);
+        let rooms = [everybody].into_iter().chain(rooms);
+        let rooms = rooms.map(|joined| self.describe(slot, joined)).collect();
+        self.clients.write_session(slot, session_id, sequence, rooms, &self.clock);
+    }
+
+    /// What a client is told of a room, with a ticket if it is a member.
+    fn describe(&self, slot: u32, joined: Joined) -> v1::Room {
+        let Shared { tickets, config, .. } = &*self.shared;
+        let Joined { name, log, head, recovery, ticket_s } = joined;
+        let user_id = self.clients.at(slot).user_id;
+        let has_ticket = log.is_some()
+            && ticket_s > 0
+            && name != EVERYBODY
+            && config.rooms.policy_of(&name).rejoin == Rejoin::Ticket;
+        let ticket =
+            has_ticket.then(|| Bytes::copy_from_slice(&tickets.make(user_id, &name, ticket_s)));
+        v1::Room {
+            name,
+            number: log.map_or(0, |log| log.number),
+            log: log.map_or(0, |log| log.id.get()),
+            head,
+            recovery: recovery.into(),
+            ticket: ticket.unwrap_or_default(),
+        }
+    }
+
+    /// Tells a client that a membership has begun, was refused, or has ended.
+    fn notify(&mut self, slot: u32, what: What) {
+        if self.resumes.is_full(slot) {
+            return self.clients.abort(slot, Cause::OutboxFull);
+        }
+        if let Err(frame) = self.resumes.keep(slot, WaitingFrame::Notice(what))
+            && let WaitingFrame::Notice(what) = frame
+        {
+            self.clients.write_notice(slot, &v1::Notice { what: Some(what) });
+        }
+    }
+
+    fn deliver(&mut self, conn: ConnId, frame: &Bytes, permit: &CommandPermit) {
+        permit.count_connections(usize::from(self.clients.write_push(conn, frame)));
     }
 
     fn on_session_message(&mut self, message: SessionMessage) {
         match message {
             SessionMessage::Registered { conn, sequence } => {
                 if self.clients.open_session(conn, &self.clock) {
-                    self.rooms.join_everybody(conn.slot);
-                    self.write_session(conn.slot, sequence);
+                    let slot = conn.slot;
+                    if self.resumes.contains(slot) {
+                        return self.resume(slot, Login::Register);
+                    }
+                    let everybody = self.rooms.join_everybody(slot, After::Now);
+                    self.write_session(slot, sequence, everybody, Vec::new());
                 }
             }
-            SessionMessage::Evict { conn, code, permit: _ } => {
+            SessionMessage::Evict { conn, reason, permit: _ } => {
                 if self.clients.get(conn).is_some() {
-                    self.close_gracefully(conn.slot, Cause::Replaced, Some(code));
+                    let cause = match reason {
+                        Eviction::Replaced => Cause::Replaced,
+                        Eviction::Kicked => Cause::Kicked,
+                    };
+                    self.close_gracefully(conn.slot, cause);
                 }
+            }
+            SessionMessage::Leave { conn, room, permit } => {
+                // By way of the home, behind a join that is on its way.
+                let addr = SessionAddr::new(self.id, conn);
+                let home = rooms::home(&room, self.shared.config.shards);
+                self.post(home, RoomMessage::Leave { room, addr, permit }.into());
             }
             SessionMessage::Deliver { conn, frame, permit } => {
-                permit.count_connections(usize::from(self.clients.write_push(conn, &frame)));
+                // A connection that is gone has no entry: its slot's next one may have.
+                if self.clients.get(conn).is_some() && self.resumes.is_full(conn.slot) {
+                    self.clients.abort(conn.slot, Cause::OutboxFull);
+                } else if self.clients.get(conn).is_some() && self.resumes.contains(conn.slot) {
+                    let push = WaitingFrame::Push { frame, permit };
+                    drop(self.resumes.keep(conn.slot, push));
+                } else {
+                    self.deliver(conn, &frame, &permit);
+                }
             }
         }
     }
@@ -522,14 +704,14 @@ impl Shard {
         }
         self.clients.write_outcome(slot, kind, sequence, outcome, &self.clock);
         if self.draining.is_draining() && self.clients.at(slot).calls == 0 {
-            self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
+            self.close_gracefully(slot, Cause::Draining);
         }
     }
 
     fn expire(&mut self) {
         self.clients.collect_deadlines(&self.clock);
         while let Some((slot, cause)) = self.clients.next_expired(&self.clock) {
-            self.close_gracefully(slot, cause, Some(Code::Idle));
+            self.close_gracefully(slot, cause);
         }
         while self.expired_calls_left > 0
             && let Some(call) = self.calls.take_expired(&self.clock)
@@ -560,6 +742,7 @@ impl Shard {
         self.clients.free_spare_memory();
         self.users.free_spare_memory();
         self.rooms.free_spare_memory();
+        self.resumes.free_spare_memory();
         self.calls.free_spare_memory();
         self.messages.free_spare_memory();
         if trim == Trim::Now {
@@ -585,7 +768,7 @@ impl Shard {
         for slot in step.slots {
             let slot = u32::try_from(slot).expect("slots are 32 bits");
             if step.has_expired || self.clients.at(slot).calls == 0 {
-                self.close_gracefully(slot, Cause::Draining, Some(Code::Draining));
+                self.close_gracefully(slot, Cause::Draining);
             }
         }
         // All shards end together: each is home to some of the others' users and rooms.
@@ -595,18 +778,19 @@ impl Shard {
         }
     }
 
-    /// Closes a connection after what waits for it, the last pushes of its rooms, and a goodbye with `code`.
-    fn close_gracefully(&mut self, slot: u32, cause: Cause, code: Option<Code>) {
+    /// Closes a connection after what waits for it, the last pushes of its rooms, and the goodbye of the cause.
+    fn close_gracefully(&mut self, slot: u32, cause: Cause) {
         if self.clients.at(slot).is_closing() {
             return;
         }
         let Self { clients, rooms, draining, clock, .. } = self;
-        delivery::write_last_pushes(rooms, clients, slot);
-        let is_drain = code == Some(Code::Draining);
-        let goodbye =
-            code.map(|code| (code, if is_drain { draining.retry_after_ms(slot) } else { 0 }));
+        if !clients.is_resuming(slot) {
+            delivery::write_last_pushes(rooms, clients, slot);
+        }
+        let is_drain = cause == Cause::Draining;
+        let retry_after_ms = if is_drain { draining.retry_after_ms(slot) } else { 0 };
         let until_ms = if is_drain { draining.close_until_ms() } else { None };
-        clients.close_gracefully(slot, cause, goodbye, until_ms, clock);
+        clients.close_gracefully(slot, cause, retry_after_ms, until_ms, clock);
         self.apply();
     }
 

@@ -13,6 +13,7 @@ use crate::clock::WallClock;
 use crate::config::Config;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
+use crate::tickets::Tickets;
 
 /// What all shards share. It does not change while they run, but for the counters and the limiter.
 pub struct Shared {
@@ -20,6 +21,8 @@ pub struct Shared {
     pub config: Config,
     /// Checks tokens.
     pub verifier: Verifier,
+    /// Makes and checks tickets.
+    pub tickets: Tickets,
     /// Every shard's mailbox, by its number.
     pub addresses: Vec<Address>,
     /// The bound on commands under way.
@@ -29,6 +32,8 @@ pub struct Shared {
     /// The first offset of everybody's room, and the lowest of any other: microseconds since the
     /// Unix epoch when the gateway started, so that a restart begins above what the last run gave.
     pub first_offset: u64,
+    /// What the logs' ids are drawn with: a random number of this run.
+    pub log_key: u64,
     /// When the shards' clocks started.
     pub started: Instant,
     /// The wall clock.

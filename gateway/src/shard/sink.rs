@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidegate_protocol::Code;
 
 use super::Shard;
 use super::clients::cause::Cause;
@@ -25,7 +24,7 @@ impl Sink for Shard {
                 self.clients.accepted(conn, peer, self.id, &self.clock);
                 self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 if self.draining.is_draining() {
-                    self.close_gracefully(conn.slot, Cause::Draining, Some(Code::Draining));
+                    self.close_gracefully(conn.slot, Cause::Draining);
                 }
             }
             Event::Ended { conn } => self.clients.peer_ended(conn),

@@ -104,6 +104,8 @@ counters! {
         accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
         queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
         memory_trims, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
+        resumes, "tidegate_resumes_total", "Authentications that named rooms, with which the client came back.";
+        refused_tickets, "tidegate_tickets_refused_total", "Rooms that a client named and did not get: its ticket did not hold, or it named too many rooms.";
         refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     }
     /// Counted by [`Clients`](super::clients::Clients).
@@ -119,6 +121,7 @@ counters! {
         answers, "tidegate_answers_total", "Calls whose success was written to the client.";
         orphan_answers, "tidegate_orphan_answers_total", "Answers discarded because the connection was closed, or was closed for too many unsent bytes.";
         oversize_answers, "tidegate_oversize_answers_total", "Answers longer than frame_to_client_bytes_max, failed with 101.";
+        notices, "tidegate_notices_total", "Notices sent: a connection became a member of a room, or left one.";
         user_deliveries, "tidegate_user_pushes_delivered_total", "Pushes to a user, counted once for each connection that they were written to.";
         stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
         sends, "tidegate_sends_total", "Sends completed.";
@@ -137,6 +140,7 @@ counters! {
     rooms: RoomCounters {
         pushes_to_rooms, "tidegate_room_pushes_total", "Pushes to a room, everybody's included.";
         room_deliveries, "tidegate_room_pushes_delivered_total", "Pushes to a room, counted once for each member that they were written or sent to.";
+        revoked_tickets, "tidegate_tickets_revoked_total", "Times all tickets of a shard's rooms became worthless, because too many users were expelled.";
         skipped_pushes, "tidegate_room_pushes_skipped_total", "Pushes that a slow member of a room missed.";
         merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
         short_windows, "tidegate_merge_windows_ended_early_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";

@@ -47,7 +47,7 @@ mod setup;
 mod world;
 
 pub use network::{Peer, sim};
-pub use phone::{Phone, Received, frame, login};
+pub use phone::{Phone, Received, frame, login, login_again};
 pub use scripted::Scripted;
 pub use seeds::for_each_seed;
 pub use setup::{FIRST_OFFSET, Setup};

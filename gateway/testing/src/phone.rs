@@ -1,9 +1,11 @@
 //! A client that speaks the protocol and remembers what it received.
 
 use bytes::Bytes;
+use prost::Message as _;
 use tidegate::driver::sim::Arrived;
 use tidegate_backend::{Code, UserId};
-use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT};
+use tidegate_protocol::message::{AUTHENTICATE, HEARTBEAT, NOTICE};
+use tidegate_protocol::proto::v1::{self, notice::What};
 use tidegate_protocol::{Reassembler, Request, Response};
 
 use crate::{Peer, World};
@@ -17,19 +19,24 @@ pub struct Received {
     pub status: u32,
     /// Why it failed; `None` for a success.
     pub code: Option<Code>,
+    /// How long the client should wait, with some failures; 0 otherwise.
+    pub retry_after_ms: u32,
     /// The sequence of the request that it answers; 0 for a push.
     pub sequence: u64,
     /// The offset of a room's push; 0 otherwise.
     pub offset: u64,
+    /// The number of the room of a room's push; 0 otherwise.
+    pub room: u32,
     /// The payload.
     pub biz_data: Bytes,
 }
 
 impl From<Response<'_>> for Received {
     fn from(response: Response<'_>) -> Self {
-        let Response { kind, status, sequence, offset, biz_data, .. } = response;
+        let Response { kind, status, biz_data, sequence, retry_after_ms, offset, room } = response;
         let biz_data = Bytes::copy_from_slice(biz_data);
-        Self { kind, status, code: response.code(), sequence, offset, biz_data }
+        let code = response.code();
+        Self { kind, status, code, retry_after_ms, sequence, offset, room, biz_data }
     }
 }
 
@@ -38,8 +45,10 @@ impl From<Response<'_>> for Received {
 pub struct Phone<P = Peer> {
     /// Its end of the connection.
     pub peer: P,
-    /// What it received, oldest first. A test may clear it.
+    /// What it received, oldest first, without notices. A test may clear it.
     pub received: Vec<Received>,
+    /// The notices that it received, each with how many others were in `received` then.
+    pub notices: Vec<(usize, What)>,
     /// How the connection ended.
     pub end: Option<Arrived>,
     reassembler: Reassembler,
@@ -60,11 +69,26 @@ pub fn login(user_id: UserId, sequence: u64) -> Vec<u8> {
     frame(&Request { kind: AUTHENTICATE, user_id, token: &token, sequence, ..Request::default() })
 }
 
+/// The bytes of an authentication of a client that comes back.
+#[must_use]
+pub fn login_again(user_id: UserId, sequence: u64, resume: &v1::Resume) -> Vec<u8> {
+    let token = format!("token-{user_id}");
+    let biz_data = &resume.encode_to_vec();
+    let kind = AUTHENTICATE;
+    frame(&Request { kind, user_id, token: &token, biz_data, sequence })
+}
+
 impl<P> Phone<P> {
     /// A client that has received nothing.
     #[must_use]
     pub fn on(peer: P) -> Self {
-        Self { peer, received: Vec::new(), end: None, reassembler: Reassembler::new() }
+        Self {
+            peer,
+            received: Vec::new(),
+            notices: Vec::new(),
+            end: None,
+            reassembler: Reassembler::new(),
+        }
     }
 
     /// Takes what a read from the network returned. Says whether that was anything.
@@ -75,7 +99,13 @@ impl<P> Phone<P> {
                 let mut frames = self.reassembler.frames(&bytes, usize::MAX);
                 while let Some(payload) = frames.next().expect("the gateway's frames are good") {
                     let response = Response::decode(payload).expect("its messages are good");
-                    self.received.push(response.into());
+                    if response.kind == NOTICE {
+                        let notice = v1::Notice::decode(response.biz_data).expect("a notice");
+                        let what = notice.what.expect("a notice says something");
+                        self.notices.push((self.received.len(), what));
+                    } else {
+                        self.received.push(response.into());
+                    }
                 }
             }
             end @ (Arrived::End | Arrived::Reset) => self.end = Some(end),
@@ -93,6 +123,18 @@ impl<P> Phone<P> {
     #[must_use]
     pub fn unread_bytes(&self) -> usize {
         self.reassembler.kept_bytes()
+    }
+
+    /// The session of the last successful authentication.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn session(&self) -> v1::Session {
+        let is_session =
+            |received: &&Received| received.kind == AUTHENTICATE && received.status == 1;
+        let session = self.received.iter().rev().find(is_session).expect("a session");
+        v1::Session::decode(session.biz_data.clone()).expect("it is one")
     }
 
     /// The code of the last response.

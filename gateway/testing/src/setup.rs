@@ -9,8 +9,9 @@ use tidegate::auth::Verifier;
 use tidegate::clock::WallClock;
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::{Faults, Sim};
-use tidegate::parts::{Origin, Parts};
+use tidegate::parts::{Keys, Origin, Parts};
 use tidegate::router::Backend;
+use tidegate::tickets::Tickets;
 use tidegate_backend::pool::{Pool, PoolOptions, Worker};
 use tidegate_backend::{Handler, Placement};
 
@@ -66,10 +67,13 @@ impl Setup {
     #[must_use]
     pub fn assemble(self, started: Instant, wall_clock: WallClock) -> (Parts, Vec<Worker>) {
         let Self { config, handler, first_offset, session_key, .. } = self;
-        let origin = Origin { started, wall_clock, first_offset, session_key };
+        let log_key = session_key;
+        let origin = Origin { started, wall_clock, first_offset, session_key, log_key };
         let verifier = Verifier::new(&config.auth).expect("demo tokens need no key");
+        let tickets = Tickets::new(b"a key of tests", config.rooms.ticket_ttl);
+        let keys = Keys { verifier, tickets };
         let mut workers = Vec::new();
-        let Ok(parts) = Parts::new(config, verifier, origin, |config, gateway| {
+        let Ok(parts) = Parts::new(config, keys, origin, |config, gateway| {
             let backends = config.backends.iter().map(|backend| {
                 let pool = match backend.placement.unwrap_or_else(|| handler.placement()) {
                     Placement::Shard => None,

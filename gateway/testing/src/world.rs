@@ -128,7 +128,12 @@ impl<D> World<D> {
         self.gateway().push_room(room, kind, vec![7; bytes]).expect("the push is accepted");
     }
 
-    /// Closes a user's connections with 107.
+    /// Pushes to a user.
+    pub fn push_user(&self, user_id: UserId, kind: i32, biz_data: &'static [u8]) {
+        self.gateway().push_user(user_id, kind, biz_data).expect("the push is accepted");
+    }
+
+    /// Closes a user's connections with 110.
     pub fn kick(&self, user_id: UserId) {
         self.gateway().kick(user_id).expect("the kick is accepted");
     }

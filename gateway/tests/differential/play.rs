@@ -157,6 +157,8 @@ fn certain(mut received: Received) -> (Source, Got) {
     if kind == HEARTBEAT || kind == AUTHENTICATE && received.code.is_none() {
         received.biz_data.clear();
     }
+    // Rooms have their numbers in the order in which they open, which depends on the shards' turns.
+    received.room = received.room.min(1);
     let source = if kind >= PUSHED { Source::Pushes(kind) } else { Source::Answers };
     (source, Got::Response(received))
 }

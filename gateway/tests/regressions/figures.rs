@@ -279,7 +279,7 @@ fn each_connection_has_one_cause_of_its_end() {
         Cause::Peer,
         Cause::Reset,
         Cause::Malformed,
-        Cause::Replaced,
+        Cause::Kicked,
         Cause::Idle,
         Cause::AuthTimeout,
     ];

@@ -8,6 +8,9 @@ mod mass_events;
 mod memory_bounds;
 mod merge_windows;
 mod peer_deadlines;
+mod resume;
+mod retry_hints;
+mod session_ends;
 
 use std::time::Duration;
 

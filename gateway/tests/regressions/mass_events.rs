@@ -9,6 +9,8 @@ use tidegate_testing::Cause;
 use tidegate_testing::scripted::{ECHO, KEEP};
 use tidegate_testing::{Phone, World, frame, login};
 
+use crate::session_ends::{authentication_of, world_with_tokens};
+
 /// More connections than one turn handles.
 const CONNECTIONS: u64 = 2_500;
 
@@ -88,6 +90,24 @@ fn silent_connections_are_closed_over_several_turns() {
     let mut world = World::new(|_| {});
     let _phones = connected_phones(&mut world);
     spread_over_turns(&mut world, |world| world.closed(Cause::AuthTimeout));
+}
+
+#[test]
+fn sessions_whose_tokens_end_together_are_closed_over_several_turns() {
+    let mut world = world_with_tokens(|_| {});
+    let mut phones = connected_phones(&mut world);
+    let exp = i64::try_from(world.wall_ms() / 1_000).unwrap() + 10;
+    for (user_id, phone) in (1..).zip(&phones) {
+        world.write_all(phone.peer, &authentication_of(user_id, exp));
+    }
+    world.turns(10);
+    assert_eq!(world.level(|levels| levels.sessions) as u64, CONNECTIONS);
+    spread_over_turns(&mut world, |world| world.closed(Cause::TokenExpired));
+    world.turns(4);
+    for phone in &mut phones {
+        phone.read(&mut world);
+        assert_eq!(phone.last_code(), Some(Code::Unauthenticated));
+    }
 }
 
 #[test]

@@ -281,7 +281,7 @@ fn a_member_that_leaves_or_is_kicked_in_a_window_gets_the_pushes_before() {
     world.turns(6);
     push(&mut world, BARRAGE, 3);
     kicked.read(&mut world);
-    assert_eq!(kicked.last_code(), Some(Code::Replaced));
+    assert_eq!(kicked.last_code(), Some(Code::Kicked));
     pass_ms(&mut world, WINDOW_MS);
     assert_eq!(bytes(&mut world, &mut leaver), [1, 2]);
     assert_eq!(bytes(&mut world, &mut kicked), [1, 2]);

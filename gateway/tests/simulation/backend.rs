@@ -38,6 +38,17 @@ pub(crate) enum Target {
     User(u64),
 }
 
+impl Target {
+    /// The name of the room; `None` for a user.
+    pub(crate) fn room(self) -> Option<String> {
+        match self {
+            Self::Room(room) => Some(room_id(room).to_string()),
+            Self::Everybody => Some(RoomId::everybody().to_string()),
+            Self::User(_) => None,
+        }
+    }
+}
+
 /// What happened to a session's membership of a room, in the order of the room's pushes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Membership {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tidegate_backend::Code;
 use tidegate_protocol::client::{Client as Wire, Event};
+use tidegate_protocol::proto::v1;
 use tidegate_testing::Peer;
 
 use crate::backend::{
@@ -64,6 +65,8 @@ pub(crate) struct Client {
     /// The number of the next push to everybody, and to the user.
     next: BTreeMap<Target, u64>,
     rooms: BTreeMap<u64, Vec<Cursor>>,
+    /// The names of the rooms that the session is in, by number.
+    numbers: BTreeMap<u32, String>,
     /// Offset minus number: constant as long as a log exists.
     offset_bases: BTreeMap<Target, u64>,
     /// The last push received from a room: its offset and its number.
@@ -99,6 +102,7 @@ impl Client {
             last_answered: BTreeMap::new(),
             next: BTreeMap::new(),
             rooms: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             offset_bases: BTreeMap::new(),
             seen: BTreeMap::new(),
             sent_garbage: false,
@@ -172,6 +176,7 @@ impl Client {
                 self.answered(0, sequence, true, None);
                 let known = self.session.replace(session.session_id);
                 assert!(known.is_none_or(|known| known == session.session_id));
+                session.rooms.iter().for_each(|room| self.joined(room));
             }
             Event::Pong { sequence, .. } => self.answered(-1, sequence, true, None),
             Event::Answer { kind, sequence, biz_data } => {
@@ -189,12 +194,17 @@ impl Client {
                 }
                 assert!(code != Code::NoRoute || kind == UNROUTED || self.sent_garbage);
             }
-            Event::Push { kind, offset, biz_data, .. } => {
+            Event::Push { kind, room, offset, biz_data } => {
                 assert_eq!(kind, PUSH);
                 assert!(self.session.is_some(), "a push without a session");
+                let name = self.numbers.get(&room);
+                assert_eq!(name.is_some(), room > 0, "a push before its room: {self:?}");
+                let target = read_push(&biz_data).0;
+                assert_eq!(name.map(String::as_str), target.room().as_deref());
                 self.on_push(offset, &biz_data, record);
             }
-            Event::Joined(_) | Event::Left { .. } => panic!("no notice is sent yet"),
+            Event::Joined(room) => self.joined(&room),
+            Event::Left { room } => self.numbers.retain(|_, name| *name != room),
             Event::Goodbye(failure) => {
                 let code = failure.code.expect("a known code");
                 if self.sent_garbage && matches!(code, Code::Unauthenticated | Code::RateLimited) {
@@ -207,10 +217,18 @@ impl Client {
                 );
                 assert!(matches!(
                     code,
-                    Code::Malformed | Code::Replaced | Code::Draining | Code::Idle
+                    Code::Malformed | Code::Replaced | Code::Draining | Code::Idle | Code::Kicked
                 ));
                 self.goodbye = Some(code);
             }
+        }
+    }
+
+    fn joined(&mut self, room: &v1::Room) {
+        if room.recovery() != v1::Recovery::Refused {
+            self.numbers.retain(|_, name| *name != room.name);
+            let known = self.numbers.insert(room.number, room.name.clone());
+            assert_eq!(known, None, "two rooms have one number");
         }
     }
 

@@ -6,7 +6,7 @@ mod healing;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::config::{BackendConfig, Config, RoomPolicy, RouteConfig, SlowMember};
+use tidegate::config::{BackendConfig, Config, Rejoin, RoomPolicy, RouteConfig, SlowMember};
 use tidegate::driver::sim::{Arrived, Faults};
 use tidegate_backend::Placement;
 use tidegate_testing::Cause;
@@ -79,6 +79,8 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         slow_member,
         merge_window: Duration::from_millis(*windows.choice(&[0, 0, 1, 30, 200, 2_000]).unwrap()),
         urgent_types: (windows.u8(..) < 30).then_some((PUSH, PUSH)),
+        replay_on_join: 0,
+        rejoin: Rejoin::Ticket,
     };
     config.rooms.default_policy = policy(16 << 20, SlowMember::Skip);
     config.rooms.policies = vec![

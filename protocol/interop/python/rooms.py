@@ -6,6 +6,11 @@ NOT_ASKED, COMPLETE, REFUSED = 0, 1, 3  # Recovery; all others are as GAP
 
 
 # PROTOCOL.md: python
+def after(offset):
+    """The highest offset that the next push may have without a gap. A log's first push may have any."""
+    return offset + 1 if offset else 2**64
+
+
 class Rooms:
     def __init__(self):
         self.rooms = {}  # by name: number, log, ticket, seen, position, next
@@ -45,7 +50,7 @@ class Rooms:
         room = self.rooms.get(new.name)
         if room is None:  # joined by the backend; COMPLETE: after a position that only the app knows
             position = None if new.recovery == COMPLETE else new.head
-            self.rooms[new.name] = {"seen": 0, "position": position, "next": new.head + 1}
+            self.rooms[new.name] = {"seen": 0, "position": position, "next": after(new.head)}
             gap = new.recovery not in (NOT_ASKED, COMPLETE)
         else:
             same_log = room["log"] == new.log and room["seen"] <= new.head
@@ -59,9 +64,9 @@ class Rooms:
             )
             if gap:
                 seen = room["seen"] if same_log else 0
-                room.update(seen=seen, position=new.head, next=new.head + 1)
+                room.update(seen=seen, position=new.head, next=after(new.head))
             elif new.recovery == COMPLETE and not is_member:
-                room.update(seen=at, next=at + 1)
+                room.update(seen=at, next=after(at))
         self.rooms[new.name].update(number=new.number, log=new.log, ticket=new.ticket)
         return [("gap", new.name)] if gap else []
 

@@ -1,5 +1,7 @@
 //! Why connections end. Each connection ends for one cause, which is counted once.
 
+use tidegate_protocol::Code;
+
 use crate::driver::CloseCause;
 
 /// Defines [`Cause`] and its labels.
@@ -34,13 +36,37 @@ causes! {
     TimedOut, "timed_out", "What was sent was not acknowledged in time.";
     Failed, "failed", "The kernel failed.";
     Malformed, "malformed", "A frame could not be read: 106.";
-    Replaced, "replaced", "The user logged in elsewhere, or was kicked: 107.";
+    Replaced, "replaced", "The user logged in elsewhere: 107.";
+    Kicked, "kicked", "An operator or a backend ended the user's sessions: 110.";
     Idle, "idle", "No frame came in time: 109.";
+    TokenExpired, "token_expired", "Its token ended, and `session.on_token_expiry` is `close`: 100.";
     AuthTimeout, "auth_timeout", "It did not authenticate in time: 109.";
     AuthFailed, "auth_failed", "Too many failed authentications: 100.";
     OutboxFull, "outbox_full", "More than `outbox_bytes_max` bytes waited behind a send.";
     SlowMember, "slow_member", "Too slow for a room that closes slow members.";
     Draining, "draining", "The gateway drains: 108.";
+}
+
+impl Cause {
+    /// The code of the goodbye that a connection is sent which is closed gracefully for this cause; `None`: no goodbye.
+    #[must_use]
+    pub const fn goodbye(self) -> Option<Code> {
+        match self {
+            Self::Malformed => Some(Code::Malformed),
+            Self::Replaced => Some(Code::Replaced),
+            Self::Kicked => Some(Code::Kicked),
+            Self::TokenExpired => Some(Code::Unauthenticated),
+            Self::Idle | Self::AuthTimeout => Some(Code::Idle),
+            Self::Draining => Some(Code::Draining),
+            Self::Peer
+            | Self::Reset
+            | Self::TimedOut
+            | Self::Failed
+            | Self::AuthFailed
+            | Self::OutboxFull
+            | Self::SlowMember => None,
+        }
+    }
 }
 
 impl From<CloseCause> for Cause {

@@ -45,6 +45,8 @@ bitflags! {
         const PENDING_PUSHES = 1 << 3;
         /// The peer has shut down its sending side.
         const PEER_ENDED = 1 << 4;
+        /// Its session is open, and the answer waits for its rooms: nothing is read, and no push is sent.
+        const RESUMING = 1 << 5;
     }
 }
 
@@ -120,7 +122,7 @@ impl Connection {
     #[must_use]
     pub const fn has_finished(&self) -> bool {
         self.has(Flags::PEER_ENDED)
-            && !self.has(Flags::READ_PAUSED)
+            && !self.has(Flags::READ_PAUSED.union(Flags::RESUMING))
             && self.calls == 0
             && matches!(self.phase, Phase::Anonymous | Phase::Open)
     }

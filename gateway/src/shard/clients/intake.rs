@@ -86,6 +86,7 @@ impl Intake {
             _ => self.unsent_bytes_max,
         };
         connection.phase == Phase::Registering
+            || connection.has(Flags::RESUMING)
             || connection.calls >= self.calls_max
             || unsent_bytes > unsent_bytes_max
     }
@@ -93,7 +94,7 @@ impl Intake {
     /// A frame was read: a sign of life, and a request as far as the rate is concerned.
     ///
     /// # Errors
-    /// The milliseconds that it came too early, at least 1.
+    /// It came too early: the milliseconds that it shall wait, at least 1.
     #[inline]
     pub fn count_frame(
         &mut self,

@@ -14,7 +14,8 @@ use tidegate_backend::UserId;
 
 use super::connection::{Connection, Flags, Phase};
 use super::deadlines::{DeadlineAction, Deadlines};
-use crate::auth::AuthError;
+use super::token_ends::TokenEnds;
+use crate::auth::{AuthError, TokenEnd};
 use crate::config::Config;
 use crate::driver::ConnId;
 use crate::shard::clock::{Clock, millis};
@@ -82,7 +83,7 @@ impl Lifecycle {
         Self {
             auth_failures_max: config.auth.failures_max,
             auth_timeout_ms: millis(config.auth.timeout),
-            deadlines: Deadlines::new(millis(config.session.idle_timeout)),
+            deadlines: Deadlines::new(millis(config.session.idle_timeout), TokenEnds::new(config)),
             session_count: 0,
             ended: VecDeque::new(),
         }
@@ -136,6 +137,23 @@ impl Lifecycle {
         } else {
             Err(AuthError::WrongUser)
         }
+    }
+
+    /// The token of a connection that has just logged in, or has shown a fresh one, ends then.
+    pub fn set_token_end(
+        &mut self,
+        slot: u32,
+        connection: &Connection,
+        end: TokenEnd,
+        clock: &Clock,
+    ) {
+        self.deadlines.set_token_end(slot, end, connection.phase, clock);
+    }
+
+    /// Milliseconds until the token of a session ends; 0: its end does not end the session.
+    #[must_use]
+    pub fn token_expires_in_ms(&self, slot: u32, now_ms: u64) -> u64 {
+        self.deadlines.token_expires_in_ms(slot, now_ms)
     }
 
     /// The user's home has registered a connection.
@@ -234,7 +252,7 @@ impl Lifecycle {
         connection: &mut Connection,
         clock: &Clock,
     ) -> DeadlineAction {
-        let action = self.deadlines.check(connection, clock);
+        let action = self.deadlines.check(slot, connection, clock);
         match action {
             DeadlineAction::Reschedule(at_ms) => self.deadlines.set(slot, at_ms),
             DeadlineAction::Abort => connection.phase = Phase::Aborted,

@@ -13,6 +13,7 @@
 //! | [`table`], [`connection`] | the connections, and what is kept of one |
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
 //! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
+//! | [`token_ends`] | when sessions end with their tokens |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
 //! | `writing` | what each message to a connection needs: its bound, its counter, its code |
@@ -31,6 +32,7 @@ pub mod rate;
 mod sending;
 pub mod table;
 pub mod timers;
+pub mod token_ends;
 mod writing;
 
 use std::mem;
@@ -58,6 +60,8 @@ struct Settings {
     answer_bytes_max: usize,
     outbox_bytes_max: usize,
     heartbeat_interval_ms: u64,
+    idle_timeout_ms: u64,
+    frame_bytes_max: usize,
 }
 
 /// A shard's connections. See the [module](self).
@@ -84,6 +88,8 @@ impl Clients {
                 answer_bytes_max: limits.frame_to_client_bytes_max,
                 outbox_bytes_max: limits.outbox_bytes_max,
                 heartbeat_interval_ms: millis(config.session.heartbeat_interval),
+                idle_timeout_ms: millis(config.session.idle_timeout),
+                frame_bytes_max: limits.frame_bytes_max,
             },
             table: Table::default(),
             lifecycle: Lifecycle::new(config),
@@ -254,7 +260,7 @@ impl Clients {
     /// A frame was read: a sign of life, and a request as far as the rate is concerned.
     ///
     /// # Errors
-    /// The milliseconds that it came too early, at least 1.
+    /// It came too early: the milliseconds that it shall wait, at least 1.
     #[inline]
     pub fn count_frame(&mut self, slot: u32, bytes: usize, clock: &Clock) -> Result<(), u32> {
         self.counters.received_frames += 1;
@@ -342,18 +348,18 @@ impl Clients {
 
     /// Closes a connection gracefully: sends what waits and a goodbye, then shuts down the sending side and
     /// lingers until the peer has closed. A socket that is closed with unread bytes is reset by the kernel, and
-    /// the reset discards the last frames. `goodbye`: the code, and how long the client should wait.
-    /// `until_ms`: how long sending may take.
+    /// the reset discards the last frames. `retry_after_ms`: how long the client should wait, in the goodbye; 0 says
+    /// nothing. `until_ms`: how long sending may take.
     pub fn close_gracefully(
         &mut self,
         slot: u32,
         cause: Cause,
-        goodbye: Option<(Code, u32)>,
+        retry_after_ms: u32,
         until_ms: Option<u64>,
         clock: &Clock,
     ) {
         self.record_close(slot, cause);
-        if let Some((code, retry_after_ms)) = goodbye {
+        if let Some(code) = cause.goodbye() {
             self.count_failure(code);
             self.append(slot, |out| server::put_goodbye(out, code, retry_after_ms));
         }
@@ -381,7 +387,7 @@ impl Clients {
         connection.inbox = Reassembler::new();
         self.counters.discarded_bytes += kept_bytes as u64;
         self.intake.count_freed(kept_bytes);
-        connection.flags -= Flags::READ_PAUSED | Flags::PENDING_PUSHES;
+        connection.flags -= Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING;
         self.lifecycle.end_session(conn, connection);
     }
 
@@ -406,7 +412,7 @@ impl Clients {
         self.lifecycle.collect_expired(clock.now_ms());
     }
 
-    /// The next connection of those collected that is to be closed gracefully with 109, and the cause.
+    /// The next connection of those collected that is to be closed gracefully, and the cause.
     pub fn next_expired(&mut self, clock: &Clock) -> Option<(u32, Cause)> {
         while let Some(slot) = self.lifecycle.next_expired() {
             match self.lifecycle.on_expired(slot, self.table.at_mut(slot), clock) {

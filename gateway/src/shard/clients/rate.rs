@@ -1,9 +1,15 @@
-//! The rate limit of one connection: the generic cell rate algorithm (ITU-T I.371) in eight bytes.
+//! The rate limit of one connection: the generic cell rate algorithm (ITU-T I.371), and the waits of those it refuses.
 //!
-//! A limiter keeps one time: the theoretical arrival time of the next request at the configured rate. Each request
-//! moves it on by one interval. A request is too early while that time is more than a burst ahead of now.
+//! A limiter keeps the theoretical arrival time of the next request at the configured rate. Each request moves it on
+//! by one interval. A request is too early while that time is more than a burst ahead of now.
 //!
-//! The limiters are in a table beside the connections, so a gateway without a limit has no table.
+//! A request that is refused is told how long to wait. If all that are refused together were told the same, they would
+//! come back together, and nearly all would be refused again. So the limiter keeps a second time: the last one at which
+//! a refused request was told to come back. The next one is told a time that is an interval later. When these times are
+//! [`WAIT_MS_MAX`] ahead, they begin again at the first one that the rate allows. So the waits stay spread whatever a
+//! client sends, and nothing is kept for a single request.
+//!
+//! The limiters are in a table beside the connections, 16 bytes each, so a gateway without a limit has no table.
 
 /// The rate, and a limiter for each of a shard's connections.
 #[derive(Debug)]
@@ -13,11 +19,13 @@ pub struct RateLimiters {
     limiters: Vec<RateLimiter>,
 }
 
-/// One connection's state.
+/// One connection's state. Times are in nanoseconds on the shard's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RateLimiter {
-    /// The theoretical arrival time, in nanoseconds on the shard's clock.
+    /// The theoretical arrival time.
     arrival_ns: u64,
+    /// When the request that was refused last shall come back.
+    retry_ns: u64,
 }
 
 /// A rate, the same for all connections.
@@ -30,6 +38,9 @@ pub struct Rate {
 }
 
 const NS_PER_MS: u64 = 1_000_000;
+
+/// The longest wait of a refused request, in milliseconds: as long as clients wait for an answer.
+pub const WAIT_MS_MAX: u64 = 30_000;
 
 impl Rate {
     /// `per_second` requests, of which `burst` may come at once: each 1 to 1,000,000.
@@ -59,7 +70,7 @@ impl RateLimiters {
     /// Admits a request of the slot's connection, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds to wait, at least 1.
+    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
     #[inline]
     pub fn admit(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
         self.limiters[slot as usize].admit(self.rate, now_ms)
@@ -70,22 +81,30 @@ impl RateLimiter {
     /// The limiter of a connection that has sent no request yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { arrival_ns: 0 }
+        Self { arrival_ns: 0, retry_ns: 0 }
     }
 
     /// Admits a request, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds to wait, at least 1.
+    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
     pub fn admit(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
         let now_ns = now_ms * NS_PER_MS;
         let arrival_ns = self.arrival_ns.max(now_ns);
-        let early_ns = (arrival_ns - now_ns).saturating_sub(rate.tolerance_ns);
-        if early_ns > 0 {
-            return Err(u32::try_from(early_ns.div_ceil(NS_PER_MS)).unwrap_or(u32::MAX));
+        let first_ns = arrival_ns.saturating_sub(rate.tolerance_ns);
+        if first_ns > now_ns {
+            return Err(self.refuse(rate, first_ns, now_ns));
         }
         self.arrival_ns = arrival_ns + rate.interval_ns;
         Ok(())
+    }
+
+    /// How long the next refused request shall wait. `first_ns`: the first time at which the rate allows one.
+    fn refuse(&mut self, rate: Rate, first_ns: u64, now_ns: u64) -> u32 {
+        let next_ns = first_ns.max(self.retry_ns + rate.interval_ns);
+        let is_far = next_ns - now_ns > WAIT_MS_MAX * NS_PER_MS;
+        self.retry_ns = if is_far { first_ns } else { next_ns };
+        u32::try_from((self.retry_ns - now_ns).div_ceil(NS_PER_MS)).unwrap_or(u32::MAX)
     }
 }
 
@@ -102,12 +121,50 @@ mod tests {
     fn a_burst_goes_through_and_then_the_rate_holds() {
         let rate = Rate::new(10, 5);
         let mut limiter = RateLimiter::new();
-        assert_eq!(at_once(&mut limiter, rate, 1_000, 9), 5);
+        assert_eq!(at_once(&mut limiter, rate, 1_000, 5), 5);
         assert_eq!(limiter.admit(rate, 1_000), Err(100));
-        assert_eq!(limiter.admit(rate, 1_099), Err(1));
+        assert_eq!(limiter.admit(rate, 1_099), Err(101), "the time before is taken");
         assert_eq!(limiter.admit(rate, 1_100), Ok(()));
         let passed = (1_100..11_100).filter(|&ms| limiter.admit(rate, ms).is_ok()).count();
         assert!((99..=101).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn requests_that_are_refused_together_wait_one_interval_more_each() {
+        let rate = Rate::new(2, 3);
+        let mut limiter = RateLimiter::new();
+        assert_eq!(at_once(&mut limiter, rate, 1_000, 3), 3);
+        let waits: Vec<_> = (0..10).map(|_| limiter.admit(rate, 1_000).unwrap_err()).collect();
+        assert_eq!(waits, [500, 1_000, 1_500, 2_000, 2_500, 3_000, 3_500, 4_000, 4_500, 5_000]);
+        // All that come back in their time are admitted. Another one waits until after them.
+        assert_eq!(limiter.admit(rate, 1_200), Err(5_300));
+        for wait_ms in waits {
+            assert_eq!(limiter.admit(rate, 1_000 + u64::from(wait_ms)), Ok(()));
+        }
+        assert_eq!(limiter.admit(rate, 6_000), Err(1_000), "the time at 6,500 is taken");
+        assert_eq!(limiter.admit(rate, 6_500), Ok(()));
+        // Once the times are over, the next burst begins anew.
+        assert_eq!(at_once(&mut limiter, rate, 60_000, 3), 3);
+        assert_eq!(limiter.admit(rate, 60_000), Err(500));
+    }
+
+    #[test]
+    fn the_waits_of_a_client_that_does_not_wait_are_bounded_and_stay_spread() {
+        let rate = Rate::new(2, 1);
+        let mut limiter = RateLimiter::new();
+        assert_eq!(limiter.admit(rate, 1_000), Ok(()));
+        let mut counts = std::collections::BTreeMap::<u32, usize>::new();
+        for _ in 0..6_000 {
+            *counts.entry(limiter.admit(rate, 1_000).unwrap_err()).or_default() += 1;
+        }
+        assert_eq!(counts.len(), 60, "30 s have 60 intervals: {counts:?}");
+        assert!(counts.values().all(|&count| count == 100), "{counts:?}");
+        assert_eq!(counts.last_key_value(), Some((&30_000, &100)));
+    }
+
+    #[test]
+    fn a_limiter_is_small() {
+        assert_eq!(size_of::<RateLimiter>(), 16);
     }
 
     #[test]
@@ -126,7 +183,7 @@ mod tests {
     fn the_ends_of_the_ranges_hold() {
         let mut slow = RateLimiter::new();
         let rate = Rate::new(1, 1_000_000);
-        assert_eq!(at_once(&mut slow, rate, 0, 1_100_000), 1_000_000);
+        assert_eq!(at_once(&mut slow, rate, 0, 1_000_000), 1_000_000);
         assert_eq!(slow.admit(rate, 0), Err(1_000));
         // Two weeks later all of the burst is there again, and no more.
         assert_eq!(at_once(&mut slow, rate, 14 * 86_400_000, 1_100_000), 1_000_000);

@@ -44,6 +44,26 @@ impl Clients {
         self.list_for_flush(slot);
     }
 
+    /// The session's answer waits for its rooms from now on: no push is sent to it, and it is not read from.
+    pub fn start_resuming(&mut self, slot: u32) {
+        self.table.at_mut(slot).flags |= Flags::RESUMING;
+    }
+
+    /// The session's answer is written: pushes may follow.
+    pub fn end_resuming(&mut self, slot: u32) {
+        let connection = self.table.at_mut(slot);
+        connection.flags -= Flags::RESUMING;
+        self.intake.resume_later(slot, connection);
+        self.list_for_flush(slot);
+    }
+
+    /// Whether the session's answer waits for its rooms.
+    #[inline]
+    #[must_use]
+    pub fn is_resuming(&self, slot: u32) -> bool {
+        self.at(slot).has(Flags::RESUMING)
+    }
+
     /// A room has pushes for a connection that can't be sent now. It gets them when its send is done, or when
     /// it is flushed.
     #[inline]
@@ -56,7 +76,8 @@ impl Clients {
     #[must_use]
     pub fn is_writable(&self, slot: u32) -> bool {
         let connection = self.at(slot);
-        connection.in_flight_bytes == 0 && !connection.has(Flags::LISTED_FOR_FLUSH)
+        connection.in_flight_bytes == 0
+            && !connection.has(Flags::LISTED_FOR_FLUSH | Flags::RESUMING)
     }
 
     /// Whether connections should be flushed before the end of the turn.
@@ -193,9 +214,11 @@ impl Clients {
     #[inline]
     pub fn take_pending_pushes(&mut self, slot: u32) -> bool {
         let connection = self.table.at_mut(slot);
-        let is_pending = connection.has(Flags::PENDING_PUSHES);
+        if !connection.has(Flags::PENDING_PUSHES) || connection.has(Flags::RESUMING) {
+            return false;
+        }
         connection.flags -= Flags::PENDING_PUSHES;
-        is_pending
+        true
     }
 
     /// The next piece of what waits to be sent.

@@ -13,22 +13,42 @@ use tidegate_protocol::{Code, server};
 use super::cause::Cause;
 use super::connection::Phase;
 use super::lifecycle::{AfterAuthFailure, Lifecycle, Login};
-use super::{Clients, outbox};
-use crate::auth::AuthError;
+use super::{Clients, Settings, outbox};
+use crate::auth::{AuthError, TokenEnd};
 use crate::driver::ConnId;
 use crate::shard::clock::Clock;
 
 impl Clients {
-    /// Answers an authentication with the session.
-    pub fn write_session(&mut self, slot: u32, session_id: u64, sequence: u64, clock: &Clock) {
-        let interval = self.settings.heartbeat_interval_ms;
+    /// Answers an authentication with the session. `rooms`: everybody's, and those that the client has named.
+    pub fn write_session(
+        &mut self,
+        slot: u32,
+        session_id: u64,
+        sequence: u64,
+        rooms: Vec<v1::Room>,
+        clock: &Clock,
+    ) {
+        let Settings { heartbeat_interval_ms, idle_timeout_ms, .. } = self.settings;
+        let Settings { frame_bytes_max, answer_bytes_max, .. } = self.settings;
         let session = v1::Session {
             session_id,
-            heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            heartbeat_interval_ms: saturated(heartbeat_interval_ms),
             server_time_ms: clock.unix_ms(),
-            ..v1::Session::default()
+            idle_timeout_ms: saturated(idle_timeout_ms),
+            max_frame_bytes: saturated(frame_bytes_max as u64),
+            max_frame_to_client_bytes: saturated(answer_bytes_max as u64),
+            expires_in_ms: self.lifecycle.token_expires_in_ms(slot, clock.now_ms()),
+            rooms,
         };
         self.append(slot, |out| server::put_session(out, sequence, &session));
+    }
+
+    /// Writes a notice, unless the connection is about to close.
+    pub fn write_notice(&mut self, slot: u32, notice: &v1::Notice) {
+        if self.may_write(slot) {
+            self.counters.notices += 1;
+            self.append(slot, |out| server::put_notice(out, notice));
+        }
     }
 
     /// Answers a heartbeat.
@@ -46,15 +66,23 @@ impl Clients {
         &mut self,
         slot: u32,
         user_id: UserId,
-        verified: Result<(), AuthError>,
+        verified: Result<TokenEnd, AuthError>,
         sequence: u64,
+        clock: &Clock,
     ) -> Result<Login, AfterAuthFailure> {
         let connection = self.table.at_mut(slot);
-        verified.and_then(|()| Lifecycle::login(connection, user_id)).map_err(|error| {
-            self.labelled.refused_tokens[error as usize] += 1;
-            self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
-            self.refuse_unauthenticated(slot, 0, sequence)
-        })
+        let login = verified.and_then(|end| Ok((end, Lifecycle::login(connection, user_id)?)));
+        match login {
+            Ok((end, login)) => {
+                self.lifecycle.set_token_end(slot, connection, end, clock);
+                Ok(login)
+            }
+            Err(error) => {
+                self.labelled.refused_tokens[error as usize] += 1;
+                self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
+                Err(self.refuse_unauthenticated(slot, 0, sequence))
+            }
+        }
     }
 
     /// Answers 100 to a request of the type `kind`.
@@ -182,4 +210,9 @@ impl Clients {
             });
         }
     }
+}
+
+/// A number for a field of 32 bits.
+fn saturated(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }

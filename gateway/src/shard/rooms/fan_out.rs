@@ -101,7 +101,7 @@ mod tests {
     use tidegate_backend::RoomId;
 
     use super::*;
-    use crate::config::{RoomPolicy, SlowMember};
+    use crate::config::{Rejoin, RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
     use crate::shard::rooms::table::EVERYBODY;
@@ -111,20 +111,22 @@ mod tests {
         slow_member: SlowMember::Skip,
         merge_window: Duration::ZERO,
         urgent_types: None,
+        replay_on_join: 0,
+        rejoin: Rejoin::Ticket,
     };
 
     /// A table with everybody's room.
     fn table() -> Table {
         let mut table = Table::default();
         let role = Role::Replica { joins: 0 };
-        table.open(RoomId::everybody(), POLICY, Log::new(10, 0), role, 0);
+        table.open(RoomId::everybody(), POLICY, Log::of_tests(10, 0), role, 0);
         table
     }
 
     /// Opens a room with members in these slots.
     fn open(table: &mut Table, name: &str, slots: &[u32]) -> RoomIndex {
         let id = RoomId::new(name).unwrap();
-        let index = table.open(id, POLICY, Log::new(10, 0), Role::Replica { joins: 0 }, 0);
+        let index = table.open(id, POLICY, Log::of_tests(10, 0), Role::Replica { joins: 0 }, 0);
         for &slot in slots {
             table.join(slot, index, 10);
         }

@@ -2,7 +2,8 @@
 
 use tidegate_backend::{PushError, RoomId};
 
-use super::log::Log;
+use super::expulsions::Expulsions;
+use super::log::{Log, LogIds, LogName};
 use super::room::Room;
 use super::subscribers::{Role, Subscribers};
 use super::table::{EVERYBODY, RoomIndex, Table};
@@ -21,6 +22,8 @@ pub struct Settings {
     pub shards: u16,
     /// The lowest offset that a room may begin with.
     pub first_offset: u64,
+    /// What the logs' ids are drawn with: a number that differs from run to run.
+    pub log_key: u64,
     /// Policies and limits.
     pub rooms: RoomsConfig,
 }
@@ -34,6 +37,12 @@ pub struct Homes {
     first_offset: u64,
     /// Above every offset of a room that was closed here.
     above_closed: u64,
+    log_ids: LogIds,
+    /// Whose tickets are worthless.
+    pub expulsions: Expulsions,
+    /// The shards of the gateway, and this one: a room's number is unique among all.
+    shards: u16,
+    shard: u16,
     /// The entry with which the search for idle rooms continues.
     idle_next: usize,
 }
@@ -42,13 +51,17 @@ impl Homes {
     /// No room was closed yet.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let Settings { rooms, first_offset, .. } = settings;
-        let first_offset = *first_offset;
+        let &Settings { ref rooms, first_offset, log_key, shard, shards } = settings;
+        let ticket_ttl_s = u32::try_from(rooms.ticket_ttl.as_secs()).unwrap_or(u32::MAX);
         Self {
             rooms_max: rooms.rooms_per_shard_max,
             idle_ttl_ms: millis(rooms.idle_ttl),
             first_offset,
             above_closed: first_offset,
+            log_ids: LogIds::new(log_key, shard),
+            expulsions: Expulsions::new(ticket_ttl_s),
+            shards,
+            shard,
             idle_next: 0,
         }
     }
@@ -58,7 +71,7 @@ impl Homes {
     /// # Errors
     /// [`PushError::RoomsFull`].
     pub fn open(
-        &self,
+        &mut self,
         table: &mut Table,
         config: &RoomsConfig,
         room: &RoomId,
@@ -73,9 +86,18 @@ impl Homes {
         // microsecond, so this is above every offset that it had before.
         let elapsed_us = now_ms.saturating_mul(1_000);
         let first = self.above_closed.max(self.first_offset.saturating_add(elapsed_us));
-        let log = Log::new(first, policy.log_bytes_max);
+        let name = self.draw_name(table.next_index());
+        let log = Log::new(name, first, policy.log_bytes_max);
         let role = Role::Home { subscribers: Subscribers::default() };
         Ok(table.open(room.clone(), policy, log, role, now_ms))
+    }
+
+    /// The name of the log of a room that opens at this index. The rooms of all shards have different numbers, and they are
+    /// small, since they are in each push. The number of a closed room is given again: no connection is a member of it, and
+    /// who was one has been told that it has left.
+    fn draw_name(&mut self, index: RoomIndex) -> LogName {
+        let number = index.number() * u32::from(self.shards) + u32::from(self.shard) + 1;
+        LogName { id: self.log_ids.draw(), number }
     }
 
     /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns

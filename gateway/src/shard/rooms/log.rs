@@ -8,6 +8,9 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use tidegate_protocol::proto::v1::Recovery;
+
+use crate::session_id::scramble;
 
 /// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
 const FRAME_OVERHEAD_BYTES: usize = 64;
@@ -15,9 +18,83 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 /// Bytes of one chunk, at most. It bounds what a slow connection has under way. A longer frame is a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
+/// Names a log. Offsets of logs with different ids have nothing to do with each other. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogId(u64);
+
+impl LogId {
+    /// The number on the wire.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// Draws the ids of one shard's logs: `SplitMix64` (Steele, Lea and Flood 2014) from a random start. Two shards, or two
+/// gateways, draw the same id with a probability of about logs² / 2^64.
+#[derive(Clone, Debug)]
+pub struct LogIds {
+    state: u64,
+}
+
+impl LogIds {
+    /// The ids of a shard. `key` is a number that differs from run to run.
+    #[must_use]
+    pub const fn new(key: u64, shard: u16) -> Self {
+        Self { state: scramble(key ^ (shard as u64) << 48) }
+    }
+
+    /// The id of everybody's room, which all shards know.
+    #[must_use]
+    pub const fn of_everybodys_room(key: u64) -> LogId {
+        // No shard has this number.
+        Self::new(key, u16::MAX).draw()
+    }
+
+    /// Draws one.
+    pub const fn draw(&mut self) -> LogId {
+        loop {
+            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let id = scramble(self.state);
+            if id != 0 {
+                return LogId(id);
+            }
+        }
+    }
+}
+
+/// How a log is named on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogName {
+    /// The log's id.
+    pub id: LogId,
+    /// The room's number, which its frames carry.
+    pub number: u32,
+}
+
+/// Which pushes a new member wants that were published before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Those that the room's policy replays.
+    Now,
+    /// Those after this offset, whatever the log's id was: a backend asks. 0: all.
+    Offset(u64),
+    /// Those after an offset of a log, by its number on the wire: a client asks that comes back. Offset 0 is before the
+    /// log's first push.
+    Position {
+        /// The log's number on the wire.
+        log: u64,
+        /// The last offset that the client has seen.
+        offset: u64,
+    },
+}
+
 /// Frames by offset. Offsets have no holes within a log's life.
 #[derive(Clone, Debug)]
 pub struct Log {
+    name: LogName,
+    /// The offset of the first frame that the log ever had.
+    began: u64,
     frames: VecDeque<Bytes>,
     /// The offset of the oldest frame.
     first: u64,
@@ -42,9 +119,11 @@ struct Merged {
 impl Log {
     /// An empty log whose first push will have the offset `first`: greater than 0.
     #[must_use]
-    pub const fn new(first: u64, bytes_max: usize) -> Self {
+    pub const fn new(name: LogName, first: u64, bytes_max: usize) -> Self {
         let frames = VecDeque::new();
         Self {
+            name,
+            began: first,
             frames,
             first,
             bytes: 0,
@@ -53,6 +132,37 @@ impl Log {
             unreleased_bytes: 0,
             merged: None,
         }
+    }
+
+    /// How it is named on the wire.
+    #[must_use]
+    pub const fn name(&self) -> LogName {
+        self.name
+    }
+
+    /// The offset of the newest push; 0 if there was none.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        if self.end() == self.began { 0 } else { self.end() - 1 }
+    }
+
+    /// Where a member begins to read, and whether it gets all that it asks for. `replayed`: how many of the last pushes a
+    /// member gets that asks for none.
+    #[must_use]
+    pub fn start_after(&self, after: After, replayed: u64) -> (u64, Recovery) {
+        let (first, end) = (self.first, self.end());
+        let newest = end.saturating_sub(replayed).max(first);
+        let wanted = match after {
+            After::Now => return (newest, Recovery::NotAsked),
+            After::Position { log, .. } if log != self.name.id.get() => {
+                return (newest, Recovery::Gap);
+            }
+            After::Position { offset: 0, .. } | After::Offset(0) => self.began,
+            After::Position { offset, .. } | After::Offset(offset) => offset.saturating_add(1),
+        };
+        let recovery =
+            if (first..=end).contains(&wanted) { Recovery::Complete } else { Recovery::Gap };
+        (wanted.clamp(first, end), recovery)
     }
 
     /// The offset of the oldest push that the log holds; [`Self::end`] if it holds none.
@@ -180,11 +290,19 @@ impl Log {
 }
 
 #[cfg(test)]
+impl Log {
+    /// An empty log for tests: its id is 7, its room's number 3.
+    pub(super) const fn of_tests(first: u64, bytes_max: usize) -> Self {
+        Self::new(LogName { id: LogId(7), number: 3 }, first, bytes_max)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn log(frames: &[&'static str], bytes_max: usize) -> Log {
-        let mut log = Log::new(100, bytes_max);
+        let mut log = Log::of_tests(100, bytes_max);
         frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));
         log.release();
         log.trim(log.end());
@@ -234,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_long_merged_chunk_is_shared_though_more_pushes_have_come() {
-        let mut log = Log::new(1, usize::MAX);
+        let mut log = Log::of_tests(1, usize::MAX);
         for _ in 0..8 {
             log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 8]));
         }
@@ -256,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_chunk_is_bounded_and_a_long_frame_is_a_chunk_of_its_own() {
-        let mut log = Log::new(1, usize::MAX);
+        let mut log = Log::of_tests(1, usize::MAX);
         for _ in 0..5 {
             log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 2]));
         }
@@ -266,5 +384,68 @@ mod tests {
         assert_eq!(read(&mut log, 1), Some((CHUNK_BYTES_MAX, 3)));
         assert_eq!(read(&mut log, 5), Some((CHUNK_BYTES_MAX / 2, 6)));
         assert_eq!(read(&mut log, 6), Some((2 * CHUNK_BYTES_MAX, 7)));
+    }
+
+    #[test]
+    fn a_member_recovers_if_the_log_still_holds_all_that_it_missed() {
+        let mut log = log(&["a", "b", "c"], 2 * (FRAME_OVERHEAD_BYTES + 1));
+        assert_eq!((log.first(), log.end(), log.head()), (101, 103, 102));
+        let position = |log, offset| After::Position { log, offset };
+        let start = |after| log.start_after(after, 0);
+        assert_eq!(start(After::Now), (103, Recovery::NotAsked));
+        assert_eq!(start(position(7, 102)), (103, Recovery::Complete));
+        assert_eq!(start(position(7, 100)), (101, Recovery::Complete));
+        assert_eq!(start(position(7, 99)), (101, Recovery::Gap), "100 is gone");
+        assert_eq!(start(position(7, 0)), (101, Recovery::Gap), "100 is gone");
+        assert_eq!(start(position(7, 103)), (103, Recovery::Gap), "there never was a 103");
+        assert_eq!(start(position(7, u64::MAX)), (103, Recovery::Gap));
+        assert_eq!(start(position(8, 102)), (103, Recovery::Gap), "another log");
+        assert_eq!(start(After::Offset(100)), (101, Recovery::Complete));
+        assert_eq!(start(After::Offset(0)), (101, Recovery::Gap), "100 is gone");
+        log.append("d".into());
+        assert_eq!(log.start_after(position(7, 102), 0), (103, Recovery::Complete));
+    }
+
+    #[test]
+    fn a_backend_that_asks_for_all_gets_all_that_there_ever_was() {
+        let log = log(&["a", "b"], 10_000);
+        assert_eq!(log.start_after(After::Offset(0), 0), (100, Recovery::Complete));
+    }
+
+    #[test]
+    fn a_member_that_saw_an_empty_log_recovers_until_its_first_push_is_gone() {
+        let mut log = log(&[], 2 * (FRAME_OVERHEAD_BYTES + 1));
+        assert_eq!(log.head(), 0);
+        let saw_nothing = After::Position { log: 7, offset: 0 };
+        assert_eq!(log.start_after(saw_nothing, 0), (100, Recovery::Complete));
+        log.append("a".into());
+        assert_eq!(log.start_after(saw_nothing, 0), (100, Recovery::Complete));
+        ["b", "c"].into_iter().for_each(|frame| log.append(frame.into()));
+        log.release();
+        log.trim(log.end());
+        assert_eq!(log.start_after(saw_nothing, 0), (101, Recovery::Gap));
+    }
+
+    #[test]
+    fn a_member_without_a_position_gets_what_the_policy_replays() {
+        let log = log(&["a", "b", "c"], 10_000);
+        assert_eq!(log.start_after(After::Now, 1), (102, Recovery::NotAsked));
+        assert_eq!(log.start_after(After::Now, 1_000), (100, Recovery::NotAsked));
+        let other_log = After::Position { log: 8, offset: 3 };
+        assert_eq!(log.start_after(other_log, 2), (101, Recovery::Gap));
+        let same_log = After::Position { log: 7, offset: 102 };
+        assert_eq!(log.start_after(same_log, 2), (103, Recovery::Complete), "it has them");
+    }
+
+    #[test]
+    fn ids_differ_between_logs_shards_and_runs() {
+        let draw = |key, shard| {
+            let mut ids = LogIds::new(key, shard);
+            [ids.draw(), ids.draw(), ids.draw()]
+        };
+        let all = [draw(1, 0), draw(1, 1), draw(2, 0), draw(2, 1)].concat();
+        let distinct: std::collections::HashSet<_> = all.iter().map(|id| id.get()).collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(draw(1, 0), draw(1, 0));
     }
 }

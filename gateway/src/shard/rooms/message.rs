@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_backend::{PushError, RoomId};
+use tidegate_backend::{PushError, RoomId, UserId};
+use tidegate_protocol::proto::v1::Recovery;
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
-use super::log::Log;
+use super::log::{After, Log, LogName};
 use crate::config::RoomPolicy;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
@@ -23,17 +24,22 @@ pub enum RoomMessage {
     /// From a room's home to each shard with members: the next frame of the room's log.
     Append { room: RoomId, offset: u64, frame: Bytes, urgency: Urgency, permit: Arc<CommandPermit> },
     /// To a room's home: a connection becomes a member.
-    Join { room: RoomId, addr: SessionAddr, after_offset: Option<u64>, permit: Arc<CommandPermit> },
+    Join { room: RoomId, addr: SessionAddr, after: After, asker: Asker },
     /// From a room's home: the connection is a member. The log comes with the first member of a shard.
     Joined {
         room: RoomId,
         conn: ConnId,
-        after_offset: Option<u64>,
+        after: After,
+        ticket_s: u32,
         log: Option<Box<Log>>,
-        permit: Arc<CommandPermit>,
+        asker: Asker,
     },
+    /// From a room's home: the connection can't be a member, since there are too many rooms.
+    JoinRefused { room: RoomId, conn: ConnId, asker: Asker },
     /// To a room's home: a connection leaves.
     Leave { room: RoomId, addr: SessionAddr, permit: Arc<CommandPermit> },
+    /// To a room's home: a user's tickets are worthless from now on, and its memberships end.
+    Expel { room: RoomId, user_id: UserId, permit: Arc<CommandPermit> },
     /// From a room's home: the connection is no longer a member.
     Left { room: RoomId, conn: ConnId, permit: Arc<CommandPermit> },
     /// To a room's home: this shard has no members left, and has received this many [`Self::Joined`].
@@ -52,20 +58,69 @@ impl RoomMessage {
         match self {
             // The home did nothing of it.
             Self::Publish { permit, .. }
-            | Self::Join { permit, .. }
-            | Self::Leave { permit, .. } => {
+            | Self::Leave { permit, .. }
+            | Self::Expel { permit, .. } => {
                 permit.refuse(PushError::Stopping);
             }
+            Self::Join { asker, .. } => asker.refuse(PushError::Stopping),
             // The shard's connections ended before it did.
-            Self::Joined { permit, .. } => permit.refuse(PushError::SessionGone),
+            Self::Joined { asker, .. } => asker.refuse(PushError::SessionGone),
             // No connection is left that it could reach.
             Self::Append { .. }
             | Self::Left { .. }
+            | Self::JoinRefused { .. }
             | Self::Unsubscribe { .. }
             | Self::Unsubscribed { .. }
             | Self::Inspect { .. }
             | Self::CountMembers { .. } => {}
         }
+    }
+}
+
+/// Who asks for a membership.
+#[derive(Debug)]
+pub enum Asker {
+    /// A backend, with a command.
+    Backend(Arc<CommandPermit>),
+    /// The client itself, which comes back with a ticket. Its connection's session waits for the outcome.
+    Client {
+        /// The user that the ticket is for.
+        user_id: UserId,
+        /// When the ticket was made, in seconds since the Unix epoch.
+        ticket_made_s: u32,
+    },
+}
+
+impl Asker {
+    /// The connection did not become a member.
+    pub fn refuse(&self, error: PushError) {
+        if let Self::Backend(permit) = self {
+            permit.refuse(error);
+        }
+    }
+}
+
+/// What a member is told of a room when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The room's name.
+    pub name: String,
+    /// How its log is named; `None`: the connection is not a member.
+    pub log: Option<LogName>,
+    /// The offset of the newest push; 0 if there is none.
+    pub head: u64,
+    /// Whether it gets what it asked for.
+    pub recovery: Recovery,
+    /// The time that its ticket carries, in seconds since the Unix epoch: when the room's home made it a member. 0: it gets
+    /// no ticket.
+    pub ticket_s: u32,
+}
+
+impl Joined {
+    /// A membership that was refused.
+    #[must_use]
+    pub fn refused(name: impl Into<String>) -> Self {
+        Self { name: name.into(), log: None, head: 0, recovery: Recovery::Refused, ticket_s: 0 }
     }
 }
 
@@ -76,15 +131,17 @@ pub enum ConnState {
     Gone,
     /// It is open.
     Open,
+    /// It is open, and its session's answer waits for its rooms: it was offered nothing yet.
+    Resuming,
     /// It is open, and has too many unsent bytes to get the last pushes of a room that it leaves.
     Backlogged,
 }
 
-/// Encodes a push as the frame that all members get.
+/// Encodes a push as the frame that all members get. `room`: the room's number.
 #[must_use]
-pub fn encode_push(kind: i32, biz_data: &[u8], offset: u64) -> Bytes {
-    let mut frame = BytesMut::with_capacity(biz_data.len() + 32);
-    server::put_push(&mut frame, kind, biz_data, offset, 0);
+pub fn encode_push(kind: i32, biz_data: &[u8], offset: u64, room: u32) -> Bytes {
+    let mut frame = BytesMut::with_capacity(biz_data.len() + 40);
+    server::put_push(&mut frame, kind, biz_data, offset, room);
     frame.freeze()
 }
 
@@ -105,6 +162,15 @@ impl Urgency {
     }
 }
 
+/// Who has asked for a membership: [`Asker`], without the permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedBy {
+    /// A backend: the client is sent a notice.
+    Backend,
+    /// The client: its session says so.
+    Client,
+}
+
 /// What [`Rooms`](super::Rooms) asks the shard to do.
 #[derive(Debug)]
 pub enum RoomEffect {
@@ -114,4 +180,10 @@ pub enum RoomEffect {
     PushesPending(u32),
     /// Write pushes for the connection in this slot: the last that it gets of a room.
     LastPushes(u32, Bytes),
+    /// The connection in this slot has become a member, or not: its client, or a backend, has asked.
+    Joined(u32, Joined, AskedBy),
+    /// The connection in this slot is no member of a room any more.
+    Left(u32, RoomId),
+    /// End the user's memberships of a room: its home knows the connections.
+    Expel(UserId, RoomId, Arc<CommandPermit>),
 }

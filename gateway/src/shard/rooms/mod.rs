@@ -13,7 +13,7 @@
 //! | [`room`], [`cursor`] | one room: its log, its list of members, its round; where a member is in the log |
 //! | [`reader`] | the one reader of a log: what a member gets next |
 //! | [`table`], [`slots`] | rooms, memberships, and their links |
-//! | [`homes`] | how rooms open and close at their home |
+//! | [`homes`], [`expulsions`] | how rooms open and close at their home; whose tickets are worthless there |
 //! | [`subscribers`] | which shards follow a room |
 //! | [`pushes`] | the way of a push: held back, released, offered |
 //! | [`fan_out`] | which member is served next |
@@ -21,6 +21,7 @@
 //! | [`message`] | messages between shards about rooms |
 
 pub mod cursor;
+pub mod expulsions;
 pub mod fan_out;
 pub mod homes;
 pub mod log;
@@ -49,9 +50,9 @@ use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use homes::Homes;
 pub use homes::Settings;
-use log::Log;
+use log::{After, Log, LogIds, LogName};
 pub use message::ConnState;
-use message::{RoomEffect, RoomMessage, Urgency};
+use message::{AskedBy, Asker, Joined, RoomEffect, RoomMessage, Urgency};
 use pushes::{NumberedPush, Pushes};
 use reader::NextChunk;
 pub use reader::ReadOutcome;
@@ -59,6 +60,12 @@ use room::Room;
 use subscribers::Role;
 pub use subscribers::home;
 use table::{EVERYBODY, Member, RoomIndex, Table};
+use tidegate_protocol::proto::v1::Recovery;
+
+/// Seconds of a time in milliseconds: enough until 2106.
+fn seconds(unix_ms: u64) -> u32 {
+    u32::try_from(unix_ms / 1_000).unwrap_or(u32::MAX)
+}
 
 /// All rooms of a shard. See the [module](self).
 #[derive(Debug)]
@@ -77,7 +84,7 @@ impl Rooms {
     /// Everybody's room alone, which every shard has from the start.
     #[must_use]
     pub fn new(settings: Settings, limiter: Arc<CommandLimiter>) -> Self {
-        let Settings { shard, shards, first_offset, .. } = settings;
+        let Settings { shard, shards, first_offset, log_key, .. } = settings;
         let mut rooms = Self {
             homes: Homes::new(&settings),
             settings,
@@ -89,7 +96,8 @@ impl Rooms {
         };
         let role = Role::in_everybodys_room(shard, shards);
         let policy = rooms.settings.rooms.policy_of(RoomId::everybody().as_str());
-        let log = Log::new(first_offset, policy.log_bytes_max);
+        let name = LogName { id: LogIds::of_everybodys_room(log_key), number: 1 };
+        let log = Log::new(name, first_offset, policy.log_bytes_max);
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
         debug_assert_eq!(index, EVERYBODY);
         rooms
@@ -142,11 +150,13 @@ impl Rooms {
         self.effects.shrink_to_fit();
     }
 
-    /// Handles a message. `state` returns the state of a connection of this shard.
+    /// Handles a message. `now_ms` is on the shard's clock, `unix_ms` reads the wall clock, and `state` returns the state of
+    /// a connection of this shard.
     pub fn handle(
         &mut self,
         message: RoomMessage,
         now_ms: u64,
+        unix_ms: impl Fn() -> u64,
         state: impl Fn(ConnId) -> ConnState,
     ) {
         match message {
@@ -160,11 +170,17 @@ impl Rooms {
                     self.append(index, NumberedPush { frame, urgency, permit: &permit }, now_ms);
                 }
             }
-            RoomMessage::Join { room, addr, after_offset, permit } => {
-                self.join(room, addr, after_offset, permit, now_ms, state);
+            RoomMessage::Join { room, addr, after, asker } => {
+                let ticket_s = self.homes.expulsions.stamp(seconds(unix_ms()));
+                self.join(room, addr, (after, ticket_s), asker, now_ms, state);
             }
-            RoomMessage::Joined { room, conn, after_offset, log, permit } => {
-                self.joined(room, conn, after_offset, log, &permit, now_ms, state);
+            RoomMessage::Joined { room, conn, after, ticket_s, log, asker } => {
+                self.joined(room, conn, (after, ticket_s), log, &asker, now_ms, state);
+            }
+            RoomMessage::JoinRefused { room, conn, asker } => {
+                if state(conn) != ConnState::Gone {
+                    self.report_join(conn.slot, Joined::refused(room.as_str()), &asker);
+                }
             }
             RoomMessage::Leave { room, addr, permit } if addr.shard() == self.settings.shard => {
                 self.left(&room, addr.conn(), &permit, now_ms, state);
@@ -174,6 +190,12 @@ impl Rooms {
             }
             RoomMessage::Left { room, conn, permit } => {
                 self.left(&room, conn, &permit, now_ms, state);
+            }
+            RoomMessage::Expel { room, user_id, permit } => {
+                if self.homes.expulsions.expel(&room, user_id, seconds(unix_ms())) {
+                    self.counters.revoked_tickets += 1;
+                }
+                self.effects.push_back(RoomEffect::Expel(user_id, room, permit));
             }
             RoomMessage::Unsubscribe { room, shard, joins } => {
                 self.unsubscribe(room, shard, joins);
@@ -209,11 +231,14 @@ impl Rooms {
         now_ms: u64,
     ) {
         self.counters.pushes_to_rooms += 1;
-        let Some(index) = self.find_or_open(room, permit, now_ms) else { return };
+        let index = match self.find_or_open(room, now_ms) {
+            Ok(index) => index,
+            Err(error) => return permit.refuse(error),
+        };
         let Room { log, policy, role, .. } = self.table.get(index);
         let offset = log.end();
         let urgency = Urgency::of(kind, policy);
-        let frame = message::encode_push(kind, biz_data, offset);
+        let frame = message::encode_push(kind, biz_data, offset, log.name().number);
         if let Role::Home { subscribers } = role {
             self.effects.extend(subscribers.post_to_each(|| {
                 let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
@@ -243,20 +268,33 @@ impl Rooms {
         &mut self,
         room: RoomId,
         addr: SessionAddr,
-        after_offset: Option<u64>,
-        permit: Arc<CommandPermit>,
+        (after, ticket_s): (After, u32),
+        asker: Asker,
         now_ms: u64,
         state: impl Fn(ConnId) -> ConnState,
     ) {
-        let Some(index) = self.find_or_open(&room, &permit, now_ms) else { return };
         let (shard, conn) = (addr.shard(), addr.conn());
+        let is_allowed = match asker {
+            Asker::Backend(_) => true,
+            Asker::Client { user_id, ticket_made_s } => {
+                self.homes.expulsions.allow(&room, user_id, ticket_made_s)
+            }
+        };
+        let opened = if is_allowed { self.find_or_open(&room, now_ms).map(Some) } else { Ok(None) };
+        let index = match opened {
+            Ok(Some(index)) => index,
+            refused => {
+                refused.err().into_iter().for_each(|error| asker.refuse(error));
+                return self.post(shard, RoomMessage::JoinRefused { room, conn, asker });
+            }
+        };
         if shard == self.settings.shard {
-            return self.join_here(index, conn, after_offset, &permit, state);
+            return self.join_here(index, conn, after, ticket_s, &asker, state);
         }
         let Room { role, log, .. } = self.table.get(index);
         let Role::Home { subscribers } = role else { return };
         let log = subscribers.count_join(shard).then(|| Box::new(log.released_copy()));
-        self.post(shard, RoomMessage::Joined { room, conn, after_offset, log, permit });
+        self.post(shard, RoomMessage::Joined { room, conn, after, ticket_s, log, asker });
     }
 
     /// At a connection's shard: the home has made it a member.
@@ -265,9 +303,9 @@ impl Rooms {
         &mut self,
         room: RoomId,
         conn: ConnId,
-        after_offset: Option<u64>,
+        (after, ticket_s): (After, u32),
         log: Option<Box<Log>>,
-        permit: &CommandPermit,
+        asker: &Asker,
         now_ms: u64,
         state: impl Fn(ConnId) -> ConnState,
     ) {
@@ -285,46 +323,100 @@ impl Rooms {
         if let Role::Replica { joins } = &mut self.table.get(index).role {
             *joins += 1;
         }
-        self.join_here(index, conn, after_offset, permit, state);
+        self.join_here(index, conn, after, ticket_s, asker, state);
     }
 
     fn join_here(
         &mut self,
         index: RoomIndex,
         conn: ConnId,
-        after_offset: Option<u64>,
-        permit: &CommandPermit,
+        after: After,
+        ticket_s: u32,
+        asker: &Asker,
         state: impl Fn(ConnId) -> ConnState,
     ) {
         if state(conn) == ConnState::Gone {
             self.counters.stale_commands += 1;
-            permit.refuse(PushError::SessionGone);
+            asker.refuse(PushError::SessionGone);
             return self.unsubscribe_if_empty(index);
         }
         let rooms_max = self.settings.rooms.rooms_per_connection_max;
-        match self.table.join_after(conn.slot, index, after_offset, rooms_max) {
-            Ok(has_pushes) => {
-                permit.count_connections(1);
-                if has_pushes {
+        let (joined, next) = self.plan_join(conn.slot, index, after, ticket_s);
+        let released = self.table.get(index).log.released();
+        match self.table.join_from(conn.slot, index, next, rooms_max) {
+            Ok(is_new) => {
+                let is_by_client = matches!(asker, Asker::Client { .. });
+                if let Asker::Backend(permit) = asker {
+                    permit.count_connections(1);
+                }
+                // A client's session waits for the report.
+                if is_new || after != After::Now || is_by_client {
+                    self.report_join(conn.slot, joined, asker);
+                }
+                if next < released {
                     self.effects.push_back(RoomEffect::PushesPending(conn.slot));
                 }
             }
             Err(error) => {
-                self.refuse_room(permit, error);
+                self.counters.refused_rooms += 1;
+                asker.refuse(error);
+                self.report_join(conn.slot, Joined::refused(joined.name), asker);
                 self.unsubscribe_if_empty(index);
             }
         }
     }
 
-    fn refuse_room(&mut self, permit: &CommandPermit, error: PushError) {
-        self.counters.refused_rooms += 1;
-        permit.refuse(error);
+    /// What a member is told when it joins, and the offset from which on it gets pushes. A member that joins again
+    /// without a position stays where it is: nothing is replayed to it.
+    fn plan_join(
+        &mut self,
+        slot: u32,
+        index: RoomIndex,
+        after: After,
+        ticket_s: u32,
+    ) -> (Joined, u64) {
+        let is_member = self.table.find_member(slot, index).is_some();
+        let Room { id, log, policy, .. } = self.table.get(index);
+        let replayed = if is_member { 0 } else { policy.replay_on_join };
+        let (next, recovery) = log.start_after(after, replayed);
+        let (name, head) = (id.to_string(), log.head());
+        (Joined { name, log: Some(log.name()), head, recovery, ticket_s }, next)
     }
 
-    /// Makes a new session a member of everybody's room.
-    pub fn join_everybody(&mut self, slot: u32) {
-        let cursor = self.table.get(EVERYBODY).log.end();
-        self.table.join(slot, EVERYBODY, cursor);
+    /// What a client is told of a room that its connection is a member of; `None`: it is no member.
+    pub fn describe_membership(&mut self, slot: u32, room: &str) -> Option<Joined> {
+        let index = self.table.find(&RoomId::new(room).ok()?)?;
+        self.table.find_member(slot, index)?;
+        // Without a ticket: this shard does not know since when the membership lasts.
+        Some(self.plan_join(slot, index, After::Now, 0).0)
+    }
+
+    fn report_join(&mut self, slot: u32, joined: Joined, asker: &Asker) {
+        let asked_by = match asker {
+            Asker::Backend(_) => AskedBy::Backend,
+            Asker::Client { .. } => AskedBy::Client,
+        };
+        self.effects.push_back(RoomEffect::Joined(slot, joined, asked_by));
+    }
+
+    /// What a client is told of everybody's room that has not asked for earlier pushes.
+    pub fn everybody(&mut self) -> Joined {
+        let Room { id, log, .. } = self.table.get(EVERYBODY);
+        let (name, log, head) = (id.to_string(), Some(log.name()), log.head());
+        Joined { name, log, head, recovery: Recovery::NotAsked, ticket_s: 0 }
+    }
+
+    /// Makes a new session a member of everybody's room, or moves its cursor back if it is one. Returns what its client is told.
+    pub fn join_everybody(&mut self, slot: u32, after: After) -> Joined {
+        let (joined, next) = self.plan_join(slot, EVERYBODY, after, 0);
+        let released = self.table.get(EVERYBODY).log.released();
+        self.table
+            .join_from(slot, EVERYBODY, next, usize::MAX)
+            .expect("no bound on rooms concerns everybody's");
+        if next < released {
+            self.effects.push_back(RoomEffect::PushesPending(slot));
+        }
+        joined
     }
 
     /// At a connection's shard: it leaves a room, and first gets what was published before.
@@ -344,13 +436,15 @@ impl Rooms {
         let Some(index) = self.table.find(room) else { return };
         if let Some(member) = self.table.find_member(conn.slot, index) {
             permit.count_connections(1);
-            if connection == ConnState::Open {
-                let Self { table, counters, effects, .. } = self;
-                reader::read_unoffered(table, member, counters, |chunk| {
-                    effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
-                });
+            let Self { table, counters, effects, .. } = self;
+            let write = |chunk| effects.push_back(RoomEffect::LastPushes(conn.slot, chunk));
+            match connection {
+                ConnState::Open => reader::read_unoffered(table, member, counters, write),
+                ConnState::Resuming => reader::read_all(table, member, counters, write),
+                ConnState::Backlogged | ConnState::Gone => {}
             }
             self.leave(member, now_ms);
+            self.effects.push_back(RoomEffect::Left(conn.slot, room.clone()));
         }
     }
 
@@ -463,23 +557,14 @@ impl Rooms {
         self.pushes.refuse_unfinished(&mut self.table);
     }
 
-    /// At a room's home. `None`: there are too many rooms, and the command is refused.
-    fn find_or_open(
-        &mut self,
-        room: &RoomId,
-        permit: &CommandPermit,
-        now_ms: u64,
-    ) -> Option<RoomIndex> {
+    /// At a room's home: finds a room, or opens it.
+    fn find_or_open(&mut self, room: &RoomId, now_ms: u64) -> Result<RoomIndex, PushError> {
         if let Some(index) = self.table.find(room) {
-            return Some(index);
+            return Ok(index);
         }
-        let Self { homes, table, settings, .. } = self;
-        match homes.open(table, &settings.rooms, room, now_ms) {
-            Ok(index) => Some(index),
-            Err(error) => {
-                self.refuse_room(permit, error);
-                None
-            }
-        }
+        let Self { homes, table, settings, counters, .. } = self;
+        homes
+            .open(table, &settings.rooms, room, now_ms)
+            .inspect_err(|_| counters.refused_rooms += 1)
     }
 }

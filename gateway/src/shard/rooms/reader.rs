@@ -103,6 +103,20 @@ pub fn read_unoffered(
     }
 }
 
+/// Passes to `write` all that a member that is about to leave has not got: no round could offer it anything.
+pub fn read_all(
+    table: &mut Table,
+    member: Member,
+    counters: &mut RoomCounters,
+    mut write: impl FnMut(Bytes),
+) {
+    let (room, cursor) = table.room_and_cursor(member);
+    while let NextChunk::Chunk { bytes, pushes, .. } = next_chunk(room, cursor, UpTo::End) {
+        counters.room_deliveries += pushes;
+        write(bytes);
+    }
+}
+
 /// Passes to `write` the pushes that were published and not yet offered to a connection, of all its rooms.
 pub fn read_last(
     table: &mut Table,
@@ -156,7 +170,7 @@ mod tests {
     use tidegate_backend::RoomId;
 
     use super::*;
-    use crate::config::RoomPolicy;
+    use crate::config::{Rejoin, RoomPolicy};
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
 
@@ -167,12 +181,14 @@ mod tests {
             slow_member,
             merge_window: std::time::Duration::ZERO,
             urgent_types: None,
+            replay_on_join: 0,
+            rejoin: Rejoin::Ticket,
         };
         let mut table = Table::default();
         let everybody = RoomId::everybody();
-        table.open(everybody, policy, Log::new(1, 0), Role::Replica { joins: 0 }, 0);
+        table.open(everybody, policy, Log::of_tests(1, 0), Role::Replica { joins: 0 }, 0);
         let id = RoomId::new("room").unwrap();
-        let index = table.open(id, policy, Log::new(10, 0), Role::Replica { joins: 0 }, 0);
+        let index = table.open(id, policy, Log::of_tests(10, 0), Role::Replica { joins: 0 }, 0);
         let member = table.join(3, index, 10);
         let log = &mut table.get(index).log;
         frames.iter().for_each(|frame| log.append(Bytes::from_static(frame.as_bytes())));

@@ -32,6 +32,14 @@ pub enum Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RoomIndex(u32);
 
+impl RoomIndex {
+    /// Its number: at most as many as rooms were ever open at once.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Everybody's room, which every shard opens first.
 pub const EVERYBODY: RoomIndex = RoomIndex(0);
 
@@ -190,6 +198,14 @@ impl Table {
         Some(Member::Listed(room.next_in_round()))
     }
 
+    /// The index of the room that is opened next.
+    #[must_use]
+    pub fn next_index(&self) -> RoomIndex {
+        self.free_rooms.last().copied().unwrap_or_else(|| {
+            RoomIndex(u32::try_from(self.rooms.len()).expect("fewer rooms than 2^32"))
+        })
+    }
+
     /// Opens a room. No room with that id may be open.
     pub fn open(
         &mut self,
@@ -201,10 +217,10 @@ impl Table {
     ) -> RoomIndex {
         let room = Room::new(id.clone(), policy, log, role, now_ms);
         self.homes += usize::from(room.is_limited());
-        let index = self.free_rooms.pop().unwrap_or_else(|| {
+        let index = self.next_index();
+        if self.free_rooms.pop().is_none() {
             self.rooms.push(None);
-            RoomIndex(u32::try_from(self.rooms.len() - 1).expect("fewer rooms than 2^32"))
-        });
+        }
         self.rooms[index.0 as usize] = Some(Box::new(room));
         self.by_id.insert(id, index);
         index
@@ -242,31 +258,29 @@ impl Table {
         Member::Listed(self.join_listed(slot, room, cursor))
     }
 
-    /// Makes the connection in a slot a member that gets the pushes after `after_offset`, or the new ones only.
-    /// The cursor of a member only moves back. Returns whether pushes are released for it.
+    /// Makes the connection in a slot a member that gets the pushes from the offset `next` on, which the log holds. The cursor
+    /// of a member only moves back. Returns whether it was no member before.
     ///
     /// # Errors
     /// [`PushError::TooManyRooms`].
-    pub fn join_after(
+    pub fn join_from(
         &mut self,
         slot: u32,
         room: RoomIndex,
-        after_offset: Option<u64>,
+        next: u64,
         rooms_max: usize,
     ) -> Result<bool, PushError> {
-        let log = &self.get(room).log;
-        let (oldest, released, end) = (log.first(), log.released(), log.end());
-        // A member that asks for more than the log holds is not slow: it gets what there is.
-        let next = after_offset.map_or(end, |offset| offset.saturating_add(1).clamp(oldest, end));
+        let end = self.get(room).log.end();
         if let Some(member) = self.find_member(slot, room) {
             let (_, cursor) = self.room_and_cursor(member);
             cursor.set(cursor.get(end).min(next), end);
+            Ok(false)
         } else if self.rooms_of(slot) >= rooms_max {
-            return Err(PushError::TooManyRooms { rooms_max });
+            Err(PushError::TooManyRooms { rooms_max })
         } else {
             self.join(slot, room, next);
+            Ok(true)
         }
-        Ok(next < released)
     }
 
     /// Adds a membership at the front of the connection's list.

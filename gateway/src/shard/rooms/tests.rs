@@ -30,7 +30,8 @@ impl Part {
         config.idle_ttl = Duration::from_secs(60);
         configure(&mut config);
         let limiter = Arc::new(CommandLimiter::new(100, 1 << 20));
-        let settings = Settings { shard: 0, shards: 2, first_offset: 1_000, rooms: config };
+        let settings =
+            Settings { shard: 0, shards: 2, first_offset: 1_000, log_key: 1, rooms: config };
         let rooms = Rooms::new(settings, Arc::clone(&limiter));
         let room = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 0);
         Self { rooms, limiter, room: room.unwrap() }
@@ -41,13 +42,14 @@ impl Part {
     }
 
     fn handle(&mut self, message: RoomMessage, now_ms: u64) {
-        self.rooms.handle(message, now_ms, |_| ConnState::Open);
+        self.rooms.handle(message, now_ms, || now_ms, |_| ConnState::Open);
     }
 
     fn join(&mut self, room: &RoomId, shard: u16, slot: u32, after_offset: Option<u64>) {
         let addr = SessionAddr::new(shard, conn(slot));
-        let (room, permit) = (room.clone(), self.permit());
-        self.handle(RoomMessage::Join { room, addr, after_offset, permit }, 0);
+        let (room, asker) = (room.clone(), Asker::Backend(self.permit()));
+        let after = after_offset.map_or(After::Now, After::Offset);
+        self.handle(RoomMessage::Join { room, addr, after, asker }, 0);
     }
 
     fn leave(&mut self, room: &RoomId, slot: u32, now_ms: u64) {
@@ -69,6 +71,13 @@ impl Part {
     /// Effects, without those that were taken before.
     fn effects(&mut self) -> Vec<RoomEffect> {
         std::iter::from_fn(|| self.rooms.next_effect()).collect()
+    }
+
+    /// The same, without those that report memberships.
+    fn other_effects(&mut self) -> Vec<RoomEffect> {
+        let is_report =
+            |effect: &RoomEffect| matches!(effect, RoomEffect::Joined(..) | RoomEffect::Left(..));
+        self.effects().into_iter().filter(|effect| !is_report(effect)).collect()
     }
 
     /// Serves all members: the slots, and the pushes of each.
@@ -101,12 +110,12 @@ fn only_a_member_that_has_missed_pushes_is_flushed_when_it_joins() {
     assert_eq!((info.first_offset, info.last_offset, info.members), (1_000, 1_001, 0));
     part.join(&room, 0, 1, None);
     part.join(&room, 0, 2, Some(1_001));
-    assert!(part.effects().is_empty(), "they have everything");
+    assert!(part.other_effects().is_empty(), "they have everything");
     part.join(&room, 0, 3, Some(1_000));
     part.join(&room, 0, 4, Some(5));
     part.join(&room, 0, 1, Some(999));
     let flushed: Vec<u32> = part
-        .effects()
+        .other_effects()
         .iter()
         .map(|effect| match effect {
             RoomEffect::PushesPending(slot) => *slot,
@@ -135,7 +144,7 @@ fn a_shard_gets_the_log_with_its_first_member_and_every_push_after_it() {
     let effects = part.effects();
     let [
         RoomEffect::Post(1, RoomMessage::Joined { log: Some(log), conn: first, .. }),
-        RoomEffect::Post(1, RoomMessage::Joined { log: None, after_offset: Some(999), .. }),
+        RoomEffect::Post(1, RoomMessage::Joined { log: None, after: After::Offset(999), .. }),
         RoomEffect::Post(1, RoomMessage::Append { offset: 1_001, .. }),
     ] = &effects[..]
     else {
@@ -173,18 +182,24 @@ fn a_replica_without_members_tells_the_home() {
     let mut part = Part::new(|_| {});
     let far = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 1).unwrap();
     let joined = |part: &mut Part, slot, log: Option<Log>| {
-        let (room, permit) = (far.clone(), part.permit());
+        let (room, asker) = (far.clone(), Asker::Backend(part.permit()));
         let log = log.map(Box::new);
-        let message =
-            RoomMessage::Joined { room, conn: conn(slot), after_offset: None, log, permit };
+        let message = RoomMessage::Joined {
+            room,
+            conn: conn(slot),
+            after: After::Now,
+            ticket_s: 0,
+            log,
+            asker,
+        };
         part.handle(message, 0);
     };
-    joined(&mut part, 1, Some(Log::new(50, 1_000)));
+    joined(&mut part, 1, Some(Log::of_tests(50, 1_000)));
     joined(&mut part, 2, None);
     part.rooms.leave_all(1, 0);
-    assert!(part.effects().is_empty(), "there is another member");
+    assert!(part.other_effects().is_empty(), "there is another member");
     part.rooms.leave_all(2, 0);
-    let effects = part.effects();
+    let effects = part.other_effects();
     assert!(
         matches!(
             &effects[..],
@@ -202,7 +217,7 @@ fn a_replica_without_members_tells_the_home() {
 #[test]
 fn everybodys_room_never_ends() {
     let mut part = Part::new(|_| {});
-    part.rooms.join_everybody(3);
+    part.rooms.join_everybody(3, After::Now);
     part.rooms.leave_all(3, 0);
     part.rooms.close_idle_rooms(10 * MINUTE_MS);
     assert!(part.effects().is_empty());
@@ -258,7 +273,7 @@ fn rooms_beyond_the_limit_are_refused_and_the_known_ones_are_not() {
     assert_eq!(part.rooms.counters().refused_rooms, 2);
     assert_eq!(part.rooms.membership_count(), 1);
     // The other shard gets everybody's push.
-    assert_eq!(part.effects().len(), 1);
+    assert_eq!(part.other_effects().len(), 1);
     assert_eq!(part.limiter.commands(), 0);
 }
 
@@ -309,15 +324,15 @@ fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
     assert_eq!(part.rooms.next_window_end_ms(), Some(150));
     assert_eq!(part.rooms.counters().merged_pushes, 1);
     part.leave(&room, 1, 130);
-    let effects = part.effects();
+    let effects = part.other_effects();
     assert!(
         matches!(&effects[..], [RoomEffect::LastPushes(1, chunk)] if chunk.len() > 8),
         "{effects:?}"
     );
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
     let message = RoomMessage::Leave { room: room.clone(), addr, permit };
-    part.rooms.handle(message, 130, |_| ConnState::Backlogged);
-    assert!(part.effects().is_empty());
+    part.rooms.handle(message, 130, || 130, |_| ConnState::Backlogged);
+    assert!(part.other_effects().is_empty());
     part.rooms.end_windows(149);
     assert!(part.serve().is_empty());
     part.rooms.end_windows(150);
@@ -341,10 +356,148 @@ fn no_push_waits_for_a_window_while_the_shard_drains() {
 #[test]
 fn a_chunk_has_at_most_64_kib() {
     for (last_frame_bytes, chunk) in [(536, (65_536, 3)), (537, (65_000, 2))] {
-        let mut log = Log::new(1, usize::MAX);
+        let mut log = Log::of_tests(1, usize::MAX);
         for bytes in [65_000, last_frame_bytes] {
             log.append(Bytes::from(vec![7; bytes]));
         }
         assert_eq!(log.chunk(1, 3).map(|(bytes, to)| (bytes.len(), to)), Some(chunk));
     }
+}
+
+fn reports(effects: Vec<RoomEffect>) -> Vec<(u32, Joined, AskedBy)> {
+    let report = |effect| match effect {
+        RoomEffect::Joined(slot, joined, asked_by) => Some((slot, joined, asked_by)),
+        _ => None,
+    };
+    effects.into_iter().filter_map(report).collect()
+}
+
+#[test]
+fn each_new_membership_is_reported_with_the_name_of_its_log() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.join(&room, 0, 1, None);
+    part.publish(&room, 0);
+    part.join(&room, 0, 2, None);
+    part.join(&room, 0, 1, None);
+    part.join(&room, 0, 1, Some(999));
+    let reports = reports(part.effects());
+    let slots: Vec<u32> = reports.iter().map(|report| report.0).collect();
+    assert_eq!(
+        slots,
+        [1, 2, 1],
+        "a member that joins again is one already, unless it asks for more"
+    );
+    let joined: Vec<&Joined> = reports.iter().map(|report| &report.1).collect();
+    assert_eq!(joined[0].log, joined[1].log);
+    assert_eq!((joined[0].head, joined[1].head), (0, 1_000));
+    let recoveries: Vec<Recovery> = joined.iter().map(|joined| joined.recovery).collect();
+    assert_eq!(recoveries, [Recovery::NotAsked, Recovery::NotAsked, Recovery::Complete]);
+    part.leave(&room, 2, 0);
+    let effects = part.effects();
+    assert!(matches!(&effects[..], [RoomEffect::Left(2, left)] if *left == room), "{effects:?}");
+}
+
+#[test]
+fn a_refused_membership_is_reported_too() {
+    let mut part = Part::new(|config| {
+        config.rooms_per_shard_max = 2;
+        config.rooms_per_connection_max = 1;
+    });
+    let rooms = ["a", "b", "c"].map(room);
+    rooms.iter().for_each(|room| part.join(room, 0, 1, None));
+    // The third room can't be opened: its home says so to the shard of the connection, which is the same here.
+    let effects = part.effects();
+    let refused = |effect: &&RoomEffect| {
+        matches!(effect, RoomEffect::Post(0, RoomMessage::JoinRefused { .. }))
+    };
+    assert_eq!(effects.iter().filter(refused).count(), 1);
+    for effect in &effects {
+        if let RoomEffect::Post(0, RoomMessage::JoinRefused { room, conn, .. }) = effect {
+            let asker = Asker::Client { user_id: 7, ticket_made_s: 0 };
+            let message = RoomMessage::JoinRefused { room: room.clone(), conn: *conn, asker };
+            part.handle(message, 0);
+        }
+    }
+    let late = reports(part.effects());
+    assert_eq!(late, [(1, Joined::refused("c"), AskedBy::Client)]);
+    let recoveries: Vec<Recovery> =
+        reports(effects).into_iter().map(|(_, joined, _)| joined.recovery).collect();
+    assert_eq!(recoveries, [Recovery::NotAsked, Recovery::Refused]);
+}
+
+#[test]
+fn the_rooms_of_all_shards_have_different_numbers_and_their_own_logs() {
+    let config = Config::embedded_default().rooms;
+    let mut names = Vec::new();
+    for shard in 0..2 {
+        let limiter = Arc::new(CommandLimiter::new(100, 1 << 20));
+        let rooms = config.clone();
+        let settings = Settings { shard, shards: 2, first_offset: 1_000, log_key: 1, rooms };
+        let mut part =
+            Part { rooms: Rooms::new(settings, limiter.clone()), limiter, room: room("-") };
+        names.push(part.rooms.everybody().log.unwrap());
+        let here = (0..).map(|n| room(&format!("room-{n}"))).filter(|room| home(room, 2) == shard);
+        for room in here.take(3) {
+            part.join(&room, shard, 1, None);
+            names.extend(reports(part.effects()).into_iter().filter_map(|report| report.1.log));
+        }
+    }
+    assert_eq!(names[0], names[4], "everybody's room has one log");
+    names.remove(4);
+    let mut numbers: Vec<u32> = names.iter().map(|name| name.number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 3, 4, 5, 6, 7, 8]);
+    let ids: std::collections::HashSet<u64> = names.iter().map(|name| name.id.get()).collect();
+    assert_eq!(ids.len(), names.len());
+}
+
+#[test]
+fn a_push_carries_the_number_of_its_room() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.join(&room, 0, 1, None);
+    let number = reports(part.effects())[0].1.log.unwrap().number;
+    part.publish(&room, 0);
+    let (member, _) = part.rooms.next_to_serve(&mut 10).unwrap();
+    let NextChunk::Chunk { bytes, .. } = part.rooms.next_chunk(member) else { panic!("a push") };
+    let push = tidegate_protocol::Response::decode(&bytes[1..]).unwrap();
+    assert_eq!((push.room, push.offset), (number, 1_000));
+}
+
+#[test]
+fn a_member_that_joins_again_is_replayed_nothing() {
+    let mut part = Part::new(|config| config.default_policy.replay_on_join = 2);
+    let room = part.room.clone();
+    (0..3).for_each(|_| part.publish(&room, 0));
+    part.join(&room, 0, 1, None);
+    let read = |part: &mut Part| {
+        let before = part.rooms.counters().room_deliveries;
+        part.rooms.read_pending_pushes(1, 1_000, drop);
+        part.rooms.counters().room_deliveries - before
+    };
+    assert_eq!(read(&mut part), 2);
+    part.join(&room, 0, 1, None);
+    assert_eq!(read(&mut part), 0);
+    part.rooms.join_everybody(1, After::Now);
+    part.publish(&RoomId::everybody(), 0);
+    part.rooms.join_everybody(1, After::Now);
+    assert_eq!(read(&mut part), 1);
+}
+
+#[test]
+fn a_member_that_leaves_while_it_resumes_gets_what_no_round_could_offer() {
+    let mut part = Part::new(|_| {});
+    let room = part.room.clone();
+    part.join(&room, 0, 1, None);
+    part.publish(&room, 0);
+    // The round passes over the connection, which takes nothing yet.
+    while part.rooms.next_to_serve(&mut 10).is_some() {}
+    part.rooms.trim_logs();
+    part.effects();
+    let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
+    let message = RoomMessage::Leave { room: room.clone(), addr, permit };
+    part.rooms.handle(message, 0, || 0, |_| ConnState::Resuming);
+    let effects = part.effects();
+    assert!(matches!(&effects[..], [RoomEffect::LastPushes(1, _), RoomEffect::Left(1, _)]));
 }

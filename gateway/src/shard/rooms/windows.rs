@@ -86,7 +86,7 @@ mod tests {
     use tidegate_backend::RoomId;
 
     use super::*;
-    use crate::config::{RoomPolicy, SlowMember};
+    use crate::config::{Rejoin, RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
     use crate::shard::rooms::table::Table;
@@ -97,10 +97,12 @@ mod tests {
             slow_member: SlowMember::Skip,
             merge_window: Duration::from_millis(window_ms),
             urgent_types: None,
+            replay_on_join: 0,
+            rejoin: Rejoin::Ticket,
         };
         let id = RoomId::new("room").unwrap();
         let role = Role::Replica { joins: 0 };
-        table.open(id, policy, Log::new(10, log_bytes_max), role, 0)
+        table.open(id, policy, Log::of_tests(10, log_bytes_max), role, 0)
     }
 
     #[test]

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_backend::{PushError, UserId};
-use tidegate_protocol::Code;
+use tidegate_backend::{PushError, RoomId, UserId};
 use tokio::sync::oneshot;
 
 use crate::control::UserInfo;
@@ -20,10 +19,12 @@ pub enum UserMessage {
     Register { user_id: UserId, addr: SessionAddr, sequence: u64 },
     /// The user's connection has ended.
     Deregister { user_id: UserId, addr: SessionAddr },
-    /// Close all of the user's connections with 107.
+    /// Close all of the user's connections with 110.
     Kick { user_id: UserId, permit: Arc<CommandPermit> },
     /// Push to each of the user's connections.
     Push { user_id: UserId, frame: Bytes, permit: Arc<CommandPermit> },
+    /// End the memberships of a room of all the user's connections.
+    Expel { user_id: UserId, room: RoomId, permit: Arc<CommandPermit> },
     /// An operator wants to see it.
     Inspect { user_id: UserId, reply: oneshot::Sender<UserInfo> },
 }
@@ -32,7 +33,7 @@ impl UserMessage {
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {
-            Self::Kick { permit, .. } | Self::Push { permit, .. } => {
+            Self::Kick { permit, .. } | Self::Push { permit, .. } | Self::Expel { permit, .. } => {
                 permit.refuse(PushError::Stopping);
             }
             Self::Register { .. } | Self::Deregister { .. } | Self::Inspect { .. } => {}
@@ -46,10 +47,21 @@ impl UserMessage {
 pub enum SessionMessage {
     /// The session may open.
     Registered { conn: ConnId, sequence: u64 },
-    /// Close the connection with this code.
-    Evict { conn: ConnId, code: Code, permit: Option<Arc<CommandPermit>> },
+    /// Close the connection.
+    Evict { conn: ConnId, reason: Eviction, permit: Option<Arc<CommandPermit>> },
+    /// End the membership of a room.
+    Leave { conn: ConnId, room: RoomId, permit: Arc<CommandPermit> },
     /// Send a push.
     Deliver { conn: ConnId, frame: Bytes, permit: Arc<CommandPermit> },
+}
+
+/// Why a user's home closes a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// The user logged in elsewhere, and has too many sessions: 107.
+    Replaced,
+    /// An operator or a backend has kicked the user: 110.
+    Kicked,
 }
 
 /// What [`Users`](super::Users) asks the shard to do: post a message to a shard, which may be the same.

@@ -11,8 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_backend::UserId;
-use tidegate_protocol::Code;
+use tidegate_backend::{RoomId, UserId};
 
 use crate::control::{ConnectionInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
@@ -20,7 +19,7 @@ use crate::shard::command::CommandPermit;
 use crate::shard::stats::UserCounters;
 use directory::Directory;
 pub use directory::home;
-use message::{SessionMessage, UserEffect, UserMessage};
+use message::{Eviction, SessionMessage, UserEffect, UserMessage};
 
 /// The users whose home is this shard.
 #[derive(Debug)]
@@ -82,6 +81,7 @@ impl Users {
             }
             UserMessage::Deregister { user_id, addr } => self.directory.deregister(user_id, addr),
             UserMessage::Kick { user_id, permit } => self.kick(user_id, &permit),
+            UserMessage::Expel { user_id, room, permit } => self.expel(user_id, &room, &permit),
             UserMessage::Push { user_id, frame, permit } => self.push(user_id, &frame, &permit),
             // The operator may have stopped waiting.
             UserMessage::Inspect { user_id, reply } => drop(reply.send(self.info(user_id))),
@@ -90,7 +90,7 @@ impl Users {
 
     fn register(&mut self, user_id: UserId, addr: SessionAddr, sequence: u64) {
         if let Some(oldest) = self.directory.register(user_id, addr, self.sessions_max) {
-            self.evict(oldest, None);
+            self.evict(oldest, Eviction::Replaced, None);
         }
         let registered = SessionMessage::Registered { conn: addr.conn(), sequence };
         self.effects.push_back(UserEffect(addr.shard(), registered));
@@ -100,13 +100,21 @@ impl Users {
         let addrs = self.directory.take(user_id);
         permit.count_connections(addrs.len());
         for addr in addrs {
-            self.evict(addr, Some(Arc::clone(permit)));
+            self.evict(addr, Eviction::Kicked, Some(Arc::clone(permit)));
         }
     }
 
-    fn evict(&mut self, addr: SessionAddr, permit: Option<Arc<CommandPermit>>) {
-        let evict = SessionMessage::Evict { conn: addr.conn(), code: Code::Replaced, permit };
+    fn evict(&mut self, addr: SessionAddr, reason: Eviction, permit: Option<Arc<CommandPermit>>) {
+        let evict = SessionMessage::Evict { conn: addr.conn(), reason, permit };
         self.effects.push_back(UserEffect(addr.shard(), evict));
+    }
+
+    fn expel(&mut self, user_id: UserId, room: &RoomId, permit: &Arc<CommandPermit>) {
+        for addr in self.directory.sessions(user_id) {
+            let (room, permit) = (room.clone(), Arc::clone(permit));
+            let leave = SessionMessage::Leave { conn: addr.conn(), room, permit };
+            self.effects.push_back(UserEffect(addr.shard(), leave));
+        }
     }
 
     fn push(&mut self, user_id: UserId, frame: &Bytes, permit: &Arc<CommandPermit>) {
@@ -156,7 +164,7 @@ mod tests {
         register(&mut users, addr(3, 2));
         assert!(matches!(
             users.next_effect(),
-            Some(UserEffect(0, SessionMessage::Evict { conn, code: Code::Replaced, permit: None }))
+            Some(UserEffect(0, SessionMessage::Evict { conn, reason: Eviction::Replaced, permit: None }))
                 if conn.slot == 1
         ));
         assert!(matches!(
@@ -188,7 +196,10 @@ mod tests {
         assert_eq!(users.counters().pushes_to_users, 1);
         users.handle(UserMessage::Kick { user_id: 5, permit: permit() });
         let mut evicted = 0;
-        while let Some(UserEffect(_, SessionMessage::Evict { permit, .. })) = users.next_effect() {
+        while let Some(UserEffect(_, SessionMessage::Evict { reason, permit, .. })) =
+            users.next_effect()
+        {
+            assert_eq!(reason, Eviction::Kicked);
             assert!(
                 permit.is_some(),
                 "a kick is under way until each connection was asked to close"

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::SlowMember;
+use crate::config::{Rejoin, SlowMember};
 use crate::shard::rooms::subscribers::Subscribers;
 
 #[test]
@@ -16,9 +16,11 @@ fn table(names: &[&str]) -> (Table, Vec<RoomIndex>) {
         slow_member: SlowMember::Skip,
         merge_window: Duration::ZERO,
         urgent_types: None,
+        replay_on_join: 0,
+        rejoin: Rejoin::Ticket,
     };
     let mut table = Table::default();
-    let mut open = |id| table.open(id, policy, Log::new(1, 0), Role::Replica { joins: 0 }, 0);
+    let mut open = |id| table.open(id, policy, Log::of_tests(1, 0), Role::Replica { joins: 0 }, 0);
     assert_eq!(open(RoomId::everybody()), EVERYBODY);
     let rooms = names.iter().map(|name| open(RoomId::new(*name).unwrap())).collect();
     (table, rooms)
@@ -88,7 +90,7 @@ fn closed_rooms_leave_little_behind() {
         .map(|number| {
             let id = RoomId::new(format!("room-{number}")).unwrap();
             let role = Role::Home { subscribers: Subscribers::default() };
-            table.open(id, policy, Log::new(1, 0), role, 0)
+            table.open(id, policy, Log::of_tests(1, 0), role, 0)
         })
         .collect();
     assert_eq!(table.homes(), 20_000);
