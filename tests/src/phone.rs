@@ -12,7 +12,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tidegate_protocol::client::{Client, Event, Failure};
 use tidegate_protocol::message::Request;
 use tidegate_protocol::proto::demo::{JoinRoom, LeaveRoom, RoomMessage, SayInRoom};
-use tidegate_protocol::proto::v1::Session;
+use tidegate_protocol::proto::v1::{Position, Resume, Room, Session, notice::What};
 use tidegate_protocol::{Code, message};
 
 use crate::TIMEOUT;
@@ -60,13 +60,17 @@ pub mod blocking {
 /// How a request ended.
 pub type Outcome = Result<Bytes, Failure>;
 
-/// One connection to a gateway. While it waits for an event, it keeps all others.
+/// One connection to a gateway. While it waits for an event, it keeps all others, and notices by themselves.
 #[derive(Debug)]
 pub struct Phone {
     stream: TcpStream,
     client: Client,
     /// Events in order that no test has asked for yet.
     events: VecDeque<Event>,
+    /// Notices in order that no test has asked for yet. Most tests ignore them, as a client of version 1.0 does.
+    notices: VecDeque<Notice>,
+    /// Pushes that have come.
+    pushes: usize,
     /// How the connection ended.
     end: Option<End>,
     session: Option<Session>,
@@ -81,11 +85,22 @@ pub enum End {
     Reset,
 }
 
+/// A membership has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// How many pushes came on this connection before it.
+    pub after_pushes: usize,
+    /// What it says.
+    pub what: What,
+}
+
 /// A push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
     /// Its type.
     pub kind: i32,
+    /// Its room's number on this connection; 0 for a push to this user.
+    pub room: u32,
     /// Its offset in the room's log; 0 for a push to this user.
     pub offset: u64,
     /// What it carries.
@@ -123,7 +138,8 @@ impl Phone {
         stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client::new(Instant::now());
-        Self { stream, client, events: VecDeque::new(), end: None, session: None }
+        let (events, notices) = Default::default();
+        Self { stream, client, events, notices, pushes: 0, end: None, session: None }
     }
 
     /// The local address.
@@ -157,6 +173,28 @@ impl Phone {
             self.session = Some(session.clone());
         }
         outcome
+    }
+
+    /// Comes back with these positions: opens a session with a demo token, and checks that nothing comes before it.
+    pub fn login_again(&mut self, user_id: u64, positions: &[Position]) -> Session {
+        self.send_login_again(user_id, positions);
+        match self.next() {
+            Some(Event::Authenticated { session, .. }) => {
+                assert!(self.notices.is_empty(), "before the session: {:?}", self.notices);
+                self.session = Some(session.clone());
+                session
+            }
+            other => panic!("{other:?} instead of the session of user {user_id}"),
+        }
+    }
+
+    /// Sends an authentication with these positions and a demo token. Returns its sequence.
+    pub fn send_login_again(&mut self, user_id: u64, positions: &[Position]) -> u64 {
+        let (token, now) = (format!("token-{user_id}"), Instant::now());
+        let resume = Resume { positions: positions.to_vec() };
+        let sequence = self.client.resume(now, user_id, &token, &resume);
+        self.flush();
+        sequence
     }
 
     /// Sends an authentication. Returns its sequence.
@@ -287,11 +325,37 @@ impl Phone {
     /// Waits for the next push.
     pub fn push(&mut self) -> Push {
         self.wait_for(|event| match event {
-            Event::Push { kind, offset, biz_data, .. } => {
-                Some(Push { kind: *kind, offset: *offset, biz_data: biz_data.clone() })
+            Event::Push { kind, room, offset, biz_data } => {
+                let (kind, room, offset, biz_data) = (*kind, *room, *offset, biz_data.clone());
+                Some(Push { kind, room, offset, biz_data })
             }
             _ => None,
         })
+    }
+
+    /// Waits for the next notice.
+    pub fn notice(&mut self) -> Notice {
+        loop {
+            if let Some(notice) = self.notices.pop_front() {
+                return notice;
+            }
+            assert_eq!(self.end, None, "the connection ended before the notice");
+            self.receive();
+        }
+    }
+
+    /// Waits for the next notice, which says that this is a member of a room, or is refused.
+    pub fn joined(&mut self) -> Room {
+        match self.notice().what {
+            What::Joined(room) => room,
+            What::Left(room) => panic!("it left {room}"),
+        }
+    }
+
+    /// Notices that no test has asked for, after everything sent before is answered.
+    pub fn other_notices(&mut self) -> Vec<Notice> {
+        self.heartbeat();
+        self.notices.drain(..).collect()
     }
 
     /// Waits for so many pushes.
@@ -395,8 +459,22 @@ impl Phone {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => {
-                let events = &mut self.events;
-                self.client.receive(&buffer[..count], |event| events.push_back(event)).unwrap();
+                let Self { client, events, notices, pushes, .. } = self;
+                let take = |event| match event {
+                    Event::Joined(room) => {
+                        let what = What::Joined(room);
+                        notices.push_back(Notice { after_pushes: *pushes, what });
+                    }
+                    Event::Left { room } => {
+                        let what = What::Left(room);
+                        notices.push_back(Notice { after_pushes: *pushes, what });
+                    }
+                    event => {
+                        *pushes += usize::from(matches!(event, Event::Push { .. }));
+                        events.push_back(event);
+                    }
+                };
+                client.receive(&buffer[..count], take).unwrap();
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => self.end = Some(End::Reset),
             Err(error) => panic!("{error}, after {}", self.summary()),
@@ -404,7 +482,7 @@ impl Phone {
     }
 }
 
-/// All events in order, to the end of the connection.
+/// All events but the notices, in order, to the end of the connection.
 impl Iterator for Phone {
     type Item = Event;
 

@@ -202,7 +202,7 @@ fn a_draining_gateway_is_healthy_and_not_ready() {
     assert_eq!((known("shards") + known("ended_shards"), known("unresponsive_shards")), (2, 0));
     assert_eq!(operator.get("/healthz"), (200, "ok\n".into()));
     assert_eq!(operator.kick(7), 1);
-    phone.goodbye(Code::Replaced);
+    phone.goodbye(Code::Kicked);
     drop(phone);
     assert_eq!(gateway.process.wait().code(), Some(0));
 }

@@ -293,7 +293,7 @@ fn the_answer_for_a_connection_that_is_gone_is_dropped() {
     vanished.send(quiz::WAIT, b"");
     operator.wait_for_metric("tidegate_calls_in_flight", "", |n| n == 2.0);
     assert_eq!(operator.kick(2), 1);
-    kicked.goodbye(Code::Replaced);
+    kicked.goodbye(Code::Kicked);
     vanished.reset();
     operator.wait_for_total("sessions", 1);
     // Connections that now take their slots must not get their answers.

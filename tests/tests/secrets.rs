@@ -15,7 +15,8 @@ fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
         "mount -t tmpfs -o size=16k none \"$0\" || exit 77\nset -e\ncd \"$0\"\n{script}\n\
-         exec \"$GATEWAY\" --set admin.token_file=token --set auth.mode=demo \
+         exec \"$GATEWAY\" --set admin.token_file=token --set rooms.ticket_key_file=ticket \
+         --set auth.mode=demo \
          --listen 127.0.0.1:0 --admin 127.0.0.1:0 $FLAGS"
     );
     let mut command = Command::new("unshare");
@@ -29,14 +30,18 @@ fn check_in_a_mount(script: &str) -> Option<(i32, String)> {
     Some((status.code().unwrap(), said + &log))
 }
 
-const SECRET: &str = "echo 0123456789abcdef0123456789abcdef >token\n";
+/// Makes a secret in this file.
+fn make(file: &str) -> String {
+    format!("echo 0123456789abcdef0123456789abcdef >{file}\n")
+}
 
 #[test]
 fn the_advice_for_a_secret_depends_on_whether_its_mode_can_be_changed() {
     let mounted = |mode: &str| {
-        let mode =
-            format!("chmod {mode} token; mount -o remount,ro .; cd \"$0\"; FLAGS=--check-config");
-        check_in_a_mount(&(SECRET.to_owned() + &mode))
+        let mode = format!(
+            "chmod {mode} token ticket; mount -o remount,ro .; cd \"$0\"; FLAGS=--check-config"
+        );
+        check_in_a_mount(&(make("token") + &make("ticket") + &mode))
     };
     let Some((code, said)) = mounted("644") else { return };
     assert_eq!(code, 1, "{said}");
@@ -53,18 +58,24 @@ fn the_advice_for_a_secret_depends_on_whether_its_mode_can_be_changed() {
 
 #[test]
 fn a_secret_that_cannot_be_made_fails_start_and_check_with_advice() {
-    let fill = "head -c 16k /dev/zero >full 2>/dev/null || true\n";
-    let Some((code, said)) = check_in_a_mount(&format!("{fill}FLAGS=")) else { return };
-    assert_eq!(code, 1, "{said}");
-    for hint in ["admin.token_file", "No space left", "openssl rand -hex 32 >"] {
-        assert!(said.contains(hint), "{hint}: {said}");
-    }
-    for flags in ["", "--check-config"] {
-        let script = format!("mount -o remount,ro .; cd \"$0\"; FLAGS={flags}");
-        let (code, said) = check_in_a_mount(&script).unwrap();
+    let secrets = [("admin.token_file", "ticket"), ("rooms.ticket_key_file", "token")];
+    for (missing, present) in secrets {
+        let present = make(present) + "chmod 600 token ticket 2>/dev/null || true\n";
+        let fill = "head -c 16k /dev/zero >full 2>/dev/null || true\n";
+        let Some((code, said)) = check_in_a_mount(&format!("{present}{fill}FLAGS=")) else {
+            return;
+        };
         assert_eq!(code, 1, "{said}");
-        for hint in ["admin.token_file", "Read-only file system", "openssl rand -hex 32 >"] {
+        for hint in [missing, "No space left", "openssl rand -hex 32 >"] {
             assert!(said.contains(hint), "{hint}: {said}");
+        }
+        for flags in ["", "--check-config"] {
+            let script = format!("{present}mount -o remount,ro .; cd \"$0\"; FLAGS={flags}");
+            let (code, said) = check_in_a_mount(&script).unwrap();
+            assert_eq!(code, 1, "{said}");
+            for hint in [missing, "Read-only file system", "openssl rand -hex 32 >"] {
+                assert!(said.contains(hint), "{hint}: {said}");
+            }
         }
     }
 }

@@ -108,7 +108,7 @@ fn a_push_to_a_user_reaches_connections_on_all_shards() {
     let count = phones.len() as u64;
     assert_eq!(operator.kick(7), count);
     phones.iter_mut().for_each(|phone| {
-        phone.goodbye(Code::Replaced);
+        phone.goodbye(Code::Kicked);
     });
     operator.wait_for_total("users", 1);
 }
@@ -152,6 +152,34 @@ fn an_expired_token_is_refused() {
     let failure = phone.try_login(7, &expired).unwrap_err();
     assert_eq!(failure.code, Some(Code::Unauthenticated));
     phone.login_with(7, &token(Algorithm::HS256, &key, 7, now_s() + 60));
+}
+
+#[test]
+fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown_on_its_connection() {
+    let gateway = Setup::jwt()
+        .shards(2)
+        .set("session.on_token_expiry", "close")
+        .set("session.token_expiry_grace_ms", 0)
+        .start();
+    let secret = fs::read_to_string(gateway.folder().join(".tidegate/jwt-hs256.key")).unwrap();
+    let key = EncodingKey::from_secret(secret.trim().as_bytes());
+    // With the leeway of 5 s, the first session would end first.
+    let exp = now_s() + 1;
+    let mut renewed = gateway.connect();
+    renewed.login_with(8, &token(Algorithm::HS256, &key, 8, exp));
+    let mut forgotten = gateway.connect();
+    let session = forgotten.login_with(7, &token(Algorithm::HS256, &key, 7, exp + 1));
+    assert!((1..=2_000).contains(&session.expires_in_ms), "{session:?}");
+    let later = token(Algorithm::HS256, &key, 8, now_s() + 3_600);
+    let session = renewed.login_with(8, &later);
+    assert!((3_000_000..=3_600_000).contains(&session.expires_in_ms), "{session:?}");
+    forgotten.goodbye(Code::Unauthenticated);
+    renewed.assert_is_served();
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_connections_closed_total", "token_expired", |n| n == 1.0);
+    operator.wait_for_total("sessions", 1);
+    // The user comes back with a fresh token.
+    gateway.connect().login_with(7, &token(Algorithm::HS256, &key, 7, now_s() + 3_600));
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Draining {
     /// Kicks a user whose call has no answer.
     fn let_go(&self, user_id: u64, mut phone: Phone) {
         assert_eq!(self.operator.kick(user_id), 1);
-        phone.goodbye(Code::Replaced);
+        phone.goodbye(Code::Kicked);
     }
 }
 

@@ -3,9 +3,12 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::process::Command;
 
 use serde_json::Value;
 use tidegate_tests::port::Port;
+use tidegate_tests::process::Process;
+use tidegate_tests::programs::programs;
 use tidegate_tests::{Code, Gateway, Setup, until};
 
 /// Runs `tide`, which has to succeed. Returns its standard output.
@@ -27,7 +30,7 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
         assert!(said.lines().any(|said| said == line), "{line} is not in:\n{said}");
     }
     assert!(said.contains("user 7: hi there"), "{said}");
-    assert!(said.contains("psst") && said.contains("push type 2 #"), "{said}");
+    assert!(said.contains("psst") && said.contains("push * #"), "{said}");
     assert!(!said.contains("failed"), "{said}");
 }
 
@@ -107,14 +110,54 @@ fn the_error_for_a_wrong_kind_of_token_names_the_right_one() {
 }
 
 #[test]
-fn a_client_that_reconnects_misses_nothing() {
+fn a_client_that_reconnects_resumes_its_rooms_and_misses_nothing() {
     let gateway = Setup::demo().start();
     let address = gateway.clients().to_string();
     let arguments = ["client", "--user", "7", "--demo-token", "--connect", &address];
-    let script = "join quiz\nsay quiz one\nreconnect\nsay quiz two\n";
+    let script = "join quiz\nsay quiz one\nreconnect\nsay quiz two\nleave quiz\n";
     let said = tide(&gateway, &arguments, script);
-    assert!(said.contains("user 7: one") && said.contains("user 7: two"), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    for line in ["joined quiz", "joined quiz, no push is missing", "left quiz"] {
+        assert!(lines.contains(&line), "{line} is not in:\n{said}");
+    }
+    assert!(said.contains(" user 7: one") && said.contains(" user 7: two"), "{said}");
     assert!(!said.contains("gap"), "{said}");
+    // The backend was asked for what was typed, and nothing else.
+    gateway.operator().wait_for_metric("tidegate_calls_total", "", |n| n == 4.0);
+}
+
+#[test]
+fn a_client_whose_gateway_crashes_comes_back_and_reports_the_gap() {
+    let mut gateway = Setup::demo().on_a_reserved_port().start();
+    let address = gateway.clients().to_string();
+    let how = ["--demo-token", "--watch", "forever", "--connect", &address];
+    let mut command = Command::new(&programs().tide);
+    command.args(["client", "--user", "7"]).args(how).args(["--retries", "1000"]);
+    let client = Process::start(&mut command, "join quiz\nsay quiz one\n");
+    client.stdout.wait_for("ok say quiz");
+    gateway.crash_and_restart();
+    client.stderr.wait_for("connecting again in ");
+    client.stdout.wait_for("gap in quiz: pushes are missing");
+    assert_eq!(gateway.operator().push_room("quiz", 50, b"two"), 1);
+    client.stdout.find("the push after the crash", |said| {
+        let push = said.lines().find(|line| line.ends_with(" type 50: two"))?;
+        assert!(push.starts_with("push quiz #"), "{push}");
+        Some(())
+    });
+}
+
+#[test]
+fn a_client_resumes_at_the_next_gateway_of_its_list() {
+    let (first, second) = (Setup::demo().start(), Setup::demo());
+    let key = first.folder().join(".tidegate/ticket.key");
+    let second = second.set("rooms.ticket_key_file", key.display()).start();
+    let places = format!("{},{}", first.clients(), second.clients());
+    let arguments = ["client", "--user", "7", "--demo-token", "--connect", &places];
+    let said = tide(&first, &arguments, "join quiz\nreconnect\nsay quiz there\n");
+    // It is a member there without a backend. The gateways do not share their logs.
+    assert!(said.contains("gap in quiz: pushes are missing"), "{said}");
+    assert!(said.contains(" user 7: there"), "{said}");
+    second.operator().wait_for_metric("tidegate_calls_total", "", |n| n == 1.0);
 }
 
 #[test]
@@ -144,7 +187,7 @@ fn pushes_and_kicks_work_from_a_shell() {
     let room: Value = json(&tide(&gateway, &["room", "a/b c", "--admin", &admin], ""));
     assert_eq!(room["members"], 1);
     assert_eq!(tide(&gateway, &["kick", "7", "--admin", &admin], ""), "closed 1 connection\n");
-    phone.goodbye(Code::Replaced);
+    phone.goodbye(Code::Kicked);
     let (status, _, log) = gateway.tide(&["room", "nowhere", "--admin", &admin], "");
     assert!(status.code() == Some(1) && log.contains("404"), "{log}");
 }
@@ -374,7 +417,7 @@ fn an_error_in_one_worker_ends_the_bench() {
         assert_eq!(operator.kick(9), 1);
         let (status, said, log) = bench.join().unwrap();
         assert_eq!((status.code(), &said[..]), (Some(1), ""));
-        assert!(log.contains("connection 8: the gateway ended the session with 107"), "{log}");
+        assert!(log.contains("connection 8: the gateway ended the session with 110"), "{log}");
     });
 }
 

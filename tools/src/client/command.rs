@@ -29,12 +29,12 @@ const COMMANDS: [(&str, &str); 11] = [
     ("echo TEXT", "send TEXT as type 1; the demo backend answers with it"),
     ("send TYPE TEXT", "send TEXT as it is; hex:0aff for bytes"),
     ("all TEXT", "push TEXT to all users"),
-    ("join ROOM [LAST_OFFSET]", "join a room, from where it was left or after LAST_OFFSET"),
+    ("join ROOM [LAST_OFFSET]", "join a room; LAST_OFFSET asks for the pushes after it"),
     ("leave ROOM", "leave a room"),
     ("say ROOM TEXT", "say something in a room"),
     ("msg USER TEXT", "say something to a user"),
     ("ping", "send a heartbeat and time its answer"),
-    ("reconnect", "connect and log in again, and join the rooms again where they were left"),
+    ("reconnect", "connect and log in again, and resume the rooms where they were left"),
     ("quit", "leave; so does the end of the input"),
 ];
 
@@ -58,8 +58,8 @@ pub(super) enum Command {
     Join {
         /// Its name, not empty.
         room: String,
-        /// The last offset seen; 0: none. `None`: the one that this session remembers.
-        last_offset: Option<u64>,
+        /// The last offset seen; 0: none.
+        last_offset: u64,
     },
     /// Leave a room.
     Leave {
@@ -146,7 +146,7 @@ impl Command {
             Self::All(text) => (PUSH_ALL, text.clone().into_bytes()),
             Self::Send { kind, biz_data } => (*kind, biz_data.clone()),
             Self::Join { room, last_offset } => {
-                let last_offset = last_offset.unwrap_or(0);
+                let last_offset = *last_offset;
                 (JOIN, JoinRoom { room: room.clone(), last_offset }.encode_to_vec())
             }
             Self::Leave { room } => (LEAVE, LeaveRoom { room: room.clone() }.encode_to_vec()),
@@ -172,10 +172,8 @@ impl fmt::Display for Command {
             Self::Echo(_) => f.write_str("echo"),
             Self::Send { kind, .. } => write!(f, "send {kind}"),
             Self::All(_) => f.write_str("all"),
-            Self::Join { room, last_offset: None | Some(0) } => {
-                write!(f, "join {}", room_name(room))
-            }
-            Self::Join { room, last_offset: Some(offset) } => {
+            Self::Join { room, last_offset: 0 } => write!(f, "join {}", room_name(room)),
+            Self::Join { room, last_offset: offset } => {
                 write!(f, "join {} after #{offset}", room_name(room))
             }
             Self::Leave { room } => write!(f, "leave {}", room_name(room)),
@@ -217,14 +215,14 @@ fn parse_send(rest: &str) -> Result<Command> {
 fn parse_join(rest: &str) -> Result<Command> {
     let (room, rest) = named("join", rest)?;
     let last_offset = match rest.trim().trim_start_matches('#') {
-        "" => None,
-        offset => Some(offset.parse().map_err(|_| {
+        "" => 0,
+        offset => offset.parse().map_err(|_| {
             invalid_argument(
                 "join",
                 offset,
                 &format!("an offset is a whole number from 0 to {}", u64::MAX),
             )
-        })?),
+        })?,
     };
     Ok(Command::Join { room, last_offset })
 }
@@ -278,9 +276,9 @@ mod tests {
         assert_eq!(parse("  all hi"), Command::All("hi".into()));
         assert_eq!(parse("send 99 a b"), Command::Send { kind: 99, biz_data: b"a b".to_vec() });
         assert_eq!(parse("send 99 hex:00 Ff"), Command::Send { kind: 99, biz_data: vec![0, 0xff] });
-        assert_eq!(parse("join quiz"), Command::Join { room: room(), last_offset: None });
-        assert_eq!(parse("join quiz 0"), Command::Join { room: room(), last_offset: Some(0) });
-        assert_eq!(parse("join  quiz  #33"), Command::Join { room: room(), last_offset: Some(33) });
+        assert_eq!(parse("join quiz"), Command::Join { room: room(), last_offset: 0 });
+        assert_eq!(parse("join quiz 0"), Command::Join { room: room(), last_offset: 0 });
+        assert_eq!(parse("join  quiz  #33"), Command::Join { room: room(), last_offset: 33 });
         assert_eq!(parse("leave quiz "), Command::Leave { room: room() });
         assert_eq!(parse("say quiz hi you"), Command::Say { room: room(), text: "hi you".into() });
         assert_eq!(parse("msg 9 psst"), Command::Message { user_id: 9, text: "psst".into() });

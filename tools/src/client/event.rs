@@ -8,7 +8,7 @@ use super::command::Command;
 
 /// Names a connection, so that late events of a former connection are not taken for events of the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LinkId(pub(super) u64);
+pub(super) struct LinkId(pub(super) usize);
 
 /// One event.
 #[derive(Debug)]

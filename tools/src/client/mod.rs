@@ -1,7 +1,7 @@
 //! `tide client`: one user's connection at a terminal or in a script.
 //!
 //! Three threads and one channel: one thread reads the socket, one reads commands, and the loop in this file receives
-//! from both and owns everything else. All logic is in [`session`], which does no I/O.
+//! from both and owns everything else. All logic is in [`session`] and [`reconnect`], which do no I/O.
 //!
 //! The channel itself is unbounded, but each sender has a bound: the socket's thread may be 16 reads ahead, a script
 //! one command, and a person types slowly.
@@ -11,7 +11,7 @@ mod event;
 mod input;
 mod link;
 mod notice;
-mod rooms;
+mod reconnect;
 mod session;
 mod text;
 mod view;
@@ -27,6 +27,7 @@ use self::event::{LinkId, LoopEvent};
 use self::input::{Input, Screen};
 use self::link::Link;
 use self::notice::Notice;
+use self::reconnect::Reconnects;
 use self::session::Session;
 use crate::count::counted;
 use crate::token::Signing;
@@ -36,11 +37,17 @@ use crate::{argument, duration, ports};
 ///
 /// With a terminal as standard input it is interactive. Otherwise standard input is a script: each command is sent when
 /// the one before it is answered, and the exit status tells whether all of them succeeded.
+///
+/// When the connection is lost, it waits for a random time, connects again, and resumes its rooms: missed pushes follow,
+/// and a room of which pushes are missing is reported. It does not after the codes 100, 106, 107 and 110.
 #[derive(Args, Debug)]
 pub(crate) struct ClientArgs {
-    /// Where the gateway listens
-    #[arg(long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT", value_parser = argument::place)]
-    connect: String,
+    /// Where the gateway listens. Of several places, with commas between them, each connection takes the next one
+    #[arg(
+        long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT", value_delimiter = ',',
+        value_parser = argument::place
+    )]
+    connect: Vec<String>,
     /// The user to log in as
     #[arg(long, value_name = "ID", value_parser = argument::user)]
     user: u64,
@@ -55,10 +62,17 @@ pub(crate) struct ClientArgs {
     /// How long to wait for the connection and for each answer
     #[arg(long, default_value = "10s", value_name = "SPAN", value_parser = duration::parse_above_0)]
     timeout: Duration,
+    /// When the connection is lost, connect again after a random wait and resume the rooms; at most so many times in
+    /// a row
+    #[arg(long, default_value = "10", value_name = "COUNT", value_parser = argument::whole(0..=RETRIES_MAX))]
+    retries: u32,
     /// After the end of the input, keep showing pushes for this long
     #[arg(long, value_name = "SECONDS|forever", value_parser = parse_watch)]
     watch: Option<Watch>,
 }
+
+/// The most tries in a row that can be asked for: about a year, with half a minute each.
+const RETRIES_MAX: u32 = 1_000_000;
 
 /// The hint where a token given with `--token` is refused.
 const GIVEN_TOKEN_HINT: &str = "without --token, one is made with the gateway's key (--key-file); a gateway \
@@ -93,12 +107,15 @@ enum Stage {
 }
 
 struct Shell {
-    address: String,
+    /// Never empty.
+    addresses: Vec<String>,
     timeout: Duration,
     watch: Option<Watch>,
     session: Session,
     link: Option<Link>,
-    links_made: u64,
+    /// Tries included.
+    links_made: usize,
+    reconnects: Reconnects,
     input: Input,
     screen: Screen,
     stage: Stage,
@@ -124,12 +141,13 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
     let (events_tx, events) = mpsc::channel();
     let (input, screen) = input::start(&events_tx)?;
     let mut shell = Shell {
-        address: args.connect,
+        addresses: args.connect,
         timeout: args.timeout,
         watch: args.watch,
         session: Session::new(args.user, token, args.timeout),
         link: None,
         links_made: 0,
+        reconnects: Reconnects::new(args.retries),
         input,
         screen,
         stage: Stage::Reading,
@@ -143,7 +161,15 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
 impl Shell {
     /// Connects and waits for the session. No command is read until then.
     fn log_in(&mut self, hint: &str) -> Result<()> {
-        self.open()?;
+        for _ in 1..self.addresses.len() {
+            match self.open() {
+                Ok(()) => break,
+                Err(error) => self.screen.show_status(&view::status_line(&format!("{error:#}")))?,
+            }
+        }
+        if self.link.is_none() {
+            self.open()?;
+        }
         while self.session.is_logging_in() {
             self.turn()?;
         }
@@ -157,7 +183,9 @@ impl Shell {
 
     fn run(&mut self) -> Result<()> {
         while self.stage != Stage::Over {
-            let is_ready = self.session.is_idle() && !self.session.is_logging_in();
+            // A script waits for the next session where there will be one.
+            let is_ready =
+                self.session.is_idle() && (self.session.is_logged_in() || !self.expects_session());
             if self.stage == Stage::Reading && (is_ready || self.input.is_interactive()) {
                 self.input.allow_read();
             }
@@ -174,6 +202,14 @@ impl Shell {
         }
     }
 
+    /// Whether there is a session, or will be one without a command.
+    fn expects_session(&self) -> bool {
+        self.session.is_logged_in()
+            || self.session.is_logging_in()
+            || self.session.is_leaving()
+            || self.reconnects.due().is_some()
+    }
+
     /// Writes pending bytes, waits for one event, and shows the result.
     fn turn(&mut self) -> Result<()> {
         let outgoing = self.session.take_outgoing();
@@ -186,7 +222,8 @@ impl Shell {
             self.take(event)?;
         }
         self.session.handle_timeout(Instant::now());
-        self.show()
+        self.show()?;
+        self.reconnect()
     }
 
     /// The next event; `None` when a timeout came first.
@@ -195,7 +232,8 @@ impl Shell {
             Stage::Watching(until) => until,
             _ => None,
         };
-        let until = self.session.poll_timeout().into_iter().chain(watched).min();
+        let timers = [self.session.poll_timeout(), self.reconnects.due(), watched];
+        let until = timers.into_iter().flatten().min();
         let event = match until {
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(until) => {
@@ -242,6 +280,7 @@ impl Shell {
             Command::Help => self.screen.show(&command::help()),
             Command::Reconnect => {
                 self.disconnect()?;
+                self.reconnects.started();
                 self.open().or_else(|error| self.report_error(&error))
             }
             command => {
@@ -260,7 +299,7 @@ impl Shell {
                 // A first login to the wrong port ends with the right one. Later the address has worked.
                 if self.session.is_logging_in()
                     && self.links_made == 1
-                    && let Some(hint) = ports::is_for_operators(&self.address, link.peer())
+                    && let Some(hint) = ports::is_for_operators(&self.addresses[0], link.peer())
                 {
                     bail!(hint);
                 }
@@ -274,11 +313,33 @@ impl Shell {
     }
 
     fn open(&mut self) -> Result<()> {
+        let address = &self.addresses[self.links_made % self.addresses.len()];
         self.links_made += 1;
         let id = LinkId(self.links_made);
-        self.link = Some(Link::open(id, &self.address, self.timeout, &self.events_tx)?);
+        self.link = Some(Link::open(id, address, self.timeout, &self.events_tx)?);
         self.session.opened(Instant::now());
-        self.screen.show_status(&view::status_line(&format!("connected to {}", self.address)))
+        self.screen.show_status(&view::status_line(&format!("connected to {address}")))
+    }
+
+    /// After a lost connection: plans the next one, and connects when its time has come.
+    fn reconnect(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.reconnects.due().is_some_and(|at| now >= at) {
+            self.reconnects.started();
+            if let Err(error) = self.open() {
+                self.screen.show_status(&view::status_line(&format!("{error:#}")))?;
+            }
+        }
+        let goes_on = !matches!(self.stage, Stage::Draining(None) | Stage::Over);
+        if self.link.is_some() || !self.reconnects.is_up() || !goes_on {
+            return Ok(());
+        }
+        let what_next = match self.reconnects.lost(now, self.session.ending()) {
+            Some(wait) => format!("connecting again in {:.1} s", wait.as_secs_f64()),
+            None if self.stage == Stage::Reading => "\"reconnect\" connects again".to_owned(),
+            None => return Ok(()),
+        };
+        self.screen.show_status(&view::status_line(&what_next))
     }
 
     /// Closes the connection from this side.
@@ -291,8 +352,7 @@ impl Shell {
     /// Handles a connection that the gateway closed.
     fn closed(&mut self, reason: &str) -> Result<()> {
         self.disconnect()?;
-        let hint = if self.stage == Stage::Reading { "; \"reconnect\" tries again" } else { "" };
-        self.screen.show_status(&view::status_line(&format!("{reason}{hint}")))
+        self.screen.show_status(&view::status_line(reason))
     }
 
     fn report_error(&mut self, error: &Error) -> Result<()> {
@@ -319,7 +379,7 @@ impl Shell {
         }
         if let Stage::Watching(until) = self.stage {
             let is_over = until.is_some_and(|until| Instant::now() >= until);
-            if is_over || !self.session.is_logged_in() || !self.screen.is_read() {
+            if is_over || !self.expects_session() || !self.screen.is_read() {
                 self.stage = Stage::Over;
             }
         }
@@ -334,7 +394,11 @@ impl Shell {
                     self.link = None;
                     self.screen.show_status(&line)?;
                 }
-                Notice::LoggedIn { .. } | Notice::Goodbye(_) => self.screen.show_status(&line)?,
+                Notice::LoggedIn { .. } => {
+                    self.reconnects.opened(Instant::now());
+                    self.screen.show_status(&line)?;
+                }
+                Notice::Goodbye(_) => self.screen.show_status(&line)?,
                 _ => self.screen.show(&line)?,
             }
         }

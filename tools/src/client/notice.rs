@@ -1,13 +1,14 @@
 //! What a session reports. [`view`](super::view) turns it into lines.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_protocol::client::Failure;
+use tidegate_protocol::memberships::Change;
 use tidegate_protocol::proto::v1;
 
 use super::command::Command;
-use super::rooms::Gap;
 
 /// Something to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,13 +52,29 @@ pub(super) enum Notice {
     Push {
         /// Its type.
         kind: i32,
+        /// Its room's name; `None` for a push to the user, and where the gateway did not name the room.
+        room: Option<String>,
         /// Its offset in a room's log, or 0.
         offset: u64,
         /// Its contents.
         biz_data: Bytes,
     },
-    /// Some pushes of a room are missing.
-    Gap(Gap),
+    /// The session is a member of a room.
+    Joined(v1::Room),
+    /// The session is no member of a room any more.
+    Left {
+        /// The room's name.
+        room: String,
+    },
+    /// What a user has to know of a room beside that.
+    Changed(Change),
+    /// Pushes of a room are missing in front of the next one.
+    Missing {
+        /// The room's name.
+        room: String,
+        /// Their offsets.
+        offsets: RangeInclusive<u64>,
+    },
     /// An answer to a request that has timed out, or that was never sent.
     Stray {
         /// The type of the request.

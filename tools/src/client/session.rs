@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tidegate_protocol::client::{Client, ClientError, Event};
+use tidegate_protocol::client::{Client, ClientError, Event, Failure};
+use tidegate_protocol::limits::RESUME_BYTES_MAX;
+use tidegate_protocol::memberships::{Delivery, Memberships};
+use tidegate_protocol::message::EVERYBODY;
 use tidegate_protocol::proto::v1;
 
 use super::command::{Command, Sends};
 use super::notice::{Notice, Reason};
-use super::rooms::Rooms;
-use super::view::{self, Pushed};
 
 /// One user's session.
 #[derive(Debug)]
@@ -25,9 +26,21 @@ pub(super) struct Session {
     state: State,
     /// By sequence. Sequences grow, so the first entry is the oldest request.
     pending: BTreeMap<u64, Pending>,
-    rooms: Rooms,
+    /// The rooms, across connections.
+    memberships: Memberships,
+    /// Why the gateway ended the present session or the last one, or refused the login. `None`: it did not say.
+    ending: Option<Ending>,
     notices: Vec<Notice>,
     failures: u64,
+}
+
+/// Why the gateway ended a session, or refused a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// When it said so.
+    pub(super) at: Instant,
+    /// What it said.
+    pub(super) failure: Failure,
 }
 
 #[derive(Debug)]
@@ -60,16 +73,19 @@ impl Session {
             timeout,
             state: State::Closed,
             pending: BTreeMap::new(),
-            rooms: Rooms::default(),
+            memberships: Memberships::default(),
+            ending: None,
             notices: Vec::new(),
             failures: 0,
         }
     }
 
-    /// A connection is open: logs in.
+    /// A connection is open: logs in, and resumes the rooms.
     pub(super) fn opened(&mut self, now: Instant) {
+        self.ending = None;
         let mut client = Client::new(now);
-        let sequence = client.authenticate(now, self.user_id, &self.token);
+        let resume = self.memberships.resume(RESUME_BYTES_MAX);
+        let sequence = client.resume(now, self.user_id, &self.token, &resume);
         self.pending.insert(sequence, Pending { kind: PendingKind::Login, at: now });
         self.state = State::LoggingIn(client);
     }
@@ -77,6 +93,7 @@ impl Session {
     /// The connection has ended: all pending requests fail.
     pub(super) fn closed(&mut self) {
         self.state = State::Closed;
+        self.memberships.disconnected();
         for pending in std::mem::take(&mut self.pending).into_values() {
             self.fail(pending, Reason::Closed);
         }
@@ -90,6 +107,16 @@ impl Session {
     /// Whether the login has no answer yet.
     pub(super) fn is_logging_in(&self) -> bool {
         matches!(self.state, State::LoggingIn(_))
+    }
+
+    /// Whether the gateway has ended the session and not yet closed the connection.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Leaving(_))
+    }
+
+    /// Why the gateway ended the present session or the last one, or refused the login.
+    pub(super) const fn ending(&self) -> Option<Ending> {
+        self.ending
     }
 
     /// Whether no request is pending.
@@ -118,16 +145,13 @@ impl Session {
     }
 
     /// Sends a command. One that sends nothing is ignored.
-    pub(super) fn send(&mut self, now: Instant, mut command: Command) {
+    pub(super) fn send(&mut self, now: Instant, command: Command) {
         let State::LoggedIn(client) = &mut self.state else {
             self.failures += 1;
             self.notices
                 .push(Notice::Failed { what: command.to_string(), reason: Reason::NotLoggedIn });
             return;
         };
-        if let Command::Join { room, last_offset } = &mut command {
-            *last_offset = Some(self.rooms.resume_offset(room, *last_offset));
-        }
         let sequence = match command.message() {
             None => return,
             Some(Sends::Heartbeat) => client.heartbeat(now),
@@ -186,7 +210,7 @@ impl Session {
         match event {
             Event::Authenticated { sequence, session } => {
                 self.pending.remove(&sequence);
-                self.logged_in(now, session);
+                self.logged_in(session);
             }
             Event::Pong { sequence, server_time_ms } => {
                 // Heartbeats that the client sends by itself are not pending, and their answers are not shown.
@@ -197,35 +221,59 @@ impl Session {
             }
             Event::Answer { kind, sequence, biz_data } => match self.pending.remove(&sequence) {
                 Some(Pending { kind: PendingKind::Command(command), .. }) => {
-                    self.done(command, biz_data);
+                    self.notices.push(Notice::Done { command, biz_data });
                 }
                 _ => self.notices.push(Notice::Stray { kind, sequence, biz_data }),
             },
             Event::Failed { kind, sequence, failure } => match self.pending.remove(&sequence) {
-                Some(pending) => self.fail(pending, Reason::Refused(failure)),
+                Some(pending) => {
+                    if matches!(pending.kind, PendingKind::Login) {
+                        self.ending = Some(Ending { at: now, failure });
+                    }
+                    self.fail(pending, Reason::Refused(failure));
+                }
                 None => {
                     self.failures += 1;
                     let what = format!("type {kind}, request {sequence}");
                     self.notices.push(Notice::Failed { what, reason: Reason::Refused(failure) });
                 }
             },
-            Event::Push { kind, offset, biz_data, .. } => self.pushed(kind, offset, biz_data),
-            Event::Joined(_) | Event::Left { .. } => {}
+            Event::Push { kind, room, offset, biz_data } => {
+                self.pushed(kind, room, offset, biz_data);
+            }
+            Event::Joined(room) => {
+                let change = self.memberships.joined(&room);
+                self.joined(room);
+                self.notices.extend(change.map(Notice::Changed));
+            }
+            Event::Left { room } => {
+                self.memberships.left(&room);
+                self.notices.push(Notice::Left { room });
+            }
             Event::Goodbye(failure) => {
+                self.ending = Some(Ending { at: now, failure });
                 self.begin_leaving();
                 self.notices.push(Notice::Goodbye(failure));
             }
         }
     }
 
-    fn logged_in(&mut self, now: Instant, session: v1::Session) {
+    fn logged_in(&mut self, session: v1::Session) {
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
             State::LoggingIn(client) => State::LoggedIn(client),
             other => other,
         };
+        let changes = self.memberships.opened(&session);
+        let rooms = session.rooms.clone();
         self.notices.push(Notice::LoggedIn { user_id: self.user_id, session });
-        for room in self.rooms.joined_rooms() {
-            self.send(now, Command::Join { room, last_offset: None });
+        rooms.into_iter().for_each(|room| self.joined(room));
+        self.notices.extend(changes.into_iter().map(Notice::Changed));
+    }
+
+    /// Reports a membership. Everybody is in everybody's room, and a refusal is reported as a change.
+    fn joined(&mut self, room: v1::Room) {
+        if room.name != EVERYBODY && room.recovery() != v1::Recovery::Refused {
+            self.notices.push(Notice::Joined(room));
         }
     }
 
@@ -235,15 +283,6 @@ impl Session {
             State::LoggedIn(client) => State::Leaving(client),
             other => other,
         };
-    }
-
-    fn done(&mut self, command: Command, biz_data: Bytes) {
-        match &command {
-            Command::Join { room, .. } => self.rooms.joined(room),
-            Command::Leave { room } => self.rooms.left(room),
-            _ => {}
-        }
-        self.notices.push(Notice::Done { command, biz_data });
     }
 
     fn fail(&mut self, pending: Pending, reason: Reason) {
@@ -257,29 +296,31 @@ impl Session {
         });
     }
 
-    fn pushed(&mut self, kind: i32, offset: u64, biz_data: Bytes) {
-        match view::read_push(kind, &biz_data) {
-            Pushed::InRoom(message) => {
-                let gap = self.rooms.pushed(&message.room, offset);
-                self.notices.extend(gap.map(Notice::Gap));
+    fn pushed(&mut self, kind: i32, number: u32, offset: u64, biz_data: Bytes) {
+        let room = match self.memberships.pushed(number, offset) {
+            Delivery::ToUser | Delivery::UnknownRoom => None,
+            Delivery::New { room } => Some(room.to_owned()),
+            Delivery::AfterGap { room, missing: offsets } => {
+                let room = room.to_owned();
+                self.notices.push(Notice::Missing { room: room.clone(), offsets });
+                Some(room)
             }
-            _ if offset > 0 => self.rooms.push_without_room(offset),
-            _ => {}
-        }
-        self.notices.push(Notice::Push { kind, offset, biz_data });
+            Delivery::Repeat { .. } => return,
+        };
+        self.notices.push(Notice::Push { kind, room, offset, biz_data });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use tidegate_protocol::proto::demo::{JoinRoom, RoomMessage};
+    use tidegate_protocol::memberships::Change;
+    use tidegate_protocol::proto::demo::RoomMessage;
     use tidegate_protocol::server::{self, Incoming};
     use tidegate_protocol::{Code, Reassembler};
 
     use super::*;
-    use crate::client::command::{ECHO, JOIN, SAY};
-    use crate::client::rooms::Gap;
+    use crate::client::command::{ECHO, SAY};
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -299,53 +340,120 @@ mod tests {
         written
     }
 
-    fn log_in(session: &mut Session, now: Instant) {
-        session.opened(now);
+    /// The positions that the session's login names: rooms and offsets.
+    fn positions(session: &mut Session) -> Vec<(String, u64)> {
+        let bytes = session.take_outgoing();
+        let mut reassembler = Reassembler::new();
+        let mut frames = reassembler.frames(&bytes, 1000);
+        let payload = frames.next().unwrap().unwrap();
+        let Incoming::Authenticate { resume, .. } = Incoming::decode(payload).unwrap() else {
+            panic!("a login comes first");
+        };
+        resume.iter().map(|position| (position.room.to_owned(), position.offset)).collect()
+    }
+
+    /// The gateway opens the session `session_id` with these rooms.
+    fn log_in(session: &mut Session, now: Instant, session_id: u64, rooms: Vec<v1::Room>) {
         let sequence = *session.pending.first_key_value().unwrap().0;
         let mut bytes = Vec::new();
-        let opened = v1::Session { session_id: 1, ..v1::Session::default() };
+        let opened = v1::Session { session_id, rooms, ..v1::Session::default() };
         server::put_session(&mut bytes, sequence, &opened);
         session.take_outgoing();
         session.receive(now, &bytes).unwrap();
         assert!(session.is_logged_in());
     }
 
+    fn quiz(number: u32, head: u64, recovery: v1::Recovery) -> v1::Room {
+        let (name, recovery) = ("quiz".into(), recovery.into());
+        let ticket = Bytes::from_static(b"proof");
+        v1::Room { name, number, log: 5, head, recovery, ticket }
+    }
+
     fn logged_in(now: Instant) -> Session {
         let mut session = Session::new(7, "token-7".into(), TIMEOUT);
-        log_in(&mut session, now);
+        session.opened(now);
+        log_in(&mut session, now, 1, Vec::new());
         session.take_notices();
         session
     }
 
-    fn said(room: &str, offset: u64) -> Vec<u8> {
-        let message = RoomMessage { room: room.into(), from_user_id: 9, text: "hi".into() };
+    /// A push of the demo's, in the room with this number.
+    fn said(number: u32, offset: u64) -> Vec<u8> {
+        let message = RoomMessage { room: "quiz".into(), from_user_id: 9, text: "hi".into() };
         let mut bytes = Vec::new();
-        server::put_push(&mut bytes, SAY, &message.encode_to_vec(), offset, 0);
+        server::put_push(&mut bytes, SAY, &message.encode_to_vec(), offset, number);
         bytes
     }
 
-    #[test]
-    fn a_room_is_joined_again_after_the_last_offset() {
-        let now = Instant::now();
+    /// The session has joined the room, and has had the push 33.
+    fn in_quiz(now: Instant) -> Session {
         let mut session = logged_in(now);
-        session.send(now, Command::Join { room: "quiz".into(), last_offset: None });
-        let (sequence, kind, _) = written(&mut session).remove(0);
-        assert_eq!(kind, JOIN);
+        let room = quiz(1, 32, v1::Recovery::NotAsked);
         let mut bytes = Vec::new();
-        server::put_answer(&mut bytes, JOIN, sequence, b"");
-        bytes.extend(said("quiz", 33));
+        let what = Some(v1::notice::What::Joined(room.clone()));
+        server::put_notice(&mut bytes, &v1::Notice { what });
+        bytes.extend(said(1, 33));
         session.receive(now, &bytes).unwrap();
+        let notices = session.take_notices();
+        assert_eq!(notices[0], Notice::Joined(room));
+        let is_of_quiz = |notice: &Notice| matches!(notice, Notice::Push { room: Some(room), .. } if room == "quiz");
+        assert!(is_of_quiz(&notices[1]), "{notices:?}");
+        session
+    }
 
+    #[test]
+    fn the_next_connection_resumes_the_rooms_after_the_last_push() {
+        let now = Instant::now();
+        let mut session = in_quiz(now);
         session.closed();
-        log_in(&mut session, now);
-        let (_, _, biz_data) = written(&mut session).remove(0);
-        let wanted = JoinRoom { room: "quiz".into(), last_offset: 33 };
-        assert_eq!(JoinRoom::decode(&biz_data[..]).unwrap(), wanted);
+        session.opened(now);
+        assert_eq!(positions(&mut session), [("quiz".to_owned(), 33)]);
+        let room = quiz(2, 35, v1::Recovery::Complete);
+        log_in(&mut session, now, 2, vec![room.clone()]);
+        assert_eq!(session.take_notices()[1..], [Notice::Joined(room)]);
+        assert!(written(&mut session).is_empty(), "no backend is asked");
+        session.receive(now, &said(2, 33)).unwrap();
+        assert_eq!(session.take_notices(), [], "a repetition is not shown");
+        session.receive(now, &said(2, 36)).unwrap();
+        let missing = Notice::Missing { room: "quiz".into(), offsets: 34..=35 };
+        assert_eq!(session.take_notices()[0], missing);
+    }
 
-        session.take_notices();
-        session.receive(now, &said("quiz", 36)).unwrap();
-        let gap = Gap { room: "quiz".into(), last_offset: 33, offset: 36, missing_max: 2 };
-        assert_eq!(session.take_notices()[0], Notice::Gap(gap));
+    #[test]
+    fn a_gap_and_a_room_that_is_not_resumed_are_reported_with_the_login() {
+        let now = Instant::now();
+        let mut session = in_quiz(now);
+        session.closed();
+        session.opened(now);
+        let everybody = v1::Room { name: EVERYBODY.into(), number: 1, ..v1::Room::default() };
+        let room = quiz(2, 40, v1::Recovery::Gap);
+        log_in(&mut session, now, 2, vec![everybody, room.clone()]);
+        let gap = Change::Gap { room: "quiz".into() };
+        assert_eq!(session.take_notices()[1..], [Notice::Joined(room), Notice::Changed(gap)]);
+        session.closed();
+        session.opened(now);
+        let wanted = [("quiz".to_owned(), 40), (EVERYBODY.to_owned(), 0)];
+        assert_eq!(positions(&mut session), wanted);
+        // As a gateway of version 1.0 does: it names no room.
+        log_in(&mut session, now, 3, Vec::new());
+        let refused = |room: &str| Notice::Changed(Change::Refused { room: room.into() });
+        assert_eq!(session.take_notices()[1..], [refused("quiz"), refused(EVERYBODY)]);
+        session.receive(now, &said(0, 50)).unwrap();
+        assert!(matches!(session.take_notices()[..], [Notice::Push { room: None, .. }]));
+    }
+
+    #[test]
+    fn a_room_that_the_session_has_left_is_not_resumed() {
+        let now = Instant::now();
+        let mut session = in_quiz(now);
+        let mut bytes = Vec::new();
+        let what = Some(v1::notice::What::Left("quiz".into()));
+        server::put_notice(&mut bytes, &v1::Notice { what });
+        session.receive(now, &bytes).unwrap();
+        assert_eq!(session.take_notices(), [Notice::Left { room: "quiz".into() }]);
+        session.closed();
+        session.opened(now);
+        assert_eq!(positions(&mut session), []);
     }
 
     #[test]
@@ -423,7 +531,8 @@ mod tests {
         ));
         assert_eq!(notices[1], Notice::Failed { what: "ping".into(), reason: Reason::NotLoggedIn });
 
-        log_in(&mut session, now);
+        session.opened(now);
+        log_in(&mut session, now, 1, Vec::new());
         session.take_notices();
         session.send(now, Command::Ping);
         session.closed();

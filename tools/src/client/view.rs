@@ -9,13 +9,13 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use prost::Message as _;
 use tidegate_protocol::client::Failure;
+use tidegate_protocol::memberships::Change;
 use tidegate_protocol::proto::demo::{RoomMessage, UserMessage};
+use tidegate_protocol::proto::v1::{Recovery, Room};
 
 use super::command::{Command, MESSAGE, SAY};
 use super::notice::{Notice, Reason};
-use super::rooms::Gap;
 use super::text::printable;
-use crate::count::grouped;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -24,7 +24,7 @@ const WARN: Style = AnsiColor::Yellow.on_default();
 
 /// A push, decoded where its type is known.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pushed {
+enum Pushed {
     /// A text in a room.
     InRoom(RoomMessage),
     /// A text for this user.
@@ -35,7 +35,7 @@ pub(super) enum Pushed {
 
 /// Decodes a push by the demo backend's types. An operator can push any bytes with any type, so a message without a room
 /// or a sender is not taken for what its type says.
-pub(super) fn read_push(kind: i32, biz_data: &[u8]) -> Pushed {
+fn read_push(kind: i32, biz_data: &[u8]) -> Pushed {
     match kind {
         SAY => match RoomMessage::decode(biz_data) {
             Ok(message) if !message.room.is_empty() => Pushed::InRoom(message),
@@ -72,16 +72,15 @@ pub(super) fn render(notice: &Notice) -> String {
             line(GOOD, "ok", &text)
         }
         Notice::Failed { what, reason } => line(BAD, "failed", &format!("{what}: {reason}")),
-        Notice::Push { kind, offset, biz_data } => {
-            line(PUSHED, "push", &push_text(*kind, *offset, biz_data))
+        Notice::Push { kind, room, offset, biz_data } => {
+            line(PUSHED, "push", &push_text(*kind, room.as_deref(), *offset, biz_data))
         }
-        Notice::Gap(Gap { room, last_offset, offset, missing_max }) => {
-            let room = printable(room.as_bytes());
-            let text = format!(
-                "{room}: #{last_offset} is followed by #{offset}, up to {} missed",
-                grouped(missing_max)
-            );
-            line(WARN, "gap", &text)
+        Notice::Joined(room) => line(GOOD, "joined", &joined_text(room)),
+        Notice::Left { room } => line(WARN, "left", &printable(room.as_bytes())),
+        Notice::Changed(change) => change_line(change),
+        Notice::Missing { room, offsets } => {
+            let (room, first, last) = (printable(room.as_bytes()), offsets.start(), offsets.end());
+            line(WARN, "gap", &format!("in {room}: #{first} to #{last} are missing"))
         }
         Notice::Stray { kind, sequence, biz_data } => {
             let text = format!(
@@ -115,22 +114,50 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The frame of a push has a type and an offset, and does not say whether it was published to a room, to everybody or to
-/// a user. So a room and a sender are shown only where the contents name them.
-fn push_text(kind: i32, offset: u64, biz_data: &[u8]) -> String {
-    let place = if offset > 0 { format!(" #{offset}") } else { String::new() };
-    match read_push(kind, biz_data) {
+/// The room's name and the offset, as far as they are known, and the contents. A gateway of version 1.0 does not name the
+/// room: then it is shown only where the contents name it.
+fn push_text(kind: i32, room: Option<&str>, offset: u64, biz_data: &[u8]) -> String {
+    let (named, text) = match read_push(kind, biz_data) {
         Pushed::InRoom(RoomMessage { room, from_user_id, text }) => {
-            format!(
-                "{}{place} user {from_user_id}: {}",
-                printable(room.as_bytes()),
-                printable(&text)
-            )
+            (Some(room), format!("user {from_user_id}: {}", printable(&text)))
         }
         Pushed::ToUser(UserMessage { from_user_id, text }) => {
-            format!("from user {from_user_id}: {}", printable(&text))
+            (None, format!("from user {from_user_id}: {}", printable(&text)))
         }
-        Pushed::Other => format!("type {kind}{place}: {}", printable(biz_data)),
+        Pushed::Other => (None, format!("type {kind}: {}", printable(biz_data))),
+    };
+    let room = room.or(named.as_deref()).map(|room| printable(room.as_bytes()));
+    let offset = (offset > 0).then(|| format!("#{offset}"));
+    let words: Vec<String> = room.into_iter().chain(offset).chain([text]).collect();
+    words.join(" ")
+}
+
+fn joined_text(room: &Room) -> String {
+    let name = printable(room.name.as_bytes());
+    match (room.recovery(), room.head) {
+        (Recovery::Complete, _) => format!("{name}, no push is missing"),
+        (_, 0) => name,
+        (_, head) => format!("{name} at #{head}"),
+    }
+}
+
+fn change_line(change: &Change) -> String {
+    match change {
+        Change::Gap { room } => {
+            line(WARN, "gap", &format!("in {}: pushes are missing", printable(room.as_bytes())))
+        }
+        Change::Refused { room } => {
+            let room = printable(room.as_bytes());
+            line(BAD, "refused", &format!("{room}: not a member; \"join {room}\" asks the backend"))
+        }
+        Change::NotKept { room } => {
+            let room = printable(room.as_bytes());
+            line(
+                WARN,
+                "unkept",
+                &format!("{room}: too many rooms; \"reconnect\" does not resume it"),
+            )
+        }
     }
 }
 
@@ -166,7 +193,7 @@ mod tests {
     }
 
     fn push(kind: i32, offset: u64, biz_data: impl Into<Bytes>) -> String {
-        plain(&Notice::Push { kind, offset, biz_data: biz_data.into() })
+        plain(&Notice::Push { kind, room: None, offset, biz_data: biz_data.into() })
     }
 
     #[test]
@@ -181,13 +208,45 @@ mod tests {
     /// The demo pushes to everybody with type 2, but an operator may push to a room with it.
     #[test]
     fn a_type_does_not_tell_where_a_push_was_published() {
-        assert_eq!(push(2, 4, "news"), "push type 2 #4: news");
+        assert_eq!(push(2, 4, "news"), "push #4 type 2: news");
         assert_eq!(push(2, 0, "news"), "push type 2: news");
+        let room = Some("*".into());
+        let push = Notice::Push { kind: 2, room, offset: 4, biz_data: "news".into() };
+        assert_eq!(plain(&push), "push * #4 type 2: news");
+    }
+
+    #[test]
+    fn the_gateways_name_of_a_room_is_shown_and_not_that_of_the_contents() {
+        let said = RoomMessage { room: "quiz".into(), from_user_id: 9, text: "hi".into() };
+        let room = Some("lobby".into());
+        let biz_data = said.encode_to_vec().into();
+        let push = Notice::Push { kind: SAY, room, offset: 33, biz_data };
+        assert_eq!(plain(&push), "push lobby #33 user 9: hi");
+    }
+
+    #[test]
+    fn memberships_are_shown_with_their_rooms() {
+        let joined = |recovery: Recovery, head| {
+            let recovery = recovery.into();
+            plain(&Notice::Joined(Room { name: "quiz".into(), recovery, head, ..Room::default() }))
+        };
+        assert_eq!(joined(Recovery::NotAsked, 0), "joined quiz");
+        assert_eq!(joined(Recovery::NotAsked, 5), "joined quiz at #5");
+        assert_eq!(joined(Recovery::Gap, 5), "joined quiz at #5");
+        assert_eq!(joined(Recovery::Complete, 5), "joined quiz, no push is missing");
+        let room = || "qu\u{1b}iz".to_owned();
+        assert_eq!(plain(&Notice::Left { room: room() }), "left qu\\u{1b}iz");
+        let gap = Notice::Changed(Change::Gap { room: room() });
+        assert_eq!(plain(&gap), "gap in qu\\u{1b}iz: pushes are missing");
+        let missing = Notice::Missing { room: room(), offsets: 3..=9 };
+        assert_eq!(plain(&missing), "gap in qu\\u{1b}iz: #3 to #9 are missing");
+        let refused = plain(&Notice::Changed(Change::Refused { room: "quiz".into() }));
+        assert_eq!(refused, "refused quiz: not a member; \"join quiz\" asks the backend");
     }
 
     #[test]
     fn raw_bytes_of_an_operator_are_shown_as_bytes() {
-        assert_eq!(push(12, 5, "hello"), "push type 12 #5: hello");
+        assert_eq!(push(12, 5, "hello"), "push #5 type 12: hello");
         assert_eq!(push(20, 0, ""), "push type 20: ");
     }
 
@@ -212,9 +271,7 @@ mod tests {
             plain(&Notice::Done { command, biz_data: biz_data.into() })
         };
         assert_eq!(done(Command::Echo("hi".into()), "hi"), "ok echo: hi");
-        let join = Command::Join { room: "quiz".into(), last_offset: Some(3) };
+        let join = Command::Join { room: "quiz".into(), last_offset: 3 };
         assert_eq!(done(join, ""), "ok join quiz after #3");
-        let gap = Gap { room: "quiz".into(), last_offset: 3, offset: 9, missing_max: 5 };
-        assert_eq!(plain(&Notice::Gap(gap)), "gap quiz: #3 is followed by #9, up to 5 missed");
     }
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use prost::Message as _;
 use tidegate_protocol::proto::demo::{JoinRoom, RoomMessage, SayInRoom};
 use tidegate_protocol::proto::v1;
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::server::{self, Incoming};
 use tidegate_protocol::{Code, Reassembler};
 
@@ -25,6 +26,10 @@ pub(crate) const LATE: i32 = 53;
 
 /// The room's last offset at the start.
 const FIRST_OFFSET: u64 = 30;
+/// The identity of its log.
+const LOG: u64 = 5;
+/// The proof of each membership.
+const TICKET: &[u8] = b"proof";
 
 /// The running gateway. It ends when it is dropped.
 pub(crate) struct Gateway {
@@ -37,6 +42,8 @@ pub(crate) struct Gateway {
 
 /// One room, whatever its name, that all connections share.
 struct Served {
+    /// The room's number: another one on each connection.
+    number: u32,
     offset: u64,
     released: Receiver<()>,
 }
@@ -50,7 +57,7 @@ impl Gateway {
         let stopping = Arc::new(AtomicBool::new(false));
         let is_stopping = Arc::clone(&stopping);
         let serving = thread::spawn(move || {
-            let mut served = Served { offset: FIRST_OFFSET, released: receiver };
+            let mut served = Served { number: 1, offset: FIRST_OFFSET, released: receiver };
             for stream in listener.incoming() {
                 if is_stopping.load(Ordering::Acquire) {
                     return;
@@ -81,6 +88,7 @@ impl Drop for Gateway {
 
 impl Served {
     fn serve(&mut self, mut stream: TcpStream) {
+        self.number += 1;
         let mut reassembler = Reassembler::new();
         let mut buffer = [0; 4096];
         let mut waits_for_heartbeat = false;
@@ -98,8 +106,12 @@ impl Served {
                             closes = true;
                         }
                     }
-                    Incoming::Authenticate { user_id, token, sequence, .. } => {
-                        put_login(&mut out, user_id, token, sequence);
+                    Incoming::Authenticate { user_id, token, resume, sequence } => {
+                        if token == format!("token-{user_id}") {
+                            self.put_session(&mut out, resume, sequence);
+                        } else {
+                            server::put_failure(&mut out, 0, sequence, Code::Unauthenticated, 0);
+                        }
                     }
                     Incoming::Business { kind: LATE, sequence, .. } => {
                         server::put_answer(&mut out, LATE, sequence, b"");
@@ -126,13 +138,10 @@ impl Served {
         match kind {
             1 => server::put_answer(out, kind, sequence, biz_data),
             10 => {
-                // A client that joins again has missed two pushes. The log holds the second of them.
-                let JoinRoom { room, last_offset } = JoinRoom::decode(biz_data).unwrap();
+                let JoinRoom { room, .. } = JoinRoom::decode(biz_data).unwrap();
+                let joined = v1::notice::What::Joined(self.room(&room, v1::Recovery::NotAsked));
+                server::put_notice(out, &v1::Notice { what: Some(joined) });
                 server::put_answer(out, kind, sequence, b"");
-                if last_offset > 0 {
-                    self.offset += 2;
-                    self.put_said(out, &room, &format!("since {last_offset}"));
-                }
             }
             12 => {
                 let SayInRoom { room, text } = SayInRoom::decode(biz_data).unwrap();
@@ -153,21 +162,40 @@ impl Served {
     fn put_said(&self, out: &mut Vec<u8>, room: &str, text: &str) {
         let text = text.to_owned().into();
         let message = RoomMessage { room: room.to_owned(), from_user_id: 9, text };
-        server::put_push(out, 12, &message.encode_to_vec(), self.offset, 0);
+        server::put_push(out, 12, &message.encode_to_vec(), self.offset, self.number);
     }
-}
 
-fn put_login(out: &mut Vec<u8>, user_id: u64, token: &str, sequence: u64) {
-    if token == format!("token-{user_id}") {
-        let heartbeat_interval_ms = 20;
+    /// A client that comes back has missed two pushes of each room. The log holds the second of them.
+    fn put_session(&mut self, out: &mut Vec<u8>, resume: Positions<'_>, sequence: u64) {
+        let everybody = v1::Room { name: "*".into(), number: 1, log: LOG, ..v1::Room::default() };
+        let mut rooms = vec![everybody];
+        let named: Vec<_> = resume.iter().filter(|position| position.room != "*").collect();
+        for position in &named {
+            assert_eq!((position.log, position.ticket), (LOG, TICKET));
+            self.offset += 2;
+            rooms.push(self.room(position.room, v1::Recovery::Gap));
+        }
         let session = v1::Session {
-            session_id: 5,
-            heartbeat_interval_ms,
+            session_id: u64::from(self.number) + 3,
+            heartbeat_interval_ms: 20,
             server_time_ms: 1_000,
+            rooms,
             ..v1::Session::default()
         };
         server::put_session(out, sequence, &session);
-    } else {
-        server::put_failure(out, 0, sequence, Code::Unauthenticated, 0);
+        for position in named {
+            self.put_said(out, position.room, &format!("since {}", position.offset));
+        }
+    }
+
+    fn room(&self, name: &str, recovery: v1::Recovery) -> v1::Room {
+        v1::Room {
+            name: name.to_owned(),
+            number: self.number,
+            log: LOG,
+            head: self.offset,
+            recovery: recovery.into(),
+            ticket: TICKET.into(),
+        }
     }
 }
