@@ -117,7 +117,7 @@ pub fn first_offset(path: Option<&Path>, unix_us: u64) -> Result<u64, OffsetFile
         tracing::warn!(
             ahead_s = ahead_us / 1_000_000,
             "offsets of pushes begin ahead of the wall clock, above those of earlier runs: the wall clock was set \
-             back, or the gateway was killed several times within minutes"
+             back, the gateway was killed several times within minutes, or another gateway uses the same file"
         );
     }
     Ok(left.max(unix_us))
