@@ -46,7 +46,6 @@ mod sink;
 pub mod stats;
 pub mod users;
 
-use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::sync::Arc;
@@ -54,15 +53,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tidegate_backend::handler::{CallId, Outcome};
-use tidegate_backend::{Failure, Gateway, RoomId, UserId};
-use tidegate_protocol::message::EVERYBODY;
+use tidegate_backend::{Failure, Gateway, UserId};
 use tidegate_protocol::proto::v1::{self, notice::What};
-use tidegate_protocol::resume::{Position, Positions};
+use tidegate_protocol::resume::Positions;
 use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
 
 use crate::allocator::Trim;
-use crate::config::Rejoin;
 use crate::driver::{ConnId, Driver, Mechanism, SendState};
 use crate::router::PendingCall;
 use crate::session_id::SessionAddr;
@@ -79,7 +76,7 @@ use draining::Draining;
 use housekeeping::Housekeeping;
 use mailbox::{Answer, Message};
 use message_queue::{MESSAGES_MAX, MessageQueue};
-use resumes::{Finished, Named, Resume, Resumes, WaitingFrame, Wanted};
+use resumes::{Finished, Resumes, RoomTickets, WaitingFrame, Wanted};
 use rooms::Rooms;
 use rooms::log::After;
 use rooms::message::{AskedBy, Asker, Joined, RoomEffect, RoomMessage};
@@ -338,7 +335,8 @@ impl Shard {
                         self.answer_resumed(slot);
                     }
                     RoomEffect::Joined(slot, joined, AskedBy::Backend) => {
-                        let room = self.describe(slot, joined);
+                        let user_id = self.clients.at(slot).user_id;
+                        let room = self.tickets().describe(user_id, joined);
                         self.notify(slot, What::Joined(room));
                     }
                     RoomEffect::Expel(user_id, room, permit) => {
@@ -497,7 +495,9 @@ impl Shard {
         let login = self.clients.login(slot, user_id, verified, sequence, &self.clock);
         if login.is_ok() && !resume.is_empty() {
             self.counters.resumes += 1;
-            let resume = self.read_resume(user_id, resume);
+            let now_ms = self.clock.unix_ms();
+            let (resume, refused) = self.tickets().read_resume(user_id, resume, now_ms);
+            self.counters.refused_tickets += refused;
             self.resumes.insert(slot, sequence, resume);
         }
         match login {
@@ -519,37 +519,6 @@ impl Shard {
         if after == AfterAuthFailure::Close {
             self.close_gracefully(slot, Cause::AuthFailed);
         }
-    }
-
-    /// Checks the tickets of the rooms that a client has named.
-    fn read_resume(&mut self, user_id: UserId, positions: Positions<'_>) -> Resume {
-        let Shared { tickets, config, .. } = &*self.shared;
-        let (rooms_max, now_ms) = (config.rooms.rooms_per_connection_max, self.clock.unix_ms());
-        let (mut resume, mut names) = (Resume::default(), HashSet::new());
-        for Position { room, log, offset, ticket } in positions {
-            // A client without a position joins as if it were new.
-            let after = if log == 0 { After::Now } else { After::Position { log, offset } };
-            if room == EVERYBODY {
-                resume.everybody.get_or_insert(after);
-            } else if names.insert(room) {
-                if resume.named.len() >= 2 * rooms_max {
-                    // A client has no more rooms than it may have. What is not named is refused.
-                    break;
-                }
-                let is_allowed = resume.named.len() < rooms_max
-                    && config.rooms.policy_of(room).rejoin == Rejoin::Ticket;
-                let checked = is_allowed.then(|| tickets.check(ticket, user_id, room, now_ms).ok());
-                let named = match (RoomId::new(room), checked.flatten()) {
-                    (Ok(room), Some(ticket_made_s)) => {
-                        Named::Wanted(Wanted { room, after, ticket_made_s })
-                    }
-                    _ => Named::Refused(room.to_owned()),
-                };
-                self.counters.refused_tickets += u64::from(matches!(named, Named::Refused(_)));
-                resume.named.push(named);
-            }
-        }
-        resume
     }
 
     /// Brings a client with a session back into the rooms that it has named. The session is answered when all of them
@@ -593,29 +562,13 @@ impl Shard {
         let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
         let session_id = self.shared.session_ids.id(addr).0;
         let rooms = [everybody].into_iter().chain(rooms);
-        let rooms = rooms.map(|joined| self.describe(slot, joined)).collect();
+        let (tickets, user_id) = (self.tickets(), self.clients.at(slot).user_id);
+        let rooms = rooms.map(|joined| tickets.describe(user_id, joined)).collect();
         self.clients.write_session(slot, session_id, sequence, rooms, &self.clock);
     }
 
-    /// What a client is told of a room, with a ticket if it is a member.
-    fn describe(&self, slot: u32, joined: Joined) -> v1::Room {
-        let Shared { tickets, config, .. } = &*self.shared;
-        let Joined { name, log, head, recovery, ticket_s } = joined;
-        let user_id = self.clients.at(slot).user_id;
-        let has_ticket = log.is_some()
-            && ticket_s > 0
-            && name != EVERYBODY
-            && config.rooms.policy_of(&name).rejoin == Rejoin::Ticket;
-        let ticket =
-            has_ticket.then(|| Bytes::copy_from_slice(&tickets.make(user_id, &name, ticket_s)));
-        v1::Room {
-            name,
-            number: log.map_or(0, |log| log.number),
-            log: log.map_or(0, |log| log.id.get()),
-            head,
-            recovery: recovery.into(),
-            ticket: ticket.unwrap_or_default(),
-        }
+    fn tickets(&self) -> RoomTickets<'_> {
+        RoomTickets { tickets: &self.shared.tickets, rooms: &self.shared.config.rooms }
     }
 
     /// Tells a client that a membership has begun, was refused, or has ended.

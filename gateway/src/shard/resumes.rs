@@ -6,17 +6,21 @@
 //!
 //! An entry exists from the authentication until the answer, so this table is empty most of the time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_backend::RoomId;
-use tidegate_protocol::proto::v1::notice::What;
+use tidegate_backend::{RoomId, UserId};
+use tidegate_protocol::message::EVERYBODY;
+use tidegate_protocol::proto::v1::{self, notice::What};
+use tidegate_protocol::resume::{Position, Positions};
 
 use super::command::CommandPermit;
 use super::rooms::log::After;
 use super::rooms::message::Joined;
+use crate::config::{Rejoin, RoomsConfig};
+use crate::tickets::Tickets;
 
 /// Frames that wait for one session's answer, at most. An answer takes microseconds, unless a shard hangs.
 const FRAMES_MAX: usize = 1024;
@@ -212,6 +216,74 @@ impl Resumes {
     /// Frees the memory that is kept for reuse.
     pub fn free_spare_memory(&mut self) {
         self.entries.shrink_to_fit();
+    }
+}
+
+/// The tickets of a gateway's rooms, by the rooms' policies.
+#[derive(Clone, Copy, Debug)]
+pub struct RoomTickets<'a> {
+    /// Makes and checks them.
+    pub tickets: &'a Tickets,
+    /// The rooms' policies and limits.
+    pub rooms: &'a RoomsConfig,
+}
+
+impl RoomTickets<'_> {
+    fn are_made_for(&self, room: &str) -> bool {
+        room != EVERYBODY && self.rooms.policy_of(room).rejoin == Rejoin::Ticket
+    }
+
+    /// Checks the tickets of the rooms that a client has named. Returns how many rooms were refused, too. A name beyond twice
+    /// what a client may have is not looked at.
+    #[must_use]
+    pub fn read_resume(
+        &self,
+        user_id: UserId,
+        positions: Positions<'_>,
+        now_ms: u64,
+    ) -> (Resume, u64) {
+        let rooms_max = self.rooms.rooms_per_connection_max;
+        let (mut resume, mut names, mut refused) = (Resume::default(), HashSet::new(), 0);
+        for Position { room, log, offset, ticket } in positions {
+            // A client without a position joins as if it were new.
+            let after = if log == 0 { After::Now } else { After::Position { log, offset } };
+            if room == EVERYBODY {
+                resume.everybody.get_or_insert(after);
+            } else if names.insert(room) {
+                if resume.named.len() >= 2 * rooms_max {
+                    break;
+                }
+                let is_allowed = resume.named.len() < rooms_max && self.are_made_for(room);
+                let check = || self.tickets.check(ticket, user_id, room, now_ms).ok();
+                let ticket_made_s = is_allowed.then(check).flatten();
+                let named = match (RoomId::new(room), ticket_made_s) {
+                    (Ok(room), Some(ticket_made_s)) => {
+                        Named::Wanted(Wanted { room, after, ticket_made_s })
+                    }
+                    _ => Named::Refused(room.to_owned()),
+                };
+                refused += u64::from(matches!(named, Named::Refused(_)));
+                resume.named.push(named);
+            }
+        }
+        (resume, refused)
+    }
+
+    /// What a user's client is told of a room, with a ticket if it is a member.
+    #[must_use]
+    pub fn describe(&self, user_id: UserId, joined: Joined) -> v1::Room {
+        let Joined { name, log, head, recovery, ticket_s } = joined;
+        let has_ticket = log.is_some() && ticket_s > 0 && self.are_made_for(&name);
+        let make = || Bytes::copy_from_slice(&self.tickets.make(user_id, &name, ticket_s));
+        let ticket = has_ticket.then(make).unwrap_or_default();
+        v1::Room {
+            name,
+            number: log.map_or(0, |log| log.number),
+            log: log.map_or(0, |log| log.id.get()),
+            head,
+            recovery: recovery.into(),
+            ticket,
+        }
     }
 }
 
