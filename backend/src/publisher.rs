@@ -333,8 +333,8 @@ impl Gateway {
         self.port.command(Command::Leave { session, room: room.clone() })
     }
 
-    /// Ends the memberships of a room of all connections of a user, and makes the tickets worthless with which the user could
-    /// come back into it by itself. A later [`Gateway::join`] lets the user in again.
+    /// Ends the memberships of a room of all connections of a user, and makes the tickets worthless with which
+    /// the user could come back into it by itself. A later [`Gateway::join`] lets the user in again.
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.

@@ -1,8 +1,8 @@
 //! Authentication: verifies clients' tokens.
 //!
 //! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no
-//! file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA signature some tens
-//! of them.
+//! file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA
+//! signature some tens of them.
 
 mod claims;
 mod jws;
@@ -181,7 +181,8 @@ impl Verifier {
         }
     }
 
-    /// Checks that a token proves a user now, at `unix_ms` milliseconds since the Unix epoch. Returns when the token ends.
+    /// Checks that a token proves a user now, at `unix_ms` milliseconds since the Unix epoch. Returns when the
+    /// token ends.
     ///
     /// # Errors
     /// [`AuthError`] when it does not.

@@ -1,11 +1,12 @@
 //! Tickets: proofs that a user was in a room.
 //!
-//! A client shows a room's ticket when it reconnects, and is a member again. No backend is asked, so a million clients that
-//! come back at once cost the gateway a hash each, and the backends nothing.
+//! A client shows a room's ticket when it reconnects, and is a member again. No backend is asked, so a million
+//! clients that come back at once cost the gateway a hash each, and the backends nothing.
 //!
-//! A ticket is 21 bytes: the version (1), when it was made (4, seconds since the Unix epoch, big endian), and a code (16) that
-//! only the holder of the key can make: HMAC-SHA-256 (RFC 2104) of these bytes, the user and the room, truncated to its first
-//! half. It names neither the user nor the room: who shows it for another user or another room shows a wrong code.
+//! A ticket is 21 bytes: the version (1), when it was made (4, seconds since the Unix epoch, big endian), and a
+//! code (16) that only the holder of the key can make: HMAC-SHA-256 (RFC 2104) of these bytes, the user and the
+//! room, truncated to its first half. It names neither the user nor the room: who shows it for another user or
+//! another room shows a wrong code.
 
 use std::time::Duration;
 
@@ -112,8 +113,9 @@ impl std::fmt::Debug for Tickets {
     }
 }
 
-/// Seconds since the Unix epoch: enough until 2106.
-fn seconds(unix_ms: u64) -> u32 {
+/// A time in milliseconds as tickets carry it: in seconds since the Unix epoch, enough until 2106.
+#[must_use]
+pub fn seconds(unix_ms: u64) -> u32 {
     u32::try_from(unix_ms / 1_000).unwrap_or(u32::MAX)
 }
 

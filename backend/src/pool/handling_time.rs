@@ -1,14 +1,14 @@
 //! How long a call will probably take, so that workers prefer calls that are answered in time.
 //!
-//! Under overload the queue is as long as the timeout: the oldest call is always about to expire. A worker that took it would
-//! work for a client that has its 102 when the answer comes. So a worker leaves a call that would expire while it is
-//! handled to the end, after all that can be answered in time. This is a preference: a wrong estimate costs
-//! a place in the queue, and never an answer.
+//! Under overload the queue is as long as the timeout: the oldest call is always about to expire. A worker that
+//! took it would work for a client that has its 102 when the answer comes. So a worker leaves a call that would
+//! expire while it is handled to the end, after all that can be answered in time. This is a preference: a wrong
+//! estimate costs a place in the queue, and never an answer.
 
 use std::time::{Duration, Instant};
 
-/// How far the shards' clocks, which count timeouts by the millisecond, may be ahead of a worker's; and the way of an answer
-/// back to its shard.
+/// How far the shards' clocks, which count timeouts by the millisecond, may be ahead of a worker's; and the way
+/// of an answer back to its shard.
 const WAY_BACK: Duration = Duration::from_millis(2);
 
 /// A running estimate of the time that handling takes: its mean and its mean deviation, as TCP estimates round trips
@@ -26,7 +26,7 @@ struct Estimate {
 }
 
 impl HandlingTime {
-    /// A call took so long.
+    /// Counts how long one call took.
     #[inline]
     pub(crate) fn note(&mut self, took: Duration) {
         self.estimate = Some(match self.estimate {
@@ -54,8 +54,8 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// Whether a call that has this timeout, and has waited for so long, would expire before it is answered. In the first
-    /// half of its timeout no call is late, whatever the calls before it took.
+    /// Whether a call that has this timeout, and has waited for so long, would expire before it is answered. In
+    /// the first half of its timeout no call is late, whatever the calls before it took.
     #[inline]
     pub(crate) fn is_late(&self, waited: Duration, timeout: Duration) -> bool {
         waited + self.handling.min(timeout / 2) >= timeout

@@ -255,8 +255,8 @@ struct Taken {
     waited: Duration,
     /// The wait of the group's next call is counted already: a call that hangs has to be seen.
     is_counted: bool,
-    /// How long calls waited, and how many waited so long: those that were handled since the lock was last held.
-    /// They are counted when it is held again.
+    /// The waits of calls that were handled since the lock was last held, each with the number of calls that
+    /// had it. They are counted when the lock is held again.
     waits: Vec<(Duration, u64)>,
 }
 

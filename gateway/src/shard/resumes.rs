@@ -1,8 +1,8 @@
 //! Resumes: sessions whose answer waits for their rooms.
 //!
-//! A client that comes back names its rooms in its authentication. Each room's home answers by itself, so the session's
-//! answer waits for all of them: it says of each room what became of it. Until then no room's push is sent to the client, and
-//! what is pushed to its user waits here, so that nothing comes before the session.
+//! A client that comes back names its rooms in its authentication. Each room's home answers by itself, so the
+//! session's answer waits for all of them: it says of each room what became of it. Until then no room's push is
+//! sent to the client, and what is pushed to its user waits here, so that nothing comes before the session.
 //!
 //! An entry exists from the authentication until the answer, so this table is empty most of the time.
 
@@ -41,7 +41,8 @@ pub struct Wanted {
 pub enum Named {
     /// Its home is asked.
     Wanted(Wanted),
-    /// The client does not get in: its ticket does not hold, or it has named too many rooms. The name as the client has it.
+    /// The client does not get in: its ticket does not hold, or it has named too many rooms. The name as the
+    /// client has it.
     Refused(String),
 }
 
@@ -122,7 +123,8 @@ impl Resumes {
         !self.entries.is_empty() && self.entries.contains_key(&slot)
     }
 
-    /// The session is open. Returns the client's position in everybody's room, and the rooms whose homes have to be asked.
+    /// The session is open. Returns the client's position in everybody's room, and the rooms whose homes have
+    /// to be asked.
     ///
     /// `membership` says what the client is told of a room that it is in already, whatever its ticket is worth.
     pub fn start(
@@ -160,7 +162,7 @@ impl Resumes {
         let Some(entry) = self.entries.get_mut(&slot) else { return };
         let is_it = |outcome: &&mut Outcome| matches!(outcome, Outcome::Waiting(room) if room.as_str() == joined.name);
         if let Some(outcome) = entry.outcomes.iter_mut().find(is_it) {
-            // What was said of an earlier membership of it is history.
+            // Notices of an earlier membership of this room are out of date.
             let is_of_it = |frame: &WaitingFrame| match frame {
                 WaitingFrame::Notice(What::Left(room)) => *room == joined.name,
                 WaitingFrame::Notice(What::Joined(room)) => room.name == joined.name,
@@ -171,7 +173,7 @@ impl Resumes {
         }
     }
 
-    /// Whether so many frames wait for the session's answer that its connection has to be closed.
+    /// Whether too many frames wait for the session's answer: its connection has to be closed.
     #[must_use]
     pub fn is_full(&self, slot: u32) -> bool {
         self.entries.get(&slot).is_some_and(|entry| entry.frames.len() >= FRAMES_MAX)
@@ -233,8 +235,8 @@ impl RoomTickets<'_> {
         room != EVERYBODY && self.rooms.policy_of(room).rejoin == Rejoin::Ticket
     }
 
-    /// Checks the tickets of the rooms that a client has named. Returns how many rooms were refused, too. A name beyond twice
-    /// what a client may have is not looked at.
+    /// Checks the tickets of the rooms that a client has named. Returns how many rooms were refused, too. A
+    /// name beyond twice what a client may have is not looked at.
     #[must_use]
     pub fn read_resume(
         &self,

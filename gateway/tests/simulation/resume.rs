@@ -1,8 +1,8 @@
 //! Clients that come back again and again, on any shard, with what they remember of their rooms.
 //!
-//! The clients are honest SDKs: they keep [`Memberships`], and hand on what it calls new. Each push carries the number of its
-//! place in its room. Whatever is cut, no push may come twice or out of order, and each that is missing must have been
-//! reported as a gap.
+//! The clients are honest SDKs: they keep [`Memberships`], and hand on what it calls new. Each push carries the
+//! number of its place in its room. Whatever is cut, no push may come twice or out of order, and each that is
+//! missing must have been reported as a gap.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -38,7 +38,7 @@ enum State {
 }
 
 impl Reconnects {
-    /// Tries to connect again at most so many times in a row.
+    /// Limits how many attempts to connect again may fail in a row.
     pub(super) const fn new(tries_max: u32) -> Self {
         Self { tries_max, tries: 0, failed: 0, state: State::Idle }
     }
@@ -117,7 +117,7 @@ mod tests {
         Some(Ending { at, failure: Failure { code: Some(code), retry_after } })
     }
 
-    /// The longest of many waits of a client that fails so many times in a row.
+    /// The longest of many waits of a client after this number of failures in a row.
     fn longest(failed: u32) -> Duration {
         let now = Instant::now();
         let wait = || {

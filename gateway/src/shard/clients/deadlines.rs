@@ -1,8 +1,8 @@
-//! Deadlines of connections: to authenticate, to send a frame now and then, to show a fresh token before the last one has
-//! ended, to go away after the last frame.
+//! Deadlines of connections: to authenticate, to send a frame now and then, to show a fresh token before the
+//! last one has ended, to go away after the last frame.
 //!
-//! Each connection has one deadline at most: the first of those that it has to meet. A frame only notes the time, so a deadline may expire too early.
-//! What it means is decided when it has expired.
+//! Each connection has one deadline at most: the first of those that it has to meet. A frame only notes the
+//! time, so a deadline may expire too early. What it means is decided when it has expired.
 
 use super::cause::Cause;
 use super::connection::{Connection, Flags, Phase};
@@ -59,8 +59,8 @@ impl Deadlines {
         self.timers.set(slot, at_ms);
     }
 
-    /// A client has authenticated with a token that ends then. If it has a session, the session's end moves: its deadline
-    /// is set again.
+    /// A client has authenticated with a token that ends then. If it has a session, the session's end moves:
+    /// its deadline is set again.
     pub fn set_token_end(&mut self, slot: u32, end: TokenEnd, phase: Phase, clock: &Clock) {
         if let Some(token_ends) = &mut self.token_ends {
             token_ends.set(slot, end, clock);

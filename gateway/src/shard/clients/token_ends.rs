@@ -1,8 +1,8 @@
 //! When sessions end with their tokens, where `session.on_token_expiry` is `close`.
 //!
-//! A token ends at a date of the wall clock. The date is converted once, at the authentication, to the shard's clock. So
-//! nothing that happens to the wall clock later moves the end of a session. A client that authenticates again has
-//! the date of its new token converted by the wall clock of that moment.
+//! A token ends at a date of the wall clock. The date is converted once, at the authentication, to the shard's
+//! clock. So nothing that happens to the wall clock later moves the end of a session. A client that
+//! authenticates again has the date of its new token converted by the wall clock of that moment.
 //!
 //! The ends are in a table beside the connections, so a gateway that ignores them has no table.
 

@@ -1,11 +1,13 @@
 //! Users that a backend has expelled from a room: the tickets that they had are worthless.
 //!
-//! A ticket is valid without a look at any table, so what makes it worthless has to be remembered: at the room's home, until
-//! the last ticket from before has expired. The list is bounded. When it is full, all tickets of this shard's rooms that were
-//! made until now are worthless: their clients ask the backend again. So the bound never lets an expelled user in.
+//! A ticket is valid without a look at any table, so what makes it worthless has to be remembered: at the
+//! room's home, until the last ticket from before has expired. The list is bounded. When it is full, all
+//! tickets of this shard's rooms that were made until now are worthless: their clients ask the backend again.
+//! So the bound never lets an expelled user in.
 //!
-//! The list is in memory, and of one gateway: after a restart, and at another gateway with the same ticket key, a ticket from
-//! before an expulsion is valid until it expires. Where that matters, the room's policy is `rejoin = "backend"`.
+//! The list is in memory, and of one gateway: after a restart, and at another gateway with the same ticket key,
+//! a ticket from before an expulsion is valid until it expires. Where that matters, the room's policy is
+//! `rejoin = "backend"`.
 
 use std::collections::HashMap;
 

@@ -92,9 +92,9 @@ impl Homes {
         Ok(table.open(room.clone(), policy, log, role, now_ms))
     }
 
-    /// The name of the log of a room that opens at this index. The rooms of all shards have different numbers, and they are
-    /// small, since they are in each push. The number of a closed room is given again: no connection is a member of it, and
-    /// who was one has been told that it has left.
+    /// The name of the log of a room that opens at this index. The rooms of all shards have different numbers,
+    /// and they are small, since they are in each push. The number of a closed room is given again: no
+    /// connection is a member of it, and who was one has been told that it has left.
     fn draw_name(&mut self, index: RoomIndex) -> LogName {
         let number = index.number() * u32::from(self.shards) + u32::from(self.shard) + 1;
         LogName { id: self.log_ids.draw(), number }

@@ -146,8 +146,8 @@ impl Log {
         if self.end() == self.began { 0 } else { self.end() - 1 }
     }
 
-    /// Where a member begins to read, and whether it gets all that it asks for. `replayed`: how many of the last pushes a
-    /// member gets that asks for none.
+    /// Where a member begins to read, and whether it gets all that it asks for. `replayed`: how many of the
+    /// last pushes a member gets that asks for none.
     #[must_use]
     pub fn start_after(&self, after: After, replayed: u64) -> (u64, Recovery) {
         let (first, end) = (self.first, self.end());

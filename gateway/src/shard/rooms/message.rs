@@ -111,8 +111,8 @@ pub struct Joined {
     pub head: u64,
     /// Whether it gets what it asked for.
     pub recovery: Recovery,
-    /// The time that its ticket carries, in seconds since the Unix epoch: when the room's home made it a member. 0: it gets
-    /// no ticket.
+    /// The time that its ticket carries, in seconds since the Unix epoch: when the room's home made it a
+    /// member. 0: it gets no ticket.
     pub ticket_s: u32,
 }
 

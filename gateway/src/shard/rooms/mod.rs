@@ -48,6 +48,7 @@ use super::stats::RoomCounters;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
+use crate::tickets::seconds;
 use homes::Homes;
 pub use homes::Settings;
 use log::{After, Log, LogIds, LogName};
@@ -61,11 +62,6 @@ use subscribers::Role;
 pub use subscribers::home;
 use table::{EVERYBODY, Member, RoomIndex, Table};
 use tidegate_protocol::proto::v1::Recovery;
-
-/// Seconds of a time in milliseconds: enough until 2106.
-fn seconds(unix_ms: u64) -> u32 {
-    u32::try_from(unix_ms / 1_000).unwrap_or(u32::MAX)
-}
 
 /// All rooms of a shard. See the [module](self).
 #[derive(Debug)]
@@ -150,8 +146,8 @@ impl Rooms {
         self.effects.shrink_to_fit();
     }
 
-    /// Handles a message. `now_ms` is on the shard's clock, `unix_ms` reads the wall clock, and `state` returns the state of
-    /// a connection of this shard.
+    /// Handles a message. `now_ms` is on the shard's clock, `unix_ms` reads the wall clock, and `state` returns
+    /// the state of a connection of this shard.
     pub fn handle(
         &mut self,
         message: RoomMessage,
@@ -406,7 +402,8 @@ impl Rooms {
         Joined { name, log, head, recovery: Recovery::NotAsked, ticket_s: 0 }
     }
 
-    /// Makes a new session a member of everybody's room, or moves its cursor back if it is one. Returns what its client is told.
+    /// Makes a new session a member of everybody's room, or moves its cursor back if it is one. Returns what
+    /// its client is told.
     pub fn join_everybody(&mut self, slot: u32, after: After) -> Joined {
         let (joined, next) = self.plan_join(slot, EVERYBODY, after, 0);
         let released = self.table.get(EVERYBODY).log.released();

@@ -258,8 +258,8 @@ impl Table {
         Member::Listed(self.join_listed(slot, room, cursor))
     }
 
-    /// Makes the connection in a slot a member that gets the pushes from the offset `next` on, which the log holds. The cursor
-    /// of a member only moves back. Returns whether it was no member before.
+    /// Makes the connection in a slot a member that gets the pushes from the offset `next` on, which the log
+    /// holds. The cursor of a member only moves back. Returns whether it was no member before.
     ///
     /// # Errors
     /// [`PushError::TooManyRooms`].
