@@ -13,6 +13,7 @@ use serde_json::Value;
 use tidegate_machine::files::Files;
 use tidegate_machine::{descriptors, memory};
 
+use crate::auth::KeySetStatus;
 use crate::config::Config;
 
 /// The version of the gateway.
@@ -45,6 +46,9 @@ pub struct About {
     config: Value,
     #[serde(skip)]
     started: Instant,
+    /// `None`: tokens need no key set.
+    #[serde(skip)]
+    key_set: Option<KeySetStatus>,
 }
 
 impl About {
@@ -65,7 +69,20 @@ impl About {
             connections_max_basis: config.limits.connections_max_basis.name(),
             config: config.effective(),
             started: Instant::now(),
+            key_set: None,
         }
+    }
+
+    /// Says also whether there are keys to verify tokens with.
+    #[must_use]
+    pub fn with_key_set(self, key_set: Option<KeySetStatus>) -> Self {
+        Self { key_set, ..self }
+    }
+
+    /// Why there are no keys to verify tokens with; `None`: there are.
+    #[must_use]
+    pub fn missing_keys(&self) -> Option<String> {
+        self.key_set.as_ref()?.missing()
     }
 
     /// How long it has been running.

@@ -1,11 +1,15 @@
 //! Authentication: verifies clients' tokens.
 //!
-//! A [`Verifier`] reads and prepares its key once. The shards then call it on their own threads: it opens no
-//! file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an RS256 or EdDSA
-//! signature some tens of them.
+//! A [`Verifier`] has one key, or a set of keys that a thread of its own keeps up to date (`jwks`). The shards call it on
+//! their own threads: it opens no file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an
+//! RS256, ES256 or EdDSA signature some tens of them.
 
 mod claims;
+mod jwks;
 mod jws;
+
+pub(crate) use jwks::{KEYS, REFRESH_TIME, REFRESHES, SKIPPED_KEYS};
+pub use jwks::{KeySetError, KeySetStatus, ReadError, Skipped};
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,8 +18,10 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use tidegate_backend::UserId;
 
 use claims::{Demands, Proof};
+use jwks::{LiveKeySet, LiveKeySetError};
+use jws::Key;
 
-use crate::config::{AuthConfig, AuthMode, JwtAlgorithm};
+use crate::config::{AuthConfig, AuthMode, JwtAlgorithm, JwtKeys, KeySetSource};
 use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
 
 /// Shortest modulus of an RSA key, in bits: RFC 7518, 3.3.
@@ -24,7 +30,7 @@ const RSA_BITS_MIN: usize = 2048;
 /// Longest token that is parsed, in bytes. Real tokens are far shorter, and a longer one costs nothing.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a token is refused: the peer's fault, answered with 100.
+/// Why a token is refused: the peer's fault, answered with 100, except [`Self::NoKeys`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// It is not a token, or lacks a claim, or has a claim whose type is not that of RFC 7519.
@@ -33,6 +39,14 @@ pub enum AuthError {
     /// It was not signed with the key, or with another algorithm than the accepted one.
     #[error("the token was not signed with the gateway's key and algorithm")]
     Signature,
+    /// It names a key that is not in the set, or names none where not exactly one key has its algorithm.
+    #[error(
+        "the token names no key of the key set (its kid), or names none where one has to be named"
+    )]
+    UnknownKey,
+    /// The gateway has no key set yet, so it can't know: its own fault, answered with 104.
+    #[error("the gateway has no key set yet")]
+    NoKeys,
     /// `exp` has passed, or `nbf` has not.
     #[error("the token has expired, or is not valid yet")]
     Expired,
@@ -48,8 +62,15 @@ impl AuthError {
     /// The number of variants.
     pub const COUNT: usize = Self::ALL.len();
     /// All variants, in order.
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::Signature, Self::Expired, Self::Audience, Self::WrongUser];
+    pub const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::Signature,
+        Self::UnknownKey,
+        Self::NoKeys,
+        Self::Expired,
+        Self::Audience,
+        Self::WrongUser,
+    ];
 
     /// The value of the metric's label `reason`.
     #[must_use]
@@ -57,6 +78,8 @@ impl AuthError {
         match self {
             Self::Malformed => "malformed",
             Self::Signature => "signature",
+            Self::UnknownKey => "unknown_key",
+            Self::NoKeys => "no_keys",
             Self::Expired => "expired",
             Self::Audience => "audience",
             Self::WrongUser => "wrong_user",
@@ -116,6 +139,17 @@ pub enum KeyError {
         /// Why.
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The file holds no usable key set.
+    #[error("auth.jwks_file: {path}: {cause}", path = path.display())]
+    Set {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: ReadError,
+    },
+    /// The system gives no thread to refresh the key set.
+    #[error("can't start the thread that refreshes the key set: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Verifies tokens.
@@ -125,59 +159,78 @@ pub struct Verifier {
 }
 
 struct Jwt {
-    key: DecodingKey,
-    /// The one algorithm that is accepted, whatever a token's header says.
-    algorithm: Algorithm,
+    keys: Keys,
     demands: Demands,
 }
 
+/// What verifies signatures. A key has one algorithm, whatever a token's header says.
+enum Keys {
+    /// The one key that was configured.
+    One(Key),
+    /// A set that changes while the gateway runs.
+    Set(LiveKeySet),
+}
+
 impl Verifier {
-    /// Reads and prepares the key. Makes the secret of HS256 if it is missing.
+    /// Reads and prepares the keys. Makes the secret of HS256 if it is missing. Starts to keep a key set up to date; one
+    /// at a URL is not there yet then: see [`Self::wait_for_keys`].
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
     pub fn new(config: &AuthConfig) -> Result<Self, KeyError> {
-        let AuthMode::Jwt { algorithm, key_file, audience, issuer } = &config.mode else {
+        let AuthMode::Jwt { keys, audience, issuer } = &config.mode else {
             return Ok(Self { jwt: None });
         };
-        let key = match algorithm {
-            JwtAlgorithm::Hs256 => {
-                let secret = load_or_create_secret(key_file).map_err(KeyError::Secret)?;
-                DecodingKey::from_secret(secret.as_bytes())
+        let keys = match keys {
+            JwtKeys::One { algorithm, key_file } => Keys::One(read_key(*algorithm, key_file)?),
+            JwtKeys::Set(source) => {
+                let set = LiveKeySet::start(source, config.jwks_refresh);
+                Keys::Set(set.map_err(|error| match error {
+                    LiveKeySetError::Read(cause) => unusable_set(source, cause),
+                    LiveKeySetError::Thread(cause) => KeyError::Thread(cause),
+                })?)
             }
-            JwtAlgorithm::Rs256 => {
-                let key = public_key(key_file, "RS256", DecodingKey::from_rsa_pem)?;
-                let bits = key.try_get_as_bytes().map_or(0, rsa_bits);
-                if bits < RSA_BITS_MIN {
-                    return Err(KeyError::Short { path: key_file.clone(), bits });
-                }
-                key
-            }
-            JwtAlgorithm::EdDsa => public_key(key_file, "EdDSA", DecodingKey::from_ed_pem)?,
-        };
-        let algorithm = match algorithm {
-            JwtAlgorithm::Hs256 => Algorithm::HS256,
-            JwtAlgorithm::Rs256 => Algorithm::RS256,
-            JwtAlgorithm::EdDsa => Algorithm::EdDSA,
         };
         let demands = Demands {
             audience: audience.clone(),
             issuer: issuer.clone(),
             leeway_s: config.leeway.as_secs_f64(),
         };
-        Ok(Self { jwt: Some(Jwt { key, algorithm, demands }) })
+        Ok(Self { jwt: Some(Jwt { keys, demands }) })
     }
 
-    /// Checks that the key can be read. Makes none: the first start makes a missing secret of HS256.
+    /// Checks that the key, or the file of the key set, can be read. Makes no file: the first start makes a missing secret
+    /// of HS256. Fetches nothing.
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
     pub fn check(config: &AuthConfig) -> Result<(), KeyError> {
         match &config.mode {
-            AuthMode::Jwt { algorithm: JwtAlgorithm::Hs256, key_file, .. } => {
-                check_secret(key_file).map_err(KeyError::Secret)
+            AuthMode::Demo => Ok(()),
+            AuthMode::Jwt { keys: JwtKeys::One { algorithm, key_file }, .. } => match algorithm {
+                JwtAlgorithm::Hs256 => check_secret(key_file).map_err(KeyError::Secret),
+                _ => read_key(*algorithm, key_file).map(drop),
+            },
+            AuthMode::Jwt { keys: JwtKeys::Set(source), .. } => {
+                LiveKeySet::check(source).map_err(|cause| unusable_set(source, cause))
             }
-            _ => Self::new(config).map(drop),
+        }
+    }
+
+    /// Waits until a key set at a URL was fetched, or could not be: five seconds at most. Without a set the gateway can
+    /// start all the same; it answers 104 to each token until there is one.
+    pub fn wait_for_keys(&self, interrupted: &dyn Fn() -> bool) {
+        if let Some(Jwt { keys: Keys::Set(set), .. }) = &self.jwt {
+            set.wait_for_first_read(interrupted);
+        }
+    }
+
+    /// Whether there is a key set; `None`: none is needed.
+    #[must_use]
+    pub fn key_set_status(&self) -> Option<KeySetStatus> {
+        match &self.jwt {
+            Some(Jwt { keys: Keys::Set(set), .. }) => Some(set.status()),
+            _ => None,
         }
     }
 
@@ -208,7 +261,18 @@ impl Verifier {
 
 impl Jwt {
     fn verify(&self, user_id: UserId, token: &str, unix_ms: u64) -> Result<TokenEnd, AuthError> {
-        let claims = jws::open(token, &self.key, self.algorithm)?;
+        let claims = match &self.keys {
+            Keys::One(key) => jws::open(token, key)?,
+            Keys::Set(live) => {
+                let current = live.current();
+                let set = current.as_deref().ok_or(AuthError::NoKeys)?;
+                jws::open(token, set).inspect_err(|error| {
+                    if *error == AuthError::UnknownKey {
+                        live.request_refresh();
+                    }
+                })?
+            }
+        };
         let now_s = Duration::from_millis(unix_ms).as_secs_f64();
         let Proof { subject, expires_s } = self.demands.check(&claims, now_s)?;
         if !names(subject, user_id) {
@@ -231,6 +295,37 @@ impl std::fmt::Debug for Verifier {
 fn names(text: &str, user_id: UserId) -> bool {
     let usual = text == "0" || text.starts_with(|c: char| ('1'..='9').contains(&c));
     usual && text.parse() == Ok(user_id)
+}
+
+/// Reads the one key that is configured.
+fn read_key(algorithm: JwtAlgorithm, key_file: &Path) -> Result<Key, KeyError> {
+    let (algorithm, key) = match algorithm {
+        JwtAlgorithm::Hs256 => {
+            let secret = load_or_create_secret(key_file).map_err(KeyError::Secret)?;
+            (Algorithm::HS256, DecodingKey::from_secret(secret.as_bytes()))
+        }
+        JwtAlgorithm::Rs256 => {
+            let key = public_key(key_file, "RS256", DecodingKey::from_rsa_pem)?;
+            let bits = key.try_get_as_bytes().map_or(0, rsa_bits);
+            if bits < RSA_BITS_MIN {
+                return Err(KeyError::Short { path: key_file.to_owned(), bits });
+            }
+            (Algorithm::RS256, key)
+        }
+        JwtAlgorithm::EdDsa => {
+            (Algorithm::EdDSA, public_key(key_file, "EdDSA", DecodingKey::from_ed_pem)?)
+        }
+    };
+    Ok(Key { key, algorithm })
+}
+
+/// Only a file is read while someone waits for the outcome.
+fn unusable_set(source: &KeySetSource, cause: ReadError) -> KeyError {
+    let path = match source {
+        KeySetSource::File(path) => path.clone(),
+        KeySetSource::Url(url) => url.into(),
+    };
+    KeyError::Set { path, cause }
 }
 
 fn public_key(
@@ -274,202 +369,4 @@ fn rsa_bits(der: &[u8]) -> usize {
 mod rfcs;
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    const SECRET: &str = "0123456789abcdef0123456789abcdef";
-    const RSA_PUBLIC: &[u8] = include_bytes!("../testdata/rs256.public.pem");
-    const RSA_PRIVATE: &[u8] = include_bytes!("../testdata/rs256.private.pem");
-    const ED_PUBLIC: &[u8] = include_bytes!("../testdata/eddsa.public.pem");
-    const ED_PRIVATE: &[u8] = include_bytes!("../testdata/eddsa.private.pem");
-
-    impl Verifier {
-        /// Whether a token proves a user now.
-        pub(super) fn verify_now(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
-            self.verify(user_id, token, 1_000 * get_current_timestamp()).map(drop)
-        }
-    }
-
-    fn config(mode: AuthMode) -> AuthConfig {
-        AuthConfig {
-            mode,
-            leeway: Duration::from_secs(5),
-            timeout: Duration::from_secs(10),
-            failures_max: 3,
-        }
-    }
-
-    fn try_jwt(
-        algorithm: JwtAlgorithm,
-        key: &[u8],
-        audience: Option<&str>,
-    ) -> Result<Verifier, KeyError> {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let key_file = folder.path().join("key");
-        fs::write(&key_file, key).unwrap();
-        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
-        let audience = audience.map(str::to_owned);
-        Verifier::new(&config(AuthMode::Jwt { algorithm, key_file, audience, issuer: None }))
-    }
-
-    fn jwt(algorithm: JwtAlgorithm, key: &[u8]) -> Verifier {
-        try_jwt(algorithm, key, None).unwrap()
-    }
-
-    fn in_an_hour() -> u64 {
-        get_current_timestamp() + 3600
-    }
-
-    fn sign(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
-        encode(&Header::new(algorithm), claims, key).unwrap()
-    }
-
-    fn hs256(claims: &Value) -> String {
-        sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET.as_bytes()), claims)
-    }
-
-    #[test]
-    fn each_algorithm_takes_its_own_tokens_and_no_others() {
-        let claims = json!({ "sub": "7", "exp": in_an_hour() });
-        let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE).unwrap();
-        let ed = EncodingKey::from_ed_pem(ED_PRIVATE).unwrap();
-        let tokens = [
-            hs256(&claims),
-            sign(Algorithm::RS256, &rsa, &claims),
-            sign(Algorithm::EdDSA, &ed, &claims),
-        ];
-        let verifiers = [
-            jwt(JwtAlgorithm::Hs256, SECRET.as_bytes()),
-            jwt(JwtAlgorithm::Rs256, RSA_PUBLIC),
-            jwt(JwtAlgorithm::EdDsa, ED_PUBLIC),
-        ];
-        for (index, verifier) in verifiers.iter().enumerate() {
-            for (other, token) in tokens.iter().enumerate() {
-                let expected = if index == other { Ok(()) } else { Err(AuthError::Signature) };
-                assert_eq!(verifier.verify_now(7, token), expected, "{index} {other}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_rsa_key_that_can_be_broken_is_refused() {
-        let short = include_bytes!("../testdata/rs256.short.public.pem");
-        let error = try_jwt(JwtAlgorithm::Rs256, short, None).unwrap_err().to_string();
-        assert!(error.contains("1024 bits") && error.contains("2048"), "{error}");
-    }
-
-    #[test]
-    fn a_public_key_is_no_secret() {
-        let claims = json!({ "sub": "7", "exp": in_an_hour() });
-        for public in [RSA_PUBLIC, RSA_PUBLIC.trim_ascii()] {
-            let forged = sign(Algorithm::HS256, &EncodingKey::from_secret(public), &claims);
-            let verifier = jwt(JwtAlgorithm::Rs256, RSA_PUBLIC);
-            assert_eq!(verifier.verify_now(7, &forged), Err(AuthError::Signature));
-        }
-    }
-
-    #[test]
-    fn unsigned_and_changed_tokens_fail() {
-        let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
-        let token = hs256(&json!({ "sub": "7", "exp": in_an_hour() }));
-        let parts: Vec<&str> = token.split('.').collect();
-        let [header, claims, signature] = parts[..] else { panic!("a token has three parts") };
-        // {"alg":"none","typ":"JWT"}
-        let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
-        let other = hs256(&json!({ "sub": "8", "exp": in_an_hour() }));
-        let other_claims = other.split('.').nth(1).unwrap();
-        for (forged, error) in [
-            (format!("{none}.{claims}."), AuthError::Signature),
-            (format!("{none}.{claims}.{signature}"), AuthError::Signature),
-            (format!("{header}.{claims}."), AuthError::Signature),
-            (format!("{header}.{other_claims}.{signature}"), AuthError::Signature),
-            (format!("{header}.{claims}"), AuthError::Malformed),
-            (String::new(), AuthError::Malformed),
-            ("a".repeat(TOKEN_BYTES_MAX + 1), AuthError::Malformed),
-        ] {
-            assert_eq!(verifier.verify_now(7, &forged), Err(error), "{forged}");
-            assert_eq!(verifier.verify_now(8, &forged), Err(error), "{forged}");
-        }
-        assert_eq!(verifier.verify_now(7, &token), Ok(()));
-        let other_secret = jwt(JwtAlgorithm::Hs256, SECRET.replace('0', "1").as_bytes());
-        assert_eq!(other_secret.verify_now(7, &token), Err(AuthError::Signature));
-    }
-
-    #[test]
-    fn claims_are_demanded_and_honoured() {
-        let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
-        let (now, later) = (get_current_timestamp(), in_an_hour());
-        for (claims, expected) in [
-            (json!({ "sub": "7", "exp": later }), Ok(())),
-            (json!({ "sub": "7", "exp": now - 1 }), Ok(())),
-            (json!({ "sub": "7", "exp": now - 60 }), Err(AuthError::Expired)),
-            (json!({ "sub": "7", "exp": later, "nbf": now + 60 }), Err(AuthError::Expired)),
-            (json!({ "sub": "7" }), Err(AuthError::Malformed)),
-            (json!({ "sub": "7", "exp": "soon" }), Err(AuthError::Malformed)),
-            (json!({ "exp": later }), Err(AuthError::Malformed)),
-            (json!({ "sub": 7, "exp": later }), Err(AuthError::Malformed)),
-            (json!({ "sub": "8", "exp": later }), Err(AuthError::WrongUser)),
-            (json!({ "sub": "07", "exp": later }), Err(AuthError::WrongUser)),
-            (json!({ "sub": "+7", "exp": later }), Err(AuthError::WrongUser)),
-            (json!({ "sub": "", "exp": later }), Err(AuthError::WrongUser)),
-            (json!({ "sub": "7", "exp": later, "aud": "shop" }), Err(AuthError::Audience)),
-        ] {
-            assert_eq!(verifier.verify_now(7, &hs256(&claims)), expected, "{claims}");
-        }
-        let most = json!({ "sub": u64::MAX.to_string(), "exp": later });
-        assert_eq!(verifier.verify_now(u64::MAX, &hs256(&most)), Ok(()));
-
-        let shop = try_jwt(JwtAlgorithm::Hs256, SECRET.as_bytes(), Some("shop")).unwrap();
-        for (claims, expected) in [
-            (json!({ "sub": "7", "exp": later, "aud": ["shop", "x"] }), Ok(())),
-            (json!({ "sub": "7", "exp": later, "aud": "bank" }), Err(AuthError::Audience)),
-            (json!({ "sub": "7", "exp": later }), Err(AuthError::Malformed)),
-        ] {
-            assert_eq!(shop.verify_now(7, &hs256(&claims)), expected, "{claims}");
-        }
-    }
-
-    #[test]
-    fn a_token_says_when_it_ends_and_counts_until_then_and_the_leeway() {
-        let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
-        let verify = |exp: Value, unix_ms| {
-            verifier.verify(7, &hs256(&json!({ "sub": "7", "exp": exp })), unix_ms)
-        };
-        let end = |unix_ms| Ok(TokenEnd::At { unix_ms });
-        assert_eq!(verify(json!(2_000_000_000), 0), end(2_000_000_000_000));
-        assert_eq!(verify(json!(2_000_000_000), 2_000_000_004_999), end(2_000_000_000_000));
-        assert_eq!(verify(json!(2_000_000_000), 2_000_000_005_000), Err(AuthError::Expired));
-        assert_eq!(verify(json!(2_000_000_000.25), 0), end(2_000_000_000_250));
-        assert_eq!(verify(json!(1e300), 0), end(u64::MAX));
-        let demo = Verifier::new(&config(AuthMode::Demo)).unwrap();
-        assert_eq!(demo.verify(7, "token-7", 0), Ok(TokenEnd::Never));
-    }
-
-    #[test]
-    fn demo_tokens_name_their_user() {
-        let verifier = Verifier::new(&config(AuthMode::Demo)).unwrap();
-        assert_eq!(verifier.verify_now(7, "token-7"), Ok(()));
-        assert_eq!(verifier.verify_now(7, "token-8"), Err(AuthError::WrongUser));
-        assert_eq!(verifier.verify_now(7, "token-07"), Err(AuthError::WrongUser));
-        assert_eq!(verifier.verify_now(7, "7"), Err(AuthError::Malformed));
-    }
-
-    #[test]
-    fn a_file_without_the_key_says_how_to_make_it() {
-        for (algorithm, key) in [
-            (JwtAlgorithm::Rs256, SECRET.as_bytes()),
-            (JwtAlgorithm::Rs256, RSA_PRIVATE),
-            (JwtAlgorithm::Rs256, ED_PUBLIC),
-            (JwtAlgorithm::EdDsa, RSA_PUBLIC),
-        ] {
-            let error = try_jwt(algorithm, key, None).unwrap_err().to_string();
-            assert!(error.contains("openssl pkey"), "{error}");
-        }
-    }
-}
+mod tests;

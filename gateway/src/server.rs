@@ -187,6 +187,8 @@ impl Builder {
             handler_of(backend, &handlers)?;
         }
         let verifier = Verifier::new(&config.auth)?;
+        // Before it listens, so that no client waits meanwhile.
+        verifier.wait_for_keys(&interrupted);
         let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
         let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
@@ -202,7 +204,7 @@ impl Builder {
         let (session_key, log_key) = (random_number()?, random_number()?);
         let origin = Origin { started, first_offset, wall_clock, session_key, log_key };
         stats::describe();
-        let about = About::new(&config, client_address);
+        let about = About::new(&config, client_address).with_key_set(verifier.key_set_status());
         about.export();
         let parts = Parts::new(config, Keys { verifier, tickets }, origin, |config, gateway| {
             let backends = config.backends.iter();

@@ -35,10 +35,12 @@ pub(crate) struct Signing {
     /// The algorithm of the signature
     #[arg(long, default_value = "HS256")]
     algorithm: Algorithm,
-    /// HS256: the file with the secret, by default .tidegate/jwt-hs256.key. RS256, EdDSA: the file with the private
-    /// key in PEM
+    /// HS256: the file with the secret, by default .tidegate/jwt-hs256.key. Others: the file with the private key in PEM
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// The key's name in the gateway's key set
+    #[arg(long, value_name = "NAME")]
+    kid: Option<String>,
 }
 
 /// The algorithms that a gateway verifies.
@@ -50,6 +52,9 @@ enum Algorithm {
     /// RSA
     #[value(name = "RS256", alias = "rs256")]
     Rs256,
+    /// ECDSA with P-256; for gateways with a key set
+    #[value(name = "ES256", alias = "es256")]
+    Es256,
     /// Ed25519
     #[value(name = "EdDSA", aliases = ["eddsa", "EDDSA"])]
     EdDsa,
@@ -85,8 +90,8 @@ impl Signing {
             .context("the clock is before 1970: set it, or no token will verify")?;
         let exp = now.checked_add(self.ttl).context("the token would outlive the clock")?;
         let claims = Claims { sub: user_id.to_string(), iat: now.as_secs(), exp: exp.as_secs() };
-        jsonwebtoken::encode(&Header::new(algorithm), &claims, &key)
-            .context("can't sign the token with this key")
+        let header = Header { kid: self.kid.clone(), ..Header::new(algorithm) };
+        jsonwebtoken::encode(&header, &claims, &key).context("can't sign the token with this key")
     }
 
     fn key(&self) -> Result<(jsonwebtoken::Algorithm, EncodingKey)> {
@@ -109,6 +114,9 @@ impl Signing {
             }
             Algorithm::Rs256 => EncodingKey::from_rsa_pem(text.as_bytes())
                 .with_context(|| format!("{} holds no RSA private key in PEM", path.display()))?,
+            Algorithm::Es256 => EncodingKey::from_ec_pem(text.as_bytes()).with_context(|| {
+                format!("{} holds no EC private key in PEM (PKCS #8)", path.display())
+            })?,
             Algorithm::EdDsa => EncodingKey::from_ed_pem(text.as_bytes()).with_context(|| {
                 format!("{} holds no Ed25519 private key in PEM (PKCS #8)", path.display())
             })?,
@@ -138,6 +146,7 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
         match algorithm {
             Algorithm::Hs256 => Self::HS256,
             Algorithm::Rs256 => Self::RS256,
+            Algorithm::Es256 => Self::ES256,
             Algorithm::EdDsa => Self::EdDSA,
         }
     }
@@ -159,7 +168,7 @@ mod tests {
         -----END PUBLIC KEY-----\n";
 
     fn signing(algorithm: Algorithm, key_file: PathBuf) -> Signing {
-        Signing { ttl: Duration::from_secs(60), algorithm, key_file: Some(key_file) }
+        Signing { ttl: Duration::from_secs(60), algorithm, key_file: Some(key_file), kid: None }
     }
 
     fn key_file(name: &str, text: &str) -> PathBuf {
@@ -200,13 +209,15 @@ mod tests {
 
     #[test]
     fn without_a_key_the_error_says_what_makes_one() {
-        let none = Signing { ttl: Duration::ZERO, algorithm: Algorithm::Rs256, key_file: None };
+        let none =
+            Signing { ttl: Duration::ZERO, algorithm: Algorithm::Rs256, key_file: None, kid: None };
         assert!(none.mint(1).unwrap_err().to_string().contains("--key-file"));
         let empty = key_file("empty", "\n");
         let error = signing(Algorithm::Hs256, empty.clone()).mint(1).unwrap_err();
         assert!(error.to_string().contains("is empty"), "{error}");
         fs::remove_file(empty).unwrap();
-        let default = Signing { ttl: Duration::ZERO, algorithm: Algorithm::Hs256, key_file: None };
+        let default =
+            Signing { ttl: Duration::ZERO, algorithm: Algorithm::Hs256, key_file: None, kid: None };
         let error = default.mint(1).unwrap_err().to_string();
         assert!(error.contains(".tidegate/jwt-hs256.key"), "{error}");
         assert!(error.contains("first start"), "{error}");

@@ -82,6 +82,10 @@ pub(super) enum ApiError {
     Starting,
     #[error("the gateway does not take new connections: it is draining")]
     Draining,
+    #[error(
+        "there are no keys to verify tokens with, so each client gets 104: auth.jwks_url gave none since the start: {0}"
+    )]
+    NoKeys(String),
     #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it persists", names(.0))]
     Silent(Vec<Silence>),
     #[error(
@@ -138,6 +142,7 @@ impl ApiError {
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, DRAINING),
+            Self::NoKeys(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_keys"),
             Self::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_hang"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "shard_timeout"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),

@@ -56,12 +56,15 @@ pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiErr
     Ok("ok\n")
 }
 
-/// 200 while every shard answers and new connections are accepted.
+/// 200 while every shard answers, new connections are accepted, and tokens can be verified.
 pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
     match app.control.readiness() {
         // This comes first: a successor waits for it, and need not wait for shards that hang.
         Readiness::Draining => Err(ApiError::Draining),
         Readiness::Starting => Err(ApiError::Starting),
-        Readiness::Ready => app.all_shards_answer().map(|()| "ready\n"),
+        Readiness::Ready => {
+            app.all_shards_answer()?;
+            app.about.missing_keys().map_or(Ok("ready\n"), |why| Err(ApiError::NoKeys(why)))
+        }
     }
 }

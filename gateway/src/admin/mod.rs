@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /` | the page for operators |
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
-//! | `GET /readyz` | likewise, and 503 while new connections are not accepted |
+//! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
 //! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
@@ -22,7 +22,7 @@
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
 //! request makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the
 //! body stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging,
-//! starting, draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there
+//! starting, without keys, draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there
 //! is 404 also without the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of
 //! more than 16 KiB, is answered by the library, which sends 400, 414 or 431 without a body; a head that stalls
 //! is not answered.

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 
 #[derive(Serialize)]
 pub(super) struct Stats {
-    /// Whether it accepts new connections, and every shard answers.
+    /// Whether it accepts new connections, every shard answers, and there are keys to verify tokens with.
     ready: bool,
     gateway: Gateway,
     totals: Totals,
@@ -78,7 +78,9 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
             }
         }
     }
-    let ready = app.control.is_ready() && unresponsive_shards.is_empty();
+    let ready = app.control.is_ready()
+        && unresponsive_shards.is_empty()
+        && app.about.missing_keys().is_none();
     let gateway = Gateway::of(&app);
     Ok(Json(Stats { ready, gateway, totals, shards, unresponsive_shards, ended_shards }))
 }

@@ -21,25 +21,56 @@ const TYPES: [&str; 2] = ["jwt", "at+jwt"];
 /// The members of a JSON object.
 pub(super) type Members = Map<String, Value>;
 
+/// A key that verifies signatures, of one algorithm: RFC 8725, 3.1.
+pub(super) struct Key {
+    pub(super) key: DecodingKey,
+    pub(super) algorithm: Algorithm,
+}
+
+/// Where the key for a token is found.
+pub(super) trait Keys {
+    /// The key for a token whose header has this `alg` and this `kid`. The key's algorithm is that `alg`.
+    ///
+    /// # Errors
+    /// [`AuthError::Signature`] when the algorithm is another one, [`AuthError::UnknownKey`] when there is no such key.
+    fn find(&self, algorithm: &str, kid: Option<&str>) -> Result<&Key, AuthError>;
+}
+
+impl Keys for Key {
+    /// The only key there is, whatever the `kid` says: its issuer may name it as it likes.
+    fn find(&self, algorithm: &str, _: Option<&str>) -> Result<&Key, AuthError> {
+        // Case-sensitive: RFC 7515, 4.1.1.
+        if algorithm == name_of(self.algorithm) { Ok(self) } else { Err(AuthError::Signature) }
+    }
+}
+
+/// An algorithm's name in a header; `""`: an algorithm that no key here has.
+pub(super) const fn name_of(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::HS256 => "HS256",
+        Algorithm::RS256 => "RS256",
+        Algorithm::EdDSA => "EdDSA",
+        Algorithm::ES256 => "ES256",
+        _ => "",
+    }
+}
+
 /// Checks a token's form, header and signature, and reads its claims.
-pub(super) fn open(
-    token: &str,
-    key: &DecodingKey,
-    algorithm: Algorithm,
-) -> Result<Members, AuthError> {
+pub(super) fn open(token: &str, keys: &impl Keys) -> Result<Members, AuthError> {
     let (message, signature) = token.rsplit_once('.').ok_or(AuthError::Malformed)?;
     let (header, claims) = message.split_once('.').ok_or(AuthError::Malformed)?;
-    check_header(&object(header)?, algorithm)?;
+    let header = object(header)?;
+    let Key { key, algorithm } = check_header(&header, keys)?;
     // The claims are decoded before the signature is verified, but read only afterwards.
     let claims = decoded(claims)?;
     decoded(signature)?;
-    match crypto::verify(signature, message.as_bytes(), key, algorithm) {
+    match crypto::verify(signature, message.as_bytes(), key, *algorithm) {
         Ok(true) => members(&claims),
         Ok(false) | Err(_) => Err(AuthError::Signature),
     }
 }
 
-fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError> {
+fn check_header<'a>(header: &Members, keys: &'a impl Keys) -> Result<&'a Key, AuthError> {
     let text = |name: &str| match header.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
@@ -57,10 +88,7 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
         return Err(AuthError::Malformed);
     }
     let name = text("alg")?.filter(|name| !name.is_empty()).ok_or(AuthError::Malformed)?;
-    // Case-sensitive: RFC 7515, 4.1.1.
-    if name != name_of(algorithm) {
-        return Err(AuthError::Signature);
-    }
+    let key = keys.find(name, text("kid")?)?;
     // Extensions that a reader must understand; the gateway understands none: 4.1.11.
     let critical = header.contains_key("crit");
     // An unencoded payload, which no token may have: RFC 7797, 7.
@@ -69,17 +97,7 @@ fn check_header(header: &Members, algorithm: Algorithm) -> Result<(), AuthError>
     let strange = kind.is_some_and(|kind| !TYPES.contains(&kind.as_str()));
     // A token within a token: RFC 7519, 5.2.
     let nested = text("cty")?.map(media_type).is_some_and(|content| content == "jwt");
-    if critical || unencoded || strange || nested { Err(AuthError::Malformed) } else { Ok(()) }
-}
-
-/// The algorithm's name in a header; `""`: an algorithm that can't be configured.
-const fn name_of(algorithm: Algorithm) -> &'static str {
-    match algorithm {
-        Algorithm::HS256 => "HS256",
-        Algorithm::RS256 => "RS256",
-        Algorithm::EdDSA => "EdDSA",
-        _ => "",
-    }
+    if critical || unencoded || strange || nested { Err(AuthError::Malformed) } else { Ok(key) }
 }
 
 /// A media type in the form in which it is compared: RFC 7515, 4.1.9.
@@ -98,8 +116,12 @@ fn decoded(part: &str) -> Result<Vec<u8>, AuthError> {
 }
 
 fn members(json: &[u8]) -> Result<Members, AuthError> {
-    let unique: Unique = serde_json::from_slice(json).map_err(|_| AuthError::Malformed)?;
-    Ok(unique.0)
+    unique_members(json).map_err(|_| AuthError::Malformed)
+}
+
+/// The members of a JSON object, none of which comes twice.
+pub(super) fn unique_members(json: &[u8]) -> serde_json::Result<Members> {
+    serde_json::from_slice::<Unique>(json).map(|unique| unique.0)
 }
 
 /// A JSON object in which no member comes twice: RFC 7515, 4, and RFC 7519, 4.

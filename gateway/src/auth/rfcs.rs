@@ -24,7 +24,8 @@ fn verifier(audience: Option<&str>, issuer: Option<&str>) -> Verifier {
         leeway_s: 5.0,
     };
     let key = DecodingKey::from_secret(SECRET);
-    Verifier { jwt: Some(Jwt { key, algorithm: Algorithm::HS256, demands }) }
+    let keys = Keys::One(Key { key, algorithm: Algorithm::HS256 });
+    Verifier { jwt: Some(Jwt { keys, demands }) }
 }
 
 /// Signs whatever it is given, as a good issuer would not.
@@ -326,7 +327,8 @@ fn a_public_key_verifies_no_hmac() {
     let public = include_bytes!("../../testdata/rs256.public.pem");
     let key = DecodingKey::from_rsa_pem(public).unwrap();
     let demands = Demands { audience: None, issuer: None, leeway_s: 0.0 };
-    let verifier = Verifier { jwt: Some(Jwt { key, algorithm: Algorithm::RS256, demands }) };
+    let keys = Keys::One(Key { key, algorithm: Algorithm::RS256 });
+    let verifier = Verifier { jwt: Some(Jwt { keys, demands }) };
     for alg in ["HS256", "RS256"] {
         let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}"}}"#));
         let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(good_claims()));

@@ -21,9 +21,6 @@ use crate::driver::uring;
 /// A day: the maximum of most timeouts.
 pub(super) const DAY_MS: i64 = 86_400_000;
 
-/// The maximum of the clocks' leeway: more would be as long as a token's life.
-const LEEWAY_MS_MAX: i64 = 600_000;
-
 /// The maximum of `coalesce_us`: longer delays would be felt.
 const COALESCE_US_MAX: i64 = 10_000;
 
@@ -100,38 +97,6 @@ impl Checker<'_> {
             listen,
             token_file: self.path("admin.token_file", &admin.token_file)?,
             body_bytes_max: limits.frame_to_client_bytes_max,
-        })
-    }
-
-    fn auth(&self, auth: &typed::Auth, listen: SocketAddr) -> Checked<AuthConfig> {
-        let jwt = self.choice("auth.mode", &auth.mode, &[("jwt", true), ("demo", false)])?;
-        let algorithms = [JwtAlgorithm::Hs256, JwtAlgorithm::Rs256, JwtAlgorithm::EdDsa];
-        let algorithms = algorithms.map(|algorithm| (algorithm.name(), algorithm));
-        let algorithm = self.choice("auth.algorithm", &auth.algorithm, &algorithms)?;
-        let key_file = self.path("auth.key_file", &auth.key_file)?;
-        if jwt && algorithm != JwtAlgorithm::Hs256 && !self.origins.is_set("auth.key_file") {
-            let reason =
-                "set auth.key_file too: the PEM file of the public key that verifies tokens";
-            return Err(self.refuse("auth.algorithm", quoted(&auth.algorithm), reason));
-        }
-        if !jwt && !listen.ip().is_loopback() {
-            let reason = format!(
-                "anybody can make a demo token, so this is for loopback alone, and listen is {listen}: \
-                 use auth.mode = \"jwt\", or listen = \"127.0.0.1:{}\"",
-                listen.port()
-            );
-            return Err(self.refuse("auth.mode", quoted(&auth.mode), reason));
-        }
-        let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-        let (audience, issuer) = (some(&auth.audience), some(&auth.issuer));
-        Ok(AuthConfig {
-            mode: match jwt {
-                true => AuthMode::Jwt { algorithm, key_file, audience, issuer },
-                false => AuthMode::Demo,
-            },
-            leeway: self.millis("auth.leeway_ms", auth.leeway_ms, 0..=LEEWAY_MS_MAX)?,
-            timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
-            failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
         })
     }
 

@@ -77,6 +77,8 @@ pub struct AdminConfig {
 pub struct AuthConfig {
     /// How a token proves a user.
     pub mode: AuthMode,
+    /// The time between two reads of a key set.
+    pub jwks_refresh: Duration,
     /// How far the issuer's clock may differ from the gateway's. It lengthens each token's life.
     pub leeway: Duration,
     /// How long a connection may stay unauthenticated.
@@ -90,10 +92,8 @@ pub struct AuthConfig {
 pub enum AuthMode {
     /// A JSON Web Token whose `sub` is the user id.
     Jwt {
-        /// The one algorithm that is accepted.
-        algorithm: JwtAlgorithm,
-        /// HS256: the secret, made on first start where it is missing. Others: the public key, PEM.
-        key_file: PathBuf,
+        /// What verifies its signature.
+        keys: JwtKeys,
         /// The audience that `aud` must contain. `None`: a token that names an audience is refused.
         audience: Option<String>,
         /// The issuer that `iss` must be. `None`: any.
@@ -101,6 +101,29 @@ pub enum AuthMode {
     },
     /// `token-<user_id>`: for benchmarks, only on loopback.
     Demo,
+}
+
+/// What verifies the signatures of JSON Web Tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JwtKeys {
+    /// One key, read at the start.
+    One {
+        /// The one algorithm that is accepted.
+        algorithm: JwtAlgorithm,
+        /// HS256: the secret, made on first start where it is missing. Others: the public key, PEM.
+        key_file: PathBuf,
+    },
+    /// A JSON Web Key Set, which is read again while the gateway runs.
+    Set(KeySetSource),
+}
+
+/// Where a JSON Web Key Set is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySetSource {
+    /// In a file.
+    File(PathBuf),
+    /// At a URL: https, or http on loopback. It holds no user and no password.
+    Url(String),
 }
 
 /// A JSON Web Token's algorithm.

@@ -45,21 +45,37 @@ impl Config {
 
 fn auth(auth: &AuthConfig) -> Value {
     let mut value = json!({
+        "jwks_refresh_ms": ms(auth.jwks_refresh),
         "leeway_ms": ms(auth.leeway),
         "timeout_ms": ms(auth.timeout),
         "failures_max": auth.failures_max,
     });
     match &auth.mode {
         AuthMode::Demo => value["mode"] = "demo".into(),
-        AuthMode::Jwt { algorithm, key_file, audience, issuer } => {
+        AuthMode::Jwt { keys, audience, issuer } => {
             value["mode"] = "jwt".into();
-            value["algorithm"] = algorithm.name().into();
-            value["key_file"] = json!(key_file);
+            jwt_keys(keys, &mut value);
             value["audience"] = json!(audience.as_deref().unwrap_or_default());
             value["issuer"] = json!(issuer.as_deref().unwrap_or_default());
         }
     }
     value
+}
+
+/// Each key says its own algorithm where they come from a set.
+fn jwt_keys(keys: &JwtKeys, value: &mut Value) {
+    let none = || Value::from("");
+    let (algorithm, key_file, jwks_file, jwks_url) = match keys {
+        JwtKeys::One { algorithm, key_file } => {
+            (algorithm.name().into(), json!(key_file), none(), none())
+        }
+        JwtKeys::Set(KeySetSource::File(path)) => (none(), none(), json!(path), none()),
+        JwtKeys::Set(KeySetSource::Url(url)) => (none(), none(), none(), json!(url)),
+    };
+    value["algorithm"] = algorithm;
+    value["key_file"] = key_file;
+    value["jwks_file"] = jwks_file;
+    value["jwks_url"] = jwks_url;
 }
 
 fn session(session: &SessionConfig) -> Value {

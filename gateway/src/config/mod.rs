@@ -11,6 +11,7 @@
 //! which it was started.
 
 mod addresses;
+mod auth;
 mod check;
 mod checked;
 mod effective;

@@ -310,6 +310,7 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
         &["\"debgu\" is no level", "off, error"],
     );
     assert_says(&refusal("[auth]\nalgorithm = \"EdDSA\""), &["set auth.key_file"]);
+    assert_says(&refusal("[auth]\nalgorithm = \"EdDSA\""), &["auth.jwks_file", "auth.jwks_url"]);
     assert_says(&refusal("[session]\nidle_timeout_ms = 30000"), &["heartbeat_interval_ms (30000)"]);
     // Some containers are given a limit beyond any range.
     if descriptors::limit().is_some_and(|limit| limit < 1 << 20) {
@@ -324,6 +325,53 @@ fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
     assert_says(&message, &["/nowhere/t.toml", "No such file"]);
     let help = load_from(&["--help"], &[]).unwrap_err();
     assert!(matches!(help, ConfigError::Flags(help) if help.exit_code() == 0));
+}
+
+#[test]
+fn the_keys_of_tokens_come_from_one_place() {
+    let file = KeySetSource::File("keys.json".into());
+    let url = |url: &str| KeySetSource::Url(url.into());
+    let source = |toml: &str| match Config::from_toml(&format!("[auth]\n{toml}")).unwrap().auth.mode
+    {
+        AuthMode::Jwt { keys: JwtKeys::Set(source), .. } => source,
+        other => panic!("{toml}: {other:?}"),
+    };
+    assert_eq!(source("jwks_file = \"keys.json\""), file);
+    assert_eq!(source("jwks_file = \"keys.json\"\njwks_url = \"\""), file);
+    for good in [
+        "https://id.example/keys?x=1",
+        "http://127.0.0.1:8/k",
+        "HTTP://[::1]/k",
+        "http://localhost/",
+    ] {
+        assert_eq!(source(&format!("jwks_url = \"{good}\"")), url(good));
+    }
+    let both =
+        |one: &str, other: &str| refusal(&format!("[auth]\n{one} = \"https://x/\"\n{other}"));
+    for (message, keys) in [
+        (both("jwks_url", "jwks_file = \"x\""), ["auth.jwks_url", "auth.jwks_file"]),
+        (both("jwks_url", "key_file = \"x\""), ["auth.key_file", "auth.jwks_url"]),
+        (both("jwks_file", "key_file = \"x\""), ["auth.key_file", "auth.jwks_file"]),
+        (both("jwks_file", "algorithm = \"RS256\""), ["auth.algorithm", "auth.jwks_file"]),
+    ] {
+        assert_says(&message, &keys);
+    }
+    for (bad, hint) in [
+        ("http://id.example/keys", "https"),
+        ("http://127.0.0.1.example/", "https"),
+        ("http://localhost.example/", "https"),
+        ("ftp://127.0.0.1/", "https://"),
+        ("id.example/keys", "whole URL"),
+        ("https:///keys", "URL"),
+        ("no url", "URL"),
+        ("https://user:secret@id.example/", "user or a password"),
+    ] {
+        let message = refusal(&format!("[auth]\njwks_url = \"{bad}\""));
+        assert_says(&message, &["auth.jwks_url", hint]);
+        assert!(!message.contains("secret"), "{message}");
+    }
+    let demo = "[auth]\nmode = \"demo\"\nkey_file = \"x\"\njwks_file = \"y\"";
+    assert_eq!(Config::from_toml(demo).unwrap().auth.mode, AuthMode::Demo, "it has no keys");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{AuthConfig, AuthMode, Config, JwtAlgorithm};
+use crate::config::{AuthConfig, AuthMode, Config, JwtAlgorithm, JwtKeys};
 use crate::server::Server;
 use crate::telemetry::output;
 
@@ -77,13 +77,15 @@ impl Announcement {
 fn login(auth: &AuthConfig) -> (&'static str, String) {
     match &auth.mode {
         AuthMode::Demo => (" --demo-token", String::new()),
-        AuthMode::Jwt { algorithm: JwtAlgorithm::Hs256, key_file, .. } => {
+        AuthMode::Jwt {
+            keys: JwtKeys::One { algorithm: JwtAlgorithm::Hs256, key_file }, ..
+        } => {
             if key_file == Path::new(TIDES_KEY_FILE) {
                 return ("", String::new());
             }
             (" --key-file ", shell_word(&key_file.display().to_string()))
         }
-        // The gateway has the public key, which makes no token.
+        // The gateway has public keys, which make no token.
         AuthMode::Jwt { .. } => (" --token ", "TOKEN".to_owned()),
     }
 }
@@ -212,8 +214,7 @@ mod tests {
             Announcement::of(&config).lines(clients, operators, &program)
         };
         let jwt = |algorithm, key_file: &str| AuthMode::Jwt {
-            algorithm,
-            key_file: key_file.into(),
+            keys: JwtKeys::One { algorithm, key_file: key_file.into() },
             audience: None,
             issuer: None,
         };

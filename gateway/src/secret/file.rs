@@ -29,8 +29,13 @@ pub enum KeyFileError {
         kind: &'static str,
     },
     /// It is too long for a key.
-    #[error("it is longer than {} KiB: a key is shorter", BYTES_MAX / 1024)]
-    TooLong,
+    #[error("it is longer than {} KiB: {what} is shorter", bytes_max / 1024)]
+    TooLong {
+        /// How long it may be.
+        bytes_max: u64,
+        /// What it should hold.
+        what: &'static str,
+    },
 }
 
 impl KeyFileError {
@@ -52,6 +57,15 @@ pub(crate) struct KeyFile {
 impl KeyFile {
     /// Reads a file. It never waits for a FIFO or a device.
     pub(crate) fn read(path: &Path) -> Result<Self, KeyFileError> {
+        Self::read_at_most(path, BYTES_MAX, "a key")
+    }
+
+    /// As [`Self::read`], for a file of another length, which holds `what`.
+    pub(crate) fn read_at_most(
+        path: &Path,
+        bytes_max: u64,
+        what: &'static str,
+    ) -> Result<Self, KeyFileError> {
         let system = |cause| KeyFileError::System { hint: way_in(path, &cause), cause };
         // Opening a FIFO would wait for a writer. For a file this flag changes nothing.
         let nonblocking = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -65,9 +79,9 @@ impl KeyFile {
             return Err(KeyFileError::NoFile { kind });
         }
         let mut bytes = Vec::new();
-        (&file).take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(system)?;
-        if bytes.len() as u64 > BYTES_MAX {
-            return Err(KeyFileError::TooLong);
+        (&file).take(bytes_max + 1).read_to_end(&mut bytes).map_err(system)?;
+        if bytes.len() as u64 > bytes_max {
+            return Err(KeyFileError::TooLong { bytes_max, what });
         }
         Ok(Self { bytes, mode: metadata.mode() & 0o777, file, metadata })
     }

@@ -8,7 +8,7 @@ use tidegate_protocol::Code;
 
 use super::calls::durations;
 use super::clients::cause::Cause;
-use crate::auth::AuthError;
+use crate::auth::{self, AuthError};
 use crate::control::ShardInfo;
 use crate::driver::Mechanism;
 use crate::offset_file;
@@ -181,7 +181,19 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (
         "tidegate_auth_failures_total",
         "reason",
-        "Tokens refused: malformed, signature, expired, audience, wrong_user.",
+        "Tokens refused: malformed, signature, unknown_key, no_keys, expired, audience, wrong_user.",
+    ),
+    (
+        auth::REFRESHES,
+        "outcome",
+        "Reads of the key set (auth.jwks_file, auth.jwks_url): ok, or failed, as it was not there or held no usable key; then the last good set stays.",
+    ),
+    (auth::KEYS, "", "Keys of the key set that tokens are verified with."),
+    (auth::SKIPPED_KEYS, "", "Keys of the key set that can't be used: the log says which and why."),
+    (
+        auth::REFRESH_TIME,
+        "",
+        "When the key set was last read, in seconds since 1970; 0: never. time() less this is its age.",
     ),
     (durations::NAME, "backend, le", durations::HELP),
     (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),

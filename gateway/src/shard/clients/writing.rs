@@ -61,7 +61,8 @@ impl Clients {
     /// Logs in a connection whose token was verified with this result. A success is not answered yet.
     ///
     /// # Errors
-    /// The login failed, and was answered with 100: what that means for the connection.
+    /// The login failed, and was answered with 100, or with 104 where the gateway can't know whether the token is good:
+    /// what that means for the connection.
     pub fn login(
         &mut self,
         slot: u32,
@@ -80,6 +81,12 @@ impl Clients {
             Err(error) => {
                 self.labelled.refused_tokens[error as usize] += 1;
                 self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
+                if error == AuthError::NoKeys {
+                    let retry_after_ms = no_keys_retry_ms(slot);
+                    self.write_failure(slot, 0, sequence, Code::Overloaded, retry_after_ms);
+                    // It is no failed try of the client's.
+                    return Err(AfterAuthFailure::KeepOpen);
+                }
                 Err(self.refuse_unauthenticated(slot, 0, sequence))
             }
         }
@@ -210,6 +217,12 @@ impl Clients {
             });
         }
     }
+}
+
+/// How long a client should wait before it shows its token again to a gateway without keys: one to two seconds, spread by
+/// slot, so that clients do not all come back at once.
+const fn no_keys_retry_ms(slot: u32) -> u32 {
+    1_000 + (slot.wrapping_mul(0x9e37_79b9) >> 22)
 }
 
 /// A number for a field of 32 bits.

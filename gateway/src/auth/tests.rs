@@ -1,0 +1,201 @@
+//! The verifier with one key, and with demo tokens.
+
+use std::fs;
+
+use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
+use serde_json::{Value, json};
+
+use super::*;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const RSA_PUBLIC: &[u8] = include_bytes!("../../testdata/rs256.public.pem");
+const RSA_PRIVATE: &[u8] = include_bytes!("../../testdata/rs256.private.pem");
+const ED_PUBLIC: &[u8] = include_bytes!("../../testdata/eddsa.public.pem");
+const ED_PRIVATE: &[u8] = include_bytes!("../../testdata/eddsa.private.pem");
+
+impl Verifier {
+    /// Whether a token proves a user now.
+    pub(super) fn verify_now(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
+        self.verify(user_id, token, 1_000 * get_current_timestamp()).map(drop)
+    }
+}
+
+fn config(mode: AuthMode) -> AuthConfig {
+    AuthConfig {
+        mode,
+        jwks_refresh: Duration::from_secs(300),
+        leeway: Duration::from_secs(5),
+        timeout: Duration::from_secs(10),
+        failures_max: 3,
+    }
+}
+
+fn try_jwt(
+    algorithm: JwtAlgorithm,
+    key: &[u8],
+    audience: Option<&str>,
+) -> Result<Verifier, KeyError> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    fs::write(&key_file, key).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let audience = audience.map(str::to_owned);
+    let keys = JwtKeys::One { algorithm, key_file };
+    Verifier::new(&config(AuthMode::Jwt { keys, audience, issuer: None }))
+}
+
+fn jwt(algorithm: JwtAlgorithm, key: &[u8]) -> Verifier {
+    try_jwt(algorithm, key, None).unwrap()
+}
+
+fn in_an_hour() -> u64 {
+    get_current_timestamp() + 3600
+}
+
+fn sign(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
+    encode(&Header::new(algorithm), claims, key).unwrap()
+}
+
+fn hs256(claims: &Value) -> String {
+    sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET.as_bytes()), claims)
+}
+
+#[test]
+fn each_algorithm_takes_its_own_tokens_and_no_others() {
+    let claims = json!({ "sub": "7", "exp": in_an_hour() });
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE).unwrap();
+    let ed = EncodingKey::from_ed_pem(ED_PRIVATE).unwrap();
+    let tokens = [
+        hs256(&claims),
+        sign(Algorithm::RS256, &rsa, &claims),
+        sign(Algorithm::EdDSA, &ed, &claims),
+    ];
+    let verifiers = [
+        jwt(JwtAlgorithm::Hs256, SECRET.as_bytes()),
+        jwt(JwtAlgorithm::Rs256, RSA_PUBLIC),
+        jwt(JwtAlgorithm::EdDsa, ED_PUBLIC),
+    ];
+    for (index, verifier) in verifiers.iter().enumerate() {
+        for (other, token) in tokens.iter().enumerate() {
+            let expected = if index == other { Ok(()) } else { Err(AuthError::Signature) };
+            assert_eq!(verifier.verify_now(7, token), expected, "{index} {other}");
+        }
+    }
+}
+
+#[test]
+fn an_rsa_key_that_can_be_broken_is_refused() {
+    let short = include_bytes!("../../testdata/rs256.short.public.pem");
+    let error = try_jwt(JwtAlgorithm::Rs256, short, None).unwrap_err().to_string();
+    assert!(error.contains("1024 bits") && error.contains("2048"), "{error}");
+}
+
+#[test]
+fn a_public_key_is_no_secret() {
+    let claims = json!({ "sub": "7", "exp": in_an_hour() });
+    for public in [RSA_PUBLIC, RSA_PUBLIC.trim_ascii()] {
+        let forged = sign(Algorithm::HS256, &EncodingKey::from_secret(public), &claims);
+        let verifier = jwt(JwtAlgorithm::Rs256, RSA_PUBLIC);
+        assert_eq!(verifier.verify_now(7, &forged), Err(AuthError::Signature));
+    }
+}
+
+#[test]
+fn unsigned_and_changed_tokens_fail() {
+    let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
+    let token = hs256(&json!({ "sub": "7", "exp": in_an_hour() }));
+    let parts: Vec<&str> = token.split('.').collect();
+    let [header, claims, signature] = parts[..] else { panic!("a token has three parts") };
+    // {"alg":"none","typ":"JWT"}
+    let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
+    let other = hs256(&json!({ "sub": "8", "exp": in_an_hour() }));
+    let other_claims = other.split('.').nth(1).unwrap();
+    for (forged, error) in [
+        (format!("{none}.{claims}."), AuthError::Signature),
+        (format!("{none}.{claims}.{signature}"), AuthError::Signature),
+        (format!("{header}.{claims}."), AuthError::Signature),
+        (format!("{header}.{other_claims}.{signature}"), AuthError::Signature),
+        (format!("{header}.{claims}"), AuthError::Malformed),
+        (String::new(), AuthError::Malformed),
+        ("a".repeat(TOKEN_BYTES_MAX + 1), AuthError::Malformed),
+    ] {
+        assert_eq!(verifier.verify_now(7, &forged), Err(error), "{forged}");
+        assert_eq!(verifier.verify_now(8, &forged), Err(error), "{forged}");
+    }
+    assert_eq!(verifier.verify_now(7, &token), Ok(()));
+    let other_secret = jwt(JwtAlgorithm::Hs256, SECRET.replace('0', "1").as_bytes());
+    assert_eq!(other_secret.verify_now(7, &token), Err(AuthError::Signature));
+}
+
+#[test]
+fn claims_are_demanded_and_honoured() {
+    let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
+    let (now, later) = (get_current_timestamp(), in_an_hour());
+    for (claims, expected) in [
+        (json!({ "sub": "7", "exp": later }), Ok(())),
+        (json!({ "sub": "7", "exp": now - 1 }), Ok(())),
+        (json!({ "sub": "7", "exp": now - 60 }), Err(AuthError::Expired)),
+        (json!({ "sub": "7", "exp": later, "nbf": now + 60 }), Err(AuthError::Expired)),
+        (json!({ "sub": "7" }), Err(AuthError::Malformed)),
+        (json!({ "sub": "7", "exp": "soon" }), Err(AuthError::Malformed)),
+        (json!({ "exp": later }), Err(AuthError::Malformed)),
+        (json!({ "sub": 7, "exp": later }), Err(AuthError::Malformed)),
+        (json!({ "sub": "8", "exp": later }), Err(AuthError::WrongUser)),
+        (json!({ "sub": "07", "exp": later }), Err(AuthError::WrongUser)),
+        (json!({ "sub": "+7", "exp": later }), Err(AuthError::WrongUser)),
+        (json!({ "sub": "", "exp": later }), Err(AuthError::WrongUser)),
+        (json!({ "sub": "7", "exp": later, "aud": "shop" }), Err(AuthError::Audience)),
+    ] {
+        assert_eq!(verifier.verify_now(7, &hs256(&claims)), expected, "{claims}");
+    }
+    let most = json!({ "sub": u64::MAX.to_string(), "exp": later });
+    assert_eq!(verifier.verify_now(u64::MAX, &hs256(&most)), Ok(()));
+
+    let shop = try_jwt(JwtAlgorithm::Hs256, SECRET.as_bytes(), Some("shop")).unwrap();
+    for (claims, expected) in [
+        (json!({ "sub": "7", "exp": later, "aud": ["shop", "x"] }), Ok(())),
+        (json!({ "sub": "7", "exp": later, "aud": "bank" }), Err(AuthError::Audience)),
+        (json!({ "sub": "7", "exp": later }), Err(AuthError::Malformed)),
+    ] {
+        assert_eq!(shop.verify_now(7, &hs256(&claims)), expected, "{claims}");
+    }
+}
+
+#[test]
+fn a_token_says_when_it_ends_and_counts_until_then_and_the_leeway() {
+    let verifier = jwt(JwtAlgorithm::Hs256, SECRET.as_bytes());
+    let verify = |exp: Value, unix_ms| {
+        verifier.verify(7, &hs256(&json!({ "sub": "7", "exp": exp })), unix_ms)
+    };
+    let end = |unix_ms| Ok(TokenEnd::At { unix_ms });
+    assert_eq!(verify(json!(2_000_000_000), 0), end(2_000_000_000_000));
+    assert_eq!(verify(json!(2_000_000_000), 2_000_000_004_999), end(2_000_000_000_000));
+    assert_eq!(verify(json!(2_000_000_000), 2_000_000_005_000), Err(AuthError::Expired));
+    assert_eq!(verify(json!(2_000_000_000.25), 0), end(2_000_000_000_250));
+    assert_eq!(verify(json!(1e300), 0), end(u64::MAX));
+    let demo = Verifier::new(&config(AuthMode::Demo)).unwrap();
+    assert_eq!(demo.verify(7, "token-7", 0), Ok(TokenEnd::Never));
+}
+
+#[test]
+fn demo_tokens_name_their_user() {
+    let verifier = Verifier::new(&config(AuthMode::Demo)).unwrap();
+    assert_eq!(verifier.verify_now(7, "token-7"), Ok(()));
+    assert_eq!(verifier.verify_now(7, "token-8"), Err(AuthError::WrongUser));
+    assert_eq!(verifier.verify_now(7, "token-07"), Err(AuthError::WrongUser));
+    assert_eq!(verifier.verify_now(7, "7"), Err(AuthError::Malformed));
+}
+
+#[test]
+fn a_file_without_the_key_says_how_to_make_it() {
+    for (algorithm, key) in [
+        (JwtAlgorithm::Rs256, SECRET.as_bytes()),
+        (JwtAlgorithm::Rs256, RSA_PRIVATE),
+        (JwtAlgorithm::Rs256, ED_PUBLIC),
+        (JwtAlgorithm::EdDsa, RSA_PUBLIC),
+    ] {
+        let error = try_jwt(algorithm, key, None).unwrap_err().to_string();
+        assert!(error.contains("openssl pkey"), "{error}");
+    }
+}
