@@ -195,7 +195,7 @@ fn a_key_set_in_a_file_rotates_when_another_one_is_renamed_to_its_name() {
     assert_eq!(gateway.operator().metric("tidegate_jwks_keys_skipped", ""), Some(1.0));
     gateway.process.stderr.wait_for("the key \"enc\" is for something else");
     // No token names it: the file's change alone is the cause.
-    publish(&path, &[new.jwk.clone()]);
+    publish(&path, std::slice::from_ref(&new.jwk));
     gateway.operator().wait_for_metric(REFRESHES, "ok", |count| count == 2.0);
     assert_eq!(refusal(&gateway, 7, &old.token(7, Some("a"))), Some(Code::Unauthenticated));
     assert_eq!(refusal(&gateway, 7, &new.token(7, Some("b"))), None);
@@ -209,7 +209,7 @@ fn a_key_set_in_a_file_rotates_when_another_one_is_renamed_to_its_name() {
         gateway.operator().wait_for_metric(REFRESHES, "failed", |count| count > failures);
         assert_eq!(refusal(&gateway, 7, &new.token(7, Some("b"))), None, "{text:?}");
     }
-    publish(&path, &[old.jwk.clone()]);
+    publish(&path, std::slice::from_ref(&old.jwk));
     wait_until_accepted(&gateway, 7, &old.token(7, Some("a")));
 }
 

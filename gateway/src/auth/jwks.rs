@@ -205,17 +205,20 @@ fn read_key(jwk: &Value) -> Result<NamedKey, Unfit> {
     if text(jwk, "use")?.is_some_and(|purpose| purpose != "sig") || !verifies {
         return Err(Unfit::OtherUse);
     }
-    let (algorithm, read): (_, fn(&Members) -> Result<DecodingKey, Unfit>) =
-        match (kind, text(jwk, "crv")?) {
-            ("RSA", _) => (Algorithm::RS256, rsa),
-            ("EC", Some("P-256")) => (Algorithm::ES256, p256),
-            ("OKP", Some("Ed25519")) => (Algorithm::EdDSA, ed25519),
-            _ => return Err(Unfit::Kind),
-        };
+    let algorithm = match (kind, text(jwk, "crv")?) {
+        ("RSA", _) => Algorithm::RS256,
+        ("EC", Some("P-256")) => Algorithm::ES256,
+        ("OKP", Some("Ed25519")) => Algorithm::EdDSA,
+        _ => return Err(Unfit::Kind),
+    };
     if text(jwk, "alg")?.is_some_and(|name| name != jws::name_of(algorithm)) {
         return Err(Unfit::Algorithm);
     }
-    let key = read(jwk)?;
+    let key = match algorithm {
+        Algorithm::RS256 => rsa(jwk),
+        Algorithm::ES256 => p256(jwk),
+        _ => ed25519(jwk),
+    }?;
     // The library looks at a key only when it verifies with it: an error is the key's, a wrong signature is none.
     if crypto::verify("", b"", &key, algorithm).is_err() {
         return Err(Unfit::Invalid);

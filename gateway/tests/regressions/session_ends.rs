@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
-use tidegate::config::{AuthMode, Config, JwtAlgorithm, OnTokenExpiry};
+use tidegate::config::{AuthMode, Config, JwtAlgorithm, JwtKeys, OnTokenExpiry};
 use tidegate_backend::Code;
 use tidegate_protocol::Request;
 use tidegate_protocol::message::AUTHENTICATE;
@@ -25,7 +25,8 @@ pub(crate) fn world_with_tokens(configure: impl FnOnce(&mut Config)) -> World {
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
     World::new(|config| {
         let algorithm = JwtAlgorithm::Hs256;
-        config.auth.mode = AuthMode::Jwt { algorithm, key_file, audience: None, issuer: None };
+        let keys = JwtKeys::One { algorithm, key_file };
+        config.auth.mode = AuthMode::Jwt { keys, audience: None, issuer: None };
         config.auth.leeway = LEEWAY;
         config.session.on_token_expiry = OnTokenExpiry::Close;
         config.session.token_expiry_grace = GRACE;
