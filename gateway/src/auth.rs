@@ -178,6 +178,7 @@ impl Verifier {
     /// # Errors
     /// [`KeyError`] when there is no usable key.
     pub fn new(config: &AuthConfig) -> Result<Self, KeyError> {
+        jwks::register_metrics();
         let AuthMode::Jwt { keys, audience, issuer } = &config.mode else {
             return Ok(Self { jwt: None });
         };

@@ -10,6 +10,7 @@ mod source;
 
 pub use live::KeySetStatus;
 pub(super) use live::{LiveKeySet, LiveKeySetError};
+pub(super) use refresher::register_metrics;
 pub(crate) use refresher::{KEYS, REFRESH_TIME, REFRESHES, SKIPPED_KEYS};
 pub use source::ReadError;
 

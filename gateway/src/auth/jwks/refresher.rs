@@ -27,6 +27,17 @@ pub(crate) const KEYS: &str = "tidegate_jwks_keys";
 pub(crate) const SKIPPED_KEYS: &str = "tidegate_jwks_keys_skipped";
 pub(crate) const REFRESH_TIME: &str = "tidegate_jwks_refresh_time_seconds";
 
+/// Shows the metrics before the first read, and where there is no key set.
+pub(crate) fn register_metrics() {
+    for outcome in ["ok", "failed"] {
+        counter!(REFRESHES, "outcome" => outcome).increment(0);
+    }
+    for level in [KEYS, SKIPPED_KEYS, REFRESH_TIME] {
+        gauge!(level).set(0.0);
+    }
+}
+
+/// The thread's state.
 pub(super) struct Refresher {
     source: Source,
     schedule: Schedule,
@@ -41,12 +52,6 @@ pub(super) struct Refresher {
 
 impl Refresher {
     pub(super) fn new(source: Source, interval: Duration, shared: Arc<Shared>) -> Self {
-        for outcome in ["ok", "failed"] {
-            counter!(REFRESHES, "outcome" => outcome).increment(0);
-        }
-        for level in [KEYS, SKIPPED_KEYS, REFRESH_TIME] {
-            gauge!(level).set(0.0);
-        }
         let now = Instant::now();
         let schedule = Schedule::new(interval, now);
         let (names, skipped, failures_logged) = Default::default();
