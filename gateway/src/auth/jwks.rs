@@ -21,7 +21,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use serde_json::Value;
 
-use super::jws::{self, Key, Keys, Members, unique_members};
+use super::jws::{self, Key, KeySource, Members, unique_members};
 use super::{AuthError, RSA_BITS_MIN};
 
 /// Longest set that is read, in bytes: sixty-four keys with their certificates.
@@ -165,7 +165,7 @@ impl KeySet {
     }
 }
 
-impl Keys for KeySet {
+impl KeySource for KeySet {
     /// A token with a `kid` is verified with the key of that name, a token without one only where a single key has its
     /// algorithm: the gateway does not try keys in turn, or each forged token would cost as many signatures as the set
     /// has keys.

@@ -28,7 +28,7 @@ pub(super) struct Key {
 }
 
 /// Where the key for a token is found.
-pub(super) trait Keys {
+pub(super) trait KeySource {
     /// The key for a token whose header has this `alg` and this `kid`. The key's algorithm is that `alg`.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ pub(super) trait Keys {
     fn find(&self, algorithm: &str, kid: Option<&str>) -> Result<&Key, AuthError>;
 }
 
-impl Keys for Key {
+impl KeySource for Key {
     /// The only key there is, whatever the `kid` says: its issuer may name it as it likes.
     fn find(&self, algorithm: &str, _: Option<&str>) -> Result<&Key, AuthError> {
         // Case-sensitive: RFC 7515, 4.1.1.
@@ -56,7 +56,7 @@ pub(super) const fn name_of(algorithm: Algorithm) -> &'static str {
 }
 
 /// Checks a token's form, header and signature, and reads its claims.
-pub(super) fn open(token: &str, keys: &impl Keys) -> Result<Members, AuthError> {
+pub(super) fn open(token: &str, keys: &impl KeySource) -> Result<Members, AuthError> {
     let (message, signature) = token.rsplit_once('.').ok_or(AuthError::Malformed)?;
     let (header, claims) = message.split_once('.').ok_or(AuthError::Malformed)?;
     let header = object(header)?;
@@ -70,7 +70,7 @@ pub(super) fn open(token: &str, keys: &impl Keys) -> Result<Members, AuthError> 
     }
 }
 
-fn check_header<'a>(header: &Members, keys: &'a impl Keys) -> Result<&'a Key, AuthError> {
+fn check_header<'a>(header: &Members, keys: &'a impl KeySource) -> Result<&'a Key, AuthError> {
     let text = |name: &str| match header.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
