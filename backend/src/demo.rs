@@ -161,7 +161,7 @@ fn room_id(room: &str) -> Result<RoomId, Failure> {
 mod tests {
     use super::*;
     use crate::harness::Harness;
-    use crate::publisher::{Command, SessionId, Target};
+    use crate::publisher::{Command, Push, SessionId, Target};
 
     #[test]
     fn echo_answers_with_the_same_bytes() {
@@ -187,11 +187,8 @@ mod tests {
         let said = RoomMessage { room: "quiz".into(), from_user_id: 7, text: "hi".into() };
         let message = UserMessage { from_user_id: 7, text: "psst".into() };
         let session = SessionId(7);
-        let push = |target, kind, biz_data: Vec<u8>| Command::Push {
-            target,
-            kind,
-            biz_data: biz_data.into(),
-        };
+        let push =
+            |target, kind, biz_data: Vec<u8>| Command::Push(Push::new(target, kind, biz_data));
         assert_eq!(
             harness.commands(),
             [

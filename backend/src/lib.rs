@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`handler`] | [`Handler`], [`Call`], [`Failure`]: a request and its one answer |
 //! | [`publisher`] | [`Gateway`], rooms, sessions: pushes, memberships and kicks |
+//! | [`push`] | [`Push`]: receivers, key, time to live |
 //! | [`pool`] | worker threads and their queue, with each connection's calls in order |
 //! | [`batch`] | calls that are handled together, and the single wake-up for their answers |
 //! | [`histogram`] | how durations are counted |
@@ -26,10 +27,12 @@ pub mod histogram;
 pub mod log_limit;
 pub mod pool;
 pub mod publisher;
+pub mod push;
 
 pub use batch::Batch;
 pub use handler::{Call, Failure, Handler, Outcome, Placement};
 pub use publisher::{CommandOutcome, Done, Gateway, PushError, RoomId, SessionId, UserId};
+pub use push::{Nobody, Push, Target};
 
 /// The bytes that requests, answers and pushes carry.
 pub use bytes::Bytes;

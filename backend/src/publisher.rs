@@ -2,9 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
+
+use crate::push::many;
+pub use crate::push::{
+    KEY_BYTES_MAX, KEY_LIFETIME, ManyReport, Nobody, Push, PushOptions, TTL_MAX, Target,
+};
 
 /// The user that a connection belongs to: the `sub` of its token.
 pub type UserId = u64;
@@ -76,27 +82,11 @@ impl fmt::Display for RoomId {
     }
 }
 
-/// The receivers of a push.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Every connection of a user.
-    User(UserId),
-    /// Every member of a room; [`RoomId::everybody`] for every authenticated connection.
-    Room(RoomId),
-}
-
 /// A command of a backend to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Send a push.
-    Push {
-        /// The receivers.
-        target: Target,
-        /// The push's type: greater than 0.
-        kind: i32,
-        /// The push's `biz_data`.
-        biz_data: Bytes,
-    },
+    Push(Push),
     /// Make a connection a member of a room.
     Join {
         /// The connection.
@@ -129,7 +119,7 @@ pub enum Command {
 
 /// Why a command was refused. It had no effect; with [`PushError::Stopping`] it may have had a part of it.
 ///
-/// The first five are returned at once. The others are known only on the shard of the room, the user or the
+/// The first seven are returned at once. The others are known only on the shard of the room, the user or the
 /// connection, after the command was taken: [`Gateway::report_to`] reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
@@ -152,6 +142,14 @@ pub enum PushError {
     /// A push's type must be greater than 0.
     #[error("a push's type must be greater than 0; this one is {0}")]
     BadType(i32),
+    /// A push's key is empty or too long.
+    #[error("a push's key has 1 to {KEY_BYTES_MAX} bytes; this one has {0}")]
+    BadKey(usize),
+    /// A push's time to live is too short or too long.
+    #[error(
+        "a push's time to live is 1 to {} ms; this one is {} ms", TTL_MAX.as_millis(), .0.as_secs_f64() * 1e3
+    )]
+    BadTtl(Duration),
     /// The session id is not one of this gateway.
     #[error("the session is not one of this gateway's")]
     UnknownSession,
@@ -166,6 +164,16 @@ pub enum PushError {
     RoomsFull {
         /// The most that are allowed.
         rooms_max: usize,
+    },
+    /// The push has a key, and no further key can be remembered. It is refused, since to forget another key would let
+    /// a repeat of that one go out twice.
+    #[error(
+        "the keys of the last 5 minutes take as much memory as limits.push_keys_bytes_max allows ({bytes_max} on each \
+         shard): raise it, push without a key, or try again later"
+    )]
+    KeysFull {
+        /// The most memory that is allowed.
+        bytes_max: usize,
     },
     /// The join would put the connection into one room too many.
     #[error(
@@ -186,16 +194,24 @@ pub enum PushError {
 #[non_exhaustive]
 pub struct Done {
     /// The connections that it concerned: for a push those it was offered to, for a kick those that were
-    /// closed, for a join or a leave the one. 0 is not an error: the user has no connection, the room has no
-    /// members, or the connection was not a member.
+    /// closed, for a join or a leave the one. 0 is not an error: for a push, `nobody` says why; for a leave, the
+    /// connection was not a member.
     pub connections: u64,
+    /// Why a push was offered to nobody. `Some` only for a push, and only if `connections` is 0.
+    pub nobody: Option<Nobody>,
 }
 
 impl Done {
     /// A command that concerned this many connections.
     #[must_use]
     pub const fn with_connections(connections: u64) -> Self {
-        Self { connections }
+        Self { connections, nobody: None }
+    }
+
+    /// A push that was offered to nobody.
+    #[must_use]
+    pub const fn nobody(reason: Nobody) -> Self {
+        Self { connections: 0, nobody: Some(reason) }
     }
 }
 
@@ -216,6 +232,26 @@ pub trait GatewayPort: Send + Sync {
 
     /// The same, and calls `report` with the outcome, also if the command is not taken. Must not block.
     fn command_reporting(&self, command: Command, report: Report);
+
+    /// Takes several pushes, in order, each with its report if it has one. Must not block. Returns for each why it
+    /// was not taken; a report is called in that case too.
+    fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
+        let take = |(push, report)| match report {
+            None => self.command(Command::Push(push)),
+            Some(report) => {
+                self.command_reporting(Command::Push(push), report);
+                Ok(())
+            }
+        };
+        pushes.into_iter().map(take).collect()
+    }
+
+    /// The same, and calls `report` once with all outcomes, in order. Must not block.
+    fn push_many_reporting(&self, pushes: Vec<Push>, report: ManyReport) {
+        let reports = many::reports(pushes.len(), report);
+        // Each outcome is reported, also of a push that is not taken.
+        drop(self.push_many(pushes.into_iter().zip(reports.map(Some)).collect()));
+    }
 }
 
 /// The gateway, as a backend sees it. It is cheap to clone, can be used from any thread, and never blocks.
@@ -276,6 +312,32 @@ impl Gateway {
         Reporting { gateway: self, report: Box::new(report) }
     }
 
+    /// Pushes. [`Push`] has a key and a time to live, for pushes that need them.
+    ///
+    /// # Errors
+    /// [`PushError`] when the push was not taken.
+    pub fn push(&self, push: Push) -> Result<(), PushError> {
+        self.port.command(Command::Push(push))
+    }
+
+    /// Gives several pushes at once, which costs less than one by one. They are taken in order. Each is a
+    /// command of its own: if one is refused, the others are not.
+    ///
+    /// Returns for each push, in order, why it was not taken.
+    pub fn push_many(&self, pushes: impl IntoIterator<Item = Push>) -> Vec<Result<(), PushError>> {
+        self.port.push_many(pushes.into_iter().map(|push| (push, None)).collect())
+    }
+
+    /// As [`Self::push_many`], and calls `report` once with the outcome of each push, in order, when all of
+    /// them have ended. What [`Self::report_to`] says of a report holds here too.
+    pub fn push_many_reporting(
+        &self,
+        pushes: impl IntoIterator<Item = Push>,
+        report: impl FnOnce(Vec<CommandOutcome>) + Send + 'static,
+    ) {
+        self.port.push_many_reporting(pushes.into_iter().collect(), Box::new(report));
+    }
+
     /// Pushes to every connection of a user. The user may have none.
     ///
     /// # Errors
@@ -286,7 +348,7 @@ impl Gateway {
         kind: i32,
         biz_data: impl Into<Bytes>,
     ) -> Result<(), PushError> {
-        self.port.command(push(Target::User(user_id), kind, biz_data))
+        self.push(Push::to_user(user_id, kind, biz_data))
     }
 
     /// Pushes to every member of a room.
@@ -299,7 +361,7 @@ impl Gateway {
         kind: i32,
         biz_data: impl Into<Bytes>,
     ) -> Result<(), PushError> {
-        self.port.command(push(Target::Room(room.clone()), kind, biz_data))
+        self.push(Push::to_room(room, kind, biz_data))
     }
 
     /// Pushes to every authenticated connection.
@@ -363,15 +425,20 @@ impl Reporting<'_> {
         self.gateway.port.command_reporting(command, self.report);
     }
 
+    /// As [`Gateway::push`].
+    pub fn push(self, push: Push) {
+        self.send(Command::Push(push));
+    }
+
     /// As [`Gateway::push_user`].
     pub fn push_user(self, user_id: UserId, kind: i32, biz_data: impl Into<Bytes>) {
-        self.send(push(Target::User(user_id), kind, biz_data));
+        self.push(Push::to_user(user_id, kind, biz_data));
     }
 
     /// As [`Gateway::push_room`]. The outcome comes when the push was offered to each member; a merge window
     /// delays that.
     pub fn push_room(self, room: &RoomId, kind: i32, biz_data: impl Into<Bytes>) {
-        self.send(push(Target::Room(room.clone()), kind, biz_data));
+        self.push(Push::to_room(room, kind, biz_data));
     }
 
     /// As [`Gateway::push_all`].
@@ -404,10 +471,6 @@ impl fmt::Debug for Reporting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reporting")
     }
-}
-
-fn push(target: Target, kind: i32, biz_data: impl Into<Bytes>) -> Command {
-    Command::Push { target, kind, biz_data: biz_data.into() }
 }
 
 impl fmt::Debug for Gateway {

@@ -4,7 +4,7 @@
 //! closes without an answer, that shard has ended.
 
 use serde::Serialize;
-use tidegate_backend::publisher::{Command, CommandOutcome, RoomId, UserId};
+use tidegate_backend::publisher::{Command, CommandOutcome, Push, RoomId, UserId};
 use tokio::sync::oneshot;
 
 /// The error code of `GET /readyz` while the gateway drains. A successor looks for it.
@@ -25,6 +25,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Gives a command, as backends do. The answer is its outcome.
     fn command(&self, command: Command) -> Reply<CommandOutcome>;
+
+    /// Gives several pushes. The answer is the outcome of each, in order.
+    fn push_many(&self, pushes: Vec<Push>) -> Reply<Vec<CommandOutcome>>;
 
     /// Asks for a user's connections.
     fn user(&self, user_id: UserId) -> Reply<UserInfo>;

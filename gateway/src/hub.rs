@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use crossbeam::atomic::AtomicCell;
-use tidegate_backend::publisher::{Command, GatewayPort, Report, Target};
+use tidegate_backend::publisher::{Command, GatewayPort, Push, Report, Target};
 use tidegate_backend::{CommandOutcome, PushError, RoomId, SessionId, UserId};
 use tidegate_protocol::message::Response;
 use tidegate_protocol::server;
@@ -84,8 +84,9 @@ impl Hub {
     /// Posts a command. Takes the report with it, if there is one. An error leaves the report to the caller.
     fn take(&self, command: Command, report: &mut Option<Report>) -> Result<(), PushError> {
         match command {
-            Command::Push { target, kind, biz_data } => {
-                return self.push(target, kind, biz_data, report);
+            Command::Push(push) => {
+                let (shard, message) = self.prepare(push, report)?;
+                self.addresses[usize::from(shard)].post(message);
             }
             Command::Join { session, room, after_offset } => {
                 let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
@@ -109,16 +110,14 @@ impl Hub {
         Ok(())
     }
 
-    fn push(
+    /// Checks and admits a push. Returns the message for its home, and which shard that is.
+    fn prepare(
         &self,
-        target: Target,
-        kind: i32,
-        biz_data: Bytes,
+        push: Push,
         report: &mut Option<Report>,
-    ) -> Result<(), PushError> {
-        if kind <= 0 {
-            return Err(PushError::BadType(kind));
-        }
+    ) -> Result<(u16, Message), PushError> {
+        push.check()?;
+        let Push { target, kind, biz_data, options, .. } = push;
         // The offset and the room's number are not known yet, so their longest encodings count.
         let push = Response { kind, status: 1, biz_data: &biz_data, ..Response::default() };
         let longest = Response { offset: u64::MAX, room: u32::MAX, ..push };
@@ -132,14 +131,14 @@ impl Hub {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
                 server::put_push(&mut frame, kind, &biz_data, 0, 0);
                 let frame = frame.freeze();
-                self.home_of_user(user_id).post(UserMessage::Push { user_id, frame, permit });
+                let home = users::home(user_id, self.shards());
+                Ok((home, UserMessage::Push { user_id, frame, options, permit }.into()))
             }
             Target::Room(room) => {
-                let home = self.home_of_room(&room);
-                home.post(RoomMessage::Publish { room, kind, biz_data, permit });
+                let home = rooms::home(&room, self.shards());
+                Ok((home, RoomMessage::Publish { room, kind, biz_data, options, permit }.into()))
             }
         }
-        Ok(())
     }
 
     fn admit(
@@ -167,6 +166,25 @@ impl GatewayPort for Hub {
             report(Err(error));
         }
     }
+
+    /// Posts once to each shard that is the home of a target. So pushes to one target stay in order.
+    fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
+        let mut messages: Vec<Vec<Message>> = self.addresses.iter().map(|_| Vec::new()).collect();
+        let mut prepare = |(push, mut report): (Push, Option<Report>)| {
+            let prepared = self.prepare(push, &mut report);
+            if let (Err(error), Some(report)) = (&prepared, report) {
+                report(Err(*error));
+            }
+            let (shard, message) = prepared?;
+            messages[usize::from(shard)].push(message);
+            Ok(())
+        };
+        let taken = pushes.into_iter().map(&mut prepare).collect();
+        for (address, messages) in self.addresses.iter().zip(messages) {
+            address.post_all(messages);
+        }
+        taken
+    }
 }
 
 impl Control for Hub {
@@ -181,6 +199,16 @@ impl Control for Hub {
             let _ = reply.send(outcome);
         };
         self.command_reporting(command, Box::new(report));
+        answer
+    }
+
+    fn push_many(&self, pushes: Vec<Push>) -> Reply<Vec<CommandOutcome>> {
+        let (reply, answer) = oneshot::channel();
+        let report = move |outcomes| {
+            // The receiver may have stopped waiting.
+            let _ = reply.send(outcomes);
+        };
+        self.push_many_reporting(pushes, Box::new(report));
         answer
     }
 

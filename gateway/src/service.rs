@@ -186,7 +186,7 @@ mod tests {
     use std::sync::{Mutex, PoisonError};
 
     use tidegate_backend::CommandOutcome;
-    use tidegate_backend::publisher::{Command, RoomId, UserId};
+    use tidegate_backend::publisher::{Command, Push, RoomId, UserId};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -214,6 +214,9 @@ mod tests {
             Readiness::Ready
         }
         fn command(&self, _command: Command) -> Reply<CommandOutcome> {
+            oneshot::channel().1
+        }
+        fn push_many(&self, _pushes: Vec<Push>) -> Reply<Vec<CommandOutcome>> {
             oneshot::channel().1
         }
         fn user(&self, _user_id: UserId) -> Reply<UserInfo> {

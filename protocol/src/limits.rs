@@ -31,6 +31,9 @@ pub const AUTH_FAILURES_MAX: u8 = 3;
 /// Longest room id, in bytes of UTF-8. `*` is everybody's room.
 pub const ROOM_ID_BYTES_MAX: usize = 128;
 
+/// Bytes of a push's idempotency key, at most. It is not on the wire: backends and operators give it.
+pub const PUSH_KEY_BYTES_MAX: usize = 64;
+
 /// Longest ticket, in bytes. It is about twice what a gateway needs: an expiry and a MAC of 256 bits.
 pub const TICKET_BYTES_MAX: usize = 64;
 

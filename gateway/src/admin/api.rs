@@ -6,12 +6,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Serialize;
-use tidegate_backend::publisher::{Command, RoomId, Target};
+use tidegate_backend::publisher::{Command, Done, Nobody, RoomId, Target};
 
-use super::app::App;
+use super::app::{self, App, PUSH_MANY};
 use super::error::ApiError;
 use super::metrics_cache::Arrived;
-use super::{access, health, ids, stats};
+use super::{access, health, ids, pushes, stats};
 use crate::control::{RoomInfo, UserInfo};
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
@@ -31,12 +31,15 @@ type Answer<T> = Result<Json<T>, ApiError>;
 
 /// All requests that are answered.
 pub(super) fn router(app: App) -> Router {
+    let many_bytes_max = app::many_bytes_max(app.body_bytes_max);
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/stats", get(stats::stats))
         .route("/users/{id}", get(user))
         .route("/users/{id}/kick", post(kick))
         .route("/rooms/{id}", get(room))
+        .route("/rooms/{id}/expel/{user}", post(expel))
+        .route(PUSH_MANY, post(push_many).layer(DefaultBodyLimit::max(many_bytes_max)))
         .route("/push/users/{id}", post(push_user))
         .route("/push/rooms/{id}", post(push_room))
         .route("/push/all", post(push_all))
@@ -52,10 +55,24 @@ pub(super) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// How many connections a push or a kick reached.
+/// How many connections a command reached.
 #[derive(Serialize)]
 struct Reached {
     connections: u64,
+}
+
+/// How many connections a push was offered to, and if to none, why.
+#[derive(Serialize)]
+pub(super) struct Pushed {
+    connections: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nobody: Option<&'static str>,
+}
+
+impl From<Done> for Pushed {
+    fn from(done: Done) -> Self {
+        Self { connections: done.connections, nobody: done.nobody.map(Nobody::name) }
+    }
 }
 
 async fn page() -> Response {
@@ -101,25 +118,44 @@ async fn kick(State(app): State<App>, request: Request) -> Answer<Reached> {
     Ok(Json(Reached { connections }))
 }
 
-async fn push_user(State(app): State<App>, request: Request) -> Answer<Reached> {
+async fn expel(State(app): State<App>, request: Request) -> Answer<Reached> {
+    let room = ids::room(request.uri(), 2)?;
+    let user_id = ids::user(request.uri(), 4)?;
+    ids::no_parameters(request.uri())?;
+    if !app.body(request).await?.is_empty() {
+        return Err(ApiError::UnexpectedBody);
+    }
+    let command = Command::Expel { user_id, room: room.clone() };
+    let connections = app.command(command).await?.connections;
+    tracing::info!(user_id, %room, connections, "an operator expelled a user from a room");
+    Ok(Json(Reached { connections }))
+}
+
+async fn push_user(State(app): State<App>, request: Request) -> Answer<Pushed> {
     let target = Target::User(ids::user(request.uri(), 3)?);
     push(&app, target, request).await
 }
 
-async fn push_room(State(app): State<App>, request: Request) -> Answer<Reached> {
+async fn push_room(State(app): State<App>, request: Request) -> Answer<Pushed> {
     let target = Target::Room(ids::room(request.uri(), 3)?);
     push(&app, target, request).await
 }
 
-async fn push_all(State(app): State<App>, request: Request) -> Answer<Reached> {
+async fn push_all(State(app): State<App>, request: Request) -> Answer<Pushed> {
     push(&app, Target::Room(RoomId::everybody()), request).await
 }
 
-async fn push(app: &App, target: Target, request: Request) -> Answer<Reached> {
-    let kind = ids::kind(request.uri())?;
-    let biz_data = app.body(request).await?;
-    let connections = app.command(Command::Push { target, kind, biz_data }).await?.connections;
-    Ok(Json(Reached { connections }))
+async fn push(app: &App, target: Target, request: Request) -> Answer<Pushed> {
+    let mut push = ids::push(target, request.uri(), request.headers())?;
+    push.biz_data = app.body(request).await?;
+    Ok(Json(app.command(Command::Push(push)).await?.into()))
+}
+
+async fn push_many(State(app): State<App>, request: Request) -> Answer<Vec<pushes::Outcome>> {
+    ids::no_parameters(request.uri())?;
+    let pushes = pushes::parse(&app.body(request).await?)?;
+    let outcomes = app.answer(app.control.push_many(pushes)).await?;
+    Ok(Json(outcomes.into_iter().map(pushes::Outcome::from).collect()))
 }
 
 async fn no_path(method: Method, uri: Uri) -> ApiError {

@@ -46,6 +46,14 @@ pub(super) struct Timeouts {
     pub(super) answer: Duration,
 }
 
+/// Where several pushes are given in one request.
+pub(super) const PUSH_MANY: &str = "/push";
+
+/// Bytes of the body of such a request, where one push may have `bytes_max`: that one push fits in base64.
+pub(super) const fn many_bytes_max(bytes_max: usize) -> usize {
+    bytes_max.saturating_mul(2)
+}
+
 impl App {
     /// Reads a request's body.
     pub(super) async fn body(&self, request: Request) -> Result<Bytes, ApiError> {
@@ -55,12 +63,16 @@ impl App {
             let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
             return Err(ApiError::EncodedBody(encoding));
         }
+        let is_many = request.uri().path() == PUSH_MANY;
         let connection = request.extensions().get::<ConnectionHandle>().cloned();
         let body = Bytes::from_request(request, &());
         let limit = self.timeouts.body;
         let arrived = timeout(limit, body).await.map_err(|_| ApiError::LateBody(limit))?;
         connection.iter().for_each(|connection| connection.set_working(true));
         arrived.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE if is_many => {
+                ApiError::PushesTooLong { bytes_max: many_bytes_max(self.body_bytes_max) }
+            }
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLong { bytes_max: self.body_bytes_max },
             _ => ApiError::BadBody(rejection.body_text()),
         })

@@ -46,11 +46,28 @@ pub(super) enum ApiError {
          before it, not percent-encoded"
     )]
     BadType(String),
-    #[error("there is no parameter {0:?} here: a push takes `type`, and nothing else takes any")]
+    #[error(
+        "key = {0:?}: it has a % without two hexadecimal digits: in a parameter a push's key is percent-encoded, and a \
+         % itself is %25"
+    )]
+    BadKey(String),
+    #[error(
+        "ttl_ms = {0:?}: a push's time to live is a whole number of milliseconds from 1 to 4294967295, in plain digits"
+    )]
+    BadTtl(String),
+    #[error("the body is no JSON array of pushes: {0}")]
+    BadPushes(String),
+    #[error("push {index} of the array: {reason}; nothing was pushed")]
+    BadPush { index: usize, reason: String },
+    #[error("the array has {count} pushes; one request takes at most {count_max}")]
+    TooManyPushes { count: usize, count_max: usize },
+    #[error(
+        "there is no parameter {0:?} here: POST /push/... takes `type`, `key` and `ttl_ms`, and nothing else takes any"
+    )]
     BadParameter(String),
     #[error("the parameter {0:?} is repeated: give it once")]
     RepeatedParameter(String),
-    #[error("a kick takes no body: the path names the user")]
+    #[error("this takes no body: the path names all that it needs")]
     UnexpectedBody,
     #[error("the body has Content-Encoding {0:?}: it is pushed unchanged, so send it uncompressed")]
     EncodedBody(String),
@@ -63,6 +80,8 @@ pub(super) enum ApiError {
     LateBody(Duration),
     #[error("the body is longer than limits.frame_to_client_bytes_max ({bytes_max})")]
     TooLong { bytes_max: usize },
+    #[error("the body is longer than twice limits.frame_to_client_bytes_max ({bytes_max})")]
+    PushesTooLong { bytes_max: usize },
     #[error("there is no room {0:?}: a room exists while it has members or pushes to remember")]
     NoRoom(String),
     #[error(
@@ -128,6 +147,11 @@ impl ApiError {
             Self::BadRoom(_) => (StatusCode::BAD_REQUEST, "bad_room_id"),
             Self::NoType => (StatusCode::BAD_REQUEST, "no_type"),
             Self::BadType(_) => (StatusCode::BAD_REQUEST, "bad_type"),
+            Self::BadKey(_) => (StatusCode::BAD_REQUEST, "bad_key"),
+            Self::BadTtl(_) => (StatusCode::BAD_REQUEST, "bad_ttl"),
+            Self::BadPushes(_) => (StatusCode::BAD_REQUEST, "bad_pushes"),
+            Self::BadPush { .. } => (StatusCode::BAD_REQUEST, "bad_push"),
+            Self::TooManyPushes { .. } => (StatusCode::BAD_REQUEST, "too_many_pushes"),
             Self::BadParameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::RepeatedParameter(_) => (StatusCode::BAD_REQUEST, "repeated_parameter"),
             Self::UnexpectedBody => (StatusCode::BAD_REQUEST, "unexpected_body"),
@@ -136,7 +160,9 @@ impl ApiError {
             Self::NoPath { .. } => (StatusCode::NOT_FOUND, "no_path"),
             Self::BadMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "bad_method"),
             Self::LateBody(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-            Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
+            Self::TooLong { .. } | Self::PushesTooLong { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long")
+            }
             Self::EncodedBody(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_body"),
             Self::Refused(refusal) => refused(*refusal),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
@@ -157,15 +183,19 @@ impl ApiError {
     }
 }
 
-fn refused(refusal: PushError) -> (StatusCode, &'static str) {
+/// The status of a refused command, and its code for programs.
+pub(super) fn refused(refusal: PushError) -> (StatusCode, &'static str) {
     match refusal {
         PushError::BadType(_) => (StatusCode::BAD_REQUEST, "bad_type"),
+        PushError::BadKey(_) => (StatusCode::BAD_REQUEST, "bad_key"),
+        PushError::BadTtl(_) => (StatusCode::BAD_REQUEST, "bad_ttl"),
         PushError::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
         PushError::UnknownSession => (StatusCode::NOT_FOUND, "unknown_session"),
         PushError::SessionGone => (StatusCode::NOT_FOUND, "session_gone"),
         PushError::TooManyRooms { .. } => (StatusCode::CONFLICT, "too_many_rooms"),
         PushError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
         PushError::RoomsFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "rooms_full"),
+        PushError::KeysFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "keys_full"),
         PushError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
     }
 }

@@ -12,12 +12,15 @@
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
+//! | `POST /push` | several pushes in a JSON array; an array of what each alone would be answered |
 //! | `POST /users/{id}/kick` | closes a user's connections with 110; `{"connections": n}` |
+//! | `POST /rooms/{id}/expel/{user}` | ends a user's memberships of a room; `{"connections": n}` |
 //!
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its
-//! `scrape_config`. A room's id is percent-encoded, and nothing else is: numbers are plain digits. Nothing but a
-//! push takes a parameter, and it takes `type` once; health and the page ignore what they are given.
+//! `scrape_config`. A room's id and a push's key are percent-encoded, and nothing else is: numbers are plain digits.
+//! Nothing but a single push takes parameters: `type`, `key` and `ttl_ms`, each once. Health and the page ignore what
+//! they are given.
 //!
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
 //! request makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the
@@ -49,6 +52,7 @@ mod error;
 mod health;
 mod ids;
 mod metrics_cache;
+mod pushes;
 mod silence;
 mod stats;
 mod stream;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tidegate_backend::CommandOutcome;
-use tidegate_backend::publisher::{Command, Done, PushError, RoomId, Target, UserId};
+use tidegate_backend::publisher::{Command, Done, Nobody, Push, PushError, RoomId, Target, UserId};
 
 use super::*;
 use crate::config::Config;
@@ -83,6 +83,20 @@ impl Control for Fake {
             return receiver;
         }
         reply(Ok(Done::with_connections(2)))
+    }
+
+    fn push_many(&self, pushes: Vec<Push>) -> Reply<Vec<CommandOutcome>> {
+        let mut commands = self.commands.lock().unwrap();
+        let outcomes = pushes.into_iter().map(|push| {
+            let to_user = matches!(push.target, Target::User(_));
+            commands.push(Command::Push(push));
+            if to_user {
+                Ok(Done::nobody(Nobody::NoConnection))
+            } else {
+                Err(PushError::Overloaded)
+            }
+        });
+        reply(outcomes.collect())
     }
 
     fn user(&self, user_id: UserId) -> Reply<UserInfo> {
@@ -310,15 +324,61 @@ fn pushes_and_kicks_reach_the_gateway() {
     assert_eq!(test.post("/push/rooms/lobby%2Feu%20%C3%A9?type=2147483647", b"x").json(), reached);
     assert_eq!(test.post("/push/all?type=1", b"").json(), reached);
     assert_eq!(test.post("/users/7/kick", b"").json(), reached);
+    assert_eq!(test.post("/rooms/a%2Fb/expel/7", b"").json(), reached);
     let room = |id| Target::Room(RoomId::new(id).unwrap());
-    let push = |target, kind, biz_data| Command::Push { target, kind, biz_data };
+    let push = |target, kind, biz_data: Bytes| Command::Push(Push::new(target, kind, biz_data));
     let expected = [
         push(Target::User(u64::MAX), 9, Bytes::copy_from_slice(&binary)),
         push(room("lobby/eu \u{e9}"), i32::MAX, "x".into()),
         push(Target::Room(RoomId::everybody()), 1, Bytes::new()),
         Command::Kick { user_id: 7 },
+        Command::Expel { user_id: 7, room: RoomId::new("a/b").unwrap() },
     ];
     assert_eq!(test.fake.received(), expected);
+}
+
+#[test]
+fn a_key_and_a_time_to_live_reach_the_gateway() {
+    let test = TestServer::new();
+    let path = "/push/users/7?ttl_ms=1500&type=9&key=a%2Fb";
+    assert_eq!(test.post(path, b"x").status, 200);
+    let head = format!(
+        "POST /push/all?type=9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+         Idempotency-Key: k 1\r\nContent-Length: 1\r\n\r\nx",
+        test.token
+    );
+    assert_eq!(test.raw(head.as_bytes()).status, 200);
+    let ttl = Duration::from_millis(1500);
+    let expected = [Push::to_user(7, 9, "x").key("a/b").ttl(ttl), Push::to_all(9, "x").key("k 1")];
+    assert_eq!(test.fake.received(), expected.map(Command::Push));
+}
+
+#[test]
+fn several_pushes_of_one_request_end_each_for_itself() {
+    let test = TestServer::new();
+    let body = json!([
+        { "room": "a", "type": 5, "text": "x" },
+        { "user": 7, "type": 6, "base64": "AP8=", "key": "k", "ttl_ms": 9 },
+    ]);
+    let answer = test.post("/push", body.to_string().as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answers = answer.json();
+    assert_eq!(answers[0]["code"], "overloaded");
+    assert!(answers[0]["error"].as_str().unwrap().contains("commands_max"));
+    assert_eq!(answers[1], json!({ "connections": 0, "nobody": "no_connection" }));
+    let second = Push::to_user(7, 6, vec![0, 255]).key("k").ttl(Duration::from_millis(9));
+    let first = Push::to_room(&RoomId::new("a").unwrap(), 5, "x");
+    assert_eq!(test.fake.received(), [first, second].map(Command::Push));
+    assert_eq!(test.post("/push", b"[]").json(), json!([]));
+
+    assert!(test.post("/push", b"[{}]").error(400).contains("push 0"));
+    assert!(test.post("/push?type=5", b"[]").error(400).contains("\"type\""));
+    assert!(test.get("/push").error(405).contains("GET"));
+    let longest = [vec![b' '; 2 * BODY_BYTES_MAX - 2], b"[]".to_vec()].concat();
+    assert_eq!(test.post("/push", &longest).json(), json!([]));
+    let error = test.post("/push", &[&longest[..], b" "].concat()).error(413);
+    assert!(error.contains("twice limits.frame_to_client_bytes_max (2000)"), "{error}");
+    assert_eq!(test.fake.received().len(), 2);
 }
 
 #[test]

@@ -209,6 +209,8 @@ pub struct LimitsConfig {
     pub commands_max: usize,
     /// Bytes of the pushes in flight. More are refused.
     pub commands_bytes_max: usize,
+    /// Memory of the keys of pushes, on each shard. Pushes with further keys are refused.
+    pub push_keys_bytes_max: usize,
     /// Members of a room that a shard serves in one turn, at least 1, before it polls its sockets.
     pub fan_out_slice_members: usize,
 }

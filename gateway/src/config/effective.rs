@@ -100,6 +100,7 @@ fn limits(limits: &LimitsConfig) -> Value {
         "calls_per_connection_max": limits.calls_per_connection_max,
         "commands_max": limits.commands_max,
         "commands_bytes_max": limits.commands_bytes_max,
+        "push_keys_bytes_max": limits.push_keys_bytes_max,
         "fan_out_slice_members": limits.fan_out_slice_members,
     })
 }

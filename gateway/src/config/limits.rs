@@ -67,6 +67,11 @@ impl Checker<'_> {
                 limits.commands_bytes_max,
                 64..=1024 * GIB,
             )?,
+            push_keys_bytes_max: self.number(
+                "limits.push_keys_bytes_max",
+                limits.push_keys_bytes_max,
+                KIB..=1024 * GIB,
+            )?,
             fan_out_slice_members: self.number(
                 "limits.fan_out_slice_members",
                 limits.fan_out_slice_members,

@@ -79,6 +79,7 @@ pub(super) struct Limits {
     pub(super) calls_per_connection_max: i64,
     pub(super) commands_max: i64,
     pub(super) commands_bytes_max: i64,
+    pub(super) push_keys_bytes_max: i64,
     pub(super) fan_out_slice_members: i64,
 }
 
@@ -247,6 +248,7 @@ impl Default for Limits {
             calls_per_connection_max: 256,
             commands_max: 8192,
             commands_bytes_max: 64 * 1024 * 1024,
+            push_keys_bytes_max: 64 * 1024 * 1024,
             fan_out_slice_members: 64,
         }
     }

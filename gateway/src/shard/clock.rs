@@ -5,6 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use tidegate_backend::publisher::PushOptions;
+
+use super::rooms::lifetimes::NEVER_MS;
 use crate::clock::WallClock;
 
 /// If the shard did not look at its sockets for this long, in milliseconds, it does not trust any
@@ -106,6 +109,13 @@ impl Clock {
         let since = now.saturating_duration_since(self.started);
         u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// When the time to live of a push is over that its home takes at `now_ms`; [`NEVER_MS`] if it has none.
+#[must_use]
+pub fn ends_ms(options: Option<&PushOptions>, now_ms: u64) -> u64 {
+    let ttl = options.and_then(|options| options.ttl);
+    ttl.map_or(NEVER_MS, |ttl| now_ms.saturating_add(millis(ttl)))
 }
 
 /// Whole milliseconds of a duration.

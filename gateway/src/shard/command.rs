@@ -7,13 +7,15 @@
 
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_backend::PushError;
 use tidegate_backend::log_limit::LogLimit;
-use tidegate_backend::publisher::{Done, Report};
+use tidegate_backend::publisher::{CommandOutcome, Done, Nobody, Report};
 use tokio::sync::oneshot;
+
+use super::repeats::Remembered;
 
 /// The bound on commands under way, in number and in bytes.
 #[derive(Debug)]
@@ -59,9 +61,16 @@ impl CommandLimiter {
             return Err(PushError::Overloaded);
         }
         let limiter = Arc::clone(self);
-        let watch = report.take().map(|report| Box::new(Watch { refusal: None, report }));
-        let watch = Mutex::new(watch);
-        Ok(Arc::new(CommandPermit { connections: AtomicU64::new(0), bytes, limiter, watch }))
+        let report = report.take();
+        let watch =
+            report.map(|report| Box::new(Watch { report: Some(report), ..Watch::default() }));
+        Ok(Arc::new(CommandPermit {
+            connections: AtomicU64::new(0),
+            nobody: AtomicU8::new(NOT_A_PUSH),
+            bytes,
+            limiter,
+            watch: Mutex::new(watch),
+        }))
     }
 
     /// Commands under way.
@@ -92,21 +101,34 @@ impl CommandLimiter {
 #[derive(Debug)]
 pub struct CommandPermit {
     connections: AtomicU64,
+    /// Why no connection was offered the push, if none is: an index into [`REASONS`].
+    nobody: AtomicU8,
     bytes: usize,
     limiter: Arc<CommandLimiter>,
     watch: Mutex<Option<Box<Watch>>>,
 }
 
-/// The outcome that a caller waits for.
+/// The command is not a push: it has no reason to reach nobody.
+const NOT_A_PUSH: u8 = 0;
+
+/// The reasons for which a push reaches nobody.
+const REASONS: [Option<Nobody>; 4] =
+    [None, Some(Nobody::NoConnection), Some(Nobody::NoMembers), Some(Nobody::Expired)];
+
+/// The outcome that somebody waits for.
+#[derive(Default)]
 struct Watch {
-    /// Why the command was refused: the first reason.
-    refusal: Option<PushError>,
-    report: Report,
+    /// The outcome, if it is not the count of connections: the first refusal, or the outcome of the push
+    /// that this one repeats.
+    fixed: Option<CommandOutcome>,
+    report: Option<Report>,
+    /// The push has a key, and is the first one with it.
+    remembered: Option<Arc<Remembered>>,
 }
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("refusal", &self.refusal).finish_non_exhaustive()
+        f.debug_struct("Watch").field("fixed", &self.fixed).finish_non_exhaustive()
     }
 }
 
@@ -116,10 +138,40 @@ impl CommandPermit {
         self.connections.fetch_add(connections as u64, Ordering::Relaxed);
     }
 
+    /// Takes back connections that were counted.
+    pub fn uncount_connections(&self, connections: usize) {
+        self.connections.fetch_sub(connections as u64, Ordering::Relaxed);
+    }
+
+    /// Sets why no connection is offered the push, if none is. The last reason counts.
+    pub fn set_nobody(&self, reason: Nobody) {
+        let index = REASONS.iter().position(|&known| known == Some(reason)).unwrap_or_default();
+        self.nobody.store(u8::try_from(index).unwrap_or(NOT_A_PUSH), Ordering::Relaxed);
+    }
+
     /// Marks the command as refused. The first reason is reported.
     pub fn refuse(&self, reason: PushError) {
+        self.end_as(Err(reason));
+    }
+
+    /// Sets the outcome, unless one is set.
+    pub fn end_as(&self, outcome: CommandOutcome) {
         if let Some(watch) = &mut *self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
-            watch.refusal.get_or_insert(reason);
+            watch.fixed.get_or_insert(outcome);
+        }
+    }
+
+    /// The push is the first one with its key: repeats get its outcome when it has ended.
+    pub fn remember(&self, remembered: Arc<Remembered>) {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.get_or_insert_default().remembered = Some(remembered);
+    }
+
+    fn done(&mut self) -> Done {
+        let reason = REASONS.get(usize::from(*self.nobody.get_mut())).copied().flatten();
+        match (*self.connections.get_mut(), reason) {
+            (0, Some(reason)) => Done::nobody(reason),
+            (connections, _) => Done::with_connections(connections),
         }
     }
 }
@@ -129,9 +181,12 @@ impl Drop for CommandPermit {
         self.limiter.release(self.bytes);
         let watch = self.watch.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(watch) = watch {
-            let Watch { refusal, report } = *watch;
-            let done = Done::with_connections(*self.connections.get_mut());
-            let outcome = refusal.map_or(Ok(done), Err);
+            let Watch { fixed, report, remembered } = *watch;
+            let outcome = fixed.unwrap_or_else(|| Ok(self.done()));
+            if let Some(remembered) = remembered {
+                remembered.end(outcome);
+            }
+            let Some(report) = report else { return };
             // The report is a backend's code on a shard's thread, as a handler is.
             if panic::catch_unwind(AssertUnwindSafe(|| report(outcome))).is_err()
                 && let Some(suppressed) = self.limiter.report_panics.allow()

@@ -231,6 +231,25 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Posts several commands at once, in order, and wakes the shard if it sleeps. If the shard has ended, each
+    /// is refused.
+    pub fn post_all(&self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let mut posted = self.mailbox.lock();
+        if posted.is_closed {
+            drop(posted);
+            return messages.into_iter().for_each(Message::refuse);
+        }
+        posted.messages.extend(messages);
+        self.mailbox.has_messages.store(true, Ordering::Relaxed);
+        drop(posted);
+        self.wake.wake();
+    }
+}
+
 impl Default for Address {
     fn default() -> Self {
         Self::new()

@@ -20,6 +20,7 @@
 //! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to resume |
 //! | [`users`] | who is logged in where | messages to sessions |
 //! | [`rooms`] | logs, members, merge windows, the fan-out | messages to shards, slots with pushes |
+//! | [`repeats`] | the keys of pushes, and how those ended | |
 //! | [`resumes`] | sessions whose answer waits for their rooms | |
 //! | [`calls`] | routes, calls in flight, their answers | answers |
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
@@ -39,6 +40,7 @@ pub mod draining;
 pub mod housekeeping;
 pub mod mailbox;
 pub mod message_queue;
+pub mod repeats;
 pub mod resumes;
 pub mod rooms;
 mod shared;
@@ -53,6 +55,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tidegate_backend::handler::{CallId, Outcome};
+use tidegate_backend::publisher::Nobody;
 use tidegate_backend::{Failure, Gateway, UserId};
 use tidegate_protocol::proto::v1::{self, notice::What};
 use tidegate_protocol::resume::Positions;
@@ -76,6 +79,7 @@ use draining::Draining;
 use housekeeping::Housekeeping;
 use mailbox::{Answer, Message};
 use message_queue::{MESSAGES_MAX, MessageQueue};
+use repeats::{Keyed, Repeats};
 use resumes::{Finished, Resumes, RoomTickets, WaitingFrame, Wanted};
 use rooms::Rooms;
 use rooms::log::After;
@@ -97,6 +101,7 @@ pub struct Shard {
     users: Users,
     rooms: Rooms,
     resumes: Resumes,
+    repeats: Repeats,
     calls: Calls,
     admission: Admission,
     draining: Draining,
@@ -133,6 +138,7 @@ impl Shard {
             users: Users::new(shared.session_ids, config.session.connections_per_user_max),
             rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
             resumes: Resumes::default(),
+            repeats: Repeats::new(config.limits.push_keys_bytes_max),
             calls: Calls::new(config, &shared.backends, address.clone(), gateway),
             admission: Admission::new(config.limits.connections_max, config.shards),
             draining: Draining::new(&config.shutdown),
@@ -216,7 +222,8 @@ impl Shard {
         shard.accept_pauses = self.admission.pauses();
         let (calls, users, rooms) =
             (self.calls.counters(), self.users.counters(), self.rooms.counters());
-        stats::Parts { shard: &shard, clients, calls, users, rooms, labelled }.stats()
+        let repeats = self.repeats.counters();
+        stats::Parts { shard: &shard, clients, calls, users, rooms, repeats, labelled }.stats()
     }
 
     /// The current levels.
@@ -230,6 +237,7 @@ impl Shard {
             memberships: self.rooms.membership_count(),
             calls_in_flight: self.calls.in_flight(),
             outbox_bytes: self.clients.unsent_bytes_in_all(),
+            push_keys: self.repeats.len(),
         }
     }
 
@@ -263,9 +271,18 @@ impl Shard {
         match message {
             Message::Answer(answer) => self.on_answer(answer),
             Message::Expired(call) => self.on_expired(call),
-            Message::User(message) => self.users.handle(message),
+            Message::User(mut message) => {
+                let keyed = message.take_key();
+                if self.is_to_be_pushed(keyed) {
+                    self.users.handle(message, self.clock.now_ms());
+                }
+            }
             Message::Session(message) => self.on_session_message(message),
-            Message::Room(message) => {
+            Message::Room(mut message) => {
+                let keyed = message.take_key();
+                if !self.is_to_be_pushed(keyed) {
+                    return;
+                }
                 let Self { rooms, clients, clock, .. } = self;
                 let state = |conn| delivery::conn_state(clients, conn);
                 rooms.handle(message, clock.now_ms(), || clock.unix_ms(), state);
@@ -284,6 +301,12 @@ impl Shard {
         self.apply();
     }
 
+    /// Whether a push goes on its way: it has no key, or is the first one with its key.
+    #[inline]
+    fn is_to_be_pushed(&mut self, keyed: Option<Keyed>) -> bool {
+        keyed.is_none_or(|keyed| self.repeats.is_first(keyed, self.clock.now_ms()))
+    }
+
     /// Posts to a shard, which may be this one.
     fn post(&mut self, shard: u16, message: Message) {
         if shard == self.id {
@@ -298,7 +321,7 @@ impl Shard {
     fn send_home(&mut self, user_id: UserId, message: UserMessage) {
         let home = users::home(user_id, self.shared.config.shards);
         if home == self.id {
-            self.users.handle(message);
+            self.users.handle(message, self.clock.now_ms());
         } else {
             self.post(home, message.into());
         }
@@ -551,7 +574,9 @@ impl Shard {
         let conn = self.clients.conn_id(slot);
         for frame in frames {
             match frame {
-                WaitingFrame::Push { frame, permit } => self.deliver(conn, &frame, &permit),
+                WaitingFrame::Push { frame, ends_ms, permit } => {
+                    self.deliver(conn, &frame, ends_ms, &permit);
+                }
                 WaitingFrame::Pushes(chunk) => self.clients.append_shared(slot, chunk),
                 WaitingFrame::Notice(what) => self.notify(slot, what),
             }
@@ -583,7 +608,11 @@ impl Shard {
         }
     }
 
-    fn deliver(&mut self, conn: ConnId, frame: &Bytes, permit: &CommandPermit) {
+    fn deliver(&mut self, conn: ConnId, frame: &Bytes, ends_ms: u64, permit: &CommandPermit) {
+        if ends_ms <= self.clock.now_ms() {
+            self.counters.expired_user_pushes += 1;
+            return permit.set_nobody(Nobody::Expired);
+        }
         permit.count_connections(usize::from(self.clients.write_push(conn, frame)));
     }
 
@@ -614,15 +643,15 @@ impl Shard {
                 let home = rooms::home(&room, self.shared.config.shards);
                 self.post(home, RoomMessage::Leave { room, addr, permit }.into());
             }
-            SessionMessage::Deliver { conn, frame, permit } => {
+            SessionMessage::Deliver { conn, frame, ends_ms, permit } => {
                 // A connection that is gone has no entry: its slot's next one may have.
                 if self.clients.get(conn).is_some() && self.resumes.is_full(conn.slot) {
                     self.clients.abort(conn.slot, Cause::OutboxFull);
                 } else if self.clients.get(conn).is_some() && self.resumes.contains(conn.slot) {
-                    let push = WaitingFrame::Push { frame, permit };
+                    let push = WaitingFrame::Push { frame, ends_ms, permit };
                     drop(self.resumes.keep(conn.slot, push));
                 } else {
-                    self.deliver(conn, &frame, &permit);
+                    self.deliver(conn, &frame, ends_ms, &permit);
                 }
             }
         }
@@ -678,6 +707,7 @@ impl Shard {
         self.apply();
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
+            self.repeats.forget_old(self.clock.now_ms());
             self.trim_memory();
             self.export();
         }
@@ -696,6 +726,7 @@ impl Shard {
         self.users.free_spare_memory();
         self.rooms.free_spare_memory();
         self.resumes.free_spare_memory();
+        self.repeats.free_spare_memory();
         self.calls.free_spare_memory();
         self.messages.free_spare_memory();
         if trim == Trim::Now {

@@ -62,6 +62,8 @@ pub enum WaitingFrame {
     Push {
         /// The frame.
         frame: Bytes,
+        /// When its time to live is over, on the shard's clock.
+        ends_ms: u64,
         /// Its permit.
         permit: Arc<CommandPermit>,
     },

@@ -92,5 +92,6 @@ impl Sink for Shard {
         self.messages.stay_awake();
         let grace_ms = millis(self.shared.config.session.heartbeat_interval);
         self.clock.on_woken(now, grace_ms);
+        self.rooms.expire_pushes(self.clock.now_ms());
     }
 }

@@ -106,6 +106,7 @@ counters! {
         memory_trims, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
         resumes, "tidegate_resumes_total", "Authentications that named rooms, with which the client came back.";
         refused_tickets, "tidegate_tickets_refused_total", "Rooms that a client named and did not get: its ticket did not hold, or it named too many rooms.";
+        expired_user_pushes, "tidegate_user_pushes_expired_total", "Pushes to a user not written to a connection, since their time to live was over.";
         refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     }
     /// Counted by [`Clients`](super::clients::Clients).
@@ -142,10 +143,16 @@ counters! {
         room_deliveries, "tidegate_room_pushes_delivered_total", "Pushes to a room, counted once for each member that they were written or sent to.";
         revoked_tickets, "tidegate_tickets_revoked_total", "Times all tickets of a shard's rooms became worthless, because too many users were expelled.";
         skipped_pushes, "tidegate_room_pushes_skipped_total", "Pushes that a slow member of a room missed.";
+        expired_pushes, "tidegate_room_pushes_expired_total", "Pushes to a room whose time to live was over before all members were offered them, counted by each shard with members.";
         merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
         short_windows, "tidegate_merge_windows_ended_early_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
         refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_per_shard_max or rooms_per_connection_max was reached.";
         stale_commands, "tidegate_room_commands_stale_total", "Joins and leaves for a connection that was gone.";
+    }
+    /// Counted by [`Repeats`](super::repeats::Repeats).
+    repeats: RepeatCounters {
+        repeated_pushes, "tidegate_push_repeats_total", "Pushes with the key of an earlier one, answered as that one was.";
+        refused_keys, "tidegate_push_keys_refused_total", "Pushes with a key refused because push_keys_bytes_max was reached.";
     }
 }
 
@@ -166,6 +173,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "shard",
         "Bytes that wait to be sent, those of sends under way included.",
     ),
+    ("tidegate_push_keys", "shard", "Keys of pushes that are remembered."),
     (
         "tidegate_commands_in_flight",
         "",
@@ -223,6 +231,7 @@ pub struct Levels {
     pub memberships: usize,
     pub calls_in_flight: usize,
     pub outbox_bytes: usize,
+    pub push_keys: usize,
 }
 
 impl Levels {
@@ -251,7 +260,7 @@ pub struct Exporter {
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
     refused_tokens: [Counter; AuthError::COUNT],
-    gauges: [Gauge; 7],
+    gauges: [Gauge; 8],
     commands_in_flight: Gauge,
     exported: Stats,
 }
@@ -272,7 +281,7 @@ impl Exporter {
             ),
             refused_tokens: AuthError::ALL
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
-            gauges: [0, 1, 2, 3, 4, 5, 6].map(|index: usize| level(OTHERS[index].0)),
+            gauges: [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| level(OTHERS[index].0)),
             commands_in_flight: gauge!("tidegate_commands_in_flight"),
             exported: Stats::default(),
         }
@@ -291,9 +300,17 @@ impl Exporter {
             }
         }
         let Levels { connections, sessions, users, rooms, memberships, .. } = levels;
-        let Levels { calls_in_flight, outbox_bytes, .. } = levels;
-        let levels =
-            [connections, sessions, users, rooms, memberships, calls_in_flight, outbox_bytes];
+        let Levels { calls_in_flight, outbox_bytes, push_keys, .. } = levels;
+        let levels = [
+            connections,
+            sessions,
+            users,
+            rooms,
+            memberships,
+            calls_in_flight,
+            outbox_bytes,
+            push_keys,
+        ];
         let gauges = self.gauges.iter().zip(levels);
         for (gauge, level) in gauges.chain([(&self.commands_in_flight, commands_in_flight)]) {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]

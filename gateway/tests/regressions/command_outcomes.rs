@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate::control::Control;
 use tidegate_backend::publisher::Reporting;
-use tidegate_backend::{Code, CommandOutcome, Done, PushError, RoomId, SessionId};
+use tidegate_backend::{Code, CommandOutcome, Done, Nobody, PushError, RoomId, SessionId};
 use tidegate_testing::World;
 use tidegate_testing::scripted::{JOIN_REPORTED, PUSH_REPORTED};
 use tokio::sync::oneshot::error::TryRecvError;
@@ -30,6 +30,10 @@ fn delivered_to(connections: u64) -> CommandOutcome {
     Ok(Done::with_connections(connections))
 }
 
+fn nobody(reason: Nobody) -> CommandOutcome {
+    Ok(Done::nobody(reason))
+}
+
 fn room(n: usize) -> RoomId {
     RoomId::new(format!("room-{n}")).unwrap()
 }
@@ -45,7 +49,7 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
         .map(|n| final_outcome(&mut world, |gateway| gateway.push_room(&room(n), 5, "x")))
         .collect();
     let refused = Err(PushError::RoomsFull { rooms_max: 3 });
-    assert_eq!(outcomes.iter().filter(|&&outcome| outcome == delivered_to(0)).count(), 6);
+    assert_eq!(outcomes.iter().filter(|&&outcome| outcome == nobody(Nobody::NoMembers)).count(), 6);
     assert_eq!(outcomes.iter().filter(|&&outcome| outcome == refused).count(), 34);
     // A join from either shard gets the same result, whichever shard is the room's home.
     for (phone, sequence) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
@@ -144,7 +148,7 @@ fn a_command_that_is_refused_at_once_reports_at_once() {
         assert!(matches!(outcome, Err(PushError::Overloaded | PushError::UnknownSession)));
     }
     world.turns(6);
-    assert_eq!(first.try_recv(), Ok(delivered_to(0)));
+    assert_eq!(first.try_recv(), Ok(nobody(Nobody::NoConnection)));
     world.hub().set_stopped();
     assert_eq!(at_once(&world, &|gateway| gateway.kick(7)), Err(PushError::Stopping));
 }

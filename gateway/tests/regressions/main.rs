@@ -8,9 +8,12 @@ mod mass_events;
 mod memory_bounds;
 mod merge_windows;
 mod peer_deadlines;
+mod push_lifetimes;
+mod repeated_pushes;
 mod resume;
 mod retry_hints;
 mod session_ends;
+mod several_pushes;
 
 use std::time::Duration;
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::control::Control;
-use tidegate_backend::publisher::{Command, Target};
-use tidegate_backend::{Code, Done, RoomId};
+use tidegate_backend::publisher::Command;
+use tidegate_backend::{Code, Done, Push, RoomId};
 use tidegate_testing::scripted::{JOIN, KEEP, LEAVE, RESUME, room};
 use tidegate_testing::{Phone, World};
 
@@ -201,8 +201,7 @@ fn a_window_never_causes_a_command_to_be_refused() {
 fn a_push_reports_its_count_when_its_window_ends() {
     let mut world = world(2);
     let mut phones: Vec<_> = (0..4).map(|n| member(&mut world, n % 2)).collect();
-    let room = Target::Room(room());
-    let push = Command::Push { target: room, kind: BARRAGE, biz_data: "x".into() };
+    let push = Command::Push(Push::to_room(&room(), BARRAGE, "x"));
     let mut outcome = Control::command(world.hub(), push);
     world.turns(5);
     assert!(outcome.try_recv().is_err(), "the outcome waits with the push");

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fastrand::Rng;
-use tidegate_backend::{Call, Code, Gateway, Handler, RoomId};
+use tidegate_backend::{Call, Code, Gateway, Handler, Push, RoomId};
 
 /// Each route has this many types.
 pub(crate) const ROUTE_TYPES: i32 = 10;
@@ -185,17 +186,30 @@ impl Backend {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pushes the next push to a target. Says whether the gateway accepted it.
+    /// Pushes the next push to a target. Some pushes have a key, and are given twice; some have a time to live, which does
+    /// not end within a run. Says whether the gateway accepted it.
     pub(crate) fn push(&self, target: Target, gateway: &Gateway) -> bool {
         let number = self.published(target);
         let data = push_data(target, number);
-        let pushed = match target {
-            Target::Everybody => gateway.push_all(PUSH, data),
-            Target::Room(room) => gateway.push_room(&room_id(room), PUSH, data),
-            Target::User(user_id) => gateway.push_user(user_id, PUSH, data),
+        let mut push = match target {
+            Target::Everybody => Push::to_all(PUSH, data),
+            Target::Room(room) => Push::to_room(&room_id(room), PUSH, data),
+            Target::User(user_id) => Push::to_user(user_id, PUSH, data),
         };
+        let is_repeated = number % 5 == 1;
+        if is_repeated {
+            push = push.key(number.to_be_bytes());
+        }
+        if number % 7 == 2 {
+            push = push.ttl(Duration::from_secs(86_400));
+        }
+        let pushed = gateway.push(push.clone());
         if pushed.is_ok() {
             self.record().published.insert(target, number + 1);
+            if is_repeated {
+                // It changes nothing, whether it is accepted or not.
+                let _ = gateway.push(push);
+            }
         }
         pushed.is_ok()
     }

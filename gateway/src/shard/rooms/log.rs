@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use tidegate_protocol::proto::v1::Recovery;
 
+use super::lifetimes::{LIFETIME_BYTES, Lifetimes};
 use crate::session_id::scramble;
 
 /// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
@@ -89,7 +90,8 @@ pub enum After {
     },
 }
 
-/// Frames by offset. Offsets have no holes within a log's life.
+/// Frames by offset. Offsets have no holes within a log's life. A push whose time to live is over keeps its offset, as an
+/// empty frame.
 #[derive(Clone, Debug)]
 pub struct Log {
     name: LogName,
@@ -107,6 +109,8 @@ pub struct Log {
     unreleased_bytes: usize,
     /// The chunk that was merged last. Members at the same offset share it.
     merged: Option<Merged>,
+    /// The pushes with a time to live, if the log has any.
+    lifetimes: Option<Box<Lifetimes>>,
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +135,7 @@ impl Log {
             released: first,
             unreleased_bytes: 0,
             merged: None,
+            lifetimes: None,
         }
     }
 
@@ -160,8 +165,8 @@ impl Log {
             After::Position { offset: 0, .. } | After::Offset(0) => self.began,
             After::Position { offset, .. } | After::Offset(offset) => offset.saturating_add(1),
         };
-        let recovery =
-            if (first..=end).contains(&wanted) { Recovery::Complete } else { Recovery::Gap };
+        let is_held = (first..=end).contains(&wanted) && !self.has_ended_from(wanted);
+        let recovery = if is_held { Recovery::Complete } else { Recovery::Gap };
         (wanted.clamp(first, end), recovery)
     }
 
@@ -205,6 +210,55 @@ impl Log {
         self.frames.push_back(frame);
     }
 
+    /// Appends a frame whose time to live ends at `ends_ms`. `counted`: the members that it was counted for.
+    pub fn append_expiring(&mut self, frame: Bytes, ends_ms: u64, counted: usize) {
+        let offset = self.end();
+        self.append(frame);
+        self.bytes += LIFETIME_BYTES;
+        self.lifetimes.get_or_insert_default().add(offset, ends_ms, counted);
+    }
+
+    /// Whether some push of the log has a time to live, or had one.
+    #[inline]
+    #[must_use]
+    pub const fn has_lifetimes(&self) -> bool {
+        self.lifetimes.is_some()
+    }
+
+    /// When the next push's time to live is over.
+    #[must_use]
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.lifetimes.as_ref()?.next_end_ms()
+    }
+
+    /// Empties the frames of pushes whose time is over at `now_ms`. Passes the offset of each to `expired`.
+    pub fn expire(&mut self, now_ms: u64, mut expired: impl FnMut(u64)) {
+        let Some(lifetimes) = &mut self.lifetimes else { return };
+        while let Some(offset) = lifetimes.take_ended(now_ms) {
+            let index =
+                offset.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+            let Some(frame) = index.and_then(|index| self.frames.get_mut(index)) else { continue };
+            let bytes = std::mem::take(frame).len();
+            self.bytes -= bytes;
+            if offset >= self.released {
+                self.unreleased_bytes -= bytes;
+            }
+            // It may hold the frame.
+            self.merged = None;
+            expired(offset);
+        }
+    }
+
+    /// Whether the time of some push from this offset on is over.
+    fn has_ended_from(&self, from: u64) -> bool {
+        self.lifetimes.as_ref().is_some_and(|lifetimes| lifetimes.has_ended_from(from))
+    }
+
+    /// The pushes from one offset on, before another, whose time is over, and how many members each was counted for.
+    pub fn ended_between(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, usize)> {
+        self.lifetimes.iter().flat_map(move |lifetimes| lifetimes.ended_between(from, to))
+    }
+
     /// Releases all frames.
     #[inline]
     pub fn release(&mut self) {
@@ -220,15 +274,20 @@ impl Log {
             if let Some(oldest) = self.frames.pop_front() {
                 self.bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
                 self.first += 1;
+                if let Some(lifetimes) = &mut self.lifetimes {
+                    self.bytes -= lifetimes.forget_before(self.first) * LIFETIME_BYTES;
+                }
             }
         }
+        self.lifetimes.take_if(|lifetimes| lifetimes.is_empty());
     }
 
     /// The chunk of frames from the offset `from`, before `to`, and the offset behind the chunk; `None` when
     /// there are no such frames. A chunk has at most [`CHUNK_BYTES_MAX`] bytes, or one longer frame. `from`
     /// must not be before [`Self::first`], and `to` must not be behind [`Self::end`].
     ///
-    /// Members at the same offset share the bytes: a single frame as it is, several frames merged once.
+    /// Members at the same offset share the bytes: a single frame as it is, several frames merged once. Where the log
+    /// [has lifetimes](Self::has_lifetimes), a chunk may be empty.
     #[inline]
     pub fn chunk(&mut self, from: u64, to: u64) -> Option<(Bytes, u64)> {
         if from >= to {
@@ -404,6 +463,49 @@ mod tests {
         assert_eq!(start(After::Offset(0)), (101, Recovery::Gap), "100 is gone");
         log.append("d".into());
         assert_eq!(log.start_after(position(7, 102), 0), (103, Recovery::Complete));
+    }
+
+    #[test]
+    fn a_push_whose_time_is_over_leaves_an_empty_frame_and_frees_its_bytes() {
+        let mut log = log(&["a"], 10_000);
+        assert!(!log.has_lifetimes());
+        log.append_expiring("bb".into(), 50, 3);
+        log.append("c".into());
+        let (shared, _) = log.chunk(100, 103).unwrap();
+        assert_eq!((&shared[..], log.next_expiry_ms()), (&b"abbc"[..], Some(50)));
+        let bytes = log.bytes();
+        let mut expired = Vec::new();
+        log.expire(49, |offset| expired.push(offset));
+        assert!(expired.is_empty());
+        log.expire(50, |offset| expired.push(offset));
+        assert_eq!(expired, [101]);
+        assert_eq!((log.bytes(), log.next_expiry_ms()), (bytes - 2, None));
+        assert_eq!(log.unreleased_bytes, 1 + 2 * FRAME_OVERHEAD_BYTES);
+        assert_eq!((log.first(), log.end()), (100, 103), "no offset changes");
+        assert_eq!(log.chunk(100, 103), Some(("ac".into(), 103)), "the merged chunk is made anew");
+        assert_eq!(log.chunk(101, 102), Some(("".into(), 102)));
+        assert_eq!(log.ended_between(100, 103).collect::<Vec<_>>(), [(101, 3)]);
+        assert_eq!(log.clone().released_copy().chunk(100, 103), Some(("ac".into(), 103)));
+        for (offset, expected) in
+            [(99, Recovery::Gap), (100, Recovery::Gap), (101, Recovery::Complete)]
+        {
+            let after = After::Position { log: 7, offset };
+            assert_eq!(log.start_after(after, 0), (offset + 1, expected));
+        }
+    }
+
+    #[test]
+    fn a_log_that_drops_its_last_push_with_a_lifetime_is_like_one_that_never_had_any() {
+        let mut log = log(&[], 3 * FRAME_OVERHEAD_BYTES);
+        log.append_expiring("a".into(), 50, 0);
+        log.append_expiring("b".into(), 60, 0);
+        log.expire(50, |_| {});
+        ["c", "d"].into_iter().for_each(|frame| log.append(frame.into()));
+        log.release();
+        log.trim(log.end());
+        assert_eq!((log.first(), log.bytes()), (102, 2 * (FRAME_OVERHEAD_BYTES + 1)));
+        assert!(!log.has_lifetimes());
+        assert_eq!(log.next_expiry_ms(), None);
     }
 
     #[test]

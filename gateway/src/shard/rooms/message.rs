@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use tidegate_backend::publisher::{PushOptions, Target};
 use tidegate_backend::{PushError, RoomId, UserId};
 use tidegate_protocol::proto::v1::Recovery;
 use tidegate_protocol::server;
@@ -14,15 +15,30 @@ use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use crate::shard::command::{Aggregate, CommandPermit};
+use crate::shard::repeats::Keyed;
 
 /// A message about a room.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum RoomMessage {
     /// To a room's home: number the push, append it to the log, pass it on.
-    Publish { room: RoomId, kind: i32, biz_data: Bytes, permit: Arc<CommandPermit> },
+    Publish {
+        room: RoomId,
+        kind: i32,
+        biz_data: Bytes,
+        options: Option<Box<PushOptions>>,
+        permit: Arc<CommandPermit>,
+    },
     /// From a room's home to each shard with members: the next frame of the room's log.
-    Append { room: RoomId, offset: u64, frame: Bytes, urgency: Urgency, permit: Arc<CommandPermit> },
+    Append {
+        room: RoomId,
+        offset: u64,
+        frame: Bytes,
+        urgency: Urgency,
+        /// When its time to live is over, on the shards' clock.
+        ends_ms: u64,
+        permit: Arc<CommandPermit>,
+    },
     /// To a room's home: a connection becomes a member.
     Join { room: RoomId, addr: SessionAddr, after: After, asker: Asker },
     /// From a room's home: the connection is a member. The log comes with the first member of a shard.
@@ -53,6 +69,13 @@ pub enum RoomMessage {
 }
 
 impl RoomMessage {
+    /// Takes the key of a push that has one.
+    pub fn take_key(&mut self) -> Option<Keyed> {
+        let Self::Publish { room, options: Some(options), permit, .. } = self else { return None };
+        let key = options.key.take()?;
+        Some(Keyed { target: Target::Room(room.clone()), key, permit: Arc::clone(permit) })
+    }
+
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {

@@ -9,7 +9,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`log`] | the pushes of one room |
+//! | [`log`], [`lifetimes`] | the pushes of one room; those that have a time to live |
 //! | [`room`], [`cursor`] | one room: its log, its list of members, its round; where a member is in the log |
 //! | [`reader`] | the one reader of a log: what a member gets next |
 //! | [`table`], [`slots`] | rooms, memberships, and their links |
@@ -24,6 +24,7 @@ pub mod cursor;
 pub mod expulsions;
 pub mod fan_out;
 pub mod homes;
+pub mod lifetimes;
 pub mod log;
 pub mod message;
 pub mod pushes;
@@ -40,9 +41,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_backend::publisher::Nobody;
 use tidegate_backend::{PushError, RoomId};
 use tokio::sync::oneshot;
 
+use super::clock;
 use super::command::{Aggregate, CommandLimiter, CommandPermit};
 use super::stats::RoomCounters;
 use crate::control::RoomInfo;
@@ -156,14 +159,16 @@ impl Rooms {
         state: impl Fn(ConnId) -> ConnState,
     ) {
         match message {
-            RoomMessage::Publish { room, kind, biz_data, permit } => {
-                self.publish(&room, kind, &biz_data, &permit, now_ms);
+            RoomMessage::Publish { room, kind, biz_data, options, permit } => {
+                let ends_ms = clock::ends_ms(options.as_deref(), now_ms);
+                self.publish(&room, kind, &biz_data, ends_ms, &permit, now_ms);
             }
-            RoomMessage::Append { room, offset, frame, urgency, permit } => {
+            RoomMessage::Append { room, offset, frame, urgency, ends_ms, permit } => {
                 // The room is gone here if the home does not know yet that the last member has left.
                 if let Some(index) = self.table.find(&room) {
                     debug_assert_eq!(self.table.get(index).log.end(), offset, "no push is lost");
-                    self.append(index, NumberedPush { frame, urgency, permit: &permit }, now_ms);
+                    let push = NumberedPush { frame, urgency, ends_ms, permit: &permit };
+                    self.append(index, push, now_ms);
                 }
             }
             RoomMessage::Join { room, addr, after, asker } => {
@@ -223,10 +228,12 @@ impl Rooms {
         room: &RoomId,
         kind: i32,
         biz_data: &[u8],
+        ends_ms: u64,
         permit: &Arc<CommandPermit>,
         now_ms: u64,
     ) {
         self.counters.pushes_to_rooms += 1;
+        permit.set_nobody(Nobody::NoMembers);
         let index = match self.find_or_open(room, now_ms) {
             Ok(index) => index,
             Err(error) => return permit.refuse(error),
@@ -238,15 +245,21 @@ impl Rooms {
         if let Role::Home { subscribers } = role {
             self.effects.extend(subscribers.post_to_each(|| {
                 let (room, frame, permit) = (room.clone(), frame.clone(), Arc::clone(permit));
-                RoomMessage::Append { room, offset, frame, urgency, permit }
+                RoomMessage::Append { room, offset, frame, urgency, ends_ms, permit }
             }));
         }
-        self.append(index, NumberedPush { frame, urgency, permit }, now_ms);
+        self.append(index, NumberedPush { frame, urgency, ends_ms, permit }, now_ms);
     }
 
     fn append(&mut self, index: RoomIndex, push: NumberedPush<'_>, now_ms: u64) {
         let Self { pushes, table, counters, .. } = self;
         pushes.append(table, index, push, counters, now_ms);
+    }
+
+    /// Removes the pushes whose time to live is over. Call it when the shard's clock has moved.
+    #[inline]
+    pub fn expire_pushes(&mut self, now_ms: u64) {
+        self.counters.expired_pushes += self.table.expire_pushes(now_ms);
     }
 
     /// Ends the merge windows that are over at this time.
@@ -309,7 +322,11 @@ impl Rooms {
             (Some(index), None) => index,
             (None, Some(log)) => {
                 let policy = self.settings.rooms.policy_of(room.as_str());
-                self.table.open(room, policy, *log, Role::Replica { joins: 0 }, now_ms)
+                let role = Role::Replica { joins: 0 };
+                let index = self.table.open(room, policy, *log, role, now_ms);
+                // The home may have taken it for live a moment ago.
+                self.expire_pushes(now_ms);
+                index
             }
             (found, _) => {
                 debug_assert!(false, "a log comes with the first join alone: {found:?}");

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidegate_backend::PushError;
+use tidegate_backend::publisher::Nobody;
 
 use super::fan_out::FanOut;
+use super::lifetimes::NEVER_MS;
 use super::message::Urgency;
+use super::room::Room;
 use super::table::{Member, RoomIndex, Table};
 use super::windows::{WindowDecision, Windows};
 use crate::shard::command::{CommandLimiter, CommandPermit};
@@ -20,6 +23,8 @@ pub struct NumberedPush<'a> {
     pub frame: Bytes,
     /// Whether it may wait for a window.
     pub urgency: Urgency,
+    /// When its time to live is over, on the shard's clock; [`NEVER_MS`] if it has none.
+    pub ends_ms: u64,
     /// Its permit, which it holds until every member was offered it.
     pub permit: &'a Arc<CommandPermit>,
 }
@@ -63,11 +68,19 @@ impl Pushes {
         counters: &mut RoomCounters,
         now_ms: u64,
     ) {
-        let NumberedPush { frame, urgency, permit } = push;
+        let NumberedPush { frame, urgency, ends_ms, permit } = push;
         let room = table.get(index);
         room.active_at_ms = now_ms;
         let offset = room.log.end();
-        room.log.append(frame);
+        if ends_ms == NEVER_MS {
+            room.log.append(frame);
+        } else {
+            room.log.append_expiring(frame, ends_ms, room.member_count);
+            table.schedule_expiry(index);
+            // Its time may be over already, since it came from another shard.
+            counters.expired_pushes += table.expire_pushes(now_ms);
+        }
+        let room = table.get(index);
         permit.count_connections(room.member_count);
         if room.member_count == 0 && !room.round.is_queued {
             room.log.release();
@@ -92,6 +105,9 @@ impl Pushes {
     /// Releases all that the log holds, closes the room's window, and has its members served.
     pub fn release(&mut self, table: &mut Table, index: RoomIndex) {
         let room = table.get(index);
+        if room.log.has_lifetimes() {
+            end_expired(room);
+        }
         room.log.release();
         self.windows.close(index, room);
         self.fan_out.enqueue(index, table);
@@ -137,5 +153,19 @@ impl Pushes {
     /// Trims logs and ends the pushes that every member was offered. Call it last in a turn.
     pub fn trim_logs(&mut self, table: &mut Table) {
         self.fan_out.trim_logs(table);
+    }
+}
+
+/// The log is about to be released: takes back what was counted for pushes whose time is over, since no member is
+/// offered them. A member that has left since got its pushes then, and stays counted.
+fn end_expired(room: &mut Room) {
+    let (released, end) = (room.log.released(), room.log.end());
+    for (offset, counted) in room.log.ended_between(released, end) {
+        let Ok(index) = room.permits.binary_search_by_key(&offset, |&(offset, _)| offset) else {
+            continue;
+        };
+        let permit = &room.permits[index].1;
+        permit.uncount_connections(counted.min(room.member_count));
+        permit.set_nobody(Nobody::Expired);
     }
 }

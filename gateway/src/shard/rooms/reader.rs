@@ -4,6 +4,8 @@
 //! is done, when the member resumes, and before it leaves. So one function decides what a member gets, and
 //! what happens to a member that is too slow.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::cursor::Cursor;
@@ -58,9 +60,31 @@ pub fn next_chunk(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> NextChun
         UpTo::End => end,
     };
     let from = wanted + skipped;
+    if room.log.has_lifetimes() {
+        return next_live_chunk(room, cursor, from..to, skipped);
+    }
     let Some((bytes, next)) = room.log.chunk(from, to) else { return NextChunk::UpToDate };
     cursor.set(next, end);
     NextChunk::Chunk { bytes, pushes: next - from, skipped, more: next < to }
+}
+
+/// The same for a log in which the time to live of pushes may be over: passes over those.
+fn next_live_chunk(
+    room: &mut Room,
+    cursor: &mut Cursor,
+    Range { start: mut from, end: to }: Range<u64>,
+    skipped: u64,
+) -> NextChunk {
+    let end = room.log.end();
+    while let Some((bytes, next)) = room.log.chunk(from, to) {
+        cursor.set(next, end);
+        if !bytes.is_empty() {
+            let pushes = next - from - room.log.ended_between(from, next).count() as u64;
+            return NextChunk::Chunk { bytes, pushes, skipped, more: next < to };
+        }
+        from = next;
+    }
+    NextChunk::UpToDate
 }
 
 /// How [`read_pending`] ended.

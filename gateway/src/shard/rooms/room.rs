@@ -32,6 +32,8 @@ pub struct Room {
     pub round: Round,
     /// When the open merge window ends, on the shard's clock. A room without members has no window.
     pub window_ends_ms: Option<u64>,
+    /// When the next push's time to live is over, as the table has noted it.
+    pub expiry_ms: Option<u64>,
     /// Permits of the pushes that were not offered to every member yet, by offset. They hold the pushes under
     /// way, so the bound on commands bounds what the log holds beyond its own bound.
     pub permits: VecDeque<(u64, Arc<CommandPermit>)>,
@@ -69,6 +71,7 @@ impl Room {
             members: Vec::new(),
             round: Round::default(),
             window_ends_ms: None,
+            expiry_ms: None,
             permits: VecDeque::new(),
             role,
             active_at_ms: now_ms,

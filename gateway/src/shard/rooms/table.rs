@@ -8,6 +8,8 @@
 //!
 //! This module keeps the tables consistent. [`Rooms`](super::Rooms) decides what happens.
 
+use std::collections::BTreeSet;
+
 use hashbrown::HashMap;
 use tidegate_backend::{PushError, RoomId};
 
@@ -73,6 +75,8 @@ pub struct Table {
     /// Boxed, so that a closed room leaves 8 bytes behind and not its whole size.
     rooms: Vec<Option<Box<Room>>>,
     free_rooms: Vec<RoomIndex>,
+    /// When the next push's time to live is over, of each room that has one.
+    expiries: BTreeSet<(u64, RoomIndex)>,
     /// Rooms whose home is this shard, without everybody's.
     homes: usize,
     slots: Vec<Slot>,
@@ -223,6 +227,7 @@ impl Table {
         }
         self.rooms[index.0 as usize] = Some(Box::new(room));
         self.by_id.insert(id, index);
+        self.schedule_expiry(index);
         index
     }
 
@@ -232,12 +237,50 @@ impl Table {
         debug_assert!(room.member_count == 0, "a member keeps its room");
         debug_assert!(room.window_ends_ms.is_none(), "a room without members has no window");
         self.homes -= usize::from(room.is_limited());
+        if let Some(expiry_ms) = room.expiry_ms {
+            self.expiries.remove(&(expiry_ms, index));
+        }
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
         if should_shrink(self.by_id.len(), self.by_id.capacity()) {
             self.by_id.shrink_to(2 * self.by_id.len());
         }
         Some(room)
+    }
+
+    /// Notes when the next push of a room has to be expired. Call it after a push with a time to live was appended.
+    pub fn schedule_expiry(&mut self, index: RoomIndex) {
+        let Some(room) = self.rooms[index.0 as usize].as_deref_mut() else { return };
+        let next = room.log.next_expiry_ms();
+        let before = std::mem::replace(&mut room.expiry_ms, next);
+        if before != next {
+            if let Some(ends_ms) = before {
+                self.expiries.remove(&(ends_ms, index));
+            }
+            self.expiries.extend(next.map(|ends_ms| (ends_ms, index)));
+        }
+    }
+
+    /// Empties the frames of the pushes whose time is over. Returns how many of them were not offered to each member.
+    #[inline]
+    pub fn expire_pushes(&mut self, now_ms: u64) -> u64 {
+        match self.expiries.first() {
+            Some(&(ends_ms, _)) if ends_ms <= now_ms => self.expire_due(now_ms),
+            _ => 0,
+        }
+    }
+
+    fn expire_due(&mut self, now_ms: u64) -> u64 {
+        let mut unoffered = 0;
+        while let Some(&(ends_ms, index)) = self.expiries.first()
+            && ends_ms <= now_ms
+        {
+            let Room { log, round, member_count, .. } = self.get(index);
+            let offered = if *member_count == 0 { u64::MAX } else { round.offered };
+            log.expire(now_ms, |offset| unoffered += u64::from(offset >= offered));
+            self.schedule_expiry(index);
+        }
+        unoffered
     }
 
     /// Makes the connection in a slot a member of a room that it is not in.

@@ -60,7 +60,10 @@ impl Part {
     fn publish(&mut self, room: &RoomId, now_ms: u64) {
         let (room, permit) = (room.clone(), self.permit());
         let biz_data = Bytes::from_static(b"push");
-        self.handle(RoomMessage::Publish { room, kind: 5, biz_data, permit }, now_ms);
+        self.handle(
+            RoomMessage::Publish { room, kind: 5, biz_data, options: None, permit },
+            now_ms,
+        );
     }
 
     fn unsubscribe(&mut self, shard: u16, joins: u64) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_backend::publisher::{PushOptions, Target};
 use tidegate_backend::{PushError, RoomId, UserId};
 use tokio::sync::oneshot;
 
@@ -10,6 +11,7 @@ use crate::control::UserInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use crate::shard::command::CommandPermit;
+use crate::shard::repeats::Keyed;
 
 /// A message to a user's home.
 #[derive(Debug)]
@@ -22,7 +24,12 @@ pub enum UserMessage {
     /// Close all of the user's connections with 110.
     Kick { user_id: UserId, permit: Arc<CommandPermit> },
     /// Push to each of the user's connections.
-    Push { user_id: UserId, frame: Bytes, permit: Arc<CommandPermit> },
+    Push {
+        user_id: UserId,
+        frame: Bytes,
+        options: Option<Box<PushOptions>>,
+        permit: Arc<CommandPermit>,
+    },
     /// End the memberships of a room of all the user's connections.
     Expel { user_id: UserId, room: RoomId, permit: Arc<CommandPermit> },
     /// An operator wants to see it.
@@ -30,6 +37,13 @@ pub enum UserMessage {
 }
 
 impl UserMessage {
+    /// Takes the key of a push that has one.
+    pub fn take_key(&mut self) -> Option<Keyed> {
+        let Self::Push { user_id, options: Some(options), permit, .. } = self else { return None };
+        let key = options.key.take()?;
+        Some(Keyed { target: Target::User(*user_id), key, permit: Arc::clone(permit) })
+    }
+
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {
@@ -51,8 +65,8 @@ pub enum SessionMessage {
     Evict { conn: ConnId, reason: Eviction, permit: Option<Arc<CommandPermit>> },
     /// End the membership of a room.
     Leave { conn: ConnId, room: RoomId, permit: Arc<CommandPermit> },
-    /// Send a push.
-    Deliver { conn: ConnId, frame: Bytes, permit: Arc<CommandPermit> },
+    /// Send a push, unless its time to live is over.
+    Deliver { conn: ConnId, frame: Bytes, ends_ms: u64, permit: Arc<CommandPermit> },
 }
 
 /// Why a user's home closes a session.

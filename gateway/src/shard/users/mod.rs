@@ -11,10 +11,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_backend::publisher::Nobody;
 use tidegate_backend::{RoomId, UserId};
 
 use crate::control::{ConnectionInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
+use crate::shard::clock;
 use crate::shard::command::CommandPermit;
 use crate::shard::stats::UserCounters;
 use directory::Directory;
@@ -73,8 +75,8 @@ impl Users {
         self.effects.shrink_to_fit();
     }
 
-    /// Handles a message to a user's home.
-    pub fn handle(&mut self, message: UserMessage) {
+    /// Handles a message to a user's home. `now_ms` is on the shard's clock.
+    pub fn handle(&mut self, message: UserMessage, now_ms: u64) {
         match message {
             UserMessage::Register { user_id, addr, sequence } => {
                 self.register(user_id, addr, sequence);
@@ -82,7 +84,9 @@ impl Users {
             UserMessage::Deregister { user_id, addr } => self.directory.deregister(user_id, addr),
             UserMessage::Kick { user_id, permit } => self.kick(user_id, &permit),
             UserMessage::Expel { user_id, room, permit } => self.expel(user_id, &room, &permit),
-            UserMessage::Push { user_id, frame, permit } => self.push(user_id, &frame, &permit),
+            UserMessage::Push { user_id, frame, options, permit } => {
+                self.push(user_id, &frame, clock::ends_ms(options.as_deref(), now_ms), &permit);
+            }
             // The operator may have stopped waiting.
             UserMessage::Inspect { user_id, reply } => drop(reply.send(self.info(user_id))),
         }
@@ -117,11 +121,12 @@ impl Users {
         }
     }
 
-    fn push(&mut self, user_id: UserId, frame: &Bytes, permit: &Arc<CommandPermit>) {
+    fn push(&mut self, user_id: UserId, frame: &Bytes, ends_ms: u64, permit: &Arc<CommandPermit>) {
         self.counters.pushes_to_users += 1;
+        permit.set_nobody(Nobody::NoConnection);
         for addr in self.directory.sessions(user_id) {
             let (frame, permit) = (frame.clone(), Arc::clone(permit));
-            let deliver = SessionMessage::Deliver { conn: addr.conn(), frame, permit };
+            let deliver = SessionMessage::Deliver { conn: addr.conn(), frame, ends_ms, permit };
             self.effects.push_back(UserEffect(addr.shard(), deliver));
         }
     }
@@ -150,7 +155,7 @@ mod tests {
     }
 
     fn register(users: &mut Users, addr: SessionAddr) {
-        users.handle(UserMessage::Register { user_id: 5, addr, sequence: 9 });
+        users.handle(UserMessage::Register { user_id: 5, addr, sequence: 9 }, 0);
     }
 
     #[test]
@@ -184,7 +189,7 @@ mod tests {
         let limiter = Arc::new(CommandLimiter::new(10, 1000));
         let permit = || limiter.admit(0, &mut None).unwrap();
         let frame = Bytes::from_static(b"frame");
-        users.handle(UserMessage::Push { user_id: 5, frame, permit: permit() });
+        users.handle(UserMessage::Push { user_id: 5, frame, options: None, permit: permit() }, 0);
         let mut shards = Vec::new();
         while let Some(UserEffect(shard, SessionMessage::Deliver { frame, .. })) =
             users.next_effect()
@@ -194,7 +199,7 @@ mod tests {
         }
         assert_eq!(shards, [0, 1]);
         assert_eq!(users.counters().pushes_to_users, 1);
-        users.handle(UserMessage::Kick { user_id: 5, permit: permit() });
+        users.handle(UserMessage::Kick { user_id: 5, permit: permit() }, 0);
         let mut evicted = 0;
         while let Some(UserEffect(_, SessionMessage::Evict { reason, permit, .. })) =
             users.next_effect()
@@ -216,7 +221,7 @@ mod tests {
         let mut users = users(2);
         register(&mut users, addr(4, 1));
         let (reply, mut answer) = tokio::sync::oneshot::channel();
-        users.handle(UserMessage::Inspect { user_id: 5, reply });
+        users.handle(UserMessage::Inspect { user_id: 5, reply }, 0);
         let info = answer.try_recv().unwrap();
         assert_eq!((info.user_id, info.connections.len(), info.connections[0].shard), (5, 1, 4));
     }
