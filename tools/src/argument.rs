@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
+use tidegate_protocol::limits::{PUSH_KEY_BYTES_MAX, ROOM_ID_BYTES_MAX};
 
 use crate::count::{digits_of, grouped};
 
@@ -46,6 +46,17 @@ pub(crate) fn room(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!("a room's name has from 1 to {ROOM_ID_BYTES_MAX} bytes"))
+}
+
+/// Parses the key of a push.
+///
+/// # Errors
+/// It is empty or too long.
+pub(crate) fn push_key(text: &str) -> Result<String, String> {
+    if (1..=PUSH_KEY_BYTES_MAX).contains(&text.len()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a push's key has from 1 to {PUSH_KEY_BYTES_MAX} bytes"))
 }
 
 /// Parses a process id.

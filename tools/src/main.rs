@@ -46,6 +46,8 @@ enum Command {
     Push(push::PushArgs),
     /// Close every connection of a user, through the operators' HTTP
     Kick(push::KickArgs),
+    /// End a user's memberships of a room, through the operators' HTTP
+    Expel(push::ExpelArgs),
     /// Show the gateway's counters, as JSON
     Stats(push::StatsArgs),
     /// Show a user's connections, as JSON
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),
         Command::Kick(args) => push::kick(&args),
+        Command::Expel(args) => push::expel(&args),
         Command::Stats(args) => push::stats(&args),
         Command::User(args) => push::user(&args),
         Command::Room(args) => push::room(&args),

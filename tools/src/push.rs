@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::argument::{self, whole};
 use crate::count::counted;
+use crate::duration;
 use crate::operator::Operator;
 use crate::stdout;
 
@@ -60,6 +62,13 @@ struct Push {
     /// The push's type, 1 or more
     #[arg(long = "type", value_name = "N", value_parser = whole(1..=i32::MAX))]
     kind: i32,
+    /// An idempotency key, 1 to 64 bytes: a second push to the same target with the same key within 5 minutes is not sent, and
+    /// answered as the first one was
+    #[arg(long, value_name = "KEY", value_parser = argument::push_key)]
+    key: Option<String>,
+    /// How long the push is worth sending, at least 1ms: after that, nobody is offered it any more
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
+    ttl: Option<Duration>,
     #[command(flatten)]
     body: Body,
     /// Print the gateway's answer unchanged
@@ -86,6 +95,22 @@ struct Body {
 #[derive(Args, Debug)]
 pub(crate) struct KickArgs {
     /// The user whose connections to close
+    #[arg(value_parser = argument::user)]
+    id: u64,
+    /// Print the gateway's answer unchanged
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+/// The arguments of `tide expel`.
+#[derive(Args, Debug)]
+pub(crate) struct ExpelArgs {
+    /// The room
+    #[arg(value_name = "ROOM", value_parser = argument::room)]
+    room: String,
+    /// The user whose memberships to end
     #[arg(value_parser = argument::user)]
     id: u64,
     /// Print the gateway's answer unchanged
@@ -133,11 +158,18 @@ pub(crate) fn run(args: PushArgs) -> Result<()> {
         Target::All { push } => ("all".to_owned(), push),
     };
     let body = push.body.read()?;
-    let answer = push.operator.post(&format!("/push/{to}?type={}", push.kind), &body)?;
+    let mut path = format!("/push/{to}?type={}", push.kind);
+    if let Some(key) = &push.key {
+        path += &format!("&key={}", encode(key));
+    }
+    if let Some(ttl) = push.ttl {
+        path += &format!("&ttl_ms={}", ttl.as_millis());
+    }
+    let answer = push.operator.post(&path, &body)?;
     if push.json {
         return print(&answer);
     }
-    print(&format!("went to {}", counted(connections(&answer)?, "connection")))
+    print(&format!("went to {}{}", counted(connections(&answer)?, "connection"), nobody(&answer)))
 }
 
 /// Closes all connections of a user, and prints their number.
@@ -150,6 +182,19 @@ pub(crate) fn kick(args: &KickArgs) -> Result<()> {
         return print(&answer);
     }
     print(&format!("closed {}", counted(connections(&answer)?, "connection")))
+}
+
+/// Ends the memberships of a room of all connections of a user, and prints their number.
+///
+/// # Errors
+/// The gateway can't be reached, or it refuses.
+pub(crate) fn expel(args: &ExpelArgs) -> Result<()> {
+    let path = format!("/rooms/{}/expel/{}", encode(&args.room), args.id);
+    let answer = args.operator.post(&path, &[])?;
+    if args.json {
+        return print(&answer);
+    }
+    print(&format!("ended {}", counted(connections(&answer)?, "membership")))
 }
 
 /// Prints the gateway's counters.
@@ -205,6 +250,18 @@ fn connections(answer: &str) -> Result<u64> {
         .ok()
         .and_then(|value| value["connections"].as_u64())
         .with_context(|| format!("the gateway's answer does not count connections: {answer}"))
+}
+
+/// Why a push went to nobody, as the gateway says it; empty if it went to somebody.
+fn nobody(answer: &str) -> String {
+    let answer: Option<Value> = serde_json::from_str(answer).ok();
+    let reason = answer.as_ref().and_then(|answer| answer["nobody"].as_str());
+    reason.map_or_else(String::new, |reason| match reason {
+        "no_connection" => ": the user has no connection".into(),
+        "no_members" => ": the room has no members".into(),
+        "expired" => ": its time to live was over before it was offered to anybody".into(),
+        other => format!(": {other}"),
+    })
 }
 
 fn print(line: &str) -> Result<()> {

@@ -8,8 +8,9 @@ use clap::{Arg, Command};
 use super::*;
 
 /// Arguments that accept any text: names of files, figures and rooms, texts to push, tokens.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "--file",
+    "--key",
     "--key-file",
     "--label",
     "--only",
@@ -147,7 +148,9 @@ fn every_command_is_read() {
         "push user 7 --type 1 x",
         "push room quiz --type 1 x",
         "push all --type 1 x",
+        "push all --type 1 --key k --ttl 1.5s x",
         "kick 7",
+        "expel quiz 7",
         "stats",
         "user 7",
         "room quiz",

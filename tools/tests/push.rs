@@ -1,4 +1,4 @@
-//! `tide push`, `kick`, `stats`, `user` and `room` against a server that records the request.
+//! `tide push`, `kick`, `expel`, `stats`, `user` and `room` against a server that records the request.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -68,6 +68,16 @@ fn a_push_to_all_takes_a_file_and_can_print_json() {
 }
 
 #[test]
+fn a_key_and_a_time_to_live_are_parameters() {
+    let arguments = ["push", "all", "--type", "2", "--key", "a/b c", "--ttl", "1.5s", "x"];
+    let body = r#"{"connections":0,"nobody":"expired"}"#;
+    let (asked, output) = ask("key", &arguments, b"", "200 OK", body);
+    assert_eq!(asked.line, "POST /push/all?type=2&key=a%2Fb%20c&ttl_ms=1500 HTTP/1.1");
+    let said = stdout(&output);
+    assert!(said.starts_with("went to 0 connections: its time to live was over"), "{said}");
+}
+
+#[test]
 fn options_may_stand_before_the_target() {
     let arguments = ["push", "--type", "12", "--json", "user", "7", "hello"];
     let (asked, output) = ask("before", &arguments, b"", "200 OK", r#"{"connections": 2}"#);
@@ -80,6 +90,11 @@ fn a_kick_and_the_views_ask_their_own_paths() {
     let (asked, output) = ask("kick", &["kick", "7"], b"", "200 OK", r#"{"connections":1}"#);
     assert_eq!(asked.line, "POST /users/7/kick HTTP/1.1");
     assert_eq!(stdout(&output), "closed 1 connection\n", "{}", stderr(&output));
+
+    let expel = ["expel", "a/b", "7"];
+    let (asked, output) = ask("expel", &expel, b"", "200 OK", r#"{"connections":2}"#);
+    assert_eq!(asked.line, "POST /rooms/a%2Fb/expel/7 HTTP/1.1");
+    assert_eq!(stdout(&output), "ended 2 memberships\n", "{}", stderr(&output));
 
     let views = [
         (vec!["stats"], "GET /stats HTTP/1.1"),
