@@ -72,6 +72,19 @@ impl Operator {
         self.count(&format!("/users/{user_id}/kick"), b"")
     }
 
+    /// Ends the memberships of a room of all of a user's connections. Returns how many there were.
+    pub fn expel(&self, room: &str, user_id: u64) -> u64 {
+        self.count(&format!("/rooms/{room}/expel/{user_id}"), b"")
+    }
+
+    /// POST: the JSON of an answer, which must have this status.
+    #[track_caller]
+    pub fn post_json(&self, path: &str, body: &[u8], expected: u16) -> Value {
+        let (status, body) = self.post(path, body);
+        assert_eq!(status, expected, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
     fn count(&self, path: &str, body: &[u8]) -> u64 {
         let (status, body) = self.post(path, body);
         assert_eq!(status, 200, "{path}: {body}");

@@ -28,7 +28,13 @@ fn without_the_token_only_health_and_the_page_are_served() {
             assert!(status == 401 && body.contains("admin.token_file"), "{path}: {status} {body}");
             assert!(body.contains(&format!("\"code\":\"{code}\"")), "{path}: {body}");
         }
-        for path in ["/push/all?type=5", "/push/users/7?type=5", "/users/7/kick"] {
+        for path in [
+            "/push/all?type=5",
+            "/push/users/7?type=5",
+            "/push",
+            "/users/7/kick",
+            "/rooms/quiz/expel/7",
+        ] {
             assert_eq!(anonymous.post(path, b"x").0, 401, "{path}");
         }
     }

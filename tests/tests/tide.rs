@@ -180,12 +180,29 @@ fn pushes_and_kicks_work_from_a_shell() {
         tide(&gateway, &["push", "user", "7", "--type", "9", "--stdin", "--admin", &admin], "in");
     assert_eq!(said, "went to 1 connection\n");
     assert_eq!(phone.push().biz_data, "in");
+    let nobody: [(&[&str], &str); 2] = [
+        (&["push", "user", "8", "--type", "50", "x"], "the user has no connection"),
+        (&["push", "room", "empty", "--type", "50", "x"], "the room has no members"),
+    ];
+    for (push, reason) in nobody {
+        let said = tide(&gateway, &[push, &["--admin", &admin]].concat(), "");
+        assert_eq!(said, format!("went to 0 connections: {reason}\n"));
+    }
+    let push = ["push", "all", "--type", "50", "--key", "a/b", "--ttl", "1h", "once"];
+    for _ in 0..2 {
+        let said = tide(&gateway, &[&push[..], &["--admin", &admin]].concat(), "");
+        assert_eq!(said, "went to 1 connection\n");
+    }
+    assert_eq!(phone.push().biz_data, "once");
     let stats: Value = json(&tide(&gateway, &["stats", "--admin", &admin], ""));
     assert_eq!(stats["totals"]["sessions"], 1);
     let user: Value = json(&tide(&gateway, &["user", "7", "--admin", &admin], ""));
     assert_eq!(user["user_id"], 7);
     let room: Value = json(&tide(&gateway, &["room", "a/b c", "--admin", &admin], ""));
     assert_eq!(room["members"], 1);
+    let expel = ["expel", "a/b c", "7", "--admin", &admin];
+    assert_eq!(tide(&gateway, &expel, ""), "ended 1 membership\n");
+    assert_eq!(tide(&gateway, &expel, ""), "ended 0 memberships\n");
     assert_eq!(tide(&gateway, &["kick", "7", "--admin", &admin], ""), "closed 1 connection\n");
     phone.goodbye(Code::Kicked);
     let (status, _, log) = gateway.tide(&["room", "nowhere", "--admin", &admin], "");
