@@ -28,6 +28,7 @@ pub mod log_limit;
 pub mod pool;
 pub mod publisher;
 pub mod push;
+pub mod redis;
 
 pub use batch::Batch;
 pub use handler::{Call, Failure, Handler, Outcome, Placement};

@@ -10,6 +10,7 @@
 //! | [`operator`] | the operators' HTTP |
 //! | [`hostile`] | many hostile connections to the operators' HTTP |
 //! | [`holder`] | another program that holds a port which a gateway wants |
+//! | [`redis`] | real Redis servers: one, a Sentinel set, a cluster |
 //! | [`port`] | a port that is still free after a restart |
 //!
 //! No test waits for time to pass. Each wait is for an event, and fails after [`TIMEOUT`].
@@ -24,6 +25,7 @@ pub mod phone;
 pub mod port;
 pub mod process;
 pub mod programs;
+pub mod redis;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 pub use gateway::{Gateway, Setup};
 pub use operator::Operator;
 pub use phone::{Phone, Push};
+pub use redis::{Cluster, Redis, RedisSetup, SentinelSet};
 pub use tidegate_protocol::Code;
 
 /// The time after which a wait fails its test.
