@@ -184,6 +184,15 @@ pub enum PushError {
         /// The most that are allowed.
         rooms_max: usize,
     },
+    /// Redis could not be reached in time. With other gateways, the push may have taken effect or not.
+    #[error(
+        "Redis can't be reached, and the push has waited for it as long as redis.push_wait_ms allows; whether \
+         it took effect is unknown"
+    )]
+    Unreachable,
+    /// Redis refused the push: the gateway's log says why.
+    #[error("Redis refused the push: the gateway's log says why")]
+    Refused,
     /// The connection of the command is gone.
     #[error("the connection of this session is gone")]
     SessionGone,
@@ -196,6 +205,9 @@ pub struct Done {
     /// The connections that it concerned: for a push those it was offered to, for a kick those that were
     /// closed, for a join or a leave the one. 0 is not an error: for a push, `nobody` says why; for a leave, the
     /// connection was not a member.
+    ///
+    /// Of several gateways: a command to a user counts the connections at this gateway, and one for each other gateway that
+    /// has the user and heard it. How many connections that one has is not known here.
     pub connections: u64,
     /// Why a push was offered to nobody. `Some` only for a push, and only if `connections` is 0.
     pub nobody: Option<Nobody>,

@@ -14,6 +14,8 @@ use tidegate_machine::files::Files;
 use tidegate_machine::{descriptors, memory};
 
 use crate::auth::KeySetStatus;
+use crate::cluster::registry::{Figures, Line};
+use crate::cluster::status::Status;
 use crate::config::Config;
 
 /// The version of the gateway.
@@ -49,6 +51,9 @@ pub struct About {
     /// `None`: tokens need no key set.
     #[serde(skip)]
     key_set: Option<KeySetStatus>,
+    /// `None`: this gateway is alone.
+    #[serde(skip)]
+    cluster: Option<Status>,
 }
 
 impl About {
@@ -70,6 +75,7 @@ impl About {
             config: config.effective(),
             started: Instant::now(),
             key_set: None,
+            cluster: None,
         }
     }
 
@@ -83,6 +89,34 @@ impl About {
     #[must_use]
     pub fn missing_keys(&self) -> Option<String> {
         self.key_set.as_ref()?.missing()
+    }
+
+    /// Says also what is known of Redis and of the other gateways.
+    #[must_use]
+    pub fn with_cluster(self, cluster: Option<Status>) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// What is known of Redis and of the other gateways; `None`: this one is alone.
+    #[must_use]
+    pub const fn cluster(&self) -> Option<&Status> {
+        self.cluster.as_ref()
+    }
+
+    /// What the gateway says of itself to others, as far as it is here.
+    #[must_use]
+    pub fn line(&self) -> Line {
+        let figures = Figures {
+            connections_max: u64::try_from(self.connections_max).unwrap_or(u64::MAX),
+            ..Figures::default()
+        };
+        Line {
+            listen: self.listen.to_string(),
+            version: self.version.to_owned(),
+            start_time_unix_ms: self.start_time_unix_ms,
+            figures,
+            ..Line::of_this_machine()
+        }
     }
 
     /// How long it has been running.

@@ -3,11 +3,16 @@
 //! A [`Verifier`] has one key, or a set of keys that a thread of its own keeps up to date (`jwks`). The shards call it on
 //! their own threads: it opens no file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an
 //! RS256, ES256 or EdDSA signature some tens of them.
+//!
+//! Session tokens that are in Redis are not verified here: the verifier names a token's [`TokenDigest`], and the thread
+//! that speaks with Redis looks it up ([`crate::cluster::tokens`]).
 
 mod claims;
+mod digest;
 mod jwks;
 mod jws;
 
+pub use digest::TokenDigest;
 pub(crate) use jwks::{KEYS, REFRESH_TIME, REFRESHES, SKIPPED_KEYS};
 pub use jwks::{KeySetError, KeySetStatus, ReadError, Skipped};
 
@@ -30,7 +35,7 @@ const RSA_BITS_MIN: usize = 2048;
 /// Longest token that is parsed, in bytes. Real tokens are far shorter, and a longer one costs nothing.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a token is refused: the peer's fault, answered with 100, except [`Self::NoKeys`].
+/// Why a token is refused: the peer's fault, answered with 100, except where [`Self::is_unknowable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// It is not a token, or lacks a claim, or has a claim whose type is not that of RFC 7519.
@@ -56,13 +61,22 @@ pub enum AuthError {
     /// It belongs to another user.
     #[error("the token belongs to another user")]
     WrongUser,
+    /// Redis holds no such token of this user: it was not issued, has ended, or was revoked.
+    #[error("Redis holds no such token of this user")]
+    UnknownToken,
+    /// Redis did not say in time whether the token is good.
+    #[error("Redis did not say in time whether the token is good")]
+    RedisUnavailable,
+    /// Too many tokens are being looked up in Redis, or one of this session.
+    #[error("too many tokens are being looked up")]
+    TooManyLookups,
 }
 
 impl AuthError {
     /// The number of variants.
     pub const COUNT: usize = Self::ALL.len();
     /// All variants, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::Signature,
         Self::UnknownKey,
@@ -70,7 +84,16 @@ impl AuthError {
         Self::Expired,
         Self::Audience,
         Self::WrongUser,
+        Self::UnknownToken,
+        Self::RedisUnavailable,
+        Self::TooManyLookups,
     ];
+
+    /// Whether the gateway can't know if the token is good: its own fault, answered with 104.
+    #[must_use]
+    pub const fn is_unknowable(self) -> bool {
+        matches!(self, Self::NoKeys | Self::RedisUnavailable | Self::TooManyLookups)
+    }
 
     /// The value of the metric's label `reason`.
     #[must_use]
@@ -83,6 +106,9 @@ impl AuthError {
             Self::Expired => "expired",
             Self::Audience => "audience",
             Self::WrongUser => "wrong_user",
+            Self::UnknownToken => "unknown_token",
+            Self::RedisUnavailable => "redis_unavailable",
+            Self::TooManyLookups => "too_many_lookups",
         }
     }
 }
@@ -92,11 +118,22 @@ impl AuthError {
 pub enum TokenEnd {
     /// It has no end.
     Never,
-    /// At its `exp`.
+    /// At its `exp`, or when Redis forgets it.
     At {
         /// Milliseconds since the Unix epoch.
         unix_ms: u64,
     },
+}
+
+impl TokenEnd {
+    /// So many milliseconds after `unix_ms`; `None`: never.
+    #[must_use]
+    pub const fn after(ms: Option<u64>, unix_ms: u64) -> Self {
+        match ms {
+            Some(ms) => Self::At { unix_ms: unix_ms.saturating_add(ms) },
+            None => Self::Never,
+        }
+    }
 }
 
 /// Why there is no verifier. The operator can fix it.
@@ -154,8 +191,15 @@ pub enum KeyError {
 
 /// Verifies tokens.
 pub struct Verifier {
-    /// `None`: demo tokens.
-    jwt: Option<Jwt>,
+    method: Method,
+}
+
+/// How a token proves a user.
+enum Method {
+    Demo,
+    Jwt(Jwt),
+    /// Redis knows it.
+    Lookup,
 }
 
 struct Jwt {
@@ -179,8 +223,10 @@ impl Verifier {
     /// [`KeyError`] when there is no usable key.
     pub fn new(config: &AuthConfig) -> Result<Self, KeyError> {
         jwks::register_metrics();
-        let AuthMode::Jwt { keys, audience, issuer } = &config.mode else {
-            return Ok(Self { jwt: None });
+        let (keys, audience, issuer) = match &config.mode {
+            AuthMode::Demo => return Ok(Self { method: Method::Demo }),
+            AuthMode::Redis => return Ok(Self { method: Method::Lookup }),
+            AuthMode::Jwt { keys, audience, issuer } => (keys, audience, issuer),
         };
         let keys = match keys {
             JwtKeys::One { algorithm, key_file } => Keys::One(read_key(*algorithm, key_file)?),
@@ -197,7 +243,7 @@ impl Verifier {
             issuer: issuer.clone(),
             leeway_s: config.leeway.as_secs_f64(),
         };
-        Ok(Self { jwt: Some(Jwt { keys, demands }) })
+        Ok(Self { method: Method::Jwt(Jwt { keys, demands }) })
     }
 
     /// Checks that the key, or the file of the key set, can be read. Makes no file: the first start makes a missing secret
@@ -207,7 +253,7 @@ impl Verifier {
     /// [`KeyError`] when there is no usable key.
     pub fn check(config: &AuthConfig) -> Result<(), KeyError> {
         match &config.mode {
-            AuthMode::Demo => Ok(()),
+            AuthMode::Demo | AuthMode::Redis => Ok(()),
             AuthMode::Jwt { keys: JwtKeys::One { algorithm, key_file }, .. } => match algorithm {
                 JwtAlgorithm::Hs256 => check_secret(key_file).map_err(KeyError::Secret),
                 _ => read_key(*algorithm, key_file).map(drop),
@@ -221,7 +267,7 @@ impl Verifier {
     /// Waits until a key set at a URL was fetched, or could not be: five seconds at most. Without a set the gateway can
     /// start all the same; it answers 104 to each token until there is one.
     pub fn wait_for_keys(&self, interrupted: &dyn Fn() -> bool) {
-        if let Some(Jwt { keys: Keys::Set(set), .. }) = &self.jwt {
+        if let Method::Jwt(Jwt { keys: Keys::Set(set), .. }) = &self.method {
             set.wait_for_first_read(interrupted);
         }
     }
@@ -229,9 +275,24 @@ impl Verifier {
     /// Whether there is a key set; `None`: none is needed.
     #[must_use]
     pub fn key_set_status(&self) -> Option<KeySetStatus> {
-        match &self.jwt {
-            Some(Jwt { keys: Keys::Set(set), .. }) => Some(set.status()),
+        match &self.method {
+            Method::Jwt(Jwt { keys: Keys::Set(set), .. }) => Some(set.status()),
             _ => None,
+        }
+    }
+
+    /// What Redis knows a token by; `None`: it is verified with [`Self::verify`].
+    ///
+    /// # Errors
+    /// [`AuthError::Malformed`] when no token looks like this.
+    #[must_use]
+    pub fn digest(&self, token: &str) -> Option<Result<TokenDigest, AuthError>> {
+        match &self.method {
+            Method::Lookup if token.is_empty() || token.len() > TOKEN_BYTES_MAX => {
+                Some(Err(AuthError::Malformed))
+            }
+            Method::Lookup => Some(Ok(TokenDigest::of(token))),
+            Method::Demo | Method::Jwt(_) => None,
         }
     }
 
@@ -249,13 +310,15 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Malformed);
         }
-        match &self.jwt {
-            Some(jwt) => jwt.verify(user_id, token, unix_ms),
-            None => match token.strip_prefix("token-") {
+        match &self.method {
+            Method::Jwt(jwt) => jwt.verify(user_id, token, unix_ms),
+            Method::Demo => match token.strip_prefix("token-") {
                 Some(id) if names(id, user_id) => Ok(TokenEnd::Never),
                 Some(_) => Err(AuthError::WrongUser),
                 None => Err(AuthError::Malformed),
             },
+            // Only Redis knows.
+            Method::Lookup => Err(AuthError::RedisUnavailable),
         }
     }
 }
@@ -288,7 +351,12 @@ impl Jwt {
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // This never shows the key.
-        f.debug_struct("Verifier").field("jwt", &self.jwt.is_some()).finish()
+        let method = match self.method {
+            Method::Demo => "demo",
+            Method::Jwt(_) => "jwt",
+            Method::Lookup => "redis",
+        };
+        f.debug_struct("Verifier").field("method", &method).finish()
     }
 }
 

@@ -7,6 +7,8 @@ use serde::Serialize;
 use tidegate_backend::publisher::{Command, CommandOutcome, Push, RoomId, UserId};
 use tokio::sync::oneshot;
 
+use crate::shard::rebalance::Share;
+
 /// The error code of `GET /readyz` while the gateway drains. A successor looks for it.
 pub(crate) const DRAINING: &str = "draining";
 
@@ -40,6 +42,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Asks a shard for its figures.
     fn shard(&self, shard: u16) -> Reply<ShardInfo>;
+
+    /// Has a shard send its share of clients to other gateways.
+    fn send_away(&self, shard: u16, share: Share);
 }
 
 /// Whether new connections are accepted.

@@ -14,10 +14,13 @@ use tidegate_protocol::message::Response;
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
+use crate::cluster::ClusterAddress;
+use crate::cluster::message::{ToCluster, UserOrder};
 use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
 use crate::shard::command::{CommandLimiter, CommandPermit};
 use crate::shard::mailbox::{Address, Message};
+use crate::shard::rebalance::Share;
 use crate::shard::rooms;
 use crate::shard::rooms::log::After;
 use crate::shard::rooms::message::{Asker, RoomMessage};
@@ -27,6 +30,8 @@ use crate::shard::users::{self, message::UserMessage};
 #[derive(Debug)]
 pub struct Hub {
     addresses: Vec<Address>,
+    /// The way to the other gateways; `None`: this gateway is alone.
+    cluster: Option<ClusterAddress>,
     limiter: Arc<CommandLimiter>,
     session_ids: SessionIds,
     frame_bytes_max: usize,
@@ -40,13 +45,14 @@ impl Hub {
     #[must_use]
     pub fn new(
         addresses: Vec<Address>,
+        cluster: Option<ClusterAddress>,
         limiter: Arc<CommandLimiter>,
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
         let readiness = AtomicCell::new(Readiness::Starting);
         let stopped = AtomicBool::new(false);
-        Self { addresses, limiter, session_ids, frame_bytes_max, readiness, stopped }
+        Self { addresses, cluster, limiter, session_ids, frame_bytes_max, readiness, stopped }
     }
 
     /// Sets whether new connections are accepted.
@@ -99,11 +105,12 @@ impl Hub {
                 self.home_of_room(&room).post(RoomMessage::Leave { room, addr, permit });
             }
             Command::Expel { user_id, room } => {
-                let (home, permit) = (self.home_of_room(&room), self.admit(0, report)?);
-                home.post(RoomMessage::Expel { room, user_id, permit });
+                let permit = self.admit(0, report)?;
+                self.home_of_room(&room).post(RoomMessage::Expel { room, user_id, permit });
             }
             Command::Kick { user_id } => {
                 let permit = self.admit(0, report)?;
+                self.send_elsewhere(user_id, &permit, || UserOrder::Kick);
                 self.home_of_user(user_id).post(UserMessage::Kick { user_id, permit });
             }
         }
@@ -131,6 +138,8 @@ impl Hub {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
                 server::put_push(&mut frame, kind, &biz_data, 0, 0);
                 let frame = frame.freeze();
+                let order = || UserOrder::Push { kind, biz_data, options: options.clone() };
+                self.send_elsewhere(user_id, &permit, order);
                 let home = users::home(user_id, self.shards());
                 Ok((home, UserMessage::Push { user_id, frame, options, permit }.into()))
             }
@@ -138,6 +147,20 @@ impl Hub {
                 let home = rooms::home(&room, self.shards());
                 Ok((home, RoomMessage::Publish { room, kind, biz_data, options, permit }.into()))
             }
+        }
+    }
+
+    /// Sends a command to the user's sessions at other gateways, if there may be any. The command ends when both parts of
+    /// it have.
+    fn send_elsewhere(
+        &self,
+        user_id: UserId,
+        permit: &Arc<CommandPermit>,
+        order: impl FnOnce() -> UserOrder,
+    ) {
+        if let Some(cluster) = &self.cluster {
+            let permit = Arc::clone(permit);
+            cluster.post(ToCluster::ToUser { user_id, order: order(), permit });
         }
     }
 
@@ -232,5 +255,9 @@ impl Control for Hub {
         let (reply, answer) = oneshot::channel();
         self.addresses[usize::from(shard)].post(Message::InspectShard { reply });
         answer
+    }
+
+    fn send_away(&self, shard: u16, share: Share) {
+        self.addresses[usize::from(shard)].post(Message::SendAway(share));
     }
 }

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod allocator;
 pub mod auth;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod driver;

@@ -10,6 +10,7 @@ use tidegate_backend::publisher::GatewayPort;
 use crate::allocator::Heap;
 use crate::auth::Verifier;
 use crate::clock::WallClock;
+use crate::cluster::ClusterAddress;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::router::Backend;
@@ -64,6 +65,7 @@ impl Parts {
         config: Config,
         keys: Keys,
         origin: Origin,
+        cluster: Option<ClusterAddress>,
         backends: impl FnOnce(&Config, &Gateway) -> Result<Vec<Backend>, E>,
     ) -> Result<Self, E> {
         let Origin { started, wall_clock, first_offset, session_key, log_key } = origin;
@@ -73,7 +75,13 @@ impl Parts {
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
-        let hub = Hub::new(addresses.clone(), Arc::clone(&limiter), session_ids, frame_bytes_max);
+        let hub = Hub::new(
+            addresses.clone(),
+            cluster.clone(),
+            Arc::clone(&limiter),
+            session_ids,
+            frame_bytes_max,
+        );
         let hub = Arc::new(hub);
         let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
         let backends = backends(&config, &gateway)?;
@@ -84,6 +92,7 @@ impl Parts {
             config,
             verifier,
             tickets,
+            cluster,
             addresses,
             limiter,
             session_ids,

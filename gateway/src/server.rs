@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crossbeam::channel::{self, Receiver};
+use crossbeam::channel::{self, Receiver, Sender};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_backend::pool::{Pool, PoolOptions};
 use tidegate_backend::{Gateway, Handler, Placement};
@@ -32,8 +32,13 @@ use crate::about::About;
 use crate::admin::{self, AdminError, AdminServer};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
+use crate::cluster;
+use crate::cluster::links::Concern;
+use crate::cluster::registry::Line;
+use crate::cluster::run::{ClusterThread, Surroundings};
+use crate::cluster::status::Status;
 use crate::config::nearest;
-use crate::config::{BackendConfig, Config};
+use crate::config::{AuthMode, BackendConfig, Config};
 use crate::control::{Control, Readiness};
 use crate::holder::{AddressError, PATIENCE, Wait};
 use crate::hub::Hub;
@@ -42,11 +47,12 @@ use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
 use crate::parts::{Keys, Origin, Parts};
 use crate::router::Backend;
 use crate::secret::{SecretError, check_secret, load_or_create_secret};
+use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
 use crate::tickets::Tickets;
 use listener::listen;
-use threads::start_shards;
+use threads::{Report, start_shards};
 
 /// Why a gateway did not start, or failed. The operator can fix it.
 ///
@@ -94,6 +100,9 @@ pub enum StartError {
     /// The system gives no thread, no epoll, or no random numbers.
     #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
+    /// The thread that speaks with Redis ended without being told to.
+    #[error("the thread that speaks with Redis failed: {0}")]
+    Cluster(String),
     /// A shard ended without being told to.
     #[error("shard {shard} failed: {reason}")]
     Shard {
@@ -113,6 +122,9 @@ impl From<AdminError> for StartError {
     }
 }
 
+/// What the thread that speaks with Redis reports itself as, beside the shards: no shard has this number.
+const CLUSTER: u16 = u16::MAX;
+
 /// A gateway that is not started yet.
 pub struct Builder {
     config: Config,
@@ -130,6 +142,8 @@ pub struct Server {
     /// How each shard ended.
     ended: Receiver<(u16, Result<(), String>)>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Speaks with Redis, where the gateway is one of several.
+    cluster: Option<ClusterThread>,
     /// Keeps the offset file up to date while shards run.
     offset_keeper: Option<OffsetKeeper>,
 }
@@ -204,9 +218,15 @@ impl Builder {
         let (session_key, log_key) = (random_number()?, random_number()?);
         let origin = Origin { started, first_offset, wall_clock, session_key, log_key };
         stats::describe();
-        let about = About::new(&config, client_address).with_key_set(verifier.key_set_status());
+        let about = About::new(&config, client_address)
+            .with_key_set(verifier.key_set_status())
+            .with_cluster(cluster_status(&config)?);
         about.export();
-        let parts = Parts::new(config, Keys { verifier, tickets }, origin, |config, gateway| {
+        let (line, status) = (about.line(), about.cluster().cloned());
+        let (address, inbox) = cluster::channel();
+        let address = config.redis.is_some().then_some(address);
+        let keys = Keys { verifier, tickets };
+        let parts = Parts::new(config, keys, origin, address, |config, gateway| {
             let backends = config.backends.iter();
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
         })?;
@@ -220,9 +240,11 @@ impl Builder {
         let (report, ended) = channel::unbounded();
         let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;
+        let line = Line { admin_listen: admin.local_addr().to_string(), ..line };
+        let cluster = start_cluster(&parts, inbox, status, line, report.clone())?;
         let threads = start_shards(listeners, &parts, &report)?;
         hub.set_readiness(Readiness::Ready);
-        Ok(Server { client_address, hub, gateway, admin, ended, threads, offset_keeper })
+        Ok(Server { client_address, hub, gateway, admin, ended, threads, cluster, offset_keeper })
     }
 }
 
@@ -286,7 +308,10 @@ impl Server {
         let mut outcome = Ok(());
         for _ in 0..self.threads.len() {
             if let Ok((shard, Err(reason))) = self.ended.recv() {
-                outcome = Err(StartError::Shard { shard, reason });
+                outcome = Err(match shard {
+                    CLUSTER => StartError::Cluster(reason),
+                    shard => StartError::Shard { shard, reason },
+                });
                 self.stop();
             }
         }
@@ -295,10 +320,59 @@ impl Server {
             // The thread has reported how it ended.
             drop(thread.join());
         }
+        if let Some(cluster) = self.cluster {
+            cluster.stop();
+        }
         drop(self.offset_keeper);
         self.admin.shutdown();
         outcome
     }
+}
+
+/// What operators are shown of the gateways that form one system; `None`: this one is alone.
+fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
+    let Some(redis) = &config.redis else { return Ok(None) };
+    let status = Status::new(&format!("{:08x}", random_number()? >> 32));
+    let has_tokens = config.auth.mode == AuthMode::Redis;
+    status.add_link(Concern::Pushes.name(), redis.pushes.to_string(), false);
+    status.add_link(Concern::Presence.name(), redis.presence.to_string(), false);
+    if has_tokens {
+        status.add_link(Concern::Tokens.name(), redis.tokens.to_string(), true);
+    }
+    Ok(Some(status))
+}
+
+/// Starts the thread that speaks with Redis, if the configuration names one.
+fn start_cluster(
+    parts: &Parts,
+    inbox: cluster::Inbox,
+    status: Option<Status>,
+    line: Line,
+    report: Sender<Report>,
+) -> io::Result<Option<ClusterThread>> {
+    let shared = &parts.shared;
+    let (Some(redis), Some(address), Some(status)) =
+        (&shared.config.redis, &shared.cluster, status)
+    else {
+        return Ok(None);
+    };
+    cluster::metrics::describe();
+    let limits = &shared.config.limits;
+    let limiter = CommandLimiter::new(limits.commands_max, limits.commands_bytes_max);
+    let surroundings = Surroundings {
+        redis: redis.clone(),
+        config: shared.config.clone(),
+        started: shared.started,
+        wall_clock: shared.wall_clock.clone(),
+        shards: shared.addresses.clone(),
+        limiter: Arc::new(limiter),
+        status,
+        line,
+        control: Arc::clone(&parts.hub) as Arc<dyn Control>,
+    };
+    // Joins would wait for it for ever. The receiver is gone when the server itself was dropped.
+    let on_panic = move |reason| drop(report.send((CLUSTER, Err(reason))));
+    ClusterThread::start(surroundings, inbox, address.clone(), on_panic).map(Some)
 }
 
 fn handler_of<'a>(

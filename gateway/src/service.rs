@@ -191,6 +191,7 @@ mod tests {
 
     use super::*;
     use crate::control::{Readiness, RoomInfo, UserInfo};
+    use crate::shard::rebalance::Share;
 
     /// Two shards that answer when they are told to.
     #[derive(Default)]
@@ -233,6 +234,7 @@ mod tests {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push((shard, reply));
             answer
         }
+        fn send_away(&self, _shard: u16, _share: Share) {}
     }
 
     /// Looks twice a second for this many seconds; the shards of `answers` answer.

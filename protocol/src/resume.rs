@@ -88,6 +88,12 @@ impl<'a> Positions<'a> {
         Ok(Self { resume: biz_data })
     }
 
+    /// The message that they were read from.
+    #[must_use]
+    pub const fn as_bytes(self) -> &'a [u8] {
+        self.resume
+    }
+
     /// Whether there is no position.
     #[must_use]
     pub fn is_empty(self) -> bool {

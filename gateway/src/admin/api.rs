@@ -11,7 +11,7 @@ use tidegate_backend::publisher::{Command, Done, Nobody, RoomId, Target};
 use super::app::{self, App, PUSH_MANY};
 use super::error::ApiError;
 use super::metrics_cache::Arrived;
-use super::{access, health, ids, pushes, stats};
+use super::{access, cluster, health, ids, pushes, rebalance, stats};
 use crate::control::{RoomInfo, UserInfo};
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
@@ -20,8 +20,8 @@ const PAGE: &str = include_str!("page.html");
 /// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is
 /// allowed, and nobody may frame it. A test demands that the hashes fit the page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-+IV2GaTZiVR5epRgtVrvsd5dVEdNGnZ2nCTrCXKQfYM='; \
-     style-src 'sha256-+VdFJmx+roZJ2DdSfQf9/6ASCamt8hjRhwFgD3unSDw='; \
+     script-src 'sha256-BIx8KhL7yxjTAfX6RF/VnAl9Dd6/9E7EZZ0v10S0PZ4='; \
+     style-src 'sha256-6o2cDPCjw5H3iirQuq5ZYyQBoWYozLRt45UDc131LbY='; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// The media type of Prometheus' text format.
@@ -35,6 +35,11 @@ pub(super) fn router(app: App) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/stats", get(stats::stats))
+        .route("/cluster", get(cluster::cluster))
+        .route(
+            "/cluster/rebalance",
+            get(rebalance::show).post(rebalance::start).delete(rebalance::cancel),
+        )
         .route("/users/{id}", get(user))
         .route("/users/{id}/kick", post(kick))
         .route("/rooms/{id}", get(room))

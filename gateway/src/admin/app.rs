@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use super::metrics_cache::MetricsCache;
+use super::rebalance::Rebalancer;
 use super::silence::SilentShards;
 use crate::about::About;
 use crate::control::{Control, Reply};
@@ -33,6 +34,7 @@ pub(super) struct App {
     /// The thread that answers requests with the token.
     pub(super) work: Handle,
     pub(super) silent: SilentShards,
+    pub(super) rebalancer: Arc<Rebalancer>,
 }
 
 /// How long a request may wait.
@@ -88,6 +90,11 @@ impl App {
         let answered = timeout(self.timeouts.answer, reply).await;
         let answered = answered.map_err(|_| ApiError::Timeout(self.silent.borrow().clone()))?;
         answered.map_err(|_| ApiError::Stopping)
+    }
+
+    /// How long Redis has been away: see [`Status::away_s`](crate::cluster::status::Status::away_s).
+    pub(super) fn redis_away_s(&self, for_logins: bool) -> Option<u64> {
+        self.about.cluster()?.away_s(for_logins)
     }
 
     /// An error where shards do not answer.

@@ -62,13 +62,42 @@ pub(super) enum ApiError {
     #[error("the array has {count} pushes; one request takes at most {count_max}")]
     TooManyPushes { count: usize, count_max: usize },
     #[error(
-        "there is no parameter {0:?} here: POST /push/... takes `type`, `key` and `ttl_ms`, and nothing else takes any"
+        "there is no parameter {0:?} here: POST /push/... takes `type`, `key` and `ttl_ms`; POST /cluster/rebalance takes \
+         `count`, `per_second`, `spare_s` and `dry_run`; nothing else takes any"
     )]
     BadParameter(String),
     #[error("the parameter {0:?} is repeated: give it once")]
     RepeatedParameter(String),
-    #[error("this takes no body: the path names all that it needs")]
+    #[error("this takes no body: the path and the parameters name all that it needs")]
     UnexpectedBody,
+    #[error("{name} = {value:?}: it is {allowed}")]
+    BadNumber { name: &'static str, value: String, allowed: &'static str },
+    #[error(
+        "this gateway is alone: redis.url is not set. Set the same redis.url for all gateways that serve the same clients, \
+         and restart them; README.md says how, under \"Operate it\""
+    )]
+    NoCluster,
+    #[error(
+        "this gateway does not know the others, since redis.url is not set: say how many clients to send away, with \
+         ?count=N"
+    )]
+    NoCount,
+    #[error(
+        "there is no other gateway that could take clients: none is in the registry that is alive and not draining; see \
+         GET /cluster"
+    )]
+    Alone,
+    #[error(
+        "what is known of the other gateways is too old, since Redis is away: wait until it is back, or say how many \
+         clients to send away, with ?count=N"
+    )]
+    OldRegistry,
+    #[error(
+        "a rebalance is running already: GET /cluster/rebalance shows it, and DELETE /cluster/rebalance ends it"
+    )]
+    RebalanceRuns,
+    #[error("this gateway is draining: it sends all of its clients away by itself")]
+    DrainsAnyway,
     #[error("the body has Content-Encoding {0:?}: it is pushed unchanged, so send it uncompressed")]
     EncodedBody(String),
     #[error("the body did not arrive whole: {0}")]
@@ -105,6 +134,10 @@ pub(super) enum ApiError {
         "there are no keys to verify tokens with, so each client gets 104: auth.jwks_url gave none since the start: {0}"
     )]
     NoKeys(String),
+    #[error(
+        "new clients can't log in: Redis, which holds the tokens, has been away for {0} s; clients with a session are served"
+    )]
+    RedisAway(u64),
     #[error("{}: does a handler with Placement::Shard block? Restart the gateway if it persists", names(.0))]
     Silent(Vec<Silence>),
     #[error(
@@ -154,6 +187,14 @@ impl ApiError {
             Self::TooManyPushes { .. } => (StatusCode::BAD_REQUEST, "too_many_pushes"),
             Self::BadParameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::RepeatedParameter(_) => (StatusCode::BAD_REQUEST, "repeated_parameter"),
+            Self::BadNumber { .. } => (StatusCode::BAD_REQUEST, "bad_number"),
+            Self::NoCluster => (StatusCode::NOT_FOUND, "no_cluster"),
+            Self::NoCount => (StatusCode::BAD_REQUEST, "no_count"),
+            Self::Alone => (StatusCode::CONFLICT, "alone"),
+            Self::OldRegistry => (StatusCode::CONFLICT, "redis_away"),
+            Self::RebalanceRuns => (StatusCode::CONFLICT, "rebalance_runs"),
+            Self::DrainsAnyway => (StatusCode::CONFLICT, DRAINING),
+            Self::RedisAway(_) => (StatusCode::SERVICE_UNAVAILABLE, "redis_away"),
             Self::UnexpectedBody => (StatusCode::BAD_REQUEST, "unexpected_body"),
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::NoRoom(_) => (StatusCode::NOT_FOUND, "no_room"),
@@ -191,6 +232,8 @@ pub(super) fn refused(refusal: PushError) -> (StatusCode, &'static str) {
         PushError::BadTtl(_) => (StatusCode::BAD_REQUEST, "bad_ttl"),
         PushError::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
         PushError::UnknownSession => (StatusCode::NOT_FOUND, "unknown_session"),
+        PushError::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, "redis_unreachable"),
+        PushError::Refused => (StatusCode::BAD_GATEWAY, "redis_refused"),
         PushError::SessionGone => (StatusCode::NOT_FOUND, "session_gone"),
         PushError::TooManyRooms { .. } => (StatusCode::CONFLICT, "too_many_rooms"),
         PushError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),

@@ -56,15 +56,30 @@ pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiErr
     Ok("ok\n")
 }
 
-/// 200 while every shard answers, new connections are accepted, and tokens can be verified.
-pub(super) async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
+/// 200 while every shard answers, new connections are accepted, and tokens can be verified. The text says also whether
+/// Redis is away: then the gateway serves its own clients, and pushes of other gateways come when Redis is back.
+pub(super) async fn ready(State(app): State<App>) -> Result<String, ApiError> {
     match app.control.readiness() {
         // This comes first: a successor waits for it, and need not wait for shards that hang.
         Readiness::Draining => Err(ApiError::Draining),
         Readiness::Starting => Err(ApiError::Starting),
         Readiness::Ready => {
             app.all_shards_answer()?;
-            app.about.missing_keys().map_or(Ok("ready\n"), |why| Err(ApiError::NoKeys(why)))
+            if let Some(why) = app.about.missing_keys() {
+                return Err(ApiError::NoKeys(why));
+            }
+            // Where session tokens are in Redis, nobody can log in without it.
+            if let Some(seconds) = app.redis_away_s(true) {
+                return Err(ApiError::RedisAway(seconds));
+            }
+            Ok(match app.redis_away_s(false) {
+                None => "ready\n".to_owned(),
+                Some(seconds) => {
+                    format!(
+                        "ready; Redis has been away for {seconds} s: this gateway serves its own clients\n"
+                    )
+                }
+            })
         }
     }
 }

@@ -93,6 +93,23 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
     first.map_or(Ok(()), |(name, _)| Err(ApiError::BadParameter(name.to_owned())))
 }
 
+/// The parameters of these names, in this order, each at most once. There may be no others.
+pub(super) fn named<'a, const N: usize>(
+    uri: &'a Uri,
+    names: [&str; N],
+) -> Result<[Option<&'a str>; N], ApiError> {
+    let mut values = [None; N];
+    for (name, value) in parameters(uri) {
+        let Some(index) = names.iter().position(|known| *known == name) else {
+            return Err(ApiError::BadParameter(name.to_owned()));
+        };
+        if values[index].replace(value).is_some() {
+            return Err(ApiError::RepeatedParameter(name.to_owned()));
+        }
+    }
+    Ok(values)
+}
+
 fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
     let query = uri.query().filter(|query| !query.is_empty());
     query
@@ -102,7 +119,7 @@ fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// A whole number without a sign, and without zeros before it.
-fn number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
+pub(super) fn number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
     text.parse().ok().filter(|number: &T| number.to_string() == text)
 }
 

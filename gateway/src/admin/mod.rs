@@ -4,11 +4,15 @@
 //! |---|---|
 //! | `GET /` | the page for operators |
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
-//! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with |
+//! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; 200 where Redis is away, and the text says so |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
 //! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
+//! | `GET /cluster` | `{"gateway", "redis", "gateways", "totals", "rebalance", ...}`: Redis, and what each gateway says of itself; 404 where `redis.url` is not set |
+//! | `POST /cluster/rebalance` | sends clients to other gateways, at a pace; `count`, `per_second`, `spare_s`, `dry_run` |
+//! | `GET /cluster/rebalance` | how far that has come; `null`: there was none |
+//! | `DELETE /cluster/rebalance` | ends it |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
@@ -19,12 +23,12 @@
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its
 //! `scrape_config`. A room's id and a push's key are percent-encoded, and nothing else is: numbers are plain digits.
-//! Nothing but a single push takes parameters: `type`, `key` and `ttl_ms`, each once. Health and the page ignore what
-//! they are given.
+//! Nothing but a single push (`type`, `key` and `ttl_ms`) and a rebalance takes parameters, each once. Health and the
+//! page ignore what they are given.
 //!
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
 //! request makes no sense, 401 no token or a wrong one, 404 no such room or path, 405 no such method, 408 the
-//! body stalled, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging,
+//! body stalled, 409 a rebalance runs already, or there is no other gateway, 413 it is too long, 415 it is compressed, 503 with `Retry-After` refused, overloaded, hanging,
 //! starting, without keys, draining or stopping, 504 no answer of a shard within [`ANSWER_TIMEOUT`]. A path that is not there
 //! is 404 also without the token: there is nothing secret about it. What is no HTTP/1 at all, or has a head of
 //! more than 16 KiB, is answered by the library, which sends 400, 414 or 431 without a body; a head that stalls
@@ -46,6 +50,7 @@ mod access;
 mod api;
 mod app;
 mod binding;
+mod cluster;
 mod connection_table;
 mod connections;
 mod error;
@@ -53,6 +58,7 @@ mod health;
 mod ids;
 mod metrics_cache;
 mod pushes;
+mod rebalance;
 mod silence;
 mod stats;
 mod stream;
@@ -82,6 +88,7 @@ use app::{App, Timeouts};
 use binding::HandOver;
 use connections::{AcceptQueue, HttpService};
 use metrics_cache::MetricsCache;
+use rebalance::Rebalancer;
 
 /// How long the shards may take to answer. Later: 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -207,6 +214,7 @@ fn serve_with(
         body_bytes_max: config.body_bytes_max,
         timeouts,
         work: work.handle().clone(),
+        rebalancer: Arc::new(Rebalancer::default()),
         silent,
     };
     let (end_work, work_ended) = oneshot::channel::<()>();

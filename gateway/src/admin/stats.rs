@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 
 #[derive(Serialize)]
 pub(super) struct Stats {
-    /// Whether it accepts new connections, every shard answers, and there are keys to verify tokens with.
+    /// Whether it accepts new connections, every shard answers, there are keys to verify tokens with, and Redis where tokens are there.
     ready: bool,
     gateway: Gateway,
     totals: Totals,
@@ -80,7 +80,8 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
     }
     let ready = app.control.is_ready()
         && unresponsive_shards.is_empty()
-        && app.about.missing_keys().is_none();
+        && app.about.missing_keys().is_none()
+        && app.redis_away_s(true).is_none();
     let gateway = Gateway::of(&app);
     Ok(Json(Stats { ready, gateway, totals, shards, unresponsive_shards, ended_shards }))
 }

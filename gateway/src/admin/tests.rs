@@ -14,9 +14,11 @@ use tidegate_backend::CommandOutcome;
 use tidegate_backend::publisher::{Command, Done, Nobody, Push, PushError, RoomId, Target, UserId};
 
 use super::*;
+use crate::cluster::status::Status;
 use crate::config::Config;
 use crate::control::{ConnectionInfo, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::service::SILENCE_MAX;
+use crate::shard::rebalance::Share;
 
 const BODY_BYTES_MAX: usize = 1000;
 
@@ -37,6 +39,8 @@ struct Fake {
     /// Answers that never come.
     stalled: Mutex<Option<Vec<oneshot::Sender<CommandOutcome>>>>,
     commands: Mutex<Vec<Command>>,
+    /// Shares of a rebalance, which nobody works on.
+    shares: Mutex<Vec<Share>>,
     /// A look-up of the room "blocks": whether it has begun, and whether it may go on.
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
@@ -123,7 +127,11 @@ impl Control for Fake {
     }
 
     fn shard(&self, shard: u16) -> Reply<ShardInfo> {
-        reply(ShardInfo { shard, connections: 5, rooms: 1, ..ShardInfo::default() })
+        reply(ShardInfo { shard, connections: 5, sessions: 5, rooms: 1, ..ShardInfo::default() })
+    }
+
+    fn send_away(&self, _shard: u16, share: Share) {
+        self.shares.lock().unwrap().push(share);
     }
 }
 
@@ -165,6 +173,15 @@ impl TestServer {
     }
 
     fn with(timeouts: Timeouts) -> Self {
+        Self::start(timeouts, about())
+    }
+
+    /// Of a gateway that says this of itself.
+    fn with_about(about: About) -> Self {
+        Self::start(UNLIMITED, about)
+    }
+
+    fn start(timeouts: Timeouts, about: About) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = AdminConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -181,7 +198,7 @@ impl TestServer {
             &config,
             control,
             recorder.handle(),
-            about(),
+            about,
             timeouts,
             &binding::tests::AT_ONCE,
         )
@@ -210,6 +227,10 @@ impl TestServer {
             body.len()
         );
         self.raw(&[head.as_bytes(), body].concat())
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        self.ask_as(Some(&self.token), method, path, body)
     }
 
     fn get(&self, path: &str) -> Answer {
@@ -283,6 +304,10 @@ fn everything_else_needs_the_token() {
     let guarded = [
         ("GET", "/metrics"),
         ("GET", "/stats"),
+        ("GET", "/cluster"),
+        ("GET", "/cluster/rebalance"),
+        ("POST", "/cluster/rebalance?count=1"),
+        ("DELETE", "/cluster/rebalance"),
         ("GET", "/users/7"),
         ("GET", "/rooms/x"),
         ("POST", "/users/7/kick"),
@@ -744,4 +769,76 @@ fn an_address_in_use_is_named() {
     let metrics = PrometheusBuilder::new().build_recorder().handle();
     let error = serve(&config, Arc::<Fake>::default(), metrics, about()).unwrap_err().to_string();
     assert!(error.contains("on 127.0.0.1:") && error.contains("--admin"), "{error}");
+}
+
+#[test]
+fn a_gateway_without_redis_says_what_to_do() {
+    let test = TestServer::new();
+    let answer = test.ask("GET", "/cluster", b"");
+    assert!(answer.error(404).contains("redis.url"), "{}", answer.body);
+    let answer = test.ask("POST", "/cluster/rebalance", b"");
+    assert!(answer.error(400).contains("?count=N"), "{}", answer.body);
+}
+
+#[test]
+fn a_rebalance_runs_alone_until_it_ends_or_is_cancelled() {
+    let test = TestServer::new();
+    assert_eq!(test.ask("GET", "/cluster/rebalance", b"").json(), Value::Null);
+    let dry = test.ask("POST", "/cluster/rebalance?count=4&dry_run=true", b"").json();
+    assert_eq!((&dry["dry_run"], &dry["count"]), (&true.into(), &4.into()));
+    assert!(test.fake.shares.lock().unwrap().is_empty(), "nobody is sent away");
+    let path = "/cluster/rebalance?count=4&per_second=50&spare_s=0";
+    let started = test.ask("POST", path, b"").json();
+    let expected = json!({"dry_run": false, "count": 4, "per_second": 50, "spare_s": 0});
+    assert_eq!(started, expected);
+    assert_eq!(test.fake.shares.lock().unwrap().len(), 2, "each shard has its share");
+    let mut info = json!({
+        "state": "running", "count": 4, "sent": 0, "per_second": 50, "spare_s": 0
+    });
+    assert_eq!(test.ask("GET", "/cluster/rebalance", b"").json(), info);
+    assert!(test.ask("POST", path, b"").error(409).contains("running already"));
+    info["state"] = "cancelled".into();
+    assert_eq!(test.ask("DELETE", "/cluster/rebalance", b"").json(), info);
+    test.fake.shares.lock().unwrap().clear();
+    assert_eq!(test.ask("POST", path, b"").status, 200);
+    test.fake.shares.lock().unwrap().clear();
+    assert_eq!(test.ask("DELETE", "/cluster/rebalance", b"").json()["state"], "done");
+    test.fake.draining.store(true, Ordering::Relaxed);
+    assert!(test.ask("POST", path, b"").error(409).contains("draining"));
+}
+
+#[test]
+fn a_rebalance_refuses_what_it_does_not_know() {
+    let test = TestServer::new();
+    for (query, said) in [
+        ("count=0", "1 to 1000000000"),
+        ("count=+5", "plain digits"),
+        ("per_second=0&count=1", "1 to 20000"),
+        ("spare_s=3601&count=1", "0 to 3600"),
+        ("dry_run=yes&count=1", "true or false"),
+        ("count=1&count=1", "repeated"),
+        ("type=1", "per_second"),
+    ] {
+        let answer = test.ask("POST", &format!("/cluster/rebalance?{query}"), b"");
+        assert!(answer.error(400).contains(said), "{query}: {}", answer.body);
+    }
+    assert!(test.ask("POST", "/cluster/rebalance?count=1", b"x").error(400).contains("no body"));
+}
+
+#[test]
+fn readiness_says_that_redis_is_away_and_refuses_where_logins_need_it() {
+    for needed in [false, true] {
+        let status = Status::new("a");
+        status.add_link("pushes", "redis://host:6379".into(), needed);
+        let test = TestServer::with_about(about().with_cluster(Some(status.clone())));
+        let away = test.ask_as(None, "GET", "/readyz", b"");
+        if needed {
+            assert!(away.error(503).contains("can't log in"), "{}", away.body);
+        } else {
+            assert_eq!(away.status, 200);
+            assert!(away.body.starts_with("ready; Redis has been away for "), "{}", away.body);
+        }
+        status.up("pushes");
+        assert_eq!(test.ask_as(None, "GET", "/readyz", b"").body, "ready\n");
+    }
 }

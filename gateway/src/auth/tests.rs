@@ -27,6 +27,8 @@ fn config(mode: AuthMode) -> AuthConfig {
         leeway: Duration::from_secs(5),
         timeout: Duration::from_secs(10),
         failures_max: 3,
+        lookups_max: 10,
+        recheck: Duration::from_secs(300),
     }
 }
 
@@ -197,5 +199,28 @@ fn a_file_without_the_key_says_how_to_make_it() {
     ] {
         let error = try_jwt(algorithm, key, None).unwrap_err().to_string();
         assert!(error.contains("openssl pkey"), "{error}");
+    }
+}
+
+#[test]
+fn a_token_in_redis_is_looked_up_by_its_digest_if_it_can_be_one() {
+    let verifier = Verifier::new(&config(AuthMode::Redis)).unwrap();
+    assert_eq!(verifier.digest("a"), Some(Ok(TokenDigest::of("a"))));
+    let longest = "a".repeat(TOKEN_BYTES_MAX);
+    assert!(matches!(verifier.digest(&longest), Some(Ok(_))));
+    for wrong in [String::new(), longest + "a"] {
+        assert_eq!(verifier.digest(&wrong), Some(Err(AuthError::Malformed)));
+    }
+    assert_eq!(verifier.verify_now(7, "token-7"), Err(AuthError::RedisUnavailable));
+    assert_eq!(Verifier::new(&config(AuthMode::Demo)).unwrap().digest("token-7"), None);
+}
+
+#[test]
+fn errors_that_are_the_gateways_own_are_told_apart() {
+    let own = AuthError::ALL.into_iter().filter(|error| error.is_unknowable());
+    let labels: Vec<_> = own.map(AuthError::label).collect();
+    assert_eq!(labels, ["no_keys", "redis_unavailable", "too_many_lookups"]);
+    for (index, error) in AuthError::ALL.into_iter().enumerate() {
+        assert_eq!(error as usize, index, "counters are found by it");
     }
 }

@@ -15,10 +15,36 @@ const LEEWAY_MS_MAX: i64 = 600_000;
 /// The least time between two reads of a key set: whoever serves it is asked no more often by a mistyped number.
 const REFRESH_MS_MIN: i64 = 1_000;
 
+/// The maximum of tokens that are being looked up.
+const LOOKUPS_MAX: i64 = 1_000_000;
+
+/// The least time between two checks of sessions' tokens.
+const RECHECK_MS_MIN: i64 = 1_000;
+
+/// The modes by their names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Jwt,
+    Demo,
+    Redis,
+}
+
 impl Checker<'_> {
-    pub(super) fn auth(&self, auth: &typed::Auth, listen: SocketAddr) -> Checked<AuthConfig> {
-        let jwt = self.choice("auth.mode", &auth.mode, &[("jwt", true), ("demo", false)])?;
-        if !jwt && !listen.ip().is_loopback() {
+    /// `has_redis`: the configuration names a Redis.
+    pub(super) fn auth(
+        &self,
+        auth: &typed::Auth,
+        listen: SocketAddr,
+        has_redis: bool,
+    ) -> Checked<AuthConfig> {
+        let modes = [("jwt", Mode::Jwt), ("demo", Mode::Demo), ("redis", Mode::Redis)];
+        let mode = self.choice("auth.mode", &auth.mode, &modes)?;
+        if mode == Mode::Redis && !has_redis {
+            let reason = "redis.url is not set: set it to the Redis that the app's login writes tokens to, as in \
+                          redis.url = \"redis://127.0.0.1/\", or redis.url and redis.tokens_url";
+            return Err(self.refuse("auth.mode", quoted(&auth.mode), reason));
+        }
+        if mode == Mode::Demo && !listen.ip().is_loopback() {
             let reason = format!(
                 "anybody can make a demo token, so this is for loopback alone, and listen is {listen}: \
                  use auth.mode = \"jwt\", or listen = \"127.0.0.1:{}\"",
@@ -26,11 +52,15 @@ impl Checker<'_> {
             );
             return Err(self.refuse("auth.mode", quoted(&auth.mode), reason));
         }
-        let keys = self.jwt_keys(auth, jwt)?;
+        let keys = self.jwt_keys(auth, mode == Mode::Jwt)?;
         let some = |text: &String| (!text.is_empty()).then(|| text.clone());
         let (audience, issuer) = (some(&auth.audience), some(&auth.issuer));
         Ok(AuthConfig {
-            mode: if jwt { AuthMode::Jwt { keys, audience, issuer } } else { AuthMode::Demo },
+            mode: match mode {
+                Mode::Jwt => AuthMode::Jwt { keys, audience, issuer },
+                Mode::Demo => AuthMode::Demo,
+                Mode::Redis => AuthMode::Redis,
+            },
             jwks_refresh: self.millis(
                 "auth.jwks_refresh_ms",
                 auth.jwks_refresh_ms,
@@ -39,6 +69,8 @@ impl Checker<'_> {
             leeway: self.millis("auth.leeway_ms", auth.leeway_ms, 0..=LEEWAY_MS_MAX)?,
             timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
             failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
+            lookups_max: self.number("auth.lookups_max", auth.lookups_max, 1..=LOOKUPS_MAX)?,
+            recheck: self.millis("auth.recheck_ms", auth.recheck_ms, RECHECK_MS_MIN..=DAY_MS)?,
         })
     }
 

@@ -40,6 +40,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
     let limits = checker.limits(&typed.limits, driver, shards)?;
     let listen = checker.address("listen", &typed.listen)?;
     let backends = checker.backends(typed)?;
+    let redis = checker.redis(&typed.redis)?;
     Ok(Config {
         listen,
         shards,
@@ -47,11 +48,12 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         driver_refusal,
         coalesce: Duration::from_micros(coalesce_us.into()),
         admin: checker.admin(&typed.admin, &limits, listen)?,
-        auth: checker.auth(&typed.auth, listen)?,
+        auth: checker.auth(&typed.auth, listen, redis.is_some())?,
         session: checker.session(&typed.session)?,
         limits,
         socket: checker.socket(&typed.socket)?,
         rooms: checker.rooms(&typed.rooms, &typed.room_policies)?,
+        redis,
         routes: checker.routes(&typed.routes, &typed.backends)?,
         backends,
         log: checker.log(&typed.log)?,

@@ -31,6 +31,8 @@ pub struct Config {
     pub socket: SocketConfig,
     /// Rooms.
     pub rooms: RoomsConfig,
+    /// What is shared with other gateways; `None`: this gateway is alone.
+    pub redis: Option<super::RedisConfig>,
     /// Backends, by name.
     pub backends: Vec<BackendConfig>,
     /// Routes, by ascending type, not overlapping.
@@ -85,6 +87,10 @@ pub struct AuthConfig {
     pub timeout: Duration,
     /// A connection is closed after this many failed tries: at least 1.
     pub failures_max: u8,
+    /// Tokens that are being looked up in Redis, all shards together.
+    pub lookups_max: usize,
+    /// The time between two checks that the tokens of sessions are still in Redis.
+    pub recheck: Duration,
 }
 
 /// How a token proves a user.
@@ -101,6 +107,8 @@ pub enum AuthMode {
     },
     /// `token-<user_id>`: for benchmarks, only on loopback.
     Demo,
+    /// A session token that the app's login has put into Redis.
+    Redis,
 }
 
 /// What verifies the signatures of JSON Web Tokens.
@@ -262,6 +270,8 @@ pub struct RoomPolicy {
     pub replay_on_join: u64,
     /// Who lets a client that reconnects in again.
     pub rejoin: Rejoin,
+    /// Whether Redis keeps its pushes, where gateways share rooms.
+    pub class: RoomClass,
 }
 
 impl RoomsConfig {
@@ -278,6 +288,12 @@ impl RoomsConfig {
 }
 
 impl RoomPolicy {
+    /// Whether Redis does not keep its pushes, where gateways share rooms.
+    #[must_use]
+    pub fn is_fleeting(&self) -> bool {
+        self.class == RoomClass::Fleeting
+    }
+
     /// Whether a push of this type is sent at once.
     #[must_use]
     pub fn is_urgent(&self, kind: i32) -> bool {
@@ -301,6 +317,26 @@ impl SlowMember {
         match self {
             Self::Skip => "skip",
             Self::Close => "close",
+        }
+    }
+}
+
+/// Whether Redis keeps a room's pushes, where gateways share rooms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoomClass {
+    /// In a stream: a client that comes back at another gateway misses nothing.
+    Durable,
+    /// Nowhere: who is not there misses it. It costs Redis the least.
+    Fleeting,
+}
+
+impl RoomClass {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Fleeting => "fleeting",
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tidegate_backend::Placement;
 
 use super::checked::*;
+use super::redis::RedisConfig;
 
 impl Config {
     /// What this configuration comes to, by key.
@@ -32,6 +33,7 @@ impl Config {
             },
             "rooms": rooms(&self.rooms),
             "room_policies": self.rooms.policies.iter().map(named_policy).collect::<Vec<_>>(),
+            "redis": redis(self.redis.as_ref()),
             "backends": Value::Object(self.backends.iter().map(backend).collect()),
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "log": { "filter": self.log.filter, "format": self.log.format.name() },
@@ -49,9 +51,12 @@ fn auth(auth: &AuthConfig) -> Value {
         "leeway_ms": ms(auth.leeway),
         "timeout_ms": ms(auth.timeout),
         "failures_max": auth.failures_max,
+        "lookups_max": auth.lookups_max,
+        "recheck_ms": ms(auth.recheck),
     });
     match &auth.mode {
         AuthMode::Demo => value["mode"] = "demo".into(),
+        AuthMode::Redis => value["mode"] = "redis".into(),
         AuthMode::Jwt { keys, audience, issuer } => {
             value["mode"] = "jwt".into();
             jwt_keys(keys, &mut value);
@@ -131,6 +136,27 @@ fn policy(policy: &RoomPolicy) -> Value {
         "urgent_types": urgent_types.unwrap_or_default(),
         "replay_on_join": policy.replay_on_join,
         "rejoin": policy.rejoin.name(),
+        "class": policy.class.name(),
+    })
+}
+
+/// Users and passwords are left out.
+fn redis(redis: Option<&RedisConfig>) -> Value {
+    let Some(redis) = redis else {
+        return json!({
+            "url": "", "pushes_url": "", "presence_url": "", "tokens_url": "",
+            "password_file": "", "ca_file": "", "push_wait_ms": 0, "offline_grace_ms": 0,
+        });
+    };
+    json!({
+        "url": redis.shared.to_string(),
+        "pushes_url": redis.pushes.to_string(),
+        "presence_url": redis.presence.to_string(),
+        "tokens_url": redis.tokens.to_string(),
+        "password_file": redis.password_file,
+        "ca_file": redis.ca_file,
+        "push_wait_ms": ms(redis.push_wait),
+        "offline_grace_ms": ms(redis.offline_grace),
     })
 }
 

@@ -20,7 +20,9 @@ mod flags;
 mod layers;
 mod limits;
 mod nearest;
+mod redis;
 mod rooms;
+mod secret_text;
 mod typed;
 mod values;
 
@@ -34,6 +36,8 @@ use clap::Parser;
 
 pub use checked::*;
 pub use error::ConfigError;
+pub use redis::{RedisConfig, RedisKind, RedisTarget};
+pub use secret_text::SecretText;
 
 use tidegate_machine::descriptors;
 

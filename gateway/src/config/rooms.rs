@@ -3,7 +3,7 @@
 use tidegate_protocol::limits::ROOM_ID_BYTES_MAX;
 
 use super::check::{DAY_MS, GIB};
-use super::checked::{Rejoin, RoomPolicy, RoomsConfig, SlowMember};
+use super::checked::{Rejoin, RoomClass, RoomPolicy, RoomsConfig, SlowMember};
 use super::typed;
 use super::values::{Checked, Checker, quoted};
 
@@ -73,6 +73,8 @@ impl Checker<'_> {
         let slow_members = [SlowMember::Skip, SlowMember::Close].map(|kind| (kind.name(), kind));
         let rejoin = policy.rejoin.as_ref().unwrap_or(&rooms.rejoin);
         let rejoins = [Rejoin::Ticket, Rejoin::Backend].map(|kind| (kind.name(), kind));
+        let class = policy.class.as_ref().unwrap_or(&rooms.class);
+        let classes = [RoomClass::Durable, RoomClass::Fleeting].map(|kind| (kind.name(), kind));
         let merge_window_ms = policy.merge_window_ms.unwrap_or(rooms.merge_window_ms);
         let urgent_types = policy.urgent_types.as_ref().unwrap_or(&rooms.urgent_types);
         Ok(RoomPolicy {
@@ -93,6 +95,7 @@ impl Checker<'_> {
                 0..=REPLAY_MAX,
             )?,
             rejoin: self.choice(&key("rejoin"), rejoin, &rejoins)?,
+            class: self.choice(&key("class"), class, &classes)?,
         })
     }
 }

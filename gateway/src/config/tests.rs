@@ -492,3 +492,19 @@ fn a_wrong_value_of_a_flag_is_refused_with_the_flag_the_value_and_what_is_taken(
         load_from(&["--log", filter], &[]).unwrap();
     }
 }
+
+#[test]
+fn tokens_in_redis_need_a_redis() {
+    let mode = "[auth]\nmode = \"redis\"\n";
+    let said = refusal(mode);
+    assert!(said.contains("auth.mode") && said.contains("redis.url is not set"), "{said}");
+    // Anybody's token is checked, so it may listen anywhere.
+    let whole = format!("listen = \"0.0.0.0:7400\"\n{mode}[redis]\nurl = \"redis://127.0.0.1/\"\n");
+    let config = Config::from_toml(&whole).unwrap();
+    assert_eq!((&config.auth.mode, config.auth.lookups_max), (&AuthMode::Redis, 50_000));
+    assert_eq!(config.auth.recheck, Duration::from_secs(300));
+    for wrong in ["lookups_max = 0", "lookups_max = 1000001", "recheck_ms = 999"] {
+        let said = refusal(&format!("[auth]\n{wrong}\n"));
+        assert!(said.contains("this must be from"), "{said}");
+    }
+}

@@ -27,6 +27,7 @@ pub(super) struct Typed {
     pub(super) socket: Socket,
     pub(super) rooms: Rooms,
     pub(super) room_policies: Vec<RoomPolicy>,
+    pub(super) redis: Redis,
     pub(super) backends: BTreeMap<String, Backend>,
     pub(super) routes: Vec<Route>,
     pub(super) log: Log,
@@ -54,6 +55,8 @@ pub(super) struct Auth {
     pub(super) leeway_ms: i64,
     pub(super) timeout_ms: i64,
     pub(super) failures_max: i64,
+    pub(super) lookups_max: i64,
+    pub(super) recheck_ms: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,6 +103,7 @@ pub(super) struct Rooms {
     pub(super) urgent_types: Vec<i64>,
     pub(super) replay_on_join: i64,
     pub(super) rejoin: String,
+    pub(super) class: String,
     pub(super) idle_ttl_ms: i64,
     pub(super) rooms_per_shard_max: i64,
     pub(super) rooms_per_connection_max: i64,
@@ -124,6 +128,21 @@ pub(super) struct RoomPolicy {
     pub(super) replay_on_join: Option<i64>,
     /// `None`: as in [`Rooms`].
     pub(super) rejoin: Option<String>,
+    /// `None`: as in [`Rooms`].
+    pub(super) class: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Redis {
+    pub(super) url: String,
+    pub(super) pushes_url: String,
+    pub(super) presence_url: String,
+    pub(super) tokens_url: String,
+    pub(super) password_file: String,
+    pub(super) ca_file: String,
+    pub(super) push_wait_ms: i64,
+    pub(super) offline_grace_ms: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -171,6 +190,7 @@ impl Typed {
             urgent_types: Some(rooms.urgent_types),
             replay_on_join: Some(rooms.replay_on_join),
             rejoin: Some(rooms.rejoin),
+            class: Some(rooms.class),
         };
         Self { room_policies: vec![policy], ..Self::default() }
     }
@@ -191,6 +211,7 @@ impl Default for Typed {
             socket: Socket::default(),
             rooms: Rooms::default(),
             room_policies: Vec::new(),
+            redis: Redis::default(),
             backends: BTreeMap::from([(DEMO.into(), Backend::default())]),
             routes: vec![demo],
             log: Log::default(),
@@ -219,6 +240,8 @@ impl Default for Auth {
             leeway_ms: 5_000,
             timeout_ms: limits::AUTH_TIMEOUT_MS.cast_signed(),
             failures_max: limits::AUTH_FAILURES_MAX.into(),
+            lookups_max: 50_000,
+            recheck_ms: 300_000,
         }
     }
 }
@@ -273,12 +296,28 @@ impl Default for Rooms {
             urgent_types: Vec::new(),
             replay_on_join: 0,
             rejoin: "ticket".into(),
+            class: "durable".into(),
             idle_ttl_ms: 60_000,
             rooms_per_shard_max: 100_000,
             rooms_per_connection_max: 64,
             offset_file: ".tidegate/offset".into(),
             ticket_ttl_ms: 12 * 60 * 60 * 1000,
             ticket_key_file: ".tidegate/ticket.key".into(),
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            pushes_url: String::new(),
+            presence_url: String::new(),
+            tokens_url: String::new(),
+            password_file: String::new(),
+            ca_file: String::new(),
+            push_wait_ms: 60_000,
+            offline_grace_ms: 10_000,
         }
     }
 }

@@ -85,8 +85,8 @@ fn login(auth: &AuthConfig) -> (&'static str, String) {
             }
             (" --key-file ", shell_word(&key_file.display().to_string()))
         }
-        // The gateway has public keys, which make no token.
-        AuthMode::Jwt { .. } => (" --token ", "TOKEN".to_owned()),
+        // The gateway has public keys, or none: it can make no token.
+        AuthMode::Jwt { .. } | AuthMode::Redis => (" --token ", "TOKEN".to_owned()),
     }
 }
 

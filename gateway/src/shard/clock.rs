@@ -66,6 +66,13 @@ impl Clock {
         self.now_ms as u32
     }
 
+    /// Seconds since the start in 16 bits, for connections. It wraps after 18 hours.
+    #[expect(clippy::cast_possible_truncation, reason = "a clock that wraps")]
+    #[must_use]
+    pub const fn wrapping_s(&self) -> u16 {
+        (self.now_ms / 1_000) as u16
+    }
+
     /// When what the driver reports was received, in microseconds since the start.
     #[inline]
     #[must_use]

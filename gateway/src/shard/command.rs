@@ -133,6 +133,12 @@ impl fmt::Debug for Watch {
 }
 
 impl CommandPermit {
+    /// Whether more than half of the bound that it belongs to is used.
+    #[must_use]
+    pub fn is_limiter_half_used(&self) -> bool {
+        self.limiter.is_half_used()
+    }
+
     /// Adds connections that the command reached.
     pub fn count_connections(&self, connections: usize) {
         self.connections.fetch_add(connections as u64, Ordering::Relaxed);

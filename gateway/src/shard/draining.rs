@@ -15,6 +15,9 @@ const CLOSED_MAX: usize = 1024;
 /// How often a draining shard checks whether it is done when nothing happens, in milliseconds.
 pub const POLL_MS: u64 = 50;
 
+/// The shortest time that a client which is sent to another gateway has for its last frames, in milliseconds.
+const LEAVE_MS_MIN: u64 = 2_000;
+
 /// Whether a shard drains, and how far it has come.
 #[derive(Debug)]
 pub struct Draining {
@@ -126,6 +129,12 @@ impl Draining {
     #[must_use]
     pub fn close_until_ms(&self) -> Option<u64> {
         self.state.filter(|state| !state.has_expired).map(|state| state.until_ms)
+    }
+
+    /// Until when a connection may take to be sent its answers that is closed without a drain, on the shard's clock.
+    #[must_use]
+    pub fn leave_until_ms(&self, now_ms: u64) -> u64 {
+        now_ms + self.timeout_ms.max(LEAVE_MS_MIN)
     }
 
     /// How long a client should wait before it reconnects: up to twice what is configured, spread by

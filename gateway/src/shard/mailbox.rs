@@ -5,7 +5,8 @@
 //!
 //! The queue itself has no bound, since each kind of message is bounded at its source: answers and findings of
 //! expired calls by the calls in flight, commands by the [`CommandLimiter`](super::command::CommandLimiter),
-//! registrations by the connections.
+//! registrations by the connections, verdicts on tokens by the lookups under way. Revocations have no bound but the
+//! network's.
 //!
 //! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and
 //! refuses commands, so that no caller waits for an ended shard.
@@ -20,7 +21,9 @@ use tidegate_backend::batch::{self, Wake};
 use tidegate_backend::handler::{CallId, Outcome};
 use tokio::sync::oneshot;
 
+use super::rebalance::Share;
 use super::rooms::message::RoomMessage;
+use super::tokens::TokenMessage;
 use super::users::message::{SessionMessage, UserMessage};
 use crate::control::ShardInfo;
 
@@ -46,11 +49,15 @@ pub enum Message {
     Session(SessionMessage),
     /// About a room.
     Room(RoomMessage),
+    /// About tokens.
+    Token(TokenMessage),
     /// An operator wants to see the shard's figures.
     InspectShard {
         /// Takes the answer.
         reply: oneshot::Sender<ShardInfo>,
     },
+    /// Send so many clients to other gateways.
+    SendAway(Share),
     /// Close all connections gracefully, and end.
     Drain,
     /// End now.
@@ -71,9 +78,11 @@ impl Message {
             Self::Room(message) => message.refuse(),
             // Their shard has no connection left, or nobody needs to know.
             Self::Session(_)
+            | Self::Token(_)
             | Self::Answer(_)
             | Self::Expired(_)
             | Self::InspectShard { .. }
+            | Self::SendAway(_)
             | Self::Drain
             | Self::Stop => {}
         }
@@ -83,6 +92,12 @@ impl Message {
 impl From<UserMessage> for Message {
     fn from(message: UserMessage) -> Self {
         Self::User(message)
+    }
+}
+
+impl From<TokenMessage> for Message {
+    fn from(message: TokenMessage) -> Self {
+        Self::Token(message)
     }
 }
 

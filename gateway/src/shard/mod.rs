@@ -24,7 +24,9 @@
 //! | [`resumes`] | sessions whose answer waits for their rooms | |
 //! | [`calls`] | routes, calls in flight, their answers | answers |
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
+//! | [`rebalance`] | which clients go to another gateway, and how fast | slots to close |
 //! | [`clock`] | both clocks | |
+//! | [`tokens`] | what is said about tokens that are in Redis | |
 //! | [`mailbox`], [`message_queue`], [`command`] | the way in from other threads, and its bound | messages |
 //! | [`housekeeping`] | when memory is freed, idle rooms are closed and figures exported | whether the heap is trimmed |
 //! | `sink` | what the driver reports, and asks | |
@@ -40,12 +42,14 @@ pub mod draining;
 pub mod housekeeping;
 pub mod mailbox;
 pub mod message_queue;
+pub mod rebalance;
 pub mod repeats;
 pub mod resumes;
 pub mod rooms;
 mod shared;
 mod sink;
 pub mod stats;
+pub mod tokens;
 pub mod users;
 
 use std::io;
@@ -63,6 +67,8 @@ use tidegate_protocol::server::Incoming;
 use tidegate_protocol::{Code, Reassembler};
 
 use crate::allocator::Trim;
+use crate::auth::{AuthError, TokenDigest, TokenEnd};
+use crate::cluster::message::ToCluster;
 use crate::driver::{ConnId, Driver, Mechanism, SendState};
 use crate::router::PendingCall;
 use crate::session_id::SessionAddr;
@@ -70,8 +76,9 @@ use admission::Admission;
 use calls::{Calls, Request};
 use clients::Clients;
 use clients::cause::Cause;
-use clients::connection::Phase;
+use clients::connection::{Flags, Phase};
 use clients::lifecycle::{AfterAuthFailure, EndedSession, Login};
+use clients::lookups::Lookup;
 use clock::Clock;
 use command::CommandPermit;
 use delivery::TooSlow;
@@ -79,6 +86,7 @@ use draining::Draining;
 use housekeeping::Housekeeping;
 use mailbox::{Answer, Message};
 use message_queue::{MESSAGES_MAX, MessageQueue};
+use rebalance::Rebalance;
 use repeats::{Keyed, Repeats};
 use resumes::{Finished, Resumes, RoomTickets, WaitingFrame, Wanted};
 use rooms::Rooms;
@@ -86,11 +94,20 @@ use rooms::log::After;
 use rooms::message::{AskedBy, Asker, Joined, RoomEffect, RoomMessage};
 pub use shared::Shared;
 use stats::{Exporter, Levels, ShardCounters, Stats};
+use tokens::{TokenMessage, TokenPage, Verdict};
 use users::Users;
 use users::message::{Eviction, SessionMessage, UserEffect, UserMessage};
 
 /// Expired calls that one turn answers, at most. It spreads a mass timeout over several turns.
 const EXPIRED_CALLS_MAX: usize = 1024;
+
+/// What a client claims in its authentication, besides its token.
+#[derive(Clone, Copy)]
+struct Claim<'a> {
+    user_id: UserId,
+    resume: Positions<'a>,
+    sequence: u64,
+}
 
 /// One shard. See the [module](self).
 pub struct Shard {
@@ -105,6 +122,7 @@ pub struct Shard {
     calls: Calls,
     admission: Admission,
     draining: Draining,
+    rebalance: Rebalance,
     messages: MessageQueue,
     housekeeping: Housekeeping,
     /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read meanwhile.
@@ -129,19 +147,25 @@ impl Shard {
             shards: config.shards,
             first_offset: shared.first_offset,
             log_key: shared.log_key,
+            is_shared: shared.cluster.is_some(),
             rooms: config.rooms.clone(),
         };
         Self {
             id,
             clock: Clock::new(shared.started, shared.wall_clock.clone()),
             clients: Clients::new(config),
-            users: Users::new(shared.session_ids, config.session.connections_per_user_max),
+            users: Users::new(
+                shared.session_ids,
+                config.session.connections_per_user_max,
+                shared.cluster.is_some(),
+            ),
             rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
             resumes: Resumes::default(),
             repeats: Repeats::new(config.limits.push_keys_bytes_max),
             calls: Calls::new(config, &shared.backends, address.clone(), gateway),
             admission: Admission::new(config.limits.connections_max, config.shards),
             draining: Draining::new(&config.shutdown),
+            rebalance: Rebalance::default(),
             messages: MessageQueue::new(Arc::clone(address.mailbox())),
             housekeeping: Housekeeping::default(),
             has_answers_left: false,
@@ -178,6 +202,7 @@ impl Shard {
         self.drain_mailbox(driver);
         self.expire();
         self.drain_step(driver);
+        self.rebalance_step();
         // Connections whose reading was paused for calls which have timed out may have sent further requests.
         self.answer_and_resume(driver);
         if self.calls.flush(&self.clock) {
@@ -237,6 +262,7 @@ impl Shard {
             memberships: self.rooms.membership_count(),
             calls_in_flight: self.calls.in_flight(),
             outbox_bytes: self.clients.unsent_bytes_in_all(),
+            rebalance_remaining: self.rebalance.remaining(),
             push_keys: self.repeats.len(),
         }
     }
@@ -278,19 +304,21 @@ impl Shard {
                 }
             }
             Message::Session(message) => self.on_session_message(message),
-            Message::Room(mut message) => {
-                let keyed = message.take_key();
+            Message::Token(message) => self.on_token_message(message),
+            Message::Room(message) => {
+                let keyed = message.keyed();
                 if !self.is_to_be_pushed(keyed) {
                     return;
                 }
                 let Self { rooms, clients, clock, .. } = self;
                 let state = |conn| delivery::conn_state(clients, conn);
-                rooms.handle(message, clock.now_ms(), || clock.unix_ms(), state);
+                rooms.handle(message, clock.now_ms(), &|| clock.unix_ms(), &state);
             }
             // The operator may have stopped waiting.
             Message::InspectShard { reply } => {
                 drop(reply.send(self.levels().shard_info(self.id, mechanism)));
             }
+            Message::SendAway(share) => self.rebalance.start(share, self.clock.now_ms()),
             Message::Drain => {
                 if self.draining.start(self.clock.now_ms()) {
                     self.rooms.start_draining();
@@ -336,6 +364,11 @@ impl Shard {
                 self.send_home(user_id, UserMessage::Deregister { user_id, addr });
                 self.resumes.remove(conn.slot);
                 self.rooms.leave_all(conn.slot, self.clock.now_ms());
+            } else if let Some(change) = self.users.next_presence_change() {
+                // It gets its time here: before the client can have its answer, and log in elsewhere.
+                if let Some(cluster) = &self.shared.cluster {
+                    cluster.post_presence(change);
+                }
             } else if let Some(UserEffect(shard, message)) = self.users.next_effect() {
                 if shard == self.id {
                     self.on_session_message(message);
@@ -367,6 +400,11 @@ impl Shard {
                     }
                     RoomEffect::Left(slot, room) => {
                         self.notify(slot, What::Left(room.to_string()));
+                    }
+                    RoomEffect::ToCluster(message) => {
+                        if let Some(cluster) = &self.shared.cluster {
+                            cluster.post(message);
+                        }
                     }
                 }
             } else {
@@ -469,7 +507,7 @@ impl Shard {
             let after = self.clients.refuse_unauthenticated(slot, kind, sequence);
             return self.after_auth_failure(slot, after);
         }
-        if self.draining.is_draining() {
+        if self.draining.is_draining() || connection.has(Flags::LEAVING) {
             let retry_after_ms = self.draining.retry_after_ms(slot);
             let code = Code::Draining;
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
@@ -514,8 +552,86 @@ impl Shard {
         resume: Positions<'_>,
         sequence: u64,
     ) {
-        let verified = self.shared.verifier.verify(user_id, token, self.clock.unix_ms());
+        let claim = Claim { user_id, resume, sequence };
+        let (token, refused) = match self.shared.verifier.digest(token) {
+            None => {
+                let verified = self.shared.verifier.verify(user_id, token, self.clock.unix_ms());
+                return self.log_in(slot, claim, None, verified);
+            }
+            Some(Ok(token)) => (Some(token), self.look_up(slot, claim, token)),
+            Some(Err(error)) => (None, Err(error)),
+        };
+        if let Err(error) = refused {
+            self.log_in(slot, claim, token, Err(error));
+        }
+    }
+
+    /// Has a token looked up in Redis. The verdict comes in a message.
+    fn look_up(
+        &mut self,
+        slot: u32,
+        claim: Claim<'_>,
+        token: TokenDigest,
+    ) -> Result<(), AuthError> {
+        let cluster = self.shared.cluster.as_ref().ok_or(AuthError::RedisUnavailable)?;
+        let Claim { user_id, resume, sequence } = claim;
+        let resume = resume.as_bytes().into();
+        self.clients.begin_lookup(slot, Lookup { user_id, token, sequence, resume })?;
+        let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
+        cluster.post(ToCluster::LookUp { addr, user_id, token });
+        Ok(())
+    }
+
+    fn on_token_message(&mut self, message: TokenMessage) {
+        match message {
+            TokenMessage::Verdict { conn, verdict } => self.on_verdict(conn, verdict),
+            TokenMessage::Revoke { user_id, token } => {
+                for slot in self.clients.sessions_with_token(user_id, token) {
+                    self.close_gracefully(slot, Cause::TokenRevoked);
+                }
+            }
+            TokenMessage::NewEnd { conn, token, ends_in_ms } => {
+                let end = TokenEnd::after(ends_in_ms, self.clock.unix_ms());
+                self.clients.set_new_token_end(conn, token, end, &self.clock);
+            }
+            TokenMessage::List { from } => {
+                let (tokens, next) = self.clients.list_tokens(from, &self.clock);
+                if let Some(cluster) = &self.shared.cluster {
+                    let page = TokenPage { shard: self.id, from, tokens, next };
+                    cluster.post(ToCluster::Tokens(page));
+                }
+            }
+        }
+    }
+
+    fn on_verdict(&mut self, conn: ConnId, verdict: Verdict) {
+        let Some(lookup) = self.clients.end_lookup(conn) else { return };
+        let verified = match verdict {
+            Verdict::Known { ends_in_ms } => Ok(TokenEnd::after(ends_in_ms, self.clock.unix_ms())),
+            Verdict::Unknown => Err(AuthError::UnknownToken),
+            Verdict::Unavailable => Err(AuthError::RedisUnavailable),
+        };
+        let Lookup { user_id, token, sequence, resume } = lookup;
+        // They were read before.
+        let resume = Positions::decode(&resume).unwrap_or_default();
+        self.log_in(conn.slot, Claim { user_id, resume, sequence }, Some(token), verified);
+    }
+
+    /// Goes on with an authentication whose token was verified with this result. `token`: it can be revoked.
+    fn log_in(
+        &mut self,
+        slot: u32,
+        claim: Claim<'_>,
+        token: Option<TokenDigest>,
+        verified: Result<TokenEnd, AuthError>,
+    ) {
+        let Claim { user_id, resume, sequence } = claim;
         let login = self.clients.login(slot, user_id, verified, sequence, &self.clock);
+        if login.is_ok()
+            && let (Some(token), Ok(end)) = (token, verified)
+        {
+            self.clients.set_session_token(slot, token, end, &self.clock);
+        }
         if login.is_ok() && !resume.is_empty() {
             self.counters.resumes += 1;
             let now_ms = self.clock.unix_ms();
@@ -685,8 +801,11 @@ impl Shard {
             return;
         }
         self.clients.write_outcome(slot, kind, sequence, outcome, &self.clock);
-        if self.draining.is_draining() && self.clients.at(slot).calls == 0 {
+        let connection = self.clients.at(slot);
+        if connection.calls == 0 && self.draining.is_draining() {
             self.close_gracefully(slot, Cause::Draining);
+        } else if connection.calls == 0 && connection.has(Flags::LEAVING) {
+            self.close_gracefully(slot, Cause::Rebalanced);
         }
     }
 
@@ -704,6 +823,7 @@ impl Shard {
         self.has_expired_calls_left =
             self.expired_calls_left == 0 || self.calls.remove_expired(&self.clock);
         self.rooms.end_windows(self.clock.now_ms());
+        self.rooms.tell_renamed();
         self.apply();
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
@@ -762,6 +882,23 @@ impl Shard {
         }
     }
 
+    /// Sends the clients away that are due: at once those that wait for no answer, the others after their last.
+    fn rebalance_step(&mut self) {
+        if self.draining.is_draining() {
+            self.rebalance.end();
+        }
+        self.rebalance.start_step(self.clock.now_ms());
+        while let Some((slot, spared_s)) = self.rebalance.next_slot(self.clients.slots()) {
+            if self.clients.may_leave(slot, spared_s, &self.clock) {
+                self.rebalance.count_sent();
+                self.clients.start_leaving(slot);
+                if self.clients.at(slot).calls == 0 {
+                    self.close_gracefully(slot, Cause::Rebalanced);
+                }
+            }
+        }
+    }
+
     /// Closes a connection after what waits for it, the last pushes of its rooms, and the goodbye of the cause.
     fn close_gracefully(&mut self, slot: u32, cause: Cause) {
         if self.clients.at(slot).is_closing() {
@@ -771,9 +908,14 @@ impl Shard {
         if !clients.is_resuming(slot) {
             delivery::write_last_pushes(rooms, clients, slot);
         }
-        let is_drain = cause == Cause::Draining;
-        let retry_after_ms = if is_drain { draining.retry_after_ms(slot) } else { 0 };
-        let until_ms = if is_drain { draining.close_until_ms() } else { None };
+        let (retry_after_ms, until_ms) = match cause {
+            Cause::Draining => (draining.retry_after_ms(slot), draining.close_until_ms()),
+            Cause::Rebalanced => {
+                let until_ms = draining.leave_until_ms(clock.now_ms());
+                (draining.retry_after_ms(slot), Some(until_ms))
+            }
+            _ => (0, None),
+        };
         clients.close_gracefully(slot, cause, retry_after_ms, until_ms, clock);
         self.apply();
     }

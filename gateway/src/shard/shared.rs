@@ -10,6 +10,7 @@ use super::mailbox::Address;
 use crate::allocator::Heap;
 use crate::auth::Verifier;
 use crate::clock::WallClock;
+use crate::cluster::ClusterAddress;
 use crate::config::Config;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
@@ -23,6 +24,8 @@ pub struct Shared {
     pub verifier: Verifier,
     /// Makes and checks tickets.
     pub tickets: Tickets,
+    /// The way to the thread that speaks with the other gateways; `None`: this gateway is alone.
+    pub cluster: Option<ClusterAddress>,
     /// Every shard's mailbox, by its number.
     pub addresses: Vec<Address>,
     /// The bound on commands under way.

@@ -76,6 +76,7 @@ impl Sink for Shard {
             self.clients.next_deadline_in_ms(now_ms),
             self.calls.next_poll_ms(now_ms).map(in_ms),
             self.rooms.next_window_end_ms().map(in_ms),
+            self.rebalance.next_step_ms().map(in_ms),
         ];
         let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping.next_at_ms()), u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.

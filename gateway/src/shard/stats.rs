@@ -136,6 +136,7 @@ counters! {
     /// Counted by [`Users`](super::users::Users).
     users: UserCounters {
         pushes_to_users, "tidegate_user_pushes_total", "Pushes to a user.";
+        replaced_elsewhere, "tidegate_users_replaced_elsewhere_total", "Sessions closed with 107 because their user logged in at another gateway later.";
     }
     /// Counted by [`Rooms`](super::rooms::Rooms).
     rooms: RoomCounters {
@@ -175,6 +176,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ),
     ("tidegate_push_keys", "shard", "Keys of pushes that are remembered."),
     (
+        "tidegate_rebalance_remaining",
+        "shard",
+        "Clients that the shard has still to send to other gateways: see `tide cluster rebalance`.",
+    ),
+    (
         "tidegate_commands_in_flight",
         "",
         "Pushes and other commands under way, all shards together.",
@@ -189,7 +195,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (
         "tidegate_auth_failures_total",
         "reason",
-        "Tokens refused: malformed, signature, unknown_key, no_keys, expired, audience, wrong_user.",
+        "Tokens refused: malformed, signature, unknown_key, no_keys, expired, audience, wrong_user, unknown_token, redis_unavailable, too_many_lookups.",
     ),
     (
         auth::REFRESHES,
@@ -232,6 +238,7 @@ pub struct Levels {
     pub calls_in_flight: usize,
     pub outbox_bytes: usize,
     pub push_keys: usize,
+    pub rebalance_remaining: usize,
 }
 
 impl Levels {
@@ -260,7 +267,7 @@ pub struct Exporter {
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
     refused_tokens: [Counter; AuthError::COUNT],
-    gauges: [Gauge; 8],
+    gauges: [Gauge; 9],
     commands_in_flight: Gauge,
     exported: Stats,
 }
@@ -281,7 +288,7 @@ impl Exporter {
             ),
             refused_tokens: AuthError::ALL
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
-            gauges: [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| level(OTHERS[index].0)),
+            gauges: [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| level(OTHERS[index].0)),
             commands_in_flight: gauge!("tidegate_commands_in_flight"),
             exported: Stats::default(),
         }
@@ -300,7 +307,7 @@ impl Exporter {
             }
         }
         let Levels { connections, sessions, users, rooms, memberships, .. } = levels;
-        let Levels { calls_in_flight, outbox_bytes, push_keys, .. } = levels;
+        let Levels { calls_in_flight, outbox_bytes, push_keys, rebalance_remaining, .. } = levels;
         let levels = [
             connections,
             sessions,
@@ -310,6 +317,7 @@ impl Exporter {
             calls_in_flight,
             outbox_bytes,
             push_keys,
+            rebalance_remaining,
         ];
         let gauges = self.gauges.iter().zip(levels);
         for (gauge, level) in gauges.chain([(&self.commands_in_flight, commands_in_flight)]) {

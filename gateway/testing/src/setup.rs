@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidegate::auth::Verifier;
 use tidegate::clock::WallClock;
+use tidegate::cluster::{self, ClusterAddress};
 use tidegate::config::{AuthMode, Config};
 use tidegate::driver::sim::{Faults, Sim};
 use tidegate::parts::{Keys, Origin, Parts};
@@ -39,6 +40,8 @@ pub struct Setup {
     pub first_offset: u64,
     /// What session ids are scrambled with.
     pub session_key: u64,
+    /// The gateway is one of several: the test answers in place of the thread that speaks with Redis.
+    pub has_cluster: bool,
 }
 
 impl Setup {
@@ -54,6 +57,7 @@ impl Setup {
             age: Duration::ZERO,
             first_offset: FIRST_OFFSET,
             session_key: 1,
+            has_cluster: false,
         }
     }
 
@@ -66,6 +70,15 @@ impl Setup {
     /// work only when [`Worker::run_pending`] is called.
     #[must_use]
     pub fn assemble(self, started: Instant, wall_clock: WallClock) -> (Parts, Vec<Worker>) {
+        self.assemble_with(started, wall_clock, None)
+    }
+
+    fn assemble_with(
+        self,
+        started: Instant,
+        wall_clock: WallClock,
+        cluster: Option<ClusterAddress>,
+    ) -> (Parts, Vec<Worker>) {
         let Self { config, handler, first_offset, session_key, .. } = self;
         let log_key = session_key;
         let origin = Origin { started, wall_clock, first_offset, session_key, log_key };
@@ -73,7 +86,7 @@ impl Setup {
         let tickets = Tickets::new(b"a key of tests", config.rooms.ticket_ttl);
         let keys = Keys { verifier, tickets };
         let mut workers = Vec::new();
-        let Ok(parts) = Parts::new(config, keys, origin, |config, gateway| {
+        let Ok(parts) = Parts::new(config, keys, origin, cluster, |config, gateway| {
             let backends = config.backends.iter().map(|backend| {
                 let pool = match backend.placement.unwrap_or_else(|| handler.placement()) {
                     Placement::Shard => None,
@@ -112,11 +125,14 @@ impl Setup {
         let read = Arc::clone(&wall_ms);
         let wall_clock =
             WallClock::new(move || Duration::from_millis(read.load(Ordering::Relaxed)));
-        let (parts, workers) = self.assemble(started, wall_clock);
+        let (address, inbox) = cluster::channel();
+        let has_cluster = self.has_cluster;
+        let (parts, workers) =
+            self.assemble_with(started, wall_clock, has_cluster.then_some(address));
         let now = started + age;
         let drivers = shards.clone().map(|id| driver(id, now)).collect();
         let shards = shards.map(|id| parts.shard(id)).collect();
-        let mut world = World::from_parts(parts, shards, drivers, workers, now, wall_ms);
+        let mut world = World::from_parts(parts, shards, drivers, workers, now, wall_ms, inbox);
         if age > Duration::ZERO {
             world.turns(1);
             world.pass(GRACE);

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tidegate::cluster::Inbox;
+use tidegate::cluster::message::ToCluster;
 use tidegate::config::Config;
 use tidegate::control::{Control as _, RoomInfo};
 use tidegate::driver::sim::Sim;
@@ -47,6 +49,8 @@ pub struct World<D = Sim> {
     pub next_user_id: UserId,
     now: Instant,
     wall_ms: Arc<AtomicU64>,
+    /// What shards say to the thread that speaks with Redis, where the gateway is one of several.
+    cluster: Inbox,
 }
 
 impl<D> World<D> {
@@ -57,8 +61,9 @@ impl<D> World<D> {
         workers: Vec<Worker>,
         now: Instant,
         wall_ms: Arc<AtomicU64>,
+        cluster: Inbox,
     ) -> Self {
-        Self { parts, shards, drivers, workers, next_user_id: 7, now, wall_ms }
+        Self { parts, shards, drivers, workers, next_user_id: 7, now, wall_ms, cluster }
     }
 
     /// The time of all shards.
@@ -136,6 +141,16 @@ impl<D> World<D> {
     /// Closes a user's connections with 110.
     pub fn kick(&self, user_id: UserId) {
         self.gateway().kick(user_id).expect("the kick is accepted");
+    }
+
+    /// What shards have said to the thread that speaks with Redis.
+    pub fn asked_cluster(&mut self) -> Vec<ToCluster> {
+        std::iter::from_fn(|| self.cluster.try_next()).collect()
+    }
+
+    /// Posts a message to a shard, as other threads do.
+    pub fn post(&self, shard: u16, message: impl Into<Message>) {
+        self.parts.shared.addresses[usize::from(shard)].post(message);
     }
 
     /// Tells all shards to drain.

@@ -9,6 +9,8 @@ mod memory_bounds;
 mod merge_windows;
 mod peer_deadlines;
 mod push_lifetimes;
+mod rebalance;
+mod redis_tokens;
 mod repeated_pushes;
 mod resume;
 mod retry_hints;

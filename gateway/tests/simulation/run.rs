@@ -6,7 +6,9 @@ mod healing;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::config::{BackendConfig, Config, Rejoin, RoomPolicy, RouteConfig, SlowMember};
+use tidegate::config::{
+    BackendConfig, Config, Rejoin, RoomClass, RoomPolicy, RouteConfig, SlowMember,
+};
 use tidegate::driver::sim::{Arrived, Faults};
 use tidegate_backend::Placement;
 use tidegate_testing::Cause;
@@ -81,6 +83,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         urgent_types: (windows.u8(..) < 30).then_some((PUSH, PUSH)),
         replay_on_join: 0,
         rejoin: Rejoin::Ticket,
+        class: RoomClass::Durable,
     };
     config.rooms.default_policy = policy(16 << 20, SlowMember::Skip);
     config.rooms.policies = vec![

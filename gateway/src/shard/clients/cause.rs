@@ -40,11 +40,13 @@ causes! {
     Kicked, "kicked", "An operator or a backend ended the user's sessions: 110.";
     Idle, "idle", "No frame came in time: 109.";
     TokenExpired, "token_expired", "Its token ended, and `session.on_token_expiry` is `close`: 100.";
+    TokenRevoked, "token_revoked", "Its token was revoked in Redis: 110.";
     AuthTimeout, "auth_timeout", "It did not authenticate in time: 109.";
     AuthFailed, "auth_failed", "Too many failed authentications: 100.";
     OutboxFull, "outbox_full", "More than `outbox_bytes_max` bytes waited behind a send.";
     SlowMember, "slow_member", "Too slow for a room that closes slow members.";
     Draining, "draining", "The gateway drains: 108.";
+    Rebalanced, "rebalanced", "It was sent to another gateway, as this one had more than its share: 108.";
 }
 
 impl Cause {
@@ -54,10 +56,10 @@ impl Cause {
         match self {
             Self::Malformed => Some(Code::Malformed),
             Self::Replaced => Some(Code::Replaced),
-            Self::Kicked => Some(Code::Kicked),
+            Self::Kicked | Self::TokenRevoked => Some(Code::Kicked),
             Self::TokenExpired => Some(Code::Unauthenticated),
             Self::Idle | Self::AuthTimeout => Some(Code::Idle),
-            Self::Draining => Some(Code::Draining),
+            Self::Draining | Self::Rebalanced => Some(Code::Draining),
             Self::Peer
             | Self::Reset
             | Self::TimedOut

@@ -36,8 +36,8 @@ bitflags! {
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
         const LISTED_FOR_FLUSH = 1;
-        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its session is being
-        /// opened, or answers on this thread have to be sent first.
+        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its token is being looked up
+        /// or its session opened, or answers on this thread have to be sent first.
         const READ_PAUSED = 1 << 1;
         /// The driver has paused receiving, since reading was paused when the connection was last flushed.
         const RECEIVE_PAUSED = 1 << 2;
@@ -47,6 +47,10 @@ bitflags! {
         const PEER_ENDED = 1 << 4;
         /// Its session is open, and the answer waits for its rooms: nothing is read, and no push is sent.
         const RESUMING = 1 << 5;
+        /// Its token is being looked up: without a session nothing is read.
+        const VERIFYING = 1 << 6;
+        /// It is sent to another gateway: it gets the answers that it waits for, and then the goodbye.
+        const LEAVING = 1 << 7;
     }
 }
 
@@ -73,6 +77,8 @@ pub struct Connection {
     pub last_seen_ms: u32,
     /// Calls that wait for their answer.
     pub calls: u16,
+    /// When it was accepted, in seconds on the shard's clock, which wrap after 18 hours.
+    pub accepted_s: u16,
 }
 
 impl Connection {
@@ -90,6 +96,7 @@ impl Connection {
             in_flight_bytes: 0,
             last_seen_ms: 0,
             calls: 0,
+            accepted_s: 0,
         }
     }
 
@@ -122,7 +129,7 @@ impl Connection {
     #[must_use]
     pub const fn has_finished(&self) -> bool {
         self.has(Flags::PEER_ENDED)
-            && !self.has(Flags::READ_PAUSED.union(Flags::RESUMING))
+            && !self.has(Flags::READ_PAUSED.union(Flags::RESUMING).union(Flags::VERIFYING))
             && self.calls == 0
             && matches!(self.phase, Phase::Anonymous | Phase::Open)
     }
@@ -148,7 +155,9 @@ mod tests {
         connection.calls = 0;
         connection.flags |= Flags::READ_PAUSED;
         assert!(!connection.has_finished(), "frames are left to read");
-        connection.flags -= Flags::READ_PAUSED;
+        connection.flags = Flags::PEER_ENDED | Flags::VERIFYING;
+        assert!(!connection.has_finished(), "its authentication is to be answered");
+        connection.flags -= Flags::VERIFYING;
         connection.phase = Phase::Registering;
         assert!(!connection.has_finished());
     }

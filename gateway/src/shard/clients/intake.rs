@@ -1,7 +1,7 @@
 //! Intake: whether a connection is read from, how long its frames may be, and how many it may send.
 //!
 //! Reading from a connection is *paused*, so its next frames wait, while it has too many calls or too many
-//! unsent bytes, while its session is being opened, and while answers on this thread have to be sent first. The
+//! unsent bytes, while its token is being looked up and its session opened, and while answers on this thread have to be sent first. The
 //! connection is checked again when an answer or a send has ended.
 
 use std::collections::VecDeque;
@@ -85,7 +85,9 @@ impl Intake {
             Phase::Anonymous => ANONYMOUS_UNSENT_BYTES_MAX,
             _ => self.unsent_bytes_max,
         };
-        connection.phase == Phase::Registering
+        let is_verifying = connection.has(Flags::VERIFYING) && connection.phase != Phase::Open;
+        is_verifying
+            || connection.phase == Phase::Registering
             || connection.has(Flags::RESUMING)
             || connection.calls >= self.calls_max
             || unsent_bytes > unsent_bytes_max
@@ -178,6 +180,12 @@ mod tests {
         open.calls = 3;
         assert!(intake.must_wait(&open, 0));
         assert!(intake.must_wait(&connection(Phase::Registering), 0));
+        open.calls = 0;
+        open.flags |= Flags::VERIFYING;
+        assert!(!intake.must_wait(&open, 0), "a session goes on while a fresh token is looked up");
+        let mut verifying = connection(Phase::Anonymous);
+        verifying.flags |= Flags::VERIFYING;
+        assert!(intake.must_wait(&verifying, 0));
         let anonymous = connection(Phase::Anonymous);
         assert!(!intake.must_wait(&anonymous, 4 * 1024));
         assert!(intake.must_wait(&anonymous, 4 * 1024 + 1));

@@ -14,6 +14,8 @@
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
 //! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
 //! | [`token_ends`] | when sessions end with their tokens |
+//! | [`lookups`] | authentications whose tokens are being looked up |
+//! | [`session_tokens`] | which token each session came with |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
 //! | `writing` | what each message to a connection needs: its bound, its counter, its code |
@@ -26,10 +28,12 @@ pub mod connection;
 pub mod deadlines;
 pub mod intake;
 pub mod lifecycle;
+pub mod lookups;
 pub mod outbox;
 pub mod output;
 pub mod rate;
 mod sending;
+pub mod session_tokens;
 pub mod table;
 pub mod timers;
 pub mod token_ends;
@@ -39,11 +43,14 @@ use std::mem;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
+use tidegate_backend::UserId;
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_protocol::{Code, Reassembler, server};
 
 use super::clock::{Clock, millis};
 use super::stats::{ClientCounters, LabelledCounters};
+use super::tokens::ListedToken;
+use crate::auth::{AuthError, TokenDigest, TokenEnd};
 use crate::config::Config;
 use crate::driver::{CloseCause, ConnId};
 use cause::Cause;
@@ -51,7 +58,9 @@ use connection::{Connection, Flags, Phase};
 use deadlines::DeadlineAction;
 use intake::Intake;
 use lifecycle::{EndedSession, Lifecycle};
+use lookups::{Lookup, Lookups};
 use output::Output;
+use session_tokens::SessionTokens;
 use table::Table;
 
 /// What connections are configured to.
@@ -72,6 +81,8 @@ pub struct Clients {
     lifecycle: Lifecycle,
     intake: Intake,
     output: Output,
+    lookups: Lookups,
+    session_tokens: SessionTokens,
     /// The limit on log lines of answers that are too long.
     oversize_answers: LogLimit,
     counters: ClientCounters,
@@ -95,6 +106,8 @@ impl Clients {
             lifecycle: Lifecycle::new(config),
             intake: Intake::new(limits),
             output: Output::default(),
+            lookups: Lookups::new(config.auth.lookups_max, config.shards),
+            session_tokens: SessionTokens::default(),
             oversize_answers: LogLimit::new(),
             counters: ClientCounters::default(),
             labelled: LabelledCounters::default(),
@@ -158,6 +171,7 @@ impl Clients {
     pub fn free_spare_memory(&mut self) {
         self.output.free_spare_memory();
         self.lifecycle.free_spare_memory();
+        self.lookups.free_spare_memory();
     }
 
     /// The next session that has ended.
@@ -195,6 +209,7 @@ impl Clients {
     /// A connection came in. `shard` and `peer` are for the log.
     pub fn accepted(&mut self, conn: ConnId, peer: SocketAddr, shard: u16, clock: &Clock) {
         self.table.insert(conn, clock.wrapping_ms(), shard, peer);
+        self.table.at_mut(conn.slot).accepted_s = clock.wrapping_s();
         self.intake.reset(conn.slot);
         self.counters.accepted += 1;
         self.lifecycle.accepted(conn.slot, clock.now_ms());
@@ -308,6 +323,76 @@ impl Clients {
         true
     }
 
+    /// Keeps an authentication until there is a verdict on its token. Without a session nothing is read meanwhile.
+    ///
+    /// # Errors
+    /// [`AuthError::TooManyLookups`].
+    pub fn begin_lookup(&mut self, slot: u32, lookup: Lookup) -> Result<(), AuthError> {
+        self.lookups.begin(self.conn_id(slot), lookup)?;
+        self.table.at_mut(slot).flags |= Flags::VERIFYING;
+        Ok(())
+    }
+
+    /// There is a verdict on a connection's token. `None`: the connection is gone, or about to close.
+    pub fn end_lookup(&mut self, conn: ConnId) -> Option<Lookup> {
+        let lookup = self.lookups.end(conn)?;
+        let connection = self.table.at_mut(conn.slot);
+        connection.flags -= Flags::VERIFYING;
+        self.intake.resume_later(conn.slot, connection);
+        // Its peer may have ended meanwhile.
+        self.output.list_for_flush(conn.slot, connection);
+        Some(lookup)
+    }
+
+    /// Tokens that are being looked up.
+    #[must_use]
+    pub const fn lookups_under_way(&self) -> usize {
+        self.lookups.under_way()
+    }
+
+    /// The session of a connection came with this token, or has shown it since.
+    pub fn set_session_token(
+        &mut self,
+        slot: u32,
+        token: TokenDigest,
+        end: TokenEnd,
+        clock: &Clock,
+    ) {
+        let Self { table, session_tokens, .. } = self;
+        session_tokens.set(slot, token, on_clock(end, clock), |slot| table.at(slot).user_id);
+    }
+
+    /// The token of a session ends at another time than before.
+    pub fn set_new_token_end(
+        &mut self,
+        conn: ConnId,
+        token: TokenDigest,
+        end: TokenEnd,
+        clock: &Clock,
+    ) {
+        let Some(connection) = self.table.get(conn) else { return };
+        if self.session_tokens.set_end(conn.slot, token, on_clock(end, clock)) {
+            self.lifecycle.set_token_end(conn.slot, connection, end, clock);
+        }
+    }
+
+    /// The slots of the user's sessions that came with this token; `None`: with any.
+    #[must_use]
+    pub fn sessions_with_token(&self, user_id: UserId, token: Option<TokenDigest>) -> Vec<u32> {
+        self.session_tokens.slots_of(user_id, token, |slot| self.at(slot).user_id)
+    }
+
+    /// A page of sessions' tokens, and the slot at which the next one begins.
+    #[must_use]
+    pub fn list_tokens(&self, from: u32, clock: &Clock) -> (Vec<ListedToken>, Option<u32>) {
+        let (page, next) = self.session_tokens.page(from, clock.now_ms());
+        let listed = |(slot, token, ends_in_ms)| {
+            let user_id = self.at(slot).user_id;
+            ListedToken { conn: self.conn_id(slot), user_id, token, ends_in_ms }
+        };
+        (page.into_iter().map(listed).collect(), next)
+    }
+
     /// A call of the connection waits for its answer from now on.
     #[inline]
     pub fn start_call(&mut self, slot: u32) {
@@ -326,6 +411,21 @@ impl Clients {
         }
         self.counters.orphan_answers += 1;
         false
+    }
+
+    /// Whether a connection can be sent to another gateway: it has a session, is not leaving already, and was accepted
+    /// at least `spared_s` seconds ago.
+    #[must_use]
+    pub fn may_leave(&self, slot: u32, spared_s: u16, clock: &Clock) -> bool {
+        let connection = self.at(slot);
+        connection.phase == Phase::Open
+            && !connection.has(Flags::RESUMING | Flags::LEAVING)
+            && clock.wrapping_s().wrapping_sub(connection.accepted_s) >= spared_s
+    }
+
+    /// A connection is sent to another gateway: its requests are refused from now on.
+    pub fn start_leaving(&mut self, slot: u32) {
+        self.table.at_mut(slot).flags |= Flags::LEAVING;
     }
 
     const fn count_failure(&mut self, code: Code) {
@@ -387,8 +487,11 @@ impl Clients {
         connection.inbox = Reassembler::new();
         self.counters.discarded_bytes += kept_bytes as u64;
         self.intake.count_freed(kept_bytes);
-        connection.flags -= Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING;
+        connection.flags -=
+            Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING | Flags::VERIFYING;
         self.lifecycle.end_session(conn, connection);
+        self.lookups.remove(slot);
+        self.session_tokens.remove(slot, connection.user_id);
     }
 
     /// The driver has closed a connection: the slot is free. `false`: it was free before.
@@ -422,6 +525,16 @@ impl Clients {
             }
         }
         None
+    }
+}
+
+/// When a token ends, in milliseconds on the shard's clock.
+fn on_clock(end: TokenEnd, clock: &Clock) -> Option<u64> {
+    match end {
+        TokenEnd::Never => None,
+        TokenEnd::At { unix_ms } => {
+            Some(unix_ms.saturating_sub(clock.unix_ms()).saturating_add(clock.now_ms()))
+        }
     }
 }
 

@@ -81,8 +81,8 @@ impl Clients {
             Err(error) => {
                 self.labelled.refused_tokens[error as usize] += 1;
                 self.log(slot, || tracing::debug!(user_id, %error, "authentication failed"));
-                if error == AuthError::NoKeys {
-                    let retry_after_ms = no_keys_retry_ms(slot);
+                if error.is_unknowable() {
+                    let retry_after_ms = unknowable_retry_ms(slot);
                     self.write_failure(slot, 0, sequence, Code::Overloaded, retry_after_ms);
                     // It is no failed try of the client's.
                     return Err(AfterAuthFailure::KeepOpen);
@@ -219,9 +219,9 @@ impl Clients {
     }
 }
 
-/// How long a client should wait before it shows its token again to a gateway without keys: one to two seconds, spread by
-/// slot, so that clients do not all come back at once.
-const fn no_keys_retry_ms(slot: u32) -> u32 {
+/// How long a client should wait before it shows its token again to a gateway that can't know whether it is good: one to
+/// two seconds, spread by slot, so that clients do not all come back at once.
+const fn unknowable_retry_ms(slot: u32) -> u32 {
     1_000 + (slot.wrapping_mul(0x9e37_79b9) >> 22)
 }
 

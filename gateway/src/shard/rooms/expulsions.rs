@@ -5,9 +5,9 @@
 //! tickets of this shard's rooms that were made until now are worthless: their clients ask the backend again.
 //! So the bound never lets an expelled user in.
 //!
-//! The list is in memory, and of one gateway: after a restart, and at another gateway with the same ticket key,
-//! a ticket from before an expulsion is valid until it expires. Where that matters, the room's policy is
-//! `rejoin = "backend"`.
+//! The list is in memory. Where gateways share rooms, Redis has it too, and each gateway gets it with the room's log. A
+//! gateway that is alone has forgotten it after a restart: a ticket from before an expulsion is then valid until it
+//! expires. Where that matters, the room's policy is `rejoin = "backend"`.
 
 use std::collections::HashMap;
 
@@ -47,8 +47,12 @@ impl Expulsions {
     /// A user is expelled at this time. Returns whether the list was full, so that all tickets are worthless.
     pub fn expel(&mut self, room: &RoomId, user_id: UserId, now_s: u32) -> bool {
         // Tickets that were made before carry this time at most.
-        let now_s = now_s.max(self.stamped_s);
-        self.next_s = now_s.saturating_add(1);
+        self.expel_until(room, user_id, now_s.max(self.stamped_s))
+    }
+
+    /// Tickets of a user that were made until then are worthless. Returns whether the list was full.
+    pub fn expel_until(&mut self, room: &RoomId, user_id: UserId, now_s: u32) -> bool {
+        self.next_s = self.next_s.max(now_s.saturating_add(1));
         let mut is_full = false;
         if self.expelled_s.len() >= EXPULSIONS_MAX {
             let ttl_s = self.ticket_ttl_s;
@@ -58,11 +62,27 @@ impl Expulsions {
         }
         if is_full {
             self.expelled_s = HashMap::new();
-            self.all_until_s = now_s;
+            self.all_until_s = self.all_until_s.max(now_s);
         } else {
-            self.expelled_s.insert((room.clone(), user_id), now_s);
+            let known_s = self.expelled_s.entry((room.clone(), user_id)).or_default();
+            *known_s = now_s.max(*known_s);
         }
         is_full
+    }
+
+    /// All tickets of this shard's rooms that were made until then are worthless. Returns whether some were not before.
+    pub fn expel_all(&mut self, until_s: u32) -> bool {
+        self.next_s = self.next_s.max(until_s.saturating_add(1));
+        let is_later = until_s > self.all_until_s;
+        self.all_until_s = self.all_until_s.max(until_s);
+        is_later
+    }
+
+    /// Until when a user's tickets for a room are worthless, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn until_s(&self, room: &RoomId, user_id: UserId) -> u32 {
+        let expelled_s = self.expelled_s.get(&(room.clone(), user_id));
+        expelled_s.copied().unwrap_or(0).max(self.all_until_s)
     }
 
     /// Whether a ticket that carries this time still lets the user in.
@@ -82,6 +102,21 @@ mod tests {
 
     fn room(name: &str) -> RoomId {
         RoomId::new(name).unwrap()
+    }
+
+    #[test]
+    fn what_another_gateway_says_spoils_no_newer_ticket() {
+        let mut expulsions = Expulsions::new(100);
+        assert_eq!(expulsions.stamp(2_000), 2_000);
+        for _ in 0..2 {
+            assert!(!expulsions.expel_until(&room("quiz"), 7, 1_500));
+            assert!(!expulsions.allow(&room("quiz"), 7, 1_500));
+            assert!(expulsions.allow(&room("quiz"), 7, 2_000), "a backend has let it in since");
+        }
+        expulsions.expel_until(&room("quiz"), 7, 1_400);
+        assert!(!expulsions.allow(&room("quiz"), 7, 1_500), "the later one holds");
+        assert!(expulsions.expel_all(1_800) && !expulsions.expel_all(1_700));
+        assert!(!expulsions.allow(&room("other"), 9, 1_800));
     }
 
     #[test]

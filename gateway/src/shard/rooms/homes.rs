@@ -3,7 +3,7 @@
 use tidegate_backend::{PushError, RoomId};
 
 use super::expulsions::Expulsions;
-use super::log::{Log, LogIds, LogName};
+use super::log::{Log, LogId, LogIds, LogName};
 use super::room::Room;
 use super::subscribers::{Role, Subscribers};
 use super::table::{EVERYBODY, RoomIndex, Table};
@@ -24,6 +24,8 @@ pub struct Settings {
     pub first_offset: u64,
     /// What the logs' ids are drawn with: a number that differs from run to run.
     pub log_key: u64,
+    /// Gateways share the rooms' logs.
+    pub is_shared: bool,
     /// Policies and limits.
     pub rooms: RoomsConfig,
 }
@@ -51,7 +53,7 @@ impl Homes {
     /// No room was closed yet.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let &Settings { ref rooms, first_offset, log_key, shard, shards } = settings;
+        let &Settings { ref rooms, first_offset, log_key, shard, shards, .. } = settings;
         let ticket_ttl_s = u32::try_from(rooms.ticket_ttl.as_secs()).unwrap_or(u32::MAX);
         Self {
             rooms_max: rooms.rooms_per_shard_max,
@@ -77,10 +79,7 @@ impl Homes {
         room: &RoomId,
         now_ms: u64,
     ) -> Result<RoomIndex, PushError> {
-        let rooms_max = self.rooms_max;
-        if table.homes() >= rooms_max {
-            return Err(PushError::RoomsFull { rooms_max });
-        }
+        self.check_bound(table, 0)?;
         let policy = config.policy_of(room.as_str());
         // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a
         // microsecond, so this is above every offset that it had before.
@@ -92,6 +91,25 @@ impl Homes {
         Ok(table.open(room.clone(), policy, log, role, now_ms))
     }
 
+    /// Whether one more room may open. `fetched`: rooms that will open when their logs have come.
+    ///
+    /// # Errors
+    /// [`PushError::RoomsFull`].
+    pub fn check_bound(&self, table: &Table, fetched: usize) -> Result<(), PushError> {
+        let rooms_max = self.rooms_max;
+        if table.homes() + fetched < rooms_max {
+            Ok(())
+        } else {
+            Err(PushError::RoomsFull { rooms_max })
+        }
+    }
+
+    /// The name of the log of a room at this index, with the id that gateways share; without one, a fresh id.
+    pub fn name_shared(&mut self, index: RoomIndex, id: Option<LogId>) -> LogName {
+        let name = self.draw_name(index);
+        LogName { id: id.unwrap_or(name.id), ..name }
+    }
+
     /// The name of the log of a room that opens at this index. The rooms of all shards have different numbers,
     /// and they are small, since they are in each push. The number of a closed room is given again: no
     /// connection is a member of it, and who was one has been told that it has left.
@@ -101,8 +119,13 @@ impl Homes {
     }
 
     /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns
-    /// the bytes of the rooms that were closed.
-    pub fn close_idle(&mut self, table: &mut Table, now_ms: u64) -> usize {
+    /// the bytes of the rooms that were closed, and adds their ids to `closed`.
+    pub fn close_idle(
+        &mut self,
+        table: &mut Table,
+        now_ms: u64,
+        closed: &mut Vec<RoomId>,
+    ) -> usize {
         let mut freed_bytes = 0;
         let entries = table.entries();
         for _ in 0..IDLE_CHECKS_MAX.min(entries) {
@@ -114,7 +137,10 @@ impl Homes {
             }
             if index != EVERYBODY && self.is_idle(room, now_ms) {
                 self.above_closed = self.above_closed.max(room.log.end());
-                freed_bytes += table.close(index).map_or(0, |room| room.memory_bytes());
+                if let Some(room) = table.close(index) {
+                    freed_bytes += room.memory_bytes();
+                    closed.push(room.id);
+                }
             }
         }
         freed_bytes

@@ -81,6 +81,17 @@ impl Lifetimes {
         count
     }
 
+    /// The log has lost the pushes from this offset on. Returns how many of them had a time to live.
+    pub fn forget_from(&mut self, end: u64) -> usize {
+        let kept = self.by_offset.partition_point(|entry| entry.offset < end);
+        let lost = self.by_offset.split_off(kept);
+        for Lifetime { offset, ends_ms, .. } in &lost {
+            self.by_end.remove(&(*ends_ms, *offset));
+        }
+        self.last_ended = self.last_ended.min(end.saturating_sub(1));
+        lost.len()
+    }
+
     /// Whether no push of the log has a time to live.
     #[must_use]
     pub fn is_empty(&self) -> bool {

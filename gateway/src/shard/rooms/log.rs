@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use tidegate_protocol::proto::v1::Recovery;
 
-use super::lifetimes::{LIFETIME_BYTES, Lifetimes};
+use super::lifetimes::{LIFETIME_BYTES, Lifetimes, NEVER_MS};
 use crate::session_id::scramble;
 
 /// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
@@ -19,11 +19,20 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 /// Bytes of one chunk, at most. It bounds what a slow connection has under way. A longer frame is a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
+/// Pushes of a shared log that a client may have seen and this gateway not, at most: as many as Redis keeps.
+const AHEAD_MAX: u64 = 1_000;
+
 /// Names a log. Offsets of logs with different ids have nothing to do with each other. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogId(u64);
 
 impl LogId {
+    /// The id of a log that gateways share: 0 names none.
+    #[must_use]
+    pub const fn shared(id: u64) -> Option<Self> {
+        if id == 0 { None } else { Some(Self(id)) }
+    }
+
     /// The number on the wire.
     #[must_use]
     pub const fn get(self) -> u64 {
@@ -111,6 +120,8 @@ pub struct Log {
     merged: Option<Merged>,
     /// The pushes with a time to live, if the log has any.
     lifetimes: Option<Box<Lifetimes>>,
+    /// Gateways share it.
+    is_shared: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -136,7 +147,54 @@ impl Log {
             unreleased_bytes: 0,
             merged: None,
             lifetimes: None,
+            is_shared: false,
         }
+    }
+
+    /// A released log that other gateways write too: its first push had, or will have, the offset 1. It holds
+    /// `frames`, as far as its bound allows: the oldest has the offset `first`. With each comes when its time to live is
+    /// over, on the shard's clock.
+    #[must_use]
+    pub fn shared(
+        name: LogName,
+        first: u64,
+        frames: impl IntoIterator<Item = (Bytes, u64)>,
+        bytes_max: usize,
+    ) -> Self {
+        let mut log = Self { began: 1, is_shared: true, ..Self::new(name, first, bytes_max) };
+        for (frame, ends_ms) in frames {
+            match ends_ms {
+                NEVER_MS => log.append(frame),
+                // It is counted for nobody: who published it knows its outcome.
+                ends_ms => log.append_expiring(frame, ends_ms, 0),
+            }
+        }
+        log.release();
+        log.trim(log.end());
+        log
+    }
+
+    /// The same log under another name, without its pushes from the offset `cut` on: they were lost where the log is
+    /// kept. If the next push has an offset above `cut`, those before it are gone too, and the log begins with
+    /// that push. It is released.
+    #[must_use]
+    pub fn renamed(&self, id: LogId, cut: u64, next: u64) -> Self {
+        let name = LogName { id, ..self.name };
+        if next > cut || cut <= self.first {
+            let Self { began, bytes_max, is_shared, .. } = *self;
+            return Self { began, is_shared, ..Self::new(name, next, bytes_max) };
+        }
+        let mut log = Self { name, merged: None, ..self.clone() };
+        while log.end() > cut
+            && let Some(lost) = log.frames.pop_back()
+        {
+            log.bytes -= lost.len() + FRAME_OVERHEAD_BYTES;
+        }
+        if let Some(lifetimes) = &mut log.lifetimes {
+            log.bytes -= lifetimes.forget_from(cut) * LIFETIME_BYTES;
+        }
+        log.release();
+        log
     }
 
     /// How it is named on the wire.
@@ -149,6 +207,12 @@ impl Log {
     #[must_use]
     pub fn head(&self) -> u64 {
         if self.end() == self.began { 0 } else { self.end() - 1 }
+    }
+
+    /// The offset of the newest push that is released; 0 if there is none.
+    #[must_use]
+    pub const fn released_head(&self) -> u64 {
+        if self.released == self.began { 0 } else { self.released - 1 }
     }
 
     /// Where a member begins to read, and whether it gets all that it asks for. `replayed`: how many of the
@@ -165,6 +229,13 @@ impl Log {
             After::Position { offset: 0, .. } | After::Offset(0) => self.began,
             After::Position { offset, .. } | After::Offset(offset) => offset.saturating_add(1),
         };
+        // The other gateways' logs are the same, and may have pushes that have not come here yet. The client has seen them, and
+        // drops what it gets again.
+        let ahead = wanted.saturating_sub(end);
+        let is_client = matches!(after, After::Position { .. });
+        if self.is_shared && is_client && (1..=AHEAD_MAX).contains(&ahead) {
+            return (end, Recovery::Complete);
+        }
         let is_held = (first..=end).contains(&wanted) && !self.has_ended_from(wanted);
         let recovery = if is_held { Recovery::Complete } else { Recovery::Gap };
         (wanted.clamp(first, end), recovery)
@@ -506,6 +577,21 @@ mod tests {
         assert_eq!((log.first(), log.bytes()), (102, 2 * (FRAME_OVERHEAD_BYTES + 1)));
         assert!(!log.has_lifetimes());
         assert_eq!(log.next_expiry_ms(), None);
+    }
+
+    #[test]
+    fn a_client_that_has_seen_more_of_a_shared_log_than_this_gateway_misses_nothing() {
+        let name = LogName { id: LogId(7), number: 3 };
+        let frames = (1..=5).map(|_| (Bytes::from_static(b"frame"), NEVER_MS));
+        let log = Log::shared(name, 1, frames, 10_000);
+        let start = |offset| log.start_after(After::Position { log: 7, offset }, 0);
+        assert_eq!(start(5), (6, Recovery::Complete));
+        assert_eq!(start(6), (6, Recovery::Complete), "6 comes again, and the client drops it");
+        assert_eq!(start(5 + AHEAD_MAX), (6, Recovery::Complete));
+        assert_eq!(start(6 + AHEAD_MAX), (6, Recovery::Gap), "no log has that");
+        let renamed = log.renamed(LogId(8), 4, 4);
+        let start = |offset| renamed.start_after(After::Position { log: 8, offset }, 0);
+        assert_eq!((start(3), start(4)), ((4, Recovery::Complete), (4, Recovery::Complete)));
     }
 
     #[test]

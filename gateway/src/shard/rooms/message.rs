@@ -9,7 +9,9 @@ use tidegate_protocol::proto::v1::Recovery;
 use tidegate_protocol::server;
 use tokio::sync::oneshot;
 
-use super::log::{After, Log, LogName};
+use super::lifetimes::NEVER_MS;
+use super::log::{After, Log, LogId, LogName};
+use crate::cluster::message::ToCluster;
 use crate::config::RoomPolicy;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
@@ -62,6 +64,17 @@ pub enum RoomMessage {
     Unsubscribe { room: RoomId, shard: u16, joins: u64 },
     /// From a room's home: nothing more of this room follows.
     Unsubscribed { room: RoomId },
+    /// To a room's home: the room's log, as the gateways share it. The room opens with it.
+    Fetched { room: RoomId, log: FetchedLog },
+    /// To a room's home: the next push of a log that gateways share.
+    Shared { room: RoomId, push: SharedPush, permit: Arc<CommandPermit> },
+    /// To a room's home: the log goes on under another id, or with a later push than the next one.
+    Renamed { room: RoomId, id: LogId, cut: u64, next: u64 },
+    /// To a room's home: another gateway has expelled a user, or tickets of all users are worthless. `ends`: memberships
+    /// end too.
+    Barred { room: RoomId, bar: Bar, ends: bool, permit: Arc<CommandPermit> },
+    /// From a room's home to each shard with members: another log has the place of the room's.
+    Replaced { room: RoomId, log: Box<Log>, keeps: Keeps, ticket_s: u32 },
     /// To a room's home: an operator wants to see it.
     Inspect { room: RoomId, reply: oneshot::Sender<Option<RoomInfo>> },
     /// From a room's home: add the number of your members.
@@ -69,10 +82,11 @@ pub enum RoomMessage {
 }
 
 impl RoomMessage {
-    /// Takes the key of a push that has one.
-    pub fn take_key(&mut self) -> Option<Keyed> {
+    /// The key of a push that has one. The push keeps it too: where gateways share rooms, the others have to know it.
+    #[must_use]
+    pub fn keyed(&self) -> Option<Keyed> {
         let Self::Publish { room, options: Some(options), permit, .. } = self else { return None };
-        let key = options.key.take()?;
+        let key = options.key.clone()?;
         Some(Keyed { target: Target::Room(room.clone()), key, permit: Arc::clone(permit) })
     }
 
@@ -94,10 +108,70 @@ impl RoomMessage {
             | Self::JoinRefused { .. }
             | Self::Unsubscribe { .. }
             | Self::Unsubscribed { .. }
+            | Self::Fetched { .. }
+            | Self::Shared { .. }
+            | Self::Renamed { .. }
+            | Self::Barred { .. }
+            | Self::Replaced { .. }
             | Self::Inspect { .. }
             | Self::CountMembers { .. } => {}
         }
     }
+}
+
+/// A log that gateways share, as it was when a room's home asked for it.
+#[derive(Debug)]
+pub struct FetchedLog {
+    /// Its id. `None`: its pushes are not kept anywhere, so each gateway numbers them by itself.
+    pub id: Option<LogId>,
+    /// The offset of the first of `pushes`; that of the next push if there are none.
+    pub first: u64,
+    /// The newest pushes, without a hole.
+    pub pushes: Vec<SharedPush>,
+    /// Whose tickets are worthless.
+    pub barred: Vec<Bar>,
+}
+
+/// Whose tickets for a room are worthless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// The user; `None`: all.
+    pub user_id: Option<UserId>,
+    /// Tickets that were made until then, in seconds since the Unix epoch.
+    pub until_s: u32,
+}
+
+/// A push that came from where gateways share logs.
+#[derive(Debug)]
+pub struct SharedPush {
+    /// Its place in the log; 0: the log is not kept, so this gateway numbers it.
+    pub offset: u64,
+    /// Its type.
+    pub kind: i32,
+    /// Its payload.
+    pub biz_data: Bytes,
+    /// When its time to live is over, in milliseconds since the Unix epoch; 0: it has none.
+    pub ends_unix_ms: u64,
+}
+
+impl SharedPush {
+    /// When its time to live is over on a shard's clock, which shows `now_ms` when the wall clock shows `unix_ms`.
+    #[must_use]
+    pub fn ends_ms(&self, now_ms: u64, unix_ms: impl Fn() -> u64) -> u64 {
+        match self.ends_unix_ms {
+            0 => NEVER_MS,
+            ends_ms => now_ms.saturating_add(ends_ms.saturating_sub(unix_ms())),
+        }
+    }
+}
+
+/// What members keep when another log has the place of their room's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// Their places: the log holds what they still have to get.
+    Places,
+    /// Nothing: they go on behind the log's end.
+    Nothing,
 }
 
 /// Who asks for a membership.
@@ -209,4 +283,6 @@ pub enum RoomEffect {
     Left(u32, RoomId),
     /// End the user's memberships of a room: its home knows the connections.
     Expel(UserId, RoomId, Arc<CommandPermit>),
+    /// Pass a message to the thread that speaks with the other gateways.
+    ToCluster(ToCluster),
 }

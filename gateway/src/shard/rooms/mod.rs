@@ -15,6 +15,7 @@
 //! | [`table`], [`slots`] | rooms, memberships, and their links |
 //! | [`homes`], [`expulsions`] | how rooms open and close at their home; whose tickets are worthless there |
 //! | [`subscribers`] | which shards follow a room |
+//! | [`shared`] | what waits for a log that gateways share; who is told that it has another id |
 //! | [`pushes`] | the way of a push: held back, released, offered |
 //! | [`fan_out`] | which member is served next |
 //! | [`windows`] | which pushes are held back |
@@ -30,6 +31,7 @@ pub mod message;
 pub mod pushes;
 pub mod reader;
 pub mod room;
+pub mod shared;
 pub mod slots;
 pub mod subscribers;
 pub mod table;
@@ -42,25 +44,29 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidegate_backend::publisher::Nobody;
-use tidegate_backend::{PushError, RoomId};
+use tidegate_backend::{PushError, RoomId, UserId};
 use tokio::sync::oneshot;
 
 use super::clock;
 use super::command::{Aggregate, CommandLimiter, CommandPermit};
 use super::stats::RoomCounters;
+use crate::cluster::message::ToCluster;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use crate::tickets::seconds;
 use homes::Homes;
 pub use homes::Settings;
-use log::{After, Log, LogIds, LogName};
+use log::{After, Log, LogId, LogIds, LogName};
 pub use message::ConnState;
-use message::{AskedBy, Asker, Joined, RoomEffect, RoomMessage, Urgency};
+use message::{
+    AskedBy, Asker, Bar, FetchedLog, Joined, Keeps, RoomEffect, RoomMessage, SharedPush, Urgency,
+};
 use pushes::{NumberedPush, Pushes};
 use reader::NextChunk;
 pub use reader::ReadOutcome;
 use room::Room;
+use shared::{RENAMED_MAX, SharedRooms};
 use subscribers::Role;
 pub use subscribers::home;
 use table::{EVERYBODY, Member, RoomIndex, Table};
@@ -73,6 +79,7 @@ pub struct Rooms {
     table: Table,
     homes: Homes,
     pushes: Pushes,
+    shared: SharedRooms,
     effects: VecDeque<RoomEffect>,
     /// Memory of the rooms that were closed, in bytes, since it was last taken.
     freed_bytes: usize,
@@ -86,12 +93,13 @@ impl Rooms {
         let Settings { shard, shards, first_offset, log_key, .. } = settings;
         let mut rooms = Self {
             homes: Homes::new(&settings),
-            settings,
+            shared: SharedRooms::new(settings.is_shared),
             table: Table::default(),
             pushes: Pushes::new(limiter),
             effects: VecDeque::new(),
             freed_bytes: 0,
             counters: RoomCounters::default(),
+            settings,
         };
         let role = Role::in_everybodys_room(shard, shards);
         let policy = rooms.settings.rooms.policy_of(RoomId::everybody().as_str());
@@ -99,6 +107,9 @@ impl Rooms {
         let log = Log::new(name, first_offset, policy.log_bytes_max);
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
         debug_assert_eq!(index, EVERYBODY);
+        if rooms.shared.is_on() && shard == home(&RoomId::everybody(), shards) {
+            rooms.follow(RoomId::everybody());
+        }
         rooms
     }
 
@@ -129,7 +140,7 @@ impl Rooms {
     /// Whether there is work for the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.pushes.is_busy()
+        self.pushes.is_busy() || self.shared.is_busy()
     }
 
     /// When the next merge window ends, on the shard's clock.
@@ -155,21 +166,41 @@ impl Rooms {
         &mut self,
         message: RoomMessage,
         now_ms: u64,
-        unix_ms: impl Fn() -> u64,
-        state: impl Fn(ConnId) -> ConnState,
+        unix_ms: &impl Fn() -> u64,
+        state: &impl Fn(ConnId) -> ConnState,
     ) {
+        let Some(message) = self.divert(message) else { return };
         match message {
+            RoomMessage::Fetched { room, log } => {
+                for message in self.fetched(&room, log, now_ms, unix_ms) {
+                    self.handle(message, now_ms, unix_ms, state);
+                }
+            }
+            RoomMessage::Shared { room, push, permit } => {
+                let ends_ms = push.ends_ms(now_ms, unix_ms);
+                self.append_shared(&room, &push, ends_ms, &permit, now_ms);
+            }
+            RoomMessage::Renamed { room, id, cut, next } => {
+                self.renamed(&room, (id, cut, next), seconds(unix_ms()));
+            }
+            RoomMessage::Barred { room, bar, ends, permit } => {
+                self.barred(&room, bar);
+                let expelled = bar.user_id.filter(|_| ends);
+                self.effects.extend(expelled.map(|user| RoomEffect::Expel(user, room, permit)));
+            }
+            RoomMessage::Replaced { room, log, keeps, ticket_s } => {
+                if let Some(index) = self.table.find(&room) {
+                    self.replace_log(index, *log, keeps, ticket_s);
+                    self.expire_pushes(now_ms);
+                }
+            }
             RoomMessage::Publish { room, kind, biz_data, options, permit } => {
                 let ends_ms = clock::ends_ms(options.as_deref(), now_ms);
                 self.publish(&room, kind, &biz_data, ends_ms, &permit, now_ms);
             }
             RoomMessage::Append { room, offset, frame, urgency, ends_ms, permit } => {
-                // The room is gone here if the home does not know yet that the last member has left.
-                if let Some(index) = self.table.find(&room) {
-                    debug_assert_eq!(self.table.get(index).log.end(), offset, "no push is lost");
-                    let push = NumberedPush { frame, urgency, ends_ms, permit: &permit };
-                    self.append(index, push, now_ms);
-                }
+                let push = NumberedPush { frame, urgency, ends_ms, permit: &permit };
+                self.append_numbered(&room, offset, push, now_ms);
             }
             RoomMessage::Join { room, addr, after, asker } => {
                 let ticket_s = self.homes.expulsions.stamp(seconds(unix_ms()));
@@ -193,10 +224,7 @@ impl Rooms {
                 self.left(&room, conn, &permit, now_ms, state);
             }
             RoomMessage::Expel { room, user_id, permit } => {
-                if self.homes.expulsions.expel(&room, user_id, seconds(unix_ms())) {
-                    self.counters.revoked_tickets += 1;
-                }
-                self.effects.push_back(RoomEffect::Expel(user_id, room, permit));
+                self.expel(room, user_id, permit, seconds(unix_ms()));
             }
             RoomMessage::Unsubscribe { room, shard, joins } => {
                 self.unsubscribe(room, shard, joins);
@@ -216,6 +244,42 @@ impl Rooms {
                 }
             }
         }
+    }
+
+    /// Where gateways share rooms: passes on what is for Redis, and lets wait what concerns a room that is being fetched.
+    /// Returns any other message.
+    fn divert(&mut self, message: RoomMessage) -> Option<RoomMessage> {
+        if !self.shared.is_on() {
+            return Some(message);
+        }
+        match self.shared.hold(message)? {
+            RoomMessage::Publish { room, kind, biz_data, options, permit } => {
+                self.counters.pushes_to_rooms += 1;
+                let publish = ToCluster::Publish { room, kind, biz_data, options, permit };
+                self.effects.push_back(RoomEffect::ToCluster(publish));
+                None
+            }
+            RoomMessage::Join { room, addr, after, asker } if self.table.find(&room).is_none() => {
+                let fetched = room.clone();
+                self.fetch(fetched, RoomMessage::Join { room, addr, after, asker });
+                None
+            }
+            message => Some(message),
+        }
+    }
+
+    /// At a room's home: a backend expels a user.
+    fn expel(&mut self, room: RoomId, user_id: UserId, permit: Arc<CommandPermit>, now_s: u32) {
+        if self.homes.expulsions.expel(&room, user_id, now_s) {
+            self.counters.revoked_tickets += 1;
+        }
+        if self.shared.is_on() {
+            let until_s = self.homes.expulsions.until_s(&room, user_id).max(now_s);
+            let (room, permit) = (room.clone(), Arc::clone(&permit));
+            let bar = ToCluster::Bar { room, user_id, until_s, permit };
+            self.effects.push_back(RoomEffect::ToCluster(bar));
+        }
+        self.effects.push_back(RoomEffect::Expel(user_id, room, permit));
     }
 
     fn post(&mut self, shard: u16, message: RoomMessage) {
@@ -238,7 +302,19 @@ impl Rooms {
             Ok(index) => index,
             Err(error) => return permit.refuse(error),
         };
-        let Room { log, policy, role, .. } = self.table.get(index);
+        self.number_and_append(index, (kind, biz_data), ends_ms, permit, now_ms);
+    }
+
+    /// At a room's home: gives a push the next offset, and passes it on.
+    fn number_and_append(
+        &mut self,
+        index: RoomIndex,
+        (kind, biz_data): (i32, &[u8]),
+        ends_ms: u64,
+        permit: &Arc<CommandPermit>,
+        now_ms: u64,
+    ) {
+        let Room { id: room, log, policy, role, .. } = self.table.get(index);
         let offset = log.end();
         let urgency = Urgency::of(kind, policy);
         let frame = message::encode_push(kind, biz_data, offset, log.name().number);
@@ -249,6 +325,15 @@ impl Rooms {
             }));
         }
         self.append(index, NumberedPush { frame, urgency, ends_ms, permit }, now_ms);
+    }
+
+    /// At a shard with members: the home has numbered a push.
+    fn append_numbered(&mut self, room: &RoomId, offset: u64, push: NumberedPush<'_>, now_ms: u64) {
+        // The room is gone here if the home does not know yet that the last member has left.
+        if let Some(index) = self.table.find(room) {
+            debug_assert_eq!(self.table.get(index).log.end(), offset, "no push is lost");
+            self.append(index, push, now_ms);
+        }
     }
 
     fn append(&mut self, index: RoomIndex, push: NumberedPush<'_>, now_ms: u64) {
@@ -297,6 +382,7 @@ impl Rooms {
                 return self.post(shard, RoomMessage::JoinRefused { room, conn, asker });
             }
         };
+        self.report_first_member(index);
         if shard == self.settings.shard {
             return self.join_here(index, conn, after, ticket_s, &asker, state);
         }
@@ -558,7 +644,12 @@ impl Rooms {
 
     /// Closes rooms whose home is here, that have no members and no recent push.
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
-        self.freed_bytes += self.homes.close_idle(&mut self.table, now_ms);
+        let mut closed = Vec::new();
+        self.freed_bytes += self.homes.close_idle(&mut self.table, now_ms, &mut closed);
+        if self.shared.is_on() {
+            let unfollow = |room| RoomEffect::ToCluster(ToCluster::Unfollow { room });
+            self.effects.extend(closed.into_iter().map(unfollow));
+        }
     }
 
     /// Memory of the rooms that were closed, in bytes, since the last call of this function.
@@ -568,7 +659,196 @@ impl Rooms {
 
     /// The shard ends and did not drain: refuses the pushes that were not offered to every member.
     pub fn refuse_unfinished(&mut self) {
+        self.shared.refuse_waiting();
         self.pushes.refuse_unfinished(&mut self.table);
+    }
+
+    /// At a room's home: asks for the log that gateways share. The join waits for it.
+    fn fetch(&mut self, room: RoomId, join: RoomMessage) {
+        if let Err(error) = self.homes.check_bound(&self.table, self.shared.fetched()) {
+            self.counters.refused_rooms += 1;
+            if let RoomMessage::Join { addr, asker, .. } = join {
+                asker.refuse(error);
+                let conn = addr.conn();
+                self.post(addr.shard(), RoomMessage::JoinRefused { room, conn, asker });
+            }
+            return;
+        }
+        self.shared.start(room.clone(), join);
+        self.follow(room);
+    }
+
+    /// At a room's home: a member comes. Other gateways hear of the first one at once.
+    fn report_first_member(&mut self, index: RoomIndex) {
+        let Room { id, role, member_count, .. } = self.table.get(index);
+        let has_none = matches!(role, Role::Home { subscribers } if subscribers.is_empty())
+            && *member_count == 0;
+        if self.shared.is_on() && has_none {
+            let first = ToCluster::FirstMember { room: id.clone() };
+            self.effects.push_back(RoomEffect::ToCluster(first));
+        }
+    }
+
+    fn follow(&mut self, room: RoomId) {
+        let home = self.settings.shard;
+        self.effects.push_back(RoomEffect::ToCluster(ToCluster::Follow { room, home }));
+    }
+
+    /// At a room's home: the shared log has come. Everybody's room is open from the start, and so are rooms whose log
+    /// could not be had in time: their members go on with the shared log.
+    /// Returns what has waited for it.
+    fn fetched(
+        &mut self,
+        room: &RoomId,
+        log: FetchedLog,
+        now_ms: u64,
+        unix_ms: impl Fn() -> u64,
+    ) -> Vec<RoomMessage> {
+        let waiting = self.shared.end(room);
+        // A room that was closed meanwhile is followed no longer.
+        if !waiting.is_empty() || self.table.find(room).is_some() {
+            self.open_fetched(room, log, now_ms, unix_ms);
+            self.expire_pushes(now_ms);
+        }
+        waiting
+    }
+
+    fn open_fetched(
+        &mut self,
+        room: &RoomId,
+        log: FetchedLog,
+        now_ms: u64,
+        unix_ms: impl Fn() -> u64,
+    ) {
+        log.barred.iter().for_each(|&bar| self.barred(room, bar));
+        let found = self.table.find(room);
+        let index = found.unwrap_or_else(|| self.table.next_index());
+        let name = self.homes.name_shared(index, log.id);
+        let policy = self.settings.rooms.policy_of(room.as_str());
+        let encode = |(push, offset): (SharedPush, u64)| {
+            let ends_ms = push.ends_ms(now_ms, &unix_ms);
+            let frame = message::encode_push(push.kind, &push.biz_data, offset, name.number);
+            (frame, ends_ms)
+        };
+        let frames = log.pushes.into_iter().zip(log.first..).map(encode);
+        let log = Log::shared(name, log.first, frames, policy.log_bytes_max);
+        if let Some(index) = found {
+            return self.replace_everywhere(index, log, Keeps::Nothing, seconds(unix_ms()));
+        }
+        let role = Role::Home { subscribers: subscribers::Subscribers::default() };
+        let index = self.table.open(room.clone(), policy, log, role, now_ms);
+        self.table.schedule_expiry(index);
+    }
+
+    /// At a room's home: tickets are worthless, as another gateway says.
+    fn barred(&mut self, room: &RoomId, bar: Bar) {
+        let expulsions = &mut self.homes.expulsions;
+        let is_full = match bar.user_id {
+            Some(user_id) => expulsions.expel_until(room, user_id, bar.until_s),
+            None => expulsions.expel_all(bar.until_s),
+        };
+        self.counters.revoked_tickets += u64::from(is_full);
+    }
+
+    /// At a room's home: the next push of a shared log.
+    fn append_shared(
+        &mut self,
+        room: &RoomId,
+        push: &SharedPush,
+        ends_ms: u64,
+        permit: &Arc<CommandPermit>,
+        now_ms: u64,
+    ) {
+        let Some(index) = self.table.find(room) else { return };
+        let Room { log, role, active_at_ms, .. } = self.table.get(index);
+        if push.offset != 0 && push.offset != log.end() {
+            debug_assert!(push.offset < log.end(), "pushes of a shared log come without a hole");
+            return;
+        }
+        let is_followed = matches!(role, Role::Home { subscribers } if !subscribers.is_empty());
+        let active_at_ms = *active_at_ms;
+        let (kind, biz_data) = (push.kind, &push.biz_data);
+        self.number_and_append(index, (kind, biz_data), ends_ms, permit, now_ms);
+        let room = self.table.get(index);
+        // A room without members here has no use for pushes: they don't keep it open.
+        if room.member_count == 0 && !is_followed {
+            room.active_at_ms = active_at_ms;
+        }
+    }
+
+    /// At a room's home: the shared log goes on under another id, without its pushes from `cut` on.
+    fn renamed(&mut self, room: &RoomId, (id, cut, next): (LogId, u64, u64), unix_s: u32) {
+        let Some(index) = self.table.find(room) else { return };
+        let log = self.table.get(index).log.renamed(id, cut, next);
+        self.replace_everywhere(index, log, Keeps::Places, unix_s);
+    }
+
+    /// At a room's home: puts another log into the place of the room's, on all shards with members.
+    fn replace_everywhere(&mut self, index: RoomIndex, mut log: Log, keeps: Keeps, unix_s: u32) {
+        let ticket_s = self.homes.expulsions.stamp(unix_s);
+        let found = self.table.get(index);
+        let room = found.id.clone();
+        if let Role::Home { subscribers } = &found.role {
+            let copy = log.released_copy();
+            self.effects.extend(subscribers.post_to_each(|| {
+                let (room, log) = (room.clone(), Box::new(copy.clone()));
+                RoomMessage::Replaced { room, log, keeps, ticket_s }
+            }));
+        }
+        self.replace_log(index, log, keeps, ticket_s);
+    }
+
+    /// Puts another log into the place of a room's. The members' cursors follow, and the members are told over the
+    /// next turns.
+    fn replace_log(&mut self, index: RoomIndex, log: Log, keeps: Keeps, ticket_s: u32) {
+        let (old_end, end) = (self.table.get(index).log.end(), log.end());
+        self.pushes.replace_log(&mut self.table, index, log);
+        self.table.schedule_expiry(index);
+        let mut position = None;
+        while let Some((member, next)) = self.table.next_of(index, position) {
+            position = Some(next);
+            let (_, cursor) = self.table.room_and_cursor(member);
+            let place = match keeps {
+                Keeps::Places => cursor.get(old_end).min(end),
+                Keeps::Nothing => end,
+            };
+            cursor.set(place, end);
+        }
+        let room = self.table.get(index);
+        room.is_being_renamed = room.member_count > 0;
+        if room.is_being_renamed {
+            self.shared.rename(index, ticket_s);
+        }
+        // Members may still have to get what the log has kept.
+        self.pushes.release(&mut self.table, index);
+    }
+
+    /// Tells members that their room's log has another id, as many as one turn may.
+    pub fn tell_renamed(&mut self) {
+        let mut left = RENAMED_MAX;
+        while let Some(renaming) = self.shared.renaming() {
+            let (index, ticket_s) = (renaming.index, renaming.ticket_s);
+            let is_open = self.table.get_open(index).is_some_and(|room| room.is_being_renamed);
+            if is_open && let Some((member, next)) = self.table.next_of(index, renaming.position) {
+                if left == 0 {
+                    return;
+                }
+                left -= 1;
+                renaming.position = Some(next);
+                let (room, _) = self.table.room_and_cursor(member);
+                let (name, log) = (room.id.to_string(), Some(room.log.name()));
+                let (head, recovery) = (room.log.released_head(), Recovery::Gap);
+                let joined = Joined { name, log, head, recovery, ticket_s };
+                let slot = self.table.slot_of(member);
+                self.effects.push_back(RoomEffect::Joined(slot, joined, AskedBy::Backend));
+                continue;
+            }
+            self.shared.end_renaming();
+            if is_open {
+                self.table.get(index).is_being_renamed = false;
+                self.pushes.release(&mut self.table, index);
+            }
+        }
     }
 
     /// At a room's home: finds a room, or opens it.

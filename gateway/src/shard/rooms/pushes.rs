@@ -9,6 +9,7 @@ use tidegate_backend::publisher::Nobody;
 
 use super::fan_out::FanOut;
 use super::lifetimes::NEVER_MS;
+use super::log::Log;
 use super::message::Urgency;
 use super::room::Room;
 use super::table::{Member, RoomIndex, Table};
@@ -89,10 +90,15 @@ impl Pushes {
         }
         room.permits.push_back((offset, Arc::clone(permit)));
         counters.merged_pushes += u64::from(room.window_ends_ms.is_some());
+        if room.is_being_renamed {
+            return;
+        }
         if self.is_draining || room.member_count == 0 {
             return self.release(table, index);
         }
-        match self.windows.decide(index, room, urgency, self.limiter.is_half_used(), now_ms) {
+        // A push that came from Redis belongs to another bound than commands.
+        let is_half_used = self.limiter.is_half_used() || permit.is_limiter_half_used();
+        match self.windows.decide(index, room, urgency, is_half_used, now_ms) {
             WindowDecision::WaitUntil(_) => {}
             WindowDecision::Release => self.release(table, index),
             WindowDecision::EndEarly => {
@@ -111,6 +117,13 @@ impl Pushes {
         room.log.release();
         self.windows.close(index, room);
         self.fan_out.enqueue(index, table);
+    }
+
+    /// Puts another log into the place of a room's. Nothing of it waits for a window.
+    pub fn replace_log(&mut self, table: &mut Table, index: RoomIndex, log: Log) {
+        let room = table.get(index);
+        self.windows.close(index, room);
+        room.replace_log(log);
     }
 
     /// Ends the merge windows that are over at this time.

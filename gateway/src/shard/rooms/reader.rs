@@ -194,7 +194,7 @@ mod tests {
     use tidegate_backend::RoomId;
 
     use super::*;
-    use crate::config::{Rejoin, RoomPolicy};
+    use crate::config::{Rejoin, RoomClass, RoomPolicy};
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
 
@@ -207,6 +207,7 @@ mod tests {
             urgent_types: None,
             replay_on_join: 0,
             rejoin: Rejoin::Ticket,
+            class: RoomClass::Durable,
         };
         let mut table = Table::default();
         let everybody = RoomId::everybody();

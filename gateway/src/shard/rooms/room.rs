@@ -41,6 +41,8 @@ pub struct Room {
     pub role: Role,
     /// When a push came or a member left last, on the shard's clock.
     pub active_at_ms: u64,
+    /// Members are being told that the log has another id. Pushes wait until all were.
+    pub is_being_renamed: bool,
 }
 
 /// A round of the fan-out: it serves each member of a room once. Pushes that are released meanwhile are for the
@@ -75,6 +77,7 @@ impl Room {
             permits: VecDeque::new(),
             role,
             active_at_ms: now_ms,
+            is_being_renamed: false,
         }
     }
 
@@ -95,6 +98,22 @@ impl Room {
         let id = self.members[self.round.next_member];
         self.round.next_member = (self.round.next_member + 1) % self.members.len();
         id
+    }
+
+    /// The member at a position of the list.
+    #[must_use]
+    pub fn member_at(&self, position: usize) -> Option<MembershipId> {
+        self.members.get(position).copied()
+    }
+
+    /// Puts another log into the place of the room's. What the round, and the permits, know of pushes that the new log
+    /// does not hold is forgotten.
+    pub fn replace_log(&mut self, log: Log) {
+        let end = log.end();
+        self.log = log;
+        self.permits.retain(|&(offset, _)| offset < end);
+        self.round.end = self.round.end.min(end);
+        self.round.offered = self.round.offered.min(end);
     }
 
     /// Adds a member to the list. Returns its position.

@@ -202,6 +202,20 @@ impl Table {
         Some(Member::Listed(room.next_in_round()))
     }
 
+    /// The members of a room, from one of its ends on: each call returns the next one and the position to go on with.
+    /// Members that come or go meanwhile are passed over, or returned twice, only if they came meanwhile
+    /// or moved behind the position. `None` as the position begins.
+    pub fn next_of(&self, index: RoomIndex, position: Option<usize>) -> Option<(Member, usize)> {
+        if index == EVERYBODY {
+            let slot = self.everybody.next(position.unwrap_or(0))?;
+            return Some((Member::OfEverybody(slot), slot as usize + 1));
+        }
+        // From the last to the first: one that leaves is replaced by the last one, which was returned before.
+        let room = self.rooms.get(index.0 as usize)?.as_deref()?;
+        let before = position.unwrap_or(room.member_count).min(room.member_count).checked_sub(1)?;
+        Some((Member::Listed(room.member_at(before)?), before))
+    }
+
     /// The index of the room that is opened next.
     #[must_use]
     pub fn next_index(&self) -> RoomIndex {

@@ -30,8 +30,14 @@ impl Part {
         config.idle_ttl = Duration::from_secs(60);
         configure(&mut config);
         let limiter = Arc::new(CommandLimiter::new(100, 1 << 20));
-        let settings =
-            Settings { shard: 0, shards: 2, first_offset: 1_000, log_key: 1, rooms: config };
+        let settings = Settings {
+            shard: 0,
+            shards: 2,
+            first_offset: 1_000,
+            log_key: 1,
+            is_shared: false,
+            rooms: config,
+        };
         let rooms = Rooms::new(settings, Arc::clone(&limiter));
         let room = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 0);
         Self { rooms, limiter, room: room.unwrap() }
@@ -42,7 +48,7 @@ impl Part {
     }
 
     fn handle(&mut self, message: RoomMessage, now_ms: u64) {
-        self.rooms.handle(message, now_ms, || now_ms, |_| ConnState::Open);
+        self.rooms.handle(message, now_ms, &|| now_ms, &|_| ConnState::Open);
     }
 
     fn join(&mut self, room: &RoomId, shard: u16, slot: u32, after_offset: Option<u64>) {
@@ -334,7 +340,7 @@ fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
     );
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
     let message = RoomMessage::Leave { room: room.clone(), addr, permit };
-    part.rooms.handle(message, 130, || 130, |_| ConnState::Backlogged);
+    part.rooms.handle(message, 130, &|| 130, &|_| ConnState::Backlogged);
     assert!(part.other_effects().is_empty());
     part.rooms.end_windows(149);
     assert!(part.serve().is_empty());
@@ -436,7 +442,8 @@ fn the_rooms_of_all_shards_have_different_numbers_and_their_own_logs() {
     for shard in 0..2 {
         let limiter = Arc::new(CommandLimiter::new(100, 1 << 20));
         let rooms = config.clone();
-        let settings = Settings { shard, shards: 2, first_offset: 1_000, log_key: 1, rooms };
+        let settings =
+            Settings { shard, shards: 2, first_offset: 1_000, log_key: 1, is_shared: false, rooms };
         let mut part =
             Part { rooms: Rooms::new(settings, limiter.clone()), limiter, room: room("-") };
         names.push(part.rooms.everybody().log.unwrap());
@@ -500,7 +507,7 @@ fn a_member_that_leaves_while_it_resumes_gets_what_no_round_could_offer() {
     part.effects();
     let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
     let message = RoomMessage::Leave { room: room.clone(), addr, permit };
-    part.rooms.handle(message, 0, || 0, |_| ConnState::Resuming);
+    part.rooms.handle(message, 0, &|| 0, &|_| ConnState::Resuming);
     let effects = part.effects();
     assert!(matches!(&effects[..], [RoomEffect::LastPushes(1, _), RoomEffect::Left(1, _)]));
 }

@@ -86,7 +86,7 @@ mod tests {
     use tidegate_backend::RoomId;
 
     use super::*;
-    use crate::config::{Rejoin, RoomPolicy, SlowMember};
+    use crate::config::{Rejoin, RoomClass, RoomPolicy, SlowMember};
     use crate::shard::rooms::log::Log;
     use crate::shard::rooms::subscribers::Role;
     use crate::shard::rooms::table::Table;
@@ -99,6 +99,7 @@ mod tests {
             urgent_types: None,
             replay_on_join: 0,
             rejoin: Rejoin::Ticket,
+            class: RoomClass::Durable,
         };
         let id = RoomId::new("room").unwrap();
         let role = Role::Replica { joins: 0 };

@@ -21,6 +21,8 @@ pub enum UserMessage {
     Register { user_id: UserId, addr: SessionAddr, sequence: u64 },
     /// The user's connection has ended.
     Deregister { user_id: UserId, addr: SessionAddr },
+    /// A session of the user at another gateway is newer than this one: close it with 107, if it is still there.
+    Replace { user_id: UserId, addr: SessionAddr },
     /// Close all of the user's connections with 110.
     Kick { user_id: UserId, permit: Arc<CommandPermit> },
     /// Push to each of the user's connections.
@@ -50,7 +52,10 @@ impl UserMessage {
             Self::Kick { permit, .. } | Self::Push { permit, .. } | Self::Expel { permit, .. } => {
                 permit.refuse(PushError::Stopping);
             }
-            Self::Register { .. } | Self::Deregister { .. } | Self::Inspect { .. } => {}
+            Self::Register { .. }
+            | Self::Deregister { .. }
+            | Self::Replace { .. }
+            | Self::Inspect { .. } => {}
         }
     }
 }
@@ -81,3 +86,12 @@ pub enum Eviction {
 /// What [`Users`](super::Users) asks the shard to do: post a message to a shard, which may be the same.
 #[derive(Debug)]
 pub struct UserEffect(pub u16, pub SessionMessage);
+
+/// What other gateways have to learn of a user. Only a gateway that is one of several records it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PresenceChange {
+    /// The user's first session here, or its newest one where a user has one session.
+    Arrived(UserId, SessionAddr),
+    /// The user's last session here has ended.
+    Left(UserId),
+}

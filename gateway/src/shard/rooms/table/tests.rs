@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Rejoin, SlowMember};
+use crate::config::{Rejoin, RoomClass, SlowMember};
 use crate::shard::rooms::subscribers::Subscribers;
 
 #[test]
@@ -18,6 +18,7 @@ fn table(names: &[&str]) -> (Table, Vec<RoomIndex>) {
         urgent_types: None,
         replay_on_join: 0,
         rejoin: Rejoin::Ticket,
+        class: RoomClass::Durable,
     };
     let mut table = Table::default();
     let mut open = |id| table.open(id, policy, Log::of_tests(1, 0), Role::Replica { joins: 0 }, 0);

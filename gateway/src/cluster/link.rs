@@ -1,0 +1,285 @@
+//! A link to one Redis: a server, the master that Sentinel names, or a Cluster.
+//!
+//! It has one connection at a time (with a Cluster: one to each node), which carries commands, pipelined, and
+//! the messages of channels. A connection that is lost is made again after a wait that grows and is random, so that
+//! gateways do not return together.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
+    PushInfo, RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
+};
+use tidegate_backend::redis::{LIBRARY, LIBRARY_VERSION};
+use tokio::sync::mpsc;
+
+use crate::config::{RedisKind, RedisTarget};
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The shortest and the longest wait before a connection is made again.
+const WAIT_MS: (u64, u64) = (100, 5_000);
+
+/// A connection. It is cheap to clone, and commands of all clones share it.
+#[derive(Clone)]
+pub enum Connection {
+    /// To one server.
+    One(MultiplexedConnection),
+    /// To the nodes of a Cluster: commands and channels apart. A node ends a subscription by itself when its slot moves,
+    /// and the client takes that for the answer to a command, so that later answers belong to other commands.
+    Cluster {
+        /// For commands.
+        commands: ClusterConnection,
+        /// For channels.
+        channels: ClusterConnection,
+    },
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Redis can't be reached, or refuses.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    /// The server is a replica: a failover is under way, or the URL names one.
+    #[error("{0} is a replica, which takes no writes")]
+    Replica(String),
+}
+
+/// Something that came through a connection without being asked for.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Which connection: the number that it was made with.
+    pub epoch: u64,
+    /// What.
+    pub info: PushInfo,
+}
+
+/// Makes a connection, and loads the function library where it is missing or old.
+///
+/// # Errors
+/// [`LinkError`].
+pub async fn connect(
+    target: RedisTarget,
+    epoch: u64,
+    arrivals: mpsc::UnboundedSender<Arrival>,
+) -> Result<Connection, LinkError> {
+    let sender = move |info| arrivals.send(Arrival { epoch, info });
+    let mut connection = match target.kind {
+        RedisKind::Cluster => {
+            let channels = cluster(&target).push_sender(sender).build()?;
+            Connection::Cluster {
+                commands: cluster(&target).build()?.get_async_connection().await?,
+                channels: channels.get_async_connection().await?,
+            }
+        }
+        RedisKind::Single | RedisKind::Sentinel => {
+            let client = client(&target).await?;
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(CONNECT_TIMEOUT))
+                .set_response_timeout(Some(COMMAND_TIMEOUT))
+                .set_push_sender(sender);
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = Connection::One(connection);
+            let role = connection.call(&redis::cmd("ROLE")).await?;
+            if !is_master(&role) {
+                let server = client.get_connection_info().addr().to_string();
+                return Err(LinkError::Replica(server));
+            }
+            connection
+        }
+    };
+    connection.load_library().await?;
+    Ok(connection)
+}
+
+fn cluster(target: &RedisTarget) -> ClusterClientBuilder {
+    let nodes = target.hosts.iter().map(|(host, port)| address(target, host, *port));
+    let mut builder = ClusterClientBuilder::new(nodes)
+        .use_protocol(ProtocolVersion::RESP3)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .response_timeout(COMMAND_TIMEOUT)
+        .overall_response_timeout(Some(2 * COMMAND_TIMEOUT))
+        .retries(3);
+    if let Some(user) = &target.user {
+        builder = builder.username(user);
+    }
+    if let Some(password) = &target.password {
+        builder = builder.password(password.as_str());
+    }
+    if target.is_tls {
+        builder = builder.tls(TlsMode::Secure).certs(certificates(target));
+    }
+    builder
+}
+
+fn certificates(target: &RedisTarget) -> TlsCertificates {
+    TlsCertificates { client_tls: None, root_cert: target.ca.clone() }
+}
+
+fn is_master(role: &Value) -> bool {
+    let Value::Array(fields) = role else { return false };
+    match fields.first() {
+        Some(Value::BulkString(role)) => role == b"master",
+        Some(Value::SimpleString(role)) => role == "master",
+        _ => false,
+    }
+}
+
+fn address(target: &RedisTarget, host: &str, port: u16) -> ConnectionAddr {
+    if target.is_tls {
+        let host = host.to_owned();
+        return ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+    }
+    ConnectionAddr::Tcp(host.to_owned(), port)
+}
+
+async fn client(target: &RedisTarget) -> Result<Client, RedisError> {
+    let hosts = || target.hosts.iter().map(|(host, port)| address(target, host, *port));
+    if target.kind == RedisKind::Sentinel {
+        let mut builder =
+            SentinelClientBuilder::new(hosts(), &target.master, SentinelServerType::Master)?
+                .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+                .set_client_to_redis_db(target.db);
+        if let Some(user) = &target.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = &target.password {
+            builder = builder.set_client_to_redis_password(password.as_str());
+        }
+        if target.is_tls {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(certificates(target))
+                .set_client_to_sentinel_tls_mode(TlsMode::Secure)
+                .set_client_to_sentinel_certificates(certificates(target));
+        }
+        return builder.build()?.async_get_client().await;
+    }
+    let mut settings =
+        RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(target.db);
+    if let Some(user) = &target.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &target.password {
+        settings = settings.set_password(password.as_str());
+    }
+    let first = hosts().next().expect("a target has a host");
+    let info = first.into_connection_info()?.set_redis_settings(settings);
+    match target.is_tls {
+        true => Client::build_with_tls(info, certificates(target)),
+        false => Client::open(info),
+    }
+}
+
+impl Connection {
+    /// Sends a command and waits for its answer. Commands of one task are carried out in the order in which the futures
+    /// are first polled.
+    ///
+    /// # Errors
+    /// The answer's, or the connection's.
+    pub async fn call(&mut self, cmd: &Cmd) -> Result<Value, RedisError> {
+        let answer = match self {
+            Self::One(connection) => connection.send_packed_command(cmd).await?,
+            Self::Cluster { commands, .. } => commands.req_packed_command(cmd).await?,
+        };
+        answer.extract_error()
+    }
+
+    /// Subscribes to a channel, or ends that. The confirmation comes as an [`Arrival`] too.
+    ///
+    /// # Errors
+    /// The answer's, or the connection's.
+    pub async fn subscribe(&mut self, channel: &str, is_on: bool) -> Result<(), RedisError> {
+        match self {
+            Self::Cluster { channels, .. } if is_on => channels.ssubscribe(channel).await,
+            Self::Cluster { channels, .. } => channels.sunsubscribe(channel).await,
+            Self::One(connection) => {
+                let word = if is_on { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" };
+                let answer = connection.send_packed_command(redis::cmd(word).arg(channel)).await?;
+                answer.extract_error().map(drop)
+            }
+        }
+    }
+
+    /// Checks that the server answers, or each master of a Cluster, on the connection of the channels.
+    ///
+    /// # Errors
+    /// The answer's, or the connection's.
+    pub async fn ping(&mut self) -> Result<(), RedisError> {
+        let ping = redis::cmd("PING");
+        match self {
+            Self::One(_) => self.call(&ping).await.map(drop),
+            Self::Cluster { channels, .. } => {
+                let policy = Some(ResponsePolicy::AllSucceeded);
+                let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
+                channels.route_command(ping, masters).await?.extract_error().map(drop)
+            }
+        }
+    }
+
+    /// Loads the function library on each master where it is missing or older than this gateway's.
+    ///
+    /// # Errors
+    /// The answer's, or the connection's.
+    pub async fn load_library(&mut self) -> Result<(), RedisError> {
+        let mut version = redis::cmd("FCALL");
+        version.arg("tidegate_version").arg(0);
+        let mut load = redis::cmd("FUNCTION");
+        load.arg("LOAD").arg("REPLACE").arg(LIBRARY);
+        match self {
+            Self::One(_) => {
+                let loaded = self.call(&version).await.ok();
+                if loaded.is_none_or(|loaded| is_older(&loaded)) {
+                    self.call(&load).await?;
+                }
+            }
+            Self::Cluster { commands: connection, .. } => {
+                let masters =
+                    |policy| RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
+                let newest = connection.route_command(version, masters(None)).await;
+                let Ok(Value::Map(versions)) = newest else {
+                    let policy = Some(ResponsePolicy::AllSucceeded);
+                    connection.route_command(load, masters(policy)).await?;
+                    return Ok(());
+                };
+                if versions.iter().any(|(_, version)| is_older(version)) {
+                    let policy = Some(ResponsePolicy::AllSucceeded);
+                    connection.route_command(load, masters(policy)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_older(version: &Value) -> bool {
+    !matches!(version, Value::Int(version) if *version >= i64::from(LIBRARY_VERSION))
+}
+
+/// How long to wait before the next attempt, after so many that failed.
+#[must_use]
+pub fn wait_before(attempts: u32) -> Duration {
+    let (shortest, longest) = WAIT_MS;
+    let longest = shortest.saturating_mul(1 << attempts.min(16)).min(longest);
+    Duration::from_millis(fastrand::u64(longest / 2..=longest))
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One(_) => "Connection::One",
+            Self::Cluster { .. } => "Connection::Cluster",
+        })
+    }
+}
