@@ -6,6 +6,7 @@
 mod argument;
 mod bench;
 mod client;
+mod cluster;
 mod count;
 mod doctor;
 mod duration;
@@ -38,6 +39,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
+    /// Show the gateways that serve the same clients, and even them out
+    Cluster(Box<cluster::ClusterArgs>),
     /// Tell whether this machine holds N connections, and what to change if not
     Doctor(doctor::DoctorArgs),
     /// Print a token that a gateway with the same key accepts
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let done = match cli.unwrap_or_else(|error| error.exit()).command {
         Command::Bench(args) => return exit(bench::run(*args)),
         Command::Client(args) => client::run(args),
+        Command::Cluster(args) => cluster::run(&args),
         // Its exit status tells what it found.
         Command::Doctor(args) => return doctor::run(&args),
         Command::Token(args) => token::run(&args),

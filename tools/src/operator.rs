@@ -85,6 +85,16 @@ impl Operator {
         self.success(request.content_type("application/octet-stream").send(body))
     }
 
+    /// Deletes. Returns the answer's body.
+    ///
+    /// # Errors
+    /// As [`Self::post`].
+    pub(crate) fn delete(&self, path: &str) -> Result<String> {
+        let Admitted { address, authorization } = self.admitted()?;
+        let request = agent(REQUEST_TIMEOUT).delete(url(address, path)).header("Host", &self.admin);
+        self.success(request.header("Authorization", authorization).call())
+    }
+
     /// Gets JSON.
     ///
     /// # Errors
