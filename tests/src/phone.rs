@@ -69,6 +69,8 @@ pub struct Phone {
     events: VecDeque<Event>,
     /// Notices in order that no test has asked for yet. Most tests ignore them, as a client of version 1.0 does.
     notices: VecDeque<Notice>,
+    /// How many of them had come when a session's answer came.
+    notices_before_session: usize,
     /// Pushes that have come.
     pushes: usize,
     /// How the connection ended.
@@ -138,14 +140,25 @@ impl Phone {
         stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client::new(Instant::now());
-        let (events, notices) = Default::default();
-        Self { stream, client, events, notices, pushes: 0, end: None, session: None }
+        let (events, notices, notices_before_session, pushes) = Default::default();
+        let (end, session) = (None, None);
+        Self { stream, client, events, notices, notices_before_session, pushes, end, session }
     }
 
     /// The local address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().unwrap()
+    }
+
+    /// Whether there is something to read, or the connection has ended.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let seen = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !self.events.is_empty()
+            || seen.map_or_else(|error| error.kind() != ErrorKind::WouldBlock, |_| true)
     }
 
     /// Opens a session with a demo token, and waits for it.
@@ -180,7 +193,9 @@ impl Phone {
         self.send_login_again(user_id, positions);
         match self.next() {
             Some(Event::Authenticated { session, .. }) => {
-                assert!(self.notices.is_empty(), "before the session: {:?}", self.notices);
+                let before = self.notices.iter().take(self.notices_before_session);
+                let before: Vec<_> = before.collect();
+                assert!(before.is_empty(), "before the session: {before:?}");
                 self.session = Some(session.clone());
                 session
             }
@@ -358,6 +373,11 @@ impl Phone {
         self.notices.drain(..).collect()
     }
 
+    /// The notices that have come so far and that nobody has asked for.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.notices.drain(..).collect()
+    }
+
     /// Waits for so many pushes.
     pub fn pushes(&mut self, count: usize) -> Vec<Push> {
         (0..count).map(|_| self.push()).collect()
@@ -459,7 +479,7 @@ impl Phone {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => {
-                let Self { client, events, notices, pushes, .. } = self;
+                let Self { client, events, notices, notices_before_session, pushes, .. } = self;
                 let take = |event| match event {
                     Event::Joined(room) => {
                         let what = What::Joined(room);
@@ -470,6 +490,9 @@ impl Phone {
                         notices.push_back(Notice { after_pushes: *pushes, what });
                     }
                     event => {
+                        if matches!(event, Event::Authenticated { .. }) {
+                            *notices_before_session = notices.len();
+                        }
                         *pushes += usize::from(matches!(event, Event::Push { .. }));
                         events.push_back(event);
                     }
