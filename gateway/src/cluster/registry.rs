@@ -4,7 +4,7 @@
 //! time is over is kept for an hour, so that operators see which gateway is missing; then any gateway removes it. A
 //! gateway that ends in order removes its own.
 //!
-//! The exchange with Redis is [`exchange`]; the rest does no I/O and reads no clock.
+//! The exchange with Redis is `exchange`; the rest does no I/O and reads no clock.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
