@@ -186,8 +186,8 @@ pub enum PushError {
     },
     /// Redis could not be reached in time. With other gateways, the push may have taken effect or not.
     #[error(
-        "Redis can't be reached, and the push has waited for it as long as redis.push_wait_ms allows; whether \
-         it took effect is unknown"
+        "Redis can't be reached, so whether the command took effect at other gateways is unknown; to a user of this \
+         gateway it did. A push to a room has waited as long as redis.push_wait_ms allows"
     )]
     Unreachable,
     /// Redis refused the push: the gateway's log says why.

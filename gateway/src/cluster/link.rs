@@ -149,8 +149,7 @@ async fn client(target: &RedisTarget) -> Result<Client, RedisError> {
     if target.kind == RedisKind::Sentinel {
         let mut builder =
             SentinelClientBuilder::new(hosts(), &target.master, SentinelServerType::Master)?
-                .set_client_to_redis_protocol(ProtocolVersion::RESP3)
-                .set_client_to_redis_db(target.db);
+                .set_client_to_redis_protocol(ProtocolVersion::RESP3);
         if let Some(user) = &target.user {
             builder = builder.set_client_to_redis_username(user);
         }
@@ -166,8 +165,7 @@ async fn client(target: &RedisTarget) -> Result<Client, RedisError> {
         }
         return builder.build()?.async_get_client().await;
     }
-    let mut settings =
-        RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(target.db);
+    let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
     if let Some(user) = &target.user {
         settings = settings.set_username(user);
     }

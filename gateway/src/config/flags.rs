@@ -35,7 +35,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "DRIVER", allow_negative_numbers = true)]
     driver: Option<String>,
 
-    /// How a token proves a user: jwt, or demo, which works only on loopback [default: jwt].
+    /// How a token proves a user: jwt, redis, or demo, which works only on loopback [default: jwt].
     #[arg(long, value_name = "MODE", allow_negative_numbers = true)]
     auth: Option<String>,
 

@@ -133,8 +133,6 @@ pub struct RedisTarget {
     pub user: Option<String>,
     /// The password.
     pub password: Option<SecretText>,
-    /// The database; 0 with a Cluster.
-    pub db: i64,
     /// The name by which Sentinel knows the master; empty without Sentinel.
     pub master: String,
     /// The certificates that sign Redis' own, PEM. `None`: those that the system trusts.
@@ -154,7 +152,7 @@ pub enum RedisKind {
 
 impl RedisTarget {
     /// Reads a URL: `redis://`, `redis-sentinel://` or `redis-cluster://`, each also as `rediss…` with TLS; then
-    /// `[user[:password]@]host[:port][,host[:port]…]`, and `/db` (a server) or `/master[/db]` (Sentinel).
+    /// `[user[:password]@]host[:port][,host[:port]…]`, and `/master` for Sentinel.
     ///
     /// # Errors
     /// What is wrong with it, and what it should be. The text holds no password.
@@ -196,15 +194,15 @@ impl RedisTarget {
                 "it lacks the master's name behind the hosts, as in redis-sentinel://host:26379/mymaster",
             );
         }
-        let db = if db.is_empty() { Ok(0) } else { db.parse() };
-        let db = db.ok().filter(|db| (0..=65_535).contains(db));
-        let db = db.ok_or("its database is no number from 0 to 65535")?;
-        if kind == RedisKind::Cluster && db != 0 {
-            return Err("a Cluster has database 0 alone");
+        // Two systems in two databases would hear each other.
+        if !db.is_empty() && db != "0" {
+            return Err(
+                "it names a database, but channels belong to all databases of a server: use a server for each system",
+            );
         }
         let password = password.map(SecretText::new);
         let master = master.to_owned();
-        Ok(Self { kind, hosts: hosts?, is_tls, user, password, db, master, ca: None })
+        Ok(Self { kind, hosts: hosts?, is_tls, user, password, master, ca: None })
     }
 }
 
@@ -252,7 +250,7 @@ impl fmt::Display for RedisTarget {
         if !self.master.is_empty() {
             write!(f, "/{}", self.master)?;
         }
-        if self.db != 0 { write!(f, "/{}", self.db) } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -264,10 +262,10 @@ mod tests {
     fn urls_of_all_kinds_are_read_and_shown_without_their_passwords() {
         let cases = [
             ("redis://host", "redis://host:6379"),
-            ("redis://user:p%40ss@host:7000/3", "redis://host:7000/3"),
+            ("redis://user:p%40ss@host:7000/0", "redis://host:7000"),
             ("rediss://:secret@[::1]:7000", "rediss://[::1]:7000"),
             ("redis-sentinel://a,b:1/show", "redis-sentinel://a:26379,b:1/show"),
-            ("rediss-sentinel://:x@a/show/2", "rediss-sentinel://a:26379/show/2"),
+            ("rediss-sentinel://:x@a/show/0", "rediss-sentinel://a:26379/show"),
             ("redis-cluster://a:1,b:2", "redis-cluster://a:1,b:2"),
         ];
         for (url, shown) in cases {
@@ -275,8 +273,8 @@ mod tests {
             assert_eq!(target.to_string(), shown);
             assert!(!format!("{target:?}").contains("secret"));
         }
-        let target = RedisTarget::parse("redis://user:p%40ss@host:7000/3").unwrap();
-        assert_eq!((target.user.as_deref(), target.db), (Some("user"), 3));
+        let target = RedisTarget::parse("redis://user:p%40ss@host:7000").unwrap();
+        assert_eq!(target.user.as_deref(), Some("user"));
         assert_eq!(target.password.unwrap().as_str(), "p@ss");
     }
 
@@ -290,7 +288,7 @@ mod tests {
             ("redis://host:65536", "port"),
             ("redis://host/x", "database"),
             ("redis://host/-1", "database"),
-            ("redis-cluster://a,b/1", "database 0 alone"),
+            ("redis-cluster://a,b/1", "database"),
             ("redis-cluster://a,,b", "lacks a host"),
             ("redis-sentinel://a:26379", "master's name"),
             ("redis://%ff:x@host", "UTF-8"),

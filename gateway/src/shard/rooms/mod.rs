@@ -478,7 +478,12 @@ impl Rooms {
         let Room { id, log, policy, .. } = self.table.get(index);
         let replayed = if is_member { 0 } else { policy.replay_on_join };
         let (next, recovery) = log.start_after(after, replayed);
-        let (name, head) = (id.to_string(), log.head());
+        // A client that misses nothing may have seen more of a shared log than this gateway.
+        let seen = match after {
+            After::Position { offset, .. } if recovery == Recovery::Complete => offset,
+            _ => 0,
+        };
+        let (name, head) = (id.to_string(), log.head().max(seen));
         (Joined { name, log: Some(log.name()), head, recovery, ticket_s }, next)
     }
 

@@ -182,6 +182,20 @@ fn a_push_whose_time_is_over_when_the_log_comes_is_a_gap() {
 }
 
 #[test]
+fn a_client_that_is_ahead_of_its_gateway_is_told_of_the_head_that_it_has_seen() {
+    let mut part = Part::with_members(1..2);
+    part.effects();
+    let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
+    let (room, after) = (room(), After::Position { log: 7, offset: 7 });
+    let asker = Asker::Backend(permit);
+    part.handle(RoomMessage::Join { room, addr, after, asker });
+    let (_, joined) = part.joined().remove(0);
+    assert_eq!((joined.head, joined.recovery), (7, Recovery::Complete));
+    part.shared(6);
+    part.serve();
+}
+
+#[test]
 fn a_push_of_a_backend_goes_to_redis_and_not_into_the_log() {
     let mut part = Part::with_members(1..2);
     let (biz_data, permit) = (Bytes::from_static(b"6"), part.permit());
