@@ -8,10 +8,11 @@ use clap::{Arg, Command};
 use super::*;
 
 /// Arguments that accept any text: names of files, figures and rooms, texts to push, tokens.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "--file",
     "--key",
     "--key-file",
+    "--kid",
     "--label",
     "--only",
     "--token",
