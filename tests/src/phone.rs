@@ -125,6 +125,12 @@ impl Phone {
         Self::on(TcpStream::connect(address).unwrap())
     }
 
+    /// Connects, if somebody listens.
+    #[must_use]
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        TcpStream::connect(address).ok().map(Self::on)
+    }
+
     /// Connects with a small receive buffer: what the client does not read soon waits in the gateway.
     #[must_use]
     pub fn connect_narrow(address: SocketAddr) -> Self {
@@ -199,6 +205,19 @@ impl Phone {
                 self.session = Some(session.clone());
                 session
             }
+            other => panic!("{other:?} instead of the session of user {user_id}"),
+        }
+    }
+
+    /// As [`Self::login_again`]; `None` if the gateway is gone before it has answered.
+    pub fn try_login_again(&mut self, user_id: u64, positions: &[Position]) -> Option<Session> {
+        let (token, now) = (format!("token-{user_id}"), Instant::now());
+        let resume = Resume { positions: positions.to_vec() };
+        self.client.resume(now, user_id, &token, &resume);
+        let bytes = self.client.outgoing().split();
+        self.stream.write_all(&bytes).ok()?;
+        match self.next()? {
+            Event::Authenticated { session, .. } => Some(session),
             other => panic!("{other:?} instead of the session of user {user_id}"),
         }
     }

@@ -350,9 +350,8 @@ impl Follower {
         let session = until("a gateway takes the client", || {
             next += 1;
             let address = gateways[next % gateways.len()];
-            std::net::TcpStream::connect(address).ok()?;
-            self.phone = Phone::connect(address);
-            Some(self.phone.login_again(self.user, &positions))
+            self.phone = Phone::try_connect(address)?;
+            self.phone.try_login_again(self.user, &positions)
         });
         let room = session.rooms.iter().find(|room| room.name == "show").unwrap().clone();
         assert_ne!(room.recovery(), Recovery::Refused);
