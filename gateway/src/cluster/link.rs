@@ -265,7 +265,7 @@ fn is_older(version: &Value) -> bool {
     !matches!(version, Value::Int(version) if *version >= i64::from(LIBRARY_VERSION))
 }
 
-/// How long to wait before the next attempt, after so many that failed.
+/// How long to wait before the next attempt, after this number of failed ones.
 #[must_use]
 pub fn wait_before(attempts: u32) -> Duration {
     let (shortest, longest) = WAIT_MS;

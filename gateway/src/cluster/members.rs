@@ -115,7 +115,7 @@ impl Members {
         !std::mem::replace(&mut count.is_asked, true)
     }
 
-    /// A room has so many members here. Returns whether Redis has to be told.
+    /// A shard has counted the members that a room has here. Returns whether Redis has to be told.
     pub fn on_counted(&mut self, room: &RoomId, members: u64, now_ms: u64) -> bool {
         let Some(count) = self.rooms.get_mut(room) else { return false };
         count.is_asked = false;

@@ -1,4 +1,11 @@
 //! The thread's loop: facts in, requests and messages out.
+//!
+//! Here is what all concerns share: the loop, the links, and faults. What each concern's facts mean, and how that which its
+//! parts ask for is carried out, is in a file for each.
+
+mod rooms;
+mod tokens;
+mod users;
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -6,36 +13,32 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, PushKind, RedisError, Value};
-use tidegate_backend::{PushError, RoomId};
+use redis::{PushKind, RedisError, Value};
 use tokio::runtime::Builder;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{self, MissedTickBehavior};
 
-use super::contract;
 use super::link::{self, Arrival, Connection, LinkError};
 use super::links::{Concern, Due, Links};
-use super::members::{self, Members};
+use super::members::Members;
 use super::message::ToCluster;
 use super::metrics::{self, Exporter};
 use super::publishing::{Publishing, Push};
 use super::registry::{self, Census, Exchanged, Lag, Line, Registration};
-use super::rooms::{Open, Output, Rooms};
+use super::rooms::Rooms;
 use super::status::Status;
 use super::token_contract;
-use super::tokens::{self, Tokens};
-use super::user_contract;
-use super::users::{self, Fault, Tag, Times, Users};
+use super::tokens::Tokens;
+use super::users::{Fault, Tag, Times, Users};
 use super::{ClusterAddress, Inbox};
 use crate::clock::WallClock;
 use crate::config::{AuthMode, Config, RedisConfig, RoomsConfig};
 use crate::control::Control;
-use crate::shard::command::{CommandLimiter, CommandPermit};
+use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Address;
-use crate::shard::rooms::message::RoomMessage;
-use crate::shard::tokens::TokenMessage;
 use crate::telemetry::panics::text_of;
+use rooms::RoomCompletion;
 
 /// Time between two looks at what is due.
 const TICK: Duration = Duration::from_millis(50);
@@ -138,40 +141,6 @@ enum Completion {
     Pinged(u64, Result<Duration, RedisError>),
     LibraryLoaded(u64, Result<(), RedisError>),
     Registered(Box<(u64, Exchanged)>),
-}
-
-/// A request about a room that has ended.
-enum RoomCompletion {
-    Opened(Open, Result<Value, RedisError>),
-    Published {
-        room: RoomId,
-        number: u64,
-        answer: Result<Value, RedisError>,
-    },
-    /// A shard has counted a room's members. `None`: it has ended, or the room is closed.
-    Counted {
-        room: RoomId,
-        members: Option<u64>,
-    },
-    Barred(Pending, Result<Value, RedisError>),
-    CountTold {
-        room: RoomId,
-        answer: Result<Value, RedisError>,
-    },
-    Subscribed {
-        room: RoomId,
-        is_on: bool,
-        outcome: Result<(), RedisError>,
-    },
-}
-
-/// The permit of a command that waits for Redis. If it is dropped, the command is refused.
-struct Pending(Option<Arc<CommandPermit>>);
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.0.take().into_iter().for_each(|permit| permit.refuse(PushError::Stopping));
-    }
 }
 
 struct Runner {
@@ -318,10 +287,7 @@ impl Runner {
                 self.publishing.push(&room, push, now_ms);
             }
             ToCluster::Bar { room, user_id, until_s, permit } => {
-                let ttl_s = self.rooms_config.ticket_ttl.as_secs();
-                let cmd = contract::bar(&room, user_id, until_s, ttl_s, &self.gateway);
-                let permit = Pending(Some(permit));
-                self.call(cmd, move |answer| RoomCompletion::Barred(permit, answer));
+                self.bar(&room, user_id, until_s, permit);
             }
             ToCluster::UserArrived { user_id, addr, at } => {
                 self.users.arrived(user_id, addr, self.micros(at));
@@ -358,56 +324,6 @@ impl Runner {
             Concern::Pushes => self.on_room_arrival(&info.kind, bytes(0), bytes(1)),
             Concern::Presence => self.on_user_arrival(&info.kind, bytes(0), bytes(1)),
             Concern::Tokens => self.on_token_arrival(&info.kind, bytes(0), bytes(1)),
-        }
-    }
-
-    fn on_room_arrival(&mut self, kind: &PushKind, channel: &[u8], message: &[u8]) {
-        let now_ms = self.now_ms();
-        let room = || contract::room_of_channel(channel);
-        match kind {
-            PushKind::SMessage => match (room(), contract::room_event(message)) {
-                (Some(room), Some(event)) => self.rooms.on_event(&room, event, now_ms),
-                _ => self.exporter.unreadable += 1,
-            },
-            PushKind::SSubscribe => {
-                room().into_iter().for_each(|room| self.rooms.on_subscribed(&room));
-            }
-            PushKind::SUnsubscribe => {
-                room().into_iter().for_each(|room| self.rooms.on_unsubscribed(&room, now_ms));
-            }
-            _ => {}
-        }
-    }
-
-    fn on_user_arrival(&mut self, kind: &PushKind, channel: &[u8], message: &[u8]) {
-        let now_us = self.now_us();
-        let partition = || user_contract::partition_of_channel(channel).into_iter();
-        match kind {
-            PushKind::SMessage if !self.users.on_message(message, now_us) => {
-                self.exporter.unreadable += 1;
-            }
-            PushKind::SSubscribe => partition().for_each(|it| self.users.on_subscribed(it)),
-            PushKind::SUnsubscribe => {
-                partition().for_each(|it| self.users.on_unsubscribed(it, now_us));
-            }
-            _ => {}
-        }
-    }
-
-    fn on_token_arrival(&mut self, kind: &PushKind, channel: &[u8], message: &[u8]) {
-        let now_ms = self.now_ms();
-        let partition = || token_contract::partition_of_channel(channel).into_iter();
-        match kind {
-            PushKind::SMessage => match token_contract::revocation(message) {
-                Some((user_id, token)) => self.tokens.on_revoked(user_id, token),
-                None => self.exporter.unreadable += 1,
-            },
-            PushKind::SSubscribe => partition().for_each(|it| self.tokens.on_subscribed(it)),
-            PushKind::SUnsubscribe => {
-                partition().for_each(|it| self.tokens.on_unsubscribed(it, now_ms));
-            }
-            PushKind::Disconnection => self.tokens.on_node_lost(),
-            _ => {}
         }
     }
 
@@ -504,53 +420,6 @@ impl Runner {
         self.requests.spawn(async move {
             Completion::Registered(Box::new((epoch, beat.carry_out(connection).await)))
         });
-    }
-
-    fn on_room_completion(&mut self, epoch: u64, completion: RoomCompletion) {
-        let now_ms = self.now_ms();
-        match completion {
-            RoomCompletion::Opened(open, answer) => {
-                let answer = self.checked(epoch, answer).ok();
-                let opened = answer.and_then(|answer| contract::opened(&answer));
-                let Open { room, number, .. } = open;
-                match opened {
-                    Some(opened) => self.rooms.on_opened(&room, number, opened, now_ms),
-                    None => self.rooms.on_open_failed(&room, number, now_ms),
-                }
-            }
-            RoomCompletion::Published { room, number, answer } => {
-                let answer = self.checked(epoch, answer);
-                let is_final = matches!(answer, Err(Fault::Refused));
-                match answer.ok().and_then(|answer| contract::published(&answer)) {
-                    Some(published) => self.publishing.on_published(&room, number, &published),
-                    None => self.publishing.on_failed(&room, number, is_final, now_ms),
-                }
-            }
-            RoomCompletion::Counted { room, members } => {
-                if self.members.on_counted(&room, members.unwrap_or(0), now_ms) {
-                    self.tell_count(room, members.unwrap_or(0));
-                }
-            }
-            RoomCompletion::Barred(mut permit, answer) => {
-                let outcome = self.checked(epoch, answer);
-                if let Some(permit) = permit.0.take()
-                    && outcome.is_err()
-                {
-                    permit.refuse(PushError::Unreachable);
-                }
-            }
-            RoomCompletion::CountTold { room, answer } => {
-                if self.checked(epoch, answer).is_err() {
-                    self.members.on_failed(&room);
-                }
-            }
-            RoomCompletion::Subscribed { room, is_on, outcome } => {
-                let outcome = self.checked(epoch, outcome);
-                if is_on && outcome.is_err() && self.links.get(Concern::Pushes).is_current(epoch) {
-                    self.rooms.on_unsubscribed(&room, now_ms);
-                }
-            }
-        }
     }
 
     /// An answer, or what is known of the command: then the fault is counted, and it is mended where it can be.
@@ -658,180 +527,6 @@ impl Runner {
         self.carry_out_publishing();
         self.carry_out_users();
         self.carry_out_tokens();
-    }
-
-    fn carry_out_rooms(&mut self) {
-        while let Some(output) = self.rooms.next_output() {
-            match output {
-                Output::Post(shard, message) => {
-                    if let RoomMessage::Fetched { room, .. } = &message {
-                        self.members.count(room);
-                    }
-                    if let Some(address) = self.shards.get(usize::from(shard)) {
-                        address.post(message);
-                    }
-                }
-                Output::Subscribe(room) => self.subscribe(room, true),
-                Output::Unsubscribe(room) => self.subscribe(room, false),
-                Output::Open(open) => {
-                    let policy = self.rooms_config.policy_of(open.room.as_str());
-                    let cmd = contract::open(&open.room, open.after, &policy);
-                    self.call(cmd, move |answer| RoomCompletion::Opened(open, answer));
-                }
-            }
-        }
-        let now_ms = self.now_ms();
-        while let Some(room) = self.members.next_now(now_ms) {
-            self.count(room);
-        }
-    }
-
-    fn carry_out_publishing(&mut self) {
-        let now_ms = self.now_ms();
-        if !self.links.get(Concern::Pushes).is_up() {
-            return;
-        }
-        while let Some(room) = self.members.next_ended() {
-            self.tell_count(room, 0);
-        }
-        loop {
-            let Self { publishing, rooms, members, .. } = self;
-            // A push that a backend gave after a join has to count the member.
-            let must_wait = |room: &RoomId| rooms.must_wait(room) || members.is_unknown(room);
-            let Some(request) = publishing.next_request(must_wait, now_ms) else { return };
-            let (room, number) = (request.room, request.number);
-            self.call(request.cmd, move |answer| RoomCompletion::Published {
-                room,
-                number,
-                answer,
-            });
-        }
-    }
-
-    fn carry_out_users(&mut self) {
-        let now_us = self.now_us();
-        while let Some(output) = self.users.next_output(now_us) {
-            match output {
-                users::Output::Post(shard, message) => {
-                    if let Some(address) = self.shards.get(usize::from(shard)) {
-                        address.post(message);
-                    }
-                }
-                users::Output::Call(tag, cmd) => self.call_users(tag, cmd),
-                users::Output::Subscribe(partition, channel) => {
-                    let link = self.links.get(Concern::Presence);
-                    let Some((mut connection, epoch)) = link.connection() else { continue };
-                    self.exporter.commands += 1;
-                    self.requests.spawn(async move {
-                        let outcome = connection.subscribe(&channel, true).await;
-                        Completion::UsersSubscribed { partition, epoch, outcome }
-                    });
-                }
-            }
-        }
-    }
-
-    fn carry_out_tokens(&mut self) {
-        let now_ms = self.now_ms();
-        while let Some(output) = self.tokens.next_output() {
-            match output {
-                tokens::Output::Post(shard, message) => {
-                    if let Some(address) = self.shards.get(usize::from(shard)) {
-                        address.post(message);
-                    }
-                }
-                tokens::Output::Revoke(user_id, token) => {
-                    let message = || TokenMessage::Revoke { user_id, token };
-                    self.shards.iter().for_each(|address| address.post(message()));
-                }
-                tokens::Output::Subscribe(partition) => {
-                    let link = self.links.get(Concern::Tokens);
-                    let Some((mut connection, epoch)) = link.connection() else { continue };
-                    self.exporter.commands += 1;
-                    self.requests.spawn(async move {
-                        let channel = token_contract::tokens_key(partition);
-                        let outcome = connection.subscribe(&channel, true).await;
-                        Completion::TokensSubscribed { partition, epoch, outcome }
-                    });
-                }
-            }
-        }
-        let Some((connection, epoch)) = self.links.get(Concern::Tokens).connection() else {
-            return;
-        };
-        while let Some(request) = self.tokens.next_request(now_ms) {
-            let tokens::Request { partition, number, cmd } = request;
-            self.exporter.commands += 1;
-            let mut connection = connection.clone();
-            self.requests.spawn(async move {
-                let answer = connection.call(&cmd).await;
-                Completion::LookedUp { partition, number, epoch, answer }
-            });
-        }
-    }
-
-    fn call_users(&mut self, tag: Tag, cmd: Cmd) {
-        // It asks for commands only while there is a connection.
-        let Some((mut connection, epoch)) = self.links.get(Concern::Presence).connection() else {
-            return;
-        };
-        self.exporter.commands += 1;
-        let started = self.started;
-        let micros = move || {
-            let since = Instant::now().saturating_duration_since(started);
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        };
-        self.requests.spawn(async move {
-            let sent_us = micros();
-            let answer = connection.call(&cmd).await;
-            let times = Times { sent_us, received_us: micros() };
-            Completion::Users { tag, epoch, answer, times }
-        });
-    }
-
-    /// Has a room's home count its members.
-    fn count(&mut self, room: RoomId) {
-        let home = self.rooms.home(&room).and_then(|home| self.shards.get(usize::from(home)));
-        let Some(home) = home else { return };
-        let (reply, answer) = oneshot::channel();
-        home.post(RoomMessage::Inspect { room: room.clone(), reply });
-        self.requests.spawn(async move {
-            let members = answer.await.ok().flatten().map(|info| info.members);
-            Completion::Room(NO_EPOCH, RoomCompletion::Counted { room, members })
-        });
-    }
-
-    fn tell_count(&mut self, room: RoomId, members: u64) {
-        let cmd = contract::count(&room, &self.gateway, members, members::VALID_MS);
-        self.call(cmd, move |answer| RoomCompletion::CountTold { room, answer });
-    }
-
-    fn call(
-        &mut self,
-        cmd: Cmd,
-        completion: impl FnOnce(Result<Value, RedisError>) -> RoomCompletion + Send + 'static,
-    ) {
-        self.exporter.commands += 1;
-        if let Some((mut connection, epoch)) = self.links.get(Concern::Pushes).connection() {
-            self.requests.spawn(async move {
-                Completion::Room(epoch, completion(connection.call(&cmd).await))
-            });
-        } else {
-            let away = io::Error::new(io::ErrorKind::NotConnected, "no connection to Redis");
-            self.requests
-                .spawn(async move { Completion::Room(NO_EPOCH, completion(Err(away.into()))) });
-        }
-    }
-
-    fn subscribe(&mut self, room: RoomId, is_on: bool) {
-        let Some((mut connection, epoch)) = self.links.get(Concern::Pushes).connection() else {
-            return;
-        };
-        self.exporter.commands += 1;
-        self.requests.spawn(async move {
-            let outcome = connection.subscribe(&contract::room_key(&room), is_on).await;
-            Completion::Room(epoch, RoomCompletion::Subscribed { room, is_on, outcome })
-        });
     }
 }
 

@@ -6,7 +6,7 @@ use tidegate_backend::UserId;
 use crate::auth::TokenDigest;
 use crate::shard::tokens::Verdict;
 
-/// Users are split into so many partitions. All tokens of a partition are in one slot.
+/// The number of partitions into which users are split. All tokens of a partition are in one slot.
 pub const PARTITIONS: u8 = 128;
 
 /// The partition of a user's tokens.

@@ -36,7 +36,7 @@ const PATIENCE_MS: u64 = 2_000;
 /// Time until a command that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 100;
 
-/// Checks are sent together with logins, or once there are so many in their partition, or after so long.
+/// Checks are sent together with logins, or once their partition has this number of them, or after this time.
 const CHECKS_MIN: usize = 100;
 const GATHER_MS: u64 = 1_000;
 

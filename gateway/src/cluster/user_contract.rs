@@ -8,7 +8,7 @@ use tidegate_backend::{RoomId, UserId};
 
 use super::contract::{PushArgs, number, text};
 
-/// Users are split into so many partitions. All keys of a partition are in one slot.
+/// The number of partitions into which users are split. All keys of a partition are in one slot.
 pub const PARTITIONS: u8 = 128;
 
 /// Hashes that hold the users of a partition.

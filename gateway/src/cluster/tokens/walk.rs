@@ -3,7 +3,7 @@
 /// Time between two pages of a shard, in milliseconds. A page is of 1,000 slots: a pass over 100,000 takes 10 s.
 const PAGE_MS: u64 = 100;
 
-/// No page is asked for while so many tokens wait to be checked.
+/// No page is asked for while this number of tokens wait to be checked.
 const WAITING_MAX: usize = 20_000;
 
 /// Time between a doubt and the pass that ends it, in milliseconds: several doubts come together.

@@ -246,7 +246,7 @@ impl Chores {
         self.rounds[usize::from(partition)].is_under_way = false;
     }
 
-    /// A bucket was swept in this time: so many entries were dropped.
+    /// A bucket was swept in this time, and this number of entries was dropped.
     pub fn on_swept(&mut self, dropped: Option<u64>, took_us: u64) {
         self.is_sweeping = false;
         self.sweeping_left_us = self.sweeping_left_us.saturating_sub(took_us);
