@@ -36,8 +36,9 @@ pub use phone::{Phone, Push};
 pub use redis::{Cluster, Redis, RedisSetup, SentinelSet};
 pub use tidegate_protocol::Code;
 
-/// The time after which a wait fails its test.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// The time after which a wait fails its test. It is longer than any interval of the gateway's chores: the
+/// longest is the 30 s between two times that free memory goes back to the kernel.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The time between two looks at a state without an event.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);

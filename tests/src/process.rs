@@ -1,5 +1,6 @@
 //! A process that ends with its test, and its output.
 
+use std::fs;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -133,6 +134,16 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// The memory that the process has written to, in bytes. Pages of its program file are not in it: how many of them are
+    /// mapped depends on the machine's page cache.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let pid = self.pid().as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
     /// Sends a signal.

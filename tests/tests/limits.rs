@@ -10,14 +10,6 @@ use tidegate_tests::{Gateway, Operator, Phone, Setup, until};
 
 const MIB: usize = 1024 * 1024;
 
-/// The gateway's memory, in bytes.
-fn resident_bytes(gateway: &Gateway) -> usize {
-    let pid = gateway.process.pid().as_raw_nonzero();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
-}
-
 /// Sets the limit on the open descriptors of the running gateway.
 fn set_descriptors(gateway: &Gateway, current: Option<u64>) {
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
@@ -75,7 +67,7 @@ fn memory_is_given_back_after_a_burst_of_long_messages() {
     let gateway = Setup::demo().shards(1).start();
     let operator = gateway.operator();
     let mut phones: Vec<_> = (1..=50).map(|user_id| gateway.login(user_id)).collect();
-    let before = resident_bytes(&gateway);
+    let before = gateway.process.memory_bytes();
     let body = vec![b'x'; 60 * 1024];
     for _ in 0..5 {
         let asked: Vec<_> = phones.iter_mut().map(|phone| phone.send(demo::ECHO, &body)).collect();
@@ -85,7 +77,7 @@ fn memory_is_given_back_after_a_burst_of_long_messages() {
     }
     operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
     until("its memory is back, within one MiB", || {
-        (resident_bytes(&gateway) < before + MIB).then_some(())
+        (gateway.process.memory_bytes() < before + MIB).then_some(())
     });
     phones.iter_mut().for_each(Phone::assert_is_served);
 }
@@ -95,7 +87,7 @@ fn memory_is_given_back_after_unfinished_frames() {
     let gateway = Setup::demo().start();
     let operator = gateway.operator();
     let mut neighbour = gateway.login(1);
-    let before = resident_bytes(&gateway);
+    let before = gateway.process.memory_bytes();
     let request = request_frame(demo::ECHO, &[b'x'; 60 * 1024], 1);
     let unfinished = &request[..request.len() - 1];
     let received = |operator: &Operator| {
@@ -108,12 +100,15 @@ fn memory_is_given_back_after_unfinished_frames() {
     until("the gateway has received all of it", || {
         (received(&operator) - received_before > sent as f64).then_some(())
     });
-    assert!(resident_bytes(&gateway) > before + 8 * MIB, "the gateway holds the unfinished frames");
+    assert!(
+        gateway.process.memory_bytes() > before + 8 * MIB,
+        "the gateway holds the unfinished frames"
+    );
     drop(phones);
     operator.wait_for_total("connections", 1);
     operator.wait_for_metric("tidegate_memory_trims_total", "", |n| n >= 1.0);
     until("its memory is back, within 2 MiB", || {
-        (resident_bytes(&gateway) < before + 2 * MIB).then_some(())
+        (gateway.process.memory_bytes() < before + 2 * MIB).then_some(())
     });
     neighbour.assert_is_served();
 }
@@ -225,7 +220,7 @@ fn reading_is_paused_for_requests_of_a_client_that_does_not_read() {
     let mut neighbour = gateway.login(8);
     let mut flood = Phone::connect_narrow(gateway.clients());
     flood.login(7);
-    let before = resident_bytes(&gateway);
+    let before = gateway.process.memory_bytes();
     let request = request_frame(demo::ECHO, &[b'x'; 1000], 1);
     let mut sent = 0;
     let mut pauses = 0.0;
@@ -240,7 +235,7 @@ fn reading_is_paused_for_requests_of_a_client_that_does_not_read() {
         pauses = now;
     }
     assert!(sent < 64 * MIB, "the gateway still reads");
-    let grown = resident_bytes(&gateway).saturating_sub(before);
+    let grown = gateway.process.memory_bytes().saturating_sub(before);
     assert!(grown < 32 * MIB, "{grown} bytes");
     neighbour.assert_is_served();
     // When the client reads, it gets every answer: none was dropped.
@@ -360,5 +355,5 @@ fn memory_is_given_back_after_large_answers() {
     phones.iter_mut().for_each(Phone::assert_is_served);
     // The allocator may keep the memory of one round: requests, their copies, and answers of 1 MiB each.
     // The answers of all eight rounds are 256 MiB.
-    until("memory is given back", || (resident_bytes(&gateway) < 128 * MIB).then_some(()));
+    until("memory is given back", || (gateway.process.memory_bytes() < 128 * MIB).then_some(()));
 }

@@ -1,20 +1,10 @@
 //! Calls under load: workers that block, queues that are full, and more requests than a backend can serve.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::fs;
-
 use tidegate_tests::phone::blocking::{ECHO, HANG, RELEASE, WORK};
-use tidegate_tests::{Code, Gateway, Operator, Phone, Setup, until};
+use tidegate_tests::{Code, Operator, Phone, Setup, until};
 
 const MIB: usize = 1024 * 1024;
-
-/// The gateway's memory, in bytes.
-fn resident_bytes(gateway: &Gateway) -> usize {
-    let pid = gateway.process.pid().as_raw_nonzero();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
-}
 
 /// Blocks a worker with a call of this phone, and waits until a worker has taken it.
 fn hang(operator: &Operator, phone: &mut Phone) -> u64 {
@@ -68,7 +58,7 @@ fn calls_that_time_out_leave_the_queue_though_all_workers_hang() {
     for (phone, asked) in hanging.iter_mut().zip(asked) {
         phone.fails(asked, Code::Timeout);
     }
-    let before = resident_bytes(&gateway);
+    let before = gateway.process.memory_bytes();
     let mut phones: Vec<_> = (10..30).map(|user_id| gateway.login(user_id)).collect();
     let body = vec![b'x'; REQUEST_BYTES];
     let (mut timeouts, mut refusals) = (0, 0);
@@ -87,7 +77,7 @@ fn calls_that_time_out_leave_the_queue_though_all_workers_hang() {
             }
         }
         operator.wait_for_metric("tidegate_queued_bytes", "blocking", |n| n == 0.0);
-        let grown = resident_bytes(&gateway).saturating_sub(before);
+        let grown = gateway.process.memory_bytes().saturating_sub(before);
         // The queue, what its memory allocator keeps, and the frames of one turn.
         assert!(grown < 4 * BYTES_MAX, "{grown} bytes");
     }
