@@ -305,6 +305,11 @@ impl Tokens {
 
     /// Logins are looked up again for as long as they have time; a later pass makes up for the checks.
     fn on_failed(&mut self, partition: u8, batch: Batch, now_ms: u64) {
+        self.requeue(partition, batch);
+        self.at(partition).not_before_ms = now_ms + RETRY_MS;
+    }
+
+    fn requeue(&mut self, partition: u8, batch: Batch) {
         for item in batch.items.into_iter().rev().flatten() {
             if item.is_login() {
                 self.at(partition).logins.push_front(item);
@@ -313,7 +318,6 @@ impl Tokens {
                 self.walk.on_doubt();
             }
         }
-        self.at(partition).not_before_ms = now_ms + RETRY_MS;
     }
 
     fn on_checked(&mut self, item: &Item, ends_in_ms: Option<u64>, verdict: Verdict, now_ms: u64) {
@@ -369,17 +373,25 @@ impl Tokens {
     pub fn on_up(&mut self) {
         self.is_up = true;
         for number in 0..PARTITIONS {
-            self.at(number).subscription = Subscription::UnderWay;
+            let partition = self.at(number);
+            partition.subscription = Subscription::UnderWay;
+            // The last command failed with the connection before.
+            partition.not_before_ms = 0;
             self.outputs.push_back(Output::Subscribe(number));
             self.ready.push_back(number);
         }
         self.walk.on_doubt();
     }
 
-    /// The connection is lost. What is under way fails by itself.
+    /// The connection is lost. A command that is under way may take seconds to fail, so its logins are looked up on the
+    /// next connection without waiting for that. Its answer, if it still comes, is ignored.
     pub fn on_down(&mut self, now_ms: u64) {
         (self.is_up, self.down_since_ms) = (false, now_ms);
-        for partition in &mut self.partitions {
+        for number in 0..PARTITIONS {
+            if let Some(batch) = self.at(number).batch.take() {
+                self.requeue(number, batch);
+            }
+            let partition = &mut self.partitions[usize::from(number)];
             partition.subscription = Subscription::None;
             self.waiting_checks -= mem::take(&mut partition.checks).len();
         }

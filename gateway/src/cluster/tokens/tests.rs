@@ -154,6 +154,46 @@ fn without_a_connection_a_lookup_waits_only_for_the_first_two_seconds() {
 }
 
 #[test]
+fn lookups_under_way_are_made_again_on_the_next_connection_before_the_old_command_fails() {
+    let mut tokens = tokens();
+    for slot in [1, 2] {
+        tokens.look_up(addr(slot), 0, token("a"), 10_000);
+    }
+    let first = requests(&mut tokens, 10_000)[0];
+    tokens.look_up(addr(3), 0, token("a"), 10_500);
+    // The server stopped answering. The command of the old connection has no outcome yet.
+    tokens.on_down(11_000);
+    assert!(requests(&mut tokens, 11_000).is_empty());
+    tokens.on_up();
+    outputs(&mut tokens);
+    let again = requests(&mut tokens, 11_100)[0];
+    assert_eq!((again.0, again.2), (0, 3));
+    // The old command's outcome comes late: neither a failure nor an answer changes anything.
+    tokens.on_answer(first.0, first.1, None, 11_110);
+    answer(&mut tokens, first, Verdict::Unknown, 11_120);
+    assert_eq!((outputs(&mut tokens), requests(&mut tokens, 11_120).len()), (vec![], 0));
+    answer(&mut tokens, again, KNOWN, 11_130);
+    let verdicts = ["1", "2", "3"].map(|slot| format!("{slot} Known {{ ends_in_ms: None }}"));
+    assert_eq!(outputs(&mut tokens), verdicts);
+    assert_eq!(tokens.waiting(), 0);
+}
+
+#[test]
+fn a_new_connection_does_not_extend_the_time_of_a_lookup() {
+    let mut tokens = tokens();
+    tokens.look_up(addr(1), 0, token("a"), 10_000);
+    assert_eq!(requests(&mut tokens, 10_000).len(), 1);
+    tokens.on_down(11_000);
+    tokens.on_up();
+    outputs(&mut tokens);
+    let again = requests(&mut tokens, 11_500)[0];
+    tokens.tick(12_000);
+    assert!(outputs(&mut tokens).contains(&"1 Unavailable".to_owned()));
+    answer(&mut tokens, again, KNOWN, 12_010);
+    assert_eq!((outputs(&mut tokens), tokens.waiting()), (vec![], 0));
+}
+
+#[test]
 fn a_token_that_is_revoked_while_its_lookup_is_under_way_is_looked_up_again() {
     let mut tokens = tokens();
     for (slot, user_id, name) in [(1, 0, "a"), (2, 0, "b"), (3, 128, "a")] {
