@@ -4,16 +4,19 @@
 //! The gateways that are alive are read from Redis. Their ids, in order, decide who does which partition. While they
 //! disagree, a partition may be done twice or not at all for some seconds. Both do no harm: an event may come twice.
 //!
+//! What a gateway that has died left is swept in a pass of its own: see [`Sweeping`].
+//!
 //! The event that a user went offline is appended to the stream first, and then struck from the list. So a gateway
 //! that dies between, or a Redis that does not answer, makes an event come twice, and never not at all.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use redis::Cmd;
 use tidegate_backend::UserId;
 
 use super::Tag;
-use crate::cluster::user_contract::{self as contract, BUCKETS, PARTITIONS};
+use super::sweeping::{Bucket, Sweeping};
+use crate::cluster::user_contract::{self as contract, PARTITIONS};
 
 /// Time between two looks at who is alive, in microseconds.
 const GATEWAYS_EVERY_US: u64 = 2_000_000;
@@ -24,14 +27,9 @@ const DUE_EVERY_US: u64 = 1_000_000;
 /// Users of a partition whose events are appended at once, at most.
 const DUE_USERS_MAX: usize = 64;
 
-/// Time between two sweeps in normal operation, in microseconds.
-const SWEEP_EVERY_US: u64 = 1_000_000;
-
-/// Sweeps of one tick while a gateway that has died is remembered, at most.
-const SWEEPS_MAX: u8 = 32;
-
-/// How long one tick sweeps, in microseconds: a fifth of the time, so that Redis has time for the rest.
-const SWEEPING_US: u64 = 10_000;
+/// How long after a gateway's death no partition takes it for alive, in milliseconds. It gives its sign of life in each
+/// partition apart, every 5 s, so its last ones end at different times. One of them is read.
+const DEATH_SPREAD_MS: u64 = 6_000;
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,18 +56,13 @@ pub struct Chores {
     /// Gateways that are alive, and the position of this one among them.
     gateways: usize,
     rank: usize,
-    has_dead: bool,
+    /// Gateways that have died, and for which a pass was started.
+    swept_dead: BTreeSet<String>,
     is_reading_gateways: bool,
     next_gateways_us: u64,
     next_due_us: u64,
-    next_sweep_us: u64,
     rounds: Vec<Round>,
-    /// The next bucket to sweep: of all partitions.
-    next_bucket: usize,
-    is_sweeping: bool,
-    /// What this tick may still sweep.
-    sweeps_left: u8,
-    sweeping_left_us: u64,
+    sweeping: Sweeping,
     /// The users of each partition, as last counted.
     users: Vec<u64>,
     next_count: u8,
@@ -86,16 +79,12 @@ impl Chores {
             grace_ms,
             gateways: 1,
             rank: 0,
-            has_dead: false,
+            swept_dead: BTreeSet::new(),
             is_reading_gateways: false,
             next_gateways_us: 0,
             next_due_us: 0,
-            next_sweep_us: 0,
             rounds: (0..PARTITIONS).map(|_| Round::default()).collect(),
-            next_bucket: first_bucket,
-            is_sweeping: false,
-            sweeps_left: 0,
-            sweeping_left_us: 0,
+            sweeping: Sweeping::new(first_bucket),
             users: vec![0; usize::from(PARTITIONS)],
             next_count: 0,
             is_counting: false,
@@ -131,7 +120,8 @@ impl Chores {
     pub fn on_down(&mut self) {
         self.requests.clear();
         self.rounds.fill_with(Round::default);
-        (self.is_reading_gateways, self.is_counting, self.is_sweeping) = (false, false, false);
+        self.sweeping.on_down();
+        (self.is_reading_gateways, self.is_counting) = (false, false);
     }
 
     const fn is_mine(&self, partition: usize) -> bool {
@@ -156,12 +146,7 @@ impl Chores {
                 }
             }
         }
-        if self.has_dead {
-            (self.sweeps_left, self.sweeping_left_us) = (SWEEPS_MAX, SWEEPING_US);
-        } else if self.next_sweep_us <= now_us {
-            self.next_sweep_us = now_us + SWEEP_EVERY_US;
-            (self.sweeps_left, self.sweeping_left_us) = (1, SWEEPING_US);
-        }
+        self.sweeping.tick(now_us);
         self.sweep();
         if !self.is_counting {
             self.is_counting = true;
@@ -171,24 +156,12 @@ impl Chores {
         }
     }
 
-    /// Sweeps the next bucket, unless this tick has swept enough.
     fn sweep(&mut self) {
-        if self.is_sweeping || self.sweeps_left == 0 || self.sweeping_left_us == 0 {
-            return;
+        let Self { sweeping, gateways, rank, .. } = self;
+        for bucket in sweeping.next_buckets(|partition| partition % *gateways == *rank) {
+            let cmd = contract::sweep(bucket.partition, bucket.bucket, self.grace_ms);
+            self.requests.push_back((Tag::Sweep(bucket), cmd));
         }
-        let partitions = usize::from(PARTITIONS);
-        let buckets = partitions * usize::from(BUCKETS);
-        // The next one of a partition of its share. There is one, unless there are more gateways than partitions.
-        let mine = (0..partitions)
-            .map(|step| (self.next_bucket + step) % buckets)
-            .find(|bucket| self.is_mine(bucket % partitions));
-        let Some(next) = mine else { return };
-        self.next_bucket = (next + 1) % buckets;
-        self.sweeps_left -= 1;
-        self.is_sweeping = true;
-        let partition = u8::try_from(next % partitions).unwrap_or_default();
-        let bucket = u8::try_from(next / partitions).unwrap_or_default();
-        self.requests.push_back((Tag::Sweep, contract::sweep(partition, bucket, self.grace_ms)));
     }
 
     /// The gateways that Redis knows, and until when each counts as alive. `None`: the answer is missing.
@@ -201,10 +174,22 @@ impl Chores {
         self.is_reading_gateways = false;
         let Some(gateways) = gateways else { return };
         let is_alive = |(_, until_ms): &(&String, &u64)| **until_ms >= now_unix_ms;
-        let alive: Vec<_> = gateways.iter().filter(is_alive).map(|(id, _)| id).collect();
-        self.has_dead = alive.len() < gateways.len();
+        let (alive, dead): (Vec<_>, Vec<_>) = gateways.iter().partition(is_alive);
+        let share = (self.gateways, self.rank);
         self.gateways = alive.len().max(1);
-        self.rank = alive.iter().position(|id| *id == gateway).unwrap_or(0);
+        self.rank = alive.iter().position(|(id, _)| *id == gateway).unwrap_or(0);
+        self.sweeping.set_dead(!dead.is_empty());
+        self.swept_dead.retain(|id| dead.iter().any(|(dead, _)| *dead == id));
+        let is_over = |(_, until_ms): &(&String, &u64)| **until_ms + DEATH_SPREAD_MS <= now_unix_ms;
+        let mut is_new = false;
+        for (id, _) in dead.into_iter().filter(is_over) {
+            is_new |= self.swept_dead.insert(id.clone());
+        }
+        // With another share, the pass may have left out what now belongs to it.
+        let has_moved = share != (self.gateways, self.rank) && self.sweeping.is_passing();
+        if is_new || has_moved {
+            self.sweeping.start_pass();
+        }
     }
 
     /// Users of a partition who went offline, and when. `None`: the answer is missing.
@@ -246,14 +231,10 @@ impl Chores {
         self.rounds[usize::from(partition)].is_under_way = false;
     }
 
-    /// A bucket was swept in this time, and this number of entries was dropped.
-    pub fn on_swept(&mut self, dropped: Option<u64>, took_us: u64) {
-        self.is_sweeping = false;
-        self.sweeping_left_us = self.sweeping_left_us.saturating_sub(took_us);
-        match dropped {
-            Some(dropped) => self.counters.swept += dropped,
-            None => self.sweeps_left = 0,
-        }
+    /// A bucket was swept in this time, and this number of entries was dropped. `None`: it failed.
+    pub fn on_swept(&mut self, bucket: Bucket, dropped: Option<u64>, took_us: u64, now_us: u64) {
+        self.counters.swept += dropped.unwrap_or(0);
+        self.sweeping.on_swept(bucket, dropped.is_some(), took_us, now_us);
         self.sweep();
     }
 

@@ -7,6 +7,7 @@
 //! | [`channels`] | the channels on which this gateway hears of its users, and its sign of life |
 //! | [`sending`] | commands to users at other gateways |
 //! | [`chores`] | sweeps, events of users who went offline, counts |
+//! | [`sweeping`] | which buckets are swept, and how fast |
 //!
 //! They do no I/O and read no clock. This module passes facts to them. All times count from the gateway's start, in
 //! microseconds.
@@ -16,6 +17,7 @@ pub mod chores;
 pub mod clock;
 pub mod presence;
 pub mod sending;
+pub mod sweeping;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +45,7 @@ use chores::Chores;
 use clock::RedisClock;
 use presence::Presence;
 use sending::Sending;
+use sweeping::Bucket;
 
 /// Time between two readings of Redis' clock, in microseconds.
 const TIME_EVERY_US: u64 = 200_000;
@@ -85,7 +88,7 @@ pub enum Tag {
     /// Such events are appended.
     Told(u8),
     /// A bucket.
-    Sweep,
+    Sweep(Bucket),
     /// The number of users of a partition.
     Count(u8),
 }
@@ -406,8 +409,9 @@ impl Users {
                 self.chores.on_appended(partition, (user_id, at_ms), value.is_some());
             }
             Tag::Told(partition) => self.chores.on_told(partition),
-            Tag::Sweep => {
-                self.chores.on_swept(number, now_us.saturating_sub(times.sent_us));
+            Tag::Sweep(bucket) => {
+                let took_us = now_us.saturating_sub(times.sent_us);
+                self.chores.on_swept(bucket, number, took_us, now_us);
             }
             Tag::Count(partition) => self.chores.on_counted(partition, number),
         }

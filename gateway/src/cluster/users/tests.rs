@@ -552,7 +552,7 @@ fn gateways_share_the_chores_and_sweep_faster_after_a_death() {
     while let Some((tag, _)) = world.take(|tag| matches!(tag, Tag::Due(_))) {
         world.answer(tag, Value::Array(Vec::new()));
     }
-    while let Some((tag, _)) = world.take(|tag| *tag == Tag::Sweep) {
+    while let Some((tag, _)) = world.take(|tag| matches!(tag, Tag::Sweep(_))) {
         world.answer(tag, Value::Int(0));
     }
     world.pass(SECOND);
@@ -562,10 +562,48 @@ fn gateways_share_the_chores_and_sweep_faster_after_a_death() {
     });
     assert!(due.eq((1..128).step_by(2)), "the second of two");
     let mut swept = 0;
-    while let Some((tag, words)) = world.take(|tag| *tag == Tag::Sweep) {
+    while let Some((tag, words)) = world.take(|tag| matches!(tag, Tag::Sweep(_))) {
         swept += 1;
         assert_eq!(words[1], "tidegate_sweep");
         world.answer(tag, Value::Int(2));
     }
     assert_eq!((swept, world.users.chores().counters().swept), (32, 64));
+}
+
+#[test]
+fn a_death_is_swept_in_a_whole_pass_though_redis_forgets_the_gateway_meanwhile() {
+    let mut world = World::up(1);
+    world.pass(MILLI);
+    let dead_ms = (UNIX_US + world.now_us) / 1000 - 1;
+    let gateway = |id: &str, until_ms: u64| {
+        let until = format!("{until_ms} abc");
+        (Value::BulkString(id.into()), Value::BulkString(until.into()))
+    };
+    let mut swept = std::collections::HashSet::new();
+    // Each answer takes 200 ms, and the hash holds the dead gateway for a minute.
+    for number in 0..1_500 {
+        while let Some((tag, _)) = world.take(|tag| *tag == Tag::Gateways) {
+            let now_ms = (UNIX_US + world.now_us) / 1000;
+            let mut fields = vec![gateway("a", now_ms + 9)];
+            if number < 300 {
+                fields.push(gateway("dead", dead_ms));
+            }
+            world.answer(tag, Value::Map(fields));
+        }
+        let sweeps: Vec<_> =
+            std::iter::from_fn(|| world.take(|tag| matches!(tag, Tag::Sweep(_)))).collect();
+        for (tag, words) in sweeps {
+            // In the first seconds, other partitions still take it for alive.
+            if number > 35 {
+                swept.insert((words[3].clone(), words[4].clone()));
+            }
+            let (sent_us, received_us) = (world.now_us - 200 * MILLI, world.now_us);
+            world.users.on_answer(tag, Ok(Value::Int(0)), Times { sent_us, received_us });
+        }
+        world.pass(200 * MILLI);
+        if swept.len() == 4_096 {
+            return;
+        }
+    }
+    panic!("only {} buckets were swept", swept.len());
 }
