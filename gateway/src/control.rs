@@ -43,6 +43,10 @@ pub trait Control: Send + Sync + 'static {
     /// Asks a shard for its figures.
     fn shard(&self, shard: u16) -> Reply<ShardInfo>;
 
+    /// Asks a shard how many clients it could send to other gateways, without those that came in the last `spared_s`
+    /// seconds.
+    fn count_movable(&self, shard: u16, spared_s: u16) -> Reply<u64>;
+
     /// Has a shard send its share of clients to other gateways.
     fn send_away(&self, shard: u16, share: Share);
 }

@@ -257,6 +257,12 @@ impl Control for Hub {
         answer
     }
 
+    fn count_movable(&self, shard: u16, spared_s: u16) -> Reply<u64> {
+        let (reply, answer) = oneshot::channel();
+        self.addresses[usize::from(shard)].post(Message::CountMovable { spared_s, reply });
+        answer
+    }
+
     fn send_away(&self, shard: u16, share: Share) {
         self.addresses[usize::from(shard)].post(Message::SendAway(share));
     }

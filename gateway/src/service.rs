@@ -234,6 +234,9 @@ mod tests {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push((shard, reply));
             answer
         }
+        fn count_movable(&self, _shard: u16, _spared_s: u16) -> Reply<u64> {
+            oneshot::channel().1
+        }
         fn send_away(&self, _shard: u16, _share: Share) {}
     }
 

@@ -55,6 +55,8 @@ pub(super) struct Ordered {
     count: u64,
     per_second: u64,
     spare_s: u16,
+    /// Clients that came long enough ago to be sent away.
+    movable: u64,
     /// What the registry says; `null` where the operator said how many.
     #[serde(flatten)]
     surplus: Option<Surplus>,
@@ -117,13 +119,16 @@ pub(super) async fn start(
         Readiness::Ready => {}
     }
     let surplus = if asked.count.is_none() { Some(surplus(&app)?) } else { None };
-    let count = asked.count.or(surplus.map(|surplus| surplus.surplus)).unwrap_or(0);
+    let wanted = asked.count.or(surplus.map(|surplus| surplus.surplus)).unwrap_or(0);
     let Asked { per_second, spared_s, dry_run, .. } = asked;
-    let order = Order { count, per_second, spared_s };
+    let movable = movable(&app, spared_s).await?;
+    let all_movable = movable.iter().sum();
+    let count = wanted.min(all_movable);
     if !dry_run && count > 0 {
-        send_away(&app, order).await?;
+        send_away(&app, Order { count, per_second, spared_s }, &movable)?;
     }
-    Ok(Json(Ordered { dry_run, count, per_second, spare_s: spared_s, surplus }))
+    let spare_s = spared_s;
+    Ok(Json(Ordered { dry_run, count, per_second, spare_s, movable: all_movable, surplus }))
 }
 
 /// What the registry says that this gateway has beyond its share.
@@ -136,18 +141,24 @@ fn surplus(app: &App) -> Result<Surplus, ApiError> {
     registry::surplus(status.gateway(), &peers).ok_or(ApiError::Alone)
 }
 
-async fn send_away(app: &App, order: Order) -> Result<(), ApiError> {
-    let asked: Vec<_> = (0..app.control.shards()).map(|shard| app.control.shard(shard)).collect();
-    let mut sessions = Vec::new();
+/// Clients of each shard that came long enough ago to be sent away.
+async fn movable(app: &App, spared_s: u16) -> Result<Vec<u64>, ApiError> {
+    let ask = |shard| app.control.count_movable(shard, spared_s);
+    let asked: Vec<_> = (0..app.control.shards()).map(ask).collect();
+    let mut movable = Vec::new();
     for reply in asked {
-        sessions.push(app.answer(reply).await?.sessions);
+        movable.push(app.answer(reply).await?);
     }
+    Ok(movable)
+}
+
+fn send_away(app: &App, order: Order, movable: &[u64]) -> Result<(), ApiError> {
     // Held from the check to the start, so that two operators do not start two.
     let mut last = app.rebalancer.lock();
     if last.as_ref().is_some_and(|last| !last.has_ended()) {
         return Err(ApiError::RebalanceRuns);
     }
-    let (progress, shares) = divide(order, &sessions);
+    let (progress, shares) = divide(order, movable);
     for (shard, share) in (0..).zip(shares) {
         if let Some(share) = share {
             app.control.send_away(shard, share);

@@ -130,6 +130,11 @@ impl Control for Fake {
         reply(ShardInfo { shard, connections: 5, sessions: 5, rooms: 1, ..ShardInfo::default() })
     }
 
+    /// All clients but one came in the last minute.
+    fn count_movable(&self, _shard: u16, spared_s: u16) -> Reply<u64> {
+        reply(if spared_s == 0 { 5 } else { 1 })
+    }
+
     fn send_away(&self, _shard: u16, share: Share) {
         self.shares.lock().unwrap().push(share);
     }
@@ -785,11 +790,14 @@ fn a_rebalance_runs_alone_until_it_ends_or_is_cancelled() {
     let test = TestServer::new();
     assert_eq!(test.ask("GET", "/cluster/rebalance", b"").json(), Value::Null);
     let dry = test.ask("POST", "/cluster/rebalance?count=4&dry_run=true", b"").json();
-    assert_eq!((&dry["dry_run"], &dry["count"]), (&true.into(), &4.into()));
+    assert_eq!((&dry["dry_run"], &dry["count"]), (&true.into(), &2.into()), "others are spared");
+    let dry = test.ask("POST", "/cluster/rebalance?count=4&dry_run=true&spare_s=0", b"").json();
+    assert_eq!((&dry["count"], &dry["movable"]), (&4.into(), &10.into()));
     assert!(test.fake.shares.lock().unwrap().is_empty(), "nobody is sent away");
     let path = "/cluster/rebalance?count=4&per_second=50&spare_s=0";
     let started = test.ask("POST", path, b"").json();
-    let expected = json!({"dry_run": false, "count": 4, "per_second": 50, "spare_s": 0});
+    let expected =
+        json!({"dry_run": false, "count": 4, "per_second": 50, "spare_s": 0, "movable": 10});
     assert_eq!(started, expected);
     assert_eq!(test.fake.shares.lock().unwrap().len(), 2, "each shard has its share");
     let mut info = json!({

@@ -58,6 +58,14 @@ pub enum Message {
     },
     /// Send so many clients to other gateways.
     SendAway(Share),
+    /// Count the clients that a rebalance could send to other gateways, without those that came in the last `spared_s`
+    /// seconds.
+    CountMovable {
+        /// See [`Order`](super::rebalance::Order).
+        spared_s: u16,
+        /// Takes the count.
+        reply: oneshot::Sender<u64>,
+    },
     /// Close all connections gracefully, and end.
     Drain,
     /// End now.
@@ -83,6 +91,7 @@ impl Message {
             | Self::Expired(_)
             | Self::InspectShard { .. }
             | Self::SendAway(_)
+            | Self::CountMovable { .. }
             | Self::Drain
             | Self::Stop => {}
         }

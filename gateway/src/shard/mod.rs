@@ -178,6 +178,13 @@ impl Shard {
         }
     }
 
+    /// Handles the messages that came before the shard's thread: everybody's shared log comes before the first client.
+    pub fn begin(&mut self, driver: &mut impl Driver) {
+        let on_thread = self.calls.enter_thread();
+        self.drain_mailbox(driver);
+        drop(on_thread);
+    }
+
     /// Runs turns until the shard has ended.
     ///
     /// # Errors
@@ -317,6 +324,9 @@ impl Shard {
             // The operator may have stopped waiting.
             Message::InspectShard { reply } => {
                 drop(reply.send(self.levels().shard_info(self.id, mechanism)));
+            }
+            Message::CountMovable { spared_s, reply } => {
+                let _ = reply.send(self.count_movable(spared_s));
             }
             Message::SendAway(share) => self.rebalance.start(share, self.clock.now_ms()),
             Message::Drain => {
@@ -897,6 +907,13 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Clients that a rebalance which starts now could send to other gateways.
+    fn count_movable(&self, spared_s: u16) -> u64 {
+        let spared_s = self.rebalance.spared_s(spared_s, self.clock.now_ms());
+        let slots = 0..u32::try_from(self.clients.slots()).expect("slots are 32 bits");
+        slots.filter(|&slot| self.clients.may_leave(slot, spared_s, &self.clock)).count() as u64
     }
 
     /// Closes a connection after what waits for it, the last pushes of its rooms, and the goodbye of the cause.

@@ -1,8 +1,9 @@
 //! Rebalancing: a shard sends a share of its clients to other gateways.
 //!
 //! An operator starts a [`run`](divide): so many clients in all, so many a second. Each shard gets a [`Share`] in
-//! proportion to its sessions, and goes through its slots once. A client that came only recently is spared, so that
-//! nobody is sent round in circles. The others are closed with 108, as in a drain, at the pace of the share. A shard
+//! proportion to its clients that may be sent, and goes through its slots once. A client that came only recently is spared, so that
+//! nobody is sent round in circles: recently before the run started, so that none that was sent and came back is sent
+//! again however long the run takes. A run that follows soon spares those that came during the one before. The others are closed with 108, as in a drain, at the pace of the share. A shard
 //! that was stopped for a while does not catch up: that would be a burst.
 //!
 //! The run ends when all shares have ended: when enough clients were sent, when no slot is left, when the run is
@@ -30,7 +31,7 @@ pub struct Order {
     pub count: u64,
     /// How many a second, all shards together: at least 1.
     pub per_second: u64,
-    /// Clients that were accepted less than so many seconds ago stay.
+    /// Clients that were accepted less than so many seconds before the run stay.
     pub spared_s: u16,
 }
 
@@ -52,15 +53,15 @@ pub struct Share {
     progress: Arc<Progress>,
 }
 
-/// Divides a run among the shards, in proportion to their sessions. A shard without a part gets no share.
+/// Divides a run among the shards, in proportion to their clients that may be sent. A shard without a part gets no share.
 #[must_use]
-pub fn divide(order: Order, sessions: &[u64]) -> (Arc<Progress>, Vec<Option<Share>>) {
-    let all: u64 = sessions.iter().sum();
+pub fn divide(order: Order, movable: &[u64]) -> (Arc<Progress>, Vec<Option<Share>>) {
+    let all: u64 = movable.iter().sum();
     let (mut before, mut given) = (0, 0);
-    let counts: Vec<_> = sessions
+    let counts: Vec<_> = movable
         .iter()
-        .map(|&sessions| {
-            before += sessions;
+        .map(|&movable| {
+            before += movable;
             let so_far = share_of(order.count, before, all);
             so_far - std::mem::replace(&mut given, so_far)
         })
@@ -77,6 +78,11 @@ pub fn divide(order: Order, sessions: &[u64]) -> (Arc<Progress>, Vec<Option<Shar
     };
     let shares = counts.into_iter().map(|count| (count > 0).then(|| share(count))).collect();
     (progress, shares)
+}
+
+/// Seconds between two times, as connections count them: each time is rounded down.
+fn elapsed_s(from_ms: u64, to_ms: u64) -> u16 {
+    u16::try_from((to_ms / 1_000).saturating_sub(from_ms / 1_000)).unwrap_or(u16::MAX)
 }
 
 /// `whole * part / all`, rounded down.
@@ -128,11 +134,22 @@ pub struct Rebalance {
     state: Option<State>,
     /// The next slot to look at. It is kept from run to run, so that each looks at other slots first.
     next: usize,
+    last: Option<LastRun>,
+}
+
+/// When the last run was, on the shard's clock.
+#[derive(Clone, Copy, Debug)]
+struct LastRun {
+    started_ms: u64,
+    ended_ms: u64,
 }
 
 #[derive(Debug)]
 struct State {
     share: Share,
+    started_ms: u64,
+    /// Clients have to be accepted at least so many seconds before the start.
+    before_start_s: u16,
     /// Clients of the share that are still to be sent.
     left: u64,
     stepped_ms: u64,
@@ -149,9 +166,13 @@ struct State {
 impl Rebalance {
     /// Starts to work on a share. It takes the place of an earlier one.
     pub fn start(&mut self, share: Share, now_ms: u64) {
-        let left = share.count;
+        self.end();
+        let (left, started_ms) = (share.count, now_ms);
+        let before_start_s = self.spared_s(share.progress.order.spared_s, now_ms);
         self.state = Some(State {
             share,
+            started_ms,
+            before_start_s,
             left,
             stepped_ms: now_ms,
             credit: 0,
@@ -163,7 +184,18 @@ impl Rebalance {
 
     /// Sends nobody away any more.
     pub fn end(&mut self) {
-        self.state = None;
+        if let Some(State { started_ms, stepped_ms, .. }) = self.state.take() {
+            self.last = Some(LastRun { started_ms, ended_ms: stepped_ms });
+        }
+    }
+
+    /// How many seconds ago a client has to be accepted to be sent by a run that starts now and spares those of `spared_s`.
+    /// If the last run ended less than that ago, those that came since its start are spared too.
+    #[must_use]
+    pub fn spared_s(&self, spared_s: u16, now_ms: u64) -> u16 {
+        let is_recent = |last: &LastRun| last.ended_ms + u64::from(spared_s) * 1_000 > now_ms;
+        let since_last = |last: LastRun| elapsed_s(last.started_ms, now_ms).saturating_add(1);
+        self.last.filter(is_recent).map_or(spared_s, |last| spared_s.max(since_last(last)))
     }
 
     /// Clients that are still to be sent away.
@@ -213,7 +245,8 @@ impl Rebalance {
         let slot = if self.next < slots { self.next } else { 0 };
         self.next = slot + 1;
         let slot = u32::try_from(slot).expect("slots are 32 bits");
-        Some((slot, state.share.progress.order.spared_s))
+        let since_start_s = elapsed_s(state.started_ms, state.stepped_ms);
+        Some((slot, state.before_start_s.saturating_add(since_start_s)))
     }
 
     /// The client in the slot that was looked at is sent away.
@@ -242,7 +275,7 @@ mod tests {
         rebalance.start_step(now_ms);
         let mut sent = Vec::new();
         while let Some((slot, spared_s)) = rebalance.next_slot(slots) {
-            assert_eq!(spared_s, ORDER.spared_s);
+            assert!(spared_s >= ORDER.spared_s);
             rebalance.count_sent();
             sent.push(slot);
         }
@@ -313,6 +346,37 @@ mod tests {
         rebalance.start_step(100);
         let looked_at = std::iter::from_fn(|| rebalance.next_slot(1 << 20)).count();
         assert_eq!(looked_at, LOOKED_AT_MAX);
+    }
+
+    /// How long ago a client has to be accepted in the next step.
+    fn spared_in_step(rebalance: &mut Rebalance, now_ms: u64) -> u16 {
+        rebalance.start_step(now_ms);
+        rebalance.next_slot(500).unwrap().1
+    }
+
+    #[test]
+    fn a_client_that_comes_during_a_run_is_spared_however_long_the_run_takes() {
+        let (_, share) = one_share(ORDER);
+        let mut rebalance = Rebalance::default();
+        rebalance.start(share, 1_000_999);
+        assert_eq!(spared_in_step(&mut rebalance, 1_001_099), 61, "60 s before the start");
+        assert_eq!(spared_in_step(&mut rebalance, 1_400_000), 460);
+        // Connections count seconds in 16 bits.
+        assert_eq!(spared_in_step(&mut rebalance, 100_000_000), u16::MAX);
+    }
+
+    #[test]
+    fn a_run_that_follows_soon_spares_those_that_came_during_the_last_one() {
+        let mut rebalance = Rebalance::default();
+        rebalance.start(one_share(ORDER).1, 1_000_000);
+        rebalance.start_step(1_300_000);
+        rebalance.end();
+        assert_eq!(rebalance.spared_s(60, 1_310_000), 311);
+        assert_eq!(rebalance.spared_s(600, 1_310_000), 600);
+        assert_eq!(rebalance.spared_s(60, 1_360_000), 60, "the last one ended long enough ago");
+        assert_eq!(rebalance.spared_s(0, 1_300_000), 0, "as ordered");
+        rebalance.start(one_share(ORDER).1, 1_310_000);
+        assert_eq!(spared_in_step(&mut rebalance, 1_320_000), 321);
     }
 
     #[test]
