@@ -246,12 +246,12 @@ fn the_users_of_a_gateway_that_was_killed_go_offline() {
     wait_until_online(&redis, 7);
     wait_until_online(&redis, 8);
     let operator = other.operator();
-    operator.wait_for_metric("tidegate_cluster_gateways", "", |count| count == 2.0);
+    operator.wait_for_metric("tidegate_gateways_alive", "", |count| count == 2.0);
     dying.process.kill();
     wait_until_offline(&redis, 7);
     // A push finds nobody.
     assert_eq!(operator.push_user(7, 5, b"x"), 0);
-    operator.wait_for_metric("tidegate_cluster_gateways", "", |count| count == 1.0);
+    operator.wait_for_metric("tidegate_gateways_alive", "", |count| count == 1.0);
     operator.wait_for_metric("tidegate_presence_swept_total", "", |count| count == 1.0);
     operator.wait_for_metric("tidegate_offline_events_total", "", |count| count == 1.0);
     let events = offline_events(&redis);
@@ -377,6 +377,6 @@ fn users_are_counted_over_all_gateways() {
     for gateway in &gateways {
         gateway.operator().wait_for_metric("tidegate_cluster_users", "", |count| count == 30.0);
         let operator = gateway.operator();
-        operator.wait_for_metric("tidegate_cluster_gateways", "", |count| count == 2.0);
+        operator.wait_for_metric("tidegate_gateways_alive", "", |count| count == 2.0);
     }
 }

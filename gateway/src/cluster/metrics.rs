@@ -85,8 +85,11 @@ pub const GAUGES: &[(&str, &str)] = &[
     ("tidegate_shared_pushes_waiting", "Pushes to rooms that wait for Redis"),
     ("tidegate_presence_up", "Whether there is a connection to the Redis of presence"),
     ("tidegate_presence_waiting", "Users whose presence is on its way to Redis"),
+    (
+        "tidegate_presence_departed",
+        "Users who have left this gateway and whom Redis may still have, since it has not confirmed it",
+    ),
     ("tidegate_user_commands_waiting", "Pushes to users, kicks and expulsions that wait for Redis"),
-    ("tidegate_cluster_gateways", "Gateways that are alive, as this one last saw them"),
     ("tidegate_cluster_users", "Users with a session at any gateway, as last counted"),
     ("tidegate_redis_tokens_up", "Whether there is a connection to the Redis of tokens."),
     (
@@ -190,8 +193,8 @@ impl Exporter {
             publishing.len() as f64,
             f64::from(u8::from(presence_up)),
             users.presence().waiting() as f64,
+            users.presence().departed() as f64,
             users.sending().waiting() as f64,
-            users.chores().gateways() as f64,
             users.chores().users() as f64,
             f64::from(u8::from(tokens_up)),
             tokens.heard_partitions() as f64,

@@ -22,6 +22,10 @@
 //!
 //! While Redis is away, logins wait as the state of their users: a user who comes and goes meanwhile leaves nothing
 //! behind. What was sent and may be stored is remembered until Redis has confirmed that it is gone.
+//!
+//! A Redis that is there and fails, as a Cluster whose slots have no node, confirms nothing, and users come and go. So a
+//! partition in which [`DEPARTED_MAX`] such users are remembered sends departures alone until there are fewer: who logs in
+//! meanwhile waits, and leaves nothing behind either. Redis learns of these users when it carries out commands again.
 
 use std::collections::VecDeque;
 
@@ -40,6 +44,10 @@ const ROUND_USERS_MAX: usize = 256;
 
 /// Partitions whose users are asserted again at the same time, at most.
 const ASSERTING_MAX: usize = 2;
+
+/// Users of a partition who have left and whom Redis may still have, beyond which no login is sent. They take 40 bytes each:
+/// 20 MB in all partitions. More can only be users whose logins were sent before.
+pub const DEPARTED_MAX: usize = 4_096;
 
 /// Time until a round that failed is started again, in microseconds.
 const RETRY_US: u64 = 250_000;
@@ -128,6 +136,8 @@ struct Login {
     user_id: UserId,
     stamp: u64,
     addr: SessionAddr,
+    /// Redis may have had an entry before.
+    was_stored: bool,
 }
 
 /// Commands of a round without an answer. A number tells them apart from those of earlier rounds.
@@ -150,6 +160,8 @@ enum Assertion {
 #[derive(Debug, Default)]
 struct Partition {
     users: HashMap<UserId, Entry>,
+    /// Of these, users who are not here any more.
+    departed: usize,
     queue: VecDeque<UserId>,
     round: Round,
     /// Redis takes commands, and this gateway hears of its users.
@@ -181,7 +193,8 @@ impl Partition {
     }
 
     fn remove(&mut self, user_id: UserId) {
-        self.users.remove(&user_id);
+        let removed = self.users.remove(&user_id);
+        self.departed -= usize::from(removed.is_some_and(|entry| entry.has(Entry::GONE)));
         if should_shrink(self.users.len(), self.users.capacity()) {
             self.users.shrink_to(2 * self.users.len());
         }
@@ -197,6 +210,7 @@ impl Partition {
             entry.clear(Entry::QUEUED | Entry::UNDER_WAY);
             !entry.has(Entry::GONE) || entry.has(Entry::STORED)
         });
+        self.departed = self.users.values().filter(|entry| entry.has(Entry::GONE)).count();
     }
 }
 
@@ -254,6 +268,12 @@ impl Presence {
         self.partitions.iter().map(waiting).sum()
     }
 
+    /// Users who have left and whom Redis may still have.
+    #[must_use]
+    pub fn departed(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.departed).sum()
+    }
+
     /// Whether a login at another gateway ends one here.
     #[must_use]
     pub const fn is_newest_wins(&self) -> bool {
@@ -272,6 +292,7 @@ impl Presence {
         let index = partition_of(user_id);
         let partition = &mut self.partitions[usize::from(index)];
         let entry = partition.users.entry(user_id).or_insert(Entry { bits: 0, addr });
+        partition.departed -= usize::from(entry.has(Entry::GONE));
         entry.restamp(at_us, clock);
         entry.addr = addr;
         entry.clear(Entry::GONE | Entry::KNOWN);
@@ -286,6 +307,7 @@ impl Presence {
         let Some(entry) = partition.users.get_mut(&user_id) else { return };
         // Redis removes an entry that is not newer, so this does not touch that of a later login.
         entry.restamp(at_us, clock);
+        partition.departed += usize::from(!entry.has(Entry::GONE));
         entry.set(Entry::GONE);
         entry.clear(Entry::KNOWN);
         if entry.has(Entry::STORED) {
@@ -306,7 +328,10 @@ impl Presence {
     ) {
         let index = partition_of(user_id);
         let partition = &mut self.partitions[usize::from(index)];
-        if partition.is_ready && !partition.users.contains_key(&user_id) {
+        // Beyond the bound, a later message for the user finds it again.
+        let has_room = partition.departed < DEPARTED_MAX;
+        if partition.is_ready && has_room && !partition.users.contains_key(&user_id) {
+            partition.departed += 1;
             let mut entry = Entry { bits: Entry::GONE | Entry::STORED, addr };
             entry.restamp(at_us, clock);
             partition.users.insert(user_id, entry);
@@ -406,16 +431,22 @@ impl Presence {
             return;
         }
         let (mut arrivals, mut departures) = (Vec::new(), Vec::new());
+        let (is_full, mut held) = (partition.departed >= DEPARTED_MAX, Vec::new());
         while arrivals.len() + departures.len() < ROUND_USERS_MAX
             && let Some(user_id) = partition.queue.pop_front()
         {
             let Some(entry) = partition.users.get_mut(&user_id) else { continue };
+            if is_full && !entry.has(Entry::GONE | Entry::STORED) {
+                held.push(user_id);
+                continue;
+            }
             entry.clear(Entry::QUEUED);
             entry.draw(clock);
             let stamp = entry.stamp();
             if !entry.has(Entry::GONE) {
+                let was_stored = entry.has(Entry::STORED);
                 entry.set(Entry::STORED | Entry::UNDER_WAY);
-                arrivals.push(Login { user_id, stamp, addr: entry.addr });
+                arrivals.push(Login { user_id, stamp, addr: entry.addr, was_stored });
             } else if entry.has(Entry::STORED) {
                 entry.set(Entry::UNDER_WAY);
                 departures.push((user_id, stamp));
@@ -423,6 +454,7 @@ impl Presence {
                 partition.remove(user_id);
             }
         }
+        held.into_iter().rev().for_each(|user_id| partition.queue.push_front(user_id));
         self.counters.updates += (arrivals.len() + departures.len()) as u64;
         if !arrivals.is_empty() {
             self.next_number += 1;
@@ -483,7 +515,7 @@ impl Presence {
             }
             answer => {
                 let fault = answer.err().unwrap_or(Fault::Refused);
-                let users = logins.into_iter().map(|login| login.user_id);
+                let users = logins.into_iter().map(|login| (login.user_id, login.was_stored));
                 Self::fail(partition, users, fault, now_us);
             }
         }
@@ -509,25 +541,33 @@ impl Presence {
                 }
             }
             Err(fault) => {
-                Self::fail(partition, users.into_iter().map(|(user_id, _)| user_id), fault, now_us);
+                let users = users.into_iter().map(|(user_id, _)| (user_id, true));
+                Self::fail(partition, users, fault, now_us);
             }
         }
         self.touch(index);
     }
 
-    /// A command failed. It is sent again, unless Redis would refuse it again.
+    /// A command failed. It is sent again, unless Redis would refuse it again. `users`: each with whether Redis may have had
+    /// an entry before.
     fn fail(
         partition: &mut Partition,
-        users: impl Iterator<Item = UserId>,
+        users: impl Iterator<Item = (UserId, bool)>,
         fault: Fault,
         now_us: u64,
     ) {
         partition.retry_at_us = now_us + RETRY_US;
-        for user_id in users {
-            if let Some(entry) = partition.users.get_mut(&user_id) {
-                entry.clear(Entry::UNDER_WAY);
+        for (user_id, was_stored) in users {
+            let Some(entry) = partition.users.get_mut(&user_id) else { continue };
+            entry.clear(Entry::UNDER_WAY);
+            if fault != Fault::Unknown && !was_stored {
+                entry.clear(Entry::STORED);
             }
-            if fault != Fault::Refused {
+            let (is_gone, is_queued) = (entry.has(Entry::GONE), entry.has(Entry::QUEUED));
+            let is_over = is_gone && (fault == Fault::Refused || !entry.has(Entry::STORED));
+            if is_over && !is_queued {
+                partition.remove(user_id);
+            } else if fault != Fault::Refused {
                 partition.enqueue(user_id);
             }
         }

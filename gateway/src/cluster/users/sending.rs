@@ -15,6 +15,7 @@ use std::mem;
 use std::sync::Arc;
 
 use redis::{Cmd, Value};
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{PushError, UserId};
 
 use super::{Fault, Tag};
@@ -118,6 +119,7 @@ pub struct Sending {
     wait_max_us: u64,
     touched: VecDeque<u8>,
     next_number: u64,
+    refusals_logged: LogLimit,
     counters: Counters,
 }
 
@@ -130,6 +132,7 @@ impl Sending {
             wait_max_us,
             touched: VecDeque::new(),
             next_number: 0,
+            refusals_logged: LogLimit::new(),
             counters: Counters::default(),
         }
     }
@@ -233,7 +236,15 @@ impl Sending {
                 }
                 refused => {
                     let reason = refused.and_then(Result::err);
-                    tracing::warn!(user = command.user_id, ?reason, "Redis refused a push");
+                    if let Some(suppressed) = self.refusals_logged.allow() {
+                        let user = command.user_id;
+                        tracing::warn!(
+                            suppressed,
+                            user,
+                            ?reason,
+                            "Redis refused a command to a user"
+                        );
+                    }
                     command.refuse(PushError::Refused);
                 }
             }

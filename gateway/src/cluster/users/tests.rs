@@ -449,7 +449,7 @@ fn a_round_that_failed_is_sent_again_with_the_same_stamps() {
     let mut world = World::up(1);
     world.login(7, 1);
     let (tag, users) = world.arrivals().unwrap();
-    world.answer_with(tag, Err(Fault::NotDone));
+    world.answer_with(tag, Err(Fault::Unknown));
     assert!(world.arrivals().is_none(), "not at once");
     world.pass(SECOND);
     let (tag, again) = world.arrivals().unwrap();
@@ -606,4 +606,72 @@ fn a_death_is_swept_in_a_whole_pass_though_redis_forgets_the_gateway_meanwhile()
         }
     }
     panic!("only {} buckets were swept", swept.len());
+}
+
+/// Users of partition 5, from this number on.
+fn users_of_a_partition(from: u64, count: u64) -> impl Iterator<Item = UserId> + Clone {
+    (from..from + count).map(|number| 5 + 128 * number)
+}
+
+#[test]
+fn a_login_that_redis_did_not_carry_out_leaves_nothing_when_the_user_goes() {
+    for fault in [Fault::NotDone, Fault::Refused] {
+        let mut world = World::up(1);
+        world.login(5, 1);
+        let (tag, _) = world.arrivals().unwrap();
+        world.leave(5);
+        world.answer_with(tag, Err(fault));
+        world.pass(SECOND);
+        assert!(world.departures().is_none(), "{fault:?}");
+        assert_eq!((world.users.presence().departed(), world.users.presence().waiting()), (0, 0));
+    }
+    // It may have been carried out, so the departure follows.
+    let mut world = World::up(1);
+    world.login(5, 1);
+    let (tag, _) = world.arrivals().unwrap();
+    world.leave(5);
+    world.answer_with(tag, Err(Fault::Unknown));
+    assert_eq!(world.users.presence().departed(), 1);
+    world.pass(SECOND);
+    let (tag, users) = world.departures().unwrap();
+    assert_eq!(users.len(), 1);
+    world.answer(tag, Value::Int(1));
+    assert_eq!(world.users.presence().departed(), 0);
+}
+
+#[test]
+fn while_redis_confirms_nothing_users_who_come_and_go_are_remembered_within_a_bound() {
+    let mut world = World::up(1);
+    let most = u64::try_from(presence::DEPARTED_MAX).unwrap();
+    let mut from = 0;
+    for slot in 0..30 {
+        users_of_a_partition(from, 256).for_each(|user_id| world.login(user_id, slot));
+        // Enough rounds for all who are remembered and those who have come.
+        for _ in 0..20 {
+            let is_round = |tag: &Tag| matches!(tag, Tag::Arrive(..) | Tag::Depart(..));
+            while let Some((tag, _)) = world.take(is_round) {
+                world.answer_with(tag, Err(Fault::Unknown));
+            }
+            world.pass(SECOND);
+        }
+        users_of_a_partition(from, 256).for_each(|user_id| world.leave(user_id));
+        from += 256;
+    }
+    let departed = world.users.presence().departed() as u64;
+    assert!((most..most + 512).contains(&departed), "{departed}");
+    // Somebody logs in, and Redis carries out commands again: it learns of all.
+    world.login(5 + 128 * from, 60);
+    let mut arrived = Vec::new();
+    for _ in 0..200 {
+        world.pass(SECOND);
+        if let Some((tag, users)) = world.arrivals() {
+            world.accept(tag, &users);
+            arrived.extend(users.iter().map(|(user_id, _)| *user_id));
+        }
+        if let Some((tag, _)) = world.departures() {
+            world.answer(tag, Value::Int(0));
+        }
+    }
+    assert_eq!((world.users.presence().departed(), world.users.presence().waiting()), (0, 0));
+    assert!(arrived.contains(&(5 + 128 * from)));
 }
