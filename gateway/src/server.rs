@@ -50,7 +50,7 @@ use crate::secret::{SecretError, check_secret, load_or_create_secret};
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Message;
 use crate::shard::stats;
-use crate::tickets::Tickets;
+use crate::tickets::{self, Tickets};
 use listener::listen;
 use threads::{Report, start_shards};
 
@@ -206,6 +206,7 @@ impl Builder {
         let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
         let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
+        let ticket_key = tickets::fingerprint(ticket_key.as_bytes());
         let listeners = listen(&config, &wait).map_err(|error| match error {
             AddressError::Interrupted => StartError::Interrupted,
             AddressError::Refused(cause) => StartError::Listen { address: config.listen, cause },
@@ -240,8 +241,10 @@ impl Builder {
         let (report, ended) = channel::unbounded();
         let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;
-        let line = Line { admin_listen: admin.local_addr().to_string(), ..line };
+        let line = Line { admin_listen: admin.local_addr().to_string(), ticket_key, ..line };
         let cluster = start_cluster(&parts, inbox, status, line, report.clone())?;
+        // Before shards accept clients. Those that connect meanwhile wait in the kernel's queue.
+        cluster.iter().for_each(|cluster| cluster.wait_for_everybody(&interrupted));
         let threads = start_shards(listeners, &parts, &report)?;
         hub.set_readiness(Readiness::Ready);
         Ok(Server { client_address, hub, gateway, admin, ended, threads, cluster, offset_keeper })

@@ -32,6 +32,19 @@ const AHEAD_MAX_S: u32 = 60;
 /// Keeps these codes apart from others that are made with the same key.
 const PURPOSE: &[u8] = b"tidegate ticket\0";
 
+/// Keeps the fingerprint apart from tickets.
+const FINGERPRINT_PURPOSE: &[u8] = b"tidegate fingerprint\0";
+
+/// A fingerprint of a key, by which gateways see whether they have the same one: 8 hexadecimal digits of an HMAC. It does not
+/// reveal the key.
+#[must_use]
+pub fn fingerprint(key: &[u8]) -> String {
+    let mut keyed = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    keyed.update(FINGERPRINT_PURPOSE);
+    let code = keyed.finalize().into_bytes();
+    code.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Why a ticket does not let a client in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {

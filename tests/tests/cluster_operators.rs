@@ -192,7 +192,10 @@ fn a_gateway_that_joins_gets_its_share_of_the_clients() {
     // Everybody has just come.
     let addresses = [address(&old[0]), address(&old[1])];
     let both = ["rebalance", "--gateway", &addresses[0], &addresses[1]];
-    let dry = system.tide(&new, &[&both[..], &["--dry-run"]].concat());
+    let dry = system.tide(&new, &[&both[..], &["--dry-run", "--spare-s", "3600"]].concat());
+    assert_eq!(dry.matches("sends nobody away").count(), 2, "{dry}");
+    assert_eq!(dry.matches("all of its clients came in the last 3600 s").count(), 2, "{dry}");
+    let dry = system.tide(&new, &[&both[..], &["--dry-run", "--spare-s", "0"]].concat());
     assert_eq!(dry.matches("would send 50 clients away").count(), 2, "{dry}");
     assert_eq!(dry.matches("150 connections, and its share is 100").count(), 2, "{dry}");
     let said = system.tide(&new, &[&both[..], &["--spare-s", "0", "--per-second", "100"]].concat());
@@ -223,6 +226,24 @@ fn a_gateway_that_joins_gets_its_share_of_the_clients() {
         it["gateways"].as_array().unwrap().iter().all(even)
     });
     assert_eq!(totals(&cluster).0, 3);
+}
+
+#[test]
+fn gateways_with_different_ticket_keys_are_named_and_warned_about() {
+    // Each gateway makes a key in its own folder.
+    let system = System::new();
+    let gateways = [system.start(), system.start()];
+    for gateway in &gateways {
+        let cluster = system.wait_for(gateway, "both are known", |it| totals(it).0 == 2);
+        let keys = cluster["gateways"].as_array().unwrap();
+        assert_ne!(keys[0]["ticket_key"], keys[1]["ticket_key"]);
+        gateway.process.stderr.find("the warning", |log| {
+            log.contains("give both the same rooms.ticket_key_file").then_some(())
+        });
+    }
+    let page = system.tide(&gateways[0], &["--admin", &address(&gateways[0])]);
+    let other = format!("Other ticket key than this gateway's: {}.", gateways[1].clients());
+    assert!(page.contains(&other), "{page}");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tidegate_protocol::client::Event;
 use tidegate_protocol::proto::v1::{Position, Recovery, Room, notice::What};
 use tidegate_tests::phone::{Notice, demo};
+use tidegate_tests::port::Port;
 use tidegate_tests::{Cluster, Gateway, Phone, Push, Redis, RedisSetup, SentinelSet, Setup, until};
 
 /// Gateways of one system: the same Redis, and the same key of tickets.
@@ -603,4 +605,27 @@ fn a_cluster_whose_connections_were_cut_is_subscribed_to_again() {
         .map(|node| node.cli(&["PUBSUB", "SHARDCHANNELS", "tg1:room:*"]).lines().count())
         .sum();
     assert_eq!(channels, 13, "each room's, and everybody's");
+}
+
+#[test]
+fn the_first_client_of_a_gateway_learns_its_position_in_everybodys_shared_room() {
+    let redis = Redis::single();
+    let system = System::new(redis.url());
+    let first = system.start();
+    let expected = first.login(1).session().rooms[0].log;
+    drop(first);
+    // The gateway's address takes connections, and Redis answers only when the client has sent its login.
+    redis.pause();
+    let port = Port::reserve();
+    let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
+    let setup = system.setup().set("listen", address);
+    let _gateway = setup.begin();
+    let mut phone = until("the gateway listens", || Phone::try_connect(address));
+    let sent = phone.send_login(2, "token-2");
+    redis.resume();
+    let session = phone.wait_for(|event| match event {
+        Event::Authenticated { sequence, session } if *sequence == sent => Some(session.clone()),
+        _ => None,
+    });
+    assert_eq!(session.rooms[0].log, expected);
 }

@@ -54,7 +54,7 @@ struct RebalanceArgs {
     /// Clients that each gateway sends away in a second [default: 200]
     #[arg(long, value_name = "N", value_parser = whole(1..=20_000_u64))]
     per_second: Option<u64>,
-    /// Clients that came less than so many seconds ago stay [default: 60]
+    /// Clients that came less than so many seconds before the start stay [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = whole(0..=3_600_u64))]
     spare_s: Option<u64>,
     /// Print each gateway's answer unchanged
@@ -148,7 +148,14 @@ fn ordered(answer: &Value) -> String {
         None => "as ordered".to_owned(),
     };
     if count == 0 {
-        return format!("sends nobody away: {share}");
+        let is_too_full = number("surplus") > 0 || answer["connections"].is_null();
+        let spared = match answer["movable"].as_u64() {
+            Some(0) if is_too_full => {
+                format!("; all of its clients came in the last {} s (--spare-s)", number("spare_s"))
+            }
+            _ => String::new(),
+        };
+        return format!("sends nobody away: {share}{spared}");
     }
     let verb = if answer["dry_run"] == true { "would send" } else { "sends" };
     let seconds = count.div_ceil(number("per_second").max(1));
@@ -187,6 +194,7 @@ fn page(cluster: &Value) -> String {
         };
         let _ = writeln!(page, "Redis is away: this gateway serves its own clients, and {age}.");
     }
+    page.push_str(&other_keys(cluster));
     page.push('\n');
     page.push_str(&table(cluster));
     if let Some(rebalance) = cluster["rebalance"].as_object() {
@@ -200,6 +208,27 @@ fn page(cluster: &Value) -> String {
         );
     }
     page
+}
+
+/// Which gateways make tickets with another key than this one; empty: none.
+fn other_keys(cluster: &Value) -> String {
+    let gateways = cluster["gateways"].as_array().map_or(&[][..], Vec::as_slice);
+    let key = |gateway: &Value| gateway["ticket_key"].as_str().unwrap_or_default().to_owned();
+    let own = gateways.iter().find(|gateway| gateway["id"] == cluster["gateway"]).map(key);
+    let Some(own) = own.filter(|own| !own.is_empty()) else { return String::new() };
+    let is_other = |gateway: &&Value| {
+        gateway["gone_for_ms"].is_null() && !key(gateway).is_empty() && key(gateway) != own
+    };
+    let others = gateways.iter().filter(is_other).filter_map(|gateway| gateway["listen"].as_str());
+    let others: Vec<_> = others.collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Other ticket key than this gateway's: {}. Clients that change between them lose their rooms. Give all the same \
+        rooms.ticket_key_file.\n",
+        others.join(", ")
+    )
 }
 
 fn redis_line(link: &Value) -> String {
@@ -389,6 +418,21 @@ mod tests {
     }
 
     #[test]
+    fn gateways_with_another_ticket_key_are_named() {
+        let gateway = |id: &str, key: &str, gone: Value| json!({"id": id, "listen": format!("{id}:7400"), "ticket_key": key, "gone_for_ms": gone});
+        let same = [
+            gateway("a", "1", Value::Null),
+            gateway("b", "1", Value::Null),
+            gateway("c", "2", 5.into()),
+            gateway("d", "", Value::Null),
+        ];
+        let page_of = |gateways: &[Value]| page(&json!({"gateway": "a", "gateways": gateways}));
+        assert!(!page_of(&same).contains("Other ticket key"));
+        let page = page_of(&[&same[..], &[gateway("e", "2", Value::Null)]].concat());
+        assert!(page.contains("Other ticket key than this gateway's: e:7400. "), "{page}");
+    }
+
+    #[test]
     fn an_order_is_told_in_a_line() {
         let answer = json!({
             "dry_run": false, "count": 1_000, "per_second": 300, "spare_s": 60, "connections": 3_000, "fair": 2_000
@@ -398,6 +442,14 @@ mod tests {
         assert_eq!(ordered(&answer), said);
         let nobody = json!({"count": 0, "connections": 1, "fair": 2});
         assert_eq!(ordered(&nobody), "sends nobody away: it has 1 connection, and its share is 2");
+        let spared = json!({
+            "count": 0, "connections": 3, "fair": 2, "surplus": 1, "movable": 0, "spare_s": 60
+        });
+        assert_eq!(
+            ordered(&spared),
+            "sends nobody away: it has 3 connections, and its share is 2; all of its clients came in the last 60 s \
+            (--spare-s)"
+        );
         assert_eq!(cancelled(&Value::Null), "there was no rebalance");
     }
 }

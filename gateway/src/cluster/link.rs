@@ -16,9 +16,11 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
     PushInfo, RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
 };
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::redis::{LIBRARY, LIBRARY_VERSION};
 use tokio::sync::mpsc;
 
+use super::link_error::LinkError;
 use crate::config::{RedisKind, RedisTarget};
 
 /// How long a connection may take to be made.
@@ -45,17 +47,6 @@ pub enum Connection {
     },
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Redis can't be reached, or refuses.
-    #[error(transparent)]
-    Redis(#[from] RedisError),
-    /// The server is a replica: a failover is under way, or the URL names one.
-    #[error("{0} is a replica, which takes no writes")]
-    Replica(String),
-}
-
 /// Something that came through a connection without being asked for.
 #[derive(Debug)]
 pub struct Arrival {
@@ -74,33 +65,50 @@ pub async fn connect(
     epoch: u64,
     arrivals: mpsc::UnboundedSender<Arrival>,
 ) -> Result<Connection, LinkError> {
-    let sender = move |info| arrivals.send(Arrival { epoch, info });
-    let mut connection = match target.kind {
-        RedisKind::Cluster => {
-            let channels = cluster(&target).push_sender(sender).build()?;
-            Connection::Cluster {
-                commands: cluster(&target).build()?.get_async_connection().await?,
-                channels: channels.get_async_connection().await?,
-            }
+    let failed = |error: RedisError| LinkError::of(&target, &error);
+    let mut connection = if target.kind == RedisKind::Cluster {
+        connect_to_cluster(&target, epoch, arrivals).await.map_err(failed)?
+    } else {
+        let (connection, server) =
+            connect_to_one(&target, epoch, arrivals).await.map_err(failed)?;
+        let mut connection = Connection::One(connection);
+        let role = connection.call(&redis::cmd("ROLE")).await.map_err(failed)?;
+        if !is_master(&role) {
+            return Err(LinkError::Replica(server));
         }
-        RedisKind::Single | RedisKind::Sentinel => {
-            let client = client(&target).await?;
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(CONNECT_TIMEOUT))
-                .set_response_timeout(Some(COMMAND_TIMEOUT))
-                .set_push_sender(sender);
-            let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-            let mut connection = Connection::One(connection);
-            let role = connection.call(&redis::cmd("ROLE")).await?;
-            if !is_master(&role) {
-                let server = client.get_connection_info().addr().to_string();
-                return Err(LinkError::Replica(server));
-            }
-            connection
-        }
+        connection
     };
-    connection.load_library().await?;
+    connection.load_library().await.map_err(failed)?;
+    connection.check_password(&target).await;
     Ok(connection)
+}
+
+async fn connect_to_cluster(
+    target: &RedisTarget,
+    epoch: u64,
+    arrivals: mpsc::UnboundedSender<Arrival>,
+) -> Result<Connection, RedisError> {
+    let sender = move |info| arrivals.send(Arrival { epoch, info });
+    let channels = cluster(target).push_sender(sender).build()?;
+    Ok(Connection::Cluster {
+        commands: cluster(target).build()?.get_async_connection().await?,
+        channels: channels.get_async_connection().await?,
+    })
+}
+
+/// Connects to a server. Returns its address, too.
+async fn connect_to_one(
+    target: &RedisTarget,
+    epoch: u64,
+    arrivals: mpsc::UnboundedSender<Arrival>,
+) -> Result<(MultiplexedConnection, String), RedisError> {
+    let client = client(target).await?;
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(COMMAND_TIMEOUT))
+        .set_push_sender(move |info| arrivals.send(Arrival { epoch, info }));
+    let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    Ok((connection, client.get_connection_info().addr().to_string()))
 }
 
 fn cluster(target: &RedisTarget) -> ClusterClientBuilder {
@@ -223,6 +231,26 @@ impl Connection {
                 let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
                 channels.route_command(ping, masters).await?.extract_error().map(drop)
             }
+        }
+    }
+
+    /// Warns if there is a password for a server that has none: whoever reaches it can read and write all.
+    async fn check_password(&mut self, target: &RedisTarget) {
+        static LOGGED: LogLimit = LogLimit::new();
+        let (Self::One(_), None, Some(password)) = (&*self, &target.user, &target.password) else {
+            return;
+        };
+        // HELLO takes any password then. AUTH without a user says that there is none.
+        let answer = self.call(redis::cmd("AUTH").arg(password.as_str())).await;
+        if answer.is_err_and(|error| error.to_string().contains("without any password configured"))
+            && let Some(suppressed) = LOGGED.allow()
+        {
+            tracing::warn!(
+                suppressed,
+                redis = %target,
+                "Redis has no password, though one is configured here: whoever reaches it can read and write everything. \
+                Set requirepass in redis.conf"
+            );
         }
     }
 

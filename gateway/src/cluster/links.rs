@@ -8,7 +8,9 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use super::link::{self, Connection, LinkError};
+use super::link::{self, Connection};
+use super::link_error::LinkError;
+use super::link_log::{Line, LinkLog};
 use crate::config::{RedisConfig, RedisTarget};
 
 /// Time between two checks of a connection.
@@ -101,6 +103,7 @@ pub struct Link {
     failed_attempts: u32,
     next_ping: Instant,
     is_loading_library: bool,
+    log: LinkLog,
 }
 
 #[derive(Debug)]
@@ -126,6 +129,7 @@ impl Link {
             failed_attempts: 0,
             next_ping: Instant::now(),
             is_loading_library: false,
+            log: LinkLog::default(),
         }
     }
 
@@ -158,6 +162,7 @@ impl Link {
 
     /// What the link needs now.
     pub fn due(&mut self, now: Instant) -> Option<Due> {
+        self.write_log(now);
         match &self.state {
             State::Waiting(at) if *at <= now => {
                 self.state = State::Connecting;
@@ -179,7 +184,8 @@ impl Link {
     pub fn on_connected(&mut self, outcome: Result<Connection, LinkError>, now: Instant) -> bool {
         match outcome {
             Ok(connection) => {
-                tracing::info!(redis = %self.target, "connected to Redis");
+                self.log.add(Line::Connected);
+                self.write_log(now);
                 self.failed_attempts = 0;
                 self.is_loading_library = false;
                 self.next_ping = now + PING;
@@ -188,7 +194,8 @@ impl Link {
             }
             Err(error) => {
                 if self.failed_attempts == 0 {
-                    tracing::warn!(redis = %self.target, %error, "Redis can't be used; trying again");
+                    self.log.add(Line::Unusable(error.to_string()));
+                    self.write_log(now);
                 }
                 self.state = State::Waiting(now + link::wait_before(self.failed_attempts));
                 self.failed_attempts += 1;
@@ -202,10 +209,26 @@ impl Link {
         if !self.is_up() {
             return false;
         }
-        tracing::warn!(redis = %self.target, %reason, "the connection to Redis is lost");
+        self.log.add(Line::Lost(reason.to_string()));
+        self.write_log(now);
         self.epoch += Concern::ALL.len() as u64;
         self.state = State::Waiting(now + link::wait_before(0));
         true
+    }
+
+    /// Writes the line that waits, if one may be written now.
+    fn write_log(&mut self, now: Instant) {
+        let Some((line, suppressed)) = self.log.next_line(now) else { return };
+        let redis = &self.target;
+        match line {
+            Line::Connected => tracing::info!(suppressed, %redis, "connected to Redis"),
+            Line::Unusable(error) => {
+                tracing::warn!(suppressed, %redis, error, "Redis can't be used; trying again");
+            }
+            Line::Lost(reason) => {
+                tracing::warn!(suppressed, %redis, reason, "the connection to Redis is lost");
+            }
+        }
     }
 
     /// The server lacks the function library. Returns the connection to load it with, unless that is under way.

@@ -8,6 +8,8 @@
 //! | [`message`] | what shards say to this thread |
 //! | [`run`] | the thread's loop: it knows all parts, passes facts to them and carries out what they ask |
 //! | [`links`] | a connection for each concern, and when it is made again |
+//! | [`link_log`] | what is logged of a link that comes and goes |
+//! | [`link_error`] | why there is no connection, and what to do about it |
 //! | [`link`] | how a connection to one Redis is made, and what it carries |
 //! | [`rooms`] | which rooms this gateway follows, and what it knows of their logs |
 //! | [`members`] | how many members its rooms have here, as Redis is told |
@@ -24,6 +26,8 @@
 
 pub mod contract;
 pub mod link;
+pub mod link_error;
+pub mod link_log;
 pub mod links;
 pub mod members;
 pub mod message;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Cmd;
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::publisher::{Done, Nobody};
 use tidegate_backend::push::PushOptions;
 use tidegate_backend::{PushError, RoomId};
@@ -111,6 +112,7 @@ pub struct Publishing {
     next_number: u64,
     waiting: usize,
     requests: VecDeque<Request>,
+    refusals_logged: LogLimit,
 }
 
 impl Publishing {
@@ -125,6 +127,7 @@ impl Publishing {
             next_number: 0,
             waiting: 0,
             requests: VecDeque::new(),
+            refusals_logged: LogLimit::new(),
         }
     }
 
@@ -215,7 +218,9 @@ impl Publishing {
                 }
                 refused => {
                     let reason = refused.and_then(|refused| refused.as_ref().err());
-                    tracing::warn!(%room, ?reason, "Redis refused a push");
+                    if let Some(suppressed) = self.refusals_logged.allow() {
+                        tracing::warn!(suppressed, %room, ?reason, "Redis refused a push to a room");
+                    }
                     push.permit.refuse(PushError::Refused);
                 }
             }

@@ -52,6 +52,8 @@ pub struct Line {
     pub version: String,
     /// When it started, in milliseconds since 1970.
     pub start_time_unix_ms: u64,
+    /// The fingerprint of the key that its tickets are made with.
+    pub ticket_key: String,
     /// Its figures.
     #[serde(flatten)]
     pub figures: Figures,
@@ -109,6 +111,13 @@ impl Peer {
 }
 
 impl Line {
+    /// Whether two gateways make tickets with different keys. One of an earlier version does not say.
+    #[must_use]
+    pub fn has_other_ticket_key(&self, other: &Self) -> bool {
+        let (one, other) = (&self.ticket_key, &other.ticket_key);
+        !one.is_empty() && !other.is_empty() && one != other
+    }
+
     /// What does not change while a gateway runs.
     #[must_use]
     pub fn of_this_machine() -> Self {
@@ -391,6 +400,15 @@ mod tests {
         let ids: Vec<_> = peers.iter().map(|peer| &*peer.id).collect();
         assert_eq!((ids, outdated.len()), (vec!["old", "new"], 0));
         assert_eq!(peers[0].line.figures.connections, 3);
+    }
+
+    #[test]
+    fn ticket_keys_differ_only_where_both_gateways_say_theirs() {
+        let line = |key: &str| Line { ticket_key: key.into(), ..Line::default() };
+        assert!(line("a").has_other_ticket_key(&line("b")));
+        assert!(!line("a").has_other_ticket_key(&line("a")));
+        assert!(!line("").has_other_ticket_key(&line("b")));
+        assert!(!line("a").has_other_ticket_key(&line("")));
     }
 
     #[test]

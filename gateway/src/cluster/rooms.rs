@@ -30,7 +30,7 @@ const UNDER_WAY_MAX: usize = 256;
 const RETRY_MS: u64 = 500;
 
 /// How long a shard waits for a room at most, in milliseconds: then the room opens with a log of its own.
-const PATIENCE_MS: u64 = 2_000;
+pub const PATIENCE_MS: u64 = 2_000;
 
 /// Time between two openings of a room to which nothing happens, in milliseconds.
 const CHECK_EVERY_MS: u64 = 30_000;
@@ -195,6 +195,12 @@ impl Rooms {
     #[must_use]
     pub fn behind(&self) -> usize {
         self.queue.len() + self.under_way + self.failed.len()
+    }
+
+    /// Whether the room's pushes come by its channel: its home has what the log held.
+    #[must_use]
+    pub fn is_live(&self, room: &RoomId) -> bool {
+        self.rooms.get(room).is_some_and(|room| room.phase == Phase::Live)
     }
 
     /// The home of a followed room.

@@ -13,20 +13,24 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use redis::{PushKind, RedisError, Value};
+use tidegate_backend::RoomId;
+use tidegate_backend::log_limit::LogLimit;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{self, MissedTickBehavior};
 
-use super::link::{self, Arrival, Connection, LinkError};
+use super::link::{self, Arrival, Connection};
+use super::link_error::LinkError;
 use super::links::{Concern, Due, Links};
 use super::members::Members;
 use super::message::ToCluster;
 use super::metrics::{self, Exporter};
 use super::publishing::{Publishing, Push};
-use super::registry::{self, Census, Exchanged, Lag, Line, Registration};
-use super::rooms::Rooms;
+use super::registry::{self, Census, Exchanged, Lag, Line, Peer, Registration};
+use super::rooms::{PATIENCE_MS, Rooms};
 use super::status::Status;
 use super::token_contract;
 use super::tokens::Tokens;
@@ -37,6 +41,7 @@ use crate::config::{AuthMode, Config, RedisConfig, RoomsConfig};
 use crate::control::Control;
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Address;
+use crate::shard::rooms as shard_rooms;
 use crate::telemetry::panics::text_of;
 use rooms::RoomCompletion;
 
@@ -57,6 +62,8 @@ const NO_EPOCH: u64 = u64::MAX;
 pub struct ClusterThread {
     thread: JoinHandle<()>,
     address: ClusterAddress,
+    /// Disconnected once everybody's room is the shared one, or the thread has ended.
+    everybody: Receiver<()>,
 }
 
 /// What the thread needs of the gateway.
@@ -93,14 +100,27 @@ impl ClusterThread {
         on_panic: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (waits, everybody) = channel::bounded(0);
         let run = move || {
-            let run = || runtime.block_on(Runner::new(surroundings).run(inbox));
+            let run = || runtime.block_on(Runner::new(surroundings, waits).run(inbox));
             if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(run)) {
                 on_panic(format!("it panicked: {}", text_of(&*payload)));
             }
         };
         let thread = thread::Builder::new().name("cluster".into()).spawn(run)?;
-        Ok(Self { thread, address })
+        Ok(Self { thread, address, everybody })
+    }
+
+    /// Waits until everybody's room is the shared one, so that the first clients learn their position in it. As for any
+    /// room, the wait is bounded: without Redis the gateway serves its clients with a log of its own.
+    pub fn wait_for_everybody(&self, interrupted: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_millis(PATIENCE_MS);
+        while !interrupted() && Instant::now() < until {
+            let wait = TICK.min(until.saturating_duration_since(Instant::now()));
+            if self.everybody.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
     }
 
     /// Ends the thread. What waits for Redis is refused.
@@ -161,12 +181,16 @@ struct Runner {
     status: Status,
     started: Instant,
     exporter: Exporter,
+    panics_logged: LogLimit,
+    other_keys_logged: LogLimit,
+    /// Dropped once everybody's room is the shared one.
+    everybody: Option<Sender<()>>,
     /// The thread ends at this time at the latest.
     stop_at: Option<Instant>,
 }
 
 impl Runner {
-    fn new(surroundings: Surroundings) -> Self {
+    fn new(surroundings: Surroundings, everybody: Sender<()>) -> Self {
         let Surroundings {
             redis,
             config,
@@ -190,8 +214,13 @@ impl Runner {
         let seed = fastrand::usize(..);
         let since_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let wall_ahead_us = wall_clock.unix_us().saturating_sub(since_us);
+        let mut rooms = Rooms::new(Arc::clone(&limiter), writer.clone());
+        // From the start, since each client is a member.
+        let everybody_id = RoomId::everybody();
+        let is_fleeting = config.rooms.policy_of(everybody_id.as_str()).is_fleeting();
+        rooms.follow(&everybody_id, shard_rooms::home(&everybody_id, shard_count), is_fleeting, 0);
         Self {
-            rooms: Rooms::new(Arc::clone(&limiter), writer.clone()),
+            rooms,
             publishing: Publishing::new(writer.clone(), wait_max_ms),
             members: Members::default(),
             registration: Registration::new(writer.clone(), line, census),
@@ -207,6 +236,9 @@ impl Runner {
             requests: JoinSet::new(),
             started,
             exporter: Exporter::default(),
+            panics_logged: LogLimit::new(),
+            other_keys_logged: LogLimit::new(),
+            everybody: Some(everybody),
             stop_at: None,
         }
     }
@@ -330,7 +362,11 @@ impl Runner {
     fn on_joined(&mut self, completion: Result<Completion, JoinError>) {
         match completion {
             Ok(completion) => self.on_completion(completion),
-            Err(error) => tracing::error!(%error, "a request to Redis panicked"),
+            Err(error) => {
+                if let Some(suppressed) = self.panics_logged.allow() {
+                    tracing::error!(suppressed, %error, "a request to Redis panicked");
+                }
+            }
         }
     }
 
@@ -394,15 +430,32 @@ impl Runner {
         let (epoch, exchanged) = exchanged;
         let Exchanged { census, line, peers, round_trip } = exchanged;
         self.registration.returned(census);
-        self.status.set_own(line);
         let peers = peers.and_then(|answer| self.checked(epoch, answer).ok());
         if let Some(peers) = peers {
+            self.warn_of_other_keys(&line, &peers);
             let alive = peers.iter().filter(|peer| peer.is_alive()).count();
             metrics::export_registry(alive, peers.len() - alive, self.requests.len());
             self.status.set_peers(peers);
         }
+        self.status.set_own(line);
         if let Some(round_trip) = round_trip {
             self.status.round_trip(Concern::Presence.name(), round_trip);
+        }
+    }
+
+    /// A client that comes to a gateway with another key is in none of its rooms until it joins them again.
+    fn warn_of_other_keys(&self, own: &Line, peers: &[Peer]) {
+        let other = |peer: &&Peer| peer.is_alive() && peer.line.has_other_ticket_key(own);
+        let Some(Peer { id, line, .. }) = peers.iter().find(other) else { return };
+        if let Some(suppressed) = self.other_keys_logged.allow() {
+            tracing::warn!(
+                suppressed,
+                gateway = id,
+                host = line.host,
+                listen = line.listen,
+                "another gateway makes tickets with another key, so clients that change between the two lose their rooms: give \
+                both the same rooms.ticket_key_file"
+            );
         }
     }
 
@@ -524,6 +577,9 @@ impl Runner {
     /// Does what the parts ask for.
     fn carry_out(&mut self) {
         self.carry_out_rooms();
+        if self.everybody.is_some() && self.rooms.is_live(&RoomId::everybody()) {
+            self.everybody = None;
+        }
         self.carry_out_publishing();
         self.carry_out_users();
         self.carry_out_tokens();

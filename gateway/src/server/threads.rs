@@ -6,8 +6,9 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{self, Sender};
 use nix::sched::{CloneFlags, unshare};
+use tidegate_backend::RoomId;
 use tidegate_backend::batch::Wake;
 use tidegate_machine::{capacity, descriptors};
 
@@ -18,6 +19,7 @@ use crate::driver::epoll::Epoll;
 use crate::driver::uring::{Capacity, Uring};
 use crate::parts::Parts;
 use crate::shard::mailbox::Message;
+use crate::shard::rooms;
 use crate::telemetry::panics::text_of;
 
 /// How a shard ended: its number, and its error.
@@ -93,16 +95,24 @@ fn spawn<D: Driver + Send + 'static>(
     for (address, waker) in parts.shared.addresses.iter().zip(wakers) {
         address.mailbox().set_waker(waker);
     }
+    // The home of everybody's room comes first: it passes the shared log on before another shard accepts a client.
+    let home = rooms::home(&RoomId::everybody(), parts.shared.config.shards);
+    let mut drivers: Vec<_> = (0_u16..).zip(drivers).collect();
+    drivers.sort_by_key(|(id, _)| *id != home);
     let mut threads = Vec::new();
-    for (id, mut driver) in (0_u16..).zip(drivers) {
+    for (id, mut driver) in drivers {
         let (parts_of_shard, report) = (parts.clone(), report.clone());
+        let (begins, has_begun) = channel::bounded::<()>(0);
         let run = move || {
             let run = || {
                 if tables == Descriptors::Own {
                     unshare(CloneFlags::CLONE_FILES)
                         .map_err(|error| format!("it gets no table of descriptors: {error}"))?;
                 }
-                let outcome = parts_of_shard.shard(id).run(&mut driver);
+                let mut shard = parts_of_shard.shard(id);
+                shard.begin(&mut driver);
+                drop(begins);
+                let outcome = shard.run(&mut driver);
                 outcome.map_err(|error| error.to_string())
             };
             let outcome = panic::catch_unwind(AssertUnwindSafe(run))
@@ -111,7 +121,13 @@ fn spawn<D: Driver + Send + 'static>(
             drop(report.send((id, outcome)));
         };
         match thread::Builder::new().name(format!("shard-{id}")).spawn(run) {
-            Ok(thread) => threads.push(thread),
+            Ok(thread) => {
+                threads.push(thread);
+                if id == home {
+                    // It ends when the shard has begun, or has failed.
+                    let _ = has_begun.recv();
+                }
+            }
             Err(error) => {
                 // The threads that run already must not go on without it.
                 parts.hub.set_stopped();

@@ -107,9 +107,6 @@ impl Rooms {
         let log = Log::new(name, first_offset, policy.log_bytes_max);
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
         debug_assert_eq!(index, EVERYBODY);
-        if rooms.shared.is_on() && shard == home(&RoomId::everybody(), shards) {
-            rooms.follow(RoomId::everybody());
-        }
         rooms
     }
 
