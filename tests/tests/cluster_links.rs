@@ -132,5 +132,5 @@ fn a_redis_with_tls_is_used_if_its_certificate_is_of_the_configured_authority() 
     let error = last_error(&start(&url));
     assert!(error.contains("Set redis.ca_file"), "{error}");
     let error = last_error(&start(&format!("redis://127.0.0.1:{}", port.number())));
-    assert!(error.contains("the port speaks TLS"), "{error}");
+    assert!(error.contains("rediss:// instead of redis://"), "{error}");
 }

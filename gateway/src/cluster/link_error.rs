@@ -60,6 +60,8 @@ fn hint(target: &RedisTarget, reason: &str) -> Option<&'static str> {
         "the port may not speak TLS. Use the server's tls-port, or a URL without TLS, as redis:// instead of rediss://"
     } else if is_unreadable && has("Unexpected `21`") {
         "the port speaks TLS. Use rediss:// instead of redis://"
+    } else if !target.is_tls && (has("Connection reset") || has("unexpected end of file")) {
+        "the server closed the connection. If its port speaks TLS, use rediss:// instead of redis://"
     } else if is_unreadable {
         "what answers is not Redis. Check host and port in the URL"
     } else if has("cluster support disabled") {
