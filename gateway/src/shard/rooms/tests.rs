@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use tidegate_protocol::proto::v1::Recovery;
+
+use super::log::After;
+use super::message::{AskedBy, Asker};
 use super::*;
 use crate::config::{Config, RoomsConfig};
+use crate::session_id::SessionAddr;
 
 const MINUTE_MS: u64 = 60_000;
 
