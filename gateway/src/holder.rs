@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_drains_is_waited_for_as_long_as_it_takes() {
+    fn a_holder_that_drains_is_waited_for_without_a_limit() {
         let wait = Wait { patience: Duration::from_millis(600), interrupted: &|| false };
         let began = Instant::now();
         // Longer than the patience lasts.
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_drain_is_not_waited_for() {
+    fn a_holder_that_does_not_drain_is_not_waited_for() {
         let wait = Wait { patience: Duration::ZERO, interrupted: &|| false };
         let had = once_released(NOWHERE, &wait, || false, || Err::<(), _>(in_use()));
         assert!(
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waits_no_more() {
+    fn a_start_that_is_cancelled_stops_waiting() {
         let tries = Cell::new(0);
         let wait = Wait { patience: Duration::from_secs(3600), interrupted: &|| tries.get() == 3 };
         let open = || {

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_at_once() {
+    fn a_path_that_is_no_file_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         rustix::fs::mknodat(
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_with_what_makes_one() {
+    fn an_invalid_secret_is_refused_with_how_to_make_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         write_with_mode(&path, &[0xff; 32], 0o600);

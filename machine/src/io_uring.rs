@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sysctl_and_a_filter_are_told_apart() {
+    fn a_sysctl_and_a_filter_are_distinguished() {
         let sysctl = |tree: &mut Tree, value| tree.set("proc/sys/kernel/io_uring_disabled", value);
         assert_eq!(judge(REFUSED, filter), Err(Unavailable::Seccomp));
         assert_eq!(judge(REFUSED, |t| sysctl(t, "2")), Err(Unavailable::Disabled(2)));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_io_uring_and_a_filter_that_answers_the_same_are_told_apart() {
+    fn a_kernel_without_io_uring_and_a_filter_that_answers_the_same_are_distinguished() {
         let absent = Probe::Refused { errno: ENOSYS };
         assert_eq!(judge(absent.clone(), |_| {}), Err(Unavailable::NotBuilt));
         assert_eq!(judge(absent.clone(), filter), Err(Unavailable::Seccomp));

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_recovery_goes_on_with_the_next_push() {
+    fn a_complete_recovery_continues_with_the_next_push() {
         let (mut memberships, changes) = reopened(v1::Recovery::Complete, 5, 40);
         assert_eq!(changes, []);
         assert_eq!(memberships.pushed(1, 34), Delivery::UnknownRoom, "a number of before");

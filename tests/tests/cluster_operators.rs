@@ -72,7 +72,7 @@ fn totals(cluster: &Value) -> (u64, u64, u64) {
 }
 
 #[test]
-fn each_gateway_shows_all_and_marks_who_is_gone() {
+fn each_gateway_shows_all_and_marks_those_that_are_gone() {
     let system = System::new();
     let mut gateways = [system.start(), system.start(), system.start()];
     let users = [1, 2, 3, 4];

@@ -161,7 +161,7 @@ fn any_program_that_speaks_redis_can_publish() {
 }
 
 #[test]
-fn who_comes_back_at_another_gateway_gets_what_it_missed() {
+fn a_client_that_resumes_at_another_gateway_gets_what_it_missed() {
     let redis = Redis::single();
     let system = System::new(redis.url());
     let (mut first, second) = (system.start(), system.start());
@@ -371,7 +371,7 @@ impl Follower {
 
 /// A gateway is killed and restarted, and the master of Redis is killed: see [`Follower::check`].
 #[test]
-fn a_show_goes_on_when_a_gateway_and_the_master_of_redis_are_killed() {
+fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
     let mut set = SentinelSet::start();
     let system = System::new(sentinel_url(&set));
     let mut gateways: Vec<_> = (0..3)
@@ -524,7 +524,7 @@ fn keys_and_times_to_live_hold_over_gateways() {
 }
 
 #[test]
-fn who_is_expelled_at_one_gateway_is_kept_out_of_all() {
+fn a_user_expelled_at_one_gateway_is_kept_out_of_all() {
     let redis = Redis::single();
     let system = System::new(redis.url());
     let (first, mut second) = (system.start(), system.start());

@@ -186,7 +186,7 @@ fn a_revoked_token_ends_its_sessions_on_all_gateways() {
 }
 
 #[test]
-fn while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on() {
+fn while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue() {
     let redis = Redis::single();
     let gateway = start(setup(&redis.url()).set("auth.failures_max", 1));
     issue(&redis, 7, "a");

@@ -277,7 +277,7 @@ fn an_event_says_that_a_user_went_offline_and_can_be_read_again() {
 }
 
 #[test]
-fn a_user_who_comes_back_within_the_grace_time_was_never_offline() {
+fn a_user_who_reconnects_within_the_grace_time_was_never_offline() {
     let redis = Redis::single();
     let gateway = start(setup(&redis).set("redis.offline_grace_ms", 3_600_000));
     let count = || redis.cli(&["ZCARD", "tg1:users:{u7}:left"]);
@@ -291,7 +291,7 @@ fn a_user_who_comes_back_within_the_grace_time_was_never_offline() {
 }
 
 #[test]
-fn while_redis_hangs_logins_go_on_and_the_newer_one_wins_when_it_is_back() {
+fn while_redis_hangs_logins_succeed_and_the_newer_one_wins_when_it_is_back() {
     let redis = Redis::single();
     let gateways = [(); 2].map(|()| start(setup(&redis)));
     let mut kept = gateways[0].login(1);

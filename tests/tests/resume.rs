@@ -39,7 +39,7 @@ fn check(pushes: &[Push], room: &Room, offsets: RangeInclusive<u64>) {
 }
 
 #[test]
-fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
+fn a_member_is_notified_of_a_room_before_its_first_push_and_when_it_has_left() {
     let gateway = Setup::demo().shards(4).start();
     for user_id in 1..=8 {
         let (mut phone, room) = (gateway.login(user_id), format!("room-{user_id}"));
@@ -63,7 +63,7 @@ fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
 }
 
 #[test]
-fn a_member_that_comes_back_gets_what_it_missed_before_what_is_newer() {
+fn a_member_that_resumes_gets_what_it_missed_before_newer_pushes() {
     let gateway = Setup::demo().shards(4).start();
     let mut talker = gateway.login(8);
     for round in 0..8 {
@@ -210,7 +210,7 @@ fn where_only_the_backend_lets_in_a_member_has_no_ticket() {
 }
 
 #[test]
-fn a_room_shows_its_last_push_to_who_joins_where_the_policy_says_so() {
+fn a_new_member_gets_the_last_push_where_the_policy_replays_it() {
     let policy = "[[room_policies]]\nprefix = \"now-\"\nreplay_on_join = 1\n";
     let gateway = Setup::demo().shards(2).toml(policy).start();
     let mut talker = gateway.login(8);
@@ -262,7 +262,7 @@ fn a_client_of_version_1_0_gets_its_rooms_from_the_backend_as_before() {
 }
 
 #[test]
-fn a_crowd_that_comes_back_at_once_asks_no_backend() {
+fn clients_that_resume_together_cause_no_calls_to_backends() {
     const CROWD: u64 = 350;
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();

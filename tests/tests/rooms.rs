@@ -207,7 +207,7 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
 }
 
 #[test]
-fn a_slow_member_is_closed_if_the_policy_says_so() {
+fn a_slow_member_is_closed_if_the_policy_demands_it() {
     let gateway = narrow("close").start();
     let mut slow = join_narrow(&gateway, 7);
     let mut healthy = gateway.login(8);

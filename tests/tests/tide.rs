@@ -127,7 +127,7 @@ fn a_client_that_reconnects_resumes_its_rooms_and_misses_nothing() {
 }
 
 #[test]
-fn a_client_whose_gateway_crashes_comes_back_and_reports_the_gap() {
+fn a_client_whose_gateway_crashes_reconnects_and_reports_the_gap() {
     let mut gateway = Setup::demo().on_a_reserved_port().start();
     let address = gateway.clients().to_string();
     let how = ["--demo-token", "--watch", "forever", "--connect", &address];

@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned_and_marks_who_is_gone() {
+    fn the_table_is_aligned_and_marks_gateways_that_are_gone() {
         let page = page(&cluster(true));
         let lines: Vec<_> = page.lines().collect();
         assert_eq!(
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_is_away_is_said_first() {
+    fn a_redis_that_is_away_is_reported_first() {
         let page = page(&cluster(false));
         assert!(
             page.starts_with(
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_told_in_a_line() {
+    fn a_started_rebalance_is_reported_in_one_line() {
         let answer = json!({
             "dry_run": false, "count": 1_000, "per_second": 300, "spare_s": 60, "connections": 3_000, "fair": 2_000
         });

@@ -181,7 +181,7 @@ fn without_io_uring(action: SeccompAction, arguments: &'static str) -> Doctor {
 }
 
 #[test]
-fn a_filter_that_forbids_io_uring_is_told_from_everything_else() {
+fn a_filter_that_forbids_io_uring_is_recognised() {
     const EPERM: u32 = 1;
     const ENOSYS: u32 = 38;
     // What Docker's profile says, what others say, and what systemd's do.
@@ -274,7 +274,7 @@ fn a_clients_ports_are_those_of_its_namespace() {
 }
 
 #[test]
-fn who_reads_no_further_is_left_in_peace() {
+fn a_reader_that_stops_early_causes_no_error() {
     for arguments in ["doctor --connections 1m", "doctor --connections 1m --json"] {
         let mut tide = Command::new(TIDE)
             .args(arguments.split(' '))

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redis_is_told_when_a_count_has_changed_or_is_old() {
+    fn a_count_is_reported_to_redis_when_it_has_changed_or_is_old() {
         let mut members = Members::default();
         let room = RoomId::new("room").unwrap();
         assert!(!members.is_unknown(&room));

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_checkout_cargo_finds_tide_by_itself() {
+    fn in_a_checkout_cargo_finds_tide_without_a_path() {
         let built = embedder();
         let executable = built.path().join("target/release/tidegate");
         for folder in [checkout().to_owned(), checkout().join("scripts")] {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executable_is_cargos_where_cargo_says_so() {
+    fn an_executable_is_cargos_where_its_environment_shows_it() {
         let folder = embedder();
         let is_cargos = |path: &str| is_built_by_cargo(&folder.path().join(path));
         assert!(is_cargos("target/release/tidegate"));

@@ -67,7 +67,7 @@ fn come_back(world: &mut World, shard: usize, room: &Room, offset: u64) -> Phone
 }
 
 #[test]
-fn a_push_that_expires_in_a_merge_window_is_offered_to_nobody() {
+fn a_push_that_expires_in_a_merge_window_is_offered_to_no_member() {
     for shards in [1, 2] {
         let mut world = World::new(|config| {
             config.shards = shards;
@@ -127,7 +127,7 @@ fn a_member_that_leaves_in_the_window_gets_the_push_and_counts() {
 }
 
 #[test]
-fn a_member_that_leaves_gets_no_push_whose_time_is_over() {
+fn a_member_that_leaves_gets_no_expired_push() {
     let mut world = World::new(|config| config.rooms.default_policy.merge_window = 10 * TTL);
     let (mut leaver, _) = member(&mut world, 0);
     give(&mut world, brief("a"));
@@ -169,7 +169,7 @@ fn a_slow_member_is_not_sent_what_has_expired_meanwhile() {
 }
 
 #[test]
-fn a_client_that_comes_back_is_told_of_a_gap_where_a_push_has_expired() {
+fn a_client_that_resumes_gets_a_gap_where_a_push_has_expired() {
     // On the shard of the first member, and on another one, which gets a copy of the log.
     for shard in [0, 1] {
         let mut world = World::new(|config| config.shards = 2);

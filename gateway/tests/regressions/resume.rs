@@ -64,7 +64,7 @@ fn index(phone: &Phone, kind: i32) -> usize {
 }
 
 #[test]
-fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
+fn a_member_is_notified_of_a_room_before_its_first_push_and_when_it_has_left() {
     let mut world = World::new(|config| config.shards = 2);
     for shard in 0..2 {
         let mut phone = log_in(&mut world, shard, 7);
@@ -88,7 +88,7 @@ fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
 }
 
 #[test]
-fn a_client_that_comes_back_has_its_rooms_and_what_it_missed_in_one_round_trip() {
+fn a_client_resumes_its_rooms_and_gets_what_it_missed_in_one_round_trip() {
     let mut world = World::new(|config| config.shards = 2);
     let mut phone = log_in(&mut world, 0, 7);
     let rooms: Vec<Room> =
@@ -219,7 +219,7 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
 }
 
 #[test]
-fn what_is_pushed_while_a_client_comes_back_follows_its_session() {
+fn what_is_pushed_while_a_client_resumes_follows_its_session() {
     let mut world = World::new(|config| config.shards = 2);
     let mut phone = log_in(&mut world, 0, 7);
     let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();
@@ -298,7 +298,7 @@ fn a_client_may_name_a_room_that_it_is_in_with_a_good_ticket_or_a_bad_one() {
 }
 
 #[test]
-fn names_beyond_twice_what_a_client_may_have_are_not_even_refused() {
+fn names_beyond_twice_what_a_client_may_have_are_ignored() {
     let mut world = World::new(|config| config.rooms.rooms_per_connection_max = 2);
     let named = |n: u32| Position { room: format!("room-{n}"), ..Position::default() };
     let positions: Vec<Position> = (0..500).map(named).collect();
@@ -307,7 +307,7 @@ fn names_beyond_twice_what_a_client_may_have_are_not_even_refused() {
 }
 
 #[test]
-fn a_client_that_goes_while_it_comes_back_leaves_nothing() {
+fn a_client_that_disconnects_while_it_resumes_leaves_nothing() {
     let mut world = World::new(|config| config.shards = 2);
     let mut phone = log_in(&mut world, 0, 7);
     let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();

@@ -19,7 +19,7 @@ fn echoes(sequences: impl IntoIterator<Item = u64>) -> Vec<u8> {
 }
 
 #[test]
-fn requests_that_are_refused_together_are_served_when_they_come_back_in_their_time() {
+fn requests_that_are_refused_together_are_served_when_retried_after_their_hints() {
     let mut world = World::new(|config| {
         config.limits.frames_per_second_max = Some(2);
         config.limits.frames_burst_max = 4;

@@ -255,7 +255,7 @@ impl Run {
 }
 
 #[test]
-fn clients_that_come_back_miss_nothing_unreported_and_get_nothing_twice() {
+fn clients_that_resume_miss_nothing_unreported_and_get_nothing_twice() {
     let (mut pushes, mut gaps) = (0, 0);
     let totals = std::cell::RefCell::new((&mut pushes, &mut gaps));
     for_each_seed(|seed| {

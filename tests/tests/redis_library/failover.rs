@@ -14,7 +14,7 @@ fn publish(connection: &mut Connection, payload: &str) -> (u64, String) {
 }
 
 #[test]
-fn a_restart_with_the_data_begins_a_new_log_and_offsets_go_on() {
+fn a_restart_with_the_data_begins_a_new_log_and_offsets_continue() {
     let (mut redis, mut connection) = start(RedisSetup::default().append_only());
     let (_, old_log) = publish(&mut connection, "a");
     publish(&mut connection, "b");

@@ -58,7 +58,7 @@ fn a_login_replaces_the_session_at_another_gateway() {
 }
 
 #[test]
-fn equal_stamps_are_told_apart() {
+fn equal_stamps_are_made_unique() {
     let (_redis, mut connection) = server();
     all_alive(&mut connection, &["a", "b"]);
     assert_eq!(arrive(&mut connection, "a", 1, 0, 1000), (1000, 1000));

@@ -32,7 +32,7 @@ fn wait_until_dead(connection: &mut Connection, user: &str) {
 }
 
 #[test]
-fn a_gateway_gets_an_id_that_nobody_has_even_after_a_loss_of_data() {
+fn a_gateway_gets_an_unused_id_even_after_a_loss_of_data() {
     let (_redis, mut connection) = server();
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -95,7 +95,7 @@ fn a_push_goes_to_the_gateways_that_have_the_user_and_to_no_other() {
 }
 
 #[test]
-fn a_push_to_a_user_tells_its_end_of_life() {
+fn a_push_to_a_user_carries_its_expiry() {
     let (redis, mut connection) = server();
     arrive(&mut connection, "a", "0", "7");
     let mut channel = Subscriber::new(&redis, &format!("{USERS}:a"));
@@ -111,7 +111,7 @@ fn a_push_to_a_user_tells_its_end_of_life() {
 }
 
 #[test]
-fn a_user_who_left_is_due_after_the_grace_time_until_it_is_told() {
+fn a_user_who_left_is_due_after_the_grace_time_until_the_event_is_written() {
     let (_redis, mut connection) = server();
     alive(&mut connection, "a", "60000");
     let depart = |connection: &mut Connection, grace_ms: &str, stamp: u64| -> u64 {
@@ -196,7 +196,7 @@ fn a_gateway_learns_that_its_entries_may_be_lost() {
 }
 
 #[test]
-fn a_gateway_whose_time_is_long_over_is_forgotten() {
+fn a_gateway_that_expired_long_ago_is_forgotten() {
     let (_redis, mut connection) = server();
     alive(&mut connection, "recent", "1");
     let long_ago = "1000 abcdef";

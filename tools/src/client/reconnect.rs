@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_after_the_last_try_and_where_it_must_not_come_back() {
+    fn it_stops_after_the_last_try_and_where_it_must_not_reconnect() {
         let now = Instant::now();
         let mut reconnects = Reconnects::new(2);
         assert_eq!(reconnects.lost(now, None), None, "no session was ever open");

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_costs_what_was_measured_and_between_that_something_between() {
+    fn the_cost_of_a_heartbeat_is_interpolated_between_measurements() {
         let us = |connections| plan(connections, 1).heartbeat_us();
         assert!((us(1_000) - 5.7).abs() < 1e-9);
         assert!((us(100_000) - 5.7).abs() < 1e-9);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_gateway_without_redis_says_what_to_do() {
+fn a_gateway_without_redis_answers_with_how_to_configure_it() {
     let test = TestServer::new();
     let answer = test.ask("GET", "/cluster", b"");
     assert!(answer.error(404).contains("redis.url"), "{}", answer.body);
@@ -39,7 +39,7 @@ fn a_rebalance_runs_alone_until_it_ends_or_is_cancelled() {
 }
 
 #[test]
-fn a_rebalance_refuses_what_it_does_not_know() {
+fn a_rebalance_refuses_unknown_parameters_and_invalid_values() {
     let test = TestServer::new();
     for (query, said) in [
         ("count=0", "1 to 1000000000"),

@@ -83,7 +83,7 @@ fn shutdown_ends_idle_connections_and_requests_under_way() {
 }
 
 #[test]
-fn idle_connections_lose_their_slots_to_newcomers() {
+fn idle_connections_lose_their_slots_to_new_connections() {
     let test = TestServer::new();
     let connect = || TcpStream::connect(test.server.local_addr()).unwrap();
     let mut operator = connect();
@@ -120,7 +120,7 @@ fn idle_connections_lose_their_slots_to_newcomers() {
 }
 
 #[test]
-fn idle_authenticated_connections_leave_slots_for_newcomers() {
+fn idle_authenticated_connections_leave_slots_for_new_connections() {
     let test = TestServer::new();
     let request =
         format!("GET /stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", test.token);
@@ -179,7 +179,7 @@ fn with_the_token_a_connection_gets_all_its_answers() {
 }
 
 #[test]
-fn a_client_that_goes_on_sending_after_its_answer_is_ended() {
+fn a_client_that_continues_to_send_after_its_answer_is_disconnected() {
     let test = TestServer::new();
     let mut client = TcpStream::connect(test.server.local_addr()).unwrap();
     client.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn everything_else_needs_the_token() {
+fn all_other_paths_need_the_token() {
     let test = TestServer::new();
     let wrong = "0".repeat(64);
     let guarded = [
@@ -128,7 +128,7 @@ fn lookups_and_figures_are_answered() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_with_the_way_out() {
+fn an_invalid_request_is_refused_with_how_to_fix_it() {
     let test = TestServer::new();
     assert!(test.get("/users/bob").error(400).contains("\"bob\" is no user id"));
     assert!(test.get("/rooms/nowhere").error(404).contains("there is no room \"nowhere\""));
@@ -161,7 +161,7 @@ fn what_makes_no_sense_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn methods_and_slashes_are_taken_as_they_should() {
+fn methods_and_slashes_are_matched_exactly() {
     let test = TestServer::new();
     let token = test.token.clone();
     let ask = |method, path| test.ask_as(Some(&token), method, path, b"");
@@ -191,7 +191,7 @@ fn methods_and_slashes_are_taken_as_they_should() {
 }
 
 #[test]
-fn what_the_gateway_can_not_do_now_says_when_to_try_again() {
+fn a_temporary_refusal_names_when_to_retry() {
     let test = TestServer::with(Timeouts { answer: SHORT, ..UNLIMITED });
     let refuse = |refusal| *test.fake.refusal.lock().unwrap() = Some(refusal);
     refuse(PushError::Overloaded);

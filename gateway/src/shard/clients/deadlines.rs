@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_closed_for_silence_while_the_shard_was_away() {
+    fn no_connection_is_closed_for_silence_while_the_shard_did_not_run() {
         let deadlines = Deadlines::new(75_000, None);
         let mut clock = clock_at(0);
         clock.on_woken(clock.instant(90_000), 30_000);

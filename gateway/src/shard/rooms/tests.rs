@@ -192,7 +192,7 @@ fn a_subscription_ends_unless_a_join_is_on_its_way() {
 }
 
 #[test]
-fn a_replica_without_members_tells_the_home() {
+fn a_replica_without_members_notifies_the_home() {
     let mut part = Part::new(|_| {});
     let far = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 1).unwrap();
     let joined = |part: &mut Part, slot, log: Option<Log>| {
@@ -481,7 +481,7 @@ fn a_push_carries_the_number_of_its_room() {
 }
 
 #[test]
-fn a_member_that_joins_again_is_replayed_nothing() {
+fn a_member_that_joins_again_gets_no_replay() {
     let mut part = Part::new(|config| config.default_policy.replay_on_join = 2);
     let room = part.room.clone();
     (0..3).for_each(|_| part.publish(&room, 0));

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn tide_bench_takes_the_addresses_that_it_needs_by_itself_on_loopback() {
+    fn tide_bench_uses_enough_source_addresses_on_loopback() {
         let ask = |ask: &mut Question| ask.role = Role::Client;
         let million = find("source-ports", 1_000_000, |_| {}, ask).unwrap();
         assert_eq!(million.verdict, Verdict::Ok);

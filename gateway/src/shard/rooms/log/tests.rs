@@ -69,7 +69,7 @@ fn a_long_merged_chunk_is_shared_though_more_pushes_have_come() {
 }
 
 #[test]
-fn a_chunk_is_bounded_and_a_long_frame_is_a_chunk_of_its_own() {
+fn a_chunk_is_bounded_and_a_long_frame_is_a_separate_chunk() {
     let mut log = Log::of_tests(1, usize::MAX);
     for _ in 0..5 {
         log.append(Bytes::from(vec![1; CHUNK_BYTES_MAX / 2]));
@@ -103,7 +103,7 @@ fn a_member_recovers_if_the_log_still_holds_all_that_it_missed() {
 }
 
 #[test]
-fn a_push_whose_time_is_over_leaves_an_empty_frame_and_frees_its_bytes() {
+fn an_expired_push_leaves_an_empty_frame_and_frees_its_bytes() {
     let mut log = log(&["a"], 10_000);
     assert!(!log.has_lifetimes());
     log.append_expiring("bb".into(), 50, 3);
@@ -160,7 +160,7 @@ fn a_client_that_has_seen_more_of_a_shared_log_than_this_gateway_misses_nothing(
 }
 
 #[test]
-fn a_backend_that_asks_for_all_gets_all_that_there_ever_was() {
+fn a_backend_that_asks_for_all_pushes_gets_all_since_the_log_began() {
     let log = log(&["a", "b"], 10_000);
     assert_eq!(log.start_after(After::Offset(0), 0), (100, Recovery::Complete));
 }

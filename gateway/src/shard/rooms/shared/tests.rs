@@ -139,7 +139,7 @@ impl Part {
 }
 
 #[test]
-fn joins_and_leaves_wait_in_order_until_the_log_has_come() {
+fn joins_and_leaves_wait_in_order_until_the_log_arrives() {
     let mut part = Part::new();
     (1..=3).for_each(|slot| part.join(slot));
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
@@ -160,14 +160,14 @@ fn joins_and_leaves_wait_in_order_until_the_log_has_come() {
 }
 
 #[test]
-fn a_log_that_comes_when_nobody_waits_any_more_opens_no_room() {
+fn a_log_that_arrives_when_no_join_waits_opens_no_room() {
     let mut part = Part::new();
     part.handle(fetched(7, 1..4));
     assert_eq!(part.rooms.len(), 1, "everybody's");
 }
 
 #[test]
-fn a_push_whose_time_is_over_when_the_log_comes_is_a_gap() {
+fn a_push_that_has_expired_when_the_log_arrives_is_a_gap() {
     let mut part = Part::new();
     let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
     let after = After::Position { log: 7, offset: 1 };
@@ -182,7 +182,7 @@ fn a_push_whose_time_is_over_when_the_log_comes_is_a_gap() {
 }
 
 #[test]
-fn a_client_that_is_ahead_of_its_gateway_is_told_of_the_head_that_it_has_seen() {
+fn a_client_that_is_ahead_of_its_gateway_gets_the_head_that_it_has_seen() {
     let mut part = Part::with_members(1..2);
     part.effects();
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
@@ -205,7 +205,7 @@ fn a_push_of_a_backend_goes_to_redis_and_not_into_the_log() {
 }
 
 #[test]
-fn members_go_on_where_they_are_when_nothing_was_lost() {
+fn members_continue_where_they_are_when_nothing_was_lost() {
     let mut part = Part::with_members(1..3);
     part.effects();
     part.shared(6);
@@ -224,7 +224,7 @@ fn members_go_on_where_they_are_when_nothing_was_lost() {
 }
 
 #[test]
-fn what_was_lost_is_offered_to_nobody_any_more() {
+fn lost_pushes_are_offered_to_no_member() {
     let mut part = Part::with_members(1..3);
     part.shared(6);
     part.shared(7);
@@ -243,7 +243,7 @@ fn what_was_lost_is_offered_to_nobody_any_more() {
 }
 
 #[test]
-fn after_a_gap_members_go_on_with_the_next_push_that_there_is() {
+fn after_a_gap_members_continue_with_the_next_available_push() {
     let mut part = Part::with_members(1..2);
     part.effects();
     part.renamed(7, 6, 90);
@@ -254,7 +254,7 @@ fn after_a_gap_members_go_on_with_the_next_push_that_there_is() {
 }
 
 #[test]
-fn members_hear_of_a_new_log_over_several_turns_and_before_its_pushes() {
+fn members_are_notified_of_a_new_log_over_several_turns_and_before_its_pushes() {
     let members = 3 * u32::try_from(RENAMED_MAX).unwrap() - 10;
     let mut part = Part::with_members(0..members);
     part.effects();
@@ -284,7 +284,7 @@ fn members_hear_of_a_new_log_over_several_turns_and_before_its_pushes() {
 }
 
 #[test]
-fn pushes_keep_no_room_open_that_nobody_is_in() {
+fn pushes_do_not_keep_an_empty_room_open() {
     let mut part = Part::with_members(1..2);
     let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
     part.handle(RoomMessage::Leave { room: room(), addr, permit });
