@@ -35,7 +35,7 @@ use super::{ClusterAddress, Inbox};
 use crate::clock::WallClock;
 use crate::config::{AuthMode, Config, RedisConfig, RoomsConfig};
 use crate::control::Control;
-use crate::shard::command::CommandLimiter;
+use crate::shard::command::{CommandLimiter, RoomPush};
 use crate::shard::mailbox::Address;
 use crate::telemetry::panics::text_of;
 use rooms::RoomCompletion;
@@ -282,7 +282,7 @@ impl Runner {
                 self.members.end(&room);
             }
             ToCluster::FirstMember { room } => self.members.count(&room),
-            ToCluster::Publish { room, kind, biz_data, options, permit } => {
+            ToCluster::Publish(RoomPush { room, kind, biz_data, options, permit }) => {
                 let push = Push { kind, biz_data, options, permit };
                 self.publishing.push(&room, push, now_ms);
             }
@@ -540,7 +540,7 @@ fn is_read_only(error: &RedisError) -> bool {
     matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING" | "UNBLOCKED"))
 }
 
-/// What an error tells of its command.
+/// What an error shows about its command.
 fn fault(error: &RedisError) -> Fault {
     match error.code() {
         // The library refuses the call, and would refuse it again.

@@ -10,9 +10,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidegate_backend::PushError;
+use bytes::Bytes;
 use tidegate_backend::log_limit::LogLimit;
-use tidegate_backend::publisher::{CommandOutcome, Done, Nobody, Report};
+use tidegate_backend::publisher::{CommandOutcome, Done, Nobody, PushOptions, Report};
+use tidegate_backend::{PushError, RoomId};
 use tokio::sync::oneshot;
 
 use super::repeats::Remembered;
@@ -95,6 +96,17 @@ impl CommandLimiter {
         self.commands.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
+}
+
+/// A push to a room, before it is numbered.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
+pub struct RoomPush {
+    pub room: RoomId,
+    pub kind: i32,
+    pub biz_data: Bytes,
+    pub options: Option<Box<PushOptions>>,
+    pub permit: Arc<CommandPermit>,
 }
 
 /// One command under way. See the [module](self).

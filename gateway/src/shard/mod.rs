@@ -27,7 +27,7 @@
 //! | part | what it owns | its effects |
 //! |---|---|---|
 //! | [`clients`] | connections, what waits to be sent, deadlines | sessions that ended, connections to resume |
-//! | [`users`] | who is logged in where | messages to sessions |
+//! | [`users`] | the sessions of each user | messages to sessions |
 //! | [`rooms`] | logs, members, merge windows, the fan-out | messages to shards, slots with pushes |
 //! | [`repeats`] | the keys of pushes, and how those ended | |
 //! | [`resumes`] | sessions whose answer waits for their rooms | |
@@ -35,10 +35,10 @@
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
 //! | [`rebalance`] | which clients go to another gateway, and how fast | slots to close |
 //! | [`clock`] | both clocks | |
-//! | [`tokens`] | what is said about tokens that are in Redis | |
-//! | [`mailbox`], [`message_queue`], [`command`] | the way in from other threads, and its bound | messages |
+//! | [`tokens`] | messages about tokens that are in Redis | |
+//! | [`mailbox`], [`message_queue`], [`command`] | messages from other threads, and their bound | messages |
 //! | [`housekeeping`] | when memory is freed, idle rooms are closed and figures exported | whether the heap is trimmed |
-//! | [`stats`] | names of the counters, and the way to the registry | |
+//! | [`stats`] | names of the counters, and their export to the registry | |
 
 pub mod admission;
 pub mod calls;
@@ -108,7 +108,7 @@ pub struct Shard {
     rebalance: Rebalance,
     messages: MessageQueue,
     housekeeping: Housekeeping,
-    /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read meanwhile.
+    /// Answers that were given on this thread wait until long outboxes are flushed. Nothing is read until then.
     has_answers_left: bool,
     /// More calls have expired than one turn handles.
     has_expired_calls_left: bool,
@@ -290,7 +290,7 @@ impl Shard {
         self.has_expired_calls_left =
             self.expired_calls_left == 0 || self.calls.remove_expired(&self.clock);
         self.rooms.end_windows(self.clock.now_ms());
-        self.rooms.tell_renamed();
+        self.rooms.notify_renamed();
         self.apply();
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());

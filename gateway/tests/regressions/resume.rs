@@ -1,4 +1,4 @@
-//! Clients that come back: rooms, positions, tickets, and what is said of them in the session and in notices.
+//! Clients that resume: rooms, positions, tickets, and what the session and notices report about them.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ fn log_in(world: &mut World, shard: usize, user_id: UserId) -> Phone {
     phone
 }
 
-/// A client of this user that comes back with these positions.
-fn come_back(world: &mut World, shard: usize, user_id: UserId, positions: &[Position]) -> Phone {
+/// A client of this user that resumes with these positions.
+fn resume(world: &mut World, shard: usize, user_id: UserId, positions: &[Position]) -> Phone {
     let mut phone = world.phone(shard);
     let resume = Resume { positions: positions.to_vec() };
     world.write_all(phone.peer, &login_again(user_id, 1, &resume));
@@ -33,7 +33,7 @@ fn come_back(world: &mut World, shard: usize, user_id: UserId, positions: &[Posi
     phone
 }
 
-/// Joins a room. Returns what the client was told of it.
+/// Joins a room. Returns what the client was sent about it.
 fn join(world: &mut World, phone: &mut Phone, room: &str) -> Room {
     phone.read(world);
     let before = phone.notices.len();
@@ -44,6 +44,15 @@ fn join(world: &mut World, phone: &mut Phone, room: &str) -> Room {
         Some((_, What::Joined(joined))) => joined.clone(),
         other => panic!("{other:?}"),
     }
+}
+
+/// The positions of a client of user 7 that has joined three rooms, seen no push, and lost its connection.
+fn lost_in_three_rooms(world: &mut World) -> Vec<Position> {
+    let mut phone = log_in(world, 0, 7);
+    let rooms = ["a", "b", "c"].map(|room| join(world, &mut phone, room));
+    world.reset(phone.peer);
+    world.turns(6);
+    rooms.iter().map(|room| position(room, 0)).collect()
 }
 
 /// The position of a client that has seen a room's pushes up to an offset.
@@ -115,7 +124,7 @@ fn a_client_resumes_its_rooms_and_gets_what_it_missed_in_one_round_trip() {
     let mut positions: Vec<Position> =
         rooms.iter().zip(&seen).map(|(room, &seen)| position(room, seen)).collect();
     positions.push(position(&everybody, seen_of_everybody));
-    let phone = come_back(&mut world, 1, 7, &positions);
+    let phone = resume(&mut world, 1, 7, &positions);
     assert_eq!(phone.received[0].kind, AUTHENTICATE, "nothing comes before the session");
     let told = phone.session().rooms;
     let names: Vec<&str> = told.iter().map(|room| room.name.as_str()).collect();
@@ -151,7 +160,7 @@ fn what_is_lost_is_said_at_once() {
         world.push_room(&name("trimmed"), QUESTION, 10);
         world.pass(Duration::from_secs(1));
     }
-    let phone = come_back(&mut world, 0, 7, &positions);
+    let phone = resume(&mut world, 0, 7, &positions);
     let told = phone.session().rooms;
     assert_eq!((told[1].recovery(), told[1].log), (Recovery::Gap, trimmed.log));
     let left = offsets(&phone, &told[1]);
@@ -175,7 +184,7 @@ fn a_ticket_holds_for_its_user_its_room_and_its_time_alone() {
     let vip = join(&mut world, &mut phone, "vip-1");
     assert!(vip.ticket.is_empty(), "only a backend lets someone in");
     let refusals = |world: &mut World, user_id, positions: &[Position]| {
-        let phone = come_back(world, 0, user_id, positions);
+        let phone = resume(world, 0, user_id, positions);
         let told = phone.session().rooms.into_iter().skip(1);
         told.map(|room| room.recovery() == Recovery::Refused).collect::<Vec<_>>()
     };
@@ -207,7 +216,7 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
     world.reset(phone.peer);
     world.turns(4);
     let positions = [position(&a, 0), position(&a, 0), position(&b, 0), position(&c, 0)];
-    let phone = come_back(&mut world, 0, 7, &positions);
+    let phone = resume(&mut world, 0, 7, &positions);
     let told = phone.session().rooms;
     let outcomes: Vec<_> = told.iter().map(|room| (&room.name[..], room.recovery())).collect();
     let (complete, refused) = (Recovery::Complete, Recovery::Refused);
@@ -221,11 +230,7 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
 #[test]
 fn what_is_pushed_while_a_client_resumes_follows_its_session() {
     let mut world = World::new(|config| config.shards = 2);
-    let mut phone = log_in(&mut world, 0, 7);
-    let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();
-    world.reset(phone.peer);
-    world.turns(6);
-    let positions: Vec<Position> = rooms.iter().map(|room| position(room, 0)).collect();
+    let positions = lost_in_three_rooms(&mut world);
     for shard in 0..2 {
         // One shard takes a turn, then the other: so each step of the resume meets pushes.
         let mut phone = world.phone(shard);
@@ -234,7 +239,7 @@ fn what_is_pushed_while_a_client_resumes_follows_its_session() {
         let mut pushed = 0;
         for step in 0..12 {
             world.turn(step % 2);
-            rooms.iter().for_each(|room| world.push_room(&name(&room.name), QUESTION, 10));
+            positions.iter().for_each(|at| world.push_room(&name(&at.room), QUESTION, 10));
             world.push_user(7, QUESTION + 1, b"to you");
             world.push_all(QUESTION + 2, 10);
             pushed += 1;
@@ -302,18 +307,14 @@ fn names_beyond_twice_what_a_client_may_have_are_ignored() {
     let mut world = World::new(|config| config.rooms.rooms_per_connection_max = 2);
     let named = |n: u32| Position { room: format!("room-{n}"), ..Position::default() };
     let positions: Vec<Position> = (0..500).map(named).collect();
-    let phone = come_back(&mut world, 0, 7, &positions);
+    let phone = resume(&mut world, 0, 7, &positions);
     assert_eq!(phone.session().rooms.len(), 1 + 4);
 }
 
 #[test]
 fn a_client_that_disconnects_while_it_resumes_leaves_nothing() {
     let mut world = World::new(|config| config.shards = 2);
-    let mut phone = log_in(&mut world, 0, 7);
-    let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();
-    world.reset(phone.peer);
-    world.turns(6);
-    let positions: Vec<Position> = rooms.iter().map(|room| position(room, 0)).collect();
+    let positions = lost_in_three_rooms(&mut world);
     for turns in 0..10 {
         let phone = world.phone(turns % 2);
         let resume = Resume { positions: positions.clone() };
@@ -354,7 +355,7 @@ fn an_expelled_user_is_out_until_a_backend_lets_it_in() {
             );
         }
         let recovery = |world: &mut World, user_id, room| {
-            let mut phone = come_back(world, 0, user_id, &[position(room, 0)]);
+            let mut phone = resume(world, 0, user_id, &[position(room, 0)]);
             world.hang_up(phone.peer);
             world.turns(6);
             phone.read(world);

@@ -1,7 +1,7 @@
 //! Rooms: the part of the shard that owns logs, members, merge windows and the fan-out.
 //!
 //! A room has a home shard, which numbers its pushes and puts joins, leaves and pushes in order. Every shard
-//! with members has a replica of the log. A shard gets the log with its first member, and tells the home when
+//! with members has a replica of the log. A shard gets the log with its first member, and notifies the home when
 //! its last member has left; the home ends the subscription unless another join is on its way.
 //!
 //! This part knows connections by their slot only. It answers with messages for other shards, and with slots whose
@@ -13,7 +13,7 @@
 //! | [`room`], [`cursor`] | one room: its log, its list of members, its round; where a member is in the log |
 //! | [`reader`] | the one reader of a log: what a member gets next |
 //! | [`table`], [`slots`] | rooms, memberships, and their links |
-//! | [`homes`], [`expulsions`] | how rooms open and close at their home; whose tickets are worthless there |
+//! | [`homes`], [`expulsions`] | how rooms open and close at their home; which users' tickets are worthless there |
 //! | [`subscribers`] | which shards follow a room |
 //! | [`shared`] | what waits for a log that gateways share; members who have to be notified that it has another id |
 //! | [`pushes`] | the stages of a push: held back, released, offered |
@@ -53,7 +53,7 @@ use tidegate_backend::{PushError, RoomId, UserId};
 use tokio::sync::oneshot;
 
 use super::clock;
-use super::command::{Aggregate, CommandLimiter, CommandPermit};
+use super::command::{Aggregate, CommandLimiter, CommandPermit, RoomPush};
 use super::stats::RoomCounters;
 use crate::cluster::message::ToCluster;
 use crate::control::RoomInfo;
@@ -194,7 +194,7 @@ impl Rooms {
                     self.expire_pushes(now_ms);
                 }
             }
-            RoomMessage::Publish { room, kind, biz_data, options, permit } => {
+            RoomMessage::Publish(RoomPush { room, kind, biz_data, options, permit }) => {
                 let ends_ms = clock::ends_ms(options.as_deref(), now_ms);
                 self.publish(&room, kind, &biz_data, ends_ms, &permit, now_ms);
             }

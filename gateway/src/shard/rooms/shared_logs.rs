@@ -20,17 +20,16 @@ use crate::shard::command::CommandPermit;
 use crate::tickets::seconds;
 
 impl Rooms {
-    /// Where gateways share rooms: passes on what is for Redis, and lets wait what concerns a room that is being fetched.
+    /// Where gateways share rooms: passes on what is for Redis, and defers what concerns a room that is being fetched.
     /// Returns any other message.
     pub(super) fn divert(&mut self, message: RoomMessage) -> Option<RoomMessage> {
         if !self.shared.is_on() {
             return Some(message);
         }
         match self.shared.hold(message)? {
-            RoomMessage::Publish { room, kind, biz_data, options, permit } => {
+            RoomMessage::Publish(push) => {
                 self.counters.pushes_to_rooms += 1;
-                let publish = ToCluster::Publish { room, kind, biz_data, options, permit };
-                self.effects.push_back(RoomEffect::ToCluster(publish));
+                self.effects.push_back(RoomEffect::ToCluster(ToCluster::Publish(push)));
                 None
             }
             RoomMessage::Join { room, addr, after, asker } if self.table.find(&room).is_none() => {
@@ -57,7 +56,7 @@ impl Rooms {
         self.follow(room);
     }
 
-    /// At a room's home: a member comes. Other gateways hear of the first one at once.
+    /// At a room's home: a member joins. Other gateways are notified of the first one at once.
     pub(super) fn report_first_member(&mut self, index: RoomIndex) {
         let Room { id, role, member_count, .. } = self.table.get(index);
         let has_none = matches!(role, Role::Home { subscribers } if subscribers.is_empty())
@@ -73,8 +72,8 @@ impl Rooms {
         self.effects.push_back(RoomEffect::ToCluster(ToCluster::Follow { room, home }));
     }
 
-    /// At a room's home: the shared log has come. Everybody's room is open from the start, and so are rooms whose log
-    /// could not be had in time: their members go on with the shared log.
+    /// At a room's home: the shared log was fetched. Everybody's room is open from the start, and so are rooms whose log
+    /// could not be fetched in time: their members continue with the shared log.
     /// Returns what has waited for it.
     pub(super) fn fetched(
         &mut self,
@@ -84,7 +83,7 @@ impl Rooms {
         unix_ms: impl Fn() -> u64,
     ) -> Vec<RoomMessage> {
         let waiting = self.shared.end(room);
-        // A room that was closed meanwhile is followed no longer.
+        // A room that was closed in between is followed no longer.
         if !waiting.is_empty() || self.table.find(room).is_some() {
             self.open_fetched(room, log, now_ms, unix_ms);
             self.expire_pushes(now_ms);
@@ -119,7 +118,7 @@ impl Rooms {
         self.table.schedule_expiry(index);
     }
 
-    /// At a room's home: tickets are worthless, as another gateway says.
+    /// At a room's home: tickets are worthless, as another gateway reports.
     pub(super) fn barred(&mut self, room: &RoomId, bar: Bar) {
         let expulsions = &mut self.homes.expulsions;
         let is_full = match bar.user_id {
@@ -155,7 +154,7 @@ impl Rooms {
         }
     }
 
-    /// At a room's home: the shared log goes on under another id, without its pushes from `cut` on.
+    /// At a room's home: the shared log continues under another id, without its pushes from `cut` on.
     pub(super) fn renamed(
         &mut self,
         room: &RoomId,
@@ -182,8 +181,8 @@ impl Rooms {
         self.replace_log(index, log, keeps, ticket_s);
     }
 
-    /// Puts another log into the place of a room's. The members' cursors follow, and the members are told over the
-    /// next turns.
+    /// Puts another log into the place of a room's. The members' cursors are moved, and the members are notified over
+    /// the next turns.
     pub(super) fn replace_log(&mut self, index: RoomIndex, log: Log, keeps: Keeps, ticket_s: u32) {
         let (old_end, end) = (self.table.get(index).log.end(), log.end());
         self.pushes.replace_log(&mut self.table, index, log);
@@ -207,8 +206,8 @@ impl Rooms {
         self.pushes.release(&mut self.table, index);
     }
 
-    /// Tells members that their room's log has another id, as many as one turn may.
-    pub fn tell_renamed(&mut self) {
+    /// Notifies members that their room's log has another id, as many as one turn may.
+    pub fn notify_renamed(&mut self) {
         let mut left = RENAMED_MAX;
         while let Some(renaming) = self.shared.renaming() {
             let (index, ticket_s) = (renaming.index, renaming.ticket_s);

@@ -72,7 +72,7 @@ impl Part {
         let (room, permit) = (room.clone(), self.permit());
         let biz_data = Bytes::from_static(b"push");
         self.handle(
-            RoomMessage::Publish { room, kind: 5, biz_data, options: None, permit },
+            RoomMessage::Publish(RoomPush { room, kind: 5, biz_data, options: None, permit }),
             now_ms,
         );
     }
@@ -420,7 +420,7 @@ fn a_refused_membership_is_reported_too() {
     });
     let rooms = ["a", "b", "c"].map(room);
     rooms.iter().for_each(|room| part.join(room, 0, 1, None));
-    // The third room can't be opened: its home says so to the shard of the connection, which is the same here.
+    // The third room can't be opened: its home notifies the shard of the connection, which is the same here.
     let effects = part.effects();
     let refused = |effect: &&RoomEffect| {
         matches!(effect, RoomEffect::Post(0, RoomMessage::JoinRefused { .. }))
