@@ -97,7 +97,7 @@ impl Push {
 
     /// Gives the push a time to live, of 1 ms to [`TTL_MAX`]. It counts from when the gateway's shard for the target
     /// takes the push. After it, the push is offered to nobody any more: neither at the end of a merge window nor to
-    /// a slow member, to a client that comes back or to one that joins. A room's offsets are not numbered anew, so a
+    /// a slow member, to a client that resumes or to one that joins. A room's offsets are not renumbered, so a
     /// client that did not get the push sees a gap where it was.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {

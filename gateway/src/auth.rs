@@ -1,6 +1,6 @@
 //! Authentication: verifies clients' tokens.
 //!
-//! A [`Verifier`] has one key, or a set of keys that a thread of its own keeps up to date (`jwks`). The shards call it on
+//! A [`Verifier`] has one key, or a set of keys that a separate thread keeps up to date (`jwks`). The shards call it on
 //! their own threads: it opens no file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an
 //! RS256, ES256 or EdDSA signature some tens of them.
 //!

@@ -1,7 +1,7 @@
 //! The offset file: what keeps a restart from giving offsets that an earlier run gave.
 //!
 //! Clients drop a push whose offset they have seen (PROTOCOL.md, "Rooms and resume"). A run's offsets begin at
-//! the wall clock, in microseconds, and go on by the monotonic clock. If the wall clock is set back before a
+//! the wall clock, in microseconds, and advance by the monotonic clock. If the wall clock is set back before a
 //! restart, the new run would give offsets that clients have seen, and they would drop its pushes in silence.
 //! So each run reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
@@ -15,7 +15,7 @@
 //! failure is counted. They can't check that a disk keeps what it has confirmed: that shows only when its power
 //! is cut.
 //!
-//! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
+//! A separate thread writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
 
 use std::fs::{self, File};
@@ -157,7 +157,7 @@ impl Drop for OffsetKeeper {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
+            // It sends nothing.
             drop(thread.join());
         }
     }
@@ -174,7 +174,7 @@ struct OffsetFile {
 }
 
 impl OffsetFile {
-    /// Writes the offset that the run has come to, and `ahead` of it. What another gateway has written stays,
+    /// Writes the offset that the run has reached, and `ahead` of it. What another gateway has written stays,
     /// if it is more.
     fn write(&mut self, ahead: Duration) {
         // A room gets less than one push a microsecond, so this is above all that were given.

@@ -100,10 +100,10 @@ pub enum StartError {
     /// The system gives no thread, no epoll, or no random numbers.
     #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
-    /// The thread that speaks with Redis ended without being told to.
+    /// The thread that speaks with Redis ended unexpectedly.
     #[error("the thread that speaks with Redis failed: {0}")]
     Cluster(String),
-    /// A shard ended without being told to.
+    /// A shard ended unexpectedly.
     #[error("shard {shard} failed: {reason}")]
     Shard {
         /// The shard.
@@ -294,7 +294,7 @@ impl Server {
         self.hub.tell_all(|| Message::Stop);
     }
 
-    /// Receives a message from each shard that ends, whether it was told to or not. See [`Self::wait`].
+    /// Receives a message from each shard that ends, whether that was requested or not. See [`Self::wait`].
     #[must_use]
     pub const fn ended(&self) -> &Receiver<(u16, Result<(), String>)> {
         &self.ended
@@ -303,7 +303,7 @@ impl Server {
     /// Waits until all shards have ended, and ends the operators' HTTP.
     ///
     /// # Errors
-    /// [`StartError::Shard`] when one ended without being told to.
+    /// [`StartError::Shard`] when one ended unexpectedly.
     pub fn wait(self) -> Result<(), StartError> {
         let mut outcome = Ok(());
         for _ in 0..self.threads.len() {

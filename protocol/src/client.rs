@@ -85,7 +85,7 @@ pub enum Event {
         /// What the backend sent.
         biz_data: Bytes,
     },
-    /// The session has become a member of a room; or it was refused, if the room's `recovery` says so.
+    /// The session has become a member of a room; or it was refused: see the room's `recovery`.
     Joined(v1::Room),
     /// The session is no member of a room any more.
     Left {

@@ -1,4 +1,4 @@
-//! The rooms of a client, across its connections: how far it has read each one, and what it says when it comes back.
+//! The rooms of a client, across its connections: how far it has read each one, and what it sends to resume them.
 //!
 //! [`Memberships`] belongs to an SDK, which keeps it for as long as the user is the same. It has no socket and no clock.
 //! Hand it what [`Client`](crate::client::Client) reads:
@@ -143,7 +143,7 @@ impl Membership {
         self.log = room.log;
         self.ticket.clone_from(&room.ticket);
         match (recovery(room), position) {
-            // It is a member already, and goes on reading where it is.
+            // It is a member already, and continues to read where it is.
             (v1::Recovery::Complete | v1::Recovery::NotAsked, _) if was_attached && same_log => {}
             (v1::Recovery::Complete, Some(offset)) => self.cursor = Cursor::after(offset),
             // A new membership that missed nothing.

@@ -101,7 +101,7 @@ pub fn put_failure(
         .encode_frame(out);
 }
 
-/// Writes the frame by which a gateway ends a session of its own accord.
+/// Writes the frame by which a gateway announces that it ends a session.
 pub fn put_goodbye(out: &mut impl BufMut, code: Code, retry_after_ms: u32) {
     put_failure(out, AUTHENTICATE, 0, code, retry_after_ms);
 }

@@ -328,7 +328,7 @@ impl Phone {
         *sent - before
     }
 
-    /// Shuts down the sending side. Reading goes on.
+    /// Shuts down the sending side. Reading continues.
     pub fn stop_sending(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Real Redis servers: one, a Sentinel set, a cluster. Each has a folder of its own and ports below the kernel's range, so
+//! Real Redis servers: one, a Sentinel set, a cluster. Each has a separate folder and ports below the kernel's range, so
 //! that it restarts with its data on its port. All of them end with their test.
 //!
 //! The harness speaks to them through `redis-cli`. Tests use a client of their own.

@@ -508,7 +508,7 @@ fn keys_and_times_to_live_hold_over_gateways() {
     }
     let again = ["FCALL", "tidegate_publish", "1", "tg1:room:{rquiz}", "10", "first", "once"];
     assert_eq!(redis.cli(&again).lines().nth(1), Some("1"));
-    // A push whose time is over is offered to nobody who comes later, and its place is a gap.
+    // An expired push is offered to no later member, and its place is a gap.
     let dying = "/push/rooms/quiz?type=10&ttl_ms=1";
     assert_eq!(gateways[1].operator().post(dying, b"dying").0, 200);
     publish(&redis, "quiz", "last");

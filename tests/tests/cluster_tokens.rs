@@ -206,7 +206,7 @@ fn while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue() {
     here.assert_is_served();
     redis.resume();
     wait_for_revocations(&gateway);
-    until("the login goes on", || late.try_login(7, "a").ok());
+    until("the login succeeds", || late.try_login(7, "a").ok());
     late.assert_is_served();
     // Its failures did not count: one more, and the connection is closed.
     assert_eq!(refusal(&mut gateway.connect(), 7, "wrong"), Some(Code::Unauthenticated));

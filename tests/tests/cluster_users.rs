@@ -299,7 +299,7 @@ fn while_redis_hangs_logins_succeed_and_the_newer_one_wins_when_it_is_back() {
     redis.pause();
     let mut old = gateways[1].login(7);
     let mut new = gateways[0].login(7);
-    // A session from before, which a login replaces while nobody can say so.
+    // A session from before, which a login replaces while no message can arrive.
     let mut newer = gateways[1].login(1);
     [&mut kept, &mut old, &mut new, &mut newer].into_iter().for_each(Phone::assert_is_served);
     // Users who come and go meanwhile leave nothing behind.

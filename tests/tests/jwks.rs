@@ -141,7 +141,7 @@ impl Signer {
     }
 }
 
-/// The failure of a login on a connection of its own; `None`: it succeeds.
+/// The failure of a login on a new connection; `None`: it succeeds.
 fn refusal(gateway: &Gateway, user_id: u64, token: &str) -> Option<Code> {
     let mut phone = gateway.connect();
     phone.try_login(user_id, token).err().map(|failure| failure.code.unwrap())

@@ -34,7 +34,7 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
     assert!(!said.contains("failed"), "{said}");
 }
 
-/// The example `quiz` is an embedder's program: it runs in a folder of its own, where cargo finds no `tide`.
+/// The example `quiz` is an embedder's program: it runs in a separate folder, where cargo finds no `tide`.
 #[test]
 fn the_announced_command_and_token_work_in_the_programs_own_folder() {
     let moved_key = Setup::jwt().set("auth.key_file", "my keys/jwt.key");

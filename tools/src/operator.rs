@@ -9,7 +9,7 @@
 //! 2. It answers a request without the token as a gateway does: with 401 and the realm `tidegate`. This keeps the token
 //!    from other programs of the same users.
 //!
-//! The token goes out on a connection of its own, right after these checks. Another user's process could take the port within that
+//! The token is sent on a separate connection, right after these checks. Another user's process could take the port within that
 //! millisecond, if the gateway ends in it.
 
 use std::fs::File;

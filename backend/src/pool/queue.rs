@@ -5,7 +5,7 @@
 //! whichever worker is free.
 //!
 //! Calls of one connection that were received together wait as a [group](Group): a group enters and leaves the queue at
-//! the price of one call. It also stands in the list of its timeout, in the order of receipt: the groups that have
+//! the price of one call. It also is in the list of its timeout, in the order of receipt: the groups that have
 //! expired are at the front of these lists.
 //!
 //! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
@@ -165,7 +165,7 @@ impl Queue {
         self.runnable_lines
     }
 
-    /// A name for a timeout: a list of its own.
+    /// Identifies a timeout, which has a separate list.
     pub(crate) fn add_timeout(&mut self, timeout: Duration) -> TimeoutId {
         self.timeouts.push(TimeoutList::default());
         TimeoutId { index: narrow(self.timeouts.len() - 1), duration: timeout }

@@ -123,7 +123,7 @@ impl Worker {
                 self.patience.note_yield(false);
                 self.sleep();
             }
-            // The next look says so too.
+            // The next look reports it too.
             Begin::Closed => {}
         }
     }

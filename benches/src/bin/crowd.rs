@@ -302,7 +302,7 @@ impl Crowd {
                     report.came_back += 1;
                     report.complete += rooms - (changes.len() as u64).min(rooms);
                     let ms = u64::try_from(lost_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    // The histogram grows by itself.
+                    // The histogram resizes automatically.
                     let _ = report.return_ms.record(ms);
                 } else {
                     for room in &self.args.rooms {

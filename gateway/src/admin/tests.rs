@@ -49,7 +49,7 @@ struct Fake {
     commands: Mutex<Vec<Command>>,
     /// Shares of a rebalance, which nobody works on.
     shares: Mutex<Vec<Share>>,
-    /// A look-up of the room "blocks": whether it has begun, and whether it may go on.
+    /// A look-up of the room "blocks": whether it has begun, and whether it may continue.
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
 }

@@ -128,7 +128,7 @@ pub fn open(room: &RoomId, after: Option<u64>, policy: &RoomPolicy) -> Cmd {
     cmd
 }
 
-/// Reads the answer of `tidegate_open`: log, base, head, first offset held, who is barred, then offset, type, expiry and payload of
+/// Reads the answer of `tidegate_open`: log, base, head, first offset held, barred users, then offset, type, expiry and payload of
 /// each push.
 #[must_use]
 pub fn opened(answer: &Value) -> Option<Opened> {

@@ -169,7 +169,7 @@ mod tests {
         let there = format!("cargo run --release --manifest-path {}", checkout().display());
         let there = format!("{there}/Cargo.toml -p tidegate-tools --");
         assert_eq!(tide(own.path(), &executable, source), there);
-        // Cargo does not find the workspace from a package of its own in a checkout.
+        // Cargo does not find the workspace from a separate package in a checkout.
         assert_eq!(tide(&checkout().join("fuzz"), &executable, source), there);
         // The source is gone, or was packaged without `tide`.
         assert_eq!(tide(own.path(), &executable, &own.path().join("gateway")), "tide");

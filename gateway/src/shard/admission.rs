@@ -14,7 +14,7 @@ pub struct Admission {
     shards: usize,
     /// Accepting is paused because the gateway is full.
     is_full: bool,
-    /// The log has a line that accepting is paused, and none that it goes on.
+    /// The log has a line that accepting is paused, and none that it has resumed.
     has_warned: bool,
     warnings: LogLimit,
     pauses: u64,

@@ -55,7 +55,7 @@ impl Shard {
         self.apply();
     }
 
-    /// Whether a push goes on its way: it has no key, or is the first one with its key.
+    /// Whether a push is to be delivered: it has no key, or is the first one with its key.
     #[inline]
     fn is_to_be_pushed(&mut self, keyed: Option<Keyed>) -> bool {
         keyed.is_none_or(|keyed| self.repeats.is_first(keyed, self.clock.now_ms()))
@@ -70,7 +70,7 @@ impl Shard {
         }
     }
 
-    /// Gives a message to a user's home. If that is this shard, it is handled at once: a login that is handled
+    /// Sends a message to a user's home. If that is this shard, it is handled at once: a login that is handled
     /// at once must not overtake the end of an earlier session of the same user.
     pub(super) fn send_home(&mut self, user_id: UserId, message: UserMessage) {
         let home = users::home(user_id, self.shared.config.shards);
@@ -91,7 +91,7 @@ impl Shard {
                 self.resumes.remove(conn.slot);
                 self.rooms.leave_all(conn.slot, self.clock.now_ms());
             } else if let Some(change) = self.users.next_presence_change() {
-                // It gets its time here: before the client can have its answer, and log in elsewhere.
+                // The change gets its time here, before the client has its answer and can log in elsewhere.
                 if let Some(cluster) = &self.shared.cluster {
                     cluster.post_presence(change);
                 }
@@ -161,7 +161,7 @@ impl Shard {
                 }
             }
             SessionMessage::Leave { conn, room, permit } => {
-                // By way of the home, behind a join that is on its way.
+                // Through the home, so that it stays behind an earlier join.
                 let addr = SessionAddr::new(self.id, conn);
                 let home = rooms::home(&room, self.shared.config.shards);
                 self.post(home, RoomMessage::Leave { room, addr, permit }.into());
@@ -180,7 +180,7 @@ impl Shard {
         }
     }
 
-    /// Tells a client that a membership has begun, was refused, or has ended.
+    /// Notifies a client that a membership has begun, was refused, or has ended.
     pub(super) fn notify(&mut self, slot: u32, what: What) {
         if self.resumes.is_full(slot) {
             return self.clients.abort(slot, Cause::OutboxFull);

@@ -18,7 +18,7 @@ pub const POLL_MS: u64 = 50;
 /// The shortest time that a client which is sent to another gateway has for its last frames, in milliseconds.
 const LEAVE_MS_MIN: u64 = 2_000;
 
-/// Whether a shard drains, and how far it has come.
+/// Whether a shard drains, and its progress.
 #[derive(Debug)]
 pub struct Draining {
     timeout_ms: u64,

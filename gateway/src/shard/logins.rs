@@ -1,5 +1,5 @@
-//! Logins: from a client's authentication to its session, by way of Redis where the token is kept there, and of the homes
-//! of the rooms that the client returns to.
+//! Logins: from a client's authentication to its session. Redis is asked where it keeps the tokens, and so are the
+//! homes of the rooms that the client resumes.
 
 use tidegate_backend::UserId;
 use tidegate_protocol::resume::Positions;
@@ -100,7 +100,7 @@ impl Shard {
         self.log_in(conn.slot, Claim { user_id, resume, sequence }, Some(token), verified);
     }
 
-    /// Goes on with an authentication whose token was verified with this result. `token`: it can be revoked.
+    /// Continues an authentication whose token was verified with this result. `token`: set if it can be revoked.
     fn log_in(
         &mut self,
         slot: u32,
@@ -143,8 +143,7 @@ impl Shard {
         }
     }
 
-    /// Brings a client with a session back into the rooms that it has named. The session is answered when all of them
-    /// have.
+    /// Resumes the rooms that a client has named. The session is answered when all of them have answered.
     pub(super) fn resume(&mut self, slot: u32, login: Login) {
         self.clients.start_resuming(slot);
         let Self { resumes, rooms, .. } = self;
@@ -164,7 +163,7 @@ impl Shard {
         self.answer_resumed(slot);
     }
 
-    /// Answers the session of a client that has come back, once all its rooms have answered.
+    /// Answers the session of a client that resumes, once all its rooms have answered.
     pub(super) fn answer_resumed(&mut self, slot: u32) {
         let Some(finished) = self.resumes.take_finished(slot) else { return };
         let Finished { sequence, everybody, rooms, frames } = finished;

@@ -107,7 +107,7 @@ impl From<RoomMessage> for Message {
     }
 }
 
-/// The shard checks its mailbox by itself.
+/// The shard checks its mailbox without a wake-up.
 const AWAKE: u8 = 0;
 /// The shard waits, or is about to.
 const ASLEEP: u8 = 1;
@@ -172,7 +172,7 @@ impl Mailbox {
         false
     }
 
-    /// The shard is awake and checks its mailbox by itself.
+    /// The shard is awake and checks its mailbox without a wake-up.
     pub(super) fn stay_awake(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
     }

@@ -149,7 +149,7 @@ impl Shard {
     }
 
     /// Passes on the answers that were given on this thread, and resumes reading where it was paused. Each may
-    /// cause the other, so this goes on until there are none. It is a loop and not a recursion: clients could
+    /// cause the other, so this repeats until there are none. It is a loop and not a recursion: clients could
     /// make a recursion arbitrarily deep.
     pub(super) fn answer_and_resume(&mut self, driver: &mut impl Driver) {
         loop {

@@ -1,4 +1,4 @@
-//! How long refused requests are told to wait.
+//! How long refused requests have to wait.
 
 use std::time::Duration;
 

@@ -88,7 +88,7 @@ fn a_session_at_a_gateway_that_is_not_alive_wins_against_nobody() {
     let (stamp, winning) = arrive(&mut connection, "a", 1, 0, 0);
     assert_eq!(stamp, winning);
     assert_eq!(entries(&mut connection), format!("a:{stamp}"));
-    // It is told all the same, and asserts its newer session when it is back.
+    // It is notified nevertheless, and asserts its newer session when it is back.
     assert_eq!(late.next(), format!("r 7 {stamp}\n"));
     all_alive(&mut connection, &["late"]);
     arrive(&mut connection, "late", 1, 0, 9_000_000_000_000);

@@ -122,7 +122,7 @@ fn a_user_who_left_is_due_after_the_grace_time_until_the_event_is_written() {
     // The end of an older session does not end the newer one.
     assert_eq!(depart(&mut connection, "0", old), 0);
     assert_eq!(due(&mut connection), []);
-    // Someone who comes back within the grace time never left.
+    // A user who reconnects within the grace time never left.
     assert_eq!(depart(&mut connection, "60000", stamp), 1);
     assert_eq!((due(&mut connection), online(&mut connection, "7").as_str()), (vec![], ""));
     let (stamp, _) = arrive(&mut connection, "a", "1", "7");
@@ -134,8 +134,8 @@ fn a_user_who_left_is_due_after_the_grace_time_until_the_event_is_written() {
     // A gateway that dies before it has told loses nothing. A repeated departure changes nothing.
     depart(&mut connection, "60000", stamp);
     assert_eq!(due(&mut connection), first);
-    // The user comes back and leaves again: that needs an event of its own.
-    until("the clock goes on", || {
+    // The user reconnects and leaves again: that needs a separate event.
+    until("the clock advances", || {
         let (stamp, _) = arrive(&mut connection, "a", "1", "7");
         depart(&mut connection, "0", stamp);
         (due(&mut connection) != first).then_some(())

@@ -36,7 +36,7 @@ struct CycleLoad<'a> {
 struct Lane {
     started_at: Nanos,
     step: Step,
-    /// Raw: bytes that have not come back yet. Otherwise unused.
+    /// Raw: bytes that were not echoed yet. Otherwise unused.
     pending_bytes: usize,
     /// Raw: bytes of the heartbeat, which is sent when those are back. Otherwise unused.
     heartbeat_bytes: usize,

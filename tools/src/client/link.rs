@@ -92,7 +92,7 @@ fn connect(address: &str, timeout: Duration) -> io::Result<(TcpStream, SocketAdd
             Err(error) => failed = Some(error),
         }
     }
-    Err(failed.unwrap_or_else(|| io::Error::other("the name stands for no address")))
+    Err(failed.unwrap_or_else(|| io::Error::other("the name resolves to no address")))
 }
 
 fn unreachable(address: &str, error: io::Error) -> Error {

@@ -1,5 +1,5 @@
 //! When to connect again after a lost connection: with a wait that grows and has a random part, so that the clients of a
-//! gateway that went away do not all come back in the same moment. `PROTOCOL.md`, section 10.
+//! gateway that has ended do not all reconnect in the same moment. `PROTOCOL.md`, section 10.
 
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ impl Reconnects {
     }
 }
 
-/// Whether a client must not come back by itself: the user is logged in elsewhere, was kicked, has a bad token, or the
+/// Whether a client must not reconnect automatically: the user is logged in elsewhere, was kicked, has a bad token, or the
 /// client sends what the gateway can't read.
 const fn is_final(code: Code) -> bool {
     matches!(code, Code::Unauthenticated | Code::Malformed | Code::Replaced | Code::Kicked)

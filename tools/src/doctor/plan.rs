@@ -95,7 +95,7 @@ impl Plan {
         self.resolved.driver
     }
 
-    /// The fewest epoll shards that hold the connections, each with a table of its own.
+    /// The fewest epoll shards that hold the connections, each with its own table.
     pub(super) fn fewest_shards(&self, limit: u64) -> Option<u64> {
         let holds = |shards: &u64| {
             capacity::connections_per_table(Some(limit), *shards) * shards >= self.connections

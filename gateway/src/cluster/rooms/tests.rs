@@ -108,7 +108,7 @@ fn a_push_that_is_missing_is_fetched_and_nothing_overtakes_it() {
     part.event(durable(7, 9));
     assert!(part.outputs().is_empty(), "the answer may hold it");
     part.open(opened(7, 0, 8, [6, 7, 8]), 20);
-    assert_eq!(part.outputs(), ["3: 6", "3: 7", "3: 8", "open 8"], "9 was heard of");
+    assert_eq!(part.outputs(), ["3: 6", "3: 7", "3: 8", "open 8"], "9 was announced");
     part.open(opened(7, 0, 9, [9]), 20);
     assert_eq!(part.outputs(), ["3: 9"]);
     part.event(durable(7, 10));

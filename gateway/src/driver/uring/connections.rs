@@ -36,7 +36,7 @@ pub(super) struct Connections {
     pub(super) lingering: VecDeque<(Instant, ConnId)>,
     /// How long that may take.
     pub(super) linger_max: Duration,
-    /// Connections with bytes or an end that the core has not heard of, and may.
+    /// Connections with bytes or an end that may be reported to the core, and were not yet.
     pub(super) ready: Vec<ConnId>,
     /// Something waits until the driver knows whether a send has failed.
     pub(super) confirming: bool,

@@ -182,7 +182,10 @@ mod tests {
         assert!(intake.must_wait(&connection(Phase::Registering), 0));
         open.calls = 0;
         open.flags |= Flags::VERIFYING;
-        assert!(!intake.must_wait(&open, 0), "a session goes on while a fresh token is looked up");
+        assert!(
+            !intake.must_wait(&open, 0),
+            "a session continues while a fresh token is looked up"
+        );
         let mut verifying = connection(Phase::Anonymous);
         verifying.flags |= Flags::VERIFYING;
         assert!(intake.must_wait(&verifying, 0));

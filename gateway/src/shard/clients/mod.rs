@@ -323,7 +323,7 @@ impl Clients {
         true
     }
 
-    /// Keeps an authentication until there is a verdict on its token. Without a session nothing is read meanwhile.
+    /// Keeps an authentication until there is a verdict on its token. Until then nothing is read, if there is no session.
     ///
     /// # Errors
     /// [`AuthError::TooManyLookups`].

@@ -3,9 +3,9 @@
 //! A limiter keeps the theoretical arrival time of the next request at the configured rate. Each request moves it on
 //! by one interval. A request is too early while that time is more than a burst ahead of now.
 //!
-//! A request that is refused is told how long to wait. If all that are refused together were told the same, they would
-//! come back together, and nearly all would be refused again. So the limiter keeps a second time: the last one at which
-//! a refused request was told to come back. The next one is told a time that is an interval later. When these times are
+//! A refusal names how long to wait. If all that are refused together got the same wait, they would be retried
+//! together, and nearly all would be refused again. So the limiter keeps a second time: the last one for which it has
+//! asked a refused request to be retried. The next refusal names a time that is an interval later. When these times are
 //! [`WAIT_MS_MAX`] ahead, they begin again at the first one that the rate allows. So the waits stay spread whatever a
 //! client sends, and nothing is kept for a single request.
 //!
@@ -24,7 +24,7 @@ pub struct RateLimiters {
 pub struct RateLimiter {
     /// The theoretical arrival time.
     arrival_ns: u64,
-    /// When the request that was refused last shall come back.
+    /// When the request that was refused last is to be retried.
     retry_ns: u64,
 }
 
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(at_once(&mut limiter, rate, 1_000, 3), 3);
         let waits: Vec<_> = (0..10).map(|_| limiter.admit(rate, 1_000).unwrap_err()).collect();
         assert_eq!(waits, [500, 1_000, 1_500, 2_000, 2_500, 3_000, 3_500, 4_000, 4_500, 5_000]);
-        // All that come back in their time are admitted. Another one waits until after them.
+        // All that are retried at their time are admitted. Another one waits until after them.
         assert_eq!(limiter.admit(rate, 1_200), Err(5_300));
         for wait_ms in waits {
             assert_eq!(limiter.admit(rate, 1_000 + u64::from(wait_ms)), Ok(()));

@@ -91,7 +91,7 @@ impl Homes {
         Ok(table.open(room.clone(), policy, log, role, now_ms))
     }
 
-    /// Whether one more room may open. `fetched`: rooms that will open when their logs have come.
+    /// Whether one more room may open. `fetched`: rooms that will open when their logs have arrived.
     ///
     /// # Errors
     /// [`PushError::RoomsFull`].

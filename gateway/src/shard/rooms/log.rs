@@ -20,7 +20,7 @@ pub use name::{LogId, LogIds, LogName};
 /// Memory of a frame beyond its bytes: its entry in the queue and the allocation's header.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
-/// Bytes of one chunk, at most. It bounds what a slow connection has under way. A longer frame is a chunk of its own.
+/// Bytes of one chunk, at most. It bounds what a slow connection has under way. A longer frame is a separate chunk.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 /// Pushes of a shared log that a client may have seen and this gateway not, at most: as many as Redis keeps.
@@ -33,7 +33,7 @@ pub enum After {
     Now,
     /// Those after this offset, whatever the log's id was: a backend asks. 0: all.
     Offset(u64),
-    /// Those after an offset of a log, by its number on the wire: a client asks that comes back. Offset 0 is before the
+    /// Those after an offset of a log, by its number on the wire: a client that resumes asks for them. Offset 0 is before the
     /// log's first push.
     Position {
         /// The log's number on the wire.
@@ -173,8 +173,8 @@ impl Log {
             After::Position { offset: 0, .. } | After::Offset(0) => self.began,
             After::Position { offset, .. } | After::Offset(offset) => offset.saturating_add(1),
         };
-        // The other gateways' logs are the same, and may have pushes that have not come here yet. The client has seen them, and
-        // drops what it gets again.
+        // The other gateways' logs are the same, and may have pushes that have not arrived here yet. The client has seen them, and
+        // drops what it gets a second time.
         let ahead = wanted.saturating_sub(end);
         let is_client = matches!(after, After::Position { .. });
         if self.is_shared && is_client && (1..=AHEAD_MAX).contains(&ahead) {

@@ -1,4 +1,4 @@
-//! Memberships: how a connection joins and leaves a room, by way of the room's home, and what its client is sent about it.
+//! Memberships: how a connection joins and leaves a room, through the room's home, and what its client is sent about it.
 
 use tidegate_backend::{PushError, RoomId};
 use tidegate_protocol::proto::v1::Recovery;
@@ -122,7 +122,7 @@ impl Rooms {
         }
     }
 
-    /// What a member is told when it joins, and the offset from which on it gets pushes. A member that joins again
+    /// What a member is sent when it joins, and the offset from which on it gets pushes. A member that joins again
     /// without a position stays where it is: nothing is replayed to it.
     fn plan_join(
         &mut self,
@@ -144,7 +144,7 @@ impl Rooms {
         (Joined { name, log: Some(log.name()), head, recovery, ticket_s }, next)
     }
 
-    /// What a client is told of a room that its connection is a member of; `None`: it is no member.
+    /// What a client is sent about a room that its connection is a member of; `None`: it is no member.
     pub fn describe_membership(&mut self, slot: u32, room: &str) -> Option<Joined> {
         let index = self.table.find(&RoomId::new(room).ok()?)?;
         self.table.find_member(slot, index)?;
@@ -160,7 +160,7 @@ impl Rooms {
         self.effects.push_back(RoomEffect::Joined(slot, joined, asked_by));
     }
 
-    /// What a client is told of everybody's room that has not asked for earlier pushes.
+    /// What a client that has not asked for earlier pushes is sent about everybody's room.
     pub fn everybody(&mut self) -> Joined {
         let Room { id, log, .. } = self.table.get(EVERYBODY);
         let (name, log, head) = (id.to_string(), Some(log.name()), log.head());
@@ -168,7 +168,7 @@ impl Rooms {
     }
 
     /// Makes a new session a member of everybody's room, or moves its cursor back if it is one. Returns what
-    /// its client is told.
+    /// its client is sent.
     pub fn join_everybody(&mut self, slot: u32, after: After) -> Joined {
         let (joined, next) = self.plan_join(slot, EVERYBODY, after, 0);
         let released = self.table.get(EVERYBODY).log.released();
@@ -181,7 +181,7 @@ impl Rooms {
         joined
     }
 
-    /// At a connection's shard: it leaves a room, and first gets what was published before.
+    /// At a connection's shard: it leaves a room, and first gets the pushes that were published before.
     pub(super) fn left(
         &mut self,
         room: &RoomId,

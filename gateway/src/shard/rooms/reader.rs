@@ -28,7 +28,7 @@ pub enum UpTo {
 pub enum NextChunk {
     /// The member has everything.
     UpToDate,
-    /// The next frames; the member's cursor stands behind them.
+    /// The next frames; the member's cursor is behind them.
     Chunk {
         /// The frames.
         bytes: Bytes,

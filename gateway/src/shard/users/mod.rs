@@ -1,7 +1,7 @@
 //! Users: the part of the shard that knows where each user's sessions are.
 //!
 //! A user's home shard keeps the entry, puts two logins in order, and decides which session is closed when there
-//! are too many. Other shards tell the home when sessions open and close. This part knows no connection: it
+//! are too many. Other shards notify the home when sessions open and close. This part knows no connection: it
 //! answers with messages for the shards that own them.
 
 pub mod directory;
@@ -30,7 +30,7 @@ pub struct Users {
     session_ids: SessionIds,
     sessions_max: usize,
     effects: VecDeque<UserEffect>,
-    /// Other gateways have to learn who is here.
+    /// Other gateways have to know which users are connected here.
     is_shared: bool,
     presence_changes: VecDeque<PresenceChange>,
     counters: UserCounters,
