@@ -112,7 +112,7 @@ impl Batch {
     }
 
     /// Ends a batch. A first call that was not taken is dropped, and so answered with 101: otherwise a
-    /// handler that takes none would get it again for ever.
+    /// handler that takes none would get it again forever.
     pub(crate) fn end(&mut self) {
         drop(self.first.take());
         self.hold.release_all();

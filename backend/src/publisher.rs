@@ -207,9 +207,9 @@ pub struct Done {
     /// connection was not a member.
     ///
     /// Of several gateways: a command to a user counts the connections at this gateway, and one for each other gateway that
-    /// has the user and heard it. How many connections that one has is not known here.
+    /// has the user and received it. How many connections that one has is not known here.
     pub connections: u64,
-    /// Why a push was offered to nobody. `Some` only for a push, and only if `connections` is 0.
+    /// Why a push was offered to no connection. `Some` only for a push, and only if `connections` is 0.
     pub nobody: Option<Nobody>,
 }
 
@@ -220,7 +220,7 @@ impl Done {
         Self { connections, nobody: None }
     }
 
-    /// A push that was offered to nobody.
+    /// A push that was offered to no connection.
     #[must_use]
     pub const fn nobody(reason: Nobody) -> Self {
         Self { connections: 0, nobody: Some(reason) }

@@ -265,7 +265,7 @@ impl Verifier {
     }
 
     /// Waits until a key set at a URL was fetched, or could not be: five seconds at most. Without a set the gateway can
-    /// start all the same; it answers 104 to each token until there is one.
+    /// start nevertheless; it answers 104 to each token until there is one.
     pub fn wait_for_keys(&self, interrupted: &dyn Fn() -> bool) {
         if let Method::Jwt(Jwt { keys: Keys::Set(set), .. }) = &self.method {
             set.wait_for_first_read(interrupted);

@@ -7,7 +7,7 @@
 //!
 //! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation
 //! there, so the next run may begin up to a minute ahead of the wall clock, or ahead of where that run began.
-//! That harms nobody: clients only compare offsets. Two gateways that share the file never lower what the other
+//! That does no harm: clients only compare offsets. Two gateways that share the file never lower what the other
 //! has written.
 //!
 //! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's
@@ -145,7 +145,7 @@ impl OffsetKeeper {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWED_EVERY) {
                 file.write(RESERVED);
             }
-            // No offset is given any more.
+            // No further offset is given.
             file.write(Duration::ZERO);
         };
         let thread = thread::Builder::new().name("offset-file".into()).spawn(run)?;
@@ -216,7 +216,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create(&new)?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
-        // What is left of it helps nobody.
+        // What is left of it is of no use.
         let _ = fs::remove_file(&new);
     })?;
     durable::sync_folder(folder)

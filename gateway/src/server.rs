@@ -370,7 +370,7 @@ fn start_cluster(
         line,
         control: Arc::clone(&parts.hub) as Arc<dyn Control>,
     };
-    // Joins would wait for it for ever. The receiver is gone when the server itself was dropped.
+    // Joins would wait for it forever. The receiver is gone when the server itself was dropped.
     let on_panic = move |reason| drop(report.send((CLUSTER, Err(reason))));
     ClusterThread::start(surroundings, inbox, address.clone(), on_panic).map(Some)
 }

@@ -286,7 +286,7 @@ mod tests {
         let shards = Arc::<Shards>::default();
         let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
         pass(&mut liveness, &shards, &[0, 1], 1);
-        // The whole process was: whoever checks first finds what was asked before.
+        // The whole process was stopped: the first check finds what was asked before.
         let next = liveness.looked_at + Duration::from_secs(3600);
         liveness.look_at(next);
         assert_eq!(silent(&liveness), []);

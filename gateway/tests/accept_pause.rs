@@ -1,4 +1,4 @@
-//! How the drivers of real sockets pause accepting when descriptors run out, and go on.
+//! How the drivers of real sockets pause accepting when descriptors run out, and resume.
 //!
 //! The limit on open files is the process's, so these tests have a process of their own and run one at a
 //! time.

@@ -29,7 +29,7 @@ pub const ROOMS_MAX: usize = 128;
 /// What an app has to know of a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Pushes are missing and do not come any more: fetch the room's present state from the backend.
+    /// Pushes are missing and will not come: fetch the room's current state from the backend.
     Gap {
         /// The room's name.
         room: String,
@@ -69,7 +69,7 @@ pub enum Delivery<'a> {
         /// The room's name.
         room: &'a str,
     },
-    /// Nothing is known of its room. Hand it to the app, which can't be told of gaps. A gateway of version 1.0 sends each
+    /// Nothing is known of its room. Hand it to the app, which can't be notified of gaps. A gateway of version 1.0 sends each
     /// room push so.
     UnknownRoom,
 }
@@ -134,7 +134,7 @@ impl Membership {
         }
     }
 
-    /// The gateway describes the membership anew. Returns whether pushes are missing.
+    /// The gateway describes the membership again. Returns whether pushes are missing.
     fn update(&mut self, room: &v1::Room) -> bool {
         let was_attached = self.number != 0;
         let same_log = self.log == room.log && self.cursor.seen <= room.head;
@@ -224,7 +224,7 @@ impl Memberships {
         });
     }
 
-    /// The connection is lost: room numbers mean nothing any more.
+    /// The connection is lost: room numbers are no longer valid.
     pub fn disconnected(&mut self) {
         for membership in &mut self.rooms {
             membership.number = 0;
@@ -257,7 +257,7 @@ impl Memberships {
             known.map(|index| self.rooms.remove(index));
             return Some(Change::Refused { room: name() });
         }
-        // Numbers are given anew when rooms are left.
+        // Numbers are reused when rooms are left.
         for membership in &mut self.rooms {
             if membership.number == room.number && membership.name != room.name {
                 membership.number = 0;
@@ -276,12 +276,12 @@ impl Memberships {
         is_gap.then(|| Change::Gap { room: name() })
     }
 
-    /// The session is no member of a room any more.
+    /// The session is no longer a member of a room.
     pub fn left(&mut self, room: &str) {
         self.rooms.retain(|membership| membership.name != room);
     }
 
-    /// A push has come. Call it once for each, in order, when the push goes to the app: its position counts as seen.
+    /// A push has arrived. Call it once for each, in order, when the push goes to the app: its position counts as seen.
     pub fn pushed(&mut self, number: u32, offset: u64) -> Delivery<'_> {
         if number == 0 {
             return if offset == 0 { Delivery::ToUser } else { Delivery::UnknownRoom };

@@ -114,7 +114,7 @@ pub fn put_push(out: &mut impl BufMut, kind: i32, biz_data: &[u8], offset: u64, 
         .encode_frame(out);
 }
 
-/// Writes a notice: the session has become a member of a room, or is none any more.
+/// Writes a notice: the session has become a member of a room, or no longer is one.
 pub fn put_notice(out: &mut impl BufMut, notice: &v1::Notice) {
     Response { kind: NOTICE, status: SUCCESS, ..Response::default() }
         .encode_frame_around(notice, out);

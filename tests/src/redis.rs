@@ -239,7 +239,7 @@ impl Redis {
         self.process.signal(Signal::STOP);
     }
 
-    /// Lets it go on after [`Redis::pause`].
+    /// Lets it continue after [`Redis::pause`].
     pub fn resume(&self) {
         self.process.signal(Signal::CONT);
     }

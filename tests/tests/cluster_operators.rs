@@ -148,7 +148,7 @@ fn redis_that_is_away_is_reported_while_clients_are_served() {
     });
 }
 
-/// Clients that come back at the gateway with the fewest of them, as behind a load balancer that prefers it.
+/// Clients that reconnect to the gateway with the fewest of them, as behind a load balancer that prefers it.
 struct Crowd<'a> {
     gateways: [&'a Gateway; 3],
     /// Each client, and where it is.
@@ -239,7 +239,7 @@ fn without_redis_an_operator_says_how_many_clients_go() {
     let (status, said, log) = gateway.tide(&[&order[..], &["--count", "4"]].concat(), "");
     assert!(status.success() && said.contains("sends 4 clients away"), "{said} {log}");
     gateway.operator().wait_for_total("sessions", 6);
-    until("four were told", || {
+    until("four were sent away", || {
         (phones.iter().filter(|phone| phone.has_arrived()).count() == 4).then_some(())
     });
     for phone in &mut phones {

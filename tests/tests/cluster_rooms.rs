@@ -241,7 +241,7 @@ fn redis_stopped_and_killed_loses_no_push_that_it_kept() {
     }
     redis.pause();
     gateways.iter().for_each(|gateway| wait_for_redis(gateway, false));
-    // Clients stay, and embedded routes go on.
+    // Clients stay, and embedded routes still work.
     phones.iter_mut().for_each(|phone| drop(phone.ask(demo::ECHO, b"still here").unwrap()));
     // New clients come in, and into new rooms.
     let mut late = gateways[0].login(9);
@@ -268,26 +268,26 @@ fn redis_stopped_and_killed_loses_no_push_that_it_kept() {
             [numbered(0..10), vec!["waited".into(), "last".into()]].concat()
         );
     }
-    // The room that was opened alone has become the shared one: its member was told.
-    let mut told = Vec::new();
-    while !told.contains(&"*".to_owned()) || !told.contains(&alone.name) {
+    // The room that was opened alone has become the shared one: its member was notified.
+    let mut notified = Vec::new();
+    while !notified.contains(&"*".to_owned()) || !notified.contains(&alone.name) {
         let room = late.joined();
         assert_eq!(room.recovery(), Recovery::Gap);
         assert_ne!(room.log, alone.log);
-        told.push(room.name);
+        notified.push(room.name);
     }
 }
 
-/// What a client that keeps its place knows of a room: it comes back wherever a gateway is.
+/// What a client that keeps its place knows of a room: it reconnects to any gateway.
 struct Follower {
     user: u64,
     phone: Phone,
     room: Room,
     offset: u64,
-    /// The numbers that it has seen, and at which of them it was told of a gap.
+    /// The numbers that it has seen, and at which of them it got a gap notice.
     seen: Vec<u64>,
     gaps: Vec<usize>,
-    came_back: usize,
+    reconnects: usize,
     /// Pushes that were read on this connection, and notices that were not.
     pushes: usize,
     notices: VecDeque<Notice>,
@@ -299,10 +299,10 @@ impl Follower {
         let room = join(&mut phone, "show");
         let offset = room.head;
         let (seen, gaps, notices) = Default::default();
-        Self { user, phone, room, offset, seen, gaps, came_back: 0, pushes: 0, notices }
+        Self { user, phone, room, offset, seen, gaps, reconnects: 0, pushes: 0, notices }
     }
 
-    fn told(&mut self, room: &Room) {
+    fn update_room(&mut self, room: &Room) {
         if room.recovery() == Recovery::Gap {
             self.gaps.push(self.seen.len());
         }
@@ -314,11 +314,11 @@ impl Follower {
         self.room = Room { ticket, ..room.clone() };
     }
 
-    /// Reads until a push carries `last`, and comes back at a gateway of `gateways` whenever its own is gone.
+    /// Reads until a push carries `last`, and reconnects to a gateway of `gateways` whenever its own is gone.
     fn follow(&mut self, last: u64, gateways: &[std::net::SocketAddr]) {
         while self.seen.last() != Some(&last) {
             let Some(event) = self.phone.next() else {
-                self.come_back(gateways);
+                self.reconnect(gateways);
                 continue;
             };
             self.pushes += usize::from(matches!(event, Event::Push { .. }));
@@ -329,7 +329,7 @@ impl Follower {
                 if let What::Joined(room) = notice.what
                     && room.name == "show"
                 {
-                    self.told(&room);
+                    self.update_room(&room);
                 }
             }
             if let Event::Push { room, offset, biz_data, .. } = event
@@ -342,10 +342,10 @@ impl Follower {
         }
     }
 
-    fn come_back(&mut self, gateways: &[std::net::SocketAddr]) {
-        self.came_back += 1;
+    fn reconnect(&mut self, gateways: &[std::net::SocketAddr]) {
+        self.reconnects += 1;
         (self.pushes, self.notices) = Default::default();
-        let mut next = usize::try_from(self.user).unwrap() + self.came_back;
+        let mut next = usize::try_from(self.user).unwrap() + self.reconnects;
         let positions = [position(&self.room, self.offset)];
         let session = until("a gateway takes the client", || {
             next += 1;
@@ -355,16 +355,16 @@ impl Follower {
         });
         let room = session.rooms.iter().find(|room| room.name == "show").unwrap().clone();
         assert_ne!(room.recovery(), Recovery::Refused);
-        self.told(&room);
+        self.update_room(&room);
     }
 
-    /// Nothing came twice or out of order. What is missing was told: there is a gap verdict where it is missing.
+    /// Nothing came twice or out of order. Wherever pushes are missing, there was a gap verdict.
     fn check(&self, survived: &HashMap<u64, bool>) {
         for (index, pair) in self.seen.windows(2).enumerate() {
             assert!(pair[0] < pair[1], "user {}: {pair:?} at {index}", self.user);
             let lost: Vec<_> = (pair[0] + 1..pair[1]).filter(|n| survived[n]).collect();
-            let told = self.gaps.contains(&(index + 1));
-            assert!(lost.is_empty(), "user {}: lost {lost:?}, told: {told}", self.user);
+            let reported = self.gaps.contains(&(index + 1));
+            assert!(lost.is_empty(), "user {}: lost {lost:?}, reported: {reported}", self.user);
         }
     }
 }
@@ -428,17 +428,17 @@ fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
         .collect();
     let lost = kept.values().filter(|kept| !**kept).count();
     assert!(lost < 3_000, "the replicas had nothing");
-    let mut came_back = 0;
+    let mut reconnects = 0;
     for follower in followers {
         let follower = follower.join().unwrap();
         follower.check(&kept);
-        came_back += follower.came_back;
+        reconnects += follower.reconnects;
         assert!(
             !follower.gaps.is_empty(),
             "a failover may have lost pushes, and nobody can say which"
         );
     }
-    assert!(came_back >= 10, "the clients of the killed gateway: {came_back}");
+    assert!(reconnects >= 10, "the clients of the killed gateway: {reconnects}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn start(setup: Setup) -> Gateway {
     gateway
 }
 
-/// Waits until the gateway hears all revocations.
+/// Waits until the gateway receives all revocations.
 fn wait_for_revocations(gateway: &Gateway) {
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_token_partitions_heard", "", |heard| heard == 128.0);
@@ -46,7 +46,7 @@ fn issue(redis: &Redis, user_id: u64, token: &str) {
     redis.ok(&["-c", "SET", &token_key(user_id, token), "1", "EX", "86400"]);
 }
 
-/// Returns how many gateways heard it.
+/// Returns how many gateways received it.
 fn revoke(redis: &Redis, user_id: u64, digest: &str) -> String {
     let (key, user_id) = (partition_key(user_id), user_id.to_string());
     let answer = redis.cli(&["-c", "FCALL", "tidegate_revoke", "1", &key, &user_id, digest]);
@@ -224,7 +224,7 @@ fn a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again() 
     redis.pause();
     gateway.operator().wait_for_metric("tidegate_redis_tokens_up", "", |up| up == 0.0);
     redis.resume();
-    // Nobody hears this, whether the connection is there or not.
+    // No gateway receives this, whether the connection is there or not.
     assert_eq!(redis.cli(&["DEL", &token_key(7, "a")]), "1");
     missed.goodbye(Code::Kicked);
     others.iter_mut().for_each(Phone::assert_is_served);
@@ -268,9 +268,9 @@ fn many_logins_take_few_commands() {
     }
     redis.resume();
     for (phone, &user_id) in phones.iter_mut().zip(&users) {
-        // On a machine that is too slow for the above, it was told to come back.
+        // On a machine that is too slow for the above, it was answered with 104.
         if phone.ask(demo::ECHO, b"in?").is_err() {
-            until("it comes back", || phone.try_login(user_id, "a").ok());
+            until("its retry succeeds", || phone.try_login(user_id, "a").ok());
         }
     }
     let calls = function_calls(&redis) - calls_before;

@@ -66,7 +66,7 @@ fn a_push_goes_to_the_gateways_that_hold_the_user_and_to_no_other() {
     let operators = gateways.each_ref().map(Gateway::operator);
     let mut phone = gateways[1].login(7);
     wait_until_online(&redis, 7);
-    // One connection at this gateway counts as one, and another gateway that hears it counts as one.
+    // One connection at this gateway counts as one, and another gateway that receives it counts as one.
     assert_eq!(operators[0].push_user(7, 5, b"to another gateway"), 1);
     assert_eq!(phone.push().biz_data, "to another gateway");
     let mut here = [gateways[0].login(7), gateways[0].login(7)];

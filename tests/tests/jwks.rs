@@ -79,7 +79,7 @@ impl KeyServer {
         format!("http://127.0.0.1:{}/jwks.json", self.port)
     }
 
-    /// How many requests for the set have come.
+    /// How many requests for the set have arrived.
     fn requests(&self) -> usize {
         self.process.stderr.so_far().matches("GET /jwks.json").count()
     }

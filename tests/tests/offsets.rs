@@ -1,4 +1,4 @@
-//! The offset file: offsets of pushes go on above those of earlier runs, whatever the wall clock says.
+//! The offset file: offsets of pushes continue above those of earlier runs, whatever the wall clock says.
 //!
 //! A test can't set the wall clock back. A file that is an hour ahead has the same effect.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

@@ -63,7 +63,7 @@ fn an_expired_push_is_not_replayed_and_is_a_gap_for_a_client_that_resumes() {
     operator.push_room("quiz", QUESTION, b"b");
     assert_eq!(operator.post("/push/rooms/quiz?type=50&ttl_ms=1", &[7; 5000]).0, 200);
     operator.push_room("quiz", QUESTION, b"c");
-    until("the log has not the long push any more", || {
+    until("the log no longer has the long push", || {
         (operator.json("/rooms/quiz")["log_bytes"].as_u64() < Some(5000)).then_some(())
     });
     let name = room.name.clone();

@@ -108,7 +108,7 @@ fn a_member_that_resumes_gets_each_missed_push_once_and_then_the_new_ones() {
         drop(phone);
         let missed: Vec<_> = (0..20).map(|n| format!("missed {n}")).collect();
         missed.iter().for_each(|text| talker.say(&room, text));
-        // It resumes while pushes go on.
+        // It resumes while pushes continue.
         let newer: Vec<_> = (0..200).map(|n| format!("new {n}")).collect();
         let says: Vec<_> = newer.iter().map(|text| (demo::SAY, said(&room, text))).collect();
         let mut phone = gateway.login(7);

@@ -1,7 +1,7 @@
 //! The operators' HTTP of a gateway. Every request with the operators' token goes through here, and [`Operator::admitted`]
 //! decides whether the token is sent.
 //!
-//! Who has the token can push to every client, and HTTP sends it in clear text to whatever listens. So it is sent only
+//! Whoever has the token can push to every client, and HTTP sends it in clear text to any process that listens. So it is sent only
 //! where two things hold:
 //!
 //! 1. The listener is on this machine, and its socket belongs to root, to the calling user or to the owner of the token's
@@ -168,7 +168,7 @@ impl Operator {
         }
     }
 
-    /// Ensures that what listens at an address of this machine belongs to a user who may have the token.
+    /// Ensures that what listens at an address of this machine belongs to a user that may have the token.
     fn demand_owner(&self, address: SocketAddr, file_owner: u32) -> Result<()> {
         let accept = "accept that with --trust-listener";
         let owners = listeners::owners_at(&Files::system(), address).with_context(|| {

@@ -25,7 +25,7 @@ use crate::handler::Call;
 use crate::histogram::Durations;
 
 /// Slots for groups that are kept when the queue is empty: some 2 MiB. More are freed, so that a burst does not
-/// occupy memory for ever.
+/// occupy memory forever.
 const KEPT_GROUPS: usize = 16 * 1024;
 
 /// Emptied buffers of groups that are kept for groups to come: some 1.3 MiB.
@@ -460,7 +460,7 @@ fn micros(time: Duration) -> u64 {
     time.as_secs() * 1_000_000 + u64::from(time.subsec_micros())
 }
 
-/// Mixes a session's number. The gateway chooses these numbers, so nobody can make them collide on purpose.
+/// Mixes a session's number. The gateway chooses these numbers, so clients can't make them collide on purpose.
 #[derive(Debug, Default)]
 struct SessionHasher(u64);
 

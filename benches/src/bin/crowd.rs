@@ -51,7 +51,7 @@ struct Args {
     /// Rooms to join, separated by commas. Pushes of the first one are numbered.
     #[arg(long, value_delimiter = ',', default_value = "show")]
     rooms: Vec<String>,
-    /// A client comes back within this time, at random, in milliseconds.
+    /// A client reconnects within this time, at random, in milliseconds.
     #[arg(long, default_value_t = 500)]
     spread_ms: u64,
 }
@@ -273,7 +273,7 @@ impl Crowd {
         }
     }
 
-    /// The connection is gone: it comes back at the next gateway.
+    /// The connection is gone: it reconnects to the next gateway.
     fn lose(&mut self, index: usize) {
         let one = &mut self.all[index];
         one.stream = None;

@@ -49,7 +49,7 @@ pub(super) struct RebalanceInfo {
 /// The answer to an order.
 #[derive(Serialize)]
 pub(super) struct Ordered {
-    /// Whether nobody is sent away.
+    /// Whether it only computes, and sends no client away.
     dry_run: bool,
     /// Clients to send away.
     count: u64,

@@ -47,7 +47,7 @@ struct Fake {
     /// Answers that never come.
     stalled: Mutex<Option<Vec<oneshot::Sender<CommandOutcome>>>>,
     commands: Mutex<Vec<Command>>,
-    /// Shares of a rebalance, which nobody works on.
+    /// Shares of a rebalance, which no shard works on.
     shares: Mutex<Vec<Share>>,
     /// A look-up of the room "blocks": whether it has begun, and whether it may continue.
     blocked: Mutex<(bool, bool)>,

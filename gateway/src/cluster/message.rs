@@ -18,7 +18,7 @@ use crate::shard::tokens::TokenPage;
 pub enum ToCluster {
     /// This gateway needs a room's log: fetch it, and pass on what is published from then on. `home`: the shard.
     Follow { room: RoomId, home: u16 },
-    /// No shard needs the room any more.
+    /// No shard needs the room now.
     Unfollow { room: RoomId },
     /// The room has got a member, and had none.
     FirstMember { room: RoomId },

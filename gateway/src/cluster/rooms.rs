@@ -3,8 +3,8 @@
 //! A room is followed while a shard of this gateway is its home. Following it takes two steps: subscribe to its channel,
 //! then *open* it, which returns what the log holds. From then on pushes come through the channel. Each
 //! confirmation of a subscription opens the room again, whatever the reason: a new connection, a failover, a slot that
-//! has moved. So a push that was published while there was no subscription is fetched. A push with a later offset than the next
-//! one also opens the room again, and a few rooms are opened again each second in any case.
+//! has moved. So a push that was published while there was no subscription is fetched. A push with a later offset
+//! than the next one also opens the room again, and a few rooms are opened again each second in any case.
 //!
 //! A room has at most one request under way, and a bounded number of rooms have one, so that a return of Redis is no
 //! stampede. What a shard is given is never renumbered: its next push is the next of the log. Otherwise the shard is
@@ -236,7 +236,7 @@ impl Rooms {
         self.start_queued();
     }
 
-    /// No shard needs it any more.
+    /// No shard needs it now.
     pub fn unfollow(&mut self, room: &RoomId) {
         let Some(ended) = self.rooms.remove(room) else { return };
         self.under_way -= usize::from(ended.phase.is_under_way());
@@ -552,7 +552,7 @@ impl Rooms {
     fn open_alone(&mut self, now_ms: u64) {
         while let Some(room) = next_due(&mut self.waited_for, now_ms) {
             let Some(followed) = self.rooms.get_mut(&room) else { continue };
-            // It may have been followed anew since.
+            // It may have been followed again since.
             if followed.known.is_none() && followed.since_ms + PATIENCE_MS <= now_ms {
                 followed.known = Some(Known { log: None, end: u64::MAX });
                 self.counters.opened_alone += 1;

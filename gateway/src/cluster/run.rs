@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// Messages of shards that are taken at once, at most.
 const MESSAGES_MAX: usize = 1024;
 
-/// How long the end of the thread waits until Redis knows that nobody is here any more.
+/// How long the end of the thread waits until Redis knows that this gateway has no users left.
 const STOP_WAIT: Duration = Duration::from_secs(1);
 
 /// The epoch of no connection.
@@ -250,7 +250,7 @@ impl Runner {
         }
     }
 
-    /// Whether the thread ends now. The shards have ended when it is stopped, so nobody is here. Redis should know that:
+    /// Whether the thread ends now. The shards have ended when it is stopped, so no user is connected. Redis should know that:
     /// otherwise the users count as online until another gateway has swept.
     fn has_ended(&self) -> bool {
         self.stop_at.is_some_and(|stop_at| self.users.is_settled() || stop_at <= Instant::now())
@@ -474,7 +474,7 @@ impl Runner {
         }
     }
 
-    /// The connection can't be used any more.
+    /// The connection is no longer usable.
     fn lose(&mut self, concern: Concern, reason: &dyn std::fmt::Display) {
         if !self.links.get_mut(concern).lose(reason, Instant::now()) {
             return;

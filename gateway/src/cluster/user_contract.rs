@@ -147,7 +147,7 @@ pub fn read_arrived(answer: &Value) -> Option<Vec<(u64, u64)>> {
     users.iter().map(pair).collect()
 }
 
-/// Users have no session at this gateway any more.
+/// Users who no longer have a session at this gateway.
 #[must_use]
 pub fn depart(
     partition: u8,

@@ -20,7 +20,7 @@
 //! | Is a connection read from? | [`Driver::pause_receive`], [`Driver::resume_receive`] | how much in one poll |
 //! | Is a connection closed? | [`Driver::close`] | only where it is dead |
 //!
-//! With io_uring an accept may complete when the core has no budget any more: `uring/accept.rs` says what
+//! With io_uring an accept may complete when the core no longer has a budget: `uring/accept.rs` says what
 //! then becomes of the connection.
 //!
 //! # The contract
@@ -127,7 +127,7 @@ pub enum Event<'a> {
     },
     /// Connections can be accepted again. One pause may have taken several tries.
     AcceptResumed,
-    /// The listening socket is closed, after [`Driver::stop_listening`]. No connection is accepted any more.
+    /// The listening socket is closed, after [`Driver::stop_listening`]. No further connection is accepted.
     ListeningStopped {
         /// Connections that still waited to be accepted. The kernel resets them.
         reset: u32,

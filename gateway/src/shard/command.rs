@@ -120,14 +120,14 @@ pub struct CommandPermit {
     watch: Mutex<Option<Box<Watch>>>,
 }
 
-/// The command is not a push: it has no reason to reach nobody.
+/// The command is not a push: there is no reason to record.
 const NOT_A_PUSH: u8 = 0;
 
-/// The reasons for which a push reaches nobody.
+/// The reasons for which a push reaches no connection.
 const REASONS: [Option<Nobody>; 4] =
     [None, Some(Nobody::NoConnection), Some(Nobody::NoMembers), Some(Nobody::Expired)];
 
-/// The outcome that somebody waits for.
+/// The outcome that a caller waits for.
 #[derive(Default)]
 struct Watch {
     /// The outcome, if it is not the count of connections: the first refusal, or the outcome of the push

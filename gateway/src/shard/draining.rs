@@ -138,7 +138,7 @@ impl Draining {
     }
 
     /// How long a client should wait before it reconnects: up to twice what is configured, spread by
-    /// slot, so that clients do not all come back at once.
+    /// slot, so that clients do not all reconnect at once.
     #[must_use]
     pub fn retry_after_ms(&self, slot: u32) -> u32 {
         let spread = u64::from(slot.wrapping_mul(0x9e37_79b9) >> 22);

@@ -56,7 +56,7 @@ pub enum Message {
         /// Takes the answer.
         reply: oneshot::Sender<ShardInfo>,
     },
-    /// Send so many clients to other gateways.
+    /// Send this number of clients to other gateways.
     SendAway(Share),
     /// Close all connections gracefully, and end.
     Drain,
@@ -76,7 +76,7 @@ impl Message {
         match self {
             Self::User(message) => message.refuse(),
             Self::Room(message) => message.refuse(),
-            // Their shard has no connection left, or nobody needs to know.
+            // Their shard has no connection left, or no caller needs to know.
             Self::Session(_)
             | Self::Token(_)
             | Self::Answer(_)

@@ -78,7 +78,7 @@ pub enum WaitingFrame {
 enum Outcome {
     /// Its home has not answered.
     Waiting(RoomId),
-    /// What its home has answered; or nobody was asked.
+    /// What its home has answered; or no home was asked.
     Known(Joined),
 }
 

@@ -126,13 +126,18 @@ fn a_client_resumes_its_rooms_and_gets_what_it_missed_in_one_round_trip() {
     positions.push(position(&everybody, seen_of_everybody));
     let phone = resume(&mut world, 1, 7, &positions);
     assert_eq!(phone.received[0].kind, AUTHENTICATE, "nothing comes before the session");
-    let told = phone.session().rooms;
-    let names: Vec<&str> = told.iter().map(|room| room.name.as_str()).collect();
+    let resumed = phone.session().rooms;
+    let names: Vec<&str> = resumed.iter().map(|room| room.name.as_str()).collect();
     assert_eq!(names, ["*", "a", "b", "c", "d"]);
-    for (told, &seen) in told.iter().zip([seen_of_everybody].iter().chain(&seen)) {
-        assert_eq!((told.recovery(), told.head), (Recovery::Complete, seen + 3), "{}", told.name);
-        assert_eq!(offsets(&phone, told), [seen + 1, seen + 2, seen + 3], "{}", told.name);
-        assert_eq!(told.ticket.is_empty(), told.name == "*");
+    for (resumed, &seen) in resumed.iter().zip([seen_of_everybody].iter().chain(&seen)) {
+        assert_eq!(
+            (resumed.recovery(), resumed.head),
+            (Recovery::Complete, seen + 3),
+            "{}",
+            resumed.name
+        );
+        assert_eq!(offsets(&phone, resumed), [seen + 1, seen + 2, seen + 3], "{}", resumed.name);
+        assert_eq!(resumed.ticket.is_empty(), resumed.name == "*");
     }
     assert_eq!(world.count(|stats| stats.calls), calls, "no backend is asked");
     assert_eq!(world.count(|stats| stats.resumes), 1);
@@ -161,13 +166,13 @@ fn what_is_lost_is_said_at_once() {
         world.pass(Duration::from_secs(1));
     }
     let phone = resume(&mut world, 0, 7, &positions);
-    let told = phone.session().rooms;
-    assert_eq!((told[1].recovery(), told[1].log), (Recovery::Gap, trimmed.log));
-    let left = offsets(&phone, &told[1]);
-    assert_eq!(left.last(), Some(&told[1].head), "what the log still holds follows");
+    let resumed = phone.session().rooms;
+    assert_eq!((resumed[1].recovery(), resumed[1].log), (Recovery::Gap, trimmed.log));
+    let left = offsets(&phone, &resumed[1]);
+    assert_eq!(left.last(), Some(&resumed[1].head), "what the log still holds follows");
     assert!(left[0] > positions[0].offset + 1);
-    assert_eq!((told[2].recovery(), told[2].head), (Recovery::Gap, 0));
-    assert_ne!(told[2].log, closed.log, "the room was closed: its log has begun anew");
+    assert_eq!((resumed[2].recovery(), resumed[2].head), (Recovery::Gap, 0));
+    assert_ne!(resumed[2].log, closed.log, "the room was closed: a new log has begun");
 }
 
 #[test]
@@ -185,8 +190,8 @@ fn a_ticket_holds_for_its_user_its_room_and_its_time_alone() {
     assert!(vip.ticket.is_empty(), "only a backend lets someone in");
     let refusals = |world: &mut World, user_id, positions: &[Position]| {
         let phone = resume(world, 0, user_id, positions);
-        let told = phone.session().rooms.into_iter().skip(1);
-        told.map(|room| room.recovery() == Recovery::Refused).collect::<Vec<_>>()
+        let resumed = phone.session().rooms.into_iter().skip(1);
+        resumed.map(|room| room.recovery() == Recovery::Refused).collect::<Vec<_>>()
     };
     let good = position(&open, 0);
     let for_vip = Position { room: "vip-1".into(), ..good.clone() };
@@ -217,8 +222,8 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
     world.turns(4);
     let positions = [position(&a, 0), position(&a, 0), position(&b, 0), position(&c, 0)];
     let phone = resume(&mut world, 0, 7, &positions);
-    let told = phone.session().rooms;
-    let outcomes: Vec<_> = told.iter().map(|room| (&room.name[..], room.recovery())).collect();
+    let resumed = phone.session().rooms;
+    let outcomes: Vec<_> = resumed.iter().map(|room| (&room.name[..], room.recovery())).collect();
     let (complete, refused) = (Recovery::Complete, Recovery::Refused);
     assert_eq!(
         outcomes,
@@ -247,9 +252,9 @@ fn what_is_pushed_while_a_client_resumes_follows_its_session() {
         world.turns(10);
         phone.read(&mut world);
         assert_eq!(phone.received[0].kind, AUTHENTICATE, "nothing comes before the session");
-        for told in &phone.session().rooms[1..] {
-            let got = offsets(&phone, told);
-            assert_eq!(told.recovery(), Recovery::Complete);
+        for resumed in &phone.session().rooms[1..] {
+            let got = offsets(&phone, resumed);
+            assert_eq!(resumed.recovery(), Recovery::Complete);
             assert!(got.is_sorted_by(|one, next| one + 1 == *next), "{got:?}");
             assert!(got.len() >= pushed, "{} of {pushed}", got.len());
         }
@@ -274,9 +279,9 @@ fn a_client_with_a_session_can_name_rooms_too() {
     world.turns(6);
     phone.read(&mut world);
     assert_eq!((phone.received[0].kind, phone.received[0].sequence), (AUTHENTICATE, 9));
-    let told = &phone.session().rooms[1];
-    assert_eq!(told.recovery(), Recovery::Complete);
-    assert_eq!(offsets(&phone, told).len(), 1);
+    let resumed = &phone.session().rooms[1];
+    assert_eq!(resumed.recovery(), Recovery::Complete);
+    assert_eq!(offsets(&phone, resumed).len(), 1);
 }
 
 #[test]
@@ -292,14 +297,14 @@ fn a_client_may_name_a_room_that_it_is_in_with_a_good_ticket_or_a_bad_one() {
         world.turns(6);
         phone.read(&mut world);
         assert_eq!(phone.received.last().map(|answer| answer.sequence), Some(sequence));
-        let told = phone.session().rooms;
-        assert_eq!((told.len(), told[1].recovery()), (2, Recovery::NotAsked));
-        assert_eq!(told[1].number, room.number);
+        let resumed = phone.session().rooms;
+        assert_eq!((resumed.len(), resumed[1].recovery()), (2, Recovery::NotAsked));
+        assert_eq!(resumed[1].number, room.number);
     }
     world.push_user(7, QUESTION, b"to you");
     world.turns(4);
     phone.read(&mut world);
-    assert_eq!(phone.count(QUESTION), 1, "nothing waits any more");
+    assert_eq!(phone.count(QUESTION), 1, "nothing waits now");
 }
 
 #[test]
@@ -363,7 +368,7 @@ fn an_expelled_user_is_out_until_a_backend_lets_it_in() {
         };
         assert_eq!(recovery(&mut world, 7, &joined[0]), Recovery::Refused);
         assert_eq!(recovery(&mut world, 8, &of_other), Recovery::Complete);
-        // With the ticket of a later membership it may come back.
+        // With the ticket of a later membership it may rejoin.
         world.advance(Duration::from_secs(2));
         let again = join(&mut world, &mut phones[1], room);
         assert_eq!(recovery(&mut world, 7, &again), Recovery::Complete);

@@ -32,7 +32,7 @@ fn requests_that_are_refused_together_are_served_when_retried_after_their_hints(
     let waits = waits(&phone, Code::RateLimited);
     let expected: Vec<_> = (4..=13).zip((1..=10).map(|interval| 500 * interval)).collect();
     assert_eq!(waits, expected);
-    // Each comes back when it was told to, and is served.
+    // Each is retried after its wait, and is served.
     phone.received.clear();
     for (sequence, _) in waits {
         world.pass(Duration::from_millis(500));

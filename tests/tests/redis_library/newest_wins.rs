@@ -164,7 +164,7 @@ fn race(rng: &mut Rng, connection: &mut Connection, gateways: &mut [Gateway]) ->
             }
         }
     }
-    // At last everybody logs in, and then hears what the others did.
+    // At last every gateway logs its user in, and then receives what the others did.
     let mut newest = 0;
     rng.shuffle(gateways);
     for gateway in gateways.iter_mut() {

@@ -1,4 +1,4 @@
-//! Users: who is where, pushes to them, and who went offline.
+//! Users: their presence, pushes to them, and offline events.
 
 use redis::{Connection, Value};
 use tidegate_tests::{RedisSetup, until};
@@ -99,7 +99,7 @@ fn a_push_to_a_user_carries_its_expiry() {
     let (redis, mut connection) = server();
     arrive(&mut connection, "a", "0", "7");
     let mut channel = Subscriber::new(&redis, &format!("{USERS}:a"));
-    // The gateway is not alive yet or late, but it hears.
+    // The gateway is not alive yet or late, but it receives.
     let push: (u64, u64) =
         call(&mut connection, "push_user", USERS, &["7", "5", "x", "", "5000"]).unwrap();
     assert_eq!(push, (1, 1));
@@ -131,7 +131,7 @@ fn a_user_who_left_is_due_after_the_grace_time_until_the_event_is_written() {
     depart(&mut connection, "0", stamp);
     let first = due(&mut connection);
     assert_eq!(first[0].0, "7");
-    // A gateway that dies before it has told loses nothing. A repeated departure changes nothing.
+    // A gateway that dies before it has written the event loses nothing. A repeated departure changes nothing.
     depart(&mut connection, "60000", stamp);
     assert_eq!(due(&mut connection), first);
     // The user reconnects and leaves again: that needs a separate event.

@@ -13,7 +13,7 @@ use crate::{count, duration};
 
 /// Loads a gateway and measures it.
 ///
-/// Every byte that comes back is verified. Memory alone limits the connections of one process: beyond the
+/// Every byte of an answer is verified. Memory alone limits the connections of one process: beyond the
 /// limit of open files they are split over threads, each with its own descriptor table.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {

@@ -44,7 +44,7 @@ struct Lane {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
-    /// No answer has come.
+    /// No answer has arrived.
     #[default]
     Authenticate,
     /// The answer to the heartbeat is missing.

@@ -31,7 +31,7 @@ impl Link {
     /// Connects, and starts the thread that reads.
     ///
     /// # Errors
-    /// The address can't be resolved, or nobody accepts there in time.
+    /// The address can't be resolved, or no server accepts there in time.
     pub(super) fn open(
         id: LinkId,
         address: &str,

@@ -121,7 +121,7 @@ impl Plan {
         self.resolved.shards * self.connections_per_shard().div_ceil(fill)
     }
 
-    /// Plain descriptors of a process with so many rings.
+    /// Plain descriptors of a process with this number of rings.
     pub(super) const fn plain_files(&self, rings: u64) -> u64 {
         capacity::reserved_descriptors(self.resolved.shards) + rings
     }

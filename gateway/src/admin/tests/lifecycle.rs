@@ -79,7 +79,7 @@ fn shutdown_ends_idle_connections_and_requests_under_way() {
     let mut rest = String::new();
     idle.read_to_string(&mut rest).unwrap();
     assert!(rest.ends_with("\"connections\":[]}"), "{rest}");
-    assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).is_err(), "the server no longer listens");
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn all_other_paths_need_the_token() {
         }
     }
     assert_eq!(test.fake.received(), []);
-    // A path that is not there is nobody's secret.
+    // That a path does not exist is no secret.
     assert!(test.ask_as(None, "GET", "/nothing", b"").error(404).contains("/nothing"));
     let lower = format!(
         "GET /stats HTTP/1.1\r\nConnection: close\r\nHost: x\r\nauthorization: bearer {}\r\n\r\n",

@@ -96,7 +96,7 @@ impl LiveKeySet {
         self.0.set.load()
     }
 
-    /// A token has named an unknown key: the set shall be read soon. It costs a load if it was asked before.
+    /// A token has named an unknown key: the set is to be read soon. It costs a load if it was asked before.
     pub(crate) fn request_refresh(&self) {
         let wanted = &self.0.is_wanted;
         if !wanted.load(Ordering::Relaxed) && !wanted.swap(true, Ordering::AcqRel) {

@@ -67,7 +67,7 @@ struct Peer {
     closed: bool,
     /// The peer has closed its end, and reads no more.
     gone: bool,
-    /// The connection was reset: it carries no bytes any more.
+    /// The connection was reset: it no longer carries bytes.
     reset: bool,
 }
 

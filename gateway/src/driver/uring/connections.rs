@@ -65,7 +65,7 @@ impl Connections {
         }
     }
 
-    /// A new poll: each connection has its share of bytes anew.
+    /// A new poll: each connection has its full share of bytes again.
     pub(super) fn begin_poll(&mut self) {
         self.poll = (self.poll + 1) % POLLS;
     }
@@ -104,7 +104,7 @@ impl Connections {
         self.cold.entry(conn.slot).or_default()
     }
 
-    /// Frees the cold state of a connection that needs none any more.
+    /// Frees the cold state of a connection that no longer needs one.
     pub(super) fn drop_cold_if_empty(&mut self, conn: ConnId) {
         if self.cold.get(&conn.slot).is_some_and(|cold| !cold.is_needed()) {
             self.cold.remove(&conn.slot);

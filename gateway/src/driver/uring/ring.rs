@@ -28,7 +28,7 @@ const SUBMISSIONS: u32 = 256;
 /// each.
 const COMPLETIONS: u32 = 4096;
 
-/// Accepts in flight at most: of very many new connections, one system call takes so many in.
+/// Accepts in flight at most: one system call accepts up to this number of new connections.
 pub(super) const ACCEPTS_MAX: u16 = 32;
 
 /// How often in a row the kernel may complete nothing though it had work: it does some twenty pieces of work

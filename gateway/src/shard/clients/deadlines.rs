@@ -155,7 +155,7 @@ mod tests {
 
     const SLOT: u32 = 3;
 
-    /// A clock that a shard which is never away has come to.
+    /// The time that the clock of a shard without interruptions has reached.
     fn clock_at(ms: u64) -> Clock {
         let started = Instant::now();
         let mut clock = Clock::new(started, WallClock::new(|| Duration::from_secs(1_700_000_000)));

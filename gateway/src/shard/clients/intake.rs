@@ -96,7 +96,7 @@ impl Intake {
     /// A frame was read: a sign of life, and a request as far as the rate is concerned.
     ///
     /// # Errors
-    /// It came too early: the milliseconds that it shall wait, at least 1.
+    /// It came too early: the milliseconds that it has to wait, at least 1.
     #[inline]
     pub fn count_frame(
         &mut self,

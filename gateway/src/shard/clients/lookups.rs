@@ -18,7 +18,7 @@ const RESUME_BYTES: usize = 1024;
 /// What is kept of an authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// The user that the token shall prove.
+    /// The user that the token has to prove.
     pub user_id: UserId,
     /// The token.
     pub token: TokenDigest,

@@ -133,7 +133,7 @@ impl Outboxes {
         }
     }
 
-    /// Takes an empty outbox from its connection. One whose tail has grown holds no buffer any more.
+    /// Takes an empty outbox from its connection. One whose tail has grown no longer holds a buffer.
     #[inline]
     fn release(&mut self, id: OutboxId) {
         let Outbox { chain, tail, .. } = &mut self.outboxes[index(id)];

@@ -6,7 +6,7 @@
 //! A refusal names how long to wait. If all that are refused together got the same wait, they would be retried
 //! together, and nearly all would be refused again. So the limiter keeps a second time: the last one for which it has
 //! asked a refused request to be retried. The next refusal names a time that is an interval later. When these times are
-//! [`WAIT_MS_MAX`] ahead, they begin again at the first one that the rate allows. So the waits stay spread whatever a
+//! [`WAIT_MS_MAX`] ahead, they start again at the first one that the rate allows. So the waits stay spread whatever a
 //! client sends, and nothing is kept for a single request.
 //!
 //! The limiters are in a table beside the connections, 16 bytes each, so a gateway without a limit has no table.
@@ -70,7 +70,7 @@ impl RateLimiters {
     /// Admits a request of the slot's connection, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
     #[inline]
     pub fn admit(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
         self.limiters[slot as usize].admit(self.rate, now_ms)
@@ -87,7 +87,7 @@ impl RateLimiter {
     /// Admits a request, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
     pub fn admit(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
         let now_ns = now_ms * NS_PER_MS;
         let arrival_ns = self.arrival_ns.max(now_ns);
@@ -99,7 +99,7 @@ impl RateLimiter {
         Ok(())
     }
 
-    /// How long the next refused request shall wait. `first_ns`: the first time at which the rate allows one.
+    /// How long the next refused request has to wait. `first_ns`: the first time at which the rate allows one.
     fn refuse(&mut self, rate: Rate, first_ns: u64, now_ns: u64) -> u32 {
         let next_ns = first_ns.max(self.retry_ns + rate.interval_ns);
         let is_far = next_ns - now_ns > WAIT_MS_MAX * NS_PER_MS;
@@ -143,7 +143,7 @@ mod tests {
         }
         assert_eq!(limiter.admit(rate, 6_000), Err(1_000), "the time at 6,500 is taken");
         assert_eq!(limiter.admit(rate, 6_500), Ok(()));
-        // Once the times are over, the next burst begins anew.
+        // Once the times are over, the next burst starts again.
         assert_eq!(at_once(&mut limiter, rate, 60_000, 3), 3);
         assert_eq!(limiter.admit(rate, 60_000), Err(500));
     }

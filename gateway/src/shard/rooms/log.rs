@@ -109,7 +109,7 @@ impl Log {
         for (frame, ends_ms) in frames {
             match ends_ms {
                 NEVER_MS => log.append(frame),
-                // It is counted for nobody: who published it knows its outcome.
+                // It is not counted: its publisher knows its outcome already.
                 ends_ms => log.append_expiring(frame, ends_ms, 0),
             }
         }

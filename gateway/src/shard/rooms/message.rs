@@ -273,7 +273,7 @@ pub enum RoomEffect {
     LastPushes(u32, Bytes),
     /// The connection in this slot has become a member, or not: its client, or a backend, has asked.
     Joined(u32, Joined, AskedBy),
-    /// The connection in this slot is no member of a room any more.
+    /// The connection in this slot is no longer a member of a room.
     Left(u32, RoomId),
     /// End the user's memberships of a room: its home knows the connections.
     Expel(UserId, RoomId, Arc<CommandPermit>),

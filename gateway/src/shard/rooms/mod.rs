@@ -21,8 +21,8 @@
 //! | [`windows`] | which pushes are held back |
 //! | [`message`] | messages between shards about rooms |
 //!
-//! `impl Rooms` is in four files: this one dispatches messages, `publishing` numbers pushes, `membership` has joins and leaves, and
-//! `shared_logs` has what is needed only where gateways share logs.
+//! `impl Rooms` is in four files: this one dispatches messages, `publishing` numbers pushes, `membership` has joins and
+//! leaves, and `shared_logs` has what is needed only where gateways share logs.
 
 pub mod cursor;
 pub mod expulsions;

@@ -2,7 +2,7 @@
 //! have to be notified that their room's log has another id.
 //!
 //! A room that is being fetched is not open: what concerns its members waits here, in order. The wait ends when the
-//! thread that speaks with Redis answers, which it does within seconds whatever happens there.
+//! thread that speaks with Redis answers, which it does within seconds in any case.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! Logs that gateways share: fetched from Redis, appended to in Redis' order, and replaced when they get another id. What waits for that
-//! is in [`shared`](super::shared).
+//! Logs that gateways share: fetched from Redis, appended to in Redis' order, and replaced when they get another id.
+//! What waits for that is in [`shared`](super::shared).
 
 use std::sync::Arc;
 

@@ -274,7 +274,7 @@ mod tests {
         register(&mut users, second);
         let arrived = |addr| PresenceChange::Arrived(5, addr);
         assert_eq!(changes(&mut users), [arrived(first), arrived(second)]);
-        // The end of a session that is not the user's any more.
+        // The end of a session that is no longer the user's.
         end(&mut users, first);
         assert_eq!(changes(&mut users), []);
         end(&mut users, second);

@@ -44,7 +44,7 @@ pub(super) const CHECKS: [Check; 5] = [
         name: "orphans",
         impact: Impact::Cost,
         why: "A socket that the gateway has closed and whose phone hasn't acknowledged everything is an \
-              orphan; too many are reset, and lose the goodbye that tells them when to come back.",
+              orphan; too many are reset, and lose the goodbye that says when to reconnect.",
         judge: orphans,
     },
 ];
@@ -107,7 +107,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let whose = match plan.question.address_pairs {
         Some(_) => "",
         None => {
-            ", which `tide bench` takes by itself to a gateway on 127.0.0.1 (assumed; for one elsewhere it \
+            ", which `tide bench` uses for a gateway on 127.0.0.1 (assumed; for one elsewhere it \
              is --source and here --address-pairs)"
         }
     };

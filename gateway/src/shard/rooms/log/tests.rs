@@ -119,7 +119,7 @@ fn an_expired_push_leaves_an_empty_frame_and_frees_its_bytes() {
     assert_eq!((log.bytes(), log.next_expiry_ms()), (bytes - 2, None));
     assert_eq!(log.unreleased_bytes, 1 + 2 * FRAME_OVERHEAD_BYTES);
     assert_eq!((log.first(), log.end()), (100, 103), "no offset changes");
-    assert_eq!(log.chunk(100, 103), Some(("ac".into(), 103)), "the merged chunk is made anew");
+    assert_eq!(log.chunk(100, 103), Some(("ac".into(), 103)), "the chunk is merged again");
     assert_eq!(log.chunk(101, 102), Some(("".into(), 102)));
     assert_eq!(log.ended_between(100, 103).collect::<Vec<_>>(), [(101, 3)]);
     assert_eq!(log.clone().released_copy().chunk(100, 103), Some(("ac".into(), 103)));

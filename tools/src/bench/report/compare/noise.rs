@@ -18,7 +18,7 @@ pub(super) const SAME_WITHIN: f64 = 0.05;
 /// Fewer samples do not show how scattered they are.
 const SAMPLES_MIN: usize = 5;
 
-/// The middle half of normally distributed values is as wide as so many standard deviations.
+/// The middle half of normally distributed values has a width of this number of standard deviations.
 const MIDDLE_HALF: f64 = 1.35;
 
 /// How the scatter of a run's figure follows from that of its seconds.
