@@ -16,9 +16,11 @@ use crate::process::Process;
 use crate::until;
 
 mod cluster;
+mod deployment;
 mod sentinel;
 
 pub use cluster::Cluster;
+pub use deployment::Deployment;
 pub use sentinel::SentinelSet;
 
 /// How long `redis-cli` waits, in seconds.
@@ -109,7 +111,7 @@ impl RedisSetup {
         let process = start_process(&folder, &self.arguments);
         let (password, arguments) = (self.password, self.arguments);
         let mut redis = Redis { port, folder, password, arguments, bus, process };
-        redis.wait_until_ready();
+        redis.wait_for_answer();
         redis
     }
 }
@@ -209,7 +211,7 @@ impl Redis {
         });
     }
 
-    fn wait_until_ready(&mut self) {
+    fn wait_for_answer(&mut self) {
         until("Redis answers", || {
             assert!(self.process.is_running(), "redis-server ended: {}", self.process.stdout.all());
             (self.cli(&["PING"]) == "PONG").then_some(())
@@ -231,7 +233,7 @@ impl Redis {
     pub fn restart(&mut self) {
         assert!(!self.process.is_running(), "still running");
         self.process = start_process(&self.folder, &self.arguments);
-        self.wait_until_ready();
+        self.wait_for_answer();
     }
 
     /// Stops it with SIGSTOP: its sockets stay and nothing is answered.

@@ -41,12 +41,13 @@ impl Cluster {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         let cluster = Self { nodes };
-        cluster.wait_until_whole(count);
+        cluster.wait_until_whole();
         cluster
     }
 
-    /// Waits until each of the nodes knows so many others and has all slots covered.
-    fn wait_until_whole(&self, count: usize) {
+    /// Waits until each of the nodes knows all others and has all slots covered.
+    pub(super) fn wait_until_whole(&self) {
+        let count = self.nodes.len();
         let is_whole = |node: &Redis| {
             let info = node.cli(&["CLUSTER", "INFO"]);
             let nodes = node.cli(&["CLUSTER", "NODES"]);
