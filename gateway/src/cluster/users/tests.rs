@@ -569,3 +569,18 @@ fn gateways_share_the_chores_and_sweep_faster_after_a_death() {
     }
     assert_eq!((swept, world.users.chores().counters().swept), (32, 64));
 }
+
+#[test]
+fn a_subscription_without_an_outcome_is_made_again() {
+    let mut world = World::up(1);
+    world.users.on_unsubscribed(7, world.now_us);
+    world.pass(SECOND);
+    assert_eq!(std::mem::take(&mut world.subscriptions), [7]);
+    world.pass(SECOND);
+    assert!(world.subscriptions.is_empty(), "its outcome may still come");
+    world.pass(10 * SECOND);
+    assert_eq!(std::mem::take(&mut world.subscriptions), [7]);
+    world.users.on_subscribed(7);
+    world.pass(20 * SECOND);
+    assert!(world.subscriptions.is_empty());
+}
