@@ -27,7 +27,7 @@ pub use sentinel::SentinelSet;
 const CLI_TIMEOUT_S: &str = "5";
 
 /// What to start and how. Without options: no persistence, no password.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RedisSetup {
     /// The lines of `redis.conf`.
     config: String,

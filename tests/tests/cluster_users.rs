@@ -392,7 +392,7 @@ fn users_are_counted_over_all_gateways(redis: &mut dyn Deployment) {
 /// Moves the slot of a key from node to node. `is_back` tells when the gateways serve its users again after a move.
 fn move_often(cluster: &Cluster, key: &str, is_back: impl Fn() -> bool) {
     let slot = cluster.slot_of(key);
-    for _ in 0..4 {
+    for _ in 0..6 {
         cluster.move_slot(slot, (cluster.owner_of(slot) + 1) % 3);
         until("the gateways serve the users of the slot", || is_back().then_some(()));
     }

@@ -16,21 +16,24 @@ impl Cluster {
     /// Starts three masters.
     #[must_use]
     pub fn start() -> Self {
-        Self::create(3, 0)
+        Self::start_each(&RedisSetup::default())
+    }
+
+    /// Starts three masters, each with this setup.
+    #[must_use]
+    pub fn start_each(setup: &RedisSetup) -> Self {
+        Self::create(3, 0, setup)
     }
 
     /// Starts three masters with a replica each.
     #[must_use]
     pub fn with_replicas() -> Self {
-        Self::create(6, 1)
+        Self::create(6, 1, &RedisSetup::default())
     }
 
-    fn create(count: usize, replicas: u8) -> Self {
-        let setup = || {
-            RedisSetup::default()
-                .line("cluster-node-timeout 1000")
-                .line("repl-diskless-sync-delay 0")
-        };
+    fn create(count: usize, replicas: u8, setup: &RedisSetup) -> Self {
+        let setup =
+            || setup.clone().line("cluster-node-timeout 1000").line("repl-diskless-sync-delay 0");
         let nodes: Vec<Redis> = (0..count).map(|_| setup().start_node()).collect();
         let output = Command::new("redis-cli")
             .args(["--cluster", "create"])
