@@ -8,8 +8,8 @@ use tidegate_protocol::client::Event;
 use tidegate_protocol::proto::v1::{Position, Recovery, Room, notice::What};
 use tidegate_tests::phone::{Notice, demo};
 use tidegate_tests::{
-    Cluster, Deployment, Gateway, Phone, Push, RedisSetup, SentinelSet, Setup, on_each_deployment,
-    until,
+    Cluster, Deployment, Gateway, Phone, Push, Redis, RedisSetup, SentinelSet, Setup,
+    on_each_deployment, until,
 };
 
 /// Gateways of one system: the same Redis, and the same key of tickets.
@@ -91,7 +91,6 @@ on_each_deployment!(
     any_program_that_speaks_redis_can_publish,
     who_comes_back_at_another_gateway_gets_what_it_missed,
     a_room_that_everybody_has_left_is_followed_no_longer,
-    keys_and_times_to_live_hold_over_gateways,
     who_is_expelled_at_one_gateway_is_kept_out_of_all,
 );
 
@@ -500,7 +499,9 @@ fn a_cluster_serves_rooms_of_all_its_nodes_and_a_slot_that_moves() {
     }
 }
 
-fn keys_and_times_to_live_hold_over_gateways(redis: &mut dyn Deployment) {
+#[test]
+fn keys_and_times_to_live_hold_over_gateways() {
+    let redis = &Redis::single();
     let system = System::new(redis.url());
     let gateways = [system.start(), system.start()];
     let mut phone = gateways[0].login(7);

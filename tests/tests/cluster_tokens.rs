@@ -7,7 +7,9 @@ use std::thread;
 use tidegate::auth::TokenDigest;
 use tidegate_protocol::Code;
 use tidegate_tests::phone::demo;
-use tidegate_tests::{Cluster, Deployment, Gateway, Phone, Setup, on_each_deployment, until};
+use tidegate_tests::{
+    Cluster, Deployment, Gateway, Phone, Redis, Setup, on_each_deployment, until,
+};
 
 const CHECKS: &str = "tidegate_token_checks_total";
 
@@ -75,7 +77,6 @@ on_each_deployment!(
     while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on,
     a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again,
     sessions_are_checked_now_and_then_though_nothing_was_missed,
-    many_logins_take_few_commands,
 );
 
 fn a_token_that_the_apps_login_has_written_opens_a_session(redis: &mut dyn Deployment) {
@@ -250,8 +251,10 @@ fn sessions_are_checked_now_and_then_though_nothing_was_missed(redis: &mut dyn D
     stays.assert_is_served();
 }
 
-fn many_logins_take_few_commands(redis: &mut dyn Deployment) {
+#[test]
+fn many_logins_take_few_commands() {
     const LOGINS: u64 = 300;
+    let redis = &Redis::single();
     let gateway = start(setup(&redis.url()));
     // All in two partitions.
     let users: Vec<_> = (0..LOGINS).map(|number| number / 2 * 128 + number % 2).collect();
