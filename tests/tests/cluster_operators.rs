@@ -74,11 +74,11 @@ fn totals(cluster: &Value) -> (u64, u64, u64) {
 }
 
 on_each_deployment!(
-    each_gateway_shows_all_and_marks_who_is_gone,
+    each_gateway_shows_all_and_marks_those_that_are_gone,
     redis_that_is_away_is_reported_while_clients_are_served,
 );
 
-fn each_gateway_shows_all_and_marks_who_is_gone(redis: &mut dyn Deployment) {
+fn each_gateway_shows_all_and_marks_those_that_are_gone(redis: &mut dyn Deployment) {
     let system = System::new(redis);
     let mut gateways = [system.start(), system.start(), system.start()];
     let users = [1, 2, 3, 4];

@@ -89,9 +89,9 @@ on_each_deployment!(
     the_answer_to_a_push_counts_the_members_of_all_gateways,
     a_first_member_counts_for_the_push_that_follows_its_join,
     any_program_that_speaks_redis_can_publish,
-    who_comes_back_at_another_gateway_gets_what_it_missed,
+    a_client_that_resumes_at_another_gateway_gets_what_it_missed,
     a_room_that_everybody_has_left_is_followed_no_longer,
-    who_is_expelled_at_one_gateway_is_kept_out_of_all,
+    a_user_expelled_at_one_gateway_is_kept_out_of_all,
 );
 
 fn a_push_to_a_room_reaches_the_members_of_all_gateways_in_one_order(redis: &mut dyn Deployment) {
@@ -161,7 +161,7 @@ fn any_program_that_speaks_redis_can_publish(redis: &mut dyn Deployment) {
     assert_eq!((push.room, text(&push)), (room.number, "odd".into()));
 }
 
-fn who_comes_back_at_another_gateway_gets_what_it_missed(redis: &mut dyn Deployment) {
+fn a_client_that_resumes_at_another_gateway_gets_what_it_missed(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let (mut first, second) = (system.start(), system.start());
     let mut phone = first.login(7);
@@ -292,7 +292,7 @@ struct Follower {
     /// The numbers that it has seen, and at which of them it was told of a gap.
     seen: Vec<u64>,
     gaps: Vec<usize>,
-    came_back: usize,
+    reconnects: usize,
     /// Pushes that were read on this connection, and notices that were not.
     pushes: usize,
     notices: VecDeque<Notice>,
@@ -304,10 +304,10 @@ impl Follower {
         let room = join(&mut phone, "show");
         let offset = room.head;
         let (seen, gaps, notices) = Default::default();
-        Self { user, phone, room, offset, seen, gaps, came_back: 0, pushes: 0, notices }
+        Self { user, phone, room, offset, seen, gaps, reconnects: 0, pushes: 0, notices }
     }
 
-    fn told(&mut self, room: &Room) {
+    fn update_room(&mut self, room: &Room) {
         if room.recovery() == Recovery::Gap {
             self.gaps.push(self.seen.len());
         }
@@ -323,7 +323,7 @@ impl Follower {
     fn follow(&mut self, last: u64, gateways: &[std::net::SocketAddr]) {
         while self.seen.last() != Some(&last) {
             let Some(event) = self.phone.next() else {
-                self.come_back(gateways);
+                self.reconnect(gateways);
                 continue;
             };
             self.pushes += usize::from(matches!(event, Event::Push { .. }));
@@ -334,7 +334,7 @@ impl Follower {
                 if let What::Joined(room) = notice.what
                     && room.name == "show"
                 {
-                    self.told(&room);
+                    self.update_room(&room);
                 }
             }
             if let Event::Push { room, offset, biz_data, .. } = event
@@ -347,10 +347,10 @@ impl Follower {
         }
     }
 
-    fn come_back(&mut self, gateways: &[std::net::SocketAddr]) {
-        self.came_back += 1;
+    fn reconnect(&mut self, gateways: &[std::net::SocketAddr]) {
+        self.reconnects += 1;
         (self.pushes, self.notices) = Default::default();
-        let mut next = usize::try_from(self.user).unwrap() + self.came_back;
+        let mut next = usize::try_from(self.user).unwrap() + self.reconnects;
         let positions = [position(&self.room, self.offset)];
         let session = until("a gateway takes the client", || {
             next += 1;
@@ -360,7 +360,7 @@ impl Follower {
         });
         let room = session.rooms.iter().find(|room| room.name == "show").unwrap().clone();
         assert_ne!(room.recovery(), Recovery::Refused);
-        self.told(&room);
+        self.update_room(&room);
     }
 
     /// Nothing came twice or out of order. What is missing was told: there is a gap verdict where it is missing.
@@ -376,7 +376,7 @@ impl Follower {
 
 /// A gateway is killed and restarted, and the master of Redis is killed: see [`Follower::check`].
 #[test]
-fn a_show_goes_on_when_a_gateway_and_the_master_of_redis_are_killed() {
+fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
     let mut set = SentinelSet::start();
     let system = System::new(set.url());
     let mut gateways: Vec<_> = (0..3)
@@ -433,17 +433,17 @@ fn a_show_goes_on_when_a_gateway_and_the_master_of_redis_are_killed() {
         .collect();
     let lost = kept.values().filter(|kept| !**kept).count();
     assert!(lost < 3_000, "the replicas had nothing");
-    let mut came_back = 0;
+    let mut reconnects = 0;
     for follower in followers {
         let follower = follower.join().unwrap();
         follower.check(&kept);
-        came_back += follower.came_back;
+        reconnects += follower.reconnects;
         assert!(
             !follower.gaps.is_empty(),
             "a failover may have lost pushes, and nobody can say which"
         );
     }
-    assert!(came_back >= 10, "the clients of the killed gateway: {came_back}");
+    assert!(reconnects >= 10, "the clients of the killed gateway: {reconnects}");
 }
 
 #[test]
@@ -528,7 +528,7 @@ fn keys_and_times_to_live_hold_over_gateways() {
     assert_eq!(answer, (200, r#"{"connections":0,"nobody":"no_members"}"#.into()));
 }
 
-fn who_is_expelled_at_one_gateway_is_kept_out_of_all(redis: &mut dyn Deployment) {
+fn a_user_expelled_at_one_gateway_is_kept_out_of_all(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let (first, mut second) = (system.start(), system.start());
     let mut phone = first.login(7);

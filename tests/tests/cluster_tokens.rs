@@ -31,7 +31,7 @@ fn start(setup: Setup) -> Gateway {
     gateway
 }
 
-/// Waits until the gateway hears all revocations.
+/// Waits until the gateway receives all revocations.
 fn wait_for_revocations(gateway: &Gateway) {
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_token_partitions_heard", "", |heard| heard == 128.0);
@@ -50,7 +50,7 @@ fn issue(redis: &dyn Deployment, user_id: u64, token: &str) {
     redis.ok(&["SET", &token_key(user_id, token), "1", "EX", "86400"]);
 }
 
-/// Returns how many gateways heard it.
+/// Returns how many gateways received it.
 fn revoke(redis: &dyn Deployment, user_id: u64, digest: &str) -> String {
     let (key, user_id) = (partition_key(user_id), user_id.to_string());
     let answer = redis.cli(&["FCALL", "tidegate_revoke", "1", &key, &user_id, digest]);
@@ -74,7 +74,7 @@ on_each_deployment!(
     requests_right_behind_the_authentication_are_served_in_order,
     a_session_ends_with_its_token_unless_a_fresh_one_is_shown,
     a_revoked_token_ends_its_sessions_on_all_gateways,
-    while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on,
+    while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue,
     a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again,
     sessions_are_checked_now_and_then_though_nothing_was_missed,
 );
@@ -190,7 +190,9 @@ fn a_revoked_token_ends_its_sessions_on_all_gateways(redis: &mut dyn Deployment)
     }
 }
 
-fn while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on(redis: &mut dyn Deployment) {
+fn while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue(
+    redis: &mut dyn Deployment,
+) {
     let gateway = start(setup(&redis.url()).set("auth.failures_max", 1));
     issue(redis, 7, "a");
     let mut here = login(&gateway, 7, "a");

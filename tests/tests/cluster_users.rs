@@ -71,8 +71,8 @@ on_each_deployment!(
     the_newer_login_wins_over_gateways,
     logins_that_race_leave_one_session,
     an_event_says_that_a_user_went_offline_and_can_be_read_again,
-    a_user_who_comes_back_within_the_grace_time_was_never_offline,
-    while_redis_hangs_logins_go_on_and_the_newer_one_wins_when_it_is_back,
+    a_user_who_reconnects_within_the_grace_time_was_never_offline,
+    while_redis_hangs_logins_succeed_and_the_newer_one_wins_when_it_is_back,
     users_are_known_again_to_a_redis_that_lost_its_data,
     a_push_waits_for_redis_and_is_refused_in_time,
     a_gateway_that_ends_in_order_leaves_no_user_behind,
@@ -293,7 +293,7 @@ fn an_event_says_that_a_user_went_offline_and_can_be_read_again(redis: &mut dyn 
     });
 }
 
-fn a_user_who_comes_back_within_the_grace_time_was_never_offline(redis: &mut dyn Deployment) {
+fn a_user_who_reconnects_within_the_grace_time_was_never_offline(redis: &mut dyn Deployment) {
     let gateway = start(setup(redis).set("redis.offline_grace_ms", 3_600_000));
     let count = || redis.cli(&["ZCARD", "tg1:users:{u7}:left"]);
     let phone = gateway.login(7);
@@ -305,7 +305,7 @@ fn a_user_who_comes_back_within_the_grace_time_was_never_offline(redis: &mut dyn
     assert_eq!(offline_events(redis), "");
 }
 
-fn while_redis_hangs_logins_go_on_and_the_newer_one_wins_when_it_is_back(
+fn while_redis_hangs_logins_succeed_and_the_newer_one_wins_when_it_is_back(
     redis: &mut dyn Deployment,
 ) {
     let gateways = [(); 2].map(|()| start(setup(redis)));
