@@ -27,7 +27,7 @@ local function bad(text)
   return redis.error_reply('TIDEGATE_BAD_CALL ' .. text)
 end
 
--- The integer that `text` writes in decimal, if it is between low and high. Otherwise nil.
+-- The integer that `text` is in decimal, if it is between low and high. Otherwise nil.
 local function integer(text, low, high)
   if not text or #text > 16 or not string.find(text, '^%d+$') then
     return nil
@@ -41,6 +41,15 @@ end
 
 local function is_gateway(text)
   return text and #text <= 8 and string.find(text, '^[a-z0-9]+$')
+end
+
+-- Whether `text` is an unsigned 64-bit integer in decimal, without leading zeros.
+local function is_user(text)
+  if not text or not string.find(text, '^%d+$') or #text > 20 then
+    return false
+  end
+  local has_leading_zero = #text > 1 and string.sub(text, 1, 1) == '0'
+  return not has_leading_zero and (#text < 20 or text <= '18446744073709551615')
 end
 
 -- What is wrong with a push, as an error text. Nil if nothing is.
@@ -70,7 +79,7 @@ end
 
 -- The server ------------------------------------------------------------------------------------------------------
 
--- Unix time in milliseconds. It stands still while a function runs.
+-- Unix time in milliseconds. It does not change while a function runs.
 local function unix_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -103,9 +112,18 @@ local function slot_moves(key)
   return type(answer) == 'table' and answer.err ~= nil
 end
 
--- Redis' own word: cluster clients try again by themselves.
+-- The error that Redis itself uses: cluster clients retry on it.
 local function try_again()
   return redis.error_reply('TRYAGAIN the slot of this key is being moved to another node')
+end
+
+-- The error of a call: `problem`, which says what is wrong with its arguments, or that its slot is being moved. Nil if
+-- there is none.
+local function refusal(key, problem)
+  if problem then
+    return redis.error_reply(problem)
+  end
+  return slot_moves(key) and try_again() or nil
 end
 
 -- Rooms -----------------------------------------------------------------------------------------------------------
@@ -162,7 +180,7 @@ local function draw_log(key, previous, now_run)
   return log
 end
 
--- Gives the room a new identity: it is new, or its server is not the one that began the log. Offsets go on.
+-- Gives the room a new identity: it is new, or its server is not the one that began the log. Offsets continue.
 local function begin_log(key, room, now_ms)
   local last = redis.call('XREVRANGE', key .. ':log', '+', '-', 'COUNT', 1)[1]
   local last_offset = last and tonumber(string.match(last[1], '^%d+')) or 0
@@ -250,12 +268,9 @@ local function publish(keys, args)
   if #keys ~= 1 or not is_room(key) or not payload or #args > 4 then
     return bad('usage: tidegate_publish 1 tg1:room:{rNAME} TYPE PAYLOAD [KEY [TTL_MS]]')
   end
-  local problem = push_problem(type, payload, once, ttl_ms)
-  if problem then
-    return redis.error_reply(problem)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, push_problem(type, payload, once, ttl_ms))
+  if refused then
+    return refused
   end
   local offset, log, gateways, members = first_answer(key, once)
   if offset then
@@ -275,7 +290,7 @@ local function publish(keys, args)
 end
 
 -- Forgets the writer with the lowest offset if as many writers are remembered as there may be.
-local function make_way_for_writer(key)
+local function evict_oldest_writer(key)
   local fields = redis.call('HGETALL', key)
   local writers, oldest, oldest_offset = 0, nil, EXACT_MAX
   for i = 1, #fields, 2 do
@@ -362,7 +377,7 @@ local function publish_many(keys, args)
     end
     if writer ~= '' then
       if not last_seq then
-        make_way_for_writer(key)
+        evict_oldest_writer(key)
       end
       local memory = string.format('%.0f', seq) .. ' ' .. head + 1 .. ' ' .. room[HEAD] - head
       redis.call('HSET', key, 'w:' .. writer, memory)
@@ -467,12 +482,9 @@ local function bar(keys, args)
     or not (gateway == '' or is_gateway(gateway)) then
     return bad('usage: tidegate_bar 1 tg1:room:{rNAME} USER UNTIL_S TTL_S [GATEWAY]')
   end
-  if not string.find(user, '^%d+$') or #user > 20 or #user == 20 and user > '18446744073709551615'
-    or #user > 1 and string.sub(user, 1, 1) == '0' then
-    return redis.error_reply('TIDEGATE_BAD_USER a user is an unsigned 64-bit integer in decimal')
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, not is_user(user) and 'TIDEGATE_BAD_USER a user is an unsigned 64-bit integer in decimal')
+  if refused then
+    return refused
   end
   local barred = key .. ':barred'
   -- A time far in the future would make all later tickets worthless too. Clocks differ by less than a minute.
@@ -529,10 +541,7 @@ end
 
 -- The bucket of a user of this partition. Nil if `user` is no unsigned 64-bit integer, or of another partition.
 local function bucket_of(user, partition)
-  if not user or not string.find(user, '^%d+$') or #user > 20 then
-    return nil
-  end
-  if #user > 1 and string.sub(user, 1, 1) == '0' or #user == 20 and user > '18446744073709551615' then
+  if not is_user(user) then
     return nil
   end
   -- 10^12 is a multiple of 4096, so the last 12 digits decide.
@@ -587,8 +596,8 @@ local function winning_stamp(stamps, max)
   return stamps[math.min(max, #stamps)]
 end
 
--- Registers this gateway's session of one user. Sessions at other gateways that are one too many are told so and
--- removed. Returns the session's stamp and the smallest one that stays.
+-- Registers this gateway's session of one user. Removes the sessions at other gateways that are beyond the limit, and
+-- notifies those gateways. Returns the session's stamp and the smallest one that stays.
 local function arrive_one(key, bucket, user, gateway, max, stamp, live)
   local old = redis.call('HGET', bucket, user)
   if not old then
@@ -618,7 +627,7 @@ local function arrive_one(key, bucket, user, gateway, max, stamp, live)
     if live[other] and tonumber(text) >= winning then
       kept[#kept + 1] = entry
     elseif max > 0 then
-      -- A gateway that is not alive may be late only, so it is told too.
+      -- A gateway that is not alive may only be late, so it is notified too.
       redis.call('SPUBLISH', key .. ':' .. other, 'r ' .. user .. ' ' .. winning .. '\n')
     end
   end
@@ -629,16 +638,16 @@ local function arrive_one(key, bucket, user, gateway, max, stamp, live)
   return stamp, winning
 end
 
--- What is wrong with the items of a call, `width` arguments each from `from` on, that begin with a user and go on with
--- integers. Nil if nothing is.
+-- What is wrong with the items of a call, as an error text. Each has `width` arguments, the first one at `from`: a user,
+-- then integers. Nil if nothing is.
 local function items_problem(args, from, width, partition)
   for i = from, #args, width do
     if not bucket_of(args[i], partition) then
-      return redis.error_reply(BAD_USER)
+      return BAD_USER
     end
     for j = i + 1, i + width - 1 do
       if not integer(args[j], 0, EXACT_MAX) then
-        return bad('a number is not an integer from 0 to 9007199254740991')
+        return 'TIDEGATE_BAD_CALL a number is not an integer from 0 to 9007199254740991'
       end
     end
   end
@@ -652,12 +661,9 @@ local function arrive(keys, args)
   if #keys ~= 1 or not partition or not is_gateway(gateway) or not max or not n or #args ~= 3 + 3 * n then
     return bad('usage: tidegate_arrive 1 tg1:users:{uP} GATEWAY MAX N (USER AGE_MS KNOWN_STAMP)*N, with N up to 1000')
   end
-  local problem = items_problem(args, 4, 3, partition)
-  if problem then
-    return problem
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, items_problem(args, 4, 3, partition))
+  if refused then
+    return refused
   end
   local now_ms = unix_ms()
   local live = live_gateways(key, now_ms)
@@ -690,12 +696,9 @@ local function depart(keys, args)
   if #keys ~= 1 or not partition or not is_gateway(gateway) or not grace_ms or not n or #args ~= 3 + 2 * n then
     return bad('usage: tidegate_depart 1 tg1:users:{uP} GATEWAY GRACE_MS N (USER STAMP)*N, with N up to 1000')
   end
-  local problem = items_problem(args, 4, 2, partition)
-  if problem then
-    return problem
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, items_problem(args, 4, 2, partition))
+  if refused then
+    return refused
   end
   local now_ms = unix_ms()
   local live = live_gateways(key, now_ms)
@@ -759,12 +762,9 @@ local function push_user(keys, args)
     return bad('usage: tidegate_push_user 1 tg1:users:{uP} USER TYPE PAYLOAD [KEY [TTL_MS [EXCEPT_GATEWAY]]]')
   end
   local bucket = bucket_of(user, partition)
-  local problem = not bucket and BAD_USER or push_problem(type, payload, once, ttl_ms)
-  if problem then
-    return redis.error_reply(problem)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, not bucket and BAD_USER or push_problem(type, payload, once, ttl_ms))
+  if refused then
+    return refused
   end
   return {push_once(key, bucket, user, type, payload, once, ttl_ms, except)}
 end
@@ -802,11 +802,9 @@ local function kick(keys, args)
     return bad('usage: tidegate_kick 1 tg1:users:{uP} USER [EXCEPT_GATEWAY]')
   end
   local bucket = bucket_of(user, partition)
-  if not bucket then
-    return redis.error_reply(BAD_USER)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, not bucket and BAD_USER)
+  if refused then
+    return refused
   end
   return {send_to_user(key, bucket, user, 'k ' .. user .. '\n', except)}
 end
@@ -819,11 +817,9 @@ local function expel(keys, args)
     return bad('usage: tidegate_expel 1 tg1:users:{uP} USER ROOM, with 1 to 128 bytes of ROOM')
   end
   local bucket = bucket_of(user, partition)
-  if not bucket then
-    return redis.error_reply(BAD_USER)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, not bucket and BAD_USER)
+  if refused then
+    return refused
   end
   return {send_to_user(key, bucket, user, 'e ' .. user .. '\n' .. room)}
 end
@@ -862,12 +858,9 @@ local function online(keys, args)
   if #keys ~= 1 or not partition or #args < 1 or #args > BATCH_MAX then
     return bad('usage: tidegate_online 1 tg1:users:{uP} USER..., with up to 1000 users')
   end
-  local problem = items_problem(args, 1, 1, partition)
-  if problem then
-    return problem
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, items_problem(args, 1, 1, partition))
+  if refused then
+    return refused
   end
   local live, answer = live_gateways(key, unix_ms()), {}
   for i, user in ipairs(args) do
@@ -956,17 +949,14 @@ local function told(keys, args)
   if #keys ~= 1 or not partition or #args < 2 or #args > 2 * BATCH_MAX or #args % 2 ~= 0 then
     return bad('usage: tidegate_told 1 tg1:users:{uP} (USER AT)*, with up to 1000 users')
   end
-  local problem = items_problem(args, 1, 2, partition)
-  if problem then
-    return problem
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, items_problem(args, 1, 2, partition))
+  if refused then
+    return refused
   end
   local removed = 0
   for i = 1, #args, 2 do
     local at = redis.call('ZSCORE', key .. ':left', args[i])
-    -- A user who came back and left again has a later time, and needs an event of its own.
+    -- A user who came back and left again has a later time, and needs a separate event.
     if at and tonumber(at) == tonumber(args[i + 1]) then
       removed = removed + redis.call('ZREM', key .. ':left', args[i])
     end
@@ -1012,13 +1002,13 @@ local function tokens(keys, args)
   if #keys ~= 1 or not partition or not n or #args ~= 1 + 2 * n then
     return bad('usage: tidegate_tokens 1 tg1:tokens:{uP} N (USER TOKEN)*N, with N up to 1000')
   end
+  local problem
   for i = 2, #args, 2 do
-    if not bucket_of(args[i], partition) then
-      return redis.error_reply(BAD_USER)
-    end
+    problem = problem or not bucket_of(args[i], partition) and BAD_USER
   end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, problem)
+  if refused then
+    return refused
   end
   local answer = {}
   for i = 2, #args, 2 do
@@ -1036,14 +1026,9 @@ local function issue(keys, args)
   if #keys ~= 1 or not partition or #args ~= 3 or not ttl_ms then
     return bad('usage: tidegate_issue 1 tg1:tokens:{uP} USER TOKEN TTL_MS')
   end
-  if not bucket_of(user, partition) then
-    return redis.error_reply(BAD_USER)
-  end
-  if not is_token(token) then
-    return redis.error_reply(BAD_TOKEN)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local refused = refusal(key, not bucket_of(user, partition) and BAD_USER or not is_token(token) and BAD_TOKEN)
+  if refused then
+    return refused
   end
   local now_ms = unix_ms()
   local index = key .. ':' .. user
@@ -1071,14 +1056,10 @@ local function revoke(keys, args)
   if #keys ~= 1 or not partition or #args ~= 2 then
     return bad('usage: tidegate_revoke 1 tg1:tokens:{uP} USER TOKEN|*')
   end
-  if not bucket_of(user, partition) then
-    return redis.error_reply(BAD_USER)
-  end
-  if token ~= '*' and not is_token(token) then
-    return redis.error_reply(BAD_TOKEN)
-  end
-  if slot_moves(key) then
-    return try_again()
+  local is_valid = token == '*' or is_token(token)
+  local refused = refusal(key, not bucket_of(user, partition) and BAD_USER or not is_valid and BAD_TOKEN)
+  if refused then
+    return refused
   end
   local index, deleted = key .. ':' .. user, 0
   if token == '*' then

@@ -5,7 +5,7 @@
 //! wakes them once, at the end of the batch.
 //!
 //! The answers themselves are in the shards' mailboxes at once: a shard that is awake takes them, and a shard
-//! that has handed over calls looks after a few milliseconds by itself. So an answer never waits long for a slow
+//! that has handed over calls looks again after a few milliseconds. So an answer never waits long for a slow
 //! call of the same batch. A call that takes more than [`SLOW_CALL`] ends the deferral, and until
 //! [`FAST_CALLS`](crate::pool::FAST_CALLS) short calls have followed, each wake-up is immediate.
 
@@ -112,7 +112,7 @@ impl Batch {
     }
 
     /// Ends a batch. A first call that was not taken is dropped, and so answered with 101: otherwise a
-    /// handler that takes none would get it again for ever.
+    /// handler that takes none would get it again forever.
     pub(crate) fn end(&mut self) {
         drop(self.first.take());
         self.hold.release_all();

@@ -207,9 +207,9 @@ pub struct Done {
     /// connection was not a member.
     ///
     /// Of several gateways: a command to a user counts the connections at this gateway, and one for each other gateway that
-    /// has the user and heard it. How many connections that one has is not known here.
+    /// has the user and received it. How many connections that one has is not known here.
     pub connections: u64,
-    /// Why a push was offered to nobody. `Some` only for a push, and only if `connections` is 0.
+    /// Why a push was offered to no connection. `Some` only for a push, and only if `connections` is 0.
     pub nobody: Option<Nobody>,
 }
 
@@ -220,7 +220,7 @@ impl Done {
         Self { connections, nobody: None }
     }
 
-    /// A push that was offered to nobody.
+    /// A push that was offered to no connection.
     #[must_use]
     pub const fn nobody(reason: Nobody) -> Self {
         Self { connections: 0, nobody: Some(reason) }
@@ -333,7 +333,7 @@ impl Gateway {
     }
 
     /// Gives several pushes at once, which costs less than one by one. They are taken in order. Each is a
-    /// command of its own: if one is refused, the others are not.
+    /// separate command: if one is refused, the others are not.
     ///
     /// Returns for each push, in order, why it was not taken.
     pub fn push_many(&self, pushes: impl IntoIterator<Item = Push>) -> Vec<Result<(), PushError>> {
@@ -398,7 +398,7 @@ impl Gateway {
         self.port.command(Command::Join { session, room: room.clone(), after_offset })
     }
 
-    /// Ends a membership. The client is told, and forgets its ticket if it is honest: to keep a user out, use
+    /// Ends a membership. The client is notified, and an honest one forgets its ticket: to keep a user out, use
     /// [`Gateway::expel`].
     ///
     /// # Errors
@@ -408,7 +408,7 @@ impl Gateway {
     }
 
     /// Ends the memberships of a room of all connections of a user, and makes the tickets worthless with which
-    /// the user could come back into it by itself. A later [`Gateway::join`] lets the user in again.
+    /// the user's client could rejoin it without a backend. A later [`Gateway::join`] lets the user in again.
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.
@@ -416,7 +416,7 @@ impl Gateway {
         self.port.command(Command::Expel { user_id, room: room.clone() })
     }
 
-    /// Closes every connection of a user with code 110: its client does not reconnect by itself.
+    /// Closes every connection of a user with code 110: its client does not reconnect automatically.
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.

@@ -88,7 +88,7 @@ impl Push {
     /// same key within [`KEY_LIFETIME`] is not sent: its outcome is that of the first one, and it waits for it. What
     /// else the second one carries is not compared.
     ///
-    /// The same key for two targets is two pushes. A refused push is not remembered: a repeat of it is tried anew.
+    /// The same key for two targets is two pushes. A refused push is not remembered: a repeat of it is a new attempt.
     #[must_use]
     pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
         self.options.get_or_insert_default().key = Some(key.as_ref().into());
@@ -96,8 +96,8 @@ impl Push {
     }
 
     /// Gives the push a time to live, of 1 ms to [`TTL_MAX`]. It counts from when the gateway's shard for the target
-    /// takes the push. After it, the push is offered to nobody any more: neither at the end of a merge window nor to
-    /// a slow member, to a client that comes back or to one that joins. A room's offsets are not numbered anew, so a
+    /// takes the push. After it, the push is offered to no one: neither at the end of a merge window nor to
+    /// a slow member, to a client that resumes or to one that joins. A room's offsets are not renumbered, so a
     /// client that did not get the push sees a gap where it was.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {

@@ -24,7 +24,7 @@ const FAILURES_MAX: u8 = 3;
 /// The last type that is routed.
 const TYPE_MAX: i32 = 99;
 
-/// The user who is logged in before the input comes.
+/// The user that is logged in before the input.
 const USER: u64 = 7;
 
 /// The shard must have finished after this number of turns.

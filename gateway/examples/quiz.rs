@@ -56,7 +56,7 @@ const WAITING_MAX: usize = 10_000;
 /// The longest that one may think, in milliseconds: each who thinks has a thread.
 const THINK_MAX_MS: u64 = 60_000;
 
-/// The game. One serves all connections, from all workers at once: what changes stands behind a lock.
+/// The game. One value serves all connections, from all workers at once, so a lock guards what changes.
 #[derive(Default)]
 struct Quiz {
     /// A call is an object: it may be kept, and answered when its time has come.
@@ -72,7 +72,7 @@ impl Handler for Quiz {
             THINK => think(call),
             WAIT => self.wait(call),
             PANIC => panic!("a handler with a bug"),
-            // Dropped without an answer, a call fails with 101 by itself.
+            // A call that is dropped without an answer fails with 101.
             _ => {}
         }
     }
@@ -81,7 +81,7 @@ impl Handler for Quiz {
 impl Quiz {
     fn ask(&self, call: Call, gateway: &Gateway) {
         let question: Bytes = call.biz_data().clone();
-        // A push never blocks. When too many are under way it says so, and so do we.
+        // A push never blocks. When too many are under way it is refused, and so is the call.
         if gateway.push_all(ASK, question.clone()).is_err() {
             return call.fail(Failure { code: Code::Overloaded, retry_after_ms: 100 });
         }

@@ -103,7 +103,7 @@ impl About {
         self.cluster.as_ref()
     }
 
-    /// What the gateway says of itself to others, as far as it is here.
+    /// What the gateway reports about itself to others, as far as it is here.
     #[must_use]
     pub fn line(&self) -> Line {
         let figures = Figures {

@@ -1,7 +1,7 @@
 //! Free memory goes back to the kernel once a burst is over.
 //!
 //! glibc's allocator returns free memory at the end of its heap only, so one small block that lives there keeps
-//! megabytes. A shard's [`Burst`] tells when a request for the rest is worth its cost. [`Heap`] makes the
+//! megabytes. A shard's [`Burst`] decides when a request for the rest is worth its cost. [`Heap`] makes the
 //! request, for all shards.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! Authentication: verifies clients' tokens.
 //!
-//! A [`Verifier`] has one key, or a set of keys that a thread of its own keeps up to date (`jwks`). The shards call it on
+//! A [`Verifier`] has one key, or a set of keys that a separate thread keeps up to date (`jwks`). The shards call it on
 //! their own threads: it opens no file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an
 //! RS256, ES256 or EdDSA signature some tens of them.
 //!
@@ -265,7 +265,7 @@ impl Verifier {
     }
 
     /// Waits until a key set at a URL was fetched, or could not be: five seconds at most. Without a set the gateway can
-    /// start all the same; it answers 104 to each token until there is one.
+    /// start nevertheless; it answers 104 to each token until there is one.
     pub fn wait_for_keys(&self, interrupted: &dyn Fn() -> bool) {
         if let Method::Jwt(Jwt { keys: Keys::Set(set), .. }) = &self.method {
             set.wait_for_first_read(interrupted);

@@ -1,6 +1,6 @@
 //! The wall clock, as a value that is handed in.
 //!
-//! Nothing in the core reads a clock by itself. A driver says the monotonic time, and this clock says the
+//! Nothing in the core reads a clock directly. A driver supplies the monotonic time, and this clock supplies the
 //! date. So a simulation sets both.
 
 use std::fmt;
@@ -18,7 +18,7 @@ impl WallClock {
         Self::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
-    /// A clock that `read` tells: the time since the Unix epoch.
+    /// A clock that calls `read` for the time since the Unix epoch.
     #[must_use]
     pub fn new(read: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))

@@ -1,6 +1,6 @@
 //! What the operators' HTTP asks a running gateway.
 //!
-//! A question goes to the shard that knows the answer, which comes back through a one-shot channel. If the channel
+//! A question goes to the shard that knows the answer, which returns it through a one-shot channel. If the channel
 //! closes without an answer, that shard has ended.
 
 use serde::Serialize;

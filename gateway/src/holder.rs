@@ -73,7 +73,7 @@ pub(crate) fn once_released<T>(
 ) -> Result<T, AddressError> {
     let mut until = Instant::now() + wait.patience;
     let mut ask_at = Instant::now();
-    let mut told = None;
+    let mut logged = None;
     loop {
         let in_use = match open() {
             Ok(opened) => return Ok(opened),
@@ -86,9 +86,9 @@ pub(crate) fn once_released<T>(
             if holder == Holder::Drains {
                 until = Instant::now() + wait.patience;
             }
-            if told < Some(holder) {
-                tell(address, holder, wait.patience);
-                told = Some(holder);
+            if logged < Some(holder) {
+                log_wait(address, holder, wait.patience);
+                logged = Some(holder);
             }
         }
         if (wait.interrupted)() {
@@ -101,7 +101,7 @@ pub(crate) fn once_released<T>(
     }
 }
 
-fn tell(address: SocketAddr, holder: Holder, patience: Duration) {
+fn log_wait(address: SocketAddr, holder: Holder, patience: Duration) {
     let seconds = patience.as_secs();
     match holder {
         Holder::Drains => tracing::info!(
@@ -147,7 +147,7 @@ fn name_of_holder(address: SocketAddr) -> Option<String> {
 
 /// Whether the gateway whose operators' port this is drains, as its `GET /readyz` says.
 pub(crate) fn drains(operators: SocketAddr, interrupted: &dyn Fn() -> bool) -> bool {
-    // Nobody holds port 0, which stands for any.
+    // No process holds port 0, which means any port.
     operators.port() != 0
         && ask(operators, ASK_TIMEOUT, interrupted).is_ok_and(|code| code == DRAINING)
 }
@@ -184,13 +184,14 @@ fn ask(
 /// The code of an error, once the whole answer has arrived.
 fn code(answer: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Told {
+    struct ErrorBody {
         code: String,
     }
     let head_end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let (head, body) = answer.split_at(head_end + 4);
-    let told = head.starts_with(b"HTTP/1.1 503 ").then(|| serde_json::from_slice::<Told>(body));
-    Some(told?.ok()?.code)
+    let body =
+        head.starts_with(b"HTTP/1.1 503 ").then(|| serde_json::from_slice::<ErrorBody>(body));
+    Some(body?.ok()?.code)
 }
 
 #[cfg(test)]
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_drains_is_waited_for_as_long_as_it_takes() {
+    fn a_holder_that_drains_is_waited_for_without_a_limit() {
         let wait = Wait { patience: Duration::from_millis(600), interrupted: &|| false };
         let began = Instant::now();
         // Longer than the patience lasts.
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_drain_is_not_waited_for() {
+    fn a_holder_that_does_not_drain_is_not_waited_for() {
         let wait = Wait { patience: Duration::ZERO, interrupted: &|| false };
         let had = once_released(NOWHERE, &wait, || false, || Err::<(), _>(in_use()));
         assert!(
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waits_no_more() {
+    fn a_start_that_is_cancelled_stops_waiting() {
         let tries = Cell::new(0);
         let wait = Wait { patience: Duration::from_secs(3600), interrupted: &|| tries.get() == 3 };
         let open = || {
@@ -275,7 +276,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 1024];
                 assert!(stream.read(&mut request).unwrap() > 0);
-                // The other side may have heard enough.
+                // The other side may have closed already.
                 drop(stream.write_all(says.as_bytes()));
                 while drips && stream.write_all(b"h").is_ok() {
                     thread::sleep(Duration::from_millis(20));

@@ -18,7 +18,7 @@ use crate::cluster::ClusterAddress;
 use crate::cluster::message::{ToCluster, UserOrder};
 use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
-use crate::shard::command::{CommandLimiter, CommandPermit};
+use crate::shard::command::{CommandLimiter, CommandPermit, RoomPush};
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::rebalance::Share;
 use crate::shard::rooms;
@@ -145,7 +145,8 @@ impl Hub {
             }
             Target::Room(room) => {
                 let home = rooms::home(&room, self.shards());
-                Ok((home, RoomMessage::Publish { room, kind, biz_data, options, permit }.into()))
+                let push = RoomPush { room, kind, biz_data, options, permit };
+                Ok((home, RoomMessage::Publish(push).into()))
             }
         }
     }

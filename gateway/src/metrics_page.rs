@@ -23,7 +23,7 @@ impl MetricsPage {
         Self { recorder, own: Some((durations, QueueMetrics::new(&shared.backends))) }
     }
 
-    /// The page as it is now.
+    /// The current page.
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = self.recorder.render();

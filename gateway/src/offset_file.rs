@@ -1,13 +1,13 @@
 //! The offset file: what keeps a restart from giving offsets that an earlier run gave.
 //!
 //! Clients drop a push whose offset they have seen (PROTOCOL.md, "Rooms and resume"). A run's offsets begin at
-//! the wall clock, in microseconds, and go on by the monotonic clock. If the wall clock is set back before a
+//! the wall clock, in microseconds, and advance by the monotonic clock. If the wall clock is set back before a
 //! restart, the new run would give offsets that clients have seen, and they would drop its pushes in silence.
 //! So each run reserves the offsets of the next minute in a file, and the next run begins above them.
 //!
 //! The file holds one number, an offset that no run has given. A run that is killed leaves its reservation
 //! there, so the next run may begin up to a minute ahead of the wall clock, or ahead of where that run began.
-//! That harms nobody: clients only compare offsets. Two gateways that share the file never lower what the other
+//! That does no harm: clients only compare offsets. Two gateways that share the file never lower what the other
 //! has written.
 //!
 //! What is written survives a power cut: the new file's bytes are on the disk before it takes the old one's
@@ -15,7 +15,7 @@
 //! failure is counted. They can't check that a disk keeps what it has confirmed: that shows only when its power
 //! is cut.
 //!
-//! A thread of its own writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
+//! A separate thread writes the file twice a minute, so a full disk or a slow one stops no shard. A run that ends in
 //! order leaves the offset that it came to, and one that is killed its reservation.
 
 use std::fs::{self, File};
@@ -145,7 +145,7 @@ impl OffsetKeeper {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWED_EVERY) {
                 file.write(RESERVED);
             }
-            // No offset is given any more.
+            // No further offset is given.
             file.write(Duration::ZERO);
         };
         let thread = thread::Builder::new().name("offset-file".into()).spawn(run)?;
@@ -157,7 +157,7 @@ impl Drop for OffsetKeeper {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
+            // It sends nothing.
             drop(thread.join());
         }
     }
@@ -174,7 +174,7 @@ struct OffsetFile {
 }
 
 impl OffsetFile {
-    /// Writes the offset that the run has come to, and `ahead` of it. What another gateway has written stays,
+    /// Writes the offset that the run has reached, and `ahead` of it. What another gateway has written stays,
     /// if it is more.
     fn write(&mut self, ahead: Duration) {
         // A room gets less than one push a microsecond, so this is above all that were given.
@@ -216,7 +216,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create(&new)?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
     written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
-        // What is left of it helps nobody.
+        // What is left of it is of no use.
         let _ = fs::remove_file(&new);
     })?;
     durable::sync_folder(folder)

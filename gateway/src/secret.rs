@@ -20,7 +20,7 @@ pub const SECRET_BYTES_MIN: usize = 32;
 
 /// Permissions that a secret's file must not give. Its group may read it, whoever its owner is: orchestrators
 /// give secrets to a process that is not root in this way. Its group may not change it, even if the owner is
-/// alone in the group: the file does not tell, and the members may change later. Other users may do nothing.
+/// alone in the group: the file does not show it, and the members may change later. Other users have no access.
 const FORBIDDEN_MODE: u32 = 0o027;
 
 /// Random bytes of a new secret. In hexadecimal it is twice as long.
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_at_once() {
+    fn a_path_that_is_no_file_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         rustix::fs::mknodat(
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_with_what_makes_one() {
+    fn an_invalid_secret_is_refused_with_how_to_make_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         write_with_mode(&path, &[0xff; 32], 0o600);

@@ -100,10 +100,10 @@ pub enum StartError {
     /// The system gives no thread, no epoll, or no random numbers.
     #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
-    /// The thread that speaks with Redis ended without being told to.
+    /// The thread that speaks with Redis ended unexpectedly.
     #[error("the thread that speaks with Redis failed: {0}")]
     Cluster(String),
-    /// A shard ended without being told to.
+    /// A shard ended unexpectedly.
     #[error("shard {shard} failed: {reason}")]
     Shard {
         /// The shard.
@@ -297,7 +297,7 @@ impl Server {
         self.hub.tell_all(|| Message::Stop);
     }
 
-    /// Receives a message from each shard that ends, whether it was told to or not. See [`Self::wait`].
+    /// Receives a message from each shard that ends, whether that was requested or not. See [`Self::wait`].
     #[must_use]
     pub const fn ended(&self) -> &Receiver<(u16, Result<(), String>)> {
         &self.ended
@@ -306,7 +306,7 @@ impl Server {
     /// Waits until all shards have ended, and ends the operators' HTTP.
     ///
     /// # Errors
-    /// [`StartError::Shard`] when one ended without being told to.
+    /// [`StartError::Shard`] when one ended unexpectedly.
     pub fn wait(self) -> Result<(), StartError> {
         let mut outcome = Ok(());
         for _ in 0..self.threads.len() {
@@ -373,7 +373,7 @@ fn start_cluster(
         line,
         control: Arc::clone(&parts.hub) as Arc<dyn Control>,
     };
-    // Joins would wait for it for ever. The receiver is gone when the server itself was dropped.
+    // Joins would wait for it forever. The receiver is gone when the server itself was dropped.
     let on_panic = move |reason| drop(report.send((CLUSTER, Err(reason))));
     ClusterThread::start(surroundings, inbox, address.clone(), on_panic).map(Some)
 }

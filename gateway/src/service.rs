@@ -1,6 +1,6 @@
 //! Tells a service manager (sd_notify(3)) that the gateway is ready, alive, or stopping.
 //!
-//! Without `NOTIFY_SOCKET` in the environment it tells nobody. A watchdog message vouches for the shards, not for the
+//! Without `NOTIFY_SOCKET` in the environment it does nothing. A watchdog message vouches for the shards, not for the
 //! process: it is sent only after each shard has answered a question from its own loop. So the manager restarts a
 //! gateway of which one shard hangs.
 
@@ -18,7 +18,7 @@ use crate::control::{Control, Reply, ShardInfo};
 
 /// How often the shards are checked within one watchdog interval. A question is asked at one check and answered
 /// before the next, so the manager gets two messages in an interval even if every other answer is one check late.
-/// The operators' HTTP has a [`Liveness`] of its own.
+/// The operators' HTTP has a separate [`Liveness`].
 const CHECKS_PER_INTERVAL: u32 = 4;
 
 /// How long the gateway waits for its service manager to take a message.
@@ -31,14 +31,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// Tells the manager that the gateway is ready. If the manager has a watchdog, feeds it from now on until the
+    /// Notifies the manager that the gateway is ready. If the manager has a watchdog, feeds it from now on until the
     /// process ends.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn ready(control: Arc<dyn Control>) -> io::Result<Self> {
         let stopping = Arc::new(AtomicBool::new(false));
-        tell_in_time(NotifyState::Ready);
+        notify_in_time(NotifyState::Ready);
         if let Some(interval) = sd_notify::watchdog_enabled() {
             let (mut liveness, stopping) = (Liveness::new(control), Arc::clone(&stopping));
             thread::Builder::new().name("watchdog".into()).spawn(move || {
@@ -46,7 +46,7 @@ impl Service {
                     // A stopping gateway's shards end one by one. Then the manager's own stop timeout is
                     // the bound.
                     if liveness.all_answered() || stopping.load(Ordering::Acquire) {
-                        tell(NotifyState::Watchdog);
+                        notify(NotifyState::Watchdog);
                     }
                     thread::sleep(interval / CHECKS_PER_INTERVAL);
                 }
@@ -55,10 +55,10 @@ impl Service {
         Ok(Self { stopping })
     }
 
-    /// Tells the manager that the gateway is stopping.
+    /// Notifies the manager that the gateway is stopping.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Release);
-        tell_in_time(NotifyState::Stopping);
+        notify_in_time(NotifyState::Stopping);
     }
 }
 
@@ -156,25 +156,25 @@ impl Asked {
     }
 }
 
-/// Sends a message to the manager from a thread of its own, since a socket that nobody reads blocks once it is full.
+/// Sends a message to the manager from a separate thread, since a socket that is not read blocks once it is full.
 /// Waits for that thread no longer than [`NOTIFY_TIMEOUT`].
-fn tell_in_time(state: NotifyState<'static>) {
+fn notify_in_time(state: NotifyState<'static>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let text = state.to_string();
-    let (done, told) = channel::bounded::<()>(1);
+    let (done, notified) = channel::bounded::<()>(1);
     let work = move || {
         let _done = done;
-        tell(state);
+        notify(state);
     };
     let spawned = thread::Builder::new().name("notify".into()).spawn(work);
-    if spawned.is_err() || told.recv_timeout(NOTIFY_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+    if spawned.is_err() || notified.recv_timeout(NOTIFY_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
         tracing::warn!("the service manager does not take {text}: is its NOTIFY_SOCKET read?");
     }
 }
 
-fn tell(state: NotifyState<'_>) {
+fn notify(state: NotifyState<'_>) {
     let text = state.to_string();
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "can't notify the service manager of {text}; check that the socket in NOTIFY_SOCKET exists");
@@ -193,7 +193,7 @@ mod tests {
     use crate::control::{Readiness, RoomInfo, UserInfo};
     use crate::shard::rebalance::Share;
 
-    /// Two shards that answer when they are told to.
+    /// Two shards that answer when the test says so.
     #[derive(Default)]
     struct Shards(Mutex<Vec<(u16, oneshot::Sender<ShardInfo>)>>);
 
@@ -264,7 +264,7 @@ mod tests {
         pass(&mut liveness, &shards, &[0], 1);
         assert_eq!(silent(&liveness), [(1, 6)]);
         pass(&mut liveness, &shards, &[], 10);
-        assert_eq!(silent(&liveness), [(0, 10), (1, 16)], "each is asked by itself");
+        assert_eq!(silent(&liveness), [(0, 10), (1, 16)], "each is asked separately");
         assert_eq!(shards.0.lock().unwrap_or_else(PoisonError::into_inner).len(), 2, "once");
         pass(&mut liveness, &shards, &[1], 1);
         assert_eq!(silent(&liveness), [(0, 11)]);
@@ -289,7 +289,7 @@ mod tests {
         let shards = Arc::<Shards>::default();
         let mut liveness = Liveness::new(Arc::clone(&shards) as Arc<dyn Control>);
         pass(&mut liveness, &shards, &[0, 1], 1);
-        // The whole process was: whoever checks first finds what was asked before.
+        // The whole process was stopped: the first check finds what was asked before.
         let next = liveness.looked_at + Duration::from_secs(3600);
         liveness.look_at(next);
         assert_eq!(silent(&liveness), []);

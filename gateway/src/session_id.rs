@@ -2,7 +2,7 @@
 //!
 //! A session id says which shard, slot and generation it means, so a command that names one needs no
 //! table to find it. It is scrambled with a number drawn at start, so ids of one run mean nothing in
-//! the next, and nobody reads a gateway's size out of them. Scrambling is a bijection (the finalizer
+//! the next, and they do not reveal a gateway's size. Scrambling is a bijection (the finalizer
 //! of `SplitMix64`, Steele, Lea and Flood 2014), so ids stay unique.
 
 use tidegate_backend::SessionId;

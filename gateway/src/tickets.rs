@@ -1,7 +1,7 @@
 //! Tickets: proofs that a user was in a room.
 //!
 //! A client shows a room's ticket when it reconnects, and is a member again. No backend is asked, so a million
-//! clients that come back at once cost the gateway a hash each, and the backends nothing.
+//! clients that resume at once cost the gateway a hash each, and the backends nothing.
 //!
 //! A ticket is 21 bytes: the version (1), when it was made (4, seconds since the Unix epoch, big endian), and a
 //! code (16) that only the holder of the key can make: HMAC-SHA-256 (RFC 2104) of these bytes, the user and the

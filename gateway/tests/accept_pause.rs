@@ -1,4 +1,4 @@
-//! How the drivers of real sockets pause accepting when descriptors run out, and go on.
+//! How the drivers of real sockets pause accepting when descriptors run out, and resume.
 //!
 //! The limit on open files is the process's, so these tests have a process of their own and run one at a
 //! time.
@@ -123,7 +123,7 @@ fn pauses_and_goes_on(driver: &mut impl Driver, address: SocketAddr, limit: &Lim
 }
 
 #[test]
-fn epoll_resumes_once_there_are_descriptors_though_nobody_waits() {
+fn epoll_resumes_once_there_are_descriptors_though_no_connection_waits() {
     let limit = Limit::new();
     let (listener, address) = listening();
     let mut driver = Epoll::new(Some(listener)).unwrap();
@@ -131,7 +131,7 @@ fn epoll_resumes_once_there_are_descriptors_though_nobody_waits() {
 }
 
 #[test]
-fn uring_resumes_once_a_ring_can_be_added_though_nobody_waits() {
+fn uring_resumes_once_a_ring_can_be_added_though_no_connection_waits() {
     let limit = Limit::new();
     let (listener, address) = listening();
     // The first ring is full with one connection. A further ring takes a descriptor of the process.

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::io_uring::Probe;
 use crate::{Machine, Subject};
 
-/// A tree of `/proc` and `/sys` in a folder of its own.
+/// A tree of `/proc` and `/sys` in a separate folder.
 #[derive(Debug)]
 pub struct Tree {
     folder: TempDir,

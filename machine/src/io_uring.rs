@@ -109,7 +109,7 @@ pub fn builder() -> Builder<squeue::Entry, cqueue::Entry> {
     builder
 }
 
-/// Does something on a thread of its own, and waits for it.
+/// Runs something on a separate thread, and waits for it.
 ///
 /// The kernel interrupts a system call of the thread that made a ring when the ring ends, even long afterwards
 /// and when another thread uses the ring (`io_ring_exit_work` in the kernel's io_uring.c). A read with a time
@@ -257,7 +257,7 @@ pub fn judge(probe: &Probe, guards: &Guards) -> Result<(), Unavailable> {
         Probe::Refused { errno: ENOSYS } if guards.has_filter() => match guards.disabled {
             Ok(_) => Unavailable::Seccomp,
             Err(_) => Unavailable::Unknown(
-                "ENOSYS: the kernel was built without io_uring, or a seccomp filter says so".to_owned(),
+                "ENOSYS: the kernel was built without io_uring, or a seccomp filter returns this".to_owned(),
             ),
         },
         Probe::Refused { errno: ENOSYS } => Unavailable::NotBuilt,
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sysctl_and_a_filter_are_told_apart() {
+    fn a_sysctl_and_a_filter_are_distinguished() {
         let sysctl = |tree: &mut Tree, value| tree.set("proc/sys/kernel/io_uring_disabled", value);
         assert_eq!(judge(REFUSED, filter), Err(Unavailable::Seccomp));
         assert_eq!(judge(REFUSED, |t| sysctl(t, "2")), Err(Unavailable::Disabled(2)));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_io_uring_and_a_filter_that_answers_the_same_are_told_apart() {
+    fn a_kernel_without_io_uring_and_a_filter_that_answers_the_same_are_distinguished() {
         let absent = Probe::Refused { errno: ENOSYS };
         assert_eq!(judge(absent.clone(), |_| {}), Err(Unavailable::NotBuilt));
         assert_eq!(judge(absent.clone(), filter), Err(Unavailable::Seccomp));

@@ -1,6 +1,6 @@
 //! What Tidegate has to know of a Linux machine. The gateway sizes itself with it, and `tide doctor` judges it.
 //!
-//! Each fact is read in one place, and nothing here judges: [`Machine`] is a snapshot for whoever wants all of
+//! Each fact is read in one place, and nothing here judges: [`Machine`] is a snapshot for callers that want all of
 //! it, and the modules give single facts. A reading that failed says which file could not be read and why.
 //!
 //! | module | what it reads |
@@ -65,7 +65,7 @@ pub struct Machine {
     pub network: Network,
     /// Its control group.
     pub control_group: ControlGroup,
-    /// `fs.nr_open`: nobody can raise `RLIMIT_NOFILE` beyond it.
+    /// `fs.nr_open`: `RLIMIT_NOFILE` can't be raised beyond it.
     pub nr_open: Reading<u64>,
     /// `fs.file-max`: open files of the whole machine at most.
     pub file_max: Reading<u64>,

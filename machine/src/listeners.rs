@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_found_where_nobody_listens() {
+    fn no_process_is_found_where_none_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         // The port is taken, on another address.

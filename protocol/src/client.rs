@@ -16,7 +16,7 @@ use crate::message::{AUTHENTICATE, HEARTBEAT, NOTICE, Request, Response, SUCCESS
 use crate::proto::v1;
 use crate::wire::WireError;
 
-/// Why a client can't go on reading. It is the gateway's fault: close the connection and report it.
+/// Why a client can't continue to read. It is the gateway's fault: close the connection and report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The stream is broken.
@@ -85,9 +85,9 @@ pub enum Event {
         /// What the backend sent.
         biz_data: Bytes,
     },
-    /// The session has become a member of a room; or it was refused, if the room's `recovery` says so.
+    /// The session has become a member of a room; or it was refused: see the room's `recovery`.
     Joined(v1::Room),
-    /// The session is no member of a room any more.
+    /// The session is no longer a member of a room.
     Left {
         /// The room's name.
         room: String,

@@ -36,7 +36,7 @@ pub struct Prefix {
 /// Reads the prefix at the front of `stream`; `None` when more bytes are needed to tell.
 ///
 /// # Errors
-/// [`FrameError`] as soon as it is certain, which is before the payload has come.
+/// [`FrameError`] as soon as it is certain, which is before the payload has arrived.
 #[inline]
 pub fn read_prefix(stream: &[u8], payload_bytes_max: usize) -> Result<Option<Prefix>, FrameError> {
     let mut length = 0_u64;

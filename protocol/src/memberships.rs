@@ -1,4 +1,4 @@
-//! The rooms of a client, across its connections: how far it has read each one, and what it says when it comes back.
+//! The rooms of a client, across its connections: how far it has read each one, and what it sends to resume them.
 //!
 //! [`Memberships`] belongs to an SDK, which keeps it for as long as the user is the same. It has no socket and no clock.
 //! Hand it what [`Client`](crate::client::Client) reads:
@@ -29,7 +29,7 @@ pub const ROOMS_MAX: usize = 128;
 /// What an app has to know of a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Pushes are missing and do not come any more: fetch the room's present state from the backend.
+    /// Pushes are missing and will not come: fetch the room's current state from the backend.
     Gap {
         /// The room's name.
         room: String,
@@ -69,7 +69,7 @@ pub enum Delivery<'a> {
         /// The room's name.
         room: &'a str,
     },
-    /// Nothing is known of its room. Hand it to the app, which can't be told of gaps. A gateway of version 1.0 sends each
+    /// Nothing is known of its room. Hand it to the app, which can't be notified of gaps. A gateway of version 1.0 sends each
     /// room push so.
     UnknownRoom,
 }
@@ -134,7 +134,7 @@ impl Membership {
         }
     }
 
-    /// The gateway describes the membership anew. Returns whether pushes are missing.
+    /// The gateway describes the membership again. Returns whether pushes are missing.
     fn update(&mut self, room: &v1::Room) -> bool {
         let was_attached = self.number != 0;
         let same_log = self.log == room.log && self.cursor.seen <= room.head;
@@ -143,7 +143,7 @@ impl Membership {
         self.log = room.log;
         self.ticket.clone_from(&room.ticket);
         match (recovery(room), position) {
-            // It is a member already, and goes on reading where it is.
+            // It is a member already, and continues to read where it is.
             (v1::Recovery::Complete | v1::Recovery::NotAsked, _) if was_attached && same_log => {}
             (v1::Recovery::Complete, Some(offset)) => self.cursor = Cursor::after(offset),
             // A new membership that missed nothing.
@@ -224,7 +224,7 @@ impl Memberships {
         });
     }
 
-    /// The connection is lost: room numbers mean nothing any more.
+    /// The connection is lost: room numbers are no longer valid.
     pub fn disconnected(&mut self) {
         for membership in &mut self.rooms {
             membership.number = 0;
@@ -257,7 +257,7 @@ impl Memberships {
             known.map(|index| self.rooms.remove(index));
             return Some(Change::Refused { room: name() });
         }
-        // Numbers are given anew when rooms are left.
+        // Numbers are reused when rooms are left.
         for membership in &mut self.rooms {
             if membership.number == room.number && membership.name != room.name {
                 membership.number = 0;
@@ -276,12 +276,12 @@ impl Memberships {
         is_gap.then(|| Change::Gap { room: name() })
     }
 
-    /// The session is no member of a room any more.
+    /// The session is no longer a member of a room.
     pub fn left(&mut self, room: &str) {
         self.rooms.retain(|membership| membership.name != room);
     }
 
-    /// A push has come. Call it once for each, in order, when the push goes to the app: its position counts as seen.
+    /// A push has arrived. Call it once for each, in order, when the push goes to the app: its position counts as seen.
     pub fn pushed(&mut self, number: u32, offset: u64) -> Delivery<'_> {
         if number == 0 {
             return if offset == 0 { Delivery::ToUser } else { Delivery::UnknownRoom };
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_recovery_goes_on_with_the_next_push() {
+    fn a_complete_recovery_continues_with_the_next_push() {
         let (mut memberships, changes) = reopened(v1::Recovery::Complete, 5, 40);
         assert_eq!(changes, []);
         assert_eq!(memberships.pushed(1, 34), Delivery::UnknownRoom, "a number of before");

@@ -101,7 +101,7 @@ pub fn put_failure(
         .encode_frame(out);
 }
 
-/// Writes the frame by which a gateway ends a session of its own accord.
+/// Writes the frame by which a gateway announces that it ends a session.
 pub fn put_goodbye(out: &mut impl BufMut, code: Code, retry_after_ms: u32) {
     put_failure(out, AUTHENTICATE, 0, code, retry_after_ms);
 }
@@ -114,7 +114,7 @@ pub fn put_push(out: &mut impl BufMut, kind: i32, biz_data: &[u8], offset: u64, 
         .encode_frame(out);
 }
 
-/// Writes a notice: the session has become a member of a room, or is none any more.
+/// Writes a notice: the session has become a member of a room, or no longer is one.
 pub fn put_notice(out: &mut impl BufMut, notice: &v1::Notice) {
     Response { kind: NOTICE, status: SUCCESS, ..Response::default() }
         .encode_frame_around(notice, out);

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn varints_take_the_fewest_bytes_and_come_back() {
+    fn varints_take_the_fewest_bytes_and_round_trip() {
         for shift in 0..64 {
             for value in [1_u64 << shift, (1_u64 << shift) - 1, u64::MAX >> shift] {
                 let mut out = Vec::new();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn zigzag_comes_back() {
+    fn zigzag_round_trips() {
         for value in [0, -1, 1, -2, 2, i32::MAX, i32::MIN] {
             assert_eq!(unzigzag(zigzag(value)), value);
         }

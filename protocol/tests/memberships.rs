@@ -220,7 +220,7 @@ struct Had {
     is_first: bool,
 }
 
-/// The client, and an app that checks what it is told.
+/// The client, and an app that checks what it is notified of.
 struct App {
     client: Client,
     memberships: Memberships,

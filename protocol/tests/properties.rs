@@ -327,14 +327,14 @@ proptest! {
     }
 
     #[test]
-    fn a_request_comes_back(request in request()) {
+    fn a_request_round_trips(request in request()) {
         let mut frame = Vec::new();
         request.lend().encode_frame(&mut frame);
         prop_assert_eq!(Request::decode(payload_of(&frame)), Ok(request.lend()));
     }
 
     #[test]
-    fn a_response_comes_back((response, biz_data) in response()) {
+    fn a_response_round_trips((response, biz_data) in response()) {
         let response = Response { biz_data: &biz_data, ..response };
         let mut frame = Vec::new();
         response.encode_frame(&mut frame);

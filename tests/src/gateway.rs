@@ -1,4 +1,4 @@
-//! A gateway in a process of its own and a folder of its own: start with flags, stop, kill, restart.
+//! A gateway in a separate process and folder: start with flags, stop, kill, restart.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -207,7 +207,7 @@ impl Setup {
         Process::start(&mut self.command(), "")
     }
 
-    /// Runs a gateway that ends by itself. Returns its exit status, standard output and standard error.
+    /// Runs a gateway that ends without a signal. Returns its exit status, standard output and standard error.
     #[must_use]
     pub fn run(&self) -> (ExitStatus, String, String) {
         Process::run(&mut self.command(), "")

@@ -138,7 +138,7 @@ pub struct HostileConnections {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Connections established, with those made anew.
+    /// Connections established, reconnects included.
     made: AtomicUsize,
 }
 
@@ -282,7 +282,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-/// Waits until one of the connections can go on.
+/// Waits until one of the connections can make progress.
 fn wait(connections: &[HostileConnection]) {
     let mut watched: Vec<_> = connections
         .iter()

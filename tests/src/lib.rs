@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 pub use gateway::{Gateway, Setup};
 pub use operator::Operator;
 pub use phone::{Phone, Push};
-pub use redis::{Cluster, Redis, RedisSetup, SentinelSet};
+pub use redis::{Cluster, Deployment, Redis, RedisSetup, SentinelSet};
 pub use tidegate_protocol::Code;
 
 /// The time after which a wait fails its test. It is longer than any interval of the gateway's chores: the

@@ -71,7 +71,7 @@ pub struct Phone {
     notices: VecDeque<Notice>,
     /// How many of them had come when a session's answer came.
     notices_before_session: usize,
-    /// Pushes that have come.
+    /// Pushes that have arrived.
     pushes: usize,
     /// How the connection ended.
     end: Option<End>,
@@ -328,7 +328,7 @@ impl Phone {
         *sent - before
     }
 
-    /// Shuts down the sending side. Reading goes on.
+    /// Shuts down the sending side. Reading continues.
     pub fn stop_sending(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
@@ -392,7 +392,7 @@ impl Phone {
         self.notices.drain(..).collect()
     }
 
-    /// The notices that have come so far and that nobody has asked for.
+    /// The notices that have arrived so far and were not read yet.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         self.notices.drain(..).collect()
     }

@@ -1,4 +1,4 @@
-//! Real Redis servers: one, a Sentinel set, a cluster. Each has a folder of its own and ports below the kernel's range, so
+//! Real Redis servers: one, a Sentinel set, a cluster. Each has a separate folder and ports below the kernel's range, so
 //! that it restarts with its data on its port. All of them end with their test.
 //!
 //! The harness speaks to them through `redis-cli`. Tests use a client of their own.
@@ -16,16 +16,18 @@ use crate::process::Process;
 use crate::until;
 
 mod cluster;
+mod deployment;
 mod sentinel;
 
 pub use cluster::Cluster;
+pub use deployment::Deployment;
 pub use sentinel::SentinelSet;
 
 /// How long `redis-cli` waits, in seconds.
 const CLI_TIMEOUT_S: &str = "5";
 
 /// What to start and how. Without options: no persistence, no password.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RedisSetup {
     /// The lines of `redis.conf`.
     config: String,
@@ -109,7 +111,7 @@ impl RedisSetup {
         let process = start_process(&folder, &self.arguments);
         let (password, arguments) = (self.password, self.arguments);
         let mut redis = Redis { port, folder, password, arguments, bus, process };
-        redis.wait_until_ready();
+        redis.wait_for_answer();
         redis
     }
 }
@@ -209,7 +211,7 @@ impl Redis {
         });
     }
 
-    fn wait_until_ready(&mut self) {
+    fn wait_for_answer(&mut self) {
         until("Redis answers", || {
             assert!(self.process.is_running(), "redis-server ended: {}", self.process.stdout.all());
             (self.cli(&["PING"]) == "PONG").then_some(())
@@ -231,7 +233,7 @@ impl Redis {
     pub fn restart(&mut self) {
         assert!(!self.process.is_running(), "still running");
         self.process = start_process(&self.folder, &self.arguments);
-        self.wait_until_ready();
+        self.wait_for_answer();
     }
 
     /// Stops it with SIGSTOP: its sockets stay and nothing is answered.
@@ -239,7 +241,7 @@ impl Redis {
         self.process.signal(Signal::STOP);
     }
 
-    /// Lets it go on after [`Redis::pause`].
+    /// Lets it continue after [`Redis::pause`].
     pub fn resume(&self) {
         self.process.signal(Signal::CONT);
     }

@@ -9,7 +9,10 @@ use tidegate_protocol::client::Event;
 use tidegate_protocol::proto::v1::{Position, Recovery, Room, notice::What};
 use tidegate_tests::phone::{Notice, demo};
 use tidegate_tests::port::Port;
-use tidegate_tests::{Cluster, Gateway, Phone, Push, Redis, RedisSetup, SentinelSet, Setup, until};
+use tidegate_tests::{
+    Cluster, Deployment, Gateway, Phone, Push, Redis, RedisSetup, SentinelSet, Setup,
+    on_each_deployment, until,
+};
 
 /// Gateways of one system: the same Redis, and the same key of tickets.
 struct System {
@@ -47,16 +50,6 @@ fn wait_for_redis(gateway: &Gateway, is_up: bool) {
     }
 }
 
-fn sentinel_url(set: &SentinelSet) -> String {
-    let hosts = set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port()));
-    format!("redis-sentinel://{}/{}", hosts.collect::<Vec<_>>().join(","), set.name())
-}
-
-fn cluster_url(cluster: &Cluster) -> String {
-    let hosts = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port()));
-    format!("redis-cluster://{}", hosts.collect::<Vec<_>>().join(","))
-}
-
 fn join(phone: &mut Phone, room: &str) -> Room {
     phone.join(room, 0);
     phone.joined()
@@ -68,11 +61,17 @@ fn position(room: &Room, offset: u64) -> Position {
 }
 
 /// Publishes as any program does that speaks Redis. Returns the offset.
-fn publish(redis: &Redis, room: &str, text: &str) -> u64 {
+fn publish(redis: &dyn Deployment, room: &str, text: &str) -> u64 {
     let key = format!("tg1:room:{{r{room}}}");
-    let answer = redis.cli(&["-c", "FCALL", "tidegate_publish", "1", &key, "10", text]);
+    let answer = redis.cli(&["FCALL", "tidegate_publish", "1", &key, "10", text]);
     let offset = answer.lines().nth(1).and_then(|offset| offset.parse().ok());
     offset.unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// Channels of rooms with a subscriber.
+fn shard_channels(redis: &dyn Deployment) -> usize {
+    let channels = ["PUBSUB", "SHARDCHANNELS", "tg1:room:*"];
+    redis.servers().iter().map(|server| server.cli(&channels).lines().count()).sum()
 }
 
 fn text(push: &Push) -> String {
@@ -87,9 +86,17 @@ fn numbered(range: std::ops::Range<u64>) -> Vec<String> {
     range.map(|number| number.to_string()).collect()
 }
 
-#[test]
-fn a_push_to_a_room_reaches_the_members_of_all_gateways_in_one_order() {
-    let redis = Redis::single();
+on_each_deployment!(
+    a_push_to_a_room_reaches_the_members_of_all_gateways_in_one_order,
+    the_answer_to_a_push_counts_the_members_of_all_gateways,
+    a_first_member_counts_for_the_push_that_follows_its_join,
+    any_program_that_speaks_redis_can_publish,
+    a_client_that_resumes_at_another_gateway_gets_what_it_missed,
+    a_room_that_everybody_has_left_is_followed_no_longer,
+    a_user_expelled_at_one_gateway_is_kept_out_of_all,
+);
+
+fn a_push_to_a_room_reaches_the_members_of_all_gateways_in_one_order(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let gateways = [system.start(), system.start(), system.start()];
     let mut phones: Vec<_> = (1..).zip(&gateways).map(|(user, g)| g.login(user)).collect();
@@ -111,9 +118,7 @@ fn a_push_to_a_room_reaches_the_members_of_all_gateways_in_one_order() {
     assert!(phones.iter_mut().all(|phone| text(&phone.push()) == "to all"));
 }
 
-#[test]
-fn the_answer_to_a_push_counts_the_members_of_all_gateways() {
-    let redis = Redis::single();
+fn the_answer_to_a_push_counts_the_members_of_all_gateways(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let gateways = [system.start(), system.start()];
     assert_eq!(gateways[0].operator().push_room("quiz", 10, b"nobody"), 0);
@@ -132,9 +137,7 @@ fn the_answer_to_a_push_counts_the_members_of_all_gateways() {
     });
 }
 
-#[test]
-fn a_first_member_counts_for_the_push_that_follows_its_join() {
-    let redis = Redis::single();
+fn a_first_member_counts_for_the_push_that_follows_its_join(redis: &mut dyn Deployment) {
     let gateway = System::new(redis.url()).start();
     for user in 1..=20 {
         let (mut phone, room) = (gateway.login(user), format!("room-{user}"));
@@ -144,41 +147,37 @@ fn a_first_member_counts_for_the_push_that_follows_its_join() {
     }
 }
 
-#[test]
-fn any_program_that_speaks_redis_can_publish() {
-    let redis = Redis::single();
+fn any_program_that_speaks_redis_can_publish(redis: &mut dyn Deployment) {
     let gateway = System::new(redis.url()).start();
     let mut phone = gateway.login(7);
     let room = join(&mut phone, "quiz");
-    assert_eq!(publish(&redis, "quiz", "from Redis"), 1);
+    assert_eq!(publish(redis, "quiz", "from Redis"), 1);
     let push = phone.push();
     assert_eq!((push.room, push.offset, push.kind), (room.number, 1, 10));
     assert_eq!(text(&push), "from Redis");
     // A name that looks like a hash tag, and bytes that are no text.
     let odd = "}{a}: \u{fc}";
     let room = join(&mut phone, odd);
-    publish(&redis, odd, "odd");
+    publish(redis, odd, "odd");
     let push = phone.push();
     assert_eq!((push.room, text(&push)), (room.number, "odd".into()));
 }
 
-#[test]
-fn who_comes_back_at_another_gateway_gets_what_it_missed() {
-    let redis = Redis::single();
+fn a_client_that_resumes_at_another_gateway_gets_what_it_missed(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let (mut first, second) = (system.start(), system.start());
     let mut phone = first.login(7);
     let everybody = phone.session().rooms[0].clone();
     let room = join(&mut phone, "quiz");
-    publish(&redis, "quiz", "seen");
-    publish(&redis, "*", "seen by all");
+    publish(redis, "quiz", "seen");
+    publish(redis, "*", "seen by all");
     phone.pushes(2);
     drop(phone);
     first.crash_and_restart();
     for number in 0..500 {
-        publish(&redis, "quiz", &number.to_string());
+        publish(redis, "quiz", &number.to_string());
     }
-    publish(&redis, "*", "missed by all");
+    publish(redis, "*", "missed by all");
     let mut phone = second.connect();
     let session = phone.login_again(7, &[position(&everybody, 1), position(&room, 1)]);
     for room in &session.rooms {
@@ -210,36 +209,42 @@ fn phone_of(
     (phone, session)
 }
 
-#[test]
-fn a_room_that_everybody_has_left_is_followed_no_longer() {
-    let redis = Redis::single();
+fn a_room_that_everybody_has_left_is_followed_no_longer(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let gateway = system.setup().set("rooms.idle_ttl_ms", 0).start();
     wait_for_redis(&gateway, true);
     let mut phone = gateway.login(7);
     join(&mut phone, "quiz");
-    let channels = || redis.cli(&["PUBSUB", "SHARDCHANNELS", "tg1:room:*"]).lines().count();
+    let channels = || shard_channels(redis);
     assert_eq!(channels(), 2);
     phone.leave("quiz");
     until("the room is closed", || (channels() == 1).then_some(()));
     // It comes back as it was.
-    publish(&redis, "quiz", "meanwhile");
+    publish(redis, "quiz", "meanwhile");
     assert_eq!(phone.notice().what, What::Left("quiz".into()));
     let room = join(&mut phone, "quiz");
     assert_eq!(room.head, 1);
-    publish(&redis, "quiz", "again");
+    publish(redis, "quiz", "again");
     assert_eq!(text(&phone.push()), "again");
 }
 
 #[test]
 fn redis_stopped_and_killed_loses_no_push_that_it_kept() {
-    let mut redis = RedisSetup::default().append_only().start();
+    no_push_is_lost(&mut RedisSetup::default().append_only().start());
+}
+
+#[test]
+fn a_cluster_stopped_and_killed_loses_no_push_that_it_kept() {
+    no_push_is_lost(&mut Cluster::start_each(&RedisSetup::default().append_only()));
+}
+
+fn no_push_is_lost(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let gateways = [system.start(), system.start()];
     let mut phones: Vec<_> = (1..).zip(&gateways).map(|(user, g)| g.login(user)).collect();
     phones.iter_mut().for_each(|phone| drop(join(phone, "quiz")));
     for number in 0..10 {
-        publish(&redis, "quiz", &number.to_string());
+        publish(redis, "quiz", &number.to_string());
     }
     redis.pause();
     gateways.iter().for_each(|gateway| wait_for_redis(gateway, false));
@@ -263,7 +268,7 @@ fn redis_stopped_and_killed_loses_no_push_that_it_kept() {
     redis.restart();
     gateways.iter().for_each(|gateway| wait_for_redis(gateway, true));
     drop(waiting.join().unwrap());
-    publish(&redis, "quiz", "last");
+    publish(redis, "quiz", "last");
     for phone in &mut phones {
         assert_eq!(
             texts(phone, 12),
@@ -289,7 +294,7 @@ struct Follower {
     /// The numbers that it has seen, and at which of them it was told of a gap.
     seen: Vec<u64>,
     gaps: Vec<usize>,
-    came_back: usize,
+    reconnects: usize,
     /// Pushes that were read on this connection, and notices that were not.
     pushes: usize,
     notices: VecDeque<Notice>,
@@ -301,10 +306,10 @@ impl Follower {
         let room = join(&mut phone, "show");
         let offset = room.head;
         let (seen, gaps, notices) = Default::default();
-        Self { user, phone, room, offset, seen, gaps, came_back: 0, pushes: 0, notices }
+        Self { user, phone, room, offset, seen, gaps, reconnects: 0, pushes: 0, notices }
     }
 
-    fn told(&mut self, room: &Room) {
+    fn update_room(&mut self, room: &Room) {
         if room.recovery() == Recovery::Gap {
             self.gaps.push(self.seen.len());
         }
@@ -320,7 +325,7 @@ impl Follower {
     fn follow(&mut self, last: u64, gateways: &[std::net::SocketAddr]) {
         while self.seen.last() != Some(&last) {
             let Some(event) = self.phone.next() else {
-                self.come_back(gateways);
+                self.reconnect(gateways);
                 continue;
             };
             self.pushes += usize::from(matches!(event, Event::Push { .. }));
@@ -331,7 +336,7 @@ impl Follower {
                 if let What::Joined(room) = notice.what
                     && room.name == "show"
                 {
-                    self.told(&room);
+                    self.update_room(&room);
                 }
             }
             if let Event::Push { room, offset, biz_data, .. } = event
@@ -344,10 +349,10 @@ impl Follower {
         }
     }
 
-    fn come_back(&mut self, gateways: &[std::net::SocketAddr]) {
-        self.came_back += 1;
+    fn reconnect(&mut self, gateways: &[std::net::SocketAddr]) {
+        self.reconnects += 1;
         (self.pushes, self.notices) = Default::default();
-        let mut next = usize::try_from(self.user).unwrap() + self.came_back;
+        let mut next = usize::try_from(self.user).unwrap() + self.reconnects;
         let positions = [position(&self.room, self.offset)];
         let session = until("a gateway takes the client", || {
             next += 1;
@@ -357,7 +362,7 @@ impl Follower {
         });
         let room = session.rooms.iter().find(|room| room.name == "show").unwrap().clone();
         assert_ne!(room.recovery(), Recovery::Refused);
-        self.told(&room);
+        self.update_room(&room);
     }
 
     /// Nothing came twice or out of order. What is missing was told: there is a gap verdict where it is missing.
@@ -373,9 +378,9 @@ impl Follower {
 
 /// A gateway is killed and restarted, and the master of Redis is killed: see [`Follower::check`].
 #[test]
-fn a_show_goes_on_when_a_gateway_and_the_master_of_redis_are_killed() {
+fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
     let mut set = SentinelSet::start();
-    let system = System::new(sentinel_url(&set));
+    let system = System::new(set.url());
     let mut gateways: Vec<_> = (0..3)
         .map(|_| {
             let gateway = system.setup().on_a_reserved_port().start();
@@ -430,23 +435,23 @@ fn a_show_goes_on_when_a_gateway_and_the_master_of_redis_are_killed() {
         .collect();
     let lost = kept.values().filter(|kept| !**kept).count();
     assert!(lost < 3_000, "the replicas had nothing");
-    let mut came_back = 0;
+    let mut reconnects = 0;
     for follower in followers {
         let follower = follower.join().unwrap();
         follower.check(&kept);
-        came_back += follower.came_back;
+        reconnects += follower.reconnects;
         assert!(
             !follower.gaps.is_empty(),
             "a failover may have lost pushes, and nobody can say which"
         );
     }
-    assert!(came_back >= 10, "the clients of the killed gateway: {came_back}");
+    assert!(reconnects >= 10, "the clients of the killed gateway: {reconnects}");
 }
 
 #[test]
 fn a_cluster_serves_rooms_of_all_its_nodes_and_a_slot_that_moves() {
     let cluster = Cluster::start();
-    let system = System::new(cluster_url(&cluster));
+    let system = System::new(cluster.url());
     let gateways = [system.start(), system.start()];
     let mut phones: Vec<_> = (1..).zip(&gateways).map(|(user, g)| g.login(user)).collect();
     let names: Vec<_> = (0..12).map(|n| format!("room-{n}")).collect();
@@ -467,7 +472,7 @@ fn a_cluster_serves_rooms_of_all_its_nodes_and_a_slot_that_moves() {
             // Redirections are the gateway's and the client's business.
             let text = format!("{name} {round}");
             if round % 2 == 0 {
-                publish(&cluster.nodes[0], name, &text);
+                publish(&cluster, name, &text);
             } else {
                 assert_eq!(
                     gateways[0]
@@ -498,7 +503,7 @@ fn a_cluster_serves_rooms_of_all_its_nodes_and_a_slot_that_moves() {
 
 #[test]
 fn keys_and_times_to_live_hold_over_gateways() {
-    let redis = Redis::single();
+    let redis = &Redis::single();
     let system = System::new(redis.url());
     let gateways = [system.start(), system.start()];
     let mut phone = gateways[0].login(7);
@@ -513,7 +518,7 @@ fn keys_and_times_to_live_hold_over_gateways() {
     // A push whose time is over is offered to nobody who comes later, and its place is a gap.
     let dying = "/push/rooms/quiz?type=10&ttl_ms=1";
     assert_eq!(gateways[1].operator().post(dying, b"dying").0, 200);
-    publish(&redis, "quiz", "last");
+    publish(redis, "quiz", "last");
     let seen: Vec<_> = phone.pushes(2).iter().map(text).collect();
     assert_eq!(seen[0], "first");
     until("its time is over", || {
@@ -525,9 +530,7 @@ fn keys_and_times_to_live_hold_over_gateways() {
     assert_eq!(answer, (200, r#"{"connections":0,"nobody":"no_members"}"#.into()));
 }
 
-#[test]
-fn who_is_expelled_at_one_gateway_is_kept_out_of_all() {
-    let redis = Redis::single();
+fn a_user_expelled_at_one_gateway_is_kept_out_of_all(redis: &mut dyn Deployment) {
     let system = System::new(redis.url());
     let (first, mut second) = (system.start(), system.start());
     let mut phone = first.login(7);
@@ -555,13 +558,25 @@ fn who_is_expelled_at_one_gateway_is_kept_out_of_all() {
     assert_eq!(room.name, "quiz");
 }
 
-#[test]
-fn a_gateway_needs_no_more_than_the_access_rules_of_the_page() {
+/// With the access rules of the page.
+fn with_access_rules() -> RedisSetup {
     let page = include_str!("../../backend/REDIS.md");
     let rules = page.lines().filter(|line| line.starts_with("user ") && line.contains(" on >"));
-    let redis = rules.fold(RedisSetup::default(), RedisSetup::line).start();
-    let url = format!("redis://gateway:secret@127.0.0.1:{}", redis.port());
-    let system = System::new(url);
+    rules.fold(RedisSetup::default(), RedisSetup::line)
+}
+
+#[test]
+fn a_gateway_needs_no_more_than_the_access_rules_of_the_page() {
+    the_access_rules_suffice(&with_access_rules().start());
+}
+
+#[test]
+fn in_a_cluster_a_gateway_needs_no_more_than_the_access_rules_of_the_page() {
+    the_access_rules_suffice(&Cluster::start_each(&with_access_rules()));
+}
+
+fn the_access_rules_suffice(redis: &dyn Deployment) {
+    let system = System::new(redis.url().replace("://", "://gateway:secret@"));
     let gateways = [system.start(), system.start()];
     let mut phone = gateways[0].login(7);
     join(&mut phone, "quiz");
@@ -583,7 +598,7 @@ fn a_gateway_needs_no_more_than_the_access_rules_of_the_page() {
 #[test]
 fn a_cluster_whose_connections_were_cut_is_subscribed_to_again() {
     let cluster = Cluster::start();
-    let gateway = System::new(cluster_url(&cluster)).start();
+    let gateway = System::new(cluster.url()).start();
     let mut phone = gateway.login(7);
     let names: Vec<_> = (0..12).map(|n| format!("room-{n}")).collect();
     names.iter().for_each(|name| drop(join(&mut phone, name)));
@@ -595,16 +610,13 @@ fn a_cluster_whose_connections_were_cut_is_subscribed_to_again() {
     }
     until("the link is made again", || (connects() > before).then_some(()));
     wait_for_redis(&gateway, true);
-    names.iter().for_each(|name| drop(publish(&cluster.nodes[0], name, name).to_string()));
+    names.iter().for_each(|name| drop(publish(&cluster, name, name).to_string()));
     let mut seen = texts(&mut phone, names.len());
     seen.sort();
     let mut names = names;
     names.sort();
     assert_eq!(seen, names);
-    let channels: usize = (cluster.nodes.iter())
-        .map(|node| node.cli(&["PUBSUB", "SHARDCHANNELS", "tg1:room:*"]).lines().count())
-        .sum();
-    assert_eq!(channels, 13, "each room's, and everybody's");
+    assert_eq!(shard_channels(&cluster), 13, "each room's, and everybody's");
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! Session tokens that the app's login writes to a real Redis: `auth.mode = "redis"`.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::process::{Command, Stdio};
+use std::thread;
 
 use tidegate::auth::TokenDigest;
 use tidegate_protocol::Code;
 use tidegate_tests::phone::demo;
-use tidegate_tests::{Cluster, Gateway, Phone, Redis, Setup, until};
+use tidegate_tests::{
+    Cluster, Deployment, Gateway, Phone, Redis, Setup, on_each_deployment, until,
+};
 
 const CHECKS: &str = "tidegate_token_checks_total";
 
@@ -27,7 +31,7 @@ fn start(setup: Setup) -> Gateway {
     gateway
 }
 
-/// Waits until the gateway hears all revocations.
+/// Waits until the gateway receives all revocations.
 fn wait_for_revocations(gateway: &Gateway) {
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_token_partitions_heard", "", |heard| heard == 128.0);
@@ -42,14 +46,14 @@ fn token_key(user_id: u64, token: &str) -> String {
 }
 
 /// Does what the app's login does.
-fn issue(redis: &Redis, user_id: u64, token: &str) {
-    redis.ok(&["-c", "SET", &token_key(user_id, token), "1", "EX", "86400"]);
+fn issue(redis: &dyn Deployment, user_id: u64, token: &str) {
+    redis.ok(&["SET", &token_key(user_id, token), "1", "EX", "86400"]);
 }
 
-/// Returns how many gateways heard it.
-fn revoke(redis: &Redis, user_id: u64, digest: &str) -> String {
+/// Returns how many gateways received it.
+fn revoke(redis: &dyn Deployment, user_id: u64, digest: &str) -> String {
     let (key, user_id) = (partition_key(user_id), user_id.to_string());
-    let answer = redis.cli(&["-c", "FCALL", "tidegate_revoke", "1", &key, &user_id, digest]);
+    let answer = redis.cli(&["FCALL", "tidegate_revoke", "1", &key, &user_id, digest]);
     answer.lines().last().unwrap_or_default().to_owned()
 }
 
@@ -64,9 +68,18 @@ fn refusal(phone: &mut Phone, user_id: u64, token: &str) -> Option<Code> {
     phone.try_login(user_id, token).expect_err("the login should fail").code
 }
 
-#[test]
-fn a_token_that_the_apps_login_has_written_opens_a_session() {
-    let redis = Redis::single();
+on_each_deployment!(
+    a_token_that_the_apps_login_has_written_opens_a_session,
+    wrong_tokens_close_the_connection_as_with_any_mode,
+    requests_right_behind_the_authentication_are_served_in_order,
+    a_session_ends_with_its_token_unless_a_fresh_one_is_shown,
+    a_revoked_token_ends_its_sessions_on_all_gateways,
+    while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue,
+    a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again,
+    sessions_are_checked_now_and_then_though_nothing_was_missed,
+);
+
+fn a_token_that_the_apps_login_has_written_opens_a_session(redis: &mut dyn Deployment) {
     let gateway = start(setup(&redis.url()).set("auth.failures_max", 255));
     // As any program makes it.
     let shell = "printf %s \"$0\" | sha256sum | cut -c1-64";
@@ -90,7 +103,7 @@ fn a_token_that_the_apps_login_has_written_opens_a_session() {
     assert_eq!(session.expires_in_ms, 0, "by default a token's end does not end a session");
     phone.assert_is_served();
     for user_id in [0, 127, 128, u64::MAX] {
-        issue(&redis, user_id, "same for all");
+        issue(redis, user_id, "same for all");
         login(&gateway, user_id, "same for all").assert_is_served();
     }
     let failures = |reason: &str| {
@@ -100,9 +113,7 @@ fn a_token_that_the_apps_login_has_written_opens_a_session() {
     assert_eq!((failures("unknown_token"), failures("malformed")), (5.0, 1.0));
 }
 
-#[test]
-fn wrong_tokens_close_the_connection_as_with_any_mode() {
-    let redis = Redis::single();
+fn wrong_tokens_close_the_connection_as_with_any_mode(redis: &mut dyn Deployment) {
     let gateway = start(setup(&redis.url()).set("auth.failures_max", 2));
     let mut phone = gateway.connect();
     assert_eq!(refusal(&mut phone, 7, "wrong"), Some(Code::Unauthenticated));
@@ -110,11 +121,9 @@ fn wrong_tokens_close_the_connection_as_with_any_mode() {
     phone.end();
 }
 
-#[test]
-fn requests_right_behind_the_authentication_are_served_in_order() {
-    let redis = Redis::single();
+fn requests_right_behind_the_authentication_are_served_in_order(redis: &mut dyn Deployment) {
     let gateway = start(setup(&redis.url()));
-    issue(&redis, 7, "a");
+    issue(redis, 7, "a");
     for _ in 0..20 {
         let mut phone = gateway.connect();
         let login = phone.send_login(7, "a");
@@ -127,9 +136,7 @@ fn requests_right_behind_the_authentication_are_served_in_order() {
     }
 }
 
-#[test]
-fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
-    let redis = Redis::single();
+fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown(redis: &mut dyn Deployment) {
     let gateway = start(
         setup(&redis.url())
             .set("session.on_token_expiry", "close")
@@ -138,7 +145,7 @@ fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
             .set("session.idle_timeout_ms", 40_000),
     );
     redis.ok(&["SET", &token_key(7, "short"), "1", "PX", "3000"]);
-    issue(&redis, 7, "long");
+    issue(redis, 7, "long");
     let mut phones: Vec<_> = (0..2).map(|_| gateway.connect()).collect();
     for phone in &mut phones {
         let session = phone.login_with(7, "short");
@@ -153,12 +160,10 @@ fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     phones[1].assert_is_served();
 }
 
-#[test]
-fn a_revoked_token_ends_its_sessions_on_all_gateways() {
-    let redis = Redis::single();
+fn a_revoked_token_ends_its_sessions_on_all_gateways(redis: &mut dyn Deployment) {
     let gateways = [start(setup(&redis.url())), start(setup(&redis.url()))];
     for (user_id, token) in [(7, "a"), (7, "b"), (7 + 128, "a")] {
-        issue(&redis, user_id, token);
+        issue(redis, user_id, token);
     }
     let on_both = |user_id, token| gateways.each_ref().map(|it| login(it, user_id, token));
     let mut revoked = [on_both(7, "a"), on_both(7, "a")].into_iter().flatten().collect::<Vec<_>>();
@@ -166,14 +171,14 @@ fn a_revoked_token_ends_its_sessions_on_all_gateways() {
     // It came with the token, and has shown another one since.
     let mut renewed = login(&gateways[0], 7, "a");
     renewed.login_with(7, "b");
-    assert_eq!(revoke(&redis, 7, &TokenDigest::of("a").to_string()), "2");
+    assert_eq!(revoke(redis, 7, &TokenDigest::of("a").to_string()), "2");
     for phone in &mut revoked {
         phone.goodbye(Code::Kicked);
     }
     assert_eq!(refusal(&mut gateways[0].connect(), 7, "a"), Some(Code::Unauthenticated));
     others.iter_mut().flatten().for_each(Phone::assert_is_served);
     renewed.assert_is_served();
-    assert_eq!(revoke(&redis, 7, "*"), "2");
+    assert_eq!(revoke(redis, 7, "*"), "2");
     for phone in others[0].iter_mut().chain([&mut renewed]) {
         phone.goodbye(Code::Kicked);
     }
@@ -185,11 +190,11 @@ fn a_revoked_token_ends_its_sessions_on_all_gateways() {
     }
 }
 
-#[test]
-fn while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on() {
-    let redis = Redis::single();
+fn while_redis_is_away_logins_get_104_with_a_wait_and_sessions_continue(
+    redis: &mut dyn Deployment,
+) {
     let gateway = start(setup(&redis.url()).set("auth.failures_max", 1));
-    issue(&redis, 7, "a");
+    issue(redis, 7, "a");
     let mut here = login(&gateway, 7, "a");
     redis.pause();
     let mut late = gateway.connect();
@@ -212,12 +217,12 @@ fn while_redis_is_away_logins_are_told_to_come_back_and_sessions_go_on() {
     assert_eq!(refusal(&mut gateway.connect(), 7, "wrong"), Some(Code::Unauthenticated));
 }
 
-#[test]
-fn a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again() {
-    let redis = Redis::single();
+fn a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again(
+    redis: &mut dyn Deployment,
+) {
     let gateway = start(setup(&redis.url()));
     for (user_id, token) in [(7, "a"), (7, "b"), (8, "a")] {
-        issue(&redis, user_id, token);
+        issue(redis, user_id, token);
     }
     let mut missed = login(&gateway, 7, "a");
     let mut others = [login(&gateway, 7, "b"), login(&gateway, 8, "a")];
@@ -228,17 +233,15 @@ fn a_revocation_that_was_missed_is_noticed_after_the_connection_is_made_again() 
     assert_eq!(redis.cli(&["DEL", &token_key(7, "a")]), "1");
     missed.goodbye(Code::Kicked);
     others.iter_mut().for_each(Phone::assert_is_served);
-    assert!(gateway.operator().metric(CHECKS, "").unwrap() >= 1.0);
+    gateway.operator().wait_for_metric(CHECKS, "", |checks| checks >= 1.0);
 }
 
-#[test]
-fn sessions_are_checked_now_and_then_though_nothing_was_missed() {
-    let redis = Redis::single();
+fn sessions_are_checked_now_and_then_though_nothing_was_missed(redis: &mut dyn Deployment) {
     let gateway = start(
         setup(&redis.url()).set("auth.recheck_ms", 1_000).set("session.on_token_expiry", "close"),
     );
-    issue(&redis, 7, "a");
-    issue(&redis, 8, "a");
+    issue(redis, 7, "a");
+    issue(redis, 8, "a");
     let (mut gone, mut stays) = (login(&gateway, 7, "a"), login(&gateway, 8, "a"));
     assert!(stays.session().expires_in_ms > 0);
     assert_eq!(redis.cli(&["DEL", &token_key(7, "a")]), "1");
@@ -253,15 +256,19 @@ fn sessions_are_checked_now_and_then_though_nothing_was_missed() {
 #[test]
 fn many_logins_take_few_commands() {
     const LOGINS: u64 = 300;
-    let redis = Redis::single();
+    let redis = &Redis::single();
     let gateway = start(setup(&redis.url()));
     // All in two partitions.
     let users: Vec<_> = (0..LOGINS).map(|number| number / 2 * 128 + number % 2).collect();
     let keys: Vec<_> = users.iter().map(|&user_id| token_key(user_id, "a")).collect();
-    let set = keys.iter().flat_map(|key| [key.as_str(), "1"]);
-    redis.ok(&["MSET"].into_iter().chain(set).collect::<Vec<_>>());
+    for partition in 0..2 {
+        // Of one slot.
+        let keys = keys.iter().skip(partition).step_by(2);
+        let set = keys.flat_map(|key| [key.as_str(), "1"]);
+        redis.ok(&["MSET"].into_iter().chain(set).collect::<Vec<_>>());
+    }
     let mut phones: Vec<_> = users.iter().map(|_| gateway.connect()).collect();
-    let calls_before = function_calls(&redis);
+    let calls_before = function_calls(redis);
     redis.pause();
     for (phone, &user_id) in phones.iter_mut().zip(&users) {
         phone.send_login(user_id, "a");
@@ -273,31 +280,81 @@ fn many_logins_take_few_commands() {
             until("it comes back", || phone.try_login(user_id, "a").ok());
         }
     }
-    let calls = function_calls(&redis) - calls_before;
+    let calls = function_calls(redis) - calls_before;
     assert!(calls <= LOGINS / 5, "{LOGINS} logins took {calls} commands");
 }
 
 /// Calls of functions that Redis has carried out.
-fn function_calls(redis: &Redis) -> u64 {
-    let stats = redis.cli(&["INFO", "commandstats"]);
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_fcall:calls="));
-    line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().expect("a count"))
+fn function_calls(redis: &dyn Deployment) -> u64 {
+    let calls = |stats: &str| -> Option<u64> {
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_fcall:calls="))?;
+        line.split(',').next()?.parse().ok()
+    };
+    let stats = redis.servers().iter().map(|server| server.cli(&["INFO", "commandstats"]));
+    stats.filter_map(|stats| calls(&stats)).sum()
 }
 
 #[test]
 fn a_cluster_holds_tokens_on_all_of_its_nodes() {
     let cluster = Cluster::start();
-    let hosts = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port()));
-    let url = format!("redis-cluster://{}", hosts.collect::<Vec<_>>().join(","));
-    let gateway = start(setup(&url));
-    let node = &cluster.nodes[0];
+    let gateway = start(setup(&cluster.url()));
     for user_id in 0..12 {
-        issue(node, user_id, "a");
+        issue(&cluster, user_id, "a");
     }
     let mut phones: Vec<_> = (0..12).map(|user_id| login(&gateway, user_id, "a")).collect();
     for (user_id, phone) in (0..).zip(&mut phones).step_by(2) {
-        assert_eq!(revoke(node, user_id, &TokenDigest::of("a").to_string()), "1");
+        assert_eq!(revoke(&cluster, user_id, &TokenDigest::of("a").to_string()), "1");
         phone.goodbye(Code::Kicked);
     }
     phones.iter_mut().skip(1).step_by(2).for_each(Phone::assert_is_served);
+}
+
+/// Logs in, again and again while the gateway says that it can't know.
+fn login_at_last(gateway: &Gateway, user_id: u64, token: &str) -> Phone {
+    let mut phone = gateway.connect();
+    until("the gateway can look the token up", || match phone.try_login(user_id, token) {
+        Ok(_) => Some(()),
+        Err(failure) => {
+            assert_eq!(failure.code, Some(Code::Overloaded), "{failure:?}");
+            None
+        }
+    });
+    phone
+}
+
+#[test]
+fn no_login_and_no_revocation_is_lost_while_the_slot_of_the_tokens_moves() {
+    let cluster = Cluster::start();
+    let gateways = [(); 2].map(|()| start(setup(&cluster.url())));
+    let mut kept = Vec::new();
+    let slot = cluster.slot_of(&partition_key(7));
+    thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            for _ in 0..4 {
+                cluster.move_slot(slot, (cluster.owner_of(slot) + 1) % 3);
+                gateways.iter().for_each(wait_for_revocations);
+            }
+        });
+        // All users are in one partition, and so in one slot.
+        for user_id in (7..).step_by(128) {
+            issue(&cluster, user_id, "kept");
+            issue(&cluster, user_id, "revoked");
+            let login = |token| gateways.each_ref().map(|it| login_at_last(it, user_id, token));
+            kept.extend(login("kept"));
+            let mut revoked = login("revoked");
+            let digest = TokenDigest::of("revoked").to_string();
+            until("the token is revoked", || {
+                // How many gateways hear it, depends: those that don't find it out when they hear again.
+                revoke(&cluster, user_id, &digest).parse::<u64>().ok()
+            });
+            for phone in &mut revoked {
+                phone.goodbye(Code::Kicked);
+            }
+            if mover.is_finished() {
+                break;
+            }
+        }
+        mover.join().unwrap();
+    });
+    kept.iter_mut().for_each(Phone::assert_is_served);
 }

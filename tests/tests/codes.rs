@@ -118,7 +118,7 @@ fn a_connection_above_its_request_rate_gets_103() {
     let limited: Vec<_> = limited.into_iter().map(Result::unwrap_err).collect();
     assert!(limited.len() >= 10, "{}", limited.len());
     assert!(limited.iter().all(|failure| failure.code == Some(Code::RateLimited)));
-    // They came together, and each shall come back in a second of its own.
+    // They came together, and each is to be retried in a different second.
     assert!(limited[0].retry_after > Duration::ZERO);
     for pair in limited.windows(2) {
         assert_eq!(pair[1].retry_after - pair[0].retry_after, Duration::from_secs(1));

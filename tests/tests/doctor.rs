@@ -13,7 +13,7 @@ fn doctor(gateway: &Gateway, arguments: &str) -> (i32, Value, String) {
     let arguments: Vec<_> = arguments.split_whitespace().collect();
     let (status, said, log) = gateway.tide(&arguments, "");
     let report = serde_json::from_str(&said).unwrap_or(Value::Null);
-    (status.code().expect("it ends by itself"), report, log)
+    (status.code().expect("it ends without a signal"), report, log)
 }
 
 fn finding<'a>(report: &'a Value, check: &str) -> &'a Value {

@@ -17,7 +17,7 @@ fn build() {
 }
 
 #[test]
-fn a_client_in_python_comes_back_and_gets_what_it_missed() {
+fn a_client_in_python_resumes_and_gets_what_it_missed() {
     build();
     let gateway = Setup::demo().start();
     let port = gateway.clients().port().to_string();

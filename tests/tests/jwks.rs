@@ -79,7 +79,7 @@ impl KeyServer {
         format!("http://127.0.0.1:{}/jwks.json", self.port)
     }
 
-    /// How many requests for the set have come.
+    /// How many requests for the set have arrived.
     fn requests(&self) -> usize {
         self.process.stderr.so_far().matches("GET /jwks.json").count()
     }
@@ -141,7 +141,7 @@ impl Signer {
     }
 }
 
-/// The failure of a login on a connection of its own; `None`: it succeeds.
+/// The failure of a login on a new connection; `None`: it succeeds.
 fn refusal(gateway: &Gateway, user_id: u64, token: &str) -> Option<Code> {
     let mut phone = gateway.connect();
     phone.try_login(user_id, token).err().map(|failure| failure.code.unwrap())

@@ -273,7 +273,7 @@ fn pushes_beyond_commands_max_are_refused() {
     let mut phones: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
     // Each client pushes to everybody again and again. Most pushes come while another one is in flight.
     let mut refused = 0;
-    let mut told = 0;
+    let mut accepted = 0;
     until("a push is refused", || {
         let asked: Vec<_> = phones
             .iter_mut()
@@ -282,7 +282,7 @@ fn pushes_beyond_commands_max_are_refused() {
         for (phone, asked) in phones.iter_mut().zip(asked) {
             for sequence in asked {
                 match phone.outcome(sequence) {
-                    Ok(_) => told += 1,
+                    Ok(_) => accepted += 1,
                     Err(failure) => {
                         assert_eq!(failure.code, Some(tidegate_tests::Code::Overloaded));
                         assert!(!failure.retry_after.is_zero());
@@ -296,7 +296,7 @@ fn pushes_beyond_commands_max_are_refused() {
     operator.wait_for_metric("tidegate_commands_refused_total", "", |n| n == f64::from(refused));
     // Each push that was accepted is delivered once to everybody.
     for phone in &mut phones {
-        assert_eq!(phone.pushes(told).len(), told);
+        assert_eq!(phone.pushes(accepted).len(), accepted);
         assert_eq!(phone.leftovers(), []);
     }
 }

@@ -1,4 +1,4 @@
-//! The offset file: offsets of pushes go on above those of earlier runs, whatever the wall clock says.
+//! The offset file: offsets of pushes continue above those of earlier runs, whatever the wall clock says.
 //!
 //! A test can't set the wall clock back. A file that is an hour ahead has the same effect.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -35,7 +35,7 @@ fn offsets(gateway: &Gateway) -> (u64, u64) {
 }
 
 #[test]
-fn offsets_go_on_above_the_file_though_the_wall_clock_is_behind() {
+fn offsets_continue_above_the_file_though_the_wall_clock_is_behind() {
     let (gateway, reached) = gateway_behind(Setup::demo().shards(2));
     gateway.process.stderr.wait_for("offsets of pushes begin ahead of the wall clock");
     let (first, _) = offsets(&gateway);
@@ -56,7 +56,7 @@ fn a_run_after_a_kill_gives_offsets_above_all_earlier_ones_though_the_wall_clock
 }
 
 #[test]
-fn a_run_after_a_drain_goes_on_close_above_the_last_one() {
+fn a_run_after_a_drain_continues_close_above_the_last_one() {
     let (mut gateway, _) = gateway_behind(Setup::demo().on_a_reserved_port());
     let (_, last) = offsets(&gateway);
     gateway.terminate();

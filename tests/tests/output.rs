@@ -140,7 +140,7 @@ fn a_reader_that_resumes_gets_the_number_of_lost_lines() {
     gateway.terminate();
     assert!(gateway.process.wait().success());
     let log = gateway.process.stderr.all();
-    let told: f64 = log
+    let reported: f64 = log
         .lines()
         .filter(|line| line.contains("lines were dropped"))
         .map(|line| {
@@ -149,7 +149,7 @@ fn a_reader_that_resumes_gets_the_number_of_lost_lines() {
             line["lines"].as_f64().unwrap()
         })
         .sum();
-    assert!(told > 0.0);
+    assert!(reported > 0.0);
     // No line is cut: each line is JSON, except those that filled the pipe.
     for line in log.lines().filter(|line| *line != "x") {
         serde_json::from_str::<serde_json::Value>(line).expect(line);

@@ -13,7 +13,7 @@ fn text(push: &Push) -> String {
 }
 
 #[test]
-fn an_answer_tells_who_got_the_push_or_why_nobody_did() {
+fn an_answer_has_the_count_of_receivers_or_why_there_are_none() {
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();
     let _phone = gateway.login(7);
@@ -51,7 +51,7 @@ fn a_repeated_push_is_sent_once_and_answered_as_the_first() {
 }
 
 #[test]
-fn a_push_whose_time_is_over_is_not_replayed_and_is_a_gap_for_who_comes_back() {
+fn an_expired_push_is_not_replayed_and_is_a_gap_for_a_client_that_resumes() {
     let gateway = Setup::demo().shards(2).set("rooms.replay_on_join", 10).start();
     let operator = gateway.operator();
     let mut phone = gateway.login(7);
@@ -63,7 +63,7 @@ fn a_push_whose_time_is_over_is_not_replayed_and_is_a_gap_for_who_comes_back() {
     operator.push_room("quiz", QUESTION, b"b");
     assert_eq!(operator.post("/push/rooms/quiz?type=50&ttl_ms=1", &[7; 5000]).0, 200);
     operator.push_room("quiz", QUESTION, b"c");
-    until("the log has not the long push any more", || {
+    until("the log no longer has the long push", || {
         (operator.json("/rooms/quiz")["log_bytes"].as_u64() < Some(5000)).then_some(())
     });
     let name = room.name.clone();

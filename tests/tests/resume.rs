@@ -1,4 +1,4 @@
-//! Clients that come back: notices, tickets, positions, and what is said of each room.
+//! Clients that resume: notices, tickets, positions, and what is reported about each room.
 
 use std::ops::RangeInclusive;
 
@@ -21,8 +21,8 @@ fn position(room: &Room, offset: u64) -> Position {
     Position { room: name, log, offset, ticket }
 }
 
-/// A client that comes back with these positions, on a new connection.
-fn come_back(gateway: &Gateway, user_id: u64, positions: &[Position]) -> (Phone, Session) {
+/// A client that resumes with these positions, on a new connection.
+fn resume(gateway: &Gateway, user_id: u64, positions: &[Position]) -> (Phone, Session) {
     let mut phone = gateway.connect();
     let session = phone.login_again(user_id, positions);
     (phone, session)
@@ -39,7 +39,7 @@ fn check(pushes: &[Push], room: &Room, offsets: RangeInclusive<u64>) {
 }
 
 #[test]
-fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
+fn a_member_is_notified_of_a_room_before_its_first_push_and_when_it_has_left() {
     let gateway = Setup::demo().shards(4).start();
     for user_id in 1..=8 {
         let (mut phone, room) = (gateway.login(user_id), format!("room-{user_id}"));
@@ -63,7 +63,7 @@ fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
 }
 
 #[test]
-fn a_member_that_comes_back_gets_what_it_missed_before_what_is_newer() {
+fn a_member_that_resumes_gets_what_it_missed_before_newer_pushes() {
     let gateway = Setup::demo().shards(4).start();
     let mut talker = gateway.login(8);
     for round in 0..8 {
@@ -83,7 +83,7 @@ fn a_member_that_comes_back_gets_what_it_missed_before_what_is_newer() {
             talker.say(&room.name, "missed");
         }
         (0..missed).for_each(|_| drop(talker.ask(demo::PUSH_ALL, b"missed").unwrap()));
-        // It comes back while pushes go on. The rooms are named in another order.
+        // It resumes while pushes continue. The rooms are named in another order.
         let positions: Vec<_> = positions.into_iter().rev().collect();
         let mut phone = gateway.connect();
         phone.send_login_again(7, &positions);
@@ -124,7 +124,7 @@ fn after_a_crash_the_ticket_holds_and_the_gap_is_said_at_once() {
     let offset = phone.push().offset;
     gateway.crash_and_restart();
     let positions = [position(&everybody, 0), position(&room, offset)];
-    let (mut phone, session) = come_back(&gateway, 7, &positions);
+    let (mut phone, session) = resume(&gateway, 7, &positions);
     assert_eq!(outcomes(&session), [("*", Recovery::Gap), ("quiz", Recovery::Gap)]);
     let [_, again] = &session.rooms[..] else { panic!("{session:?}") };
     assert_ne!(again.log, room.log);
@@ -132,9 +132,9 @@ fn after_a_crash_the_ticket_holds_and_the_gap_is_said_at_once() {
     phone.say("quiz", "after");
     let push = phone.push();
     assert_eq!((push.room, &*push.text()), (again.number, "after"));
-    // From here on nothing is missing any more.
+    // From here on nothing is missing.
     drop(phone);
-    let (mut phone, session) = come_back(&gateway, 7, &[position(again, again.head)]);
+    let (mut phone, session) = resume(&gateway, 7, &[position(again, again.head)]);
     assert_eq!(session.rooms[1].recovery(), Recovery::Complete);
     assert_eq!(phone.push().text(), "after");
 }
@@ -151,7 +151,7 @@ fn pushes_that_the_log_no_longer_holds_are_a_gap_in_the_session() {
     for _ in 0..50 {
         operator.push_room("quiz", 50, &[b'.'; 1000]);
     }
-    let (mut phone, session) = come_back(&gateway, 7, &[position(&room, seen)]);
+    let (mut phone, session) = resume(&gateway, 7, &[position(&room, seen)]);
     let again = &session.rooms[1];
     assert_eq!((again.recovery(), again.log), (Recovery::Gap, room.log));
     assert_eq!(again.head, seen + 50);
@@ -178,7 +178,7 @@ fn a_ticket_of_another_user_or_room_does_not_let_in() {
     drop(phone);
     operator.wait_for_total("memberships", 0);
     for (user_id, position) in tries {
-        let (mut phone, session) = come_back(&gateway, user_id, &[position]);
+        let (mut phone, session) = resume(&gateway, user_id, &[position]);
         assert_eq!(outcomes(&session), [("*", Recovery::NotAsked), ("quiz", Recovery::Refused)]);
         let refused = &session.rooms[1];
         assert_eq!((refused.number, refused.log, refused.head), (0, 0, 0));
@@ -188,7 +188,7 @@ fn a_ticket_of_another_user_or_room_does_not_let_in() {
     }
     operator.wait_for_metric("tidegate_tickets_refused_total", "", |n| n == 4.0);
     // The ticket that was shown by others still lets its user in.
-    let (_, session) = come_back(&gateway, 7, &[position(&room, 0)]);
+    let (_, session) = resume(&gateway, 7, &[position(&room, 0)]);
     assert_eq!(session.rooms[1].recovery(), Recovery::Complete);
 }
 
@@ -203,14 +203,14 @@ fn where_only_the_backend_lets_in_a_member_has_no_ticket() {
     drop(phone);
     // The ticket of another room, so that there is one at all.
     let wrong = Position { ticket: open.ticket.clone(), ..position(&vip, 0) };
-    let (mut phone, session) = come_back(&gateway, 7, &[wrong, position(&open, 0)]);
+    let (mut phone, session) = resume(&gateway, 7, &[wrong, position(&open, 0)]);
     let outcomes = outcomes(&session);
     assert_eq!(outcomes[1..], [("vip-1", Recovery::Refused), ("open", Recovery::Complete)]);
     assert_eq!(join(&mut phone, "vip-1").recovery(), Recovery::NotAsked);
 }
 
 #[test]
-fn a_room_shows_its_last_push_to_who_joins_where_the_policy_says_so() {
+fn a_new_member_gets_the_last_push_where_the_policy_replays_it() {
     let policy = "[[room_policies]]\nprefix = \"now-\"\nreplay_on_join = 1\n";
     let gateway = Setup::demo().shards(2).toml(policy).start();
     let mut talker = gateway.login(8);
@@ -226,11 +226,11 @@ fn a_room_shows_its_last_push_to_who_joins_where_the_policy_says_so() {
         }
         let push = phone.push();
         assert_eq!((&*push.text(), push.offset), ("third", joined.head + 1));
-        // Who comes back gets what it missed, and no more.
+        // A client that resumes gets what it missed, and no more.
         drop(phone);
         talker.say(room, "fourth");
         talker.say(room, "fifth");
-        let (mut phone, session) = come_back(&gateway, 7, &[position(&joined, push.offset)]);
+        let (mut phone, session) = resume(&gateway, 7, &[position(&joined, push.offset)]);
         assert_eq!(session.rooms[1].recovery(), Recovery::Complete);
         assert_eq!(phone.pushes(2).iter().map(Push::text).collect::<Vec<_>>(), ["fourth", "fifth"]);
         assert_eq!(phone.leftovers(), []);
@@ -262,7 +262,7 @@ fn a_client_of_version_1_0_gets_its_rooms_from_the_backend_as_before() {
 }
 
 #[test]
-fn a_crowd_that_comes_back_at_once_asks_no_backend() {
+fn clients_that_resume_together_cause_no_calls_to_backends() {
     const CROWD: u64 = 350;
     let gateway = Setup::demo().shards(2).start();
     let operator = gateway.operator();

@@ -108,7 +108,7 @@ fn a_member_that_resumes_gets_each_missed_push_once_and_then_the_new_ones() {
         drop(phone);
         let missed: Vec<_> = (0..20).map(|n| format!("missed {n}")).collect();
         missed.iter().for_each(|text| talker.say(&room, text));
-        // It resumes while pushes go on.
+        // It resumes while pushes continue.
         let newer: Vec<_> = (0..200).map(|n| format!("new {n}")).collect();
         let says: Vec<_> = newer.iter().map(|text| (demo::SAY, said(&room, text))).collect();
         let mut phone = gateway.login(7);
@@ -179,17 +179,23 @@ fn join_narrow(gateway: &Gateway, user_id: u64) -> Phone {
     phone
 }
 
+/// A member that gets 300 pushes, which are far more than the log holds.
+fn serve_burst(gateway: &Gateway) -> Phone {
+    let mut healthy = gateway.login(8);
+    healthy.join("quiz", 0);
+    for batch in 0..30 {
+        publish(gateway, "quiz", batch * 10..(batch + 1) * 10);
+        let pushes = healthy.pushes(10);
+        assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
+    }
+    healthy
+}
+
 #[test]
 fn a_slow_member_skips_pushes_and_sees_the_gap() {
     let gateway = narrow("skip").start();
     let mut slow = join_narrow(&gateway, 7);
-    let mut healthy = gateway.login(8);
-    healthy.join("quiz", 0);
-    for batch in 0..30 {
-        publish(&gateway, "quiz", batch * 10..(batch + 1) * 10);
-        let pushes = healthy.pushes(10);
-        assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
-    }
+    let mut healthy = serve_burst(&gateway);
     let mut pushes = Vec::new();
     while pushes.last().is_none_or(|push| number(push) < 299) {
         pushes.push(slow.push());
@@ -207,16 +213,10 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
 }
 
 #[test]
-fn a_slow_member_is_closed_if_the_policy_says_so() {
+fn a_slow_member_is_closed_if_the_policy_demands_it() {
     let gateway = narrow("close").start();
     let mut slow = join_narrow(&gateway, 7);
-    let mut healthy = gateway.login(8);
-    healthy.join("quiz", 0);
-    for batch in 0..30 {
-        publish(&gateway, "quiz", batch * 10..(batch + 1) * 10);
-        let pushes = healthy.pushes(10);
-        assert!(pushes.iter().map(number).eq(batch * 10..(batch + 1) * 10));
-    }
+    let mut healthy = serve_burst(&gateway);
     // The gateway notices at its next send, when the client reads.
     slow.end();
     let operator = gateway.operator();

@@ -103,13 +103,13 @@ fn a_silent_session_is_closed_and_any_frame_keeps_it_open() {
     let mut logging_in = gateway.login(4);
     assert_eq!(silent.session().heartbeat_interval_ms, 800);
     // The others send frames until the silent one gets its goodbye.
-    let told = silent.in_background(|silent| silent.goodbye(Code::Idle));
-    while !told.is_finished() {
+    let closed = silent.in_background(|silent| silent.goodbye(Code::Idle));
+    while !closed.is_finished() {
         asking.assert_is_served();
         beating.heartbeat();
         logging_in.login(4);
     }
-    told.join().unwrap();
+    closed.join().unwrap();
     asking.assert_is_served();
     beating.assert_is_served();
     logging_in.assert_is_served();

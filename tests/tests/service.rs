@@ -194,7 +194,7 @@ fn health_reports_a_hanging_shard_until_it_answers_again() {
     );
     let shards = stats["shards"].as_array().unwrap();
     assert!(shards.len() == 1 && shards[0]["shard"] != *shard, "{stats}");
-    // A push that needs the hanging shard may not be done, and the answer says so. Everybody's room
+    // A push that needs the hanging shard may not be done, and the answer reports it. Everybody's room
     // has its home on shard 0.
     let (status, body) = operator.post("/push/all?type=5", b"x");
     assert!(

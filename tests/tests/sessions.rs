@@ -178,7 +178,7 @@ fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown_on_its_connection()
     let operator = gateway.operator();
     operator.wait_for_metric("tidegate_connections_closed_total", "token_expired", |n| n == 1.0);
     operator.wait_for_total("sessions", 1);
-    // The user comes back with a fresh token.
+    // The user logs in again with a fresh token.
     gateway.connect().login_with(7, &token(Algorithm::HS256, &key, 7, now_s() + 3_600));
 }
 

@@ -34,7 +34,7 @@ fn a_client_logs_in_with_the_gateways_own_secret_and_runs_a_script() {
     assert!(!said.contains("failed"), "{said}");
 }
 
-/// The example `quiz` is an embedder's program: it runs in a folder of its own, where cargo finds no `tide`.
+/// The example `quiz` is an embedder's program: it runs in a separate folder, where cargo finds no `tide`.
 #[test]
 fn the_announced_command_and_token_work_in_the_programs_own_folder() {
     let moved_key = Setup::jwt().set("auth.key_file", "my keys/jwt.key");
@@ -127,7 +127,7 @@ fn a_client_that_reconnects_resumes_its_rooms_and_misses_nothing() {
 }
 
 #[test]
-fn a_client_whose_gateway_crashes_comes_back_and_reports_the_gap() {
+fn a_client_whose_gateway_crashes_reconnects_and_reports_the_gap() {
     let mut gateway = Setup::demo().on_a_reserved_port().start();
     let address = gateway.clients().to_string();
     let how = ["--demo-token", "--watch", "forever", "--connect", &address];

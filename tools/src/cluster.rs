@@ -30,7 +30,7 @@ enum ClusterCommand {
     /// Have a gateway that is too full send clients to the others, at a pace
     #[command(
         long_about = "Have a gateway that is too full send clients to the others, at a pace.\n\n\
-        The gateway closes connections with 108 and a spread wait; clients come back where the load balancer in front of the \
+        The gateway closes connections with 108 and a spread wait; clients reconnect where the load balancer in front of the \
         gateways puts them. Let it prefer the gateway with the fewest connections: one that takes turns sends some of them \
         back."
     )]
@@ -89,7 +89,7 @@ fn rebalance(args: &RebalanceArgs) -> Result<()> {
     for gateway in gateways {
         match rebalance_one(args, gateway) {
             Ok(line) => print(&line)?,
-            // The others are asked all the same.
+            // The others are still asked.
             Err(error) if gateways.len() > 1 => {
                 stdout::print_stderr(&format!("{gateway}: {error:#}"));
                 failed += 1;
@@ -313,7 +313,7 @@ fn row(gateway: &Value, own: &str, now_ms: u64) -> [String; 12] {
     let mut row = HEADS.map(|_| String::new());
     [row[0], row[1], row[2], row[3]] =
         [name, text("listen"), text("admin_listen"), text("version")];
-    // What a gateway said last is no figure any more once it is gone.
+    // The last figures of a gateway no longer count once it is gone.
     if let Some(ms) = gateway["gone_for_ms"].as_u64() {
         row[4] = format!("GONE for {}", span(ms));
         return row;
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned_and_marks_who_is_gone() {
+    fn the_table_is_aligned_and_marks_gateways_that_are_gone() {
         let page = page(&cluster(true));
         let lines: Vec<_> = page.lines().collect();
         assert_eq!(
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_is_away_is_said_first() {
+    fn a_redis_that_is_away_is_reported_first() {
         let page = page(&cluster(false));
         assert!(
             page.starts_with(
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_told_in_a_line() {
+    fn a_started_rebalance_is_reported_in_one_line() {
         let answer = json!({
             "dry_run": false, "count": 1_000, "per_second": 300, "spare_s": 60, "connections": 3_000, "fair": 2_000
         });

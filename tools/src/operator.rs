@@ -1,7 +1,7 @@
 //! The operators' HTTP of a gateway. Every request with the operators' token goes through here, and [`Operator::admitted`]
 //! decides whether the token is sent.
 //!
-//! Who has the token can push to every client, and HTTP sends it in clear text to whatever listens. So it is sent only
+//! Whoever has the token can push to every client, and HTTP sends it in clear text to any process that listens. So it is sent only
 //! where two things hold:
 //!
 //! 1. The listener is on this machine, and its socket belongs to root, to the calling user or to the owner of the token's
@@ -9,7 +9,7 @@
 //! 2. It answers a request without the token as a gateway does: with 401 and the realm `tidegate`. This keeps the token
 //!    from other programs of the same users.
 //!
-//! The token goes out on a connection of its own, right after these checks. Another user's process could take the port within that
+//! The token is sent on a separate connection, right after these checks. Another user's process could take the port within that
 //! millisecond, if the gateway ends in it.
 
 use std::fs::File;
@@ -168,7 +168,7 @@ impl Operator {
         }
     }
 
-    /// Ensures that what listens at an address of this machine belongs to a user who may have the token.
+    /// Ensures that what listens at an address of this machine belongs to a user that may have the token.
     fn demand_owner(&self, address: SocketAddr, file_owner: u32) -> Result<()> {
         let accept = "accept that with --trust-listener";
         let owners = listeners::owners_at(&Files::system(), address).with_context(|| {
@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_this_machine_is_told_from_others() {
+    fn an_address_of_this_machine_is_recognised() {
         let local = |text: &str| is_local(destination(text.parse().unwrap()));
         for here in
             ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "0.0.0.0:1", "[::]:1", "[::ffff:127.0.0.1]:1"]

@@ -23,7 +23,7 @@ pub(crate) fn is_for_clients(place: &str, address: SocketAddr) -> Option<String>
     }
     let operators = other_port_or(ADMIN, address, takes_operators);
     Some(format!(
-        "{place} is where a gateway's clients connect. Its operators' HTTP has an address of its own, which it prints \
+        "{place} is where a gateway's clients connect. Its operators' HTTP has a different address, which it prints \
          when it starts: try --admin {operators}"
     ))
 }

@@ -66,7 +66,7 @@ struct Push {
     /// answered as the first one was
     #[arg(long, value_name = "KEY", value_parser = argument::push_key)]
     key: Option<String>,
-    /// How long the push is worth sending, at least 1ms: after that, nobody is offered it any more
+    /// How long the push is worth sending, at least 1ms: after that, it is offered to no one
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     ttl: Option<Duration>,
     #[command(flatten)]
@@ -252,7 +252,7 @@ fn connections(answer: &str) -> Result<u64> {
         .with_context(|| format!("the gateway's answer does not count connections: {answer}"))
 }
 
-/// Why a push went to nobody, as the gateway says it; empty if it went to somebody.
+/// Why a push had no receiver, in the gateway's words; empty if it had one.
 fn nobody(answer: &str) -> String {
     let answer: Option<Value> = serde_json::from_str(answer).ok();
     let reason = answer.as_ref().and_then(|answer| answer["nobody"].as_str());

@@ -24,7 +24,7 @@ struct Doctor {
 
 impl Doctor {
     fn of(output: &Output) -> Self {
-        let status = output.status.code().expect("it ends by itself");
+        let status = output.status.code().expect("it ends without a signal");
         let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
         });
@@ -181,7 +181,7 @@ fn without_io_uring(action: SeccompAction, arguments: &'static str) -> Doctor {
 }
 
 #[test]
-fn a_filter_that_forbids_io_uring_is_told_from_everything_else() {
+fn a_filter_that_forbids_io_uring_is_recognised() {
     const EPERM: u32 = 1;
     const ENOSYS: u32 = 38;
     // What Docker's profile says, what others say, and what systemd's do.
@@ -213,7 +213,7 @@ fn io_uring_is_found_to_work_where_it_does() {
     assert_eq!(doctor.verdict("io-uring"), "ok", "{}", doctor.finding("io-uring"));
 }
 
-/// A process with a network namespace of its own and eleven ports. It ends with its test.
+/// A process with a separate network namespace and eleven ports. It ends with its test.
 struct Apart(Child);
 
 const ELEVEN_PORTS: &str = "echo '60000 60010' > /proc/sys/net/ipv4/ip_local_port_range";
@@ -266,7 +266,7 @@ fn a_clients_ports_are_those_of_its_namespace() {
     assert_eleven_ports(&doctor);
     let shared = doctor.finding("established-hash")["allows"]["text"].as_str().unwrap();
     assert!(shared.contains("shared"), "{shared}");
-    // A namespace of its own has no card.
+    // A separate namespace has no card.
     let script = "exec \"$0\" doctor --json --connections 1000";
     let output = Command::new("unshare").args(["--net", "sh", "-c", script, TIDE]).output();
     let gateway = Doctor::of(&output.unwrap());
@@ -274,7 +274,7 @@ fn a_clients_ports_are_those_of_its_namespace() {
 }
 
 #[test]
-fn who_reads_no_further_is_left_in_peace() {
+fn a_reader_that_stops_early_causes_no_error() {
     for arguments in ["doctor --connections 1m", "doctor --connections 1m --json"] {
         let mut tide = Command::new(TIDE)
             .args(arguments.split(' '))

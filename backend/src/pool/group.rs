@@ -12,7 +12,7 @@ use crate::publisher::SessionId;
 /// one after the other.
 pub(crate) const GROUP_CALLS_MAX: usize = 16;
 
-/// Bytes of requests of a group, at most; a longer request is a group of its own. So much may stay with a worker whose
+/// Bytes of requests of a group, at most; a longer request is a separate group. So much may stay with a worker whose
 /// handler hangs.
 pub(crate) const GROUP_BYTES_MAX: usize = 16 * 1024;
 

@@ -5,7 +5,7 @@
 //! whichever worker is free.
 //!
 //! Calls of one connection that were received together wait as a [group](Group): a group enters and leaves the queue at
-//! the price of one call. It also stands in the list of its timeout, in the order of receipt: the groups that have
+//! the price of one call. It also is in the list of its timeout, in the order of receipt: the groups that have
 //! expired are at the front of these lists.
 //!
 //! This is a data structure only: no lock, no thread, no clock. The pool's lock is held around it, so it
@@ -25,7 +25,7 @@ use crate::handler::Call;
 use crate::histogram::Durations;
 
 /// Slots for groups that are kept when the queue is empty: some 2 MiB. More are freed, so that a burst does not
-/// occupy memory for ever.
+/// occupy memory forever.
 const KEPT_GROUPS: usize = 16 * 1024;
 
 /// Emptied buffers of groups that are kept for groups to come: some 1.3 MiB.
@@ -165,7 +165,7 @@ impl Queue {
         self.runnable_lines
     }
 
-    /// A name for a timeout: a list of its own.
+    /// Identifies a timeout, which has a separate list.
     pub(crate) fn add_timeout(&mut self, timeout: Duration) -> TimeoutId {
         self.timeouts.push(TimeoutList::default());
         TimeoutId { index: narrow(self.timeouts.len() - 1), duration: timeout }
@@ -460,7 +460,7 @@ fn micros(time: Duration) -> u64 {
     time.as_secs() * 1_000_000 + u64::from(time.subsec_micros())
 }
 
-/// Mixes a session's number. The gateway chooses these numbers, so nobody can make them collide on purpose.
+/// Mixes a session's number. The gateway chooses these numbers, so clients can't make them collide on purpose.
 #[derive(Debug, Default)]
 struct SessionHasher(u64);
 

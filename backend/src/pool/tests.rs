@@ -136,7 +136,7 @@ fn a_panic_costs_one_call_and_the_others_are_handled_in_order() {
 }
 
 #[test]
-fn a_full_queue_says_so_before_a_call_is_made() {
+fn a_full_queue_is_reported_before_a_call_is_made() {
     let mut world = World::idle(Fragile, PoolOptions { queue_calls_max: 2, ..OPTIONS });
     world.submit(&[(0, 1, "a")]);
     assert!(world.submitter.has_room(1));

@@ -111,7 +111,7 @@ impl Worker {
         }
     }
 
-    /// Lets a shard that shares this core go on, then looks once more and sleeps if there is still nothing.
+    /// Lets a shard that shares this core run, then looks once more and sleeps if there is still nothing.
     fn yield_once(&mut self) {
         thread::yield_now();
         match self.batch.hold.begin(true) {
@@ -123,7 +123,7 @@ impl Worker {
                 self.patience.note_yield(false);
                 self.sleep();
             }
-            // The next look says so too.
+            // The next look reports it too.
             Begin::Closed => {}
         }
     }
@@ -154,7 +154,7 @@ impl Worker {
         }
         let (handler, gateway, batch) = (&*self.handler, &self.gateway, &mut self.batch);
         let work = AssertUnwindSafe(|| handler.handle_batch(batch, gateway));
-        // A panic drops the call at hand, which answers it with 101. The rest is in the queue, or goes back there.
+        // A panic drops the current call, which answers it with 101. The rest is in the queue, or goes back there.
         if panic::catch_unwind(work).is_err()
             && let Some(suppressed) = self.panics.allow()
         {
@@ -227,7 +227,7 @@ pub(crate) struct Hold {
     is_fast: bool,
     taken: Taken,
     handling: HandlingTime,
-    /// When the call at hand was taken.
+    /// When the current call was taken.
     began: Option<Instant>,
     /// How that call was taken.
     last: Taking,
@@ -454,7 +454,7 @@ impl Hold {
         call
     }
 
-    /// The next call of the group at hand, if there is one and it has not expired.
+    /// The next call of the current group, if there is one and it has not expired.
     #[inline]
     fn next_of_group(&mut self, now: Instant, clock_was_read: bool) -> Option<Call> {
         let call = self.taken.next(now, clock_was_read)?;
@@ -479,7 +479,7 @@ impl Hold {
         unpark(wake);
     }
 
-    /// A call was taken: it is at hand from now on.
+    /// A call was taken: it is the current one from now on.
     #[inline]
     fn note_begin(&mut self, now: Instant) {
         if self.began != Some(now) {
@@ -488,13 +488,13 @@ impl Hold {
         }
     }
 
-    /// No call is at hand.
+    /// There is no current call.
     fn note_idle(&mut self) {
         self.began = None;
         self.shared.set_began(self.index, None);
     }
 
-    /// The handler is done with the call at hand, if there is one. Returns whether calls took long since the
+    /// The handler is done with the current call, if there is one. Returns whether calls took long since the
     /// last exact look at the clock, on average.
     #[inline]
     fn note_end(&mut self, now: Instant) -> bool {

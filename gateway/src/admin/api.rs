@@ -18,7 +18,7 @@ use crate::control::{RoomInfo, UserInfo};
 const PAGE: &str = include_str!("page.html");
 
 /// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is
-/// allowed, and nobody may frame it. A test demands that the hashes fit the page.
+/// allowed, and no other site may frame it. A test checks that the hashes match the page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
      script-src 'sha256-BIx8KhL7yxjTAfX6RF/VnAl9Dd6/9E7EZZ0v10S0PZ4='; \
      style-src 'sha256-6o2cDPCjw5H3iirQuq5ZYyQBoWYozLRt45UDc131LbY='; \

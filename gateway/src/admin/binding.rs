@@ -119,7 +119,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Waits for nobody.
+    /// Does not wait.
     pub(in super::super) const AT_ONCE: Wait<'_> =
         Wait { patience: Duration::ZERO, interrupted: &|| false };
 

@@ -23,7 +23,7 @@ pub(super) struct Cluster {
     /// How long ago they were read from Redis; `null`: never yet.
     gateways_age_ms: Option<u64>,
     totals: Totals,
-    /// How far this gateway's last rebalance has come; `null`: there was none.
+    /// The progress of this gateway's last rebalance; `null`: there was none.
     rebalance: Option<RebalanceInfo>,
 }
 

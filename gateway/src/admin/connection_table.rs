@@ -1,8 +1,8 @@
-//! The table of open operators' connections, and which of them is closed when a newcomer needs its slot.
+//! The table of open operators' connections, and which of them is closed when a new connection needs its slot.
 //!
 //! Descriptors are scarce: a peer that leaves connections to this server open must neither take them from clients nor
 //! lock other operators out. So the table has [`CONNECTIONS_MAX`] slots.
-//! When all are in use, a newcomer gets the slot of another connection, which is closed:
+//! When all are in use, a new one gets the slot of another connection, which is closed:
 //!
 //! - Connections that have not shown the token lose theirs first, in the order in which their protection ended.
 //!   A new connection is protected for [`NEW_PROTECTED`], so its request is read even if others keep connecting.
@@ -11,7 +11,7 @@
 //! - [`AUTHENTICATED_MAX`] connections that have shown the token keep their slots. One more takes the slot of
 //!   the first among them that keeps the gateway waiting: for a body, for an answer to be read, for a request.
 //!
-//! So a newcomer waits at most `NEW_PROTECTED / CONNECTIONS_MAX` for each connection before it in the kernel's
+//! So a new connection waits at most `NEW_PROTECTED / CONNECTIONS_MAX` for each connection before it in the kernel's
 //! queue, as long as that is more than a connection costs to accept, answer and close. [`BACKLOG`] bounds the
 //! queue such that the whole of it takes at most [`QUEUE_WAIT_MAX`], or 2.5 times as long while
 //! [`AUTHENTICATED_MAX`] connections keep their slots.
@@ -38,7 +38,7 @@ const NEW_PROTECTED: Duration = Duration::from_millis(5);
 /// How long a connection keeps its slot while the gateway works on its request. Most are answered sooner.
 const WORK_PROTECTED: Duration = Duration::from_millis(100);
 
-/// The longest wait of a newcomer for the connections before it in the kernel's queue: half a usual probe's timeout.
+/// The longest wait of a new connection for those before it in the kernel's queue: half a usual probe's timeout.
 const QUEUE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 const _: () = assert!(

@@ -1,5 +1,5 @@
-//! Accepts operators' connections and serves each on a task of its own. The [table](super::connection_table) says
-//! how many there are at once, and which is closed for a newcomer.
+//! Accepts operators' connections and serves each in a separate task. The [table](super::connection_table) says
+//! how many there are at once, and which is closed for a new connection.
 //!
 //! A connection without the token gets one answer and is closed, so what it costs is bounded: what it sends
 //! after its request is not served. Probes of orchestrators and load balancers use one connection per request in any

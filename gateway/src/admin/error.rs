@@ -96,7 +96,7 @@ pub(super) enum ApiError {
         "a rebalance is running already: GET /cluster/rebalance shows it, and DELETE /cluster/rebalance ends it"
     )]
     RebalanceRuns,
-    #[error("this gateway is draining: it sends all of its clients away by itself")]
+    #[error("this gateway is draining: it sends all of its clients away already")]
     DrainsAnyway,
     #[error("the body has Content-Encoding {0:?}: it is pushed unchanged, so send it uncompressed")]
     EncodedBody(String),

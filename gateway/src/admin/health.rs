@@ -68,7 +68,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<String, ApiError> {
             if let Some(why) = app.about.missing_keys() {
                 return Err(ApiError::NoKeys(why));
             }
-            // Where session tokens are in Redis, nobody can log in without it.
+            // Where session tokens are in Redis, no login succeeds without it.
             if let Some(seconds) = app.redis_away_s(true) {
                 return Err(ApiError::RedisAway(seconds));
             }

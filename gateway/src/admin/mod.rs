@@ -1,17 +1,17 @@
-//! HTTP for operators, on threads of its own: metrics, health, push, kick, and a page to look at.
+//! HTTP for operators, on separate threads: metrics, health, push, kick, and a page to look at.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /` | the page for operators |
 //! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
-//! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; 200 where Redis is away, and the text says so |
+//! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; while Redis is away 200, with a text that says so |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
 //! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `GET /cluster` | `{"gateway", "redis", "gateways", "totals", "rebalance", ...}`: Redis, and what each gateway says of itself; 404 where `redis.url` is not set |
 //! | `POST /cluster/rebalance` | sends clients to other gateways, at a pace; `count`, `per_second`, `spare_s`, `dry_run` |
-//! | `GET /cluster/rebalance` | how far that has come; `null`: there was none |
+//! | `GET /cluster/rebalance` | its progress; `null`: there was none |
 //! | `DELETE /cluster/rebalance` | ends it |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
@@ -42,7 +42,7 @@
 //! The thread `admin` accepts connections, reads requests, answers health and refuses requests without the token.
 //! It never blocks and does no long work. The thread `admin-work` answers requests with the token. So health is
 //! answered while `admin-work` renders a million metrics. An answer without the token ends its connection.
-//! `connection_table` says how many connections are open at once, and which is closed for a newcomer.
+//! `connection_table` says how many connections are open at once, and which is closed for a new connection.
 //!
 //! Requests reach the shards through [`Control`]; this module knows no shard and none of their connections.
 

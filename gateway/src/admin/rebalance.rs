@@ -21,7 +21,7 @@ use crate::shard::rebalance::{Order, Progress, divide};
 /// Clients sent away a second, where the operator says nothing: a login of each costs the other gateways little.
 const PER_SECOND: u64 = 200;
 
-/// How long ago a client must have come, in seconds, where the operator says nothing.
+/// How long ago a client must have connected, in seconds, where the operator gives no value.
 const SPARED_S: u16 = 60;
 
 /// The highest age of the registry that is acted on.
@@ -33,7 +33,7 @@ pub(super) struct Rebalancer {
     last: Mutex<Option<Arc<Progress>>>,
 }
 
-/// How far a rebalance has come.
+/// The progress of a rebalance.
 #[derive(Serialize)]
 pub(super) struct RebalanceInfo {
     /// `running`, `done` or `cancelled`.
@@ -49,7 +49,7 @@ pub(super) struct RebalanceInfo {
 /// The answer to an order.
 #[derive(Serialize)]
 pub(super) struct Ordered {
-    /// Whether nobody is sent away.
+    /// Whether it only computes, and sends no client away.
     dry_run: bool,
     /// Clients to send away.
     count: u64,
@@ -67,7 +67,7 @@ impl Rebalancer {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far the last one has come; `None`: there was none.
+    /// The progress of the last one; `None`: there was none.
     pub(super) fn info(&self) -> Option<RebalanceInfo> {
         self.lock().as_deref().map(RebalanceInfo::of)
     }

@@ -1,4 +1,4 @@
-//! The shards that do not answer: how the rest of this module hears of them, and how operators read of them.
+//! The shards that do not answer: how the rest of this module finds them, and how they are shown to operators.
 
 use serde::Serialize;
 use tokio::sync::watch;

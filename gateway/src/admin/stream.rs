@@ -19,7 +19,7 @@ pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// and the peer would lose the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Most bytes that are discarded after the last answer, so that a peer that goes on sending costs a bounded amount of
+/// Most bytes that are discarded after the last answer, so that a peer that continues to send costs a bounded amount of
 /// work: a fraction of a millisecond.
 const LINGER_BYTES_MAX: usize = 512 * 1024;
 

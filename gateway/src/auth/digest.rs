@@ -1,6 +1,6 @@
 //! What the gateway and Redis know a session token by: its SHA-256.
 //!
-//! So nobody who can read Redis can log in with what is there, keys in Redis have one shape whatever a client sends,
+//! So read access to Redis does not allow a login, keys in Redis have one shape whatever a client sends,
 //! and a session costs 32 bytes to be looked up again.
 
 use std::fmt;
@@ -55,7 +55,7 @@ impl fmt::Display for TokenDigest {
 }
 
 impl fmt::Debug for TokenDigest {
-    /// The first digits tell digests apart in a log.
+    /// The first digits are enough to distinguish digests in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}{:02x}…", self.0[0], self.0[1])
     }

@@ -1,7 +1,7 @@
 //! A JSON Web Key Set: RFC 7517, and RFC 7518, 6, and RFC 8037 for what a key holds.
 //!
 //! A key that can't verify tokens here is skipped, as RFC 7517, 5, advises: an identity provider may add a key of a new
-//! kind at any time, and the others have to go on. A set without a usable key is refused. This module does no I/O.
+//! kind at any time, and the others have to work. A set without a usable key is refused. This module does no I/O.
 
 mod live;
 mod refresher;

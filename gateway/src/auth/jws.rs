@@ -37,7 +37,7 @@ pub(super) trait KeySource {
 }
 
 impl KeySource for Key {
-    /// The only key there is, whatever the `kid` says: its issuer may name it as it likes.
+    /// The only key there is, whatever the `kid` is: its issuer is free to name it.
     fn find(&self, algorithm: &str, _: Option<&str>) -> Result<&Key, AuthError> {
         // Case-sensitive: RFC 7515, 4.1.1.
         if algorithm == name_of(self.algorithm) { Ok(self) } else { Err(AuthError::Signature) }

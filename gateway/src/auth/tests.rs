@@ -216,7 +216,7 @@ fn a_token_in_redis_is_looked_up_by_its_digest_if_it_can_be_one() {
 }
 
 #[test]
-fn errors_that_are_the_gateways_own_are_told_apart() {
+fn errors_of_the_gateway_are_distinguished_from_those_of_tokens() {
     let own = AuthError::ALL.into_iter().filter(|error| error.is_unknowable());
     let labels: Vec<_> = own.map(AuthError::label).collect();
     assert_eq!(labels, ["no_keys", "redis_unavailable", "too_many_lookups"]);

@@ -128,8 +128,8 @@ pub fn open(room: &RoomId, after: Option<u64>, policy: &RoomPolicy) -> Cmd {
     cmd
 }
 
-/// Reads the answer of `tidegate_open`: log, base, head, first offset held, who is barred, then offset, type, expiry and payload of
-/// each push.
+/// Reads the answer of `tidegate_open`: log, base, head, first offset held, barred users, then offset, type, expiry and
+/// payload of each push.
 #[must_use]
 pub fn opened(answer: &Value) -> Option<Opened> {
     let Value::Array(fields) = answer else { return None };
@@ -162,11 +162,11 @@ pub struct PushArgs<'a> {
     pub biz_data: &'a [u8],
     /// Its idempotency key; empty: none.
     pub key: &'a [u8],
-    /// How long it is worth sending, in milliseconds; 0: for ever.
+    /// How long it is worth sending, in milliseconds; 0: without a limit.
     pub ttl_ms: u64,
 }
 
-/// `tidegate_publish_many`: pushes to a room, in this order and once, whoever sends the command again.
+/// `tidegate_publish_many`: pushes to a room, in this order and once, even if the command is repeated.
 #[must_use]
 pub fn publish_many<'a>(
     room: &RoomId,

@@ -218,7 +218,9 @@ impl Connection {
         }
     }
 
-    /// Checks that the server answers, or each master of a Cluster, on the connection of the channels.
+    /// Checks that the server answers, or each master of a Cluster, on both connections. The client of a Cluster may hang for
+    /// ever: when it learns of a moved slot while commands are under way, it sometimes waits for itself, and all commands
+    /// time out.
     ///
     /// # Errors
     /// The answer's, or the connection's.
@@ -226,10 +228,15 @@ impl Connection {
         let ping = redis::cmd("PING");
         match self {
             Self::One(_) => self.call(&ping).await.map(drop),
-            Self::Cluster { channels, .. } => {
+            Self::Cluster { commands, channels } => {
                 let policy = Some(ResponsePolicy::AllSucceeded);
                 let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
-                channels.route_command(ping, masters).await?.extract_error().map(drop)
+                let (commands, channels) = tokio::join!(
+                    commands.route_command(ping.clone(), masters.clone()),
+                    channels.route_command(ping, masters)
+                );
+                commands?.extract_error()?;
+                channels?.extract_error().map(drop)
             }
         }
     }

@@ -1,8 +1,8 @@
-//! How many members each followed room has at this gateway, as Redis is told.
+//! How many members each followed room has at this gateway, as reported to Redis.
 //!
 //! Redis adds the counts of all gateways, and answers each push with the sum. A count holds for a time, so that those of a
-//! gateway that has died are forgotten. A room is counted when its log has come, when a shard says so, and then
-//! in turn with all others. Redis is told when the count has changed, or when half of its time is over.
+//! gateway that has died are forgotten. A room is counted when its log has arrived, when a shard asks for it, and then
+//! in turn with all others. The count is reported to Redis when it has changed, or when half of its time is over.
 //!
 //! This part does no I/O and reads no clock.
 
@@ -21,9 +21,9 @@ const IN_TURN_MS: u64 = 1_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Count {
-    /// What Redis was told; `None`: nothing yet.
-    told: Option<u64>,
-    told_at_ms: u64,
+    /// The count that was reported to Redis; `None`: none yet.
+    reported: Option<u64>,
+    reported_at_ms: u64,
     asked_at_ms: u64,
     is_asked: bool,
 }
@@ -41,18 +41,18 @@ pub struct Members {
 }
 
 impl Members {
-    /// A room's log has come, or its members have changed: count it soon.
+    /// A room's log has arrived, or its members have changed: count it soon.
     pub fn count(&mut self, room: &RoomId) {
         if let Some(count) = self.rooms.get_mut(room) {
-            if count.told == Some(0) {
-                count.told = None;
+            if count.reported == Some(0) {
+                count.reported = None;
             }
             if !count.is_asked && count.asked_at_ms != 0 {
                 self.now.push_back(room.clone());
             }
             return;
         }
-        let count = Count { told: None, told_at_ms: 0, asked_at_ms: 0, is_asked: false };
+        let count = Count { reported: None, reported_at_ms: 0, asked_at_ms: 0, is_asked: false };
         self.rooms.insert(room.clone(), count);
         self.in_turn.push_back(room.clone());
         self.now.push_back(room.clone());
@@ -61,20 +61,20 @@ impl Members {
 
     /// A room is no longer followed.
     pub fn end(&mut self, room: &RoomId) {
-        if self.rooms.remove(room).is_some_and(|count| count.told.unwrap_or(0) > 0) {
+        if self.rooms.remove(room).is_some_and(|count| count.reported.unwrap_or(0) > 0) {
             self.ended.insert(room.clone());
         }
     }
 
-    /// Whether Redis has not been told of this room yet, though its log has come.
+    /// Whether no count of this room was reported to Redis yet, though its log has arrived.
     #[must_use]
     pub fn is_unknown(&self, room: &RoomId) -> bool {
-        self.rooms.get(room).is_some_and(|count| count.told.is_none())
+        self.rooms.get(room).is_some_and(|count| count.reported.is_none())
     }
 
-    /// There is a new connection: Redis may have lost what it was told.
+    /// There is a new connection: Redis may have lost the counts.
     pub fn on_up(&mut self) {
-        self.rooms.values_mut().for_each(|count| count.told_at_ms = 0);
+        self.rooms.values_mut().for_each(|count| count.reported_at_ms = 0);
     }
 
     /// The next room whose members are to be counted now.
@@ -115,25 +115,25 @@ impl Members {
         !std::mem::replace(&mut count.is_asked, true)
     }
 
-    /// A shard has counted the members that a room has here. Returns whether Redis has to be told.
+    /// A shard has counted the members that a room has here. Returns whether to report it to Redis.
     pub fn on_counted(&mut self, room: &RoomId, members: u64, now_ms: u64) -> bool {
         let Some(count) = self.rooms.get_mut(room) else { return false };
         count.is_asked = false;
-        let is_new = count.told != Some(members);
-        let is_old = members > 0 && count.told_at_ms + VALID_MS / 2 <= now_ms;
+        let is_new = count.reported != Some(members);
+        let is_old = members > 0 && count.reported_at_ms + VALID_MS / 2 <= now_ms;
         if !is_new && !is_old {
             return false;
         }
         // Nothing is known of a room that has never had a member.
-        let is_needed = members > 0 || count.told.is_some_and(|told| told > 0);
-        (count.told, count.told_at_ms) = (Some(members), now_ms.max(1));
+        let is_needed = members > 0 || count.reported.is_some_and(|reported| reported > 0);
+        (count.reported, count.reported_at_ms) = (Some(members), now_ms.max(1));
         is_needed
     }
 
-    /// Redis was not told: it is told with the next count.
+    /// A report to Redis has failed: the next count is reported.
     pub fn on_failed(&mut self, room: &RoomId) {
         if let Some(count) = self.rooms.get_mut(room) {
-            count.told_at_ms = 0;
+            count.reported_at_ms = 0;
         }
     }
 
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redis_is_told_when_a_count_has_changed_or_is_old() {
+    fn a_count_is_reported_to_redis_when_it_has_changed_or_is_old() {
         let mut members = Members::default();
         let room = RoomId::new("room").unwrap();
         assert!(!members.is_unknown(&room));

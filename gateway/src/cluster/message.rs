@@ -1,4 +1,4 @@
-//! What shards say to the thread that speaks with Redis.
+//! Messages of shards to the thread that speaks with Redis.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use tidegate_backend::{PushError, RoomId, UserId};
 
 use crate::auth::TokenDigest;
 use crate::session_id::SessionAddr;
-use crate::shard::command::CommandPermit;
+use crate::shard::command::{CommandPermit, RoomPush};
 use crate::shard::tokens::TokenPage;
 
 /// A message of a shard.
@@ -18,18 +18,12 @@ use crate::shard::tokens::TokenPage;
 pub enum ToCluster {
     /// This gateway needs a room's log: fetch it, and pass on what is published from then on. `home`: the shard.
     Follow { room: RoomId, home: u16 },
-    /// No shard needs the room any more.
+    /// No shard needs the room now.
     Unfollow { room: RoomId },
     /// The room has got a member, and had none.
     FirstMember { room: RoomId },
     /// Push to the room, on all gateways.
-    Publish {
-        room: RoomId,
-        kind: i32,
-        biz_data: Bytes,
-        options: Option<Box<PushOptions>>,
-        permit: Arc<CommandPermit>,
-    },
+    Publish(RoomPush),
     /// A user is expelled from the room, and its tickets until then are worthless, on all gateways.
     Bar { room: RoomId, user_id: UserId, until_s: u32, permit: Arc<CommandPermit> },
     /// A user's first session here, or its newest one where a user has one session.
@@ -62,7 +56,7 @@ impl ToCluster {
     /// Drops the message because the thread has ended. The caller of the command learns the reason.
     pub fn refuse(self) {
         match self {
-            Self::Publish { permit, .. }
+            Self::Publish(RoomPush { permit, .. })
             | Self::Bar { permit, .. }
             | Self::ToUser { permit, .. } => {
                 permit.refuse(PushError::Stopping);

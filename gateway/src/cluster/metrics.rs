@@ -30,13 +30,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
         "tidegate_rooms_opened_alone_total",
         "Rooms that opened without their shared log, since Redis did not answer",
     ),
-    (
-        "tidegate_presence_updates_total",
-        "Times that Redis was told that a user is here, or has left",
-    ),
+    ("tidegate_presence_updates_total", "Changes of users' presence that were reported to Redis"),
     (
         "tidegate_presence_asserted_total",
-        "Of these, users who were here before, since Redis may have lost its entry or a message was missed",
+        "Of these, repeated reports of connected users, since Redis may have lost the entry or a message was missed",
     ),
     (
         "tidegate_user_commands_elsewhere_total",
@@ -44,11 +41,11 @@ pub const COUNTERS: &[(&str, &str)] = &[
     ),
     (
         "tidegate_user_commands_heard_total",
-        "Of these, counted once for each other gateway that has the user and heard it",
+        "Of these, counted once for each other gateway that has the user and received it",
     ),
     (
         "tidegate_user_messages_total",
-        "Pushes to users, kicks and expulsions that came by way of Redis",
+        "Pushes to users, kicks and expulsions that came through Redis",
     ),
     (
         "tidegate_user_messages_dropped_total",
@@ -56,7 +53,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     ),
     (
         "tidegate_user_messages_expired_total",
-        "Pushes to users that came by way of Redis after their time to live",
+        "Pushes to users that came through Redis after their time to live",
     ),
     ("tidegate_user_messages_astray_total", "Such messages for users who have no session here"),
     ("tidegate_offline_events_total", "Events for backends that a user went offline"),
@@ -94,7 +91,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     ("tidegate_redis_tokens_up", "Whether there is a connection to the Redis of tokens."),
     (
         "tidegate_token_partitions_heard",
-        "Partitions of tokens whose revocations are heard, of 128.",
+        "Partitions of tokens whose revocations are received, of 128.",
     ),
     ("tidegate_token_lookups_waiting", "Tokens of logins that wait for Redis."),
 ];
@@ -124,7 +121,7 @@ pub fn describe() {
     GAUGES.iter().for_each(|&(name, help)| describe_gauge!(name, help));
 }
 
-/// What the thread counts by itself, and the way to the registry.
+/// What the thread counts directly, and its export to the registry.
 #[derive(Debug, Default)]
 pub struct Exporter {
     /// Connections that were made.

@@ -1,22 +1,22 @@
 //! What crosses machines: the thread that speaks with Redis, for all shards.
 //!
-//! A shard never waits for Redis. It posts a [`ToCluster`] message and goes on; what comes of it arrives in a mailbox,
-//! as any other message. The thread has one runtime, and all state that is kept for Redis:
+//! A shard never waits for Redis. It posts a [`ToCluster`] message and continues; the result arrives in a mailbox,
+//! like any other message. The thread has one runtime, and all state that is kept for Redis:
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`message`] | what shards say to this thread |
+//! | [`message`] | messages of shards to this thread |
 //! | [`run`] | the thread's loop: it knows all parts, passes facts to them and carries out what they ask |
 //! | [`links`] | a connection for each concern, and when it is made again |
 //! | [`link_log`] | what is logged of a link that comes and goes |
 //! | [`link_error`] | why there is no connection, and what to do about it |
 //! | [`link`] | how a connection to one Redis is made, and what it carries |
 //! | [`rooms`] | which rooms this gateway follows, and what it knows of their logs |
-//! | [`members`] | how many members its rooms have here, as Redis is told |
+//! | [`members`] | how many members its rooms have here, as reported to Redis |
 //! | [`publishing`] | pushes to rooms on their way into Redis |
 //! | [`users`] | who is online, at this gateway and over all of them, and commands to users at other gateways |
 //! | [`tokens`] | session tokens that are looked up, revoked and checked |
-//! | [`registry`] | which gateways there are, and what they say of themselves |
+//! | [`registry`] | which gateways there are, and what they report about themselves |
 //! | [`status`] | what operators are shown |
 //! | [`metrics`] | its figures |
 //! | [`contract`], [`user_contract`], [`token_contract`] | names of keys, channels and functions; what messages look like |
@@ -52,7 +52,7 @@ use message::ToCluster;
 
 /// The way to the thread that speaks with Redis.
 ///
-/// The queue has no bound of its own: pushes hold permits of the bound on commands, lookups of tokens have a bound in each
+/// The queue needs no separate bound: pushes hold permits of the bound on commands, lookups of tokens have a bound in each
 /// shard, and what else is posted is bounded by rooms and users.
 #[derive(Clone)]
 pub struct ClusterAddress {

@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_to_live_goes_on_while_a_push_waits() {
+    fn a_time_to_live_runs_while_a_push_waits() {
         let mut world = World::new();
         let ttl = |ms| {
             let mut options = PushOptions::default();

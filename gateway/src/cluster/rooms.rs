@@ -3,12 +3,12 @@
 //! A room is followed while a shard of this gateway is its home. Following it takes two steps: subscribe to its channel,
 //! then *open* it, which returns what the log holds. From then on pushes come through the channel. Each
 //! confirmation of a subscription opens the room again, whatever the reason: a new connection, a failover, a slot that
-//! has moved. So a push that was published while nobody listened is fetched. A push with a later offset than the next
-//! one also opens the room again, and a few rooms are opened again each second in any case.
+//! has moved. So a push that was published while there was no subscription is fetched. A push with a later offset
+//! than the next one also opens the room again, and a few rooms are opened again each second in any case.
 //!
 //! A room has at most one request under way, and a bounded number of rooms have one, so that a return of Redis is no
-//! stampede. What a shard is given is never renumbered: its next push is the next of the log, or the shard is told
-//! first that the log has another id or that pushes are gone ([`RoomMessage::Renamed`]).
+//! stampede. What a shard is given is never renumbered: its next push is the next of the log. Otherwise the shard is
+//! notified first that the log has another id or that pushes are gone ([`RoomMessage::Renamed`]).
 //!
 //! This part does no I/O and reads no clock.
 
@@ -29,7 +29,7 @@ const UNDER_WAY_MAX: usize = 256;
 /// Time until a request that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 500;
 
-/// How long a shard waits for a room at most, in milliseconds: then the room opens with a log of its own.
+/// How long a shard waits for a room at most, in milliseconds: then the room opens with a local log.
 pub const PATIENCE_MS: u64 = 2_000;
 
 /// Time between two openings of a room to which nothing happens, in milliseconds.
@@ -88,8 +88,8 @@ struct Room {
     /// What the shard was given. `None`: it waits.
     known: Option<Known>,
     is_fleeting: bool,
-    /// The newest offset that was heard of.
-    heard: u64,
+    /// The newest offset that the channel has announced.
+    announced: u64,
     /// When the shard began to wait, or the room was opened last.
     since_ms: u64,
     /// The latest time until which tickets are worthless, as the shard knows.
@@ -233,7 +233,7 @@ impl Rooms {
             phase: Phase::Queued,
             known,
             is_fleeting,
-            heard: 0,
+            announced: 0,
             since_ms: now_ms,
             barred_until_s: 0,
         };
@@ -242,7 +242,7 @@ impl Rooms {
         self.start_queued();
     }
 
-    /// No shard needs it any more.
+    /// No shard needs it now.
     pub fn unfollow(&mut self, room: &RoomId) {
         let Some(ended) = self.rooms.remove(room) else { return };
         self.under_way -= usize::from(ended.phase.is_under_way());
@@ -325,7 +325,7 @@ impl Rooms {
             // A fleeting push has no place in the log of a room that this gateway takes for durable.
             (RoomEvent::Fleeting(_), _) => {}
             (RoomEvent::Durable { log, push }, known) => {
-                followed.heard = followed.heard.max(push.offset);
+                followed.announced = followed.announced.max(push.offset);
                 let Some(known) = known.filter(|_| is_live) else { return };
                 if known.log != Some(log) {
                     self.open(room);
@@ -339,13 +339,13 @@ impl Rooms {
                 }
             }
             (RoomEvent::Barred { bar, by }, known) => {
-                // Before the log has come, the answer will hold it.
+                // Before the log has arrived: the answer will hold it.
                 if known.is_some() && by != self.gateway {
                     self.pass_bar(room, bar);
                 }
             }
             (RoomEvent::NewLog, _) if is_live => self.open(room),
-            (RoomEvent::NewLog, _) => followed.heard = u64::MAX,
+            (RoomEvent::NewLog, _) => followed.announced = u64::MAX,
         }
     }
 
@@ -358,7 +358,7 @@ impl Rooms {
         self.under_way -= 1;
         followed.phase = Phase::Live;
         followed.since_ms = now_ms;
-        let heard = mem::take(&mut followed.heard);
+        let announced = mem::take(&mut followed.announced);
         let (head, log) = (opened.head, opened.log);
         let is_whole = if followed.is_fleeting {
             self.give_fleeting(room, opened.barred);
@@ -369,7 +369,7 @@ impl Rooms {
         let end = self.rooms.get(room).and_then(|room| room.known).map_or(0, |known| known.end);
         if !is_whole {
             self.fail(room, true, now_ms);
-        } else if end <= head || heard > head {
+        } else if end <= head || announced > head {
             tracing::trace!(%room, ?log, head, end, "there is more of a room's log");
             self.open(room);
         } else {
@@ -387,7 +387,7 @@ impl Rooms {
         let newest_s = barred.iter().map(|bar| bar.until_s).max();
         followed.barred_until_s = known_s.max(newest_s.unwrap_or(0));
         let Some(known) = known.filter(|known| known.log.is_some()) else {
-            // The shard waits, or has a log of its own.
+            // The shard waits, or has a local log.
             let first = pushes.first().map_or(head + 1, |push| push.offset);
             followed.known = Some(Known { log: Some(log), end: head + 1 });
             let log = FetchedLog { id: Some(log), first, pushes, barred };
@@ -477,7 +477,7 @@ impl Rooms {
         self.post(*home, RoomMessage::Shared { room: room.clone(), push, permit });
     }
 
-    /// Passes on who is barred. What the shard does not know yet ends memberships too.
+    /// Passes on which users are barred. What the shard does not know yet ends memberships too.
     fn pass_bar(&mut self, room: &RoomId, bar: Bar) {
         let Some(followed) = self.rooms.get_mut(room) else { return };
         followed.barred_until_s = followed.barred_until_s.max(bar.until_s);
@@ -558,7 +558,7 @@ impl Rooms {
     fn open_alone(&mut self, now_ms: u64) {
         while let Some(room) = next_due(&mut self.waited_for, now_ms) {
             let Some(followed) = self.rooms.get_mut(&room) else { continue };
-            // It may have been followed anew since.
+            // It may have been followed again since.
             if followed.known.is_none() && followed.since_ms + PATIENCE_MS <= now_ms {
                 followed.known = Some(Known { log: None, end: u64::MAX });
                 self.counters.opened_alone += 1;
@@ -570,7 +570,7 @@ impl Rooms {
     }
 }
 
-/// Takes the first room of a queue if its time has come.
+/// Takes the first room of a queue if it is due.
 fn next_due(queue: &mut VecDeque<(u64, RoomId)>, now_ms: u64) -> Option<RoomId> {
     queue.front().filter(|(at_ms, _)| *at_ms <= now_ms)?;
     queue.pop_front().map(|(_, room)| room)

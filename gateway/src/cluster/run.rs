@@ -39,7 +39,7 @@ use super::{ClusterAddress, Inbox};
 use crate::clock::WallClock;
 use crate::config::{AuthMode, Config, RedisConfig, RoomsConfig};
 use crate::control::Control;
-use crate::shard::command::CommandLimiter;
+use crate::shard::command::{CommandLimiter, RoomPush};
 use crate::shard::mailbox::Address;
 use crate::shard::rooms as shard_rooms;
 use crate::telemetry::panics::text_of;
@@ -51,7 +51,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// Messages of shards that are taken at once, at most.
 const MESSAGES_MAX: usize = 1024;
 
-/// How long the end of the thread waits until Redis knows that nobody is here any more.
+/// How long the end of the thread waits until Redis knows that this gateway has no users left.
 const STOP_WAIT: Duration = Duration::from_secs(1);
 
 /// The epoch of no connection.
@@ -282,7 +282,7 @@ impl Runner {
         }
     }
 
-    /// Whether the thread ends now. The shards have ended when it is stopped, so nobody is here. Redis should know that:
+    /// Whether the thread ends now. The shards have ended when it is stopped, so no user is connected. Redis should know that:
     /// otherwise the users count as online until another gateway has swept.
     fn has_ended(&self) -> bool {
         self.stop_at.is_some_and(|stop_at| self.users.is_settled() || stop_at <= Instant::now())
@@ -314,7 +314,7 @@ impl Runner {
                 self.members.end(&room);
             }
             ToCluster::FirstMember { room } => self.members.count(&room),
-            ToCluster::Publish { room, kind, biz_data, options, permit } => {
+            ToCluster::Publish(RoomPush { room, kind, biz_data, options, permit }) => {
                 let push = Push { kind, biz_data, options, permit };
                 self.publishing.push(&room, push, now_ms);
             }
@@ -527,7 +527,7 @@ impl Runner {
         }
     }
 
-    /// The connection can't be used any more.
+    /// The connection is no longer usable.
     fn lose(&mut self, concern: Concern, reason: &dyn std::fmt::Display) {
         if !self.links.get_mut(concern).lose(reason, Instant::now()) {
             return;
@@ -596,7 +596,7 @@ fn is_read_only(error: &RedisError) -> bool {
     matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING" | "UNBLOCKED"))
 }
 
-/// What an error tells of its command.
+/// What an error shows about its command.
 fn fault(error: &RedisError) -> Fault {
     match error.code() {
         // The library refuses the call, and would refuse it again.

@@ -34,7 +34,7 @@ fn users_key(partition: u8) -> String {
     format!("tg1:users:{{u{partition}}}")
 }
 
-/// The channel on which a gateway hears of its users of a partition.
+/// The channel on which a gateway gets messages for its users of a partition.
 #[must_use]
 pub fn users_channel(partition: u8, gateway: &str) -> String {
     format!("tg1:users:{{u{partition}}}:{gateway}")
@@ -147,7 +147,7 @@ pub fn read_arrived(answer: &Value) -> Option<Vec<(u64, u64)>> {
     users.iter().map(pair).collect()
 }
 
-/// Users have no session at this gateway any more.
+/// Users who no longer have a session at this gateway.
 #[must_use]
 pub fn depart(
     partition: u8,
@@ -179,7 +179,7 @@ pub fn push_users<'a>(
     cmd
 }
 
-/// Reads the answer of [`push_users`]: for each push the number of gateways that heard it, or why it was refused.
+/// Reads the answer of [`push_users`]: for each push the number of gateways that received it, or why it was refused.
 #[must_use]
 pub fn read_pushed(answer: &Value) -> Option<Vec<Result<u64, String>>> {
     let Value::Array(pushes) = answer else { return None };
@@ -206,7 +206,7 @@ pub fn expel(_gateway: &str, user_id: UserId, room: &RoomId) -> Cmd {
     cmd
 }
 
-/// Reads the answer of [`kick`] and [`expel`]: the number of gateways that heard it.
+/// Reads the answer of [`kick`] and [`expel`]: the number of gateways that received it.
 #[must_use]
 pub fn read_heard(answer: &Value) -> Option<u64> {
     let Value::Array(fields) = answer else { return None };

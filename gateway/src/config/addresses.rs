@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 /// `[::]` accepts connections to IPv4 addresses too, unless `net.ipv6.bindv6only` is set. A configuration should work
 /// with either setting.
 pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    // Port 0 gets a port that nobody has.
+    // Port 0 gets an unused port.
     one.port() != 0 && one.port() == other.port() && ips_overlap(one, other)
 }
 

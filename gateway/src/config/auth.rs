@@ -135,7 +135,7 @@ impl Checker<'_> {
             "http" if is_loopback(host) => {}
             "http" => {
                 return refuse(
-                    "who can change what comes over http can make tokens for every user: use https; http is \
+                    "whoever can change what is sent over http can make tokens for every user: use https; http is \
                      for loopback alone",
                 );
             }

@@ -160,7 +160,7 @@ impl JwtAlgorithm {
 /// Sessions and heartbeats.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// The heartbeat interval that clients are told.
+    /// The heartbeat interval that clients get.
     pub heartbeat_interval: Duration,
     /// How long a connection may be silent before it is closed with 109.
     pub idle_timeout: Duration,
@@ -324,9 +324,9 @@ impl SlowMember {
 /// Whether Redis keeps a room's pushes, where gateways share rooms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoomClass {
-    /// In a stream: a client that comes back at another gateway misses nothing.
+    /// In a stream: a client that resumes at another gateway misses nothing.
     Durable,
-    /// Nowhere: who is not there misses it. It costs Redis the least.
+    /// Nowhere: a client that is not connected misses it. It costs Redis the least.
     Fleeting,
 }
 
@@ -427,6 +427,6 @@ impl LogFormat {
 pub struct ShutdownConfig {
     /// How long a drain waits for calls in flight before it closes their connections without the answers.
     pub drain_timeout: Duration,
-    /// How long clients are told to wait before they reconnect.
+    /// How long clients are asked to wait before they reconnect.
     pub retry_after: Duration,
 }

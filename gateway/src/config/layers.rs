@@ -151,7 +151,7 @@ impl Layers {
         };
         match (sample, value) {
             (Value::Table(_), Value::Table(table)) => {
-                // It may be empty, and means something all the same: [backends.mine].
+                // It may be empty, and still has a meaning: [backends.mine].
                 let path: Vec<_> = key.split('.').collect();
                 place(&mut self.merged, &path, None);
                 self.origins.0.insert(key.to_owned(), origin.clone());

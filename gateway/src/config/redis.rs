@@ -99,14 +99,14 @@ impl Checker<'_> {
     }
 }
 
-/// What a gateway shares with others, by way of Redis.
+/// What a gateway shares with others through Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
     /// For the concerns that have no Redis of their own.
     pub shared: RedisTarget,
     /// Where rooms' logs are.
     pub pushes: RedisTarget,
-    /// Where it is kept who is online.
+    /// Where the users' presence is kept.
     pub presence: RedisTarget,
     /// Where session tokens are.
     pub tokens: RedisTarget,
@@ -194,7 +194,7 @@ impl RedisTarget {
                 "it lacks the master's name behind the hosts, as in redis-sentinel://host:26379/mymaster",
             );
         }
-        // Two systems in two databases would hear each other.
+        // Channels are shared by all databases: two systems in two databases would get each other's messages.
         if !db.is_empty() && db != "0" {
             return Err(
                 "it names a database, but channels belong to all databases of a server: use a server for each system",
@@ -215,7 +215,7 @@ fn decoded(text: &str) -> Result<Option<String>, &'static str> {
 }
 
 fn host_and_port(text: &str, default_port: u16) -> Result<(String, u16), &'static str> {
-    // An IPv6 address stands in brackets.
+    // An IPv6 address is in brackets.
     let (host, port) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
         Some((host, "")) => (host, None),
         Some((host, port)) => (host, port.strip_prefix(':')),

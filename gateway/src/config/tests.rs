@@ -289,7 +289,7 @@ fn an_unknown_variable_is_refused_with_the_nearest() {
 }
 
 #[test]
-fn a_wrong_value_is_refused_with_its_place_and_the_way_out() {
+fn a_wrong_value_is_refused_with_its_place_and_how_to_fix_it() {
     let wrong_in_environment = [("TIDEGATE_SHARDS", "many")];
     let message = load_from(&[], &wrong_in_environment).unwrap_err().to_string();
     let variable = "the environment variable TIDEGATE_SHARDS";
@@ -376,7 +376,7 @@ fn the_keys_of_tokens_come_from_one_place() {
 }
 
 #[test]
-fn a_program_with_backends_of_its_own_has_defaults_of_its_own() {
+fn a_program_with_its_own_backends_has_its_own_defaults() {
     let defaults =
         "[backends.mine]\nworkers = 3\n[[routes]]\ntypes = [100, 199]\nbackend = \"mine\"";
     let load = |arguments: &[&str]| {

@@ -63,7 +63,7 @@ pub(crate) fn is_waited_for(listener: &impl AsFd, within: Duration) -> bool {
 /// Closes a listening socket. Says how many connections still waited: the kernel resets them.
 pub(super) fn close(listener: impl AsFd) -> u32 {
     let reset = waiting(&listener);
-    // Each thread may have a table of descriptors of its own, a copy with this socket in it. To close one
+    // Each thread may have its own table of descriptors, a copy with this socket in it. To close one
     // copy does not stop the socket listening. A shutdown does: listen(2) is undone for all copies.
     let _ = shutdown(&listener, Shutdown::Read);
     reset

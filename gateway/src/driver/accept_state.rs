@@ -84,7 +84,7 @@ enum Kernel {
 enum Listening {
     Open,
     /// The socket is to be closed. The queue is first in, first out: after as many accepts as it holds, each
-    /// connection is accepted that waited when this began, however many have come since.
+    /// connection is accepted that waited when this began, however many have arrived since.
     Stopping {
         accepts_left: u32,
         until: Instant,

@@ -39,7 +39,7 @@ const EVENTS_MANY: u32 = 2 * EVENTS_ENOUGH;
 /// A shorter delay costs more than it saves.
 const DELAY_MIN: Duration = Duration::from_micros(20);
 
-/// Windows with delays between two without, which show the rate anew.
+/// Windows with delays between two without, which measure the rate again.
 const DELAYED_WINDOWS: u32 = 64;
 
 /// Windows without delays after delays have slowed peers down, at most.

@@ -20,7 +20,7 @@
 //! | Is a connection read from? | [`Driver::pause_receive`], [`Driver::resume_receive`] | how much in one poll |
 //! | Is a connection closed? | [`Driver::close`] | only where it is dead |
 //!
-//! With io_uring an accept may complete when the core has no budget any more: `uring/accept.rs` says what
+//! With io_uring an accept may complete when the core no longer has a budget: `uring/accept.rs` says what
 //! then becomes of the connection.
 //!
 //! # The contract
@@ -120,14 +120,14 @@ pub enum Event<'a> {
         /// [`SendState::Done`]. How many bytes the peer has not received is unknown.
         unsent_bytes: usize,
     },
-    /// No connection can be accepted now. The driver tries again by itself.
+    /// No connection can be accepted now. The driver retries without a command.
     AcceptPaused {
         /// Why: descriptors or memory have run out.
         error: io::Error,
     },
     /// Connections can be accepted again. One pause may have taken several tries.
     AcceptResumed,
-    /// The listening socket is closed, after [`Driver::stop_listening`]. No connection is accepted any more.
+    /// The listening socket is closed, after [`Driver::stop_listening`]. No further connection is accepted.
     ListeningStopped {
         /// Connections that still waited to be accepted. The kernel resets them.
         reset: u32,
@@ -218,20 +218,20 @@ pub trait Driver {
     /// Reports what is known, waits if the sink is idle, and reports what has happened since.
     ///
     /// # Errors
-    /// When the mechanism itself fails; the shard can't go on.
+    /// When the mechanism itself fails; the shard can't continue.
     fn poll(&mut self, sink: &mut impl Sink) -> io::Result<()>;
 
     /// Sends bytes: at least one. No other send may be under way on the connection.
     fn send(&mut self, conn: ConnId, bytes: Bytes) -> SendState;
 
     /// Stops receiving, so that the peer's TCP window fills. The core alone decides this, where the calls or
-    /// the unsent bytes of a connection have reached their limit. A driver never pauses by itself.
+    /// the unsent bytes of a connection have reached their limit. A driver never pauses on its own decision.
     fn pause_receive(&mut self, conn: ConnId);
 
     /// Receives again.
     fn resume_receive(&mut self, conn: ConnId);
 
-    /// Shuts down the sending side once the send under way is done. Receiving goes on.
+    /// Shuts down the sending side once the send under way is done. Receiving continues.
     fn shutdown(&mut self, conn: ConnId);
 
     /// Closes at once: a send under way is cut, and bytes that were not received are lost. A send that was
@@ -242,10 +242,10 @@ pub trait Driver {
     /// Stops accepting, or starts again. The listening socket stays open.
     fn set_accepting(&mut self, accepting: bool);
 
-    /// Closes the listening socket for good: new connections are refused. Connections that wait to be
+    /// Closes the listening socket permanently: new connections are refused. Connections that wait to be
     /// accepted are accepted first, since the kernel would reset them. At most as many are accepted as the
     /// queue may hold: those that come meanwhile are behind them in the queue. Where the sink has no budget,
-    /// or descriptors have run out, the driver goes on as connections close, until `until` at most.
+    /// or descriptors have run out, the driver continues as connections close, until `until` at most.
     /// [`Event::ListeningStopped`] says when that is done, once.
     fn stop_listening(&mut self, until: Instant);
 }

@@ -169,7 +169,7 @@ mod tests {
         let there = format!("cargo run --release --manifest-path {}", checkout().display());
         let there = format!("{there}/Cargo.toml -p tidegate-tools --");
         assert_eq!(tide(own.path(), &executable, source), there);
-        // Cargo does not find the workspace from a package of its own in a checkout.
+        // Cargo does not find the workspace from a separate package in a checkout.
         assert_eq!(tide(&checkout().join("fuzz"), &executable, source), there);
         // The source is gone, or was packaged without `tide`.
         assert_eq!(tide(own.path(), &executable, &own.path().join("gateway")), "tide");
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_checkout_cargo_finds_tide_by_itself() {
+    fn in_a_checkout_cargo_finds_tide_without_a_path() {
         let built = embedder();
         let executable = built.path().join("target/release/tidegate");
         for folder in [checkout().to_owned(), checkout().join("scripts")] {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executable_is_cargos_where_cargo_says_so() {
+    fn an_executable_is_cargos_where_its_environment_shows_it() {
         let folder = embedder();
         let is_cargos = |path: &str| is_built_by_cargo(&folder.path().join(path));
         assert!(is_cargos("target/release/tidegate"));

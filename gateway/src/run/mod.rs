@@ -13,7 +13,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one ends the process at once, with exit status 130 |
 //! | SIGHUP | drains where the terminal has closed; otherwise it is kept for a reload, and changes nothing |
-//! | SIGUSR1, SIGUSR2 | nothing; a line in the log says so |
+//! | SIGUSR1, SIGUSR2 | nothing, except a line in the log |
 //!
 //! | exit status | meaning |
 //! |---|---|
@@ -121,7 +121,7 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     };
     announcement.print(&server);
     let service = Service::ready(server.control()).context("can't watch the shards")?;
-    // A signal may have come at the end of the start.
+    // A signal may have arrived at the end of the start.
     while !told_to_drain.get() {
         select! {
             recv(requests) -> request => {
@@ -171,7 +171,7 @@ fn end_at_a_second_signal(requests: Receiver<Request>) {
         }
     };
     if let Err(error) = std::thread::Builder::new().name("second-signal".into()).spawn(watch) {
-        // The drain goes on without it.
+        // The drain continues without it.
         tracing::warn!(%error, "a second signal will not end the gateway at once: no thread for it");
     }
 }

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_had_once_it_is_released() {
+    fn a_port_is_available_once_it_is_released() {
         let holder = listen_within(&config(any_port(), 2), Duration::ZERO).unwrap();
         let address = holder[0].local_addr().unwrap();
         let mut holder = Some(holder);

@@ -129,7 +129,7 @@ fn spawn<D: Driver + Send + 'static>(
                 }
             }
             Err(error) => {
-                // The threads that run already must not go on without it.
+                // The threads that run already must not continue without it.
                 parts.hub.set_stopped();
                 parts.hub.tell_all(|| Message::Stop);
                 threads.into_iter().for_each(|thread| drop(thread.join()));

@@ -14,7 +14,7 @@ pub struct Admission {
     shards: usize,
     /// Accepting is paused because the gateway is full.
     is_full: bool,
-    /// The log has a line that accepting is paused, and none that it goes on.
+    /// The log has a line that accepting is paused, and none that it has resumed.
     has_warned: bool,
     warnings: LogLimit,
     pauses: u64,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_about_pauses_are_limited_and_each_is_followed_by_one_that_it_goes_on() {
+    fn log_lines_about_pauses_are_limited_and_each_has_one_about_its_end() {
         let mut admission = Admission::new(1, 1);
         assert_eq!(admission.may_warn(0), Some(0));
         assert!(admission.has_warned);

@@ -10,9 +10,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidegate_backend::PushError;
+use bytes::Bytes;
 use tidegate_backend::log_limit::LogLimit;
-use tidegate_backend::publisher::{CommandOutcome, Done, Nobody, Report};
+use tidegate_backend::publisher::{CommandOutcome, Done, Nobody, PushOptions, Report};
+use tidegate_backend::{PushError, RoomId};
 use tokio::sync::oneshot;
 
 use super::repeats::Remembered;
@@ -97,6 +98,17 @@ impl CommandLimiter {
     }
 }
 
+/// A push to a room, before it is numbered.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
+pub struct RoomPush {
+    pub room: RoomId,
+    pub kind: i32,
+    pub biz_data: Bytes,
+    pub options: Option<Box<PushOptions>>,
+    pub permit: Arc<CommandPermit>,
+}
+
 /// One command under way. See the [module](self).
 #[derive(Debug)]
 pub struct CommandPermit {
@@ -108,14 +120,14 @@ pub struct CommandPermit {
     watch: Mutex<Option<Box<Watch>>>,
 }
 
-/// The command is not a push: it has no reason to reach nobody.
+/// The command is not a push: there is no reason to record.
 const NOT_A_PUSH: u8 = 0;
 
-/// The reasons for which a push reaches nobody.
+/// The reasons for which a push reaches no connection.
 const REASONS: [Option<Nobody>; 4] =
     [None, Some(Nobody::NoConnection), Some(Nobody::NoMembers), Some(Nobody::Expired)];
 
-/// The outcome that somebody waits for.
+/// The outcome that a caller waits for.
 #[derive(Default)]
 struct Watch {
     /// The outcome, if it is not the count of connections: the first refusal, or the outcome of the push

@@ -18,7 +18,7 @@ pub const POLL_MS: u64 = 50;
 /// The shortest time that a client which is sent to another gateway has for its last frames, in milliseconds.
 const LEAVE_MS_MIN: u64 = 2_000;
 
-/// Whether a shard drains, and how far it has come.
+/// Whether a shard drains, and its progress.
 #[derive(Debug)]
 pub struct Draining {
     timeout_ms: u64,
@@ -138,7 +138,7 @@ impl Draining {
     }
 
     /// How long a client should wait before it reconnects: up to twice what is configured, spread by
-    /// slot, so that clients do not all come back at once.
+    /// slot, so that clients do not all reconnect at once.
     #[must_use]
     pub fn retry_after_ms(&self, slot: u32) -> u32 {
         let spread = u64::from(slot.wrapping_mul(0x9e37_79b9) >> 22);

@@ -56,7 +56,7 @@ pub enum Message {
         /// Takes the answer.
         reply: oneshot::Sender<ShardInfo>,
     },
-    /// Send so many clients to other gateways.
+    /// Send this number of clients to other gateways.
     SendAway(Share),
     /// Count the clients that a rebalance could send to other gateways, without those that came in the last `spared_s`
     /// seconds.
@@ -84,7 +84,7 @@ impl Message {
         match self {
             Self::User(message) => message.refuse(),
             Self::Room(message) => message.refuse(),
-            // Their shard has no connection left, or nobody needs to know.
+            // Their shard has no connection left, or no caller needs to know.
             Self::Session(_)
             | Self::Token(_)
             | Self::Answer(_)
@@ -116,7 +116,7 @@ impl From<RoomMessage> for Message {
     }
 }
 
-/// The shard checks its mailbox by itself.
+/// The shard checks its mailbox without a wake-up.
 const AWAKE: u8 = 0;
 /// The shard waits, or is about to.
 const ASLEEP: u8 = 1;
@@ -181,7 +181,7 @@ impl Mailbox {
         false
     }
 
-    /// The shard is awake and checks its mailbox by itself.
+    /// The shard is awake and checks its mailbox without a wake-up.
     pub(super) fn stay_awake(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
     }

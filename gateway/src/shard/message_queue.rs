@@ -59,7 +59,7 @@ impl MessageQueue {
         self.local.is_empty() && self.posted.is_empty() && self.mailbox.fall_asleep()
     }
 
-    /// The shard is awake and checks its mailbox by itself.
+    /// The shard is awake and checks its mailbox without a wake-up.
     #[inline]
     pub fn stay_awake(&self) {
         self.mailbox.stay_awake();

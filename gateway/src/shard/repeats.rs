@@ -113,7 +113,7 @@ impl Repeats {
         &self.counters
     }
 
-    /// Whether a push is the first one with its key, and goes on its way. If not, it needs nothing more: it is a repeat, or
+    /// Whether a push is the first one with its key, so that it is delivered. If not, the caller drops it: it is a repeat, or
     /// is refused since no further key can be remembered.
     pub fn is_first(&mut self, push: Keyed, now_ms: u64) -> bool {
         self.forget_old(now_ms);
@@ -268,7 +268,7 @@ mod tests {
             Self { repeats: Repeats::new(bytes_max), limiter }
         }
 
-        /// Gives a push. A repeat has no permit of its own any more.
+        /// Gives a push. A repeat no longer has its own permit.
         fn give(&mut self, target: &Target, key: &str, now_ms: u64) -> Given {
             let (sender, outcome) = mpsc::channel();
             let mut report: Option<Report> =

@@ -1,6 +1,6 @@
 //! Resumes: sessions whose answer waits for their rooms.
 //!
-//! A client that comes back names its rooms in its authentication. Each room's home answers by itself, so the
+//! A client that resumes names its rooms in its authentication. Each room's home answers separately, so the
 //! session's answer waits for all of them: it says of each room what became of it. Until then no room's push is
 //! sent to the client, and what is pushed to its user waits here, so that nothing comes before the session.
 //!
@@ -78,7 +78,7 @@ pub enum WaitingFrame {
 enum Outcome {
     /// Its home has not answered.
     Waiting(RoomId),
-    /// What its home has answered; or nobody was asked.
+    /// What its home has answered; or no home was asked.
     Known(Joined),
 }
 
@@ -128,7 +128,7 @@ impl Resumes {
     /// The session is open. Returns the client's position in everybody's room, and the rooms whose homes have
     /// to be asked.
     ///
-    /// `membership` says what the client is told of a room that it is in already, whatever its ticket is worth.
+    /// `membership` returns what the client is sent about a room that it is in already, whatever its ticket is worth.
     pub fn start(
         &mut self,
         slot: u32,
@@ -273,7 +273,7 @@ impl RoomTickets<'_> {
         (resume, refused)
     }
 
-    /// What a user's client is told of a room, with a ticket if it is a member.
+    /// What a user's client is sent about a room, with a ticket if it is a member.
     #[must_use]
     pub fn describe(&self, user_id: UserId, joined: Joined) -> v1::Room {
         let Joined { name, log, head, recovery, ticket_s } = joined;

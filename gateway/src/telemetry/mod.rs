@@ -58,7 +58,7 @@ pub fn install(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
 pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.filter)?)
-        // It would write errors of its own with `eprintln!`, which may block or panic.
+        // It would write its own errors with `eprintln!`, which may block or panic.
         .log_internal_errors(false)
         .with_writer(|| Lines(output::stderr()));
     match config.format {

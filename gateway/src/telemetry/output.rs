@@ -33,7 +33,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 /// One of the two standard streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
-    /// For whoever started the gateway.
+    /// For the user who started the gateway.
     Stdout,
     /// The log.
     Stderr,

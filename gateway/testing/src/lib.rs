@@ -28,7 +28,7 @@
 //! assert_eq!(world.count(|stats| stats.oversize_answers), 1);
 //! ```
 //!
-//! Nothing happens by itself: [`World::turns`] runs the shards, [`World::pass`] lets time pass, and
+//! Nothing happens without a call: [`World::turns`] runs the shards, [`World::pass`] lets time pass, and
 //! [`Phone::read`] reads. Requests through [`World::ask`] include the turns that an answer on the shard's
 //! thread needs.
 //!

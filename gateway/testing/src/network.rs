@@ -15,7 +15,7 @@ pub struct Peer {
     pub id: PeerId,
 }
 
-/// A simulated driver whose clock stands still while the shard waits: only the world moves it, and the
+/// A simulated driver whose clock does not advance while the shard waits: only the world moves it, and the
 /// clock jumps that `faults` allow.
 #[must_use]
 pub fn sim(seed: u64, now: Instant, faults: Faults) -> Sim {

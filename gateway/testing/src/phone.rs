@@ -69,7 +69,7 @@ pub fn login(user_id: UserId, sequence: u64) -> Vec<u8> {
     frame(&Request { kind: AUTHENTICATE, user_id, token: &token, sequence, ..Request::default() })
 }
 
-/// The bytes of an authentication of a client that comes back.
+/// The bytes of an authentication of a client that resumes.
 #[must_use]
 pub fn login_again(user_id: UserId, sequence: u64, resume: &v1::Resume) -> Vec<u8> {
     let token = format!("token-{user_id}");
@@ -167,7 +167,7 @@ impl World {
         Phone::on(peer)
     }
 
-    /// A client with a session, of a user of its own. It has received nothing else.
+    /// A client with a session, of a separate user. It has received nothing else.
     pub fn log_in(&mut self, shard: usize) -> Phone {
         let mut phone = self.phone(shard);
         self.write_all(phone.peer, &login(self.next_user_id, 1));

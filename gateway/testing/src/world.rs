@@ -235,7 +235,7 @@ impl<D: SteppedDriver> World<D> {
         }
     }
 
-    /// What operators are told of a room.
+    /// What operators are shown of a room.
     #[must_use]
     pub fn room_info(&mut self, room: RoomId) -> Option<RoomInfo> {
         let mut answer = self.parts.hub.room(room);

@@ -208,7 +208,7 @@ fn commands_for_a_connection_that_is_gone_and_joins_beyond_the_limit_are_counted
 }
 
 #[test]
-fn what_stands_now_is_told_exactly() {
+fn current_levels_are_exact() {
     let mut world = World::new(|config| config.routes[0].timeout = Duration::from_secs(60));
     let (first, second) = (world.log_in(0), world.log_in(0));
     let _anonymous = world.phone(0);

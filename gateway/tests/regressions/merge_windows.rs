@@ -338,7 +338,7 @@ fn each_room_has_its_own_window_and_so_has_everybodys_room() {
         config.rooms.policies = vec![("*".into(), policy)];
         config.rooms.default_policy.merge_window = Duration::from_millis(WINDOW_MS);
     });
-    // A room of its own, though its name begins like that of everybody's room.
+    // A separate room, though its name begins like that of everybody's room.
     let starry = RoomId::new("*starry").unwrap();
     let mut phone = member(&mut world, 0);
     world.push_all(BARRAGE, 1);

@@ -1,4 +1,4 @@
-//! Pushes with a time to live: after it, nobody is offered them any more, and no offset changes.
+//! Pushes with a time to live: after it, they are offered to no one, and no offset changes.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn room() -> RoomId {
     RoomId::new("room").unwrap()
 }
 
-/// A client in the room, and what it was told of it.
+/// A client in the room, and what it was sent about it.
 fn member(world: &mut World, shard: usize) -> (Phone, Room) {
     let mut phone = world.log_in(shard);
     world.ask(&phone, JOIN, 1, b"room");
@@ -54,8 +54,8 @@ fn questions(world: &mut World, phone: &mut Phone) -> Vec<String> {
     questions.map(|got| String::from_utf8_lossy(&got.biz_data).into_owned()).collect()
 }
 
-/// A client that comes back to the room on a shard, after an offset.
-fn come_back(world: &mut World, shard: usize, room: &Room, offset: u64) -> Phone {
+/// A client that resumes the room on a shard, after an offset.
+fn resume(world: &mut World, shard: usize, room: &Room, offset: u64) -> Phone {
     let Room { name, log, ticket, .. } = room.clone();
     let positions = vec![Position { room: name, log, offset, ticket }];
     let mut phone = world.phone(shard);
@@ -67,7 +67,7 @@ fn come_back(world: &mut World, shard: usize, room: &Room, offset: u64) -> Phone
 }
 
 #[test]
-fn a_push_that_expires_in_a_merge_window_is_offered_to_nobody() {
+fn a_push_that_expires_in_a_merge_window_is_offered_to_no_member() {
     for shards in [1, 2] {
         let mut world = World::new(|config| {
             config.shards = shards;
@@ -127,7 +127,7 @@ fn a_member_that_leaves_in_the_window_gets_the_push_and_counts() {
 }
 
 #[test]
-fn a_member_that_leaves_gets_no_push_whose_time_is_over() {
+fn a_member_that_leaves_gets_no_expired_push() {
     let mut world = World::new(|config| config.rooms.default_policy.merge_window = 10 * TTL);
     let (mut leaver, _) = member(&mut world, 0);
     give(&mut world, brief("a"));
@@ -169,7 +169,7 @@ fn a_slow_member_is_not_sent_what_has_expired_meanwhile() {
 }
 
 #[test]
-fn a_client_that_comes_back_is_told_of_a_gap_where_a_push_has_expired() {
+fn a_client_that_resumes_gets_a_gap_where_a_push_has_expired() {
     // On the shard of the first member, and on another one, which gets a copy of the log.
     for shard in [0, 1] {
         let mut world = World::new(|config| config.shards = 2);
@@ -184,7 +184,7 @@ fn a_client_that_comes_back_is_told_of_a_gap_where_a_push_has_expired() {
             give(&mut world, push);
         }
         let recovery = |phone: &Phone| phone.session().rooms[1].recovery();
-        let mut early = come_back(&mut world, shard, &room, seen);
+        let mut early = resume(&mut world, shard, &room, seen);
         assert_eq!(recovery(&early), Recovery::Complete);
         assert_eq!(questions(&mut world, &mut early), ["b", "c", "d"]);
 
@@ -195,7 +195,7 @@ fn a_client_that_comes_back_is_told_of_a_gap_where_a_push_has_expired() {
             (seen + 2, Recovery::Complete, &["d"]),
             (seen + 3, Recovery::Complete, &[]),
         ] {
-            let mut late = come_back(&mut world, shard, &room, offset);
+            let mut late = resume(&mut world, shard, &room, offset);
             assert_eq!(recovery(&late), expected, "after {}", offset - seen);
             assert_eq!(late.session().rooms[1].head, seen + 3);
             assert_eq!(questions(&mut world, &mut late), texts);

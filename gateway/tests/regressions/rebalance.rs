@@ -62,7 +62,7 @@ fn clients_are_sent_away_evenly_from_all_shards_at_the_pace_and_with_spread_wait
     }
     assert!(progress.has_ended());
     world.pass(Duration::from_secs(5));
-    assert_eq!(world.closed(Cause::Rebalanced), 20, "it ends by itself");
+    assert_eq!(world.closed(Cause::Rebalanced), 20, "it ends when enough were sent");
     assert_eq!(world.levels().iter().map(|it| it.sessions).collect::<Vec<_>>(), [10, 10]);
     let mut waits = goodbyes(&mut world, &mut phones);
     assert_eq!(waits.len(), 20);
@@ -146,7 +146,7 @@ fn a_run_can_be_cancelled_and_ends_with_a_drain() {
         assert_eq!(world.closed(Cause::Draining), if is_drain { 19 } else { 0 });
         if !is_drain {
             assert_eq!(world.level(|it| it.sessions), 19);
-            // A second run goes on with the others.
+            // A second run continues with the others.
             start(&world, ORDER);
             world.pass(Duration::from_secs(30));
             assert_eq!(world.closed(Cause::Rebalanced), 20);

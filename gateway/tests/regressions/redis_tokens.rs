@@ -113,7 +113,7 @@ fn an_unknown_token_is_a_failed_try_and_an_unavailable_redis_is_none() {
 }
 
 #[test]
-fn a_session_goes_on_while_a_fresh_token_is_looked_up() {
+fn a_session_continues_while_a_fresh_token_is_looked_up() {
     let mut world = world(|_| {});
     let mut phone = logged_in(&mut world, 7, "a");
     let frames = [authentication(7, "b", 1), echo(2), authentication(7, "c", 3), echo(4)].concat();
@@ -173,7 +173,7 @@ fn a_client_that_resumes_keeps_its_positions_while_its_token_is_looked_up() {
 }
 
 #[test]
-fn who_waits_for_a_verdict_has_its_time_to_authenticate_and_leaves_in_a_drain() {
+fn a_connection_that_waits_for_a_verdict_keeps_its_deadline_and_is_closed_by_a_drain() {
     let mut world = world(|config| config.auth.timeout = Duration::from_secs(5));
     let (mut late, addr) = verifying(&mut world, 7, "a");
     world.pass(Duration::from_secs(6));

@@ -135,7 +135,7 @@ fn a_key_is_forgotten_after_5_minutes() {
 }
 
 #[test]
-fn a_key_beyond_the_memory_is_refused_and_pushes_without_one_go_on() {
+fn a_key_beyond_the_memory_is_refused_and_pushes_without_one_are_accepted() {
     let mut world = World::new(|config| config.limits.push_keys_bytes_max = 1024);
     let mut phone = member(&mut world, 0);
     let push = |n: usize| Push::to_room(&room(), QUESTION, "?").key(format!("key-{n}"));

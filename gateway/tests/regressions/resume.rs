@@ -1,4 +1,4 @@
-//! Clients that come back: rooms, positions, tickets, and what is said of them in the session and in notices.
+//! Clients that resume: rooms, positions, tickets, and what the session and notices report about them.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ fn log_in(world: &mut World, shard: usize, user_id: UserId) -> Phone {
     phone
 }
 
-/// A client of this user that comes back with these positions.
-fn come_back(world: &mut World, shard: usize, user_id: UserId, positions: &[Position]) -> Phone {
+/// A client of this user that resumes with these positions.
+fn resume(world: &mut World, shard: usize, user_id: UserId, positions: &[Position]) -> Phone {
     let mut phone = world.phone(shard);
     let resume = Resume { positions: positions.to_vec() };
     world.write_all(phone.peer, &login_again(user_id, 1, &resume));
@@ -33,7 +33,7 @@ fn come_back(world: &mut World, shard: usize, user_id: UserId, positions: &[Posi
     phone
 }
 
-/// Joins a room. Returns what the client was told of it.
+/// Joins a room. Returns what the client was sent about it.
 fn join(world: &mut World, phone: &mut Phone, room: &str) -> Room {
     phone.read(world);
     let before = phone.notices.len();
@@ -44,6 +44,15 @@ fn join(world: &mut World, phone: &mut Phone, room: &str) -> Room {
         Some((_, What::Joined(joined))) => joined.clone(),
         other => panic!("{other:?}"),
     }
+}
+
+/// The positions of a client of user 7 that has joined three rooms, seen no push, and lost its connection.
+fn lost_in_three_rooms(world: &mut World) -> Vec<Position> {
+    let mut phone = log_in(world, 0, 7);
+    let rooms = ["a", "b", "c"].map(|room| join(world, &mut phone, room));
+    world.reset(phone.peer);
+    world.turns(6);
+    rooms.iter().map(|room| position(room, 0)).collect()
 }
 
 /// The position of a client that has seen a room's pushes up to an offset.
@@ -64,7 +73,7 @@ fn index(phone: &Phone, kind: i32) -> usize {
 }
 
 #[test]
-fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
+fn a_member_is_notified_of_a_room_before_its_first_push_and_when_it_has_left() {
     let mut world = World::new(|config| config.shards = 2);
     for shard in 0..2 {
         let mut phone = log_in(&mut world, shard, 7);
@@ -88,7 +97,7 @@ fn a_member_is_told_of_a_room_before_its_first_push_and_when_it_has_left() {
 }
 
 #[test]
-fn a_client_that_comes_back_has_its_rooms_and_what_it_missed_in_one_round_trip() {
+fn a_client_resumes_its_rooms_and_gets_what_it_missed_in_one_round_trip() {
     let mut world = World::new(|config| config.shards = 2);
     let mut phone = log_in(&mut world, 0, 7);
     let rooms: Vec<Room> =
@@ -115,15 +124,20 @@ fn a_client_that_comes_back_has_its_rooms_and_what_it_missed_in_one_round_trip()
     let mut positions: Vec<Position> =
         rooms.iter().zip(&seen).map(|(room, &seen)| position(room, seen)).collect();
     positions.push(position(&everybody, seen_of_everybody));
-    let phone = come_back(&mut world, 1, 7, &positions);
+    let phone = resume(&mut world, 1, 7, &positions);
     assert_eq!(phone.received[0].kind, AUTHENTICATE, "nothing comes before the session");
-    let told = phone.session().rooms;
-    let names: Vec<&str> = told.iter().map(|room| room.name.as_str()).collect();
+    let resumed = phone.session().rooms;
+    let names: Vec<&str> = resumed.iter().map(|room| room.name.as_str()).collect();
     assert_eq!(names, ["*", "a", "b", "c", "d"]);
-    for (told, &seen) in told.iter().zip([seen_of_everybody].iter().chain(&seen)) {
-        assert_eq!((told.recovery(), told.head), (Recovery::Complete, seen + 3), "{}", told.name);
-        assert_eq!(offsets(&phone, told), [seen + 1, seen + 2, seen + 3], "{}", told.name);
-        assert_eq!(told.ticket.is_empty(), told.name == "*");
+    for (resumed, &seen) in resumed.iter().zip([seen_of_everybody].iter().chain(&seen)) {
+        assert_eq!(
+            (resumed.recovery(), resumed.head),
+            (Recovery::Complete, seen + 3),
+            "{}",
+            resumed.name
+        );
+        assert_eq!(offsets(&phone, resumed), [seen + 1, seen + 2, seen + 3], "{}", resumed.name);
+        assert_eq!(resumed.ticket.is_empty(), resumed.name == "*");
     }
     assert_eq!(world.count(|stats| stats.calls), calls, "no backend is asked");
     assert_eq!(world.count(|stats| stats.resumes), 1);
@@ -151,14 +165,14 @@ fn what_is_lost_is_said_at_once() {
         world.push_room(&name("trimmed"), QUESTION, 10);
         world.pass(Duration::from_secs(1));
     }
-    let phone = come_back(&mut world, 0, 7, &positions);
-    let told = phone.session().rooms;
-    assert_eq!((told[1].recovery(), told[1].log), (Recovery::Gap, trimmed.log));
-    let left = offsets(&phone, &told[1]);
-    assert_eq!(left.last(), Some(&told[1].head), "what the log still holds follows");
+    let phone = resume(&mut world, 0, 7, &positions);
+    let resumed = phone.session().rooms;
+    assert_eq!((resumed[1].recovery(), resumed[1].log), (Recovery::Gap, trimmed.log));
+    let left = offsets(&phone, &resumed[1]);
+    assert_eq!(left.last(), Some(&resumed[1].head), "what the log still holds follows");
     assert!(left[0] > positions[0].offset + 1);
-    assert_eq!((told[2].recovery(), told[2].head), (Recovery::Gap, 0));
-    assert_ne!(told[2].log, closed.log, "the room was closed: its log has begun anew");
+    assert_eq!((resumed[2].recovery(), resumed[2].head), (Recovery::Gap, 0));
+    assert_ne!(resumed[2].log, closed.log, "the room was closed: a new log has begun");
 }
 
 #[test]
@@ -175,9 +189,9 @@ fn a_ticket_holds_for_its_user_its_room_and_its_time_alone() {
     let vip = join(&mut world, &mut phone, "vip-1");
     assert!(vip.ticket.is_empty(), "only a backend lets someone in");
     let refusals = |world: &mut World, user_id, positions: &[Position]| {
-        let phone = come_back(world, 0, user_id, positions);
-        let told = phone.session().rooms.into_iter().skip(1);
-        told.map(|room| room.recovery() == Recovery::Refused).collect::<Vec<_>>()
+        let phone = resume(world, 0, user_id, positions);
+        let resumed = phone.session().rooms.into_iter().skip(1);
+        resumed.map(|room| room.recovery() == Recovery::Refused).collect::<Vec<_>>()
     };
     let good = position(&open, 0);
     let for_vip = Position { room: "vip-1".into(), ..good.clone() };
@@ -207,9 +221,9 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
     world.reset(phone.peer);
     world.turns(4);
     let positions = [position(&a, 0), position(&a, 0), position(&b, 0), position(&c, 0)];
-    let phone = come_back(&mut world, 0, 7, &positions);
-    let told = phone.session().rooms;
-    let outcomes: Vec<_> = told.iter().map(|room| (&room.name[..], room.recovery())).collect();
+    let phone = resume(&mut world, 0, 7, &positions);
+    let resumed = phone.session().rooms;
+    let outcomes: Vec<_> = resumed.iter().map(|room| (&room.name[..], room.recovery())).collect();
     let (complete, refused) = (Recovery::Complete, Recovery::Refused);
     assert_eq!(
         outcomes,
@@ -219,13 +233,9 @@ fn a_client_names_no_more_rooms_than_it_may_have_and_each_once() {
 }
 
 #[test]
-fn what_is_pushed_while_a_client_comes_back_follows_its_session() {
+fn what_is_pushed_while_a_client_resumes_follows_its_session() {
     let mut world = World::new(|config| config.shards = 2);
-    let mut phone = log_in(&mut world, 0, 7);
-    let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();
-    world.reset(phone.peer);
-    world.turns(6);
-    let positions: Vec<Position> = rooms.iter().map(|room| position(room, 0)).collect();
+    let positions = lost_in_three_rooms(&mut world);
     for shard in 0..2 {
         // One shard takes a turn, then the other: so each step of the resume meets pushes.
         let mut phone = world.phone(shard);
@@ -234,7 +244,7 @@ fn what_is_pushed_while_a_client_comes_back_follows_its_session() {
         let mut pushed = 0;
         for step in 0..12 {
             world.turn(step % 2);
-            rooms.iter().for_each(|room| world.push_room(&name(&room.name), QUESTION, 10));
+            positions.iter().for_each(|at| world.push_room(&name(&at.room), QUESTION, 10));
             world.push_user(7, QUESTION + 1, b"to you");
             world.push_all(QUESTION + 2, 10);
             pushed += 1;
@@ -242,9 +252,9 @@ fn what_is_pushed_while_a_client_comes_back_follows_its_session() {
         world.turns(10);
         phone.read(&mut world);
         assert_eq!(phone.received[0].kind, AUTHENTICATE, "nothing comes before the session");
-        for told in &phone.session().rooms[1..] {
-            let got = offsets(&phone, told);
-            assert_eq!(told.recovery(), Recovery::Complete);
+        for resumed in &phone.session().rooms[1..] {
+            let got = offsets(&phone, resumed);
+            assert_eq!(resumed.recovery(), Recovery::Complete);
             assert!(got.is_sorted_by(|one, next| one + 1 == *next), "{got:?}");
             assert!(got.len() >= pushed, "{} of {pushed}", got.len());
         }
@@ -269,9 +279,9 @@ fn a_client_with_a_session_can_name_rooms_too() {
     world.turns(6);
     phone.read(&mut world);
     assert_eq!((phone.received[0].kind, phone.received[0].sequence), (AUTHENTICATE, 9));
-    let told = &phone.session().rooms[1];
-    assert_eq!(told.recovery(), Recovery::Complete);
-    assert_eq!(offsets(&phone, told).len(), 1);
+    let resumed = &phone.session().rooms[1];
+    assert_eq!(resumed.recovery(), Recovery::Complete);
+    assert_eq!(offsets(&phone, resumed).len(), 1);
 }
 
 #[test]
@@ -287,33 +297,29 @@ fn a_client_may_name_a_room_that_it_is_in_with_a_good_ticket_or_a_bad_one() {
         world.turns(6);
         phone.read(&mut world);
         assert_eq!(phone.received.last().map(|answer| answer.sequence), Some(sequence));
-        let told = phone.session().rooms;
-        assert_eq!((told.len(), told[1].recovery()), (2, Recovery::NotAsked));
-        assert_eq!(told[1].number, room.number);
+        let resumed = phone.session().rooms;
+        assert_eq!((resumed.len(), resumed[1].recovery()), (2, Recovery::NotAsked));
+        assert_eq!(resumed[1].number, room.number);
     }
     world.push_user(7, QUESTION, b"to you");
     world.turns(4);
     phone.read(&mut world);
-    assert_eq!(phone.count(QUESTION), 1, "nothing waits any more");
+    assert_eq!(phone.count(QUESTION), 1, "nothing waits now");
 }
 
 #[test]
-fn names_beyond_twice_what_a_client_may_have_are_not_even_refused() {
+fn names_beyond_twice_what_a_client_may_have_are_ignored() {
     let mut world = World::new(|config| config.rooms.rooms_per_connection_max = 2);
     let named = |n: u32| Position { room: format!("room-{n}"), ..Position::default() };
     let positions: Vec<Position> = (0..500).map(named).collect();
-    let phone = come_back(&mut world, 0, 7, &positions);
+    let phone = resume(&mut world, 0, 7, &positions);
     assert_eq!(phone.session().rooms.len(), 1 + 4);
 }
 
 #[test]
-fn a_client_that_goes_while_it_comes_back_leaves_nothing() {
+fn a_client_that_disconnects_while_it_resumes_leaves_nothing() {
     let mut world = World::new(|config| config.shards = 2);
-    let mut phone = log_in(&mut world, 0, 7);
-    let rooms: Vec<Room> = ["a", "b", "c"].map(|room| join(&mut world, &mut phone, room)).into();
-    world.reset(phone.peer);
-    world.turns(6);
-    let positions: Vec<Position> = rooms.iter().map(|room| position(room, 0)).collect();
+    let positions = lost_in_three_rooms(&mut world);
     for turns in 0..10 {
         let phone = world.phone(turns % 2);
         let resume = Resume { positions: positions.clone() };
@@ -354,7 +360,7 @@ fn an_expelled_user_is_out_until_a_backend_lets_it_in() {
             );
         }
         let recovery = |world: &mut World, user_id, room| {
-            let mut phone = come_back(world, 0, user_id, &[position(room, 0)]);
+            let mut phone = resume(world, 0, user_id, &[position(room, 0)]);
             world.hang_up(phone.peer);
             world.turns(6);
             phone.read(world);
@@ -362,7 +368,7 @@ fn an_expelled_user_is_out_until_a_backend_lets_it_in() {
         };
         assert_eq!(recovery(&mut world, 7, &joined[0]), Recovery::Refused);
         assert_eq!(recovery(&mut world, 8, &of_other), Recovery::Complete);
-        // With the ticket of a later membership it may come back.
+        // With the ticket of a later membership it may rejoin.
         world.advance(Duration::from_secs(2));
         let again = join(&mut world, &mut phones[1], room);
         assert_eq!(recovery(&mut world, 7, &again), Recovery::Complete);

@@ -1,4 +1,4 @@
-//! How long refused requests are told to wait.
+//! How long refused requests have to wait.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn echoes(sequences: impl IntoIterator<Item = u64>) -> Vec<u8> {
 }
 
 #[test]
-fn requests_that_are_refused_together_are_served_when_they_come_back_in_their_time() {
+fn requests_that_are_refused_together_are_served_when_retried_after_their_hints() {
     let mut world = World::new(|config| {
         config.limits.frames_per_second_max = Some(2);
         config.limits.frames_burst_max = 4;
@@ -32,7 +32,7 @@ fn requests_that_are_refused_together_are_served_when_they_come_back_in_their_ti
     let waits = waits(&phone, Code::RateLimited);
     let expected: Vec<_> = (4..=13).zip((1..=10).map(|interval| 500 * interval)).collect();
     assert_eq!(waits, expected);
-    // Each comes back when it was told to, and is served.
+    // Each is retried after its wait, and is served.
     phone.received.clear();
     for (sequence, _) in waits {
         world.pass(Duration::from_millis(500));

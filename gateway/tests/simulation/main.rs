@@ -11,7 +11,7 @@
 //! | `client` | the model of a client |
 //! | `run` | one run: configuration and faults, random steps, what holds after each |
 //! | `run/acts`, `run/healing` | what clients do; the healing phase and the end |
-//! | `resume` | clients that come back again and again |
+//! | `resume` | clients that reconnect again and again |
 //! | `cases`, `drain` | tests that start from a random run |
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

@@ -1,4 +1,4 @@
-//! Clients that come back again and again, on any shard, with what they remember of their rooms.
+//! Clients that reconnect again and again, on any shard, with what they remember of their rooms.
 //!
 //! The clients are honest SDKs: they keep [`Memberships`], and hand on what it calls new. Each push carries the
 //! number of its place in its room. Whatever is cut, no push may come twice or out of order, and each that is
@@ -27,7 +27,7 @@ const PUSH: i32 = 60;
 struct Had {
     /// The place of the last push; `None`: none came.
     last: Option<u64>,
-    /// A gap was reported, and no push has come since.
+    /// A gap was reported, and no push has arrived since.
     is_gap: bool,
 }
 
@@ -47,7 +47,7 @@ struct Run {
     rng: Rng,
     world: World,
     phones: Vec<Phone>,
-    /// No log is ever trimmed or begins anew.
+    /// No log is ever trimmed or replaced.
     keeps_all: bool,
     /// Pushes that were made, by room.
     places: BTreeMap<&'static str, u64>,
@@ -228,7 +228,7 @@ impl Run {
         }
     }
 
-    /// Nothing breaks any more: each client gets all that its rooms have.
+    /// No more faults: each client gets all that its rooms have.
     fn settle(&mut self) {
         for round in 0..400 {
             (0..self.phones.len()).for_each(|index| self.act_calmly(index, round == 0));
@@ -255,7 +255,7 @@ impl Run {
 }
 
 #[test]
-fn clients_that_come_back_miss_nothing_unreported_and_get_nothing_twice() {
+fn clients_that_resume_miss_nothing_unreported_and_get_nothing_twice() {
     let (mut pushes, mut gaps) = (0, 0);
     let totals = std::cell::RefCell::new((&mut pushes, &mut gaps));
     for_each_seed(|seed| {

@@ -74,7 +74,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         limits.commands_max = 3;
     }
     limits.commands_bytes_max = 256 * 1024;
-    // A generator of its own, so that the windows do not change what else a seed decides.
+    // A separate generator, so that the windows do not change what else a seed decides.
     let mut windows = Rng::with_seed(rng.clone().u64(..));
     let mut policy = |log_bytes_max, slow_member| RoomPolicy {
         log_bytes_max,

@@ -194,7 +194,7 @@ pub fn split_plan(data: &[u8]) -> (Vec<Arrival>, &[u8]) {
     (plan.iter().map(arrival).collect(), stream)
 }
 
-/// What [`split_plan`] reads as this stream, arriving in these chunks as far as a plan can say so.
+/// What [`split_plan`] reads as this stream, arriving in these chunks as far as a plan can express it.
 #[must_use]
 pub fn with_plan(chunks: &[Vec<u8>]) -> Vec<u8> {
     let plan: Vec<u8> = chunks

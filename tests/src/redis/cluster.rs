@@ -16,21 +16,24 @@ impl Cluster {
     /// Starts three masters.
     #[must_use]
     pub fn start() -> Self {
-        Self::create(3, 0)
+        Self::start_each(&RedisSetup::default())
+    }
+
+    /// Starts three masters, each with this setup.
+    #[must_use]
+    pub fn start_each(setup: &RedisSetup) -> Self {
+        Self::create(3, 0, setup)
     }
 
     /// Starts three masters with a replica each.
     #[must_use]
     pub fn with_replicas() -> Self {
-        Self::create(6, 1)
+        Self::create(6, 1, &RedisSetup::default())
     }
 
-    fn create(count: usize, replicas: u8) -> Self {
-        let setup = || {
-            RedisSetup::default()
-                .line("cluster-node-timeout 1000")
-                .line("repl-diskless-sync-delay 0")
-        };
+    fn create(count: usize, replicas: u8, setup: &RedisSetup) -> Self {
+        let setup =
+            || setup.clone().line("cluster-node-timeout 1000").line("repl-diskless-sync-delay 0");
         let nodes: Vec<Redis> = (0..count).map(|_| setup().start_node()).collect();
         let output = Command::new("redis-cli")
             .args(["--cluster", "create"])
@@ -41,12 +44,13 @@ impl Cluster {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         let cluster = Self { nodes };
-        cluster.wait_until_whole(count);
+        cluster.wait_until_whole();
         cluster
     }
 
-    /// Waits until each of the nodes knows so many others and has all slots covered.
-    fn wait_until_whole(&self, count: usize) {
+    /// Waits until each of the nodes knows all others and has all slots covered.
+    pub(super) fn wait_until_whole(&self) {
+        let count = self.nodes.len();
         let is_whole = |node: &Redis| {
             let info = node.cli(&["CLUSTER", "INFO"]);
             let nodes = node.cli(&["CLUSTER", "NODES"]);

@@ -51,7 +51,7 @@ fn asking<T: redis::FromRedisValue>(
 }
 
 #[test]
-fn while_a_slot_moves_nothing_is_done_and_then_all_is_there() {
+fn while_a_slot_moves_calls_are_refused_and_nothing_is_lost() {
     let cluster = cluster();
     let slot = cluster.slot_of(ROOM);
     let from = cluster.owner_of(slot);
@@ -89,7 +89,7 @@ fn while_a_slot_moves_nothing_is_done_and_then_all_is_there() {
 }
 
 #[test]
-fn a_partition_of_users_moves_whole() {
+fn a_partition_of_users_moves_as_a_whole() {
     let cluster = cluster();
     let slot = cluster.slot_of(USERS);
     let from = cluster.owner_of(slot);

@@ -14,7 +14,7 @@ fn publish(connection: &mut Connection, payload: &str) -> (u64, String) {
 }
 
 #[test]
-fn a_restart_with_the_data_begins_a_new_log_and_offsets_go_on() {
+fn a_restart_with_the_data_begins_a_new_log_and_offsets_continue() {
     let (mut redis, mut connection) = start(RedisSetup::default().append_only());
     let (_, old_log) = publish(&mut connection, "a");
     publish(&mut connection, "b");
@@ -96,7 +96,7 @@ fn a_sentinel_failover_that_loses_writes_begins_a_new_log() {
     assert_eq!(publish(&mut connection, "next"), (2, opened.log));
     assert_eq!(held(&mut connection, ROOM), [(1, "kept".to_owned()), (2, "next".to_owned())]);
 
-    // The old master comes back as a replica, without what only it had.
+    // The old master returns as a replica, without what only it had.
     set.servers[old].restart();
     until("the old master follows", || {
         (set.servers[old].info("master_link_status")? == "up").then_some(())

@@ -137,7 +137,7 @@ fn life_ms(connection: &mut impl ConnectionLike, key: &str) -> i64 {
 }
 
 #[test]
-fn the_library_tells_its_version() {
+fn the_library_has_a_version() {
     let (_redis, mut connection) = server();
     let version: u32 = command(&mut connection, &["FCALL_RO", "tidegate_version", "0"]);
     assert_eq!(version, tidegate_backend::redis::LIBRARY_VERSION);

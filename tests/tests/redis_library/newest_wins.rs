@@ -58,7 +58,7 @@ fn a_login_replaces_the_session_at_another_gateway() {
 }
 
 #[test]
-fn equal_stamps_are_told_apart() {
+fn equal_stamps_are_made_unique() {
     let (_redis, mut connection) = server();
     all_alive(&mut connection, &["a", "b"]);
     assert_eq!(arrive(&mut connection, "a", 1, 0, 1000), (1000, 1000));
@@ -88,7 +88,7 @@ fn a_session_at_a_gateway_that_is_not_alive_wins_against_nobody() {
     let (stamp, winning) = arrive(&mut connection, "a", 1, 0, 0);
     assert_eq!(stamp, winning);
     assert_eq!(entries(&mut connection), format!("a:{stamp}"));
-    // It is told all the same, and asserts its newer session when it is back.
+    // It is notified nevertheless, and asserts its newer session when it is back.
     assert_eq!(late.next(), format!("r 7 {stamp}\n"));
     all_alive(&mut connection, &["late"]);
     arrive(&mut connection, "late", 1, 0, 9_000_000_000_000);
@@ -164,7 +164,7 @@ fn race(rng: &mut Rng, connection: &mut Connection, gateways: &mut [Gateway]) ->
             }
         }
     }
-    // At last everybody logs in, and then hears what the others did.
+    // At last every gateway logs its user in, and then receives what the others did.
     let mut newest = 0;
     rng.shuffle(gateways);
     for gateway in gateways.iter_mut() {

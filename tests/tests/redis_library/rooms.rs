@@ -223,7 +223,7 @@ fn a_rooms_keys_live_a_day_from_their_last_use_on() {
 }
 
 #[test]
-fn a_room_whose_hash_is_lost_goes_on_behind_its_stream() {
+fn a_room_whose_hash_is_lost_continues_behind_its_stream() {
     let (_redis, mut connection) = server();
     let old: Published = call(&mut connection, "publish", ROOM, &["1", "a"]).unwrap();
     command::<u64>(&mut connection, &["DEL", ROOM]);
@@ -285,7 +285,7 @@ fn both_versions_of_the_protocol_get_the_same_answers() {
 }
 
 #[test]
-fn who_is_barred_is_remembered_and_too_many_bar_everybody_from_before() {
+fn barred_users_are_remembered_and_too_many_of_them_void_all_earlier_tickets() {
     let (_redis, mut connection) = server();
     let barred = |connection: &mut Connection| -> HashMap<String, u64> {
         let answer: Vec<Value> = call(connection, "open", ROOM, &["-", "0", "durable"]).unwrap();

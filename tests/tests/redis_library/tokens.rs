@@ -23,7 +23,7 @@ fn tokens_of_the_library_and_of_the_app_are_found_with_their_end() {
 }
 
 #[test]
-fn a_revoked_token_is_gone_and_gateways_hear_of_it() {
+fn a_revoked_token_is_deleted_and_gateways_are_notified() {
     let (redis, mut connection) = server();
     let mut gateway = Subscriber::new(&redis, TOKENS);
     let [a, b, x] = ["a", "b", "x"].map(digest);

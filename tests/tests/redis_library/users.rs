@@ -1,4 +1,4 @@
-//! Users: who is where, pushes to them, and who went offline.
+//! Users: their presence, pushes to them, and offline events.
 
 use redis::{Connection, Value};
 use tidegate_tests::{RedisSetup, until};
@@ -32,7 +32,7 @@ fn wait_until_dead(connection: &mut Connection, user: &str) {
 }
 
 #[test]
-fn a_gateway_gets_an_id_that_nobody_has_even_after_a_loss_of_data() {
+fn a_gateway_gets_an_unused_id_even_after_a_loss_of_data() {
     let (_redis, mut connection) = server();
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -95,11 +95,11 @@ fn a_push_goes_to_the_gateways_that_have_the_user_and_to_no_other() {
 }
 
 #[test]
-fn a_push_to_a_user_tells_its_end_of_life() {
+fn a_push_to_a_user_carries_its_expiry() {
     let (redis, mut connection) = server();
     arrive(&mut connection, "a", "0", "7");
     let mut channel = Subscriber::new(&redis, &format!("{USERS}:a"));
-    // The gateway is not alive yet or late, but it hears.
+    // The gateway is not alive yet or late, but it receives.
     let push: (u64, u64) =
         call(&mut connection, "push_user", USERS, &["7", "5", "x", "", "5000"]).unwrap();
     assert_eq!(push, (1, 1));
@@ -111,7 +111,7 @@ fn a_push_to_a_user_tells_its_end_of_life() {
 }
 
 #[test]
-fn a_user_who_left_is_due_after_the_grace_time_until_it_is_told() {
+fn a_user_who_left_is_due_after_the_grace_time_until_the_event_is_written() {
     let (_redis, mut connection) = server();
     alive(&mut connection, "a", "60000");
     let depart = |connection: &mut Connection, grace_ms: &str, stamp: u64| -> u64 {
@@ -122,7 +122,7 @@ fn a_user_who_left_is_due_after_the_grace_time_until_it_is_told() {
     // The end of an older session does not end the newer one.
     assert_eq!(depart(&mut connection, "0", old), 0);
     assert_eq!(due(&mut connection), []);
-    // Someone who comes back within the grace time never left.
+    // A user who reconnects within the grace time never left.
     assert_eq!(depart(&mut connection, "60000", stamp), 1);
     assert_eq!((due(&mut connection), online(&mut connection, "7").as_str()), (vec![], ""));
     let (stamp, _) = arrive(&mut connection, "a", "1", "7");
@@ -131,11 +131,11 @@ fn a_user_who_left_is_due_after_the_grace_time_until_it_is_told() {
     depart(&mut connection, "0", stamp);
     let first = due(&mut connection);
     assert_eq!(first[0].0, "7");
-    // A gateway that dies before it has told loses nothing. A repeated departure changes nothing.
+    // A gateway that dies before it has written the event loses nothing. A repeated departure changes nothing.
     depart(&mut connection, "60000", stamp);
     assert_eq!(due(&mut connection), first);
-    // The user comes back and leaves again: that needs an event of its own.
-    until("the clock goes on", || {
+    // The user reconnects and leaves again: that needs a separate event.
+    until("the clock advances", || {
         let (stamp, _) = arrive(&mut connection, "a", "1", "7");
         depart(&mut connection, "0", stamp);
         (due(&mut connection) != first).then_some(())
@@ -196,7 +196,7 @@ fn a_gateway_learns_that_its_entries_may_be_lost() {
 }
 
 #[test]
-fn a_gateway_whose_time_is_long_over_is_forgotten() {
+fn a_gateway_that_expired_long_ago_is_forgotten() {
     let (_redis, mut connection) = server();
     alive(&mut connection, "recent", "1");
     let long_ago = "1000 abcdef";

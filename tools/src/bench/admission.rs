@@ -1,6 +1,6 @@
 //! Detects a gateway that admits nobody. A full gateway stops accepting, but the kernel still completes
 //! connections into its accept queue. Nobody answers the first request on these, so a client without a
-//! time limit would wait for ever.
+//! time limit would wait forever.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 

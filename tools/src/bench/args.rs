@@ -13,7 +13,7 @@ use crate::{count, duration};
 
 /// Loads a gateway and measures it.
 ///
-/// Every byte that comes back is verified. Memory alone limits the connections of one process: beyond the
+/// Every byte of an answer is verified. Memory alone limits the connections of one process: beyond the
 /// limit of open files they are split over threads, each with its own descriptor table.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
@@ -72,7 +72,7 @@ pub(super) struct CommonArgs {
     /// How long to run the load before measuring.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse_or_seconds)]
     pub(super) warmup: Duration,
-    /// The token of a user; `{user}` stands for the user's id. The default fits a gateway with --auth demo.
+    /// The token of a user; `{user}` is replaced by the user's id. The default fits a gateway with --auth demo.
     #[arg(long, default_value = "token-{user}")]
     pub(super) token_template: String,
     /// The user id of the first connection; the next connection has the next id, and so on.

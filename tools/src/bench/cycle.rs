@@ -36,7 +36,7 @@ struct CycleLoad<'a> {
 struct Lane {
     started_at: Nanos,
     step: Step,
-    /// Raw: bytes that have not come back yet. Otherwise unused.
+    /// Raw: bytes that were not echoed yet. Otherwise unused.
     pending_bytes: usize,
     /// Raw: bytes of the heartbeat, which is sent when those are back. Otherwise unused.
     heartbeat_bytes: usize,
@@ -44,7 +44,7 @@ struct Lane {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
-    /// No answer has come.
+    /// No answer has arrived.
     #[default]
     Authenticate,
     /// The answer to the heartbeat is missing.

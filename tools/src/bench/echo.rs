@@ -59,7 +59,7 @@ struct Lane {
     counted: u64,
     /// Requests that are not answered. in_flight <= sent
     in_flight: u32,
-    /// Raw: bytes of the next answer that have come.
+    /// Raw: bytes of the next answer that have arrived.
     partial_bytes: u32,
 }
 

@@ -186,7 +186,7 @@ impl Phases {
         }
         if now >= until.max(run_state.received_at() + self.drain_ns) {
             bail!(
-                "answers or pushes are still missing, and nothing has come for {} s",
+                "answers or pushes are still missing, and nothing has arrived for {} s",
                 self.drain_ns / 1_000_000_000
             );
         }

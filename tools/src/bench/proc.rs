@@ -46,7 +46,7 @@ pub(super) fn usage(pid: u32) -> anyhow::Result<Usage> {
 
 /// Ensures that the process of `--pid` is the one that listens on all addresses of `--connect`.
 ///
-/// Another user's process can't be looked into, and its figures can be read all the same. Then this only says so.
+/// Another user's process can't be inspected, although its figures can be read. Then this only reports that.
 pub(super) fn demand_server(pid: u32, addresses: &[SocketAddr]) -> anyhow::Result<()> {
     let files = Files::system();
     let demand = || match network::is_own_namespace(&files, &pid.to_string())? {

@@ -100,7 +100,7 @@ struct Publication {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Member {
-    /// The number of the push that is due; 0 before the first has come.
+    /// The number of the push that is due; 0 before the first has arrived.
     expected: u32,
     /// The difference between offset and number, which stays the same: its lower 32 bits.
     offset_delta: u32,

@@ -325,7 +325,7 @@ impl Sockets {
         now: Nanos,
     ) -> Result<()> {
         let cause = match (self.connections[slot - self.first].take(), cause) {
-            // The connect failed: an error of its own, since loads know open connections only.
+            // The connect failed: a separate error, since loads know open connections only.
             (Some(Connection { open: false, destination, .. }), CloseCause::Failed(error)) => {
                 let address = self.destinations[usize::from(destination)];
                 return Err(source::failed(address, None, error));

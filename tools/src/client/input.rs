@@ -1,6 +1,6 @@
 //! Where commands come from and lines go to: a terminal with a line editor, or plain standard input and output.
 //!
-//! A thread of its own reads, so that pushes are shown while nobody types. It handles `quit` itself: after that it
+//! A separate thread reads, so that pushes are shown while the user types nothing. It handles `quit` itself: after that it
 //! restores the terminal and reads no more.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};

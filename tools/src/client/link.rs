@@ -31,7 +31,7 @@ impl Link {
     /// Connects, and starts the thread that reads.
     ///
     /// # Errors
-    /// The address can't be resolved, or nobody accepts there in time.
+    /// The address can't be resolved, or no server accepts there in time.
     pub(super) fn open(
         id: LinkId,
         address: &str,
@@ -92,7 +92,7 @@ fn connect(address: &str, timeout: Duration) -> io::Result<(TcpStream, SocketAdd
             Err(error) => failed = Some(error),
         }
     }
-    Err(failed.unwrap_or_else(|| io::Error::other("the name stands for no address")))
+    Err(failed.unwrap_or_else(|| io::Error::other("the name resolves to no address")))
 }
 
 fn unreachable(address: &str, error: io::Error) -> Error {

@@ -321,7 +321,7 @@ impl Shell {
         self.screen.show_status(&view::status_line(&format!("connected to {address}")))
     }
 
-    /// After a lost connection: plans the next one, and connects when its time has come.
+    /// After a lost connection: plans the next one, and connects when it is due.
     fn reconnect(&mut self) -> Result<()> {
         let now = Instant::now();
         if self.reconnects.due().is_some_and(|at| now >= at) {

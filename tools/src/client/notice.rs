@@ -61,7 +61,7 @@ pub(super) enum Notice {
     },
     /// The session is a member of a room.
     Joined(v1::Room),
-    /// The session is no member of a room any more.
+    /// The session is no longer a member of a room.
     Left {
         /// The room's name.
         room: String,

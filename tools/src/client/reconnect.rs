@@ -1,5 +1,5 @@
 //! When to connect again after a lost connection: with a wait that grows and has a random part, so that the clients of a
-//! gateway that went away do not all come back in the same moment. `PROTOCOL.md`, section 10.
+//! gateway that has ended do not all reconnect in the same moment. `PROTOCOL.md`, section 10.
 
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ impl Reconnects {
     }
 }
 
-/// Whether a client must not come back by itself: the user is logged in elsewhere, was kicked, has a bad token, or the
+/// Whether a client must not reconnect automatically: the user is logged in elsewhere, was kicked, has a bad token, or the
 /// client sends what the gateway can't read.
 const fn is_final(code: Code) -> bool {
     matches!(code, Code::Unauthenticated | Code::Malformed | Code::Replaced | Code::Kicked)
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_after_the_last_try_and_where_it_must_not_come_back() {
+    fn it_stops_after_the_last_try_and_where_it_must_not_reconnect() {
         let now = Instant::now();
         let mut reconnects = Reconnects::new(2);
         assert_eq!(reconnects.lost(now, None), None, "no session was ever open");

@@ -213,7 +213,7 @@ impl Session {
                 self.logged_in(session);
             }
             Event::Pong { sequence, server_time_ms } => {
-                // Heartbeats that the client sends by itself are not pending, and their answers are not shown.
+                // The client's automatic heartbeats are not pending, and their answers are not shown.
                 if let Some(pending) = self.pending.remove(&sequence) {
                     let took = now.saturating_duration_since(pending.at);
                     self.notices.push(Notice::Pong { took, server_time_ms });

@@ -207,7 +207,7 @@ mod tests {
 
     /// The demo pushes to everybody with type 2, but an operator may push to a room with it.
     #[test]
-    fn a_type_does_not_tell_where_a_push_was_published() {
+    fn a_type_does_not_show_where_a_push_was_published() {
         assert_eq!(push(2, 4, "news"), "push #4 type 2: news");
         assert_eq!(push(2, 0, "news"), "push type 2: news");
         let room = Some("*".into());

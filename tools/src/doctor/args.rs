@@ -55,7 +55,7 @@ pub(super) struct Question {
     #[arg(long, value_parser = argument::port)]
     pub(super) port: Option<u16>,
     /// Client: pairs of a source address and a gateway's address and port that the connections are
-    /// spread over; without it, as many as tide bench takes by itself on loopback
+    /// spread over; without it, as many as tide bench uses on loopback by default
     #[arg(long, value_name = "PAIRS")]
     #[arg(value_parser = whole::<u64>(1..=1_000_000_000))]
     pub(super) address_pairs: Option<u64>,

@@ -96,7 +96,7 @@ pub(super) enum Confidence {
     Measured,
     /// Between two measured sizes, or beyond one.
     Extrapolated,
-    /// A figure that nobody measured.
+    /// A figure that was not measured.
     Assumption,
 }
 

@@ -81,7 +81,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(report.exit_status().into())
 }
 
-/// Asks for a ring in a process of its own, under the same filters: systemd's kill the process that asks.
+/// Asks for a ring in a separate process, under the same filters: systemd's kill the process that asks.
 fn probe() -> Probe {
     match std::env::current_exe() {
         Ok(program) => Probe::by_child(Command::new(program).args(PROBE_ARGUMENTS)),

@@ -95,7 +95,7 @@ impl Plan {
         self.resolved.driver
     }
 
-    /// The fewest epoll shards that hold the connections, each with a table of its own.
+    /// The fewest epoll shards that hold the connections, each with its own table.
     pub(super) fn fewest_shards(&self, limit: u64) -> Option<u64> {
         let holds = |shards: &u64| {
             capacity::connections_per_table(Some(limit), *shards) * shards >= self.connections
@@ -121,7 +121,7 @@ impl Plan {
         self.resolved.shards * self.connections_per_shard().div_ceil(fill)
     }
 
-    /// Plain descriptors of a process with so many rings.
+    /// Plain descriptors of a process with this number of rings.
     pub(super) const fn plain_files(&self, rings: u64) -> u64 {
         capacity::reserved_descriptors(self.resolved.shards) + rings
     }
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_costs_what_was_measured_and_between_that_something_between() {
+    fn the_cost_of_a_heartbeat_is_interpolated_between_measurements() {
         let us = |connections| plan(connections, 1).heartbeat_us();
         assert!((us(1_000) - 5.7).abs() < 1e-9);
         assert!((us(100_000) - 5.7).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! What a question leaves open: taken from the running gateway, or assumed. Either is said.
+//! What a question leaves open: taken from the running gateway, or assumed. The report names which.
 
 use std::time::Duration;
 

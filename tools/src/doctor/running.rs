@@ -172,7 +172,7 @@ fn local_process(files: &Files, admin: &str, answered: u32) -> Result<u32> {
     if is_here && listens(answered) {
         return Ok(answered);
     }
-    // It may live in a PID namespace of its own.
+    // It may run in a separate PID namespace.
     let found = if is_here { listeners::process_at(files, address) } else { Ok(None) };
     let found = found.with_context(|| format!("which process listens on {admin} can't be read"))?;
     let pid = found.with_context(|| {

@@ -165,7 +165,7 @@ impl Served {
         server::put_push(out, 12, &message.encode_to_vec(), self.offset, self.number);
     }
 
-    /// A client that comes back has missed two pushes of each room. The log holds the second of them.
+    /// A client that resumes has missed two pushes of each room. The log holds the second of them.
     fn put_session(&mut self, out: &mut Vec<u8>, resume: Positions<'_>, sequence: u64) {
         let everybody = v1::Room { name: "*".into(), number: 1, log: LOG, ..v1::Room::default() };
         let mut rooms = vec![everybody];

@@ -223,7 +223,7 @@ fn a_group_is_taken_whole_or_by_calls() {
     let group = world.take_group_from(line, Duration::ZERO, 2).unwrap();
     assert_eq!((ids(group), world.queue.calls()), (vec![11, 12], 3));
     let group = world.take_group_from(line, Duration::ZERO, 100).unwrap();
-    assert_eq!((ids(group), world.queue.bytes()), (vec![13], 20), "14 was received by itself");
+    assert_eq!((ids(group), world.queue.bytes()), (vec![13], 20), "14 was received alone");
     assert!(world.take_group_from(line, SECOND, 100).is_none(), "it has expired");
     assert_eq!(world.expired.calls.len(), 1);
 }

@@ -62,7 +62,7 @@ impl Owned {
         Ok(Self { child })
     }
 
-    /// Whether it has ended by itself.
+    /// Whether it has ended without a signal.
     pub(crate) fn has_ended(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
@@ -211,7 +211,7 @@ impl Bench {
     }
 }
 
-/// Reads to the end on a thread of its own.
+/// Reads to the end on a separate thread.
 fn read_whole(
     mut output: impl std::io::Read + Send + 'static,
 ) -> std::io::Result<JoinHandle<std::io::Result<String>>> {

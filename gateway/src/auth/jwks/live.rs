@@ -1,4 +1,4 @@
-//! The set that the shards verify tokens with, as it is now.
+//! The current set of keys with which the shards verify tokens.
 //!
 //! A shard reads it without a lock and without waiting: the refresher swaps a pointer. What a shard may cause is one
 //! flag and one wake-up of the refresher, however many unknown keys its clients name.
@@ -91,12 +91,12 @@ impl LiveKeySet {
         }
     }
 
-    /// The set as it is now; `None`: none was read yet.
+    /// The current set; `None`: none was read yet.
     pub(crate) fn current(&self) -> Guard<Option<Arc<KeySet>>> {
         self.0.set.load()
     }
 
-    /// A token has named an unknown key: the set shall be read soon. It costs a load if it was asked before.
+    /// A token has named an unknown key: the set is to be read soon. It costs a load if it was asked before.
     pub(crate) fn request_refresh(&self) {
         let wanted = &self.0.is_wanted;
         if !wanted.load(Ordering::Relaxed) && !wanted.swap(true, Ordering::AcqRel) {

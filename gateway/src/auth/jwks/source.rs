@@ -44,7 +44,7 @@ pub enum ReadError {
     Set(#[from] KeySetError),
 }
 
-/// What tells a version of a file from another one: device, inode, length, and the times of the last changes of the
+/// What distinguishes two versions of a file: device, inode, length, and the times of the last changes of the
 /// file's contents and of its inode, in seconds and nanoseconds.
 type Stamp = [i64; 7];
 

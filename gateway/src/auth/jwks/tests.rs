@@ -87,7 +87,7 @@ fn of_the_rfcs_set_the_key_for_signatures_is_used() {
 }
 
 #[test]
-fn keys_that_verify_no_tokens_are_told_apart() {
+fn keys_that_verify_no_tokens_are_recognised() {
     let off_curve = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE";
     let rows: &[(&str, Value, Option<Unfit>)] = &[
         ("7517 4.2", with(rsa_key(), &json!({ "use": "sig" })), None),
@@ -205,7 +205,7 @@ fn a_set_has_bounds() {
 }
 
 #[test]
-fn what_is_no_set_is_refused_as_a_whole() {
+fn an_invalid_set_is_refused_as_a_whole() {
     for (json, hint) in [
         ("", "not a JSON Web Key Set"),
         ("<html>", "not a JSON Web Key Set"),

@@ -108,7 +108,7 @@ fn a_push_that_is_missing_is_fetched_and_nothing_overtakes_it() {
     part.event(durable(7, 9));
     assert!(part.outputs().is_empty(), "the answer may hold it");
     part.open(opened(7, 0, 8, [6, 7, 8]), 20);
-    assert_eq!(part.outputs(), ["3: 6", "3: 7", "3: 8", "open 8"], "9 was heard of");
+    assert_eq!(part.outputs(), ["3: 6", "3: 7", "3: 8", "open 8"], "9 was announced");
     part.open(opened(7, 0, 9, [9]), 20);
     assert_eq!(part.outputs(), ["3: 9"]);
     part.event(durable(7, 10));
@@ -127,7 +127,7 @@ fn an_answer_that_holds_less_than_the_log_is_followed_by_another_request() {
 }
 
 #[test]
-fn pushes_that_the_log_no_longer_holds_are_a_gap_that_the_shard_hears_of_first() {
+fn pushes_that_the_log_no_longer_holds_are_a_gap_that_the_shard_gets_first() {
     let mut part = Part::live(100);
     part.event(durable(7, 50));
     part.outputs();
@@ -152,7 +152,7 @@ fn after_a_failover_that_lost_writes_the_shard_forgets_what_was_lost() {
 }
 
 #[test]
-fn after_a_failover_that_lost_nothing_the_log_goes_on_under_its_new_id() {
+fn after_a_failover_that_lost_nothing_the_log_continues_under_its_new_id() {
     let mut part = Part::live(100);
     part.rooms.on_down();
     part.rooms.on_up();
@@ -223,7 +223,7 @@ fn a_shard_that_waits_too_long_opens_the_room_alone_and_gets_the_shared_log_late
 }
 
 #[test]
-fn nobody_waits_for_everybodys_room() {
+fn no_join_waits_for_everybodys_room() {
     let mut part = Part::new("*", 100);
     assert!(!part.rooms.must_wait(&part.room));
     part.rooms.tick(10 * PATIENCE_MS);
@@ -236,7 +236,7 @@ fn nobody_waits_for_everybodys_room() {
 }
 
 #[test]
-fn who_is_barred_meanwhile_is_heard_of_when_the_room_is_opened_again() {
+fn users_barred_in_between_are_known_when_the_room_is_opened_again() {
     let mut part = Part::live(100);
     let bar = |user_id, until_s| Bar { user_id: Some(user_id), until_s };
     let event = |bar, by: &str| RoomEvent::Barred { bar, by: by.into() };
@@ -269,7 +269,7 @@ fn a_fleeting_push_has_no_place_in_a_durable_room() {
 }
 
 #[test]
-fn a_fleeting_room_has_a_log_of_its_own_and_drops_what_is_too_much() {
+fn a_fleeting_room_has_a_local_log_and_drops_pushes_beyond_the_bound() {
     let mut part = Part::new("fleeting", 1);
     part.rooms.on_up();
     part.rooms.on_subscribed(&part.room.clone());

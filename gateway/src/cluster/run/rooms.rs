@@ -31,7 +31,7 @@ pub(super) enum RoomCompletion {
         members: Option<u64>,
     },
     Barred(Pending, Result<Value, RedisError>),
-    CountTold {
+    CountReported {
         room: RoomId,
         answer: Result<Value, RedisError>,
     },
@@ -105,7 +105,7 @@ impl Runner {
             }
             RoomCompletion::Counted { room, members } => {
                 if self.members.on_counted(&room, members.unwrap_or(0), now_ms) {
-                    self.tell_count(room, members.unwrap_or(0));
+                    self.report_count(room, members.unwrap_or(0));
                 }
             }
             RoomCompletion::Barred(mut permit, answer) => {
@@ -116,7 +116,7 @@ impl Runner {
                     permit.refuse(PushError::Unreachable);
                 }
             }
-            RoomCompletion::CountTold { room, answer } => {
+            RoomCompletion::CountReported { room, answer } => {
                 if self.checked(epoch, answer).is_err() {
                     self.members.on_failed(&room);
                 }
@@ -162,7 +162,7 @@ impl Runner {
             return;
         }
         while let Some(room) = self.members.next_ended() {
-            self.tell_count(room, 0);
+            self.report_count(room, 0);
         }
         loop {
             let Self { publishing, rooms, members, .. } = self;
@@ -190,9 +190,9 @@ impl Runner {
         });
     }
 
-    fn tell_count(&mut self, room: RoomId, members: u64) {
+    fn report_count(&mut self, room: RoomId, members: u64) {
         let cmd = contract::count(&room, &self.gateway, members, members::VALID_MS);
-        self.call(cmd, move |answer| RoomCompletion::CountTold { room, answer });
+        self.call(cmd, move |answer| RoomCompletion::CountReported { room, answer });
     }
 
     fn call(

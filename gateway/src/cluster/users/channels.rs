@@ -17,6 +17,11 @@ const ALIVE_FOR_MS: u64 = 15_000;
 /// Time until something that failed is done again, in microseconds.
 const RETRY_US: u64 = 500_000;
 
+/// Time until a subscription without any outcome is made again, in microseconds: longer than a command may take. When a Cluster's
+/// node ends a subscription as its slot moves, the client may take that for the outcome of another subscription, whose own
+/// outcome is then lost.
+const CONFIRM_US: u64 = 10_000_000;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// There is no connection.
@@ -24,7 +29,8 @@ enum State {
     Down,
     /// The subscription failed or ended: it is made again at this time.
     Ended(u64),
-    Subscribing,
+    /// The subscription is made again at this time if it is not confirmed before.
+    Subscribing(u64),
     Subscribed,
 }
 
@@ -99,12 +105,12 @@ impl Channels {
         let mut next_us = u64::MAX;
         for (partition, channel) in (0..PARTITIONS).zip(&mut self.channels) {
             match channel.state {
-                State::Ended(at_us) if at_us <= now_us => {
-                    channel.state = State::Subscribing;
+                State::Ended(at_us) | State::Subscribing(at_us) if at_us <= now_us => {
+                    channel.state = State::Subscribing(now_us + CONFIRM_US);
                     let name = contract::users_channel(partition, gateway);
                     return Some(Output::Subscribe(partition, name));
                 }
-                State::Ended(at_us) => next_us = next_us.min(at_us),
+                State::Ended(at_us) | State::Subscribing(at_us) => next_us = next_us.min(at_us),
                 State::Subscribed if channel.is_alive_under_way => {}
                 State::Subscribed if channel.alive_at_us <= now_us => {
                     channel.is_alive_under_way = true;
@@ -113,7 +119,7 @@ impl Channels {
                     return Some(Output::Call(Tag::Alive(partition), cmd));
                 }
                 State::Subscribed => next_us = next_us.min(channel.alive_at_us),
-                State::Down | State::Subscribing => {}
+                State::Down => {}
             }
         }
         self.next_us = next_us;

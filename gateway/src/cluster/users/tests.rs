@@ -675,3 +675,18 @@ fn while_redis_confirms_nothing_users_who_come_and_go_are_remembered_within_a_bo
     assert_eq!((world.users.presence().departed(), world.users.presence().waiting()), (0, 0));
     assert!(arrived.contains(&(5 + 128 * from)));
 }
+
+#[test]
+fn a_subscription_without_an_outcome_is_made_again() {
+    let mut world = World::up(1);
+    world.users.on_unsubscribed(7, world.now_us);
+    world.pass(SECOND);
+    assert_eq!(std::mem::take(&mut world.subscriptions), [7]);
+    world.pass(SECOND);
+    assert!(world.subscriptions.is_empty(), "its outcome may still come");
+    world.pass(10 * SECOND);
+    assert_eq!(std::mem::take(&mut world.subscriptions), [7]);
+    world.users.on_subscribed(7);
+    world.pass(20 * SECOND);
+    assert!(world.subscriptions.is_empty());
+}

@@ -167,7 +167,10 @@ fn waiting_connections_without_a_budget_delay_the_close_to_the_deadline() {
         assert!(!state.may_close(waiting, 0, now + SECOND - Duration::from_nanos(1)));
         assert_eq!(state.wait(waiting, 0), Wait::Until(now + SECOND));
         assert!(state.may_close(waiting, 0, now + SECOND));
-        assert!(!state.may_close(waiting, 1, now + SECOND), "who can be let in, is");
+        assert!(
+            !state.may_close(waiting, 1, now + SECOND),
+            "a connection that can be accepted, is"
+        );
     }
 }
 
@@ -202,7 +205,7 @@ fn the_end_of_listening_is_reported_once_and_nothing_after_it() {
     assert!(state.is_stopping());
     assert!(matches!(state.on_closed(2), Event::ListeningStopped { reset: 2 }));
     state.stop(3, now + SECOND);
-    assert!(!state.is_stopping(), "for good");
+    assert!(!state.is_stopping(), "permanently");
     assert!(!state.may_close(NOBODY, 1, now));
     state.set_wanted(true);
     assert_eq!(state.accepts_allowed(1), 0);

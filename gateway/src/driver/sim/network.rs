@@ -22,7 +22,7 @@ const WINDOW_BYTES: usize = 256 * 1024;
 pub struct PeerId(u32);
 
 impl PeerId {
-    /// An address of its own in 10.0.0.0/8.
+    /// A unique address in 10.0.0.0/8.
     pub(super) const fn address(self) -> SocketAddr {
         let [_, a, b, c] = self.0.to_be_bytes();
         SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, a, b, c)), 40_000)
@@ -67,7 +67,7 @@ struct Peer {
     closed: bool,
     /// The peer has closed its end, and reads no more.
     gone: bool,
-    /// The connection was reset: it carries no bytes any more.
+    /// The connection was reset: it no longer carries bytes.
     reset: bool,
 }
 

@@ -7,8 +7,8 @@
 //!
 //! **An accept may complete beyond the budget.** It was in flight when another shard took the last of
 //! `limits.connections_max`, or when the core stopped accepting. The kernel has established that connection
-//! and taken it from its queue, so it can't be put back. The driver *parks* it: the core does not hear of it,
-//! nothing is received on it, and its peer can't tell it from one that waits in the kernel's queue. As soon
+//! and taken it from its queue, so it can't be put back. The driver *parks* it: it is not reported to the core,
+//! nothing is received on it, and to its peer it looks like one that waits in the kernel's queue. As soon
 //! as the core has a budget and wants connections, the next [`Acceptor::accept_more`] reports the parked ones
 //! first, in the order in which they came. Each parked connection counts as an accept in flight, so there are
 //! never more than [`ACCEPTS_MAX`]. Those that are still parked when the listening socket closes are reset

@@ -26,7 +26,7 @@ impl Connections {
         let (ring, file) = (socket.ring, socket.file);
         let events = result.max(0);
         let is_dead = events & i32::from(libc::POLLERR | libc::POLLHUP) != 0;
-        // A peer that has only shut down its sending side may still reset the connection: the watch goes on.
+        // A peer that has only shut down its sending side may still reset the connection: the watch continues.
         if is_dead && !socket.flags.intersects(Flags::CLOSED | Flags::HUNG_UP) {
             socket.flags.insert(Flags::HUNG_UP);
             if events & i32::from(libc::POLLERR) != 0 {
@@ -71,7 +71,7 @@ impl Connections {
             return self.arm(conn);
         }
         if in_steps {
-            // A send completes at once: only the watch for writability goes on.
+            // A send completes at once: only the watch for writability remains.
             self.rings.ask(ring, |ring| ring.cancel(Token::Writable(conn)));
         } else if sending {
             self.await_send_result(conn);

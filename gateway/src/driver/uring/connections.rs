@@ -36,7 +36,7 @@ pub(super) struct Connections {
     pub(super) lingering: VecDeque<(Instant, ConnId)>,
     /// How long that may take.
     pub(super) linger_max: Duration,
-    /// Connections with bytes or an end that the core has not heard of, and may.
+    /// Connections with bytes or an end that may be reported to the core, and were not yet.
     pub(super) ready: Vec<ConnId>,
     /// Something waits until the driver knows whether a send has failed.
     pub(super) confirming: bool,
@@ -65,7 +65,7 @@ impl Connections {
         }
     }
 
-    /// A new poll: each connection has its share of bytes anew.
+    /// A new poll: each connection has its full share of bytes again.
     pub(super) fn begin_poll(&mut self) {
         self.poll = (self.poll + 1) % POLLS;
     }
@@ -104,7 +104,7 @@ impl Connections {
         self.cold.entry(conn.slot).or_default()
     }
 
-    /// Frees the cold state of a connection that needs none any more.
+    /// Frees the cold state of a connection that no longer needs one.
     pub(super) fn drop_cold_if_empty(&mut self, conn: ConnId) {
         if self.cold.get(&conn.slot).is_some_and(|cold| !cold.is_needed()) {
             self.cold.remove(&conn.slot);

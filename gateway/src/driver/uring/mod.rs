@@ -56,7 +56,7 @@ use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 /// back from workers.
 const EVENTS_MAX: usize = 128;
 
-/// How often the accepts in flight are cancelled before the listening socket is closed all the same.
+/// How often the accepts in flight are cancelled before the listening socket is closed nevertheless.
 const CANCEL_TRIES: u32 = 1_000;
 
 /// How long a cancellation is waited for each time.

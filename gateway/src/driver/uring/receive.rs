@@ -1,6 +1,6 @@
 //! Receiving with io_uring.
 //!
-//! A receive is armed once and goes on by itself, into the ring's buffers. The poll loop calls
+//! A receive is armed once and repeats (multishot), into the ring's buffers. The poll loop calls
 //! [`Connections::on_received`] for each completion.
 //!
 //! The core decides whether a connection is read from: see

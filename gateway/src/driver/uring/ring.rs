@@ -1,7 +1,7 @@
 //! One ring: the operations that the driver needs, as safe functions.
 //!
 //! A [`Ring`] keeps what the kernel may still read or write (buffers, the bytes of sends, addresses) until
-//! the completion of the operation has been seen. It knows nothing of what an operation is for: it gives back
+//! the completion of the operation has been seen. It does not know what an operation is for: it returns
 //! the [`Token`] that came with it. All unsafe code of the driver is here and in [`buffers`](super::buffers).
 
 use std::collections::{HashMap, VecDeque};
@@ -28,7 +28,7 @@ const SUBMISSIONS: u32 = 256;
 /// each.
 const COMPLETIONS: u32 = 4096;
 
-/// Accepts in flight at most: of very many new connections, one system call takes so many in.
+/// Accepts in flight at most: one system call accepts up to this number of new connections.
 pub(super) const ACCEPTS_MAX: u16 = 32;
 
 /// How often in a row the kernel may complete nothing though it had work: it does some twenty pieces of work
@@ -46,7 +46,7 @@ pub(super) struct SentNow {
     bytes: Bytes,
 }
 
-/// Unconfirmed sends that have not failed, unless one of the completions that were there at the time says so.
+/// Unconfirmed sends that have not failed, unless one of the completions that were there at the time reports it.
 #[derive(Clone, Copy, Debug)]
 struct Confirmation {
     /// The sends before this number.
@@ -55,7 +55,7 @@ struct Confirmation {
     completions_left: usize,
 }
 
-/// What an operation has come to.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
     pub(super) token: Token,
@@ -63,11 +63,11 @@ pub(super) struct Completion {
     pub(super) result: i32,
     /// The buffer that bytes were received into.
     pub(super) buffer: Option<u16>,
-    /// The operation goes on: more completions follow.
+    /// The operation continues: more completions follow.
     pub(super) more: bool,
 }
 
-/// A ring, with a table of direct descriptors and buffers of its own.
+/// A ring, with its own table of direct descriptors and its own buffers.
 pub(super) struct Ring {
     /// The first field, so that it is dropped before the memory that the kernel may write to.
     uring: IoUring,
@@ -276,7 +276,7 @@ impl Ring {
         self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), Token::Nothing)
     }
 
-    /// Frees a direct descriptor. Operations in flight go on, but for a shutdown, which must have completed.
+    /// Frees a direct descriptor. Operations in flight continue, except a shutdown, which must have completed.
     pub(super) fn close(&mut self, file: u32) -> io::Result<()> {
         self.files -= 1;
         let entry = opcode::Close::new(Fixed(file)).build();

@@ -10,7 +10,7 @@
 //! left, and a send that follows an unconfirmed one. So at most one send of a connection can fail unseen, and
 //! none overtakes it.
 //!
-//! No send waits in the kernel. It would wait for the peer's end, too. Where that has come already,
+//! No send waits in the kernel. It would wait for the peer's end, too. If that has arrived already,
 //! the kernel tries again at once, gives up soon, and blocks a kernel thread, which no cancellation finds for
 //! certain. So a watch for writability waits instead, which completes once for each change.
 

@@ -87,7 +87,7 @@ mod tests {
     use crate::driver::GENERATIONS;
 
     #[test]
-    fn tokens_come_back() {
+    fn tokens_round_trip() {
         let last = ConnId { slot: SLOTS_MAX - 1, generation: GENERATIONS - 1 };
         for conn in [ConnId { slot: 0, generation: 0 }, ConnId { slot: 1, generation: 2 }, last] {
             let of_conn = [

@@ -1,7 +1,7 @@
 //! How long calls take: a Prometheus histogram for each backend.
 //!
 //! A shard counts in plain integers, without a lock or an allocation, and adds them to the gateway's a few
-//! times a second. The recorder's own histograms are not used: they keep every sample until somebody asks,
+//! times a second. The recorder's own histograms are not used: they keep every sample until the metrics are requested,
 //! which at a million calls a second is no small thing.
 
 use std::fmt::Write as _;
@@ -38,7 +38,7 @@ impl CallDurations {
         Self { backends: backends.into_iter().map(backend).collect() }
     }
 
-    /// Adds what a shard has counted of each backend, and has it begin anew.
+    /// Adds what a shard has counted of each backend, and resets that count.
     pub fn add(&self, counted: &mut [Durations]) {
         for (total, counted) in self.backends.iter().zip(counted) {
             let Durations { counts, sum_us } = mem::take(counted);

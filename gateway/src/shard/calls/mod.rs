@@ -28,7 +28,7 @@ use port::{OnThread, Port};
 /// Bytes of a fresh arena: one allocation for this much of requests' `biz_data`.
 const ARENA_BYTES: usize = 16 * 1024;
 
-/// A longer request gets an allocation of its own. A backend that keeps it for a while then keeps nothing else
+/// A longer request gets a separate allocation. A backend that keeps it for a while then keeps nothing else
 /// with it.
 const ARENA_REQUEST_BYTES_MAX: usize = 1024;
 

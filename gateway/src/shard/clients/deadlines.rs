@@ -155,7 +155,7 @@ mod tests {
 
     const SLOT: u32 = 3;
 
-    /// A clock that a shard which is never away has come to.
+    /// The time that the clock of a shard without interruptions has reached.
     fn clock_at(ms: u64) -> Clock {
         let started = Instant::now();
         let mut clock = Clock::new(started, WallClock::new(|| Duration::from_secs(1_700_000_000)));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_closed_for_silence_while_the_shard_was_away() {
+    fn no_connection_is_closed_for_silence_while_the_shard_did_not_run() {
         let deadlines = Deadlines::new(75_000, None);
         let mut clock = clock_at(0);
         clock.on_woken(clock.instant(90_000), 30_000);

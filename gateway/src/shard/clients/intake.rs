@@ -96,7 +96,7 @@ impl Intake {
     /// A frame was read: a sign of life, and a request as far as the rate is concerned.
     ///
     /// # Errors
-    /// It came too early: the milliseconds that it shall wait, at least 1.
+    /// It came too early: the milliseconds that it has to wait, at least 1.
     #[inline]
     pub fn count_frame(
         &mut self,
@@ -182,7 +182,10 @@ mod tests {
         assert!(intake.must_wait(&connection(Phase::Registering), 0));
         open.calls = 0;
         open.flags |= Flags::VERIFYING;
-        assert!(!intake.must_wait(&open, 0), "a session goes on while a fresh token is looked up");
+        assert!(
+            !intake.must_wait(&open, 0),
+            "a session continues while a fresh token is looked up"
+        );
         let mut verifying = connection(Phase::Anonymous);
         verifying.flags |= Flags::VERIFYING;
         assert!(intake.must_wait(&verifying, 0));

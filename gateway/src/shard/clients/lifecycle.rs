@@ -212,7 +212,7 @@ impl Lifecycle {
         self.deadlines.clear(slot);
     }
 
-    /// Nothing is left to send on a connection. A connection that only waited for that goes on to its next phase.
+    /// Nothing is left to send on a connection. A connection that only waited for that enters its next phase.
     pub fn after_flush(
         &mut self,
         slot: u32,

@@ -1,7 +1,7 @@
 //! Authentications whose tokens are being looked up in Redis.
 //!
 //! An entry exists from the authentication until the verdict, or the connection's end, so this table is empty most of the
-//! time. A connection has one entry at most. A lookup counts until its verdict has come, also where its connection has
+//! time. A connection has one entry at most. A lookup counts until its verdict has arrived, also where its connection has
 //! ended: so clients that come and go can't fill the queues behind the bound.
 
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ const RESUME_BYTES: usize = 1024;
 /// What is kept of an authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// The user that the token shall prove.
+    /// The user that the token has to prove.
     pub user_id: UserId,
     /// The token.
     pub token: TokenDigest,
@@ -72,7 +72,7 @@ impl Lookups {
         Ok(())
     }
 
-    /// The verdict on a connection's token has come. Returns the lookup, unless the connection has ended.
+    /// The verdict on a connection's token has arrived. Returns the lookup, unless the connection has ended.
     pub fn end(&mut self, conn: ConnId) -> Option<Lookup> {
         self.under_way -= 1;
         let (generation, _) = self.entries.get(&conn.slot)?;

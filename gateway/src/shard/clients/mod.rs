@@ -275,7 +275,7 @@ impl Clients {
     /// A frame was read: a sign of life, and a request as far as the rate is concerned.
     ///
     /// # Errors
-    /// It came too early: the milliseconds that it shall wait, at least 1.
+    /// It came too early: the milliseconds that it has to wait, at least 1.
     #[inline]
     pub fn count_frame(&mut self, slot: u32, bytes: usize, clock: &Clock) -> Result<(), u32> {
         self.counters.received_frames += 1;
@@ -323,7 +323,7 @@ impl Clients {
         true
     }
 
-    /// Keeps an authentication until there is a verdict on its token. Without a session nothing is read meanwhile.
+    /// Keeps an authentication until there is a verdict on its token. Until then nothing is read, if there is no session.
     ///
     /// # Errors
     /// [`AuthError::TooManyLookups`].

@@ -18,7 +18,7 @@ const BUFFER_BYTES: usize = SHORT_BYTES;
 /// Buffers kept for reuse, at most. With [`BUFFER_BYTES`] that is 256 KiB a shard.
 const SPARE_MAX: usize = 256;
 
-/// A body of this many bytes is shared, a shorter one is copied. A piece of its own costs a system call, and that
+/// A body of this many bytes is shared, a shorter one is copied. A separate piece costs a system call, and that
 /// is about what copying 16 KiB costs.
 pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 
@@ -133,7 +133,7 @@ impl Outboxes {
         }
     }
 
-    /// Takes an empty outbox from its connection. One whose tail has grown holds no buffer any more.
+    /// Takes an empty outbox from its connection. One whose tail has grown no longer holds a buffer.
     #[inline]
     fn release(&mut self, id: OutboxId) {
         let Outbox { chain, tail, .. } = &mut self.outboxes[index(id)];

@@ -3,10 +3,10 @@
 //! A limiter keeps the theoretical arrival time of the next request at the configured rate. Each request moves it on
 //! by one interval. A request is too early while that time is more than a burst ahead of now.
 //!
-//! A request that is refused is told how long to wait. If all that are refused together were told the same, they would
-//! come back together, and nearly all would be refused again. So the limiter keeps a second time: the last one at which
-//! a refused request was told to come back. The next one is told a time that is an interval later. When these times are
-//! [`WAIT_MS_MAX`] ahead, they begin again at the first one that the rate allows. So the waits stay spread whatever a
+//! A refusal names how long to wait. If all that are refused together got the same wait, they would be retried
+//! together, and nearly all would be refused again. So the limiter keeps a second time: the last one for which it has
+//! asked a refused request to be retried. The next refusal names a time that is an interval later. When these times are
+//! [`WAIT_MS_MAX`] ahead, they start again at the first one that the rate allows. So the waits stay spread whatever a
 //! client sends, and nothing is kept for a single request.
 //!
 //! The limiters are in a table beside the connections, 16 bytes each, so a gateway without a limit has no table.
@@ -24,7 +24,7 @@ pub struct RateLimiters {
 pub struct RateLimiter {
     /// The theoretical arrival time.
     arrival_ns: u64,
-    /// When the request that was refused last shall come back.
+    /// When the request that was refused last is to be retried.
     retry_ns: u64,
 }
 
@@ -70,7 +70,7 @@ impl RateLimiters {
     /// Admits a request of the slot's connection, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
     #[inline]
     pub fn admit(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
         self.limiters[slot as usize].admit(self.rate, now_ms)
@@ -87,7 +87,7 @@ impl RateLimiter {
     /// Admits a request, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request shall wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
     pub fn admit(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
         let now_ns = now_ms * NS_PER_MS;
         let arrival_ns = self.arrival_ns.max(now_ns);
@@ -99,7 +99,7 @@ impl RateLimiter {
         Ok(())
     }
 
-    /// How long the next refused request shall wait. `first_ns`: the first time at which the rate allows one.
+    /// How long the next refused request has to wait. `first_ns`: the first time at which the rate allows one.
     fn refuse(&mut self, rate: Rate, first_ns: u64, now_ns: u64) -> u32 {
         let next_ns = first_ns.max(self.retry_ns + rate.interval_ns);
         let is_far = next_ns - now_ns > WAIT_MS_MAX * NS_PER_MS;
@@ -136,14 +136,14 @@ mod tests {
         assert_eq!(at_once(&mut limiter, rate, 1_000, 3), 3);
         let waits: Vec<_> = (0..10).map(|_| limiter.admit(rate, 1_000).unwrap_err()).collect();
         assert_eq!(waits, [500, 1_000, 1_500, 2_000, 2_500, 3_000, 3_500, 4_000, 4_500, 5_000]);
-        // All that come back in their time are admitted. Another one waits until after them.
+        // All that are retried at their time are admitted. Another one waits until after them.
         assert_eq!(limiter.admit(rate, 1_200), Err(5_300));
         for wait_ms in waits {
             assert_eq!(limiter.admit(rate, 1_000 + u64::from(wait_ms)), Ok(()));
         }
         assert_eq!(limiter.admit(rate, 6_000), Err(1_000), "the time at 6,500 is taken");
         assert_eq!(limiter.admit(rate, 6_500), Ok(()));
-        // Once the times are over, the next burst begins anew.
+        // Once the times are over, the next burst starts again.
         assert_eq!(at_once(&mut limiter, rate, 60_000, 3), 3);
         assert_eq!(limiter.admit(rate, 60_000), Err(500));
     }

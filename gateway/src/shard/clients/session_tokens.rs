@@ -13,7 +13,7 @@ use crate::auth::TokenDigest;
 /// Slots that one page looks at, at most.
 const PAGE_SLOTS: usize = 1_000;
 
-/// A token that ends so soon is not listed: it would be gone by itself before it is looked up.
+/// A token that ends so soon is not listed: it would have expired before it is looked up.
 const ENDS_SOON_S: u32 = 60;
 
 /// The end of a token that has none, in seconds on the shard's clock.
@@ -96,7 +96,7 @@ impl SessionTokens {
     }
 
     /// The tokens of the sessions in the slots from this one on, and the slot at which the next page begins. Tokens that
-    /// have ended, or will soon, are left out: Redis forgets them by itself.
+    /// have ended, or will soon, are left out: Redis expires them.
     #[must_use]
     pub fn page(&self, from: u32, now_ms: u64) -> (Vec<PageEntry>, Option<u32>) {
         let now_s = seconds(now_ms);

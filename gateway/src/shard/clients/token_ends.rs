@@ -55,7 +55,7 @@ impl TokenEnds {
         self.ends_ms.get(slot as usize).copied().unwrap_or(NEVER)
     }
 
-    /// Milliseconds until the token ends, as the client is told them: at least 1, since 0 says that it does not end the
+    /// Milliseconds until the token ends, as the client is sent them: at least 1, since 0 says that it does not end the
     /// session.
     #[must_use]
     pub fn expires_in_ms(&self, slot: u32, now_ms: u64) -> u64 {

@@ -220,7 +220,7 @@ impl Clients {
 }
 
 /// How long a client should wait before it shows its token again to a gateway that can't know whether it is good: one to
-/// two seconds, spread by slot, so that clients do not all come back at once.
+/// two seconds, spread by slot, so that clients do not all reconnect at once.
 const fn unknowable_retry_ms(slot: u32) -> u32 {
     1_000 + (slot.wrapping_mul(0x9e37_79b9) >> 22)
 }

@@ -159,7 +159,7 @@ mod tests {
         };
         assert!(!fill(&mut expulsions, 1_000));
         assert!(!expulsions.expel(&room("quiz"), u64::MAX, 1_100), "the others have expired");
-        assert!(expulsions.allow(&room("quiz"), 5, 999), "no such ticket is valid any more");
+        assert!(expulsions.allow(&room("quiz"), 5, 999), "such a ticket is no longer valid");
         assert!(fill(&mut expulsions, 1_150), "none has expired");
         assert!(!expulsions.allow(&room("any"), 12_345_678, 1_150));
         assert!(expulsions.allow(&room("any"), 12_345_678, 1_151));

@@ -91,7 +91,7 @@ impl Homes {
         Ok(table.open(room.clone(), policy, log, role, now_ms))
     }
 
-    /// Whether one more room may open. `fetched`: rooms that will open when their logs have come.
+    /// Whether one more room may open. `fetched`: rooms that will open when their logs have arrived.
     ///
     /// # Errors
     /// [`PushError::RoomsFull`].
@@ -112,7 +112,7 @@ impl Homes {
 
     /// The name of the log of a room that opens at this index. The rooms of all shards have different numbers,
     /// and they are small, since they are in each push. The number of a closed room is given again: no
-    /// connection is a member of it, and who was one has been told that it has left.
+    /// connection is a member of it, and former members were notified that they have left.
     fn draw_name(&mut self, index: RoomIndex) -> LogName {
         let number = index.number() * u32::from(self.shards) + u32::from(self.shard) + 1;
         LogName { id: self.log_ids.draw(), number }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_backend::publisher::{PushOptions, Target};
+use tidegate_backend::publisher::Target;
 use tidegate_backend::{PushError, RoomId, UserId};
 use tidegate_protocol::proto::v1::Recovery;
 use tidegate_protocol::server;
@@ -16,7 +16,7 @@ use crate::config::RoomPolicy;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
-use crate::shard::command::{Aggregate, CommandPermit};
+use crate::shard::command::{Aggregate, CommandPermit, RoomPush};
 use crate::shard::repeats::Keyed;
 
 /// A message about a room.
@@ -24,13 +24,7 @@ use crate::shard::repeats::Keyed;
 #[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum RoomMessage {
     /// To a room's home: number the push, append it to the log, pass it on.
-    Publish {
-        room: RoomId,
-        kind: i32,
-        biz_data: Bytes,
-        options: Option<Box<PushOptions>>,
-        permit: Arc<CommandPermit>,
-    },
+    Publish(RoomPush),
     /// From a room's home to each shard with members: the next frame of the room's log.
     Append {
         room: RoomId,
@@ -68,7 +62,7 @@ pub enum RoomMessage {
     Fetched { room: RoomId, log: FetchedLog },
     /// To a room's home: the next push of a log that gateways share.
     Shared { room: RoomId, push: SharedPush, permit: Arc<CommandPermit> },
-    /// To a room's home: the log goes on under another id, or with a later push than the next one.
+    /// To a room's home: the log continues under another id, or with a later push than the next one.
     Renamed { room: RoomId, id: LogId, cut: u64, next: u64 },
     /// To a room's home: another gateway has expelled a user, or tickets of all users are worthless. `ends`: memberships
     /// end too.
@@ -85,8 +79,8 @@ impl RoomMessage {
     /// The key of a push that has one. The push keeps it too: where gateways share rooms, the others have to know it.
     #[must_use]
     pub fn keyed(&self) -> Option<Keyed> {
-        let Self::Publish { room, options: Some(options), permit, .. } = self else { return None };
-        let key = options.key.clone()?;
+        let Self::Publish(RoomPush { room, options, permit, .. }) = self else { return None };
+        let key = options.as_ref()?.key.clone()?;
         Some(Keyed { target: Target::Room(room.clone()), key, permit: Arc::clone(permit) })
     }
 
@@ -94,7 +88,7 @@ impl RoomMessage {
     pub fn refuse(self) {
         match self {
             // The home did nothing of it.
-            Self::Publish { permit, .. }
+            Self::Publish(RoomPush { permit, .. })
             | Self::Leave { permit, .. }
             | Self::Expel { permit, .. } => {
                 permit.refuse(PushError::Stopping);
@@ -122,7 +116,7 @@ impl RoomMessage {
 /// A log that gateways share, as it was when a room's home asked for it.
 #[derive(Debug)]
 pub struct FetchedLog {
-    /// Its id. `None`: its pushes are not kept anywhere, so each gateway numbers them by itself.
+    /// Its id. `None`: its pushes are not kept anywhere, so each gateway numbers them separately.
     pub id: Option<LogId>,
     /// The offset of the first of `pushes`; that of the next push if there are none.
     pub first: u64,
@@ -170,7 +164,7 @@ impl SharedPush {
 pub enum Keeps {
     /// Their places: the log holds what they still have to get.
     Places,
-    /// Nothing: they go on behind the log's end.
+    /// Nothing: they continue behind the log's end.
     Nothing,
 }
 
@@ -179,7 +173,7 @@ pub enum Keeps {
 pub enum Asker {
     /// A backend, with a command.
     Backend(Arc<CommandPermit>),
-    /// The client itself, which comes back with a ticket. Its connection's session waits for the outcome.
+    /// The client itself, which resumes with a ticket. Its connection's session waits for the outcome.
     Client {
         /// The user that the ticket is for.
         user_id: UserId,
@@ -197,7 +191,7 @@ impl Asker {
     }
 }
 
-/// What a member is told of a room when it joins.
+/// What a member is sent about a room when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Joined {
     /// The room's name.
@@ -264,7 +258,7 @@ impl Urgency {
 pub enum AskedBy {
     /// A backend: the client is sent a notice.
     Backend,
-    /// The client: its session says so.
+    /// The client: the answer is part of its session.
     Client,
 }
 
@@ -279,7 +273,7 @@ pub enum RoomEffect {
     LastPushes(u32, Bytes),
     /// The connection in this slot has become a member, or not: its client, or a backend, has asked.
     Joined(u32, Joined, AskedBy),
-    /// The connection in this slot is no member of a room any more.
+    /// The connection in this slot is no longer a member of a room.
     Left(u32, RoomId),
     /// End the user's memberships of a room: its home knows the connections.
     Expel(UserId, RoomId, Arc<CommandPermit>),

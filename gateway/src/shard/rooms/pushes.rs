@@ -36,7 +36,7 @@ pub struct Pushes {
     limiter: Arc<CommandLimiter>,
     fan_out: FanOut,
     windows: Windows,
-    /// No push waits for a window any more.
+    /// Pushes no longer wait for windows.
     is_draining: bool,
 }
 

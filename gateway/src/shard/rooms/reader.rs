@@ -28,7 +28,7 @@ pub enum UpTo {
 pub enum NextChunk {
     /// The member has everything.
     UpToDate,
-    /// The next frames; the member's cursor stands behind them.
+    /// The next frames; the member's cursor is behind them.
     Chunk {
         /// The frames.
         bytes: Bytes,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_member_is_closed_where_the_policy_says_so() {
+    fn a_slow_member_is_closed_where_the_policy_demands_it() {
         let (mut table, member) = room(SlowMember::Close, &["a", "b", "c"]);
         let (room, cursor) = table.room_and_cursor(member);
         room.log.release();

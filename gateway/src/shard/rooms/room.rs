@@ -41,7 +41,7 @@ pub struct Room {
     pub role: Role,
     /// When a push came or a member left last, on the shard's clock.
     pub active_at_ms: u64,
-    /// Members are being told that the log has another id. Pushes wait until all were.
+    /// Members are being notified that the log has another id. Pushes wait until all were.
     pub is_being_renamed: bool,
 }
 

@@ -1,8 +1,8 @@
-//! What this shard's rooms need where gateways share their logs: joins that wait for a log, and members that have
-//! to hear that their room's log has another id.
+//! What this shard's rooms need where gateways share their logs: joins that wait for a log, and members that
+//! have to be notified that their room's log has another id.
 //!
-//! A room that is being fetched is not open: what concerns its members waits here, in order. It ends when the
-//! thread that speaks with the other gateways answers, which it does within seconds whatever happens there.
+//! A room that is being fetched is not open: what concerns its members waits here, in order. The wait ends when the
+//! thread that speaks with Redis answers, which it does within seconds in any case.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use tidegate_backend::RoomId;
 use super::message::RoomMessage;
 use super::table::RoomIndex;
 
-/// Members that one turn tells of a log's new id, at most. It spreads a mass event over several turns.
+/// Members that one turn notifies of a log's new id, at most. It spreads a mass event over several turns.
 pub const RENAMED_MAX: usize = 1024;
 
 /// See the [module](self).
@@ -25,12 +25,12 @@ pub struct SharedRooms {
     renamings: VecDeque<Renaming>,
 }
 
-/// A room whose members are being told.
+/// A room whose members are being notified.
 #[derive(Clone, Copy, Debug)]
 pub struct Renaming {
     /// The room.
     pub index: RoomIndex,
-    /// Where to go on; `None`: at the beginning.
+    /// Where to continue; `None`: at the beginning.
     pub position: Option<usize>,
     /// When the members' tickets begin, in seconds since the Unix epoch.
     pub ticket_s: u32,
@@ -73,29 +73,29 @@ impl SharedRooms {
         Some(message)
     }
 
-    /// The room has come: what waited for it.
+    /// The room was fetched. Returns what waited for it.
     pub fn end(&mut self, room: &RoomId) -> Vec<RoomMessage> {
         self.waiting.remove(room).unwrap_or_default()
     }
 
-    /// A room's members are to be told. If they are being told already, that begins anew.
+    /// A room's members are to be notified. If that is under way already, it starts again.
     pub fn rename(&mut self, index: RoomIndex, ticket_s: u32) {
         self.renamings.retain(|renaming| renaming.index != index);
         self.renamings.push_back(Renaming { index, position: None, ticket_s });
     }
 
-    /// The room whose members are told next.
+    /// The room whose members are notified next.
     #[must_use]
     pub fn renaming(&mut self) -> Option<&mut Renaming> {
         self.renamings.front_mut()
     }
 
-    /// All members of that room were told.
+    /// All members of that room were notified.
     pub fn end_renaming(&mut self) -> Option<RoomIndex> {
         self.renamings.pop_front().map(|renaming| renaming.index)
     }
 
-    /// Whether members are to be told in the next turn.
+    /// Whether members are to be notified in the next turn.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         !self.renamings.is_empty()

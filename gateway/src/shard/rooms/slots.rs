@@ -1,4 +1,4 @@
-//! A set of connections, by slot: who is a member of everybody's room.
+//! A set of connections, by slot: the members of everybody's room.
 
 /// A set of slots: a bit each.
 #[derive(Debug, Default)]

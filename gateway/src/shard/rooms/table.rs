@@ -202,7 +202,7 @@ impl Table {
         Some(Member::Listed(room.next_in_round()))
     }
 
-    /// The members of a room, from one of its ends on: each call returns the next one and the position to go on with.
+    /// The members of a room, from one of its ends on: each call returns the next one and the position to continue from.
     /// Members that come or go meanwhile are passed over, or returned twice, only if they came meanwhile
     /// or moved behind the position. `None` as the position begins.
     pub fn next_of(&self, index: RoomIndex, position: Option<usize>) -> Option<(Member, usize)> {

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use tidegate_protocol::proto::v1::Recovery;
+
+use super::log::After;
+use super::message::{AskedBy, Asker};
 use super::*;
 use crate::config::{Config, RoomsConfig};
+use crate::session_id::SessionAddr;
 
 const MINUTE_MS: u64 = 60_000;
 
@@ -67,7 +72,7 @@ impl Part {
         let (room, permit) = (room.clone(), self.permit());
         let biz_data = Bytes::from_static(b"push");
         self.handle(
-            RoomMessage::Publish { room, kind: 5, biz_data, options: None, permit },
+            RoomMessage::Publish(RoomPush { room, kind: 5, biz_data, options: None, permit }),
             now_ms,
         );
     }
@@ -187,7 +192,7 @@ fn a_subscription_ends_unless_a_join_is_on_its_way() {
 }
 
 #[test]
-fn a_replica_without_members_tells_the_home() {
+fn a_replica_without_members_notifies_the_home() {
     let mut part = Part::new(|_| {});
     let far = (0..).map(|n| room(&format!("room-{n}"))).find(|room| home(room, 2) == 1).unwrap();
     let joined = |part: &mut Part, slot, log: Option<Log>| {
@@ -415,7 +420,7 @@ fn a_refused_membership_is_reported_too() {
     });
     let rooms = ["a", "b", "c"].map(room);
     rooms.iter().for_each(|room| part.join(room, 0, 1, None));
-    // The third room can't be opened: its home says so to the shard of the connection, which is the same here.
+    // The third room can't be opened: its home notifies the shard of the connection, which is the same here.
     let effects = part.effects();
     let refused = |effect: &&RoomEffect| {
         matches!(effect, RoomEffect::Post(0, RoomMessage::JoinRefused { .. }))
@@ -476,7 +481,7 @@ fn a_push_carries_the_number_of_its_room() {
 }
 
 #[test]
-fn a_member_that_joins_again_is_replayed_nothing() {
+fn a_member_that_joins_again_gets_no_replay() {
     let mut part = Part::new(|config| config.default_policy.replay_on_join = 2);
     let room = part.room.clone();
     (0..3).for_each(|_| part.publish(&room, 0));

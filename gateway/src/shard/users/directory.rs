@@ -168,7 +168,7 @@ impl Singles {
     }
 
     /// Doubles the table's capacity. It is refilled in the order of the entries, which reads memory
-    /// sequentially. A table that grows by itself reads the entries in its own order, which misses the cache.
+    /// sequentially. A table that grows automatically reads the entries in its own order, which misses the cache.
     fn grow(&mut self) {
         let Self { entries, numbers, hasher } = self;
         let hash = |&number: &u32| hasher.hash_one(entries[number as usize].0);

@@ -1,7 +1,7 @@
 //! Users: the part of the shard that knows where each user's sessions are.
 //!
 //! A user's home shard keeps the entry, puts two logins in order, and decides which session is closed when there
-//! are too many. Other shards tell the home when sessions open and close. This part knows no connection: it
+//! are too many. Other shards notify the home when sessions open and close. This part knows no connection: it
 //! answers with messages for the shards that own them.
 
 pub mod directory;
@@ -30,7 +30,7 @@ pub struct Users {
     session_ids: SessionIds,
     sessions_max: usize,
     effects: VecDeque<UserEffect>,
-    /// Other gateways have to learn who is here.
+    /// Other gateways have to know which users are connected here.
     is_shared: bool,
     presence_changes: VecDeque<PresenceChange>,
     counters: UserCounters,
@@ -274,7 +274,7 @@ mod tests {
         register(&mut users, second);
         let arrived = |addr| PresenceChange::Arrived(5, addr);
         assert_eq!(changes(&mut users), [arrived(first), arrived(second)]);
-        // The end of a session that is not the user's any more.
+        // The end of a session that is no longer the user's.
         end(&mut users, first);
         assert_eq!(changes(&mut users), []);
         end(&mut users, second);

@@ -47,7 +47,7 @@ impl Run {
         (0..40).for_each(|_| self.round(Duration::from_millis(100)));
         for index in 0..self.clients.len() {
             if !self.clients[index].is_live() || self.clients[index].session.is_none() {
-                // A user of its own, so that no other session is replaced.
+                // A separate user, so that no other session is replaced.
                 self.next_user += 1;
                 let mut client = self.connect(self.next_user);
                 client.never_reads = false;

@@ -115,7 +115,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends by itself after this, or `timeout` ends it. The profile's folder is removed after it.
+        // It ends after this time, or `timeout` ends it. The profile's folder is removed after it.
         self.session = None;
         let close = json!({ "id": 0, "method": "Browser.close" });
         drop(self.to.write_all(format!("{close}\0").as_bytes()));

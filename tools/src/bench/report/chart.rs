@@ -4,7 +4,7 @@ use super::document::Document;
 use super::figure::Unit;
 use crate::bench::series::Sample;
 
-/// The number of colours in the style sheet. They can be told apart.
+/// The number of colours in the style sheet. They are distinguishable.
 const COLOURS: usize = 6;
 /// The number of dash patterns in the style sheet. The first is a solid line.
 const DASHES: usize = 4;
@@ -251,7 +251,7 @@ fn full_name(source: &Source<'_>, name: &str) -> String {
 
 /// In a page of one run, curves differ in both colour and dashes, for prints without colours. In a page of several
 /// runs the dashes tell the run and the colour tells the curve. Where each run has a single curve, the colour
-/// tells the run too, so that curves that cross can be told apart.
+/// shows the run too, so that curves that cross can be distinguished.
 fn style(curve: usize, curves: usize, run: usize, runs: usize) -> Style {
     let (colour, dashes) = match (curves, runs) {
         (_, 1) => (curve, curve % DASHES),

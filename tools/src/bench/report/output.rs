@@ -13,7 +13,7 @@ pub(in crate::bench) struct OutputArgs {
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     pub(super) json: bool,
-    /// Writes the JSON to a file, whatever is printed.
+    /// Writes the JSON to a file, in addition to what is printed.
     #[arg(long, value_name = "FILE", value_parser = parse_new_file)]
     pub(super) output: Option<PathBuf>,
     /// Writes a page with the figures and plots: one self-contained file.

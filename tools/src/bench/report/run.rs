@@ -130,7 +130,7 @@ fn cpus() -> u64 {
 }
 
 /// The options of the command line as text, so that a report shows every option of every scenario without
-/// a list of its own. It has to be the first field of a command's arguments, since each field removes what it
+/// a separate list. It has to be the first field of a command's arguments, since each field removes what it
 /// reads from the matches. Each argument's id has to be its long name, with `_` for `-`.
 #[derive(Clone, Debug)]
 pub(in crate::bench) struct Invocation {

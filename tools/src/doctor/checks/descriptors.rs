@@ -128,10 +128,8 @@ fn fits(plan: &Plan, limit: u64) -> (Verdict, String) {
 fn fits_bench(plan: &Plan, limit: u64) -> (Verdict, String) {
     let workers = plan.workers(Some(limit));
     if limit > SPARE_FILES_CLIENT && workers <= WORKERS_MAX {
-        let text = format!(
-            "{} of one `tide bench`, each with a table of its own",
-            counted(workers, "worker")
-        );
+        let text =
+            format!("{} of one `tide bench`, each with its own table", counted(workers, "worker"));
         return (Verdict::Ok, text);
     }
     let text = format!(

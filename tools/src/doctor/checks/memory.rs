@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_send_buffer_that_is_asked_for_is_had() {
+    fn the_requested_send_buffer_is_granted() {
         let small =
             gateway("send-buffer", 1, |tree| tree.set("proc/sys/net/core/wmem_max", "65535"));
         assert_eq!(small.verdict, Verdict::Note);

@@ -117,7 +117,7 @@ mod probing {
     }
 
     #[test]
-    fn a_good_machine_is_found_good_and_every_check_has_a_name_of_its_own() {
+    fn a_good_machine_passes_and_every_check_has_a_unique_name() {
         let machine = Tree::good().machine();
         let findings = judge(&machine, &Plan::new(1_000_000, question(), &machine, None));
         let mut names: Vec<_> = findings.iter().map(|judged| judged.finding.check).collect();
@@ -131,7 +131,7 @@ mod probing {
     }
 
     #[test]
-    fn what_is_absent_or_nonsense_is_unknown_to_each_check_and_never_ok() {
+    fn absent_or_invalid_values_are_unknown_to_each_check_and_never_ok() {
         let files = [
             ("proc/sys/fs/nr_open", "nr-open"),
             ("proc/sys/fs/file-max", "file-max"),

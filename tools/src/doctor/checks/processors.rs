@@ -42,7 +42,7 @@ pub(super) const CHECKS: [Check; 5] = [
         name: "congestion-control",
         impact: Impact::Cost,
         why: "BBR paces every connection: without the fq queueing discipline each sending socket has a \
-              timer of its own, which costs CPU time.",
+              separate timer, which costs CPU time.",
         judge: congestion_control,
     },
 ];

@@ -52,7 +52,7 @@ fn established_hash(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>
     let judgement = Judgement::new(verdict, allows, needs).fix(Place::Boot, line);
     Ok(Some(match table.owner {
         Owner::Own => judgement,
-        // A namespace that is made later can have a table of its own, without a reboot.
+        // A namespace that is made later can have a separate table, without a reboot.
         Owner::Shared => judgement.fix(
             Place::Sysctl,
             format!(

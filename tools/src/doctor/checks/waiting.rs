@@ -44,7 +44,7 @@ pub(super) const CHECKS: [Check; 5] = [
         name: "orphans",
         impact: Impact::Cost,
         why: "A socket that the gateway has closed and whose phone hasn't acknowledged everything is an \
-              orphan; too many are reset, and lose the goodbye that tells them when to come back.",
+              orphan; too many are reset, and lose the goodbye that says when to reconnect.",
         judge: orphans,
     },
 ];
@@ -107,7 +107,7 @@ fn source_ports(machine: &Machine, plan: &Plan) -> Reading<Option<Judgement>> {
     let whose = match plan.question.address_pairs {
         Some(_) => "",
         None => {
-            ", which `tide bench` takes by itself to a gateway on 127.0.0.1 (assumed; for one elsewhere it \
+            ", which `tide bench` uses for a gateway on 127.0.0.1 (assumed; for one elsewhere it \
              is --source and here --address-pairs)"
         }
     };
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn tide_bench_takes_the_addresses_that_it_needs_by_itself_on_loopback() {
+    fn tide_bench_uses_enough_source_addresses_on_loopback() {
         let ask = |ask: &mut Question| ask.role = Role::Client;
         let million = find("source-ports", 1_000_000, |_| {}, ask).unwrap();
         assert_eq!(million.verdict, Verdict::Ok);

@@ -8,7 +8,7 @@ use crate::cluster::message::ToCluster;
 use crate::config::Config;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
-use crate::shard::command::{CommandLimiter, CommandPermit};
+use crate::shard::command::{CommandLimiter, CommandPermit, RoomPush};
 use crate::shard::rooms::log::{After, LogId};
 use crate::shard::rooms::message::{Asker, ConnState, FetchedLog, RoomEffect, SharedPush};
 use crate::shard::rooms::{Joined, Rooms, Settings};
@@ -100,16 +100,16 @@ impl Part {
         std::iter::from_fn(|| self.rooms.next_effect()).collect()
     }
 
-    /// What the cluster's thread is told. Other effects are dropped.
+    /// The messages to the cluster's thread. Other effects are dropped.
     fn cluster_messages(&mut self) -> Vec<String> {
-        let told = |effect| match effect {
+        let text = |effect| match effect {
             RoomEffect::ToCluster(ToCluster::Follow { room, .. }) => Some(format!("follow {room}")),
             RoomEffect::ToCluster(ToCluster::Unfollow { room }) => Some(format!("unfollow {room}")),
             RoomEffect::ToCluster(ToCluster::FirstMember { room }) => Some(format!("first {room}")),
-            RoomEffect::ToCluster(ToCluster::Publish { room, .. }) => Some(format!("push {room}")),
+            RoomEffect::ToCluster(ToCluster::Publish(push)) => Some(format!("push {}", push.room)),
             _ => None,
         };
-        self.effects().into_iter().filter_map(told).collect()
+        self.effects().into_iter().filter_map(text).collect()
     }
 
     /// Notices of memberships, by slot.
@@ -140,7 +140,7 @@ impl Part {
 }
 
 #[test]
-fn joins_and_leaves_wait_in_order_until_the_log_has_come() {
+fn joins_and_leaves_wait_in_order_until_the_log_arrives() {
     let mut part = Part::new();
     (1..=3).for_each(|slot| part.join(slot));
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
@@ -161,14 +161,14 @@ fn joins_and_leaves_wait_in_order_until_the_log_has_come() {
 }
 
 #[test]
-fn a_log_that_comes_when_nobody_waits_any_more_opens_no_room() {
+fn a_log_that_arrives_when_no_join_waits_opens_no_room() {
     let mut part = Part::new();
     part.handle(fetched(7, 1..4));
     assert_eq!(part.rooms.len(), 1, "everybody's");
 }
 
 #[test]
-fn a_push_whose_time_is_over_when_the_log_comes_is_a_gap() {
+fn a_push_that_has_expired_when_the_log_arrives_is_a_gap() {
     let mut part = Part::new();
     let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
     let after = After::Position { log: 7, offset: 1 };
@@ -183,7 +183,7 @@ fn a_push_whose_time_is_over_when_the_log_comes_is_a_gap() {
 }
 
 #[test]
-fn a_client_that_is_ahead_of_its_gateway_is_told_of_the_head_that_it_has_seen() {
+fn a_client_that_is_ahead_of_its_gateway_gets_the_head_that_it_has_seen() {
     let mut part = Part::with_members(1..2);
     part.effects();
     let (addr, permit) = (SessionAddr::new(0, conn(2)), part.permit());
@@ -200,19 +200,20 @@ fn a_client_that_is_ahead_of_its_gateway_is_told_of_the_head_that_it_has_seen() 
 fn a_push_of_a_backend_goes_to_redis_and_not_into_the_log() {
     let mut part = Part::with_members(1..2);
     let (biz_data, permit) = (Bytes::from_static(b"6"), part.permit());
-    part.handle(RoomMessage::Publish { room: room(), kind: 5, biz_data, options: None, permit });
+    let push = RoomPush { room: room(), kind: 5, biz_data, options: None, permit };
+    part.handle(RoomMessage::Publish(push));
     assert_eq!(part.cluster_messages(), ["first quiz", "push quiz"]);
     assert!(part.serve().is_empty());
 }
 
 #[test]
-fn members_go_on_where_they_are_when_nothing_was_lost() {
+fn members_continue_where_they_are_when_nothing_was_lost() {
     let mut part = Part::with_members(1..3);
     part.effects();
     part.shared(6);
     part.renamed(9, 7, 7);
     part.shared(7);
-    part.rooms.tell_renamed();
+    part.rooms.notify_renamed();
     let joined = part.joined();
     assert_eq!(joined.len(), 2);
     for (_, joined) in joined {
@@ -225,7 +226,7 @@ fn members_go_on_where_they_are_when_nothing_was_lost() {
 }
 
 #[test]
-fn what_was_lost_is_offered_to_nobody_any_more() {
+fn lost_pushes_are_offered_to_no_member() {
     let mut part = Part::with_members(1..3);
     part.shared(6);
     part.shared(7);
@@ -235,7 +236,7 @@ fn what_was_lost_is_offered_to_nobody_any_more() {
     part.rooms.next_chunk(member);
     part.effects();
     part.renamed(9, 6, 6);
-    part.rooms.tell_renamed();
+    part.rooms.notify_renamed();
     assert!(part.joined().iter().all(|(_, joined)| joined.head == 5));
     part.shared(6);
     let mut served = part.serve();
@@ -244,48 +245,48 @@ fn what_was_lost_is_offered_to_nobody_any_more() {
 }
 
 #[test]
-fn after_a_gap_members_go_on_with_the_next_push_that_there_is() {
+fn after_a_gap_members_continue_with_the_next_available_push() {
     let mut part = Part::with_members(1..2);
     part.effects();
     part.renamed(7, 6, 90);
-    part.rooms.tell_renamed();
+    part.rooms.notify_renamed();
     assert_eq!(part.joined()[0].1.head, 89);
     part.shared(90);
     assert_eq!(part.serve(), [(1, "m".into())]);
 }
 
 #[test]
-fn members_hear_of_a_new_log_over_several_turns_and_before_its_pushes() {
+fn members_are_notified_of_a_new_log_over_several_turns_and_before_its_pushes() {
     let members = 3 * u32::try_from(RENAMED_MAX).unwrap() - 10;
     let mut part = Part::with_members(0..members);
     part.effects();
     part.renamed(9, 6, 6);
     part.shared(6);
-    let mut told = Vec::new();
+    let mut notified = Vec::new();
     for _ in 0..2 {
         assert!(part.rooms.is_busy());
-        part.rooms.tell_renamed();
+        part.rooms.notify_renamed();
         let now: Vec<_> = part.joined().into_iter().map(|(slot, _)| slot).collect();
         assert_eq!(now.len(), RENAMED_MAX);
-        told.extend(now);
-        assert!(part.serve().is_empty(), "pushes wait until all were told");
+        notified.extend(now);
+        assert!(part.serve().is_empty(), "pushes wait until all were notified");
     }
-    // Who leaves meanwhile keeps nobody else from being told.
+    // A member that leaves in between does not keep others from being notified.
     for slot in 0..100 {
         let (addr, permit) = (SessionAddr::new(0, conn(slot)), part.permit());
         part.handle(RoomMessage::Leave { room: room(), addr, permit });
     }
     part.effects();
-    part.rooms.tell_renamed();
-    told.extend(part.joined().into_iter().map(|(slot, _)| slot));
-    told.sort_unstable();
-    told.dedup();
-    assert!((100..members).all(|slot| told.binary_search(&slot).is_ok()));
+    part.rooms.notify_renamed();
+    notified.extend(part.joined().into_iter().map(|(slot, _)| slot));
+    notified.sort_unstable();
+    notified.dedup();
+    assert!((100..members).all(|slot| notified.binary_search(&slot).is_ok()));
     assert_eq!(part.serve().len(), members as usize - 100);
 }
 
 #[test]
-fn pushes_keep_no_room_open_that_nobody_is_in() {
+fn pushes_do_not_keep_an_empty_room_open() {
     let mut part = Part::with_members(1..2);
     let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
     part.handle(RoomMessage::Leave { room: room(), addr, permit });

@@ -264,7 +264,7 @@ fn differing(a: &Document, b: &Document) -> Vec<Differing> {
         };
         look(&format!("--{name}"), &value(a), &value(b));
     }
-    // Where one report has no settings, a note says so.
+    // Where one report has no settings, a note reports it.
     if a.run.gateway.is_some() && b.run.gateway.is_some() {
         for key in settings([a, b]) {
             let value =

@@ -18,7 +18,7 @@ pub(super) const SAME_WITHIN: f64 = 0.05;
 /// Fewer samples do not show how scattered they are.
 const SAMPLES_MIN: usize = 5;
 
-/// The middle half of normally distributed values is as wide as so many standard deviations.
+/// The middle half of normally distributed values has a width of this number of standard deviations.
 const MIDDLE_HALF: f64 = 1.35;
 
 /// How the scatter of a run's figure follows from that of its seconds.
@@ -57,14 +57,14 @@ fn standard_error(key: &str, series: &[Sample]) -> Option<f64> {
 /// A figure's value in a sample.
 type OfSample = fn(&Sample) -> Option<f64>;
 
-/// The value in a sample that a figure of the whole run stands for, and how the figure is scattered.
+/// The value in a sample that a figure of the whole run summarises, and how the figure is scattered.
 fn value_of(key: &str) -> Option<(OfSample, Scatter)> {
     Some(match key {
         "per_second" => (|sample| Some(sample.received_per_s), Scatter::OfMean),
         "latency_p50_ns" => (|sample| sample.p50_ns, Scatter::OfMean),
         "latency_p90_ns" => (|sample| sample.p90_ns, Scatter::OfMean),
         "latency_p99_ns" => (|sample| sample.p99_ns, Scatter::OfMean),
-        // A sample has no p999. Its maximum stands for it, and nothing is known of how that averages out.
+        // A sample has no p999. Its maximum is used instead, and nothing is known of how that averages out.
         "latency_p999_ns" | "latency_max_ns" => (|sample| sample.max_ns, Scatter::OfTail),
         _ => return None,
     })

@@ -90,7 +90,7 @@ fn a_difference_within_the_noise_of_two_runs_is_the_same() {
                 of the runs are more scattered";
     assert_eq!(of(&comparison), (Change::Same, vec![note.to_owned()]));
     assert_eq!(as_text::json(&comparison)["same_within"], 0.05);
-    // Who allows less is told of less.
+    // A smaller allowance reports smaller differences.
     comparison.judge(1.02);
     assert_eq!(of(&comparison).0, Change::Worse);
     let comparison = comparison.same_within(0.01);

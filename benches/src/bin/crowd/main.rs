@@ -1,45 +1,45 @@
-//! A crowd of clients over several gateways, each of which keeps its place: it joins rooms, reads numbered pushes, and comes
-//! back at the next gateway when its own is gone. At the end it says what every client saw.
+//! A crowd of clients over several gateways. Each client joins rooms and checks the pushes that it receives. When its gateway
+//! is gone, it resumes its rooms at the next one.
 //!
 //! The payload of a push is text: its number, a space, and the time at which it was published, in microseconds since the
-//! Unix epoch. Numbers of one room ascend. `benches/many-gateways` starts gateways, Redis, publishers and crowds.
+//! Unix epoch. Numbers of one room ascend. A push to one user has that user's own numbers from 1 on, and a third word: the
+//! user's id. `benches/many-gateways` starts gateways, Redis, publishers and crowds.
 //!
-//! It writes `ready` when all clients are members, and a JSON report when its standard input ends. One process holds
-//! as many clients as it may open descriptors.
+//! It writes `ready` when all clients are members of their rooms. Each line on its standard input is answered with a JSON
+//! report of what happened since the last one, and so is the end of the input, which ends the process. One process holds as many
+//! clients as it may open descriptors.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::collections::BinaryHeap;
+use std::io::{self, BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
-use serde_json::json;
 use tidegate_protocol::client::{Client, Event};
-use tidegate_protocol::memberships::{Change, Delivery, Memberships};
+use tidegate_protocol::memberships::{Delivery, Memberships};
+
+mod report;
+
+use report::{Received, Report};
 
 /// The demo backend's request to join a room.
 const JOIN: i32 = 10;
 
-/// Numbers that are missing somewhere, of which the report names as many at most.
-const MISSING_MAX: usize = 20_000;
-
 /// Connections that are being opened at once, at most.
 const OPENING_MAX: usize = 256;
 
-/// A crowd of clients that keep their places.
+/// A crowd of clients that check what they receive.
 #[derive(Debug, Parser)]
 struct Args {
     /// Gateways' addresses for clients, separated by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     gateways: Vec<SocketAddr>,
-    /// The gateway with which all begin, counted from 0; without it they are spread.
+    /// The gateway to which all connect first, counted from 0; without it they are spread.
     #[arg(long)]
     home: Option<usize>,
     /// How many clients.
@@ -48,20 +48,12 @@ struct Args {
     /// The first client's user id.
     #[arg(long, default_value_t = 1)]
     first_user: u64,
-    /// Rooms to join, separated by commas. Pushes of the first one are numbered.
+    /// Rooms to join, separated by commas; empty: none. Pushes of the first one are numbered.
     #[arg(long, value_delimiter = ',', default_value = "show")]
     rooms: Vec<String>,
-    /// A client comes back within this time, at random, in milliseconds.
+    /// A client that has lost its connection connects again after a random time up to this one, in milliseconds.
     #[arg(long, default_value_t = 500)]
     spread_ms: u64,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    /// The last number; 0: none.
-    last: u64,
-    /// It was told of a gap since.
-    is_told: bool,
 }
 
 struct One {
@@ -71,31 +63,11 @@ struct One {
     is_connected: bool,
     client: Client,
     memberships: Memberships,
-    seen: Seen,
+    received: Received,
     /// Rooms that it still has to join.
     to_join: usize,
     /// When its last connection was lost.
     lost_at: Option<Instant>,
-}
-
-/// What all clients saw.
-struct Report {
-    pushes: u64,
-    repeated: u64,
-    out_of_order: u64,
-    /// Numbers that clients did not see, and how many did not.
-    missing: BTreeMap<u64, u64>,
-    missing_untold: u64,
-    gaps_told: u64,
-    complete: u64,
-    refused: u64,
-    lost: u64,
-    came_back: u64,
-    failed_attempts: u64,
-    latency_us: Histogram<u64>,
-    return_ms: Histogram<u64>,
-    first_number: u64,
-    last_number: u64,
 }
 
 struct Crowd {
@@ -114,27 +86,21 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let poll = Poll::new().context("no epoll")?;
     let waker = Waker::new(poll.registry(), Token(usize::MAX)).context("no waker")?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let over = Arc::clone(&is_over);
+    let (asks, asked) = mpsc::channel();
     std::thread::spawn(move || {
-        // Its end is the signal.
-        let _ = io::copy(&mut io::stdin(), &mut io::sink());
-        over.store(true, Ordering::Release);
+        let mut lines = io::stdin().lock().lines().map_while(Result::ok);
+        while lines.next().is_some() && asks.send(()).is_ok() {
+            drop(waker.wake());
+        }
+        drop(asks);
         drop(waker.wake());
     });
-    let mut crowd = Crowd::new(args, poll)?;
-    crowd.run(&is_over)?;
-    writeln!(io::stdout(), "{}", crowd.summary())?;
-    Ok(())
-}
-
-fn unix_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+    Crowd::new(args, poll)?.run(&asked)
 }
 
 impl Crowd {
-    fn new(args: Args, poll: Poll) -> Result<Self> {
+    fn new(mut args: Args, poll: Poll) -> Result<Self> {
+        args.rooms.retain(|room| !room.is_empty());
         let now = Instant::now();
         let one = |index: usize| One {
             user_id: args.first_user + index as u64,
@@ -143,37 +109,27 @@ impl Crowd {
             is_connected: false,
             client: Client::new(now),
             memberships: Memberships::default(),
-            seen: Seen::default(),
+            received: Received::default(),
             to_join: args.rooms.len(),
             lost_at: None,
         };
         let all = (0..args.clients).map(one).collect();
         let due = (0..args.clients).map(|index| Reverse((now, index))).collect();
-        let report = Report {
-            pushes: 0,
-            repeated: 0,
-            out_of_order: 0,
-            missing: BTreeMap::new(),
-            missing_untold: 0,
-            gaps_told: 0,
-            complete: 0,
-            refused: 0,
-            lost: 0,
-            came_back: 0,
-            failed_attempts: 0,
-            latency_us: Histogram::new(3)?,
-            return_ms: Histogram::new(3)?,
-            first_number: 0,
-            last_number: 0,
-        };
+        let report = Report::new()?;
         let (opening, joined, buffer) = (0, 0, vec![0; 64 * 1024]);
         Ok(Self { args, poll, all, due, opening, joined, report, buffer })
     }
 
-    fn run(&mut self, is_over: &AtomicBool) -> Result<()> {
+    /// Serves all clients and answers each ask for a report, until nobody can ask any more.
+    fn run(&mut self, asked: &Receiver<()>) -> Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut heartbeats = Instant::now() + Duration::from_secs(1);
-        while !is_over.load(Ordering::Acquire) {
+        loop {
+            match asked.try_recv() {
+                Ok(()) => self.write_report()?,
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return self.write_report(),
+            }
             self.connect_due();
             self.poll.poll(&mut events, Some(Duration::from_millis(20)))?;
             let slots: Vec<_> = events
@@ -195,7 +151,6 @@ impl Crowd {
                 }
             }
         }
-        Ok(())
     }
 
     fn connect_due(&mut self) {
@@ -230,7 +185,7 @@ impl Crowd {
         }
     }
 
-    /// Writes and reads what can be.
+    /// Writes and reads until the socket would block.
     fn serve(&mut self, index: usize) {
         self.flush(index);
         loop {
@@ -273,7 +228,7 @@ impl Crowd {
         }
     }
 
-    /// The connection is gone: it comes back at the next gateway.
+    /// The connection is gone: the client connects to the next gateway.
     fn lose(&mut self, index: usize) {
         let one = &mut self.all[index];
         one.stream = None;
@@ -309,35 +264,40 @@ impl Crowd {
                         one.client.request(Instant::now(), JOIN, &join(room));
                     }
                 }
-                changes.iter().for_each(|change| report.told(&mut one.seen, change));
+                let is_ready = one.lost_at.is_none() && self.args.rooms.is_empty();
+                changes.iter().for_each(|change| report.on_change(&mut one.received, change));
+                if is_ready {
+                    self.count_ready();
+                }
             }
             Event::Joined(room) => {
                 if let Some(change) = one.memberships.joined(&room) {
-                    report.told(&mut one.seen, &change);
+                    report.on_change(&mut one.received, &change);
                 }
             }
             Event::Answer { kind: JOIN, .. } => {
                 one.to_join -= 1;
                 if one.to_join == 0 {
-                    self.joined += 1;
-                    if self.joined == self.all.len() {
-                        println!("ready");
-                    }
+                    self.count_ready();
                 }
             }
             Event::Push { room, offset, biz_data, .. } => {
                 let is_numbered = match one.memberships.pushed(room, offset) {
                     Delivery::New { room } | Delivery::AfterGap { room, .. } => {
-                        room == self.args.rooms[0]
+                        self.args.rooms.first().is_some_and(|first| room == first)
                     }
                     Delivery::Repeat { .. } => {
                         report.repeated += 1;
                         false
                     }
-                    Delivery::ToUser | Delivery::UnknownRoom => false,
+                    Delivery::ToUser => {
+                        report.on_user_push(&mut one.received, one.user_id, &biz_data);
+                        false
+                    }
+                    Delivery::UnknownRoom => false,
                 };
                 if is_numbered {
-                    report.push(&mut one.seen, &biz_data);
+                    report.on_room_push(&mut one.received, &biz_data);
                 }
             }
             Event::Left { room } => one.memberships.left(&room),
@@ -346,66 +306,22 @@ impl Crowd {
         }
     }
 
-    fn summary(&self) -> serde_json::Value {
-        let report = &self.report;
+    /// One more client is connected and in its rooms.
+    fn count_ready(&mut self) {
+        self.joined += 1;
+        if self.joined == self.all.len() {
+            println!("ready");
+        }
+    }
+
+    /// Writes the report, and begins the next one.
+    fn write_report(&mut self) -> Result<()> {
+        let report = std::mem::replace(&mut self.report, Report::new()?);
         let connected = self.all.iter().filter(|one| one.is_connected).count();
-        let at_end = self.all.iter().filter(|one| one.seen.last == report.last_number).count();
-        let quantiles = |histogram: &Histogram<u64>| {
-            json!({
-                "count": histogram.len(),
-                "p50": histogram.value_at_quantile(0.5),
-                "p99": histogram.value_at_quantile(0.99),
-                "p999": histogram.value_at_quantile(0.999),
-                "max": histogram.max(),
-            })
-        };
-        json!({
-            "clients": self.all.len(), "connected": connected, "at_last_number": at_end,
-            "first_number": report.first_number, "last_number": report.last_number,
-            "pushes": report.pushes, "repeated": report.repeated,
-            "out_of_order": report.out_of_order,
-            "missing": report.missing, "missing_untold": report.missing_untold,
-            "gaps_told": report.gaps_told, "rooms_complete": report.complete,
-            "refused": report.refused, "connections_lost": report.lost,
-            "came_back": report.came_back, "failed_attempts": report.failed_attempts,
-            "latency_us": quantiles(&report.latency_us), "return_ms": quantiles(&report.return_ms),
-        })
-    }
-}
-
-impl Report {
-    fn told(&mut self, seen: &mut Seen, change: &Change) {
-        match change {
-            Change::Gap { .. } => {
-                self.gaps_told += 1;
-                seen.is_told = true;
-            }
-            Change::Refused { .. } => self.refused += 1,
-            Change::NotKept { .. } => {}
-        }
-    }
-
-    fn push(&mut self, seen: &mut Seen, biz_data: &[u8]) {
-        let text = std::str::from_utf8(biz_data).unwrap_or_default();
-        let mut words = text.split(' ').map(|word| word.parse::<u64>().unwrap_or(0));
-        let (number, sent_us) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
-        self.pushes += 1;
-        let _ = self.latency_us.record(unix_us().saturating_sub(sent_us));
-        self.first_number = if self.first_number == 0 { number } else { self.first_number };
-        self.last_number = self.last_number.max(number);
-        if number <= seen.last {
-            self.out_of_order += 1;
-            return;
-        }
-        if seen.last > 0 {
-            for missing in seen.last + 1..number {
-                if self.missing.len() < MISSING_MAX {
-                    *self.missing.entry(missing).or_default() += 1;
-                }
-                self.missing_untold += u64::from(!seen.is_told);
-            }
-        }
-        (seen.last, seen.is_told) = (number, false);
+        let is_at_end = |one: &&One| one.received.last == report.last_number;
+        let at_end = self.all.iter().filter(is_at_end).count();
+        writeln!(io::stdout(), "{}", report.to_json(self.all.len(), connected, at_end))?;
+        Ok(())
     }
 }
 
