@@ -32,9 +32,15 @@ fn collect_sources(folder: &Path, sources: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether a source has a function of this name with the attribute `#[test]`.
+/// Whether a source has a function of this name with the attribute `#[test]`, or in a list of tests that run with each
+/// deployment of Redis.
 fn has_test(source: &str, name: &str) -> bool {
     let lines: Vec<_> = source.lines().map(str::trim_start).collect();
+    let (_, listed) = source.split_once("on_each_deployment!(").unwrap_or_default();
+    let (listed, _) = listed.split_once(");").unwrap_or_default();
+    if listed.split(',').any(|listed| listed.trim() == name) {
+        return source.contains(&format!("fn {name}("));
+    }
     let function = format!("fn {name}(");
     let tests = lines.iter().enumerate().filter(|(_, line)| line.starts_with(&function));
     let mut attributes = tests.map(|(at, _)| {
