@@ -10,7 +10,9 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
+use redis::cluster_routing::{
+    MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo,
+};
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
@@ -28,6 +30,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a command of a Cluster may take, with its wait while the client asks for the slots: less than operators wait for the
+/// outcome of their pushes.
+const COMMAND_TIMEOUT_IN_ALL: Duration = Duration::from_secs(4);
+
+/// Commands that a connection to one node of a Cluster carries at once, at most. The others wait in the client. The queue of
+/// such a connection holds 50. If commands waited for room in it, the client's own question for the slots would wait behind
+/// them, and they wait for its answer: a moved slot would hold up all commands until the question times out.
+const NODE_COMMANDS_MAX: usize = 40;
 
 /// The shortest and the longest wait before a connection is made again.
 const WAIT_MS: (u64, u64) = (100, 5_000);
@@ -117,8 +128,11 @@ fn cluster(target: &RedisTarget) -> ClusterClientBuilder {
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(CONNECT_TIMEOUT)
         .response_timeout(COMMAND_TIMEOUT)
-        .overall_response_timeout(Some(2 * COMMAND_TIMEOUT))
-        .retries(3);
+        .overall_response_timeout(Some(COMMAND_TIMEOUT_IN_ALL))
+        .connection_concurrency_limit(NODE_COMMANDS_MAX)
+        // The client would also repeat a command whose answer was lost, and a push would come twice. The part that sends a
+        // command knows whether it may be repeated.
+        .retries(0);
     if let Some(user) = &target.user {
         builder = builder.username(user);
     }
@@ -197,7 +211,16 @@ impl Connection {
     pub async fn call(&mut self, cmd: &Cmd) -> Result<Value, RedisError> {
         let answer = match self {
             Self::One(connection) => connection.send_packed_command(cmd).await?,
-            Self::Cluster { commands, .. } => commands.req_packed_command(cmd).await?,
+            Self::Cluster { commands, .. } => {
+                let answer = commands.req_packed_command(cmd).await;
+                match answer.as_ref().err().and_then(moved_to) {
+                    Some(node) => {
+                        let node = RoutingInfo::SingleNode(node);
+                        commands.route_command(cmd.clone(), node).await?
+                    }
+                    None => answer?,
+                }
+            }
         };
         answer.extract_error()
     }
@@ -218,9 +241,8 @@ impl Connection {
         }
     }
 
-    /// Checks that the server answers, or each master of a Cluster, on both connections. The client of a Cluster may hang for
-    /// ever: when it learns of a moved slot while commands are under way, it sometimes waits for itself, and all commands
-    /// time out.
+    /// Checks that the server answers, or each master of a Cluster, on both connections. Either may fail alone: each
+    /// has a client of its own, which carries out all its commands in one task and stops with them while it asks for the slots.
     ///
     /// # Errors
     /// The answer's, or the connection's.
@@ -296,6 +318,16 @@ impl Connection {
     }
 }
 
+/// The node that has the slot of a command, if another one has refused the command because of that. The client asks for
+/// the slots again, but the node that it asks may learn of the move later.
+fn moved_to(error: &RedisError) -> Option<SingleNodeRoutingInfo> {
+    if error.code() != Some("MOVED") {
+        return None;
+    }
+    let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
+    Some(SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port: port.parse().ok()? })
+}
+
 fn is_older(version: &Value) -> bool {
     !matches!(version, Value::Int(version) if *version >= i64::from(LIBRARY_VERSION))
 }
@@ -316,3 +348,6 @@ impl fmt::Debug for Connection {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
