@@ -29,6 +29,11 @@ const UNDER_WAY_MAX: usize = 256;
 /// Time until a request that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 500;
 
+/// Time until a subscription without any outcome is made again, in milliseconds: longer than a command may take. When a
+/// Cluster's node ends a subscription as its slot moves, the client may take that for the outcome of another subscription, whose
+/// own outcome is then lost.
+const CONFIRM_MS: u64 = 10_000;
+
 /// How long a shard waits for a room at most, in milliseconds: then the room opens with a local log.
 pub const PATIENCE_MS: u64 = 2_000;
 
@@ -100,8 +105,8 @@ struct Room {
 enum Phase {
     /// It is in the queue of those to subscribe to.
     Queued,
-    /// The subscription is under way.
-    Subscribing,
+    /// The subscription is under way. It is made again at this time if it is not confirmed before.
+    Subscribing(u64),
     /// The request with this number is under way.
     Opening(u64),
     /// Pushes come by the channel.
@@ -112,7 +117,7 @@ enum Phase {
 
 impl Phase {
     const fn is_under_way(self) -> bool {
-        matches!(self, Self::Subscribing | Self::Opening(_))
+        matches!(self, Self::Subscribing(_) | Self::Opening(_))
     }
 }
 
@@ -131,6 +136,8 @@ pub struct Rooms {
     /// Rooms to subscribe to, or to open, when fewer requests are under way.
     queue: VecDeque<RoomId>,
     under_way: usize,
+    /// Rooms that were subscribed to, and when that is done again if it is not confirmed before: in this order.
+    subscribing: VecDeque<(u64, RoomId)>,
     /// Rooms whose request failed, and when it is made again: in this order.
     failed: VecDeque<(u64, RoomId)>,
     /// Rooms that shards wait for, and since when: in this order.
@@ -161,6 +168,7 @@ impl Rooms {
             rooms: HashMap::new(),
             queue: VecDeque::new(),
             under_way: 0,
+            subscribing: VecDeque::new(),
             failed: VecDeque::new(),
             waited_for: VecDeque::new(),
             checks: VecDeque::new(),
@@ -255,6 +263,7 @@ impl Rooms {
     pub fn on_up(&mut self) {
         self.is_up = true;
         self.queue.clear();
+        self.subscribing.clear();
         self.failed.clear();
         for (id, room) in &mut self.rooms {
             self.under_way -= usize::from(room.phase.is_under_way());
@@ -275,7 +284,7 @@ impl Rooms {
     pub fn on_subscribed(&mut self, room: &RoomId) {
         let Some(followed) = self.rooms.get(room) else { return };
         match followed.phase {
-            Phase::Subscribing => {
+            Phase::Subscribing(_) => {
                 self.under_way -= 1;
                 self.open(room);
             }
@@ -519,8 +528,10 @@ impl Rooms {
             if let Some(followed) = self.rooms.get_mut(&room)
                 && followed.phase == Phase::Queued
             {
-                followed.phase = Phase::Subscribing;
+                let again_ms = self.now_ms + CONFIRM_MS;
+                followed.phase = Phase::Subscribing(again_ms);
                 self.under_way += 1;
+                self.subscribing.push_back((again_ms, room.clone()));
                 self.outputs.push_back(Output::Subscribe(room));
             }
         }
@@ -532,6 +543,14 @@ impl Rooms {
         self.open_alone(now_ms);
         if !self.is_up {
             return;
+        }
+        while let Some(room) = next_due(&mut self.subscribing, now_ms) {
+            // It may have been subscribed to again since.
+            let is_due =
+                |room: &Room| matches!(room.phase, Phase::Subscribing(at_ms) if at_ms <= now_ms);
+            if self.rooms.get(&room).is_some_and(is_due) {
+                self.fail(&room, false, now_ms);
+            }
         }
         while let Some(room) = next_due(&mut self.failed, now_ms) {
             match self.rooms.get_mut(&room).map(|room| &mut room.phase) {

@@ -523,7 +523,7 @@ impl Runner {
                 self.members.on_up();
             }
             Concern::Presence => self.users.on_up(),
-            Concern::Tokens => self.tokens.on_up(),
+            Concern::Tokens => self.tokens.on_up(self.now_ms()),
         }
     }
 

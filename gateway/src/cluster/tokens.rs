@@ -49,6 +49,11 @@ const END_TOLERANCE_MS: u64 = 5_000;
 /// Time until a subscription that failed is made again, in milliseconds.
 const SUBSCRIBE_AGAIN_MS: u64 = 1_000;
 
+/// Time until a subscription without any outcome is made again, in milliseconds: longer than a command may take. When a
+/// Cluster's node ends a subscription as its slot moves, the client may take that for the outcome of another subscription, whose
+/// own outcome is then lost.
+const CONFIRM_MS: u64 = 10_000;
+
 /// What this part asks for.
 #[derive(Debug)]
 pub enum Output {
@@ -131,11 +136,12 @@ struct Partition {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Subscription {
-    /// It is to be made then.
     #[default]
     None,
+    /// It is to be made then.
     At(u64),
-    UnderWay,
+    /// It is made again then if it is not confirmed before.
+    UnderWay(u64),
     Confirmed,
 }
 
@@ -370,11 +376,11 @@ impl Tokens {
     }
 
     /// There is a connection.
-    pub fn on_up(&mut self) {
+    pub fn on_up(&mut self, now_ms: u64) {
         self.is_up = true;
         for number in 0..PARTITIONS {
             let partition = self.at(number);
-            partition.subscription = Subscription::UnderWay;
+            partition.subscription = Subscription::UnderWay(now_ms + CONFIRM_MS);
             // The last command failed with the connection before.
             partition.not_before_ms = 0;
             self.outputs.push_back(Output::Subscribe(number));
@@ -447,9 +453,12 @@ impl Tokens {
         let is_due = it.checks.front().is_some_and(|check| check.since_ms + GATHER_MS <= now_ms);
         let is_ready =
             it.batch.is_none() && it.not_before_ms <= now_ms && (is_due || !it.logins.is_empty());
-        let subscribes = matches!(it.subscription, Subscription::At(at_ms) if at_ms <= now_ms);
+        let subscribes = match it.subscription {
+            Subscription::At(at_ms) | Subscription::UnderWay(at_ms) => at_ms <= now_ms,
+            Subscription::None | Subscription::Confirmed => false,
+        };
         if subscribes {
-            it.subscription = Subscription::UnderWay;
+            it.subscription = Subscription::UnderWay(now_ms + CONFIRM_MS);
             self.outputs.push_back(Output::Subscribe(number));
         }
         if is_ready && self.is_up {

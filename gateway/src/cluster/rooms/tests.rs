@@ -195,6 +195,24 @@ fn a_request_that_fails_is_made_again_later() {
 }
 
 #[test]
+fn a_subscription_without_an_outcome_is_made_again() {
+    let mut part = Part::live(100);
+    part.rooms.on_unsubscribed(&part.room.clone(), 1_000);
+    part.rooms.tick(1_000 + RETRY_MS);
+    assert_eq!(part.outputs(), ["subscribe"]);
+    let lost_ms = 1_000 + RETRY_MS + CONFIRM_MS;
+    part.rooms.tick(lost_ms - 1);
+    assert!(part.outputs().is_empty() && part.rooms.failed.is_empty(), "it may still be confirmed");
+    part.rooms.tick(lost_ms);
+    part.rooms.tick(lost_ms + RETRY_MS);
+    assert_eq!(part.outputs(), ["subscribe"]);
+    part.rooms.on_subscribed(&part.room.clone());
+    assert_eq!(part.outputs(), ["open 5"]);
+    part.open(opened(7, 0, 6, [6]), lost_ms + 2 * RETRY_MS);
+    assert_eq!((part.outputs(), part.rooms.behind()), (vec!["3: 6".to_owned()], 0));
+}
+
+#[test]
 fn pushes_beyond_the_bound_are_fetched_when_there_is_room() {
     let mut part = Part::live(2);
     [6, 7, 8, 9].into_iter().for_each(|offset| part.event(durable(7, offset)));

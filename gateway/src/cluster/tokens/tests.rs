@@ -15,7 +15,7 @@ const KNOWN: Verdict = Verdict::Known { ends_in_ms: None };
 /// With a connection, and all channels heard; the first pass has found nobody.
 fn tokens() -> Tokens {
     let mut tokens = Tokens::new(1, 300_000);
-    tokens.on_up();
+    tokens.on_up(0);
     (0..PARTITIONS).for_each(|partition| tokens.on_subscribed(partition));
     tokens.tick(1_000);
     outputs(&mut tokens);
@@ -143,10 +143,10 @@ fn without_a_connection_a_lookup_waits_only_for_the_first_two_seconds() {
     assert_eq!(outputs(&mut tokens), ["1 Unavailable", "2 Unavailable"]);
     assert!(tokens.ready.is_empty(), "nothing gathers while there is no connection");
     // A short absence is not felt.
-    tokens.on_up();
+    tokens.on_up(20_000);
     tokens.on_down(20_000);
     tokens.look_up(addr(3), 0, token("a"), 20_100);
-    tokens.on_up();
+    tokens.on_up(20_200);
     let request = requests(&mut tokens, 20_200)[0];
     outputs(&mut tokens);
     answer(&mut tokens, request, KNOWN, 20_200);
@@ -164,7 +164,7 @@ fn lookups_under_way_are_made_again_on_the_next_connection_before_the_old_comman
     // The server stopped answering. The command of the old connection has no outcome yet.
     tokens.on_down(11_000);
     assert!(requests(&mut tokens, 11_000).is_empty());
-    tokens.on_up();
+    tokens.on_up(11_100);
     outputs(&mut tokens);
     let again = requests(&mut tokens, 11_100)[0];
     assert_eq!((again.0, again.2), (0, 3));
@@ -184,7 +184,7 @@ fn a_new_connection_does_not_extend_the_time_of_a_lookup() {
     tokens.look_up(addr(1), 0, token("a"), 10_000);
     assert_eq!(requests(&mut tokens, 10_000).len(), 1);
     tokens.on_down(11_000);
-    tokens.on_up();
+    tokens.on_up(11_500);
     outputs(&mut tokens);
     let again = requests(&mut tokens, 11_500)[0];
     tokens.tick(12_000);
@@ -219,7 +219,7 @@ fn a_token_that_is_revoked_while_its_lookup_is_under_way_is_looked_up_again() {
 #[test]
 fn all_sessions_are_checked_once_all_revocations_are_heard_and_then_now_and_then() {
     let mut tokens = Tokens::new(1, 300_000);
-    tokens.on_up();
+    tokens.on_up(0);
     assert_eq!(outputs(&mut tokens).len(), 128);
     (1..PARTITIONS).for_each(|partition| tokens.on_subscribed(partition));
     tokens.on_unsubscribed(0, 1_000);
@@ -295,4 +295,19 @@ fn checks_go_with_logins_and_those_that_failed_or_are_old_are_made_by_another_pa
     assert_eq!(outputs(&mut tokens), [""; 0]);
     tokens.tick(34_050);
     assert!(outputs(&mut tokens).contains(&"list 0".to_owned()));
+}
+
+#[test]
+fn a_subscription_without_an_outcome_is_made_again() {
+    let mut tokens = tokens();
+    tokens.on_unsubscribed(7, 2_000);
+    tokens.tick(3_000);
+    assert_eq!(outputs(&mut tokens), ["subscribe 7"]);
+    tokens.tick(3_000 + CONFIRM_MS - 1);
+    assert_eq!(outputs(&mut tokens), [""; 0], "its outcome may still come");
+    tokens.tick(3_000 + CONFIRM_MS);
+    assert_eq!(outputs(&mut tokens), ["subscribe 7"]);
+    tokens.on_subscribed(7);
+    tokens.tick(3_000 + 2 * CONFIRM_MS);
+    assert_eq!(outputs(&mut tokens), ["list 0"], "all are heard again");
 }
