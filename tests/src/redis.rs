@@ -1,12 +1,12 @@
 //! Real Redis servers: one, a Sentinel set, a cluster. Each has a separate folder and ports below the kernel's range, so
 //! that it restarts with its data on its port. All of them end with their test.
 //!
-//! The harness speaks to them through `redis-cli`. Tests use a client of their own.
+//! The harness sends them single commands. Tests use a client of their own.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -15,6 +15,7 @@ use crate::port::Port;
 use crate::process::Process;
 use crate::until;
 
+mod cli;
 mod cluster;
 mod deployment;
 mod sentinel;
@@ -22,9 +23,6 @@ mod sentinel;
 pub use cluster::Cluster;
 pub use deployment::Deployment;
 pub use sentinel::SentinelSet;
-
-/// How long `redis-cli` waits, in seconds.
-const CLI_TIMEOUT_S: &str = "5";
 
 /// What to start and how. Without options: no persistence, no password.
 #[derive(Clone, Debug)]
@@ -92,17 +90,19 @@ impl RedisSetup {
     /// Starts the server and waits until it answers.
     #[must_use]
     pub fn start(self) -> Redis {
-        self.start_on(None)
+        let mut redis = self.launch(None);
+        redis.wait_for_answer();
+        redis
     }
 
-    /// Starts a node of a cluster.
-    fn start_node(self) -> Redis {
+    /// Starts a node of a cluster. It may not answer yet.
+    fn launch_node(self) -> Redis {
         let bus = Port::reserve();
         let port = bus.number();
-        self.line("cluster-enabled yes").line(&format!("cluster-port {port}")).start_on(Some(bus))
+        self.line("cluster-enabled yes").line(&format!("cluster-port {port}")).launch(Some(bus))
     }
 
-    fn start_on(self, bus: Option<Port>) -> Redis {
+    fn launch(self, bus: Option<Port>) -> Redis {
         let port = Port::reserve();
         let folder = tempfile::tempdir().unwrap();
         let fixed =
@@ -110,9 +110,7 @@ impl RedisSetup {
         fs::write(folder.path().join("redis.conf"), fixed + &self.config).unwrap();
         let process = start_process(&folder, &self.arguments);
         let (password, arguments) = (self.password, self.arguments);
-        let mut redis = Redis { port, folder, password, arguments, bus, process };
-        redis.wait_for_answer();
-        redis
+        Redis { port, folder, password, arguments, bus, process }
     }
 }
 
@@ -148,18 +146,21 @@ impl Redis {
         self.folder.path().to_owned()
     }
 
-    /// The server with both of its ports, as `redis-cli --cluster` writes it.
-    fn cluster_address(&self) -> String {
-        let bus = self.bus.as_ref().expect("a node of a cluster").number();
-        format!("127.0.0.1:{}@{bus}", self.port())
+    /// The port of the cluster bus.
+    fn bus_port(&self) -> u16 {
+        self.bus.as_ref().expect("a node of a cluster").number()
     }
 
-    /// Runs `redis-cli` with this server and returns its output: errors too, which begin with their word. It is empty if
-    /// the server does not answer in time.
+    /// Runs a command. Returns the answer as `redis-cli` writes it: errors too, which begin with their word. It is empty if
+    /// the server can't be reached or does not answer in time.
     #[must_use]
-    pub fn cli(&self, arguments: &[&str]) -> String {
-        let output = self.run_cli(arguments, "");
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    pub fn cli(&self, command: &[&str]) -> String {
+        cli::run(self.port(), self.password.as_deref(), command)
+    }
+
+    /// Runs a command at the node of the cluster that has its key.
+    fn cli_in_cluster(&self, command: &[&str]) -> String {
+        cli::run_in_cluster(self.port(), self.password.as_deref(), command)
     }
 
     /// Runs a command that must be answered with OK.
@@ -169,23 +170,7 @@ impl Redis {
 
     /// Loads a function library, as a gateway does.
     pub fn load_library(&self, text: &str) {
-        let output = self.run_cli(&["-x", "FUNCTION", "LOAD", "REPLACE"], text);
-        let answer = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(answer.trim_end(), "tidegate", "the library is not loaded");
-    }
-
-    fn run_cli(&self, arguments: &[&str], input: &str) -> Output {
-        // A server that is paused does not answer.
-        let mut command = Command::new("timeout");
-        command.args([CLI_TIMEOUT_S, "redis-cli", "-p", &self.port().to_string()]).args(arguments);
-        if let Some(password) = &self.password {
-            command.env("REDISCLI_AUTH", password);
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("input");
-        fs::write(&path, input).unwrap();
-        command.stdin(fs::File::open(path).unwrap()).stderr(Stdio::piped());
-        command.output().unwrap_or_else(|error| panic!("can't run redis-cli: {error}"))
+        assert_eq!(self.cli(&["FUNCTION", "LOAD", "REPLACE", text]), "tidegate");
     }
 
     /// The value of a line `name:value` of INFO.

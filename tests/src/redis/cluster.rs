@@ -1,9 +1,13 @@
 //! A cluster of three masters, and slots that move between them.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use super::{Redis, RedisSetup};
 use crate::until;
+
+/// The slots of a cluster.
+const SLOTS: u16 = 16_384;
 
 /// Three masters, and as many replicas if they are asked for.
 #[derive(Debug)]
@@ -34,18 +38,44 @@ impl Cluster {
     fn create(count: usize, replicas: u8, setup: &RedisSetup) -> Self {
         let setup =
             || setup.clone().line("cluster-node-timeout 1000").line("repl-diskless-sync-delay 0");
-        let nodes: Vec<Redis> = (0..count).map(|_| setup().start_node()).collect();
+        let mut nodes: Vec<Redis> = (0..count).map(|_| setup().launch_node()).collect();
+        nodes.iter_mut().for_each(Redis::wait_for_answer);
+        let cluster = Self { nodes };
+        if replicas == 0 {
+            cluster.form();
+        } else {
+            cluster.form_with_replicas(replicas);
+        }
+        cluster.wait_until_whole();
+        cluster
+    }
+
+    /// Makes a cluster of the nodes, which are all masters. It takes the two seconds that a node waits before it accepts writes.
+    fn form(&self) {
+        let count = self.nodes.len();
+        let first_of = |index: usize| index * usize::from(SLOTS) / count;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let (first, last) =
+                (first_of(index).to_string(), (first_of(index + 1) - 1).to_string());
+            node.ok(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+            node.ok(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
+        }
+        for node in &self.nodes[1..] {
+            let (port, bus) = (node.port().to_string(), node.bus_port().to_string());
+            self.nodes[0].ok(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        }
+    }
+
+    fn form_with_replicas(&self, replicas: u8) {
+        let address = |node: &Redis| format!("127.0.0.1:{}@{}", node.port(), node.bus_port());
         let output = Command::new("redis-cli")
             .args(["--cluster", "create"])
-            .args(nodes.iter().map(Redis::cluster_address))
+            .args(self.nodes.iter().map(address))
             .args(["--cluster-replicas", &replicas.to_string(), "--cluster-yes"])
             .stdin(Stdio::null())
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        let cluster = Self { nodes };
-        cluster.wait_until_whole();
-        cluster
     }
 
     /// Waits until each of the nodes knows all others and has all slots covered.
@@ -54,7 +84,8 @@ impl Cluster {
         let is_whole = |node: &Redis| {
             let info = node.cli(&["CLUSTER", "INFO"]);
             let nodes = node.cli(&["CLUSTER", "NODES"]);
-            info.contains("cluster_state:ok") && nodes.lines().count() == count
+            let knows_all = nodes.lines().count() == count && !nodes.contains("handshake");
+            info.contains("cluster_state:ok") && knows_all
         };
         until("the cluster is whole", || self.nodes.iter().all(is_whole).then_some(()));
         for replica in &self.nodes[3..] {
@@ -131,6 +162,18 @@ impl Cluster {
         for node in self.nodes.iter().filter(|node| node.is_master()) {
             node.ok(&["CLUSTER", "SETSLOT", &slot_text, "NODE", &id]);
         }
+        self.wait_until_agreed();
+    }
+
+    /// Waits until all masters have heard of all moves. Faster moves may give two nodes the same epoch, and then they never
+    /// agree on who has the slot.
+    fn wait_until_agreed(&self) {
+        let masters: Vec<_> = self.nodes.iter().filter(|node| node.is_master()).collect();
+        until("the masters agree", || {
+            let mut views = masters.iter().map(|node| owners(&node.cli(&["CLUSTER", "NODES"])));
+            let first = views.next()?;
+            views.all(|view| view == first).then_some(())
+        });
     }
 
     /// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
@@ -143,6 +186,18 @@ impl Cluster {
     fn id_of(&self, node: usize) -> String {
         self.nodes[node].cli(&["CLUSTER", "MYID"])
     }
+}
+
+/// The nodes of an answer to CLUSTER NODES: of each the id, the epoch and the slots.
+fn owners(nodes: &str) -> BTreeSet<String> {
+    let owner = |line: &str| {
+        let columns: Vec<_> = line.split(' ').collect();
+        let (id, epoch) = (columns.first()?, columns.get(6)?);
+        // Only the two nodes of a move show it, in brackets.
+        let slots = columns.get(8..)?.iter().filter(|range| !range.starts_with('['));
+        Some(slots.fold(format!("{id} {epoch}"), |line, range| format!("{line} {range}")))
+    };
+    nodes.lines().filter_map(owner).collect()
 }
 
 /// Whether the node is the master that serves a slot.

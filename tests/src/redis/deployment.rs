@@ -10,7 +10,7 @@ pub trait Deployment {
     /// What gateways have in `redis.url`.
     fn url(&self) -> String;
 
-    /// Runs a command with `redis-cli` on the server that has its key: see [`Redis::cli`].
+    /// Runs a command on the server that has its key: see [`Redis::cli`].
     fn cli(&self, arguments: &[&str]) -> String;
 
     /// All servers with data.
@@ -108,8 +108,7 @@ impl Deployment for Cluster {
     }
 
     fn cli(&self, arguments: &[&str]) -> String {
-        // `-c` follows redirections to the node of the key.
-        self.nodes[0].cli(&[&["-c"], arguments].concat())
+        self.nodes[0].cli_in_cluster(arguments)
     }
 
     fn servers(&self) -> &[Redis] {
