@@ -14,15 +14,17 @@ FILES := 1024
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The tests of tidegate-tests, by name: `-p tidegate-tests` would build all dependencies again, with fewer features.
-FROM_OUTSIDE := $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
+# The tests from outside that run a second time, with epoll: of what crosses the clients' sockets, and of how a driver starts,
+# accepts and ends. The result of the others can't depend on the driver: they are about Redis, the operators' HTTP, tools, key
+# sets, files, output and documents, or about what shards do above every driver. (By name: `-p tidegate-tests` would build all
+# dependencies again, with fewer features.)
+ON_EPOLL := codes drain drivers limits metrics overload recovery resume rooms rules signals start
 
-# The tests come last, so that their result is what one sees. Those from outside run twice: with io_uring,
-# where it can be had, and with epoll; once under a small limit of open files, and once under the shell's own. Those on a
-# Redis Cluster run once: they wait for Redis most of the time, and no driver speaks to it.
+# The tests come last, so that their result is what one sees: with io_uring, where it can be had, and with a small limit of
+# open files; then those above with epoll and the shell's own limit.
 test: test-deps fmt lint doc fuzz-short ## Everything that has to pass before a commit
 	ulimit -n $(FILES) || true; cargo test --workspace
-	TIDEGATE_DRIVER=epoll cargo test --workspace $(FROM_OUTSIDE) -- --skip cluster
+	TIDEGATE_DRIVER=epoll cargo test --workspace $(ON_EPOLL:%=--test %)
 
 test-deps: ## Install what the tests need, where it is missing
 	scripts/install-test-deps
