@@ -10,8 +10,8 @@ use tidegate_protocol::proto::v1::{Position, Recovery, Room, notice::What};
 use tidegate_tests::phone::{Notice, demo};
 use tidegate_tests::port::Port;
 use tidegate_tests::{
-    Cluster, Deployment, Gateway, Phone, Push, RedisSetup, SentinelSet, Setup, on_each_deployment,
-    until,
+    Cluster, Deployment, Gateway, Phone, Push, Redis, RedisSetup, SentinelSet, Setup,
+    on_each_deployment, until,
 };
 
 /// Gateways of one system: the same Redis, and the same key of tickets.
