@@ -15,8 +15,8 @@ use redis::cluster_routing::{
 };
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
-    PushInfo, RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
 };
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::redis::{LIBRARY, LIBRARY_VERSION};
@@ -216,7 +216,13 @@ impl Connection {
                 match answer.as_ref().err().and_then(moved_to) {
                     Some(node) => {
                         let node = RoutingInfo::SingleNode(node);
-                        commands.route_command(cmd.clone(), node).await?
+                        match commands.route_command(cmd.clone(), node).await {
+                            // The command was not carried out, as the first answer says.
+                            Err(error) if error.kind() == ErrorKind::ClusterConnectionNotFound => {
+                                answer?
+                            }
+                            answer => answer?,
+                        }
                     }
                     None => answer?,
                 }

@@ -163,6 +163,8 @@ impl Shard {
 
     /// Handles the messages that came before the shard's thread: everybody's shared log comes before the first client.
     pub fn begin(&mut self, driver: &mut impl Driver) {
+        // No wait has set the clock yet. Times to live and deadlines count from now.
+        self.clock.on_woken(driver.now(), 0);
         let on_thread = self.calls.enter_thread();
         self.drain_mailbox(driver);
         drop(on_thread);

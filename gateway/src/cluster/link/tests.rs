@@ -151,9 +151,12 @@ fn a_command_whose_answer_is_lost_is_not_repeated() {
     let outcome = runtime.block_on(async {
         let outcome = connection.call(redis::cmd("INCR").arg("key")).await;
         // Until the client has a connection again, which would carry what it repeats.
-        while connection.ping().await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        let connected = async {
+            while connection.ping().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), connected).await.expect("it connects again");
         outcome
     });
     assert!(outcome.is_err_and(|error| error.code().is_none()), "what came of it is unknown");

@@ -57,6 +57,10 @@ pub struct Sweeping {
     under_way: Vec<Bucket>,
     /// Their sweeps failed.
     failed: VecDeque<Bucket>,
+    /// Buckets whose sweeps were under way when the connection was lost.
+    lost: Vec<Bucket>,
+    /// A sweep has failed since a batch of one was chosen.
+    has_failed: bool,
     /// Nothing is swept earlier.
     not_before_us: u64,
     /// When the next sweep of normal operation is due.
@@ -79,7 +83,9 @@ impl Sweeping {
             pass_left: 0,
             has_dead: false,
             under_way: Vec::new(),
+            lost: Vec::new(),
             failed: VecDeque::new(),
+            has_failed: false,
             not_before_us: 0,
             next_us: 0,
             sweeps_left: 0,
@@ -107,7 +113,7 @@ impl Sweeping {
 
     /// The connection is lost. What was under way is swept again.
     pub fn on_down(&mut self) {
-        self.failed.extend(self.under_way.drain(..));
+        self.lost.append(&mut self.under_way);
         (self.sweeps_left, self.slowest_us, self.fastest_us) = (0, 0, u64::MAX);
     }
 
@@ -128,16 +134,23 @@ impl Sweeping {
     pub fn next_buckets(&mut self, is_mine: impl Fn(usize) -> bool) -> Vec<Bucket> {
         let mut buckets = Vec::new();
         // Those that were sent together end together, so that their time can be told from that of the way.
-        if !self.under_way.is_empty() || self.sweeping_left_us == 0 {
+        if !self.under_way.is_empty() || self.sweeping_left_us == 0 || self.sweeps_left == 0 {
             return buckets;
         }
+        // One that fails again and again, in a slot that is half moved, must not keep the others from being swept.
+        let may_retry = self.sweeps_left > 1 || !std::mem::take(&mut self.has_failed);
+        self.failed.retain(|bucket| is_mine(usize::from(bucket.partition)));
+        let mut retried = if may_retry { self.failed.pop_front() } else { None };
         while self.sweeps_left > 0
             && buckets.len() < UNDER_WAY_MAX
-            && let Some(bucket) = self.failed.pop_front().or_else(|| self.next_bucket(&is_mine))
+            && let Some(bucket) =
+                (self.lost.pop()).or_else(|| retried.take()).or_else(|| self.next_bucket(&is_mine))
         {
             self.sweeps_left -= 1;
             buckets.push(bucket);
         }
+        // The lost ones left no place for it.
+        self.failed.extend(retried);
         self.under_way.clone_from(&buckets);
         buckets
     }
@@ -167,6 +180,7 @@ impl Sweeping {
             self.fastest_us = self.fastest_us.min(took_us);
         } else {
             self.failed.push_back(bucket);
+            self.has_failed = true;
             self.not_before_us = now_us + RETRY_US;
             self.sweeps_left = 0;
         }
@@ -267,7 +281,35 @@ mod tests {
         sweeping.on_down();
         sweeping.on_swept(second[0], true, 300, 2 * RETRY_US);
         sweeping.tick(2 * RETRY_US);
-        assert_eq!(sweeping.next_buckets(|_| true), second);
+        let mut again = sweeping.next_buckets(|_| true);
+        again.reverse();
+        assert_eq!(again, second);
+    }
+
+    #[test]
+    fn a_bucket_whose_sweep_always_fails_keeps_no_other_from_being_swept() {
+        let stuck = Bucket::at(5);
+        for passes in [true, false] {
+            let mut sweeping = Sweeping::new(0);
+            if passes {
+                sweeping.start_pass();
+            }
+            let (mut swept, mut tries) = (HashSet::new(), 0);
+            for number in 1..=400_000 {
+                let now_us = number * TICK_US;
+                sweeping.tick(now_us);
+                for bucket in sweeping.next_buckets(|_| true) {
+                    tries += u32::from(bucket == stuck);
+                    swept.insert((bucket.partition, bucket.bucket));
+                    sweeping.on_swept(bucket, bucket != stuck, 300, now_us);
+                }
+                if swept.len() == ALL_BUCKETS && tries > 3 {
+                    break;
+                }
+            }
+            assert_eq!(swept.len(), ALL_BUCKETS, "in a pass: {passes}");
+            assert!(tries > 3, "it is tried again, too");
+        }
     }
 
     #[test]
