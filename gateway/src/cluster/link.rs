@@ -5,6 +5,7 @@
 //! gateways do not return together.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
@@ -21,6 +22,7 @@ use redis::{
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::redis::{LIBRARY, LIBRARY_VERSION};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::link_error::LinkError;
 use crate::config::{RedisKind, RedisTarget};
@@ -31,8 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a command of a Cluster may take, with its wait while the client asks for the slots: less than operators wait for the
-/// outcome of their pushes.
+/// How long a command of a Cluster may take, with its wait while the client asks for the slots, and with a second attempt at the
+/// node that has its slot now: less than operators wait for the outcome of their pushes.
 const COMMAND_TIMEOUT_IN_ALL: Duration = Duration::from_secs(4);
 
 /// Commands that a connection to one node of a Cluster carries at once, at most. The others wait in the client. The queue of
@@ -212,20 +214,9 @@ impl Connection {
         let answer = match self {
             Self::One(connection) => connection.send_packed_command(cmd).await?,
             Self::Cluster { commands, .. } => {
-                let answer = commands.req_packed_command(cmd).await;
-                match answer.as_ref().err().and_then(moved_to) {
-                    Some(node) => {
-                        let node = RoutingInfo::SingleNode(node);
-                        match commands.route_command(cmd.clone(), node).await {
-                            // The command was not carried out, as the first answer says.
-                            Err(error) if error.kind() == ErrorKind::ClusterConnectionNotFound => {
-                                answer?
-                            }
-                            answer => answer?,
-                        }
-                    }
-                    None => answer?,
-                }
+                let answer = call_cluster(commands, cmd);
+                let timed_out = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                timeout(COMMAND_TIMEOUT_IN_ALL, answer).await.unwrap_or_else(timed_out)?
             }
         };
         answer.extract_error()
@@ -321,6 +312,17 @@ impl Connection {
             }
         }
         Ok(())
+    }
+}
+
+/// Sends a command to the node that has its slot, also if that is another one than the client knows.
+async fn call_cluster(commands: &mut ClusterConnection, cmd: &Cmd) -> Result<Value, RedisError> {
+    let answer = commands.req_packed_command(cmd).await;
+    let Some(node) = answer.as_ref().err().and_then(moved_to) else { return answer };
+    match commands.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await {
+        // The command was not carried out, as the first answer says.
+        Err(error) if error.kind() == ErrorKind::ClusterConnectionNotFound => answer,
+        second => second,
     }
 }
 

@@ -56,7 +56,9 @@ fn hint(target: &RedisTarget, reason: &str) -> Option<&'static str> {
         "no authority that this machine trusts has signed the server's certificate. Set redis.ca_file to the one that did"
     } else if has("NotValidForName") || has("not valid for name") {
         "the server's certificate is for other names. Use one of them in the URL"
-    } else if target.is_tls && (has("InvalidContentType") || has("timed out")) {
+    } else if target.is_tls && has("timed out") {
+        "nothing answers in time. Check host, port and firewall; or the port may not speak TLS: use the server's tls-port"
+    } else if target.is_tls && has("InvalidContentType") {
         "the port may not speak TLS. Use the server's tls-port, or a URL without TLS, as redis:// instead of rediss://"
     } else if is_unreadable && has("Unexpected `21`") {
         "the port speaks TLS. Use rediss:// instead of redis://"

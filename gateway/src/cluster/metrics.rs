@@ -84,7 +84,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     ("tidegate_presence_waiting", "Users whose presence is on its way to Redis"),
     (
         "tidegate_presence_departed",
-        "Users who have left this gateway and whom Redis may still have, since it has not confirmed it",
+        "Users who left this gateway and whose departure Redis has not confirmed",
     ),
     ("tidegate_user_commands_waiting", "Pushes to users, kicks and expulsions that wait for Redis"),
     ("tidegate_cluster_users", "Users with a session at any gateway, as last counted"),

@@ -31,7 +31,7 @@ pub struct Order {
     pub count: u64,
     /// How many a second, all shards together: at least 1.
     pub per_second: u64,
-    /// Clients that were accepted less than so many seconds before the run stay.
+    /// Clients that were accepted in this number of seconds before the run stay.
     pub spared_s: u16,
 }
 
@@ -148,7 +148,7 @@ struct LastRun {
 struct State {
     share: Share,
     started_ms: u64,
-    /// Clients have to be accepted at least so many seconds before the start.
+    /// Only clients that were accepted at least this number of seconds before the start are sent away.
     before_start_s: u16,
     /// Clients of the share that are still to be sent.
     left: u64,

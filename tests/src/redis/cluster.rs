@@ -166,7 +166,7 @@ impl Cluster {
     }
 
     /// Waits until all masters have heard of all moves. Faster moves may give two nodes the same epoch, and then they never
-    /// agree on who has the slot.
+    /// agree on which of them has the slot.
     fn wait_until_agreed(&self) {
         let masters: Vec<_> = self.nodes.iter().filter(|node| node.is_master()).collect();
         until("the masters agree", || {

@@ -118,7 +118,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// The client carries out all commands in one task. While it asks for the slots again, it does not go on with the commands
+/// The client carries out all commands in one task. While it asks for the slots again, it does not continue the commands
 /// that are under way. None of these may hold what the question for the slots waits for.
 #[test]
 fn no_command_is_lost_when_slots_move_while_many_are_under_way() {

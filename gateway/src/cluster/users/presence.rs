@@ -45,7 +45,7 @@ const ROUND_USERS_MAX: usize = 256;
 /// Partitions whose users are asserted again at the same time, at most.
 const ASSERTING_MAX: usize = 2;
 
-/// Users of a partition who have left and whom Redis may still have, beyond which no login is sent. They take 40 bytes each:
+/// Users of a partition whose departure Redis has not confirmed. At this number no further login is sent. They take 40 bytes each:
 /// 20 MB in all partitions. More can only be users whose logins were sent before.
 pub const DEPARTED_MAX: usize = 4_096;
 
@@ -268,7 +268,7 @@ impl Presence {
         self.partitions.iter().map(waiting).sum()
     }
 
-    /// Users who have left and whom Redis may still have.
+    /// Users whose departure Redis has not confirmed.
     #[must_use]
     pub fn departed(&self) -> usize {
         self.partitions.iter().map(|partition| partition.departed).sum()
