@@ -12,7 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, BufRead as _, ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,9 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tidegate_protocol::client::{Client, Event};
 use tidegate_protocol::memberships::{Delivery, Memberships};
 
@@ -42,6 +45,9 @@ struct Args {
     /// The gateway to which all connect first, counted from 0; without it they are spread.
     #[arg(long)]
     home: Option<usize>,
+    /// The address that the clients connect from. The kernel has some 28,000 ports for each.
+    #[arg(long, default_value = "127.0.0.1")]
+    source: IpAddr,
     /// How many clients.
     #[arg(long, default_value_t = 1000)]
     clients: usize,
@@ -163,7 +169,7 @@ impl Crowd {
             let one = &mut self.all[index];
             let address = self.args.gateways[one.gateway];
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let opened = TcpStream::connect(address).and_then(|mut stream| {
+            let opened = connect(self.args.source, address).and_then(|mut stream| {
                 self.poll.registry().register(&mut stream, Token(index), interest)?;
                 Ok(stream)
             });
@@ -322,6 +328,22 @@ impl Crowd {
         let at_end = self.all.iter().filter(is_at_end).count();
         writeln!(io::stdout(), "{}", report.to_json(self.all.len(), connected, at_end))?;
         Ok(())
+    }
+}
+
+/// Begins to connect from `source`. The kernel chooses the port when it knows both addresses, so that a port can serve several
+/// destinations.
+fn connect(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    bind(&socket, &SocketAddr::new(source, 0))?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {
+            Ok(TcpStream::from_std(std::net::TcpStream::from(socket)))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
