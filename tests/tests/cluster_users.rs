@@ -237,12 +237,13 @@ fn of_ten_thousand_races_one_session_is_left_each_and_it_is_the_newer_one() {
             .map(|round| race(redis, &gateways, 200 * round..200 * (round + 1), second))
             .sum()
     };
+    let races = 200 * rounds;
     let first = all(Second::AtOnce);
     println!(
-        "10000 pairs of logins at once: one session left of each; {first} times the first one"
+        "{races} pairs of logins at once: one session left of each; {first} times the first one"
     );
     let first = all(Second::AfterTheFirstAnswer);
-    println!("10000 logins after a login: one session left of each; {first} times the first one");
+    println!("{races} logins after a login: one session left of each; {first} times the first one");
     assert_eq!(first, 0);
 }
 
