@@ -331,7 +331,10 @@ fn while_redis_hangs_logins_succeed_and_the_newer_one_wins_when_it_is_back(
         let entry = wait_until_online(redis, user_id);
         assert!(!entry.contains(' '), "{entry}");
     }
-    assert!((100..150).all(|user_id| online(redis, user_id).is_empty()));
+    // Some had reached Redis before it hung: then their end follows when it is back.
+    until("nothing is left of the users who came and went", || {
+        (100..150).all(|user_id| online(redis, user_id).is_empty()).then_some(())
+    });
 }
 
 fn users_are_known_again_to_a_redis_that_lost_its_data(redis: &mut dyn Deployment) {
