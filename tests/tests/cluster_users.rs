@@ -351,7 +351,11 @@ fn users_are_known_again_to_a_redis_that_lost_its_data(redis: &mut dyn Deploymen
     for user_id in 0..100 {
         wait_until_online(redis, user_id);
     }
-    assert_eq!(online(redis, 200), "");
+    until("the user who has left is not online", || online(redis, 200).is_empty().then_some(()));
+    // The other gateway has presented its users again. This one may still try to connect.
+    for link in ["tidegate_presence_up", "tidegate_redis_up"] {
+        operator.wait_for_metric(link, "", |up| up >= 1.0);
+    }
     assert_eq!(operator.push_user(5, 9, b"again"), 1);
     assert_eq!(phones[5].push().biz_data, "again");
 }
