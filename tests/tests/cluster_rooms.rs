@@ -377,6 +377,10 @@ impl Follower {
     }
 }
 
+/// The pushes of a show. Redis keeps a room's last 1,000, and a gateway may come back to it when all of a show are published:
+/// fewer than that follow the failover.
+const SHOW: u64 = 2_700;
+
 /// A gateway is killed and restarted, and the master of Redis is killed: see [`Follower::check`].
 #[test]
 fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
@@ -396,14 +400,14 @@ fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
                 Follower::start(&gateways[usize::try_from(user % 3).unwrap()], user + 1);
             let addresses = addresses.clone();
             std::thread::spawn(move || {
-                follower.follow(2_999, &addresses);
+                follower.follow(SHOW - 1, &addresses);
                 follower
             })
         })
         .collect();
     // What Redis has acknowledged: each number is published until it is, so some may be lost, none twice.
     let mut master = until("there is a master", || set.master());
-    for number in 0..3_000_u64 {
+    for number in 0..SHOW {
         if number == 1_000 {
             gateways[1].crash_and_restart();
         }
@@ -426,16 +430,14 @@ fn a_show_continues_when_a_gateway_and_the_master_of_redis_are_killed() {
             answer.starts_with("ok").then_some(())
         });
     }
-    let log = set.servers[master].cli(&["XRANGE", "tg1:room:{rshow}:log", "-", "+"]);
-    drop(log);
-    let kept: HashMap<u64, bool> = (0..3_000)
+    let kept: HashMap<u64, bool> = (0..SHOW)
         .map(|number| {
             let once = format!("tg1:room:{{rshow}}:once:n{number}");
             (number, set.servers[master].cli(&["EXISTS", &once]) == "1")
         })
         .collect();
     let lost = kept.values().filter(|kept| !**kept).count();
-    assert!(lost < 3_000, "the replicas had nothing");
+    assert!(lost < 2_000, "the replicas had nothing");
     let mut reconnects = 0;
     for follower in followers {
         let follower = follower.join().unwrap();
