@@ -114,13 +114,14 @@ impl Call {
         self.kind
     }
 
-    /// The user that sent the request. It is authenticated.
+    /// The user that sent the request. It is authenticated; it is 0 where an HTTP route is public.
     #[must_use]
     pub fn user_id(&self) -> UserId {
         self.user_id
     }
 
-    /// The connection that sent the request: what can join a room.
+    /// The connection that sent the request: what can join a room. A request that came over HTTP has no session, but
+    /// an id of its own, which means no connection: [`Gateway::join`] refuses it.
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.session

@@ -385,7 +385,8 @@ impl Gateway {
     }
 
     /// Makes a connection a member of a room. A member that joins again only moves back to
-    /// `after_offset`, where one is given.
+    /// `after_offset`, where one is given. The session of a request that came over HTTP can't join:
+    /// [`PushError::UnknownSession`].
     ///
     /// # Errors
     /// [`PushError`] when the command was not taken.

@@ -5,6 +5,7 @@
 //! | 200 | anything | blocks the worker for 1 ms, then answers with the same bytes |
 //! | 201 | anything | blocks the worker until type 210 arrives, then answers with the same bytes |
 //! | 202 | anything | answers with the same bytes |
+//! | 203 | the path of a FIFO | blocks the worker until somebody has written to the FIFO, then answers with what was written |
 //! | 210 | anything | releases the calls of type 201 that block now; the answer is their number |
 //!
 //! Types 200 to 209 go to the backend `blocking`, which runs on workers. Type 210 goes to the backend
@@ -16,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use tidegate_backend::demo::Demo;
-use tidegate_backend::{Call, Gateway, Handler, Placement};
+use tidegate_backend::{Call, Code, Gateway, Handler, Placement};
 
 /// What this program adds to the gateway's defaults.
 const DEFAULTS: &str = r#"
@@ -42,6 +43,8 @@ backend = "control"
 const WORK_TYPE: i32 = 200;
 /// Blocks until it is released.
 const HANG: i32 = 201;
+/// Blocks until its FIFO is written.
+const READ: i32 = 203;
 
 /// How long a call of [`WORK_TYPE`] blocks.
 const WORK: Duration = Duration::from_millis(1);
@@ -86,10 +89,19 @@ impl Handler for Blocking {
         match call.kind() {
             WORK_TYPE => thread::sleep(WORK),
             HANG => self.0.block(),
+            READ => return read(call),
             _ => {}
         }
         let same = call.biz_data().clone();
         call.answer(same);
+    }
+}
+
+fn read(call: Call) {
+    let path = String::from_utf8_lossy(call.biz_data()).into_owned();
+    match std::fs::read(path) {
+        Ok(bytes) => call.answer(bytes),
+        Err(_) => call.fail(Code::BackendFailed),
     }
 }
 

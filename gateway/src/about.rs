@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::process;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::gauge;
@@ -17,6 +18,7 @@ use crate::auth::KeySetStatus;
 use crate::cluster::registry::{Figures, Line};
 use crate::cluster::status::Status;
 use crate::config::Config;
+use crate::wire::certificates::Certificates;
 
 /// The version of the gateway.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -54,6 +56,9 @@ pub struct About {
     /// `None`: this gateway is alone.
     #[serde(skip)]
     cluster: Option<Status>,
+    /// `None`: no listener has TLS.
+    #[serde(skip)]
+    certificates: Option<Arc<Certificates>>,
 }
 
 impl About {
@@ -76,6 +81,7 @@ impl About {
             started: Instant::now(),
             key_set: None,
             cluster: None,
+            certificates: None,
         }
     }
 
@@ -89,6 +95,18 @@ impl About {
     #[must_use]
     pub fn missing_keys(&self) -> Option<String> {
         self.key_set.as_ref()?.missing()
+    }
+
+    /// Knows also the certificates, which operators may have read again.
+    #[must_use]
+    pub fn with_certificates(self, certificates: Option<Arc<Certificates>>) -> Self {
+        Self { certificates, ..self }
+    }
+
+    /// The certificates; `None`: no listener has TLS.
+    #[must_use]
+    pub const fn certificates(&self) -> Option<&Arc<Certificates>> {
+        self.certificates.as_ref()
     }
 
     /// Says also what is known of Redis and of the other gateways.

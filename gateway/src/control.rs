@@ -43,6 +43,12 @@ pub trait Control: Send + Sync + 'static {
     /// Asks a shard for its figures.
     fn shard(&self, shard: u16) -> Reply<ShardInfo>;
 
+    /// Asks the HTTP gateway, as [`Self::shard`] asks a shard. It has none of these figures: an answer says that its thread
+    /// runs. `None`: there is none.
+    fn http(&self) -> Option<Reply<ShardInfo>> {
+        None
+    }
+
     /// Asks a shard how many clients it could send to other gateways, without those that came in the last `spared_s`
     /// seconds.
     fn count_movable(&self, shard: u16, spared_s: u16) -> Reply<u64>;

@@ -3,8 +3,8 @@
 //! It finds the home shard of a user, a room or a session, and posts to that shard's mailbox. It enforces the bound on
 //! commands in flight. It never blocks.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
 use crossbeam::atomic::AtomicCell;
@@ -30,6 +30,8 @@ use crate::shard::users::{self, message::UserMessage};
 #[derive(Debug)]
 pub struct Hub {
     addresses: Vec<Address>,
+    /// The mailbox of the HTTP gateway, where there is one.
+    http: OnceLock<Address>,
     /// The way to the other gateways; `None`: this gateway is alone.
     cluster: Option<ClusterAddress>,
     limiter: Arc<CommandLimiter>,
@@ -52,7 +54,13 @@ impl Hub {
     ) -> Self {
         let readiness = AtomicCell::new(Readiness::Starting);
         let stopped = AtomicBool::new(false);
-        Self { addresses, cluster, limiter, session_ids, frame_bytes_max, readiness, stopped }
+        let http = OnceLock::new();
+        Self { addresses, http, cluster, limiter, session_ids, frame_bytes_max, readiness, stopped }
+    }
+
+    /// The mailbox of the HTTP gateway: there is one from now on.
+    pub fn add_http(&self) -> Address {
+        self.http.get_or_init(Address::new).clone()
     }
 
     /// Sets whether new connections are accepted.
@@ -256,6 +264,12 @@ impl Control for Hub {
         let (reply, answer) = oneshot::channel();
         self.addresses[usize::from(shard)].post(Message::InspectShard { reply });
         answer
+    }
+
+    fn http(&self) -> Option<Reply<ShardInfo>> {
+        let (reply, answer) = oneshot::channel();
+        self.http.get()?.post(Message::InspectShard { reply });
+        Some(answer)
     }
 
     fn count_movable(&self, shard: u16, spared_s: u16) -> Reply<u64> {

@@ -15,6 +15,8 @@ pub mod control;
 pub mod driver;
 mod durable;
 mod holder;
+pub mod http;
+mod http_io;
 pub mod hub;
 pub mod metrics_page;
 pub mod offset_file;
@@ -28,6 +30,7 @@ pub mod session_id;
 pub mod shard;
 pub mod telemetry;
 pub mod tickets;
+pub mod wire;
 
 pub use run::run;
 pub use server::Server;

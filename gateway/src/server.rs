@@ -18,7 +18,7 @@ mod listener;
 mod threads;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -38,9 +38,10 @@ use crate::cluster::registry::Line;
 use crate::cluster::run::{ClusterThread, Surroundings};
 use crate::cluster::status::Status;
 use crate::config::nearest;
-use crate::config::{AuthMode, BackendConfig, Config};
+use crate::config::{AuthMode, BackendConfig, Config, ListenerConfig, WireKind};
 use crate::control::{Control, Readiness};
 use crate::holder::{AddressError, PATIENCE, Wait};
+use crate::http::{self, HttpServer, MessageError};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
@@ -48,10 +49,13 @@ use crate::parts::{Keys, Origin, Parts};
 use crate::router::Backend;
 use crate::secret::{SecretError, check_secret, load_or_create_secret};
 use crate::shard::command::CommandLimiter;
-use crate::shard::mailbox::Message;
+use crate::shard::mailbox::{Address, Message};
 use crate::shard::stats;
 use crate::tickets::{self, Tickets};
-use listener::listen;
+use crate::wire::certificates::{self, CertificateError, Certificates};
+use crate::wire::{self, Wire};
+pub use listener::ClientAddress;
+use listener::{ListenError, Listeners, listen};
 use threads::{Report, start_shards};
 
 /// Why a gateway did not start, or failed. The operator can fix it.
@@ -70,14 +74,20 @@ pub enum StartError {
     TicketKey(SecretError),
     /// The clients' address can't be listened on.
     #[error(
-        "can't listen for clients on {address}: {cause}; choose another address with --listen (the key listen)"
+        "can't listen for clients on {address}: {cause}; choose another address with {}",
+        flag_of(key)
     )]
     Listen {
+        /// The key that names it.
+        key: String,
         /// The address.
         address: SocketAddr,
         /// The error of the system.
         cause: io::Error,
     },
+    /// The certificates can't be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     /// The operators' HTTP did not start.
     #[error(transparent)]
     Admin(AdminError),
@@ -103,6 +113,12 @@ pub enum StartError {
     /// The thread that speaks with Redis ended unexpectedly.
     #[error("the thread that speaks with Redis failed: {0}")]
     Cluster(String),
+    /// The messages that HTTP routes name can't be used.
+    #[error(transparent)]
+    Messages(#[from] MessageError),
+    /// The thread that serves HTTP ended unexpectedly.
+    #[error("the thread that serves HTTP failed: {0}")]
+    Http(String),
     /// A shard ended unexpectedly.
     #[error("shard {shard} failed: {reason}")]
     Shard {
@@ -111,6 +127,18 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+}
+
+impl StartError {
+    /// A thread has ended with a failure, and has reported itself as this: see [`Server::ended`].
+    #[must_use]
+    pub fn of_thread(number: u16, reason: String) -> Self {
+        match number {
+            CLUSTER => Self::Cluster(reason),
+            HTTP => Self::Http(reason),
+            shard => Self::Shard { shard, reason },
+        }
+    }
 }
 
 impl From<AdminError> for StartError {
@@ -125,6 +153,15 @@ impl From<AdminError> for StartError {
 /// What the thread that speaks with Redis reports itself as, beside the shards: no shard has this number.
 const CLUSTER: u16 = u16::MAX;
 
+/// What the thread of HTTP reports itself as.
+const HTTP: u16 = u16::MAX - 1;
+
+/// The ways into what is not a shard, as far as the cluster's thread needs them.
+struct Ways {
+    inbox: cluster::Inbox,
+    http: Option<Address>,
+}
+
 /// A gateway that is not started yet.
 pub struct Builder {
     config: Config,
@@ -135,13 +172,16 @@ pub struct Builder {
 /// A gateway that runs.
 #[derive(Debug)]
 pub struct Server {
-    client_address: SocketAddr,
+    client_addresses: Vec<ClientAddress>,
+    certificates: Option<Arc<Certificates>>,
     hub: Arc<Hub>,
     gateway: Gateway,
     admin: AdminServer,
     /// How each shard ended.
     ended: Receiver<(u16, Result<(), String>)>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Serves HTTP, where a listener has it.
+    http: Option<HttpServer>,
     /// Speaks with Redis, where the gateway is one of several.
     cluster: Option<ClusterThread>,
     /// Keeps the offset file up to date while shards run.
@@ -173,6 +213,8 @@ impl Builder {
             handler_of(backend, &self.handlers)?;
         }
         Verifier::check(&self.config.auth)?;
+        certificates(&self.config)?;
+        http::check(&self.config.http)?;
         self.config.rooms.offset_file.as_deref().map(offset_file::read).transpose()?;
         check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
         check_secret(&self.config.rooms.ticket_key_file).map_err(StartError::TicketKey)?;
@@ -207,11 +249,15 @@ impl Builder {
         let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
         let ticket_key = tickets::fingerprint(ticket_key.as_bytes());
-        let listeners = listen(&config, &wait).map_err(|error| match error {
-            AddressError::Interrupted => StartError::Interrupted,
-            AddressError::Refused(cause) => StartError::Listen { address: config.listen, cause },
-        })?;
-        let client_address = listeners[0].local_addr()?;
+        let certificates = certificates(&config)?.map(Arc::new);
+        certificates.as_ref().map(certificates::watch).transpose()?;
+        let http_routes = http::load_routes(&config.http)?;
+        let Listeners { addresses: client_addresses, by_shard, http: http_sockets } =
+            listen(&config, &wait).map_err(|ListenError { key, address, cause }| match cause {
+                AddressError::Interrupted => StartError::Interrupted,
+                AddressError::Refused(cause) => StartError::Listen { key, address, cause },
+            })?;
+        let wires = wires(&config, certificates.as_deref());
         let admin_config = config.admin.clone();
         let (started, wall_clock) = (Instant::now(), WallClock::system());
         let offset_file = config.rooms.offset_file.clone();
@@ -219,7 +265,8 @@ impl Builder {
         let (session_key, log_key) = (random_number()?, random_number()?);
         let origin = Origin { started, first_offset, wall_clock, session_key, log_key };
         stats::describe();
-        let about = About::new(&config, client_address)
+        let about = About::new(&config, client_addresses[0].address)
+            .with_certificates(certificates.clone())
             .with_key_set(verifier.key_set_status())
             .with_cluster(cluster_status(&config)?);
         about.export();
@@ -232,6 +279,8 @@ impl Builder {
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
         })?;
         let Parts { hub, gateway, .. } = parts.clone();
+        // Before the operators' HTTP asks whether its thread runs.
+        let http_address = (!http_sockets.is_empty()).then(|| hub.add_http());
         let metrics = match metrics {
             Some(metrics) => MetricsPage::new(metrics, &parts.shared),
             None => detached_metrics().into(),
@@ -242,12 +291,59 @@ impl Builder {
         let keeper = offset_file.map(|path| OffsetKeeper::start(path, first_offset, started));
         let offset_keeper = keeper.transpose()?;
         let line = Line { admin_listen: admin.local_addr().to_string(), ticket_key, ..line };
-        let cluster = start_cluster(&parts, inbox, status, line, report.clone())?;
+        let ways = Ways { inbox, http: http_address.clone() };
+        let cluster = start_cluster(&parts, ways, status, line, report.clone())?;
         // Before shards accept clients. Those that connect meanwhile wait in the kernel's queue.
         cluster.iter().for_each(|cluster| cluster.wait_for_everybody(&interrupted));
-        let threads = start_shards(listeners, &parts, &report)?;
+        let threads = start_shards(by_shard, &wires, &parts, &report)?;
+        let doors = (http_sockets, certificates.clone());
+        let http = start_http(&parts, http_address, doors, http_routes, report)?;
         hub.set_readiness(Readiness::Ready);
-        Ok(Server { client_address, hub, gateway, admin, ended, threads, cluster, offset_keeper })
+        Ok(Server {
+            client_addresses,
+            certificates,
+            hub,
+            gateway,
+            admin,
+            ended,
+            threads,
+            http,
+            cluster,
+            offset_keeper,
+        })
+    }
+}
+
+/// How the operator changes the key of an address.
+fn flag_of(key: &str) -> String {
+    if key == "listen" { "--listen (the key listen)".into() } else { format!("the key {key}") }
+}
+
+/// The certificates, if a listener needs any.
+fn certificates(config: &Config) -> Result<Option<Certificates>, CertificateError> {
+    let mut listeners = config.listeners.iter().chain(&config.http.listeners);
+    let needed = listeners.any(|listener| listener.wire.has_tls());
+    needed.then(|| Certificates::load(config.tls.clone())).transpose()
+}
+
+/// The wires of all listeners, in the order of the drivers' numbers.
+fn wires(config: &Config, certificates: Option<&Certificates>) -> wire::Settings {
+    let of_listener = |listener: &ListenerConfig| Wire {
+        proxy: (!listener.proxy_from.is_empty()).then(|| listener.proxy_from.as_slice().into()),
+        tls: certificates.and_then(|certificates| match listener.wire {
+            WireKind::Tls => Some(certificates.tls()),
+            WireKind::Wss => Some(certificates.websocket()),
+            WireKind::Tcp | WireKind::Ws | WireKind::Http | WireKind::Https => None,
+        }),
+        websocket: listener.upgrade.clone().map(Arc::new),
+    };
+    let plain = config.listen.map(|_| Wire::default());
+    wire::Settings {
+        wires: plain.into_iter().chain(config.listeners.iter().map(of_listener)).collect(),
+        message_bytes_max: config.limits.message_bytes_max,
+        open_timeout: config.limits.open_timeout,
+        handshakes_per_second: config.tls.handshakes_per_second_max,
+        marks_messages: false,
     }
 }
 
@@ -258,10 +354,22 @@ impl Server {
         Builder { config, handlers: Vec::new(), metrics: None }
     }
 
-    /// Where clients connect.
+    /// Where clients connect: with plain TCP, if there is such a listener, or else at the first one.
     #[must_use]
-    pub const fn client_address(&self) -> SocketAddr {
-        self.client_address
+    pub fn client_address(&self) -> SocketAddr {
+        self.client_addresses[0].address
+    }
+
+    /// All addresses where clients connect. The plain one comes first.
+    #[must_use]
+    pub fn client_addresses(&self) -> &[ClientAddress] {
+        &self.client_addresses
+    }
+
+    /// The certificates, which can be read again; `None`: no listener has TLS.
+    #[must_use]
+    pub const fn certificates(&self) -> Option<&Arc<Certificates>> {
+        self.certificates.as_ref()
     }
 
     /// Where operators connect.
@@ -288,6 +396,7 @@ impl Server {
         self.hub.set_readiness(Readiness::Draining);
         self.admin.allow_successor();
         self.hub.tell_all(|| Message::Drain);
+        self.http.iter().for_each(HttpServer::drain);
     }
 
     /// Ends at once: connections get no 108.
@@ -295,6 +404,7 @@ impl Server {
         self.hub.set_readiness(Readiness::Draining);
         self.hub.set_stopped();
         self.hub.tell_all(|| Message::Stop);
+        self.http.iter().for_each(HttpServer::stop);
     }
 
     /// Receives a message from each shard that ends, whether that was requested or not. See [`Self::wait`].
@@ -307,16 +417,16 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError::Shard`] when one ended unexpectedly.
-    pub fn wait(self) -> Result<(), StartError> {
+    pub fn wait(mut self) -> Result<(), StartError> {
         let mut outcome = Ok(());
         for _ in 0..self.threads.len() {
             if let Ok((shard, Err(reason))) = self.ended.recv() {
-                outcome = Err(match shard {
-                    CLUSTER => StartError::Cluster(reason),
-                    shard => StartError::Shard { shard, reason },
-                });
+                outcome = Err(StartError::of_thread(shard, reason));
                 self.stop();
             }
+        }
+        if let Some(http) = self.http.take() {
+            http.join();
         }
         self.hub.set_stopped();
         for thread in self.threads {
@@ -348,7 +458,7 @@ fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
 /// Starts the thread that speaks with Redis, if the configuration names one.
 fn start_cluster(
     parts: &Parts,
-    inbox: cluster::Inbox,
+    ways: Ways,
     status: Option<Status>,
     line: Line,
     report: Sender<Report>,
@@ -368,6 +478,7 @@ fn start_cluster(
         started: shared.started,
         wall_clock: shared.wall_clock.clone(),
         shards: shared.addresses.clone(),
+        http: ways.http,
         limiter: Arc::new(limiter),
         status,
         line,
@@ -375,7 +486,27 @@ fn start_cluster(
     };
     // Joins would wait for it forever. The receiver is gone when the server itself was dropped.
     let on_panic = move |reason| drop(report.send((CLUSTER, Err(reason))));
-    ClusterThread::start(surroundings, inbox, address.clone(), on_panic).map(Some)
+    ClusterThread::start(surroundings, ways.inbox, address.clone(), on_panic).map(Some)
+}
+
+/// Starts the thread that serves HTTP, if there is an address that answers come to.
+fn start_http(
+    parts: &Parts,
+    address: Option<Address>,
+    (sockets, certificates): (Vec<TcpListener>, Option<Arc<Certificates>>),
+    routes: http::Routes,
+    report: Sender<Report>,
+) -> io::Result<Option<HttpServer>> {
+    let Some(address) = address else { return Ok(None) };
+    let around = http::Surroundings { parts: parts.clone(), address, sockets, certificates };
+    // The receiver is gone when the server itself was dropped.
+    let on_failure = move |reason| drop(report.send((HTTP, Err(reason))));
+    let started = HttpServer::start(around, routes, on_failure).inspect_err(|_| {
+        // The shards that run already must not go on without it.
+        parts.hub.set_stopped();
+        parts.hub.tell_all(|| Message::Stop);
+    });
+    started.map(Some)
 }
 
 fn handler_of<'a>(

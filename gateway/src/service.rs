@@ -1,9 +1,10 @@
 //! Tells a service manager (sd_notify(3)) that the gateway is ready, alive, or stopping.
 //!
-//! Without `NOTIFY_SOCKET` in the environment it does nothing. A watchdog message vouches for the shards, not for the
-//! process: it is sent only after each shard has answered a question from its own loop. So the manager restarts a
-//! gateway of which one shard hangs.
+//! Without `NOTIFY_SOCKET` in the environment it does nothing. A watchdog message vouches for the threads that serve clients,
+//! not for the process: it is sent only after each shard, and the HTTP gateway if there is one, has answered a question from
+//! its own loop. So the manager restarts a gateway of which one of these threads hangs.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::control::{Control, Reply, ShardInfo};
 
-/// How often the shards are checked within one watchdog interval. A question is asked at one check and answered
+/// How often the threads are checked within one watchdog interval. A question is asked at one check and answered
 /// before the next, so the manager gets two messages in an interval even if every other answer is one check late.
 /// The operators' HTTP has a separate [`Liveness`].
 const CHECKS_PER_INTERVAL: u32 = 4;
@@ -62,25 +63,44 @@ impl Service {
     }
 }
 
-/// A shard that has not answered for longer than this hangs. On an overloaded machine a turn takes a second or two,
+/// A thread that has not answered for longer than this hangs. On an overloaded machine a turn takes a second or two,
 /// and to restart a gateway that is only slow would cost all connections.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// The most silence that one check adds. If a check is late, the whole machine may have been stopped, which says
-/// nothing about the shards.
+/// nothing about the threads.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
-/// Whether all shards run: it asks each a question that the shard's own loop answers. It never waits. Its knowledge is
-/// as old as the last check.
+/// A thread that serves clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServingThread {
+    /// A shard.
+    Shard(u16),
+    /// The HTTP gateway.
+    Http,
+}
+
+impl fmt::Display for ServingThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shard(shard) => write!(f, "shard {shard}"),
+            Self::Http => f.write_str("the HTTP gateway"),
+        }
+    }
+}
+
+/// Whether all shards and the HTTP gateway run: it asks each a question that the thread's own loop answers. It never waits.
+/// Its knowledge is as old as the last check.
 pub struct Liveness {
     control: Arc<dyn Control>,
-    shards: Vec<Asked>,
+    threads: Vec<Asked>,
     looked_at: Instant,
 }
 
-/// The question to one shard.
+/// The question to one thread.
 struct Asked {
-    /// The answer to come. `None`: the shard has ended, as each does when the gateway drains.
+    thread: ServingThread,
+    /// The answer to come. `None`: the thread has ended, as each does when the gateway drains.
     answer: Option<Reply<ShardInfo>>,
     /// How long the answer is missing, as far as checks have seen.
     silence: Duration,
@@ -88,29 +108,32 @@ struct Asked {
     answered: bool,
 }
 
-/// A shard that hangs.
+/// A thread that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// The shard.
-    pub shard: u16,
+    /// Which.
+    pub thread: ServingThread,
     /// How long it has not answered.
     pub lasts: Duration,
 }
 
 impl Liveness {
-    /// Asks every shard.
+    /// Asks every thread.
     #[must_use]
     pub fn new(control: Arc<dyn Control>) -> Self {
-        let ask = |shard| Asked {
-            answer: Some(control.shard(shard)),
+        let http = control.http().map(|answer| (ServingThread::Http, answer));
+        let shard = |shard| (ServingThread::Shard(shard), control.shard(shard));
+        let threads = (0..control.shards()).map(shard).chain(http);
+        let threads = threads.map(|(thread, answer)| Asked {
+            thread,
+            answer: Some(answer),
             silence: Duration::ZERO,
             answered: false,
-        };
-        let shards = (0..control.shards()).map(ask).collect();
-        Self { control, shards, looked_at: Instant::now() }
+        });
+        Self { threads: threads.collect(), control, looked_at: Instant::now() }
     }
 
-    /// Records which shards have answered, and asks those again.
+    /// Records which threads have answered, and asks those again.
     pub fn check(&mut self) {
         self.look_at(Instant::now());
     }
@@ -118,41 +141,40 @@ impl Liveness {
     fn look_at(&mut self, now: Instant) {
         let since = now.saturating_duration_since(self.looked_at).min(LOOK_MAX);
         self.looked_at = now;
-        for (shard, asked) in (0..).zip(&mut self.shards) {
+        for asked in &mut self.threads {
             let Some(answer) = &mut asked.answer else { continue };
             match answer.try_recv() {
                 Err(TryRecvError::Empty) => asked.silence += since,
-                Err(TryRecvError::Closed) => *asked = Asked::ended(),
-                Ok(_) => {
-                    let answer = Some(self.control.shard(shard));
-                    *asked = Asked { answer, silence: Duration::ZERO, answered: true };
-                }
+                Err(TryRecvError::Closed) => asked.answered(None),
+                Ok(_) => asked.answered(match asked.thread {
+                    ServingThread::Shard(shard) => Some(self.control.shard(shard)),
+                    ServingThread::Http => self.control.http(),
+                }),
             }
         }
     }
 
-    /// Checks, and returns whether every shard has answered since this last returned true.
+    /// Checks, and returns whether every thread has answered since this last returned true.
     pub fn all_answered(&mut self) -> bool {
         self.check();
-        let all = self.shards.iter().all(|asked| asked.answered);
+        let all = self.threads.iter().all(|asked| asked.answered);
         if all {
-            self.shards.iter_mut().for_each(|asked| asked.answered = asked.answer.is_none());
+            self.threads.iter_mut().for_each(|asked| asked.answered = asked.answer.is_none());
         }
         all
     }
 
-    /// The shards that hang, as of the last check.
+    /// The threads that hang, as of the last check.
     pub fn silent(&self) -> impl Iterator<Item = Silence> {
-        (0..)
-            .zip(&self.shards)
-            .filter(|(_, asked)| asked.silence > SILENCE_MAX)
-            .map(|(shard, asked)| Silence { shard, lasts: asked.silence })
+        let silent = self.threads.iter().filter(|asked| asked.silence > SILENCE_MAX);
+        silent.map(|asked| Silence { thread: asked.thread, lasts: asked.silence })
     }
 }
 
 impl Asked {
-    const fn ended() -> Self {
-        Self { answer: None, silence: Duration::ZERO, answered: true }
+    /// It has answered, or ended. `next`: the answer to the next question.
+    fn answered(&mut self, next: Option<Reply<ShardInfo>>) {
+        (self.answer, self.silence, self.answered) = (next, Duration::ZERO, true);
     }
 }
 
@@ -250,7 +272,12 @@ mod tests {
     }
 
     fn silent(liveness: &Liveness) -> Vec<(u16, u64)> {
-        liveness.silent().map(|silence| (silence.shard, silence.lasts.as_secs())).collect()
+        let shard = |thread| match thread {
+            ServingThread::Shard(shard) => shard,
+            ServingThread::Http => panic!("there is none"),
+        };
+        let silent = liveness.silent();
+        silent.map(|silence| (shard(silence.thread), silence.lasts.as_secs())).collect()
     }
 
     #[test]

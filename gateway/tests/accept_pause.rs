@@ -126,7 +126,7 @@ fn pauses_and_goes_on(driver: &mut impl Driver, address: SocketAddr, limit: &Lim
 fn epoll_resumes_once_there_are_descriptors_though_no_connection_waits() {
     let limit = Limit::new();
     let (listener, address) = listening();
-    let mut driver = Epoll::new(Some(listener)).unwrap();
+    let mut driver = Epoll::new(vec![listener]).unwrap();
     pauses_and_goes_on(&mut driver, address, &limit, 1);
 }
 
@@ -136,6 +136,6 @@ fn uring_resumes_once_a_ring_can_be_added_though_no_connection_waits() {
     let (listener, address) = listening();
     // The first ring is full with one connection. A further ring takes a descriptor of the process.
     let capacity = Capacity { connections: 10, files_each: 1 };
-    let mut driver = Uring::new(Some(listener), capacity).unwrap();
+    let mut driver = Uring::new(vec![listener], capacity).unwrap();
     pauses_and_goes_on(&mut driver, address, &limit, 0);
 }

@@ -25,7 +25,7 @@ struct Feed {
     accept: u32,
     accepted: u32,
     /// What the first connections receive in the next poll: how many, and the bytes for each.
-    input: Option<(u32, Bytes)>,
+    input: Option<(u32, Vec<u8>)>,
     sends: u64,
 }
 
@@ -47,12 +47,12 @@ impl Driver for Feed {
         sink.woken(self.now);
         for slot in self.accepted..self.accept {
             let peer = SocketAddr::from(([10, 0, 0, 1], 40_000));
-            sink.event(Event::Accepted { conn: conn(slot), peer });
+            sink.event(Event::Accepted { conn: conn(slot), peer, listener: 0, is_open: true });
         }
         self.accepted = self.accept;
-        if let Some((connections, bytes)) = self.input.take() {
+        if let Some((connections, mut bytes)) = self.input.take() {
             for slot in 0..connections {
-                sink.event(Event::Received { conn: conn(slot), bytes: &bytes });
+                sink.event(Event::Received { conn: conn(slot), bytes: &mut bytes });
             }
         }
         Ok(())
@@ -100,7 +100,7 @@ impl Sessions {
         let client = Client::new(world.now());
         let mut sessions = Self { world, client };
         sessions.turn();
-        sessions.world.drivers[0].input = Some((connections, login(7, 1).into()));
+        sessions.world.drivers[0].input = Some((connections, login(7, 1)));
         sessions.turn();
         assert_eq!(sessions.world.level(|levels| levels.sessions), connections as usize);
         sessions
@@ -112,7 +112,7 @@ impl Sessions {
 
     /// Allocations of the shard in a round with this input. Those of workers are not counted.
     fn round(&mut self, connections: u32, input: &Bytes) -> u64 {
-        self.world.drivers[0].input = Some((connections, input.clone()));
+        self.world.drivers[0].input = Some((connections, input.to_vec()));
         let mut count = measure(|| self.turn()).count_total;
         self.world.run_workers();
         count += measure(|| self.turn()).count_total;

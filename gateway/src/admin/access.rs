@@ -2,7 +2,6 @@
 
 use axum::body::HttpBody as _;
 use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use subtle::ConstantTimeEq;
@@ -11,6 +10,7 @@ use tokio::task::AbortHandle;
 use super::app::App;
 use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
+use crate::http_io::bearer;
 
 /// Passes on a request with the token, whose connection then keeps its slot. The thread `admin-work` does the
 /// rest, so the thread that accepts, reads and answers health never waits for it.
@@ -39,12 +39,4 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The token that a request sends, if it sends one.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    let token = Some(token.trim()).filter(|token| !token.is_empty())?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }

@@ -11,7 +11,7 @@ use tidegate_backend::publisher::{Command, Done, Nobody, RoomId, Target};
 use super::app::{self, App, PUSH_MANY};
 use super::error::ApiError;
 use super::metrics_cache::Arrived;
-use super::{access, cluster, health, ids, pushes, rebalance, stats};
+use super::{access, cluster, health, ids, pushes, rebalance, reload, stats};
 use crate::control::{RoomInfo, UserInfo};
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
@@ -20,7 +20,7 @@ const PAGE: &str = include_str!("page.html");
 /// The page may use its own script and style, which the hashes name, and ask this server. Nothing else is
 /// allowed, and no other site may frame it. A test checks that the hashes match the page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-BIx8KhL7yxjTAfX6RF/VnAl9Dd6/9E7EZZ0v10S0PZ4='; \
+     script-src 'sha256-bY0MuIFkkOEdWZPK3ri2LXgCN+8c3DL7ce6CE4AQXuY='; \
      style-src 'sha256-6o2cDPCjw5H3iirQuq5ZYyQBoWYozLRt45UDc131LbY='; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
@@ -40,6 +40,7 @@ pub(super) fn router(app: App) -> Router {
             "/cluster/rebalance",
             get(rebalance::show).post(rebalance::start).delete(rebalance::cancel),
         )
+        .route("/reload", post(reload::reload))
         .route("/users/{id}", get(user))
         .route("/users/{id}/kick", post(kick))
         .route("/rooms/{id}", get(room))

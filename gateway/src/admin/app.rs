@@ -16,7 +16,7 @@ use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use super::metrics_cache::MetricsCache;
 use super::rebalance::Rebalancer;
-use super::silence::SilentShards;
+use super::silence::Silent;
 use crate::about::About;
 use crate::control::{Control, Reply};
 
@@ -33,7 +33,7 @@ pub(super) struct App {
     pub(super) timeouts: Timeouts,
     /// The thread that answers requests with the token.
     pub(super) work: Handle,
-    pub(super) silent: SilentShards,
+    pub(super) silent: Silent,
     pub(super) rebalancer: Arc<Rebalancer>,
 }
 
@@ -97,8 +97,8 @@ impl App {
         self.about.cluster()?.away_s(for_logins)
     }
 
-    /// An error where shards do not answer.
-    pub(super) fn all_shards_answer(&self) -> Result<(), ApiError> {
+    /// An error where shards or the HTTP gateway do not answer.
+    pub(super) fn all_threads_answer(&self) -> Result<(), ApiError> {
         let silent = self.silent.borrow().clone();
         if silent.is_empty() { Ok(()) } else { Err(ApiError::Silent(silent)) }
     }

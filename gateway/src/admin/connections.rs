@@ -6,9 +6,6 @@
 //! case. A connection that has shown the token may send more requests.
 
 use std::convert::Infallible;
-use std::io::{self, ErrorKind};
-use std::net::TcpListener;
-use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,16 +19,16 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::counter;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio::{select, task, time};
 
-use super::connection_table::{ConnectionTable, Slot};
+use super::connection_table::{ConnectionHandle, ConnectionTable, Slot};
 use super::metrics_cache::Arrived;
-use super::stream::Stream;
+use crate::http_io::accept::{ACCEPT_PAUSE, AcceptQueue};
+use crate::http_io::cause_of;
+use crate::http_io::stream::{Observer, Stream};
 
 /// How long a request's head may take to arrive, from when the connection waits for it. So it is also how long a
 /// connection may be silent before its first request and between two.
@@ -45,12 +42,6 @@ const HEADERS_MAX: usize = 64;
 
 /// Most bytes of a connection that are read ahead, and most that are written at once.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-
-/// How long accepting waits after the system had no descriptor for it.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Dead connections that are accepted and dropped in one go, before other tasks have their turn.
-const DEAD_MAX: usize = 256;
 
 /// Why the gateway closed a connection: the values of the label `reason` of [`CLOSED`].
 const REASONS: [&str; 5] = ["evicted", "head_timeout", "idle", "malformed", "write_timeout"];
@@ -94,51 +85,6 @@ pub(super) struct HttpService {
     pub(super) head_timeout: Duration,
 }
 
-/// The kernel's queue of connections to accept.
-///
-/// Peers that connect and reset over and over fill it with dead connections. Here each of them costs three system
-/// calls: no registration with the poller, no slot and no task.
-pub(super) struct AcceptQueue {
-    /// Accepts without waiting.
-    listener: TcpListener,
-    /// The same socket. Waits for a connection.
-    waiting: tokio::net::TcpListener,
-}
-
-impl AcceptQueue {
-    /// Of a listener that does not block.
-    pub(super) fn new(listener: TcpListener) -> io::Result<Self> {
-        let waiting = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-        Ok(Self { listener, waiting })
-    }
-
-    /// Accepts the next connection whose peer is still there.
-    async fn next(&self) -> io::Result<TcpStream> {
-        loop {
-            for _ in 0..DEAD_MAX {
-                let accepted = match self.listener.accept() {
-                    Ok((stream, _)) if is_live(&stream) => {
-                        stream.set_nonblocking(true)?;
-                        return TcpStream::from_std(stream);
-                    }
-                    Ok(_) => continue,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        self.waiting.accept().await
-                    }
-                    Err(error) => Err(error),
-                };
-                match accepted {
-                    Ok((stream, _)) if is_live(&stream) => return Ok(stream),
-                    Ok(_) => {}
-                    Err(error) if is_of_the_peer(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            task::yield_now().await;
-        }
-    }
-}
-
 async fn accept_all(
     queue: &AcceptQueue,
     table: &Arc<ConnectionTable>,
@@ -150,7 +96,7 @@ async fn accept_all(
     for number in 0.. {
         let stream = loop {
             match queue.next().await {
-                Ok(stream) => break stream,
+                Ok((stream, _)) => break stream,
                 Err(error) => {
                     if !std::mem::replace(&mut fails, true) {
                         tracing::error!(%error, "can't accept operators' connections; will try again");
@@ -168,17 +114,9 @@ async fn accept_all(
     }
 }
 
-fn is_of_the_peer(error: &io::Error) -> bool {
-    use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-/// Whether the peer has neither reset the connection nor ended it without a request.
-fn is_live(stream: impl AsFd) -> bool {
-    let mut byte = [0; 1];
-    match recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, bytes)) => bytes > 0,
-        Err(error) => error == Errno::AGAIN || error == Errno::INTR,
+impl Observer for ConnectionHandle {
+    fn on_closing(&mut self) {
+        self.mark_closing();
     }
 }
 
@@ -238,18 +176,5 @@ async fn serve_one(
         && let Some(cause) = cause_of(&error, is_answered.load(Ordering::Relaxed))
     {
         count(cause);
-    }
-}
-
-/// Why the gateway closed a connection. `None`: the peer or the network closed it.
-fn cause_of(error: &hyper::Error, answered: bool) -> Option<&'static str> {
-    let timed_out = || {
-        let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
-        (source.kind() == io::ErrorKind::TimedOut).then_some("write_timeout")
-    };
-    match error {
-        _ if error.is_timeout() => Some(if answered { "idle" } else { "head_timeout" }),
-        _ if error.is_parse() => Some("malformed"),
-        _ => timed_out(),
     }
 }

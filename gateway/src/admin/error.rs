@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tidegate_backend::publisher::{PushError, RoomIdError};
 
-use super::silence::SilentShard;
+use super::silence::Unresponsive;
 use crate::control::DRAINING;
 use crate::service::Silence;
 
@@ -77,6 +77,8 @@ pub(super) enum ApiError {
          and restart them; README.md says how, under \"Operate it\""
     )]
     NoCluster,
+    #[error("nothing has changed, since the new certificates can't be used: {0}")]
+    BadCertificates(String),
     #[error(
         "this gateway does not know the others, since redis.url is not set: say how many clients to send away, with \
          ?count=N"
@@ -145,6 +147,11 @@ pub(super) enum ApiError {
         also(.0)
     )]
     Timeout(Vec<Silence>),
+    #[error(
+        "the certificates' files were not read in time: does their disk hang? If they can be read later, they are used; the \
+         gateway's log says so"
+    )]
+    SlowFiles,
     #[error("the gateway failed on this request: its log says why")]
     Failed,
 }
@@ -156,13 +163,13 @@ struct ErrorBody {
     error: String,
     /// For programs: it never changes.
     code: &'static str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    unresponsive_shards: Vec<SilentShard>,
+    #[serde(flatten, skip_serializing_if = "Unresponsive::is_empty")]
+    unresponsive: Unresponsive,
 }
 
 fn names(silent: &[Silence]) -> String {
-    let name = |Silence { shard, lasts }: &Silence| {
-        format!("shard {shard} has not answered for {} s", lasts.as_secs())
+    let name = |Silence { thread, lasts }: &Silence| {
+        format!("{thread} has not answered for {} s", lasts.as_secs())
     };
     silent.iter().map(name).collect::<Vec<_>>().join(", ")
 }
@@ -188,6 +195,7 @@ impl ApiError {
             Self::BadParameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::RepeatedParameter(_) => (StatusCode::BAD_REQUEST, "repeated_parameter"),
             Self::BadNumber { .. } => (StatusCode::BAD_REQUEST, "bad_number"),
+            Self::BadCertificates(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_certificates"),
             Self::NoCluster => (StatusCode::NOT_FOUND, "no_cluster"),
             Self::NoCount => (StatusCode::BAD_REQUEST, "no_count"),
             Self::Alone => (StatusCode::CONFLICT, "alone"),
@@ -212,14 +220,15 @@ impl ApiError {
             Self::NoKeys(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_keys"),
             Self::Silent(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_hang"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "shard_timeout"),
+            Self::SlowFiles => (StatusCode::GATEWAY_TIMEOUT, "slow_files"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         }
     }
 
-    fn unresponsive_shards(&self) -> Vec<SilentShard> {
+    fn unresponsive(&self) -> Unresponsive {
         match self {
-            Self::Silent(silent) | Self::Timeout(silent) => silent.iter().map(Into::into).collect(),
-            _ => Vec::new(),
+            Self::Silent(silent) | Self::Timeout(silent) => silent.as_slice().into(),
+            _ => Unresponsive::default(),
         }
     }
 }
@@ -255,8 +264,8 @@ impl From<RoomIdError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status_and_code();
-        let unresponsive_shards = self.unresponsive_shards();
-        let body = ErrorBody { error: self.to_string(), code, unresponsive_shards };
+        let unresponsive = self.unresponsive();
+        let body = ErrorBody { error: self.to_string(), code, unresponsive };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         match status {

@@ -1,7 +1,7 @@
 //! Answers `/healthz` and `/readyz`.
 //!
-//! A timer asks the shards, and a request reads only the last result. So health is answered at once even if shards
-//! hang, and costs the shards the same however often it is requested.
+//! A timer asks the shards and the HTTP gateway, and a request reads only the last result. So health is answered at once even
+//! if they hang, and costs them the same however often it is requested.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use tokio::time::{self, MissedTickBehavior};
 use super::app::App;
 use super::error::ApiError;
 use crate::control::{Control, Readiness};
-use crate::service::{Liveness, Silence};
+use crate::service::{Liveness, ServingThread, Silence};
 
-/// Time between two checks of the shards.
+/// Time between two checks.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Publishes the shards that hang, as long as there are subscribers.
+/// Publishes the threads that hang, as long as there are subscribers.
 pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<Silence>>) {
     let mut liveness = Liveness::new(control);
     let mut ticks = time::interval(TICK);
@@ -28,35 +28,50 @@ pub(super) async fn watch(control: Arc<dyn Control>, silent: watch::Sender<Vec<S
         ticks.tick().await;
         liveness.check();
         let now: Vec<_> = liveness.silent().collect();
+        let is_shard = |silence: &&Silence| silence.thread != ServingThread::Http;
+        let shards = now.iter().filter(is_shard).count();
         #[expect(clippy::cast_precision_loss, reason = "at most 256 shards")]
-        gauge!("tidegate_unresponsive_shards").set(now.len() as f64);
+        gauge!("tidegate_unresponsive_shards").set(shards as f64);
         log_changes(&silent.borrow(), &now);
         silent.send_replace(now);
     }
 }
 
 fn log_changes(before: &[Silence], now: &[Silence]) {
-    let is_new = |one: &&Silence, others: &[Silence]| others.iter().all(|s| s.shard != one.shard);
-    for Silence { shard, lasts } in now.iter().filter(|silence| is_new(silence, before)) {
+    let is_new = |one: &&Silence, others: &[Silence]| others.iter().all(|s| s.thread != one.thread);
+    for Silence { thread, lasts } in now.iter().filter(|silence| is_new(silence, before)) {
         let seconds = lasts.as_secs();
-        tracing::error!(
-            shard,
-            seconds,
-            "a shard hangs: does a handler with Placement::Shard block?"
-        );
+        match thread {
+            ServingThread::Shard(shard) => tracing::error!(
+                shard,
+                seconds,
+                "a shard hangs: does a handler with Placement::Shard block?"
+            ),
+            ServingThread::Http => tracing::error!(
+                seconds,
+                "the HTTP gateway hangs: does a handler with Placement::Shard block?"
+            ),
+        }
     }
-    for Silence { shard, .. } in before.iter().filter(|silence| is_new(silence, now)) {
-        tracing::info!(shard, "a shard that hung answers again, or has ended");
+    for Silence { thread, .. } in before.iter().filter(|silence| is_new(silence, now)) {
+        match thread {
+            ServingThread::Shard(shard) => {
+                tracing::info!(shard, "a shard that hung answers again, or has ended");
+            }
+            ServingThread::Http => {
+                tracing::info!("the HTTP gateway, which hung, answers again, or has ended");
+            }
+        }
     }
 }
 
-/// 200 while every shard answers.
+/// 200 while every shard and the HTTP gateway answer.
 pub(super) async fn alive(State(app): State<App>) -> Result<&'static str, ApiError> {
-    app.all_shards_answer()?;
+    app.all_threads_answer()?;
     Ok("ok\n")
 }
 
-/// 200 while every shard answers, new connections are accepted, and tokens can be verified. The text says also whether
+/// 200 while every shard and the HTTP gateway answer, new connections are accepted, and tokens can be verified. The text says also whether
 /// Redis is away: then the gateway serves its own clients, and pushes of other gateways come when Redis is back.
 pub(super) async fn ready(State(app): State<App>) -> Result<String, ApiError> {
     match app.control.readiness() {
@@ -64,7 +79,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<String, ApiError> {
         Readiness::Draining => Err(ApiError::Draining),
         Readiness::Starting => Err(ApiError::Starting),
         Readiness::Ready => {
-            app.all_shards_answer()?;
+            app.all_threads_answer()?;
             if let Some(why) = app.about.missing_keys() {
                 return Err(ApiError::NoKeys(why));
             }

@@ -3,10 +3,10 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /` | the page for operators |
-//! | `GET /healthz` | 200 while every shard answers; 503 names those that have not for [`SILENCE_MAX`] |
+//! | `GET /healthz` | 200 while every shard and the HTTP gateway answer; 503 names those that have not for [`SILENCE_MAX`] |
 //! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; while Redis is away 200, with a text that says so |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
-//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
+//! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "http_silent_ms", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `GET /cluster` | `{"gateway", "redis", "gateways", "totals", "rebalance", ...}`: Redis, and what each gateway says of itself; 404 where `redis.url` is not set |
@@ -59,9 +59,9 @@ mod ids;
 mod metrics_cache;
 mod pushes;
 mod rebalance;
+mod reload;
 mod silence;
 mod stats;
-mod stream;
 
 #[cfg(test)]
 mod tests;
@@ -84,9 +84,10 @@ use crate::secret::{SecretError, load_or_create_secret};
 #[cfg(doc)]
 use crate::service::SILENCE_MAX;
 
+use crate::http_io::accept::AcceptQueue;
 use app::{App, Timeouts};
 use binding::HandOver;
-use connections::{AcceptQueue, HttpService};
+use connections::HttpService;
 use metrics_cache::MetricsCache;
 use rebalance::Rebalancer;
 
@@ -95,6 +96,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a request's body may take to come. Later: 408.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Requests for files that are read at once. One that hangs keeps a thread.
+const BLOCKING_THREADS_MAX: usize = 2;
 
 /// How long requests under way may take when the server is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -203,7 +207,10 @@ fn serve_with(
     listener.set_nonblocking(true)?;
     let local_addr = listener.local_addr()?;
     let front = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let work = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let work = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()?;
     let (silence, silent) = watch::channel(Vec::new());
     let app = App {
         control: Arc::clone(&control),

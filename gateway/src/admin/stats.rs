@@ -9,22 +9,23 @@ use tokio::time::{Instant, timeout_at};
 use super::app::App;
 use super::error::ApiError;
 use super::ids;
-use super::silence::SilentShard;
+use super::silence::Unresponsive;
 use crate::about::About;
 use crate::control::ShardInfo;
-use crate::service::Silence;
+use crate::service::{ServingThread, Silence};
 use std::net::SocketAddr;
 
 #[derive(Serialize)]
 pub(super) struct Stats {
-    /// Whether it accepts new connections, every shard answers, there are keys to verify tokens with, and Redis where tokens are there.
+    /// Whether it accepts new connections, every shard and the HTTP gateway answer, there are keys to verify tokens with, and Redis where tokens are there.
     ready: bool,
     gateway: Gateway,
     totals: Totals,
     /// The shards that have answered.
     shards: Vec<ShardInfo>,
-    /// The shards that have not answered. They are in no total.
-    unresponsive_shards: Vec<SilentShard>,
+    /// What has not answered. Such a shard is in no total.
+    #[serde(flatten)]
+    unresponsive: Unresponsive,
     /// The shards that have ended: the gateway stops.
     ended_shards: Vec<u16>,
 }
@@ -55,9 +56,10 @@ struct Totals {
 pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats>, ApiError> {
     ids::no_parameters(&uri)?;
     let silent = app.silent.borrow().clone();
-    let mut unresponsive_shards: Vec<_> = silent.iter().map(SilentShard::from).collect();
+    let mut unresponsive = Unresponsive::from(silent.as_slice());
     // A shard that hangs is not asked again: its questions would pile up.
-    let hangs = |shard: &u16| silent.iter().any(|silence| silence.shard == *shard);
+    let hangs =
+        |shard: &u16| silent.iter().any(|silence| silence.thread == ServingThread::Shard(*shard));
     let asked: Vec<_> = (0..app.control.shards())
         .filter(|shard| !hangs(shard))
         // All shards are asked before the first is waited for.
@@ -73,17 +75,17 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
             }
             Ok(Err(_)) => ended_shards.push(shard),
             Err(_) => {
-                let silence = Silence { shard, lasts: app.timeouts.answer };
-                unresponsive_shards.push(SilentShard::from(&silence));
+                let thread = ServingThread::Shard(shard);
+                unresponsive.add(&Silence { thread, lasts: app.timeouts.answer });
             }
         }
     }
     let ready = app.control.is_ready()
-        && unresponsive_shards.is_empty()
+        && unresponsive.is_empty()
         && app.about.missing_keys().is_none()
         && app.redis_away_s(true).is_none();
     let gateway = Gateway::of(&app);
-    Ok(Json(Stats { ready, gateway, totals, shards, unresponsive_shards, ended_shards }))
+    Ok(Json(Stats { ready, gateway, totals, shards, unresponsive, ended_shards }))
 }
 
 impl Gateway {

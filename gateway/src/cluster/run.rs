@@ -78,6 +78,8 @@ pub struct Surroundings {
     pub wall_clock: WallClock,
     /// The shards' mailboxes.
     pub shards: Vec<Address>,
+    /// The HTTP gateway's mailbox. Its connections have the number that follows those of the shards.
+    pub http: Option<Address>,
     /// The bound on pushes that come from Redis.
     pub limiter: Arc<CommandLimiter>,
     /// What operators are shown. It names this gateway's run among all.
@@ -166,6 +168,7 @@ enum Completion {
 struct Runner {
     rooms_config: RoomsConfig,
     shards: Vec<Address>,
+    http: Option<Address>,
     rooms: Rooms,
     members: Members,
     publishing: Publishing,
@@ -197,6 +200,7 @@ impl Runner {
             started,
             wall_clock,
             shards,
+            http,
             limiter,
             status,
             line,
@@ -231,6 +235,7 @@ impl Runner {
             links: Links::new(&redis, has_tokens, Instant::now()),
             rooms_config: config.rooms,
             shards,
+            http,
             arrivals,
             arrived,
             requests: JoinSet::new(),

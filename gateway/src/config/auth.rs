@@ -34,7 +34,7 @@ impl Checker<'_> {
     pub(super) fn auth(
         &self,
         auth: &typed::Auth,
-        listen: SocketAddr,
+        clients: &[SocketAddr],
         has_redis: bool,
     ) -> Checked<AuthConfig> {
         let modes = [("jwt", Mode::Jwt), ("demo", Mode::Demo), ("redis", Mode::Redis)];
@@ -44,9 +44,11 @@ impl Checker<'_> {
                           redis.url = \"redis://127.0.0.1/\", or redis.url and redis.tokens_url";
             return Err(self.refuse("auth.mode", quoted(&auth.mode), reason));
         }
-        if mode == Mode::Demo && !listen.ip().is_loopback() {
+        if mode == Mode::Demo
+            && let Some(listen) = clients.iter().find(|listen| !listen.ip().is_loopback())
+        {
             let reason = format!(
-                "anybody can make a demo token, so this is for loopback alone, and listen is {listen}: \
+                "anybody can make a demo token, so this is for loopback alone, and clients connect at {listen}: \
                  use auth.mode = \"jwt\", or listen = \"127.0.0.1:{}\"",
                 listen.port()
             );

@@ -37,24 +37,36 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
     };
     let (driver, driver_refusal) = checker.driver(&typed.driver)?;
     let coalesce_us: u32 = checker.number("coalesce_us", typed.coalesce_us, 0..=COALESCE_US_MAX)?;
-    let limits = checker.limits(&typed.limits, driver, shards)?;
-    let listen = checker.address("listen", &typed.listen)?;
+    let http_connections = checker.http_connections_max(typed, shards)?;
+    let limits = checker.limits(&typed.limits, driver, shards, http_connections)?;
+    let listen = checker.plain_listener(typed)?;
+    let listeners = checker.listeners(&typed.listeners, &limits)?;
+    let tls = checker.tls(&typed.tls, &listeners)?;
+    let addresses = checker.client_addresses(listen, &listeners)?;
+    let (http_listeners, listeners): (Vec<_>, Vec<_>) =
+        listeners.into_iter().partition(|listener| listener.wire.is_http());
+    checker.clients_of_shards(listen, &listeners)?;
+    let routes = checker.routes(&typed.routes, &typed.backends)?;
+    let http = checker.http(typed, http_listeners, &routes, http_connections)?;
     let backends = checker.backends(typed)?;
     let redis = checker.redis(&typed.redis)?;
     Ok(Config {
         listen,
+        listeners,
+        tls,
+        http,
         shards,
         driver,
         driver_refusal,
         coalesce: Duration::from_micros(coalesce_us.into()),
-        admin: checker.admin(&typed.admin, &limits, listen)?,
-        auth: checker.auth(&typed.auth, listen, redis.is_some())?,
+        admin: checker.admin(&typed.admin, &limits, &addresses)?,
+        auth: checker.auth(&typed.auth, &addresses, redis.is_some())?,
         session: checker.session(&typed.session)?,
         limits,
         socket: checker.socket(&typed.socket)?,
         rooms: checker.rooms(&typed.rooms, &typed.room_policies)?,
         redis,
-        routes: checker.routes(&typed.routes, &typed.backends)?,
+        routes,
         backends,
         log: checker.log(&typed.log)?,
         shutdown: checker.shutdown(&typed.shutdown)?,
@@ -84,12 +96,13 @@ impl Checker<'_> {
         &self,
         admin: &typed::Admin,
         limits: &LimitsConfig,
-        clients: SocketAddr,
+        clients: &[SocketAddr],
     ) -> Checked<AdminConfig> {
         let listen = self.address("admin.listen", &admin.listen)?;
-        if addresses::overlap(listen, clients) {
+        if let Some(clients) = clients.iter().find(|clients| addresses::overlap(listen, **clients))
+        {
             let reason = format!(
-                "clients connect there too (listen = \"{clients}\"): operators need another port, as in \
+                "clients connect there too (at {clients}): operators need another port, as in \
                  \"{}\"",
                 SocketAddr::new(listen.ip(), clients.port().checked_add(1).unwrap_or(7401))
             );
@@ -163,11 +176,7 @@ impl Checker<'_> {
 
     fn backend(&self, name: &str, backend: &typed::Backend) -> Checked<BackendConfig> {
         let key = |key| format!("backends.{name}.{key}");
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-        if name.is_empty() || !name.chars().all(plain) {
-            let reason = "a backend's name is made of a-z, 0-9, _ and -";
-            return Err(self.refuse("backends", quoted(name), reason));
-        }
+        self.plain_name("backends", name, "a backend's")?;
         let placements = [
             ("auto", None),
             ("worker", Some(Placement::Worker)),

@@ -4,13 +4,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use tidegate_machine::capacity::Basis;
+
+use crate::wire::websocket::upgrade::UpgradeRules;
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where clients connect. Port 0 picks a free one.
-    pub listen: SocketAddr,
+    /// Where clients connect with plain TCP. Port 0 picks a free one. `None`: at [`Self::listeners`] alone.
+    pub listen: Option<SocketAddr>,
+    /// Where else clients connect to the shards, by name.
+    pub listeners: Vec<ListenerConfig>,
+    /// TLS, where a listener has it.
+    pub tls: TlsConfig,
+    /// The HTTP gateway.
+    pub http: HttpConfig,
     /// Shards, each a thread: at least 1.
     pub shards: u16,
     /// How shards talk to the kernel.
@@ -43,6 +53,113 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
 }
 
+/// A listener beside the plain one.
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// Its name.
+    pub name: String,
+    /// Where it listens. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// What it speaks.
+    pub wire: WireKind,
+    /// Each connection begins with a PROXY header, which only these networks may send. Empty: none does.
+    pub proxy_from: Vec<IpNet>,
+    /// What an upgrade has to be, for WebSockets.
+    pub upgrade: Option<UpgradeRules>,
+    /// HTTP: pages that may send requests, as browsers name them. Empty: all.
+    pub origins: Vec<String>,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireKind {
+    /// TCP alone.
+    Tcp,
+    /// TLS.
+    Tls,
+    /// WebSocket.
+    Ws,
+    /// WebSocket in TLS.
+    Wss,
+    /// HTTP.
+    Http,
+    /// HTTP in TLS.
+    Https,
+}
+
+impl WireKind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Tcp, Self::Tls, Self::Ws, Self::Wss, Self::Http, Self::Https];
+
+    /// Its name in the configuration and in `/stats`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// Whether TLS is part of it.
+    #[must_use]
+    pub const fn has_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Wss | Self::Https)
+    }
+
+    /// Whether WebSocket is part of it.
+    #[must_use]
+    pub const fn has_websocket(self) -> bool {
+        matches!(self, Self::Ws | Self::Wss)
+    }
+
+    /// Whether the HTTP gateway serves it, and not the shards.
+    #[must_use]
+    pub const fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+}
+
+/// TLS.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// The certificates. The first one is for clients that ask for a name that none has.
+    pub certificates: Vec<CertificateConfig>,
+    /// Whether TLS 1.2 is taken too.
+    pub takes_tls12: bool,
+    /// Whether clients show certificates.
+    pub client_certificates: ClientCertificates,
+    /// TLS handshakes that each shard begins in a second, at most.
+    pub handshakes_per_second_max: u32,
+}
+
+/// A certificate's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateConfig {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The certificate and those that it is signed by, PEM.
+    pub chain_file: PathBuf,
+    /// Its key, PEM.
+    pub key_file: PathBuf,
+    /// An OCSP response, DER.
+    pub ocsp_file: Option<PathBuf>,
+}
+
+/// Whether clients show certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They are not asked.
+    None,
+    /// They may.
+    Optional(PathBuf),
+    /// They have to, with one that this file's certificates have signed.
+    Required(PathBuf),
+}
+
 /// Which kernel mechanism a shard uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverKind {
@@ -61,6 +178,82 @@ impl DriverKind {
             Self::Uring => "uring",
         }
     }
+}
+
+/// The HTTP gateway.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Where it listens. Empty: there is no HTTP gateway.
+    pub listeners: Vec<ListenerConfig>,
+    /// What it serves. No two have the same path and method.
+    pub routes: Vec<HttpRouteConfig>,
+    /// Open connections: at least 1. More wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Requests that wait for an answer: at least 1. More: 503, with 104.
+    pub requests_max: usize,
+    /// Longest head of a request, in bytes. Longer: 431.
+    pub head_bytes_max: usize,
+    /// Longest body of a request, in bytes. Longer: 413.
+    pub body_bytes_max: usize,
+    /// How long a request's head may take, and how long a connection may be silent between two requests. Longer: closed.
+    pub head_timeout: Duration,
+    /// How long a request's body may take. Longer: 408.
+    pub body_timeout: Duration,
+    /// The descriptor set with the messages of routes.
+    pub descriptor_set_file: Option<PathBuf>,
+    /// Whether `/openapi.json` is served.
+    pub openapi: bool,
+}
+
+/// One route of the HTTP gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpRouteConfig {
+    /// The path, exactly.
+    pub path: String,
+    /// The method.
+    pub method: HttpMethod,
+    /// The type that its requests have for backends.
+    pub kind: i32,
+    /// What bodies are.
+    pub body: HttpBody,
+    /// Whether it needs no token. The user is 0 then.
+    pub is_public: bool,
+}
+
+/// The method of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpMethod {
+    /// GET, and so HEAD.
+    Get,
+    /// POST.
+    Post,
+}
+
+impl HttpMethod {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+        }
+    }
+}
+
+/// What the bodies of a route's requests and answers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HttpBody {
+    /// JSON, which the backend gets and gives.
+    Json,
+    /// Bytes.
+    Bytes,
+    /// JSON, where the backend gets and gives these protobuf messages.
+    Messages {
+        /// The full name of the request's.
+        request: String,
+        /// The full name of the answer's.
+        response: String,
+    },
 }
 
 /// The operators' HTTP server.
@@ -207,6 +400,12 @@ pub struct LimitsConfig {
     pub connections_max: usize,
     /// What decides `connections_max`.
     pub connections_max_basis: Basis,
+    /// How long a connection may take to send its PROXY header, TLS handshake and upgrade. Longer: it is closed.
+    pub open_timeout: Duration,
+    /// Longest request for a WebSocket, in bytes. Longer: 431.
+    pub upgrade_bytes_max: usize,
+    /// Longest WebSocket message from a client, in bytes. It may hold several frames. Longer: it is closed, with 1009.
+    pub message_bytes_max: u32,
     /// Frames a second of one connection; `None`: unlimited. More: 103.
     pub frames_per_second_max: Option<u32>,
     /// Frames that may come at once before `frames_per_second_max` applies: at least 1.

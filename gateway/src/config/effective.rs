@@ -18,7 +18,13 @@ impl Config {
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
-            "listen": self.listen,
+            "listen": self.listen.map_or_else(String::new, |listen| listen.to_string()),
+            "listeners": Value::Object(
+                self.listeners.iter().chain(&self.http.listeners).map(listener).collect(),
+            ),
+            "tls": tls(&self.tls),
+            "http": http(&self.http),
+            "http_routes": self.http.routes.iter().map(http_route).collect::<Vec<_>>(),
             "shards": self.shards,
             "driver": self.driver.name(),
             "coalesce_us": u64::try_from(self.coalesce.as_micros()).unwrap_or(u64::MAX),
@@ -43,6 +49,78 @@ impl Config {
             },
         })
     }
+}
+
+fn listener(listener: &ListenerConfig) -> (String, Value) {
+    let networks: Vec<_> = listener.proxy_from.iter().map(ToString::to_string).collect();
+    let mut value = json!({
+        "listen": listener.listen,
+        "wire": listener.wire.name(),
+        "proxy_from": networks,
+    });
+    if let Some(rules) = &listener.upgrade {
+        value["path"] = json!(rules.path);
+        value["origins"] = json!(rules.origins);
+        value["token_from"] = json!(rules.token.names());
+    }
+    if listener.wire.is_http() {
+        value["origins"] = json!(listener.origins);
+    }
+    (listener.name.clone(), value)
+}
+
+fn http(http: &HttpConfig) -> Value {
+    json!({
+        "connections_max": http.connections_max,
+        "requests_max": http.requests_max,
+        "head_bytes_max": http.head_bytes_max,
+        "body_bytes_max": http.body_bytes_max,
+        "head_timeout_ms": ms(http.head_timeout),
+        "body_timeout_ms": ms(http.body_timeout),
+        "descriptor_set_file": http.descriptor_set_file.as_deref().unwrap_or(Path::new("")),
+        "openapi": http.openapi,
+    })
+}
+
+fn http_route(route: &HttpRouteConfig) -> Value {
+    let (body, request, response) = match &route.body {
+        HttpBody::Json => ("json", "", ""),
+        HttpBody::Bytes => ("bytes", "", ""),
+        HttpBody::Messages { request, response } => ("json", request.as_str(), response.as_str()),
+    };
+    json!({
+        "path": route.path,
+        "method": route.method.name(),
+        "type": route.kind,
+        "body": body,
+        "request": request,
+        "response": response,
+        "public": route.is_public,
+    })
+}
+
+fn tls(tls: &TlsConfig) -> Value {
+    let certificate = |files: &CertificateConfig| {
+        let none = Path::new("");
+        let value = json!({
+            "chain_file": files.chain_file,
+            "key_file": files.key_file,
+            "ocsp_file": files.ocsp_file.as_deref().unwrap_or(none),
+        });
+        (files.name.clone(), value)
+    };
+    let (client_certificates, client_ca_file) = match &tls.client_certificates {
+        ClientCertificates::None => ("none", Path::new("")),
+        ClientCertificates::Optional(path) => ("optional", path.as_path()),
+        ClientCertificates::Required(path) => ("required", path.as_path()),
+    };
+    json!({
+        "certificates": Value::Object(tls.certificates.iter().map(certificate).collect()),
+        "version_min": if tls.takes_tls12 { "1.2" } else { "1.3" },
+        "client_certificates": client_certificates,
+        "client_ca_file": client_ca_file,
+        "handshakes_per_second_max": tls.handshakes_per_second_max,
+    })
 }
 
 fn auth(auth: &AuthConfig) -> Value {
@@ -100,6 +178,9 @@ fn limits(limits: &LimitsConfig) -> Value {
         "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
         "outbox_bytes_max": limits.outbox_bytes_max,
         "connections_max": limits.connections_max,
+        "open_timeout_ms": ms(limits.open_timeout),
+        "upgrade_bytes_max": limits.upgrade_bytes_max,
+        "message_bytes_max": limits.message_bytes_max,
         "frames_per_second_max": limits.frames_per_second_max.unwrap_or(0),
         "frames_burst_max": limits.frames_burst_max,
         "calls_per_connection_max": limits.calls_per_connection_max,

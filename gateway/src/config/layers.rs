@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::nearest::nearest;
-use super::typed::{DEMO, Typed};
+use super::typed::{ANY, DEMO, Typed};
 use super::{CONFIG_VARIABLE, ConfigError};
 
 /// The prefix of environment variables.
@@ -52,6 +52,12 @@ impl Origins {
         self.0.keys().any(|set| {
             set.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         })
+    }
+    /// A key below this table that was set.
+    pub(super) fn key_below(&self, table: &str) -> Option<&str> {
+        let is_below =
+            |key: &&String| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        self.0.keys().find(is_below).map(String::as_str)
     }
 }
 
@@ -176,9 +182,9 @@ impl Layers {
         origin: &Origin,
     ) -> Result<(), ConfigError> {
         let expected = match (sample, value) {
-            (Value::String(_), Value::String(_)) | (Value::Integer(_), Value::Integer(_)) => {
-                return Ok(());
-            }
+            (Value::String(_), Value::String(_))
+            | (Value::Integer(_), Value::Integer(_))
+            | (Value::Boolean(_), Value::Boolean(_)) => return Ok(()),
             (Value::Array(samples), Value::Array(values)) => {
                 // A list that is empty by default holds whole numbers.
                 let sample = samples.first().unwrap_or(&Value::Integer(0));
@@ -200,8 +206,12 @@ impl Layers {
             }
             (Value::String(_), _) => "it takes a text, in quotes",
             (Value::Integer(_), _) => "it takes a whole number",
+            (Value::Boolean(_), _) => "it takes true or false",
             (Value::Array(samples), _) if samples.first().is_some_and(Value::is_table) => {
                 "it takes a list of tables: write [[routes]] in a file, [{ types = [1, 9] }] elsewhere"
+            }
+            (Value::Array(samples), _) if samples.first().is_some_and(Value::is_str) => {
+                "it takes a list of texts, as in [\"a\", \"b\"]"
             }
             (Value::Array(_), _) => "it takes a list of whole numbers, as in [1, 99]",
             _ => "it takes a table",
@@ -213,12 +223,16 @@ impl Layers {
     fn sample_of(&self, key: &str) -> Option<&Value> {
         let (first, rest) = key.split_once('.').unwrap_or((key, ""));
         let mut value = self.sample.get(first)?;
-        let mut under_backends = first == "backends";
+        let mut parent = first;
         for name in rest.split('.').filter(|_| !rest.is_empty()) {
-            // A backend may have any name; each has the demo's keys.
-            let name = if under_backends { DEMO } else { name };
-            under_backends = false;
-            value = value.as_table()?.get(name)?;
+            // Of these, each may have any name, and all have the same keys.
+            let known = match parent {
+                "backends" => DEMO,
+                "listeners" | "certificates" => ANY,
+                _ => name,
+            };
+            parent = if known == name { name } else { "" };
+            value = value.as_table()?.get(known)?;
         }
         Some(value)
     }

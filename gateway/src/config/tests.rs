@@ -32,10 +32,17 @@ fn uncommented() -> String {
         key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(())
     };
     let line = |line: &'static str| match line.strip_prefix("# ") {
-        Some(bare) if bare.starts_with("[[") || sets(bare).is_some() => bare,
+        Some(bare) if (bare.starts_with('[') && bare.ends_with(']')) || sets(bare).is_some() => {
+            bare
+        }
         _ => line,
     };
     DOCUMENTED.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// With the listener that what is set for HTTP needs.
+fn uncommented_with_http() -> String {
+    format!("{}\n[listeners.http]\nlisten = \"0.0.0.0:7490\"\nwire = \"http\"\n", uncommented())
 }
 
 fn leaves(above: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
@@ -57,11 +64,19 @@ fn leaves(above: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
 #[test]
 fn the_documented_file_has_every_key_at_its_default() {
     let as_is = Config::from_toml(DOCUMENTED).unwrap();
-    let everything = Config::from_toml(&uncommented()).unwrap();
+    let everything = Config::from_toml(&uncommented_with_http()).unwrap();
     let default = Config::embedded_default();
     assert_eq!(format!("{as_is:?}"), format!("{default:?}"));
     let mut without_policy = everything;
     without_policy.rooms.policies.clear();
+    // They have no default: the file gives examples.
+    without_policy.listeners.clear();
+    without_policy.tls.certificates.clear();
+    without_policy.http.routes.clear();
+    without_policy.http.listeners.clear();
+    // What a listener with HTTP changes.
+    without_policy.http.connections_max = default.http.connections_max;
+    without_policy.limits.connections_max = default.limits.connections_max;
     assert_eq!(format!("{without_policy:?}"), format!("{default:?}"));
 
     let (mut stated, mut known) = (BTreeMap::new(), BTreeMap::new());
@@ -76,10 +91,11 @@ fn the_documented_file_has_every_key_at_its_default() {
 
 #[test]
 fn the_effective_configuration_has_every_key_and_no_value_that_is_left_open() {
-    let config = Config::from_toml(&uncommented()).unwrap();
+    let config = Config::from_toml(&uncommented_with_http()).unwrap();
     let effective: Value = serde_json::from_value(config.effective()).unwrap();
     let (mut shown, mut known) = (BTreeMap::new(), BTreeMap::new());
     leaves("", &effective, &mut shown);
+    shown.retain(|key, _| !key.starts_with(".listeners.http."));
     leaves("", &Value::Table(Table::try_from(Typed::sample()).unwrap()), &mut known);
     assert_eq!(shown.keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
     // What the login policy decides is shown as it holds.
@@ -113,6 +129,7 @@ fn the_documented_ranges_hold() {
             let rest = match table.as_str() {
                 "[[routes]]" => "types = [1, 1]\nbackend = \"demo\"",
                 "[[room_policies]]" => "prefix = \"x\"",
+                "[[http_routes]]" => "path = \"/x\"",
                 _ => "",
             };
             for outside in [low - 1, high + 1] {
@@ -219,6 +236,9 @@ fn rooms_windows_and_urgent_types_are_checked() {
     );
     assert_says(&refused("[0, 7]"), &["from 1 to 2147483647"]);
     assert_says(&refused("7"), &["it takes a list of whole numbers, as in [1, 99]"]);
+    let listener =
+        "[listeners.a]\nlisten = \"127.0.0.1:1\"\nwire = \"tcp\"\nproxy_from = \"10.0.0.0/8\"";
+    assert_says(&refusal(listener), &["proxy_from", "it takes a list of texts, as in"]);
     assert_says(&refused("[\"a\"]"), &["it takes a whole number"]);
     assert_says(&refused("[9, 7]"), &["the last type is below the first"]);
 }
@@ -414,7 +434,7 @@ fn clients_and_operators_have_ports_of_their_own() {
         ("[::ffff:0.0.0.0]:7400", "127.0.0.1:7400"),
     ] {
         let refused = load(clients, operators).unwrap_err();
-        let listen = format!("(listen = \"{clients}\")");
+        let listen = format!("(at {clients})");
         assert_says(&refused, &["admin.listen = ", "the flag --admin", &listen, "another port"]);
     }
     for (clients, operators) in [
@@ -506,5 +526,67 @@ fn tokens_in_redis_need_a_redis() {
     for wrong in ["lookups_max = 0", "lookups_max = 1000001", "recheck_ms = 999"] {
         let said = refusal(&format!("[auth]\n{wrong}\n"));
         assert!(said.contains("this must be from"), "{said}");
+    }
+}
+
+#[test]
+fn what_no_listener_uses_is_refused() {
+    let rest = "[listeners.rest]\nlisten = \"127.0.0.1:7490\"\nwire = \"http\"\n";
+    let tls = "[listeners.tls]\nlisten = \"127.0.0.1:7443\"\nwire = \"tls\"\n";
+    let certificate = "[tls.certificates.main]\nchain_file = \"a\"\nkey_file = \"b\"\n";
+    let missing = "no listener has HTTP";
+    for http in ["[http]\nopenapi = true\n", "[[http_routes]]\npath = \"/a\"\ntype = 1\n"] {
+        assert_says(&refusal(http), &["http", missing, "listeners.rest"]);
+        assert_says(&refusal(&format!("{http}{tls}{certificate}")), &[missing]);
+        Config::from_toml(&format!("{http}{rest}")).unwrap();
+    }
+    for tls_keys in [certificate, "[tls]\nversion_min = \"1.2\"\n"] {
+        assert_says(&refusal(tls_keys), &["tls.", "no listener has TLS", "listeners.tls"]);
+        assert_says(&refusal(&format!("{tls_keys}{rest}")), &["no listener has TLS"]);
+    }
+    Config::from_toml(&format!("{tls}{certificate}")).unwrap();
+    // Headings alone set nothing.
+    Config::from_toml("[http]\n[tls]\n").unwrap();
+}
+
+#[test]
+fn an_origin_is_written_as_browsers_send_it() {
+    let load = |wire: &str, origin: &str| {
+        let text = format!(
+            "[listeners.web]\nlisten = \"127.0.0.1:7490\"\nwire = \"{wire}\"\norigins = [\"{origin}\"]\n"
+        );
+        Config::from_toml(&text).map_err(|error| error.to_string())
+    };
+    for wire in ["http", "ws"] {
+        for good in ["https://app.example", "http://app.example:8080", "https://[::1]:8443"] {
+            load(wire, good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for (bad, right) in [
+            ("https://App.Example", "https://app.example"),
+            ("HTTPS://app.example", "https://app.example"),
+            ("https://app.example:443", "https://app.example"),
+            ("http://app.example:80", "http://app.example"),
+            ("https://app.example:08443", "https://app.example:8443"),
+            ("https://[::1]:443", "https://[::1]"),
+        ] {
+            let expected = format!("a browser sends it as {right}");
+            assert!(load(wire, bad).unwrap_err().ends_with(&expected), "{bad}");
+        }
+        for bad in [
+            "app.example",
+            "ftp://app.example",
+            "https://",
+            "https://app.example/",
+            "https://app.example/x",
+            "https://app.example?x",
+            "https://user@app.example",
+            "https://app.example:x",
+            "https://app.example:70000",
+            "https://[::1",
+            "https://*.example",
+            "https://caf\u{00e9}.example",
+        ] {
+            assert_says(&load(wire, bad).unwrap_err(), &["as a browser sends it"]);
+        }
     }
 }

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use tidegate_machine::capacity;
 use tidegate_protocol::limits;
 
+/// Stands for the name of a listener, or of a certificate, in the list of known keys.
+pub(super) const ANY: &str = "name";
+
 /// The backend that exists without being configured.
 pub(super) const DEMO: &str = "demo";
 
@@ -17,6 +20,10 @@ pub(super) const DEMO: &str = "demo";
 #[serde(default)]
 pub(super) struct Typed {
     pub(super) listen: String,
+    pub(super) listeners: BTreeMap<String, Listener>,
+    pub(super) tls: Tls,
+    pub(super) http: Http,
+    pub(super) http_routes: Vec<HttpRoute>,
     pub(super) shards: i64,
     pub(super) driver: String,
     pub(super) coalesce_us: i64,
@@ -32,6 +39,61 @@ pub(super) struct Typed {
     pub(super) routes: Vec<Route>,
     pub(super) log: Log,
     pub(super) shutdown: Shutdown,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Listener {
+    pub(super) listen: String,
+    pub(super) wire: String,
+    pub(super) proxy_from: Vec<String>,
+    pub(super) path: String,
+    pub(super) origins: Vec<String>,
+    pub(super) token_from: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Tls {
+    pub(super) certificates: BTreeMap<String, Certificate>,
+    pub(super) version_min: String,
+    pub(super) client_certificates: String,
+    pub(super) client_ca_file: String,
+    pub(super) handshakes_per_second_max: i64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Certificate {
+    pub(super) chain_file: String,
+    pub(super) key_file: String,
+    pub(super) ocsp_file: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Http {
+    pub(super) connections_max: i64,
+    pub(super) requests_max: i64,
+    pub(super) head_bytes_max: i64,
+    pub(super) body_bytes_max: i64,
+    pub(super) head_timeout_ms: i64,
+    pub(super) body_timeout_ms: i64,
+    pub(super) descriptor_set_file: String,
+    pub(super) openapi: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct HttpRoute {
+    pub(super) path: String,
+    pub(super) method: String,
+    #[serde(rename = "type")]
+    pub(super) kind: i64,
+    pub(super) body: String,
+    pub(super) request: String,
+    pub(super) response: String,
+    pub(super) public: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,6 +139,9 @@ pub(super) struct Limits {
     pub(super) frame_to_client_bytes_max: i64,
     pub(super) outbox_bytes_max: i64,
     pub(super) connections_max: i64,
+    pub(super) open_timeout_ms: i64,
+    pub(super) upgrade_bytes_max: i64,
+    pub(super) message_bytes_max: i64,
     pub(super) frames_per_second_max: i64,
     pub(super) frames_burst_max: i64,
     pub(super) calls_per_connection_max: i64,
@@ -192,7 +257,32 @@ impl Typed {
             rejoin: Some(rooms.rejoin),
             class: Some(rooms.class),
         };
-        Self { room_policies: vec![policy], ..Self::default() }
+        let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let listener = Listener {
+            listen: "0.0.0.0:7481".into(),
+            wire: "wss".into(),
+            proxy_from: texts(&["10.0.0.0/8", "2001:db8::7"]),
+            path: "/".into(),
+            origins: texts(&["https://app.example"]),
+            token_from: texts(&["header", "subprotocol"]),
+        };
+        let certificate = Certificate {
+            chain_file: "fullchain.pem".into(),
+            key_file: "key.pem".into(),
+            ocsp_file: String::new(),
+        };
+        let certificates = BTreeMap::from([(ANY.into(), certificate)]);
+        Self {
+            room_policies: vec![policy],
+            listeners: BTreeMap::from([(ANY.into(), listener)]),
+            tls: Tls { certificates, ..Tls::default() },
+            http_routes: vec![HttpRoute {
+                path: "/quiz/activity/list".into(),
+                kind: 17,
+                ..HttpRoute::default()
+            }],
+            ..Self::default()
+        }
     }
 }
 
@@ -201,6 +291,10 @@ impl Default for Typed {
         let demo = Route { types: vec![1, 99], backend: DEMO.into(), ..Route::default() };
         Self {
             listen: "127.0.0.1:7400".into(),
+            listeners: BTreeMap::new(),
+            tls: Tls::default(),
+            http: Http::default(),
+            http_routes: Vec::new(),
             shards: 0,
             driver: "auto".into(),
             coalesce_us: 300,
@@ -216,6 +310,47 @@ impl Default for Typed {
             routes: vec![demo],
             log: Log::default(),
             shutdown: Shutdown::default(),
+        }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificates: BTreeMap::new(),
+            version_min: "1.3".into(),
+            client_certificates: "none".into(),
+            client_ca_file: String::new(),
+            handshakes_per_second_max: 2_000,
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            connections_max: 0,
+            requests_max: 1_000,
+            head_bytes_max: 16 * 1024,
+            body_bytes_max: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
+            head_timeout_ms: 10_000,
+            body_timeout_ms: 10_000,
+            descriptor_set_file: String::new(),
+            openapi: false,
+        }
+    }
+}
+
+impl Default for HttpRoute {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            method: "POST".into(),
+            kind: 0,
+            body: "json".into(),
+            request: String::new(),
+            response: String::new(),
+            public: false,
         }
     }
 }
@@ -266,6 +401,9 @@ impl Default for Limits {
             frame_to_client_bytes_max: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
             outbox_bytes_max: 1024 * 1024,
             connections_max: 0,
+            open_timeout_ms: 10_000,
+            upgrade_bytes_max: 8 * 1024,
+            message_bytes_max: 1024 * 1024,
             frames_per_second_max: 0,
             frames_burst_max: 100,
             calls_per_connection_max: 256,

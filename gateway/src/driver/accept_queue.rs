@@ -1,6 +1,6 @@
 //! The kernel's accept queue of a listening socket: its length, its capacity, and its end.
 //!
-//! The drivers of real sockets and the operators' listener call it. It is system calls alone: it owns no
+//! The drivers of real sockets and the listeners of HTTP call it. It is system calls alone: it owns no
 //! socket and decides nothing. [`accept_state`](super::accept_state) decides when a driver's listening socket
 //! closes.
 
@@ -42,7 +42,7 @@ sockopt_impl!(
 );
 
 /// How many connections the queue may hold.
-pub(super) fn capacity(listener: &impl AsFd) -> u32 {
+pub(crate) fn capacity(listener: &impl AsFd) -> u32 {
     let backlog = getsockopt(listener, TcpInfo).map(|info| info.tcpi_sacked);
     // The kernel takes one connection more than the backlog says.
     backlog.unwrap_or(CAPACITY_UNKNOWN).saturating_add(1)
@@ -61,7 +61,7 @@ pub(crate) fn is_waited_for(listener: &impl AsFd, within: Duration) -> bool {
 }
 
 /// Closes a listening socket. Says how many connections still waited: the kernel resets them.
-pub(super) fn close(listener: impl AsFd) -> u32 {
+pub(crate) fn close(listener: impl AsFd) -> u32 {
     let reset = waiting(&listener);
     // Each thread may have its own table of descriptors, a copy with this socket in it. To close one
     // copy does not stop the socket listening. A shutdown does: listen(2) is undone for all copies.

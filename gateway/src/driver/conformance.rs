@@ -6,6 +6,7 @@
 mod flow;
 mod lifecycle;
 mod stress;
+pub(crate) mod wires;
 mod worlds;
 
 use std::net::SocketAddr;
@@ -15,9 +16,11 @@ use bytes::Bytes;
 use tidegate_backend::batch::Wake;
 
 use super::epoll::Epoll;
+use super::sim::Sim;
 use super::uring::Uring;
-use super::{CloseCause, ConnId, Driver, Event, SendState, Sink};
+use super::{CloseCause, ConnId, Driver, Event, Failure, SendState, Sink};
 use stress::ManyConnections;
+use wires::{OnProxy, OnTls, OnWebSocket, OnWss, WireWorld};
 use worlds::{ManyRings, RealWorld, SimWorld};
 
 /// Polls after which a test gives up.
@@ -30,6 +33,10 @@ const BACKLOG: u16 = 128;
 trait World {
     type Driver: Driver;
 
+    /// How many bytes more than [`RECEIVE_BYTES_MAX`](super::RECEIVE_BYTES_MAX) a poll may report of a connection: a wire keeps the
+    /// beginning of a record or of a frame until its end has come.
+    const KEPT_BYTES_MAX: usize = 0;
+
     /// `backlog`: one connection fewer than the accept queue holds.
     fn with_backlog(backlog: u16) -> Self;
     fn driver(&mut self) -> &mut Self::Driver;
@@ -40,6 +47,22 @@ trait World {
     fn read(&mut self, peer: usize) -> Read;
     fn half_close(&mut self, peer: usize);
     fn reset(&mut self, peer: usize);
+    /// Moves what peers have to say of themselves, as to open a wire. Called before each poll.
+    fn advance(&mut self) {}
+    /// Whether sends on the connection reach its peer.
+    fn is_open(&mut self, conn: ConnId) -> bool {
+        let _ = conn;
+        true
+    }
+    /// Whether the peer was told in the wire's own way that nothing more comes.
+    fn has_goodbye(&self, peer: usize) -> bool {
+        let _ = peer;
+        true
+    }
+    /// Whether a driver may report so many bytes as unsent where `count` are.
+    fn may_be_unsent(count: usize, reported: usize) -> bool {
+        count == reported
+    }
 }
 
 /// The result of a peer's read.
@@ -53,7 +76,7 @@ enum Read {
 
 /// An [`Event`] that was reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fact {
+pub(crate) enum Fact {
     Accepted(ConnId),
     Received(ConnId, Vec<u8>),
     Ended(ConnId),
@@ -63,20 +86,22 @@ pub(super) enum Fact {
     AcceptResumed,
     /// With the number of connections that were reset.
     ListeningStopped(u32),
+    /// Only wires report it.
+    Failed(ConnId, Failure),
 }
 
 /// A sink that records the events, and checks that the driver keeps the contract.
 #[derive(Debug)]
-pub(super) struct Recorder {
-    pub(super) facts: Vec<Fact>,
-    pub(super) idle_for: Option<Duration>,
+pub(crate) struct Recorder {
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) idle_for: Option<Duration>,
     /// The unsent bytes of all closed connections.
-    pub(super) unsent_bytes: usize,
+    pub(crate) unsent_bytes: usize,
     /// Connections that are open, and whether they have ended.
     open: Vec<(ConnId, bool)>,
     now: Option<Instant>,
     /// What to reply on a connection, once.
-    pub(super) replies: Vec<(ConnId, Bytes)>,
+    pub(crate) replies: Vec<(ConnId, Bytes)>,
     /// How many more connections may be accepted.
     accept_budget: usize,
     /// Waits in which the driver has let events gather.
@@ -116,7 +141,7 @@ impl Sink for Recorder {
 
     fn event(&mut self, event: Event<'_>) {
         let fact = match event {
-            Event::Accepted { conn, peer } => {
+            Event::Accepted { conn, peer, .. } => {
                 assert!(self.open.iter().all(|(open, _)| open.slot != conn.slot), "a slot in use");
                 assert_ne!(peer, SocketAddr::from(([0, 0, 0, 0], 0)));
                 self.accept_budget =
@@ -128,6 +153,20 @@ impl Sink for Recorder {
                 assert!(!*self.open(conn), "bytes after the end");
                 assert!((1..=super::RECEIVE_BYTES_MAX).contains(&bytes.len()));
                 Fact::Received(conn, bytes.to_vec())
+            }
+            Event::Opened { conn, .. } => {
+                self.open(conn);
+                return;
+            }
+            Event::Named { conn, .. } => {
+                assert!(!*self.open(conn), "a name after the end");
+                return;
+            }
+            Event::Failed { conn, failure, .. } => {
+                self.open(conn);
+                let failed = |fact: &Fact| matches!(fact, Fact::Failed(of, _) if *of == conn);
+                assert!(!self.facts.iter().any(failed), "a second failure");
+                Fact::Failed(conn, failure)
             }
             Event::Ended { conn } => {
                 assert!(!std::mem::replace(self.open(conn), true), "a second end");
@@ -200,6 +239,7 @@ impl<W: World> Bench<W> {
     fn send(&mut self, conn: ConnId, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         let count = bytes.len();
+        self.until_open(conn);
         if self.world.driver().send(conn, bytes) == SendState::Done {
             self.recorder.facts.push(Fact::Sent(conn, count));
         }
@@ -209,7 +249,14 @@ impl<W: World> Bench<W> {
         &self.recorder.facts
     }
 
+    /// A wire opens in polls of its own.
+    #[track_caller]
+    fn until_open(&mut self, conn: ConnId) {
+        self.until("the wire does not open", |bench| bench.world.is_open(conn));
+    }
+
     fn poll(&mut self) {
+        self.world.advance();
         self.world.driver().poll(&mut self.recorder).unwrap();
     }
 
@@ -241,7 +288,9 @@ impl<W: World> Bench<W> {
         let before = self.accepted().len();
         let peer = self.world.connect().expect("the listener is open");
         self.until("nothing is accepted", |bench| bench.accepted().len() > before);
-        (peer, *self.accepted().last().unwrap())
+        let conn = *self.accepted().last().unwrap();
+        self.until_open(conn);
+        (peer, conn)
     }
 
     fn accepted(&self) -> Vec<ConnId> {
@@ -313,7 +362,10 @@ impl<W: World> Bench<W> {
 
 /// Bytes in which a lost, doubled or misplaced one shows.
 fn pattern(count: usize) -> Vec<u8> {
-    (0..count).map(|index| u8::try_from(index % 251).unwrap()).collect()
+    let once: Vec<u8> = (0..251).collect();
+    let mut bytes = once.repeat(count.div_ceil(once.len()));
+    bytes.truncate(count);
+    bytes
 }
 
 /// Runs each test of the suite for each driver.
@@ -322,7 +374,19 @@ macro_rules! conformance {
         conformance!(epoll: RealWorld<Epoll>: $($($module $test)+)+);
         conformance!(uring: RealWorld<Uring>: $($($module $test)+)+);
         conformance!(uring_many_rings: RealWorld<ManyRings>: $($($module $test)+)+);
-        conformance!(sim: SimWorld: $($($module $test)+)+);
+        conformance!(sim: SimWorld<Sim>: $($($module $test)+)+);
+        conformance!(proxy_epoll: WireWorld<RealWorld<OnProxy<Epoll>>>: $($($module $test)+)+);
+        conformance!(proxy_uring: WireWorld<RealWorld<OnProxy<Uring>>>: $($($module $test)+)+);
+        conformance!(proxy_sim: WireWorld<SimWorld<OnProxy<Sim>>>: $($($module $test)+)+);
+        conformance!(tls_epoll: WireWorld<RealWorld<OnTls<Epoll>>>: $($($module $test)+)+);
+        conformance!(tls_uring: WireWorld<RealWorld<OnTls<Uring>>>: $($($module $test)+)+);
+        conformance!(tls_sim: WireWorld<SimWorld<OnTls<Sim>>>: $($($module $test)+)+);
+        conformance!(websocket_epoll: WireWorld<RealWorld<OnWebSocket<Epoll>>>: $($($module $test)+)+);
+        conformance!(websocket_uring: WireWorld<RealWorld<OnWebSocket<Uring>>>: $($($module $test)+)+);
+        conformance!(websocket_sim: WireWorld<SimWorld<OnWebSocket<Sim>>>: $($($module $test)+)+);
+        conformance!(wss_epoll: WireWorld<RealWorld<OnWss<Epoll>>>: $($($module $test)+)+);
+        conformance!(wss_uring: WireWorld<RealWorld<OnWss<Uring>>>: $($($module $test)+)+);
+        conformance!(wss_sim: WireWorld<SimWorld<OnWss<Sim>>>: $($($module $test)+)+);
     };
     ($driver:ident: $world:ty: $($module:ident $test:ident)+) => {
         mod $driver {
@@ -377,7 +441,7 @@ conformance! {
 
 #[test]
 fn a_waker_ends_a_wait_for_ever() {
-    let mut driver = super::epoll::Epoll::new(None).unwrap();
+    let mut driver = super::epoll::Epoll::new(Vec::new()).unwrap();
     let waker = driver.waker();
     let mut recorder = Recorder { idle_for: None, ..Recorder::default() };
     let (polling, polled) = std::sync::mpsc::channel();
@@ -403,7 +467,7 @@ fn only_wakeups(mut driver: impl Driver, waker: &dyn Wake) {
 
 #[test]
 fn epoll_does_not_let_wakeups_gather() {
-    let driver = super::epoll::Epoll::new(None).unwrap().coalescing(Duration::from_secs(1));
+    let driver = super::epoll::Epoll::new(Vec::new()).unwrap().coalescing(Duration::from_secs(1));
     let waker = driver.waker();
     only_wakeups(driver, &*waker);
 }
@@ -411,7 +475,7 @@ fn epoll_does_not_let_wakeups_gather() {
 #[test]
 fn uring_does_not_let_wakeups_gather() {
     let capacity = super::uring::Capacity { connections: 10, files_each: 10 };
-    let driver = super::uring::Uring::new(None, capacity).unwrap();
+    let driver = super::uring::Uring::new(Vec::new(), capacity).unwrap();
     let driver = driver.coalescing(Duration::from_secs(1));
     let waker = driver.waker();
     only_wakeups(driver, &*waker);

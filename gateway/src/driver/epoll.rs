@@ -8,7 +8,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `accept` | the listening socket |
+//! | `accept` | the listening sockets |
 //! | `connections` | sockets, sends, ends |
 //! | `receive` | reads, and how what was read is handed over |
 
@@ -39,7 +39,6 @@ use super::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 const EVENTS_MAX: usize = 128;
 
 const WAKER: Token = Token(usize::MAX);
-const LISTENER: Token = Token(usize::MAX - 1);
 
 /// A shard's sockets behind epoll.
 #[derive(Debug)]
@@ -62,16 +61,16 @@ impl Wake for Wakeup {
 }
 
 impl Epoll {
-    /// A driver that accepts from `listener`, if there is one.
+    /// A driver that accepts from these listening sockets: 256 at most, or none.
     ///
     /// # Errors
     /// When the kernel gives no epoll instance.
-    pub fn new(listener: Option<net::TcpListener>) -> io::Result<Self> {
+    pub fn new(listeners: Vec<net::TcpListener>) -> io::Result<Self> {
         let poll = Poll::new()?;
         Ok(Self {
             events: Events::with_capacity(EVENTS_MAX),
             waker: Arc::new(Wakeup(Waker::new(poll.registry(), WAKER)?)),
-            acceptor: Acceptor::new(listener, &poll, LISTENER)?,
+            acceptor: Acceptor::new(listeners, &poll)?,
             connections: Connections::new(poll),
             coalescer: Coalescer::default(),
         })
@@ -129,7 +128,7 @@ impl Driver for Epoll {
         for event in &self.events {
             match event.token() {
                 WAKER => {}
-                LISTENER => self.acceptor.on_edge(),
+                token if accept::is_listener(token) => self.acceptor.on_edge(token),
                 token => self.connections.on_event(conn_id(token), event, sink),
             }
         }

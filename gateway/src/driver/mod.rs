@@ -25,7 +25,8 @@
 //!
 //! # The contract
 //!
-//! 1. Inbound bytes are lent: those of [`Event::Received`] are valid until [`Sink::event`] returns.
+//! 1. Inbound bytes are lent: those of [`Event::Received`] are valid until [`Sink::event`] returns. The sink may
+//!    write to them, so that bytes can be decrypted or unmasked where they are.
 //!    Outbound bytes are given: [`Driver::send`] takes shared bytes and keeps them until they are sent.
 //! 2. At most one send is under way on a connection. The next may follow its [`Event::Sent`], or
 //!    [`SendState::Done`].
@@ -62,12 +63,15 @@ pub(crate) mod accept_queue;
 mod accept_state;
 mod coalesce;
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod slots;
 
 /// The most that one connection hands over in one poll, in bytes: large enough that a burst is one
 /// system call.
 pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
+
+/// Listening sockets of a driver, at most: one for `listen`, and 32 for `[listeners]`.
+pub const LISTENERS_MAX: usize = 33;
 
 /// Names a connection of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,13 +94,43 @@ pub enum Event<'a> {
         conn: ConnId,
         /// The address of the client, or of what it connects through.
         peer: SocketAddr,
+        /// At which of the driver's listening sockets, counted from 0.
+        listener: u8,
+        /// It can be read from and sent to. `false`: its wire has to open first, and [`Event::Opened`] or [`Event::Failed`]
+        /// follows in a bounded time. Only a wire reports that.
+        is_open: bool,
     },
     /// Bytes were received.
     Received {
         /// On which connection.
         conn: ConnId,
         /// At least one, at most [`RECEIVE_BYTES_MAX`].
-        bytes: &'a [u8],
+        bytes: &'a mut [u8],
+    },
+    /// The client's address is this one, as a balancer has said that is trusted. Only a wire reports it, before the first
+    /// bytes: see [`crate::wire`].
+    Named {
+        /// Of which connection.
+        conn: ConnId,
+        /// The client's address.
+        peer: SocketAddr,
+    },
+    /// The wire of a connection that was accepted without is open. Only a wire reports it, once, before the first bytes.
+    Opened {
+        /// Of which connection.
+        conn: ConnId,
+        /// It is a WebSocket.
+        is_websocket: bool,
+    },
+    /// The peer has broken the protocol of the connection's wire, or has not opened the wire in time. Nothing more is received
+    /// from it, and the core is to close the connection. Only a wire reports it, once.
+    Failed {
+        /// On which connection.
+        conn: ConnId,
+        /// What it was.
+        failure: Failure,
+        /// The same in words, for the log.
+        reason: &'static str,
     },
     /// The peer has shut down its sending side: no more bytes will come. It may still read.
     Ended {
@@ -127,7 +161,7 @@ pub enum Event<'a> {
     },
     /// Connections can be accepted again. One pause may have taken several tries.
     AcceptResumed,
-    /// The listening socket is closed, after [`Driver::stop_listening`]. No further connection is accepted.
+    /// The listening sockets are closed, after [`Driver::stop_listening`]. No further connection is accepted.
     ListeningStopped {
         /// Connections that still waited to be accepted. The kernel resets them.
         reset: u32,
@@ -159,6 +193,41 @@ impl CloseCause {
     }
 }
 
+/// How a wire fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The listening socket asks for a PROXY header, and the peer's address is not trusted with one.
+    Untrusted,
+    /// The connection does not begin with a PROXY header.
+    Proxy,
+    /// The TLS handshake failed, or a record could not be decrypted.
+    Tls,
+    /// The request for a WebSocket was refused.
+    Upgrade,
+    /// The peer has broken the WebSocket protocol.
+    WebSocket,
+    /// The peer has sent more than it may before its wire is open, or asks for answers and does not read them.
+    TooMuch,
+    /// The wire did not open in time.
+    TimedOut,
+}
+
+impl Failure {
+    /// The same in words.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Untrusted => "a PROXY header is not taken from this address",
+            Self::Proxy => "the connection does not begin with a PROXY header",
+            Self::Tls => "TLS failed",
+            Self::Upgrade => "the request for a WebSocket was refused",
+            Self::WebSocket => "the WebSocket protocol was broken",
+            Self::TooMuch => "the peer sends too much, or does not read",
+            Self::TimedOut => "the connection was not opened in time",
+        }
+    }
+}
+
 /// What a send has achieved at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendState {
@@ -173,7 +242,7 @@ pub trait Sink {
     /// Takes an event.
     fn event(&mut self, event: Event<'_>);
 
-    /// How many more connections the driver may accept now. A driver has at most as many accepts in flight.
+    /// How many more connections the driver may accept now. It reports no more than these as accepted.
     fn accept_budget(&mut self) -> usize {
         usize::MAX
     }
@@ -203,6 +272,17 @@ pub struct Mechanism {
     pub name: &'static str,
     /// io_uring instances in use; 0 where there are none.
     pub rings: usize,
+}
+
+/// What wires count. Without wires it is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Connections whose wire is not open.
+    pub opening: usize,
+    /// Of these, those whose TLS handshake waits for its turn.
+    pub waiting_handshakes: usize,
+    /// TLS handshakes that were completed since the start.
+    pub completed_handshakes: u64,
 }
 
 /// A kernel mechanism, or a simulated one. See the [contract](self).
@@ -239,13 +319,21 @@ pub trait Driver {
     /// sent.
     fn close(&mut self, conn: ConnId);
 
-    /// Stops accepting, or starts again. The listening socket stays open.
+    /// Stops accepting, or starts again. The listening sockets stay open.
     fn set_accepting(&mut self, accepting: bool);
 
-    /// Closes the listening socket permanently: new connections are refused. Connections that wait to be
+    /// Closes the listening sockets permanently: new connections are refused. Connections that wait to be
     /// accepted are accepted first, since the kernel would reset them. At most as many are accepted as the
-    /// queue may hold: those that come meanwhile are behind them in the queue. Where the sink has no budget,
+    /// queues may hold: those that come meanwhile are behind them in the queue. Where the sink has no budget,
     /// or descriptors have run out, the driver continues as connections close, until `until` at most.
     /// [`Event::ListeningStopped`] says when that is done, once.
     fn stop_listening(&mut self, until: Instant);
+
+    /// What its wires have counted.
+    fn figures(&self) -> Figures {
+        Figures::default()
+    }
+
+    /// Frees memory that is kept for reuse and was not needed lately. Called a few times a second.
+    fn free_spare_memory(&mut self) {}
 }

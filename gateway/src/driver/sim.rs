@@ -206,8 +206,8 @@ impl Sim {
                 return;
             }
             let count = if cut { self.rng.usize(1..=available) } else { available };
-            let bytes = side.receive(count);
-            sink.event(Event::Received { conn, bytes: &bytes });
+            let mut bytes = side.receive(count);
+            sink.event(Event::Received { conn, bytes: &mut bytes });
             if !self.roll(self.faults.late_reply)
                 && let Some(reply) = sink.reply(conn)
             {
@@ -270,7 +270,7 @@ impl Sim {
                 let error = io::Error::other("the simulation has run out of descriptors");
                 return report(self.accept_state.on_refused(error, self.now), sink);
             }
-            let Some(peer) = self.network.next_waiting() else { return };
+            let Some((peer, listener)) = self.network.next_waiting() else { return };
             report(self.accept_state.on_accepted(), sink);
             let conn = self.sockets.insert(Socket {
                 peer,
@@ -281,7 +281,7 @@ impl Sim {
                 closed: false,
                 stalled_polls: 0,
             });
-            sink.event(Event::Accepted { conn, peer: peer.address() });
+            sink.event(Event::Accepted { conn, peer: peer.address(), listener, is_open: true });
         }
     }
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{AuthConfig, AuthMode, Config, JwtAlgorithm, JwtKeys};
-use crate::server::Server;
+use crate::config::{AuthConfig, AuthMode, Config, JwtAlgorithm, JwtKeys, WireKind};
+use crate::server::{ClientAddress, Server};
 use crate::telemetry::output;
 
 /// Where `tide` looks for the secret of tokens, relative to its working folder.
@@ -46,14 +46,14 @@ impl Announcement {
         let source = Path::new(SOURCE);
         let program = Program { folder: &folder, executable: &executable, source };
         let stdout = output::stdout();
-        for line in self.lines(server.client_address(), server.admin_address(), &program) {
+        for line in self.lines(server.client_addresses(), server.admin_address(), &program) {
             stdout.line(line);
         }
     }
 
     fn lines(
         &self,
-        clients: SocketAddr,
+        clients: &[ClientAddress],
         operators: SocketAddr,
         program: &Program<'_>,
     ) -> Vec<String> {
@@ -61,15 +61,32 @@ impl Announcement {
         let token_file = program.folder.join(&self.token_file);
         // An empty key file has no option either.
         let key_file = &self.key_file;
-        vec![
-            format!("listening for clients on {clients}"),
+        let mut lines: Vec<_> = clients
+            .iter()
+            .map(|clients| format!("listening for clients on {}", place(clients)))
+            .collect();
+        lines.extend([
             format!("listening for operators on http://{operators}/"),
             format!("the operators' token is in {}", token_file.display()),
             String::new(),
-            format!("next, in another terminal in {}:", program.folder.display()),
-            format!("  {tide} client --connect {clients} --user 7{login}{key_file}"),
-            "Ctrl-C ends the gateway.".to_owned(),
-        ]
+        ]);
+        if let Some(clients) = clients.iter().find(|clients| !clients.wire.is_http()) {
+            let clients = place(clients);
+            lines.extend([
+                format!("next, in another terminal in {}:", program.folder.display()),
+                format!("  {tide} client --connect {clients} --user 7{login}{key_file}"),
+            ]);
+        }
+        lines.push("Ctrl-C ends the gateway.".to_owned());
+        lines
+    }
+}
+
+/// An address as `tide client --connect` takes it.
+fn place(clients: &ClientAddress) -> String {
+    match clients.wire {
+        WireKind::Tcp => clients.address.to_string(),
+        wire => format!("{}://{}{}", wire.name(), clients.address, clients.path),
     }
 }
 
@@ -200,6 +217,29 @@ mod tests {
     }
 
     #[test]
+    fn the_command_names_the_first_listener_that_clients_of_the_binary_protocol_can_use() {
+        let announcement = Announcement::of(&Config::embedded_default());
+        let program = Program {
+            folder: Path::new("/srv/mine"),
+            executable: Path::new("/usr/bin/mine"),
+            source: Path::new("/nowhere"),
+        };
+        let address = |wire, path: &str| {
+            let address = ([127, 0, 0, 1], 7480).into();
+            ClientAddress { name: String::new(), wire, address, path: path.to_owned() }
+        };
+        let lines = |clients: &[ClientAddress]| {
+            announcement.lines(clients, ([127, 0, 0, 1], 7401).into(), &program).join("\n")
+        };
+        let http = address(WireKind::Http, "");
+        let both = lines(&[http.clone(), address(WireKind::Wss, "/live")]);
+        assert!(both.contains("listening for clients on http://127.0.0.1:7480\n"), "{both}");
+        assert!(both.contains("listening for clients on wss://127.0.0.1:7480/live\n"), "{both}");
+        assert!(both.contains("client --connect wss://127.0.0.1:7480/live --user 7"), "{both}");
+        assert!(!lines(&[http]).contains("--connect"), "tide client does not speak HTTP");
+    }
+
+    #[test]
     fn the_token_of_the_page_and_the_login_of_the_command_are_named() {
         let lines = |mode: AuthMode| {
             let mut config = Config::embedded_default();
@@ -210,7 +250,10 @@ mod tests {
                 executable: Path::new("/usr/bin/mine"),
                 source: Path::new("/nowhere"),
             };
-            let [clients, operators] = [7400, 7401].map(|port| ([127, 0, 0, 1], port).into());
+            let [address, operators] = [7400, 7401].map(|port| ([127, 0, 0, 1], port).into());
+            let wire = WireKind::Tcp;
+            let clients =
+                &[ClientAddress { name: String::new(), wire, address, path: String::new() }];
             Announcement::of(&config).lines(clients, operators, &program)
         };
         let jwt = |algorithm, key_file: &str| AuthMode::Jwt {

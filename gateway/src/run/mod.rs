@@ -12,7 +12,7 @@
 //! | signal | what it does |
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one ends the process at once, with exit status 130 |
-//! | SIGHUP | drains where the terminal has closed; otherwise it is kept for a reload, and changes nothing |
+//! | SIGHUP | drains where the terminal has closed; otherwise it reads the certificates again |
 //! | SIGUSR1, SIGUSR2 | nothing, except a line in the log |
 //!
 //! | exit status | meaning |
@@ -108,7 +108,8 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     let requests = signals::listen().context("can't listen for signals")?;
     let told_to_drain = Cell::new(false);
     let started = builder.start_unless(|| {
-        told_to_drain.set(told_to_drain.get() || requests.try_iter().any(asks_to_drain));
+        let asks = |request| asks_to_drain(request, None);
+        told_to_drain.set(told_to_drain.get() || requests.try_iter().any(asks));
         told_to_drain.get()
     });
     let server = match started {
@@ -125,13 +126,14 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     while !told_to_drain.get() {
         select! {
             recv(requests) -> request => {
-                told_to_drain.set(asks_to_drain(request.context("the thread for signals has ended")?));
+                let request = request.context("the thread for signals has ended")?;
+                told_to_drain.set(asks_to_drain(request, Some(&server)));
             }
             recv(server.ended()) -> ended => {
                 let (shard, outcome) = ended?;
                 server.stop();
                 service.stopping();
-                outcome.map_err(|reason| anyhow::anyhow!("shard {shard} failed: {reason}"))?;
+                outcome.map_err(|reason| StartError::of_thread(shard, reason))?;
                 return Ok(());
             }
         }
@@ -148,11 +150,11 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a request asks the gateway to drain. The log answers any other.
-fn asks_to_drain(request: Request) -> bool {
+/// Whether a request asks the gateway to drain. The log answers any other. `server`: the gateway, while it serves.
+fn asks_to_drain(request: Request, server: Option<&Server>) -> bool {
     match request {
         Request::Drain | Request::Hangup => return true,
-        Request::Reload => signals::tell_that_nothing_reloads(),
+        Request::Reload => signals::reload(server),
         Request::Nothing(signal) => signals::tell_that_nothing_happens(signal),
     }
     false
@@ -167,7 +169,7 @@ fn end_at_a_second_signal(requests: Receiver<Request>) {
                 output::flush_within(AT_ONCE);
                 std::process::exit(ENDED_AT_ONCE);
             }
-            asks_to_drain(request);
+            asks_to_drain(request, None);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("second-signal".into()).spawn(watch) {

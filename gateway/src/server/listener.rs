@@ -1,4 +1,4 @@
-//! The listening sockets: one for each shard, on one port.
+//! The listening sockets: for each listener, one for each shard, on one port.
 //!
 //! SO_REUSEPORT lets the shards' sockets share the port, and would let a second gateway share it too. So the first
 //! socket of a gateway listens without it. listen(2) then fails if anybody listens on an overlapping address: the
@@ -10,17 +10,104 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::Config;
+use crate::config::{Config, ListenerConfig, WireKind};
 use crate::holder::{AddressError, Wait, drains, once_released};
 
-/// One listening socket for each shard, on the same port.
+/// Where clients connect, and what they speak there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAddress {
+    /// The listener's name in the configuration; empty: the key `listen`.
+    pub name: String,
+    /// What it speaks.
+    pub wire: WireKind,
+    /// The address.
+    pub address: SocketAddr,
+    /// The path of a WebSocket; empty where that is `/`, and on other wires.
+    pub path: String,
+}
+
+/// All listening sockets of a gateway.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    /// In the order of the drivers' numbers, and then those of HTTP. The plain one comes first, if there is one.
+    pub(super) addresses: Vec<ClientAddress>,
+    /// For each shard, one for each address.
+    pub(super) by_shard: Vec<Vec<TcpListener>>,
+    /// One for each listener of the HTTP gateway. Their addresses come last.
+    pub(super) http: Vec<TcpListener>,
+}
+
+/// Why a listener's address can't be listened on.
+#[derive(Debug)]
+pub(super) struct ListenError {
+    /// Which key names the address.
+    pub(super) key: String,
+    pub(super) address: SocketAddr,
+    pub(super) cause: AddressError,
+}
+
+impl ListenError {
+    fn new(name: &str, address: SocketAddr, cause: AddressError) -> Self {
+        let key =
+            if name.is_empty() { "listen".into() } else { format!("listeners.{name}.listen") };
+        Self { key, address, cause }
+    }
+}
+
+/// Opens all listening sockets.
+pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Listeners, ListenError> {
+    let plain = config.listen.map(|listen| (String::new(), WireKind::Tcp, listen, String::new()));
+    let others = config.listeners.iter().map(|listener| {
+        let path =
+            listener.upgrade.as_ref().map(|rules| rules.path.clone()).filter(|path| path != "/");
+        (listener.name.clone(), listener.wire, listener.listen, path.unwrap_or_default())
+    });
+    let shards = usize::from(config.shards);
+    let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for (name, wire, listen, path) in plain.into_iter().chain(others) {
+        let refuse = |cause| ListenError::new(&name, listen, cause);
+        let sockets = listen_at(listen, config, wait).map_err(refuse)?;
+        let address = sockets[0].local_addr();
+        let address = address.map_err(|error| refuse(AddressError::Refused(error)))?;
+        for (of_shard, socket) in by_shard.iter_mut().zip(sockets) {
+            of_shard.push(socket);
+        }
+        addresses.push(ClientAddress { name, wire, address, path });
+    }
+    let mut http = Vec::new();
+    for ListenerConfig { name, wire, listen, .. } in &config.http.listeners {
+        let refuse = |cause| ListenError::new(name, *listen, cause);
+        let socket = claim(*listen, config, wait).map_err(refuse)?;
+        let address = socket.local_addr();
+        let address = address.map_err(|error| refuse(AddressError::Refused(error)))?;
+        let (name, path) = (name.clone(), String::new());
+        addresses.push(ClientAddress { name, wire: *wire, address, path });
+        http.push(socket);
+    }
+    Ok(Listeners { addresses, by_shard, http })
+}
+
+/// The first socket on a port, which no other gateway has.
 ///
 /// Whether the port's holder is a gateway that drains is asked at this gateway's own operators' address, which the
 /// two share.
-pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Vec<TcpListener>, AddressError> {
+fn claim(
+    listen: SocketAddr,
+    config: &Config,
+    wait: &Wait<'_>,
+) -> Result<TcpListener, AddressError> {
     let drains = || drains(config.admin.listen, wait.interrupted);
-    let own = || open(config.listen, config, Port::Own);
-    let first = once_released(config.listen, wait, drains, own)?;
+    once_released(listen, wait, drains, || open(listen, config, Port::Own))
+}
+
+/// One listening socket for each shard, on the same port.
+fn listen_at(
+    listen: SocketAddr,
+    config: &Config,
+    wait: &Wait<'_>,
+) -> Result<Vec<TcpListener>, AddressError> {
+    let first = claim(listen, config, wait)?;
     let address = first.local_addr().map_err(AddressError::Refused)?;
     SockRef::from(&first).set_reuse_port(true).map_err(AddressError::Refused)?;
     let mut listeners = vec![first];
@@ -64,7 +151,7 @@ mod tests {
     use super::*;
 
     fn config(listen: SocketAddr, shards: u16) -> Config {
-        let mut config = Config { listen, shards, ..Config::embedded_default() };
+        let mut config = Config { listen: Some(listen), shards, ..Config::embedded_default() };
         config.admin.listen = any_port();
         config
     }
@@ -81,7 +168,8 @@ mod tests {
     }
 
     fn listen_within(config: &Config, patience: Duration) -> io::Result<Vec<TcpListener>> {
-        listen(config, &Wait { patience, interrupted: &|| false }).map_err(|error| match error {
+        let wait = Wait { patience, interrupted: &|| false };
+        listen_at(config.listen.unwrap(), config, &wait).map_err(|error| match error {
             AddressError::Refused(error) => error,
             AddressError::Interrupted => unreachable!(),
         })

@@ -21,6 +21,7 @@ use crate::parts::Parts;
 use crate::shard::mailbox::Message;
 use crate::shard::rooms;
 use crate::telemetry::panics::text_of;
+use crate::wire::{self, Wired};
 
 /// How a shard ended: its number, and its error.
 pub(super) type Report = (u16, Result<(), String>);
@@ -30,7 +31,8 @@ pub(super) type Report = (u16, Result<(), String>);
 /// # Errors
 /// When the system refuses a driver or a thread. No thread runs then.
 pub(super) fn start_shards(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Vec<TcpListener>>,
+    wires: &wire::Settings,
     parts: &Parts,
     report: &Sender<Report>,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
@@ -41,20 +43,24 @@ pub(super) fn start_shards(
     // All drivers are made before the first thread runs, since making one can fail.
     match config.driver {
         DriverKind::Epoll => {
-            let new = |listener| Ok(Epoll::new(Some(listener))?.coalescing(config.coalesce));
+            let new = |listeners| Ok(Epoll::new(listeners)?.coalescing(config.coalesce));
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Epoll::waker).collect();
-            spawn(drivers, wakers, Descriptors::of(config), parts, report)
+            spawn(wired(drivers, wires), wakers, Descriptors::of(config), parts, report)
         }
         DriverKind::Uring => {
             let capacity = ring_capacity(config);
-            let new =
-                |listener| Ok(Uring::new(Some(listener), capacity)?.coalescing(config.coalesce));
+            let new = |listeners| Ok(Uring::new(listeners, capacity)?.coalescing(config.coalesce));
             let drivers = listeners.into_iter().map(new).collect::<io::Result<Vec<_>>>()?;
             let wakers = drivers.iter().map(Uring::waker).collect();
-            spawn(drivers, wakers, Descriptors::Shared, parts, report)
+            spawn(wired(drivers, wires), wakers, Descriptors::Shared, parts, report)
         }
     }
+}
+
+/// Drivers whose connections have the wires of their listeners.
+fn wired<D: Driver>(drivers: Vec<D>, wires: &wire::Settings) -> Vec<Wired<D>> {
+    drivers.into_iter().map(|driver| Wired::new(driver, wires.clone())).collect()
 }
 
 /// Which table of descriptors a shard's thread uses.

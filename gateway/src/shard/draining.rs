@@ -2,7 +2,8 @@
 //!
 //! When the shard drains, each connection is closed gracefully with 108: at once if it waits for no answer,
 //! otherwise with its last answer, or at the end of `shutdown.drain_timeout_ms` without the answers that are
-//! missing. Connections in the kernel's accept queue are let in first, since the kernel would reset them.
+//! missing. Connections in the kernel's accept queue are let in first, since the kernel would reset them. A connection whose
+//! wire is not open is closed when it has opened, or at that timeout: before, it could not read the 108.
 
 use std::ops::Range;
 
@@ -122,6 +123,12 @@ impl Draining {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.state.is_some_and(|state| state.all_notified && state.listener_closed)
+    }
+
+    /// Whether the drain's time is over.
+    #[must_use]
+    pub fn has_expired(&self) -> bool {
+        self.state.is_some_and(|state| state.has_expired)
     }
 
     /// Until when a connection that is closed by the drain may take to be sent its answers, on the shard's

@@ -51,7 +51,7 @@ pub enum Message {
     Room(RoomMessage),
     /// About tokens.
     Token(TokenMessage),
-    /// An operator wants to see the shard's figures.
+    /// An operator wants to see the shard's figures. Who watches over the threads asks the HTTP gateway too.
     InspectShard {
         /// Takes the answer.
         reply: oneshot::Sender<ShardInfo>,
@@ -80,7 +80,7 @@ impl Message {
     }
 
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
-    pub(super) fn refuse(self) {
+    pub(crate) fn refuse(self) {
         match self {
             Self::User(message) => message.refuse(),
             Self::Room(message) => message.refuse(),
@@ -160,7 +160,7 @@ impl Mailbox {
     /// Takes all messages, the oldest first, into `taken`, which must be empty. Its memory is used for the
     /// messages to come.
     #[inline]
-    pub(super) fn take_all(&self, taken: &mut VecDeque<Message>) {
+    pub(crate) fn take_all(&self, taken: &mut VecDeque<Message>) {
         debug_assert!(taken.is_empty(), "messages would come out of order");
         if self.has_messages.load(Ordering::Relaxed) {
             let mut posted = self.lock();
@@ -170,7 +170,7 @@ impl Mailbox {
     }
 
     /// The shard is about to wait. `false`: it must not, since there is a message.
-    pub(super) fn fall_asleep(&self) -> bool {
+    pub(crate) fn fall_asleep(&self) -> bool {
         self.state.store(ASLEEP, Ordering::Relaxed);
         // Pairs with the fence in `wake`: either the poster sees `ASLEEP`, or we see the message.
         fence(Ordering::SeqCst);
@@ -182,12 +182,12 @@ impl Mailbox {
     }
 
     /// The shard is awake and checks its mailbox without a wake-up.
-    pub(super) fn stay_awake(&self) {
+    pub(crate) fn stay_awake(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
     }
 
     /// The shard has ended. Refuses all messages.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut posted = self.lock();
         posted.is_closed = true;
         let messages = mem::take(&mut posted.messages);

@@ -72,7 +72,7 @@ use tidegate_backend::Gateway;
 use tidegate_protocol::Code;
 
 use crate::allocator::Trim;
-use crate::driver::Driver;
+use crate::driver::{Driver, Figures};
 use admission::Admission;
 use calls::Calls;
 use clients::Clients;
@@ -115,6 +115,8 @@ pub struct Shard {
     /// Expired calls that this turn may still fail. With none left it handles no more messages.
     expired_calls_left: usize,
     is_finished: bool,
+    /// Of the driver's wires, as of the last housekeeping.
+    wires: Figures,
     counters: ShardCounters,
     exporter: Exporter,
 }
@@ -155,6 +157,7 @@ impl Shard {
             has_expired_calls_left: false,
             expired_calls_left: EXPIRED_CALLS_MAX,
             is_finished: false,
+            wires: Figures::default(),
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
             shared,
@@ -178,7 +181,7 @@ impl Shard {
         while !self.is_finished {
             self.turn(driver)?;
         }
-        self.export();
+        self.export(driver);
         Ok(())
     }
 
@@ -192,7 +195,7 @@ impl Shard {
         driver.poll(self)?;
         self.answer_and_resume(driver);
         self.drain_mailbox(driver);
-        self.expire();
+        self.expire(driver);
         self.drain_step(driver);
         self.rebalance_step();
         // Connections whose reading was paused for calls which have timed out may have sent further requests.
@@ -256,6 +259,8 @@ impl Shard {
             outbox_bytes: self.clients.unsent_bytes_in_all(),
             rebalance_remaining: self.rebalance.remaining(),
             push_keys: self.repeats.len(),
+            opening: self.wires.opening,
+            waiting_handshakes: self.wires.waiting_handshakes,
         }
     }
 
@@ -285,7 +290,7 @@ impl Shard {
         self.answer_and_resume(driver);
     }
 
-    fn expire(&mut self) {
+    fn expire(&mut self, driver: &mut impl Driver) {
         self.clients.collect_deadlines(&self.clock);
         while let Some((slot, cause)) = self.clients.next_expired(&self.clock) {
             self.close_gracefully(slot, cause);
@@ -304,8 +309,9 @@ impl Shard {
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
             self.repeats.forget_old(self.clock.now_ms());
+            driver.free_spare_memory();
             self.trim_memory();
-            self.export();
+            self.export(driver);
         }
     }
 
@@ -331,7 +337,9 @@ impl Shard {
         }
     }
 
-    fn export(&mut self) {
+    fn export(&mut self, driver: &impl Driver) {
+        self.wires = driver.figures();
+        self.counters.tls_handshakes = self.wires.completed_handshakes;
         self.counters.refused_commands += self.shared.limiter.take_refused();
         let (stats, levels) = (self.stats(), self.levels());
         self.exporter.export(&stats, levels, self.shared.limiter.commands());
@@ -347,7 +355,8 @@ impl Shard {
         }
         for slot in step.slots {
             let slot = u32::try_from(slot).expect("slots are 32 bits");
-            if step.has_expired || self.clients.at(slot).calls == 0 {
+            let client = self.clients.at(slot);
+            if step.has_expired || client.calls == 0 && !client.is_opening() {
                 self.close_gracefully(slot, Cause::Draining);
             }
         }

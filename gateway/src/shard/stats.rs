@@ -102,6 +102,8 @@ counters! {
         turns, "tidegate_shard_turns_total", "Turns of the shards' loops.";
         coalesced_waits, "tidegate_shard_coalesced_waits_total", "Waits in which a shard let events gather before it took them (`coalesce_us`). 0 is normal: at the default, fewer than some 7,000 requests a second on a shard are not delayed, nor are clients that the delay would slow down.";
         accept_pauses, "tidegate_accept_pauses_total", "Times accepting stopped because descriptors or memory had run out, or connections_max was reached.";
+        tls_handshakes, "tidegate_tls_handshakes_total", "TLS handshakes completed, whatever came of the connection then.";
+        websockets, "tidegate_websockets_opened_total", "Connections that became WebSockets.";
         queue_resets, "tidegate_accept_queue_resets_total", "Connections reset in the kernel's accept queue at the end of a drain, as there was no room for them until then.";
         memory_trims, "tidegate_memory_trims_total", "Times free memory was given back to the kernel after a burst of long messages.";
         resumes, "tidegate_resumes_total", "Authentications that named rooms, with which the client came back.";
@@ -181,6 +183,16 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Clients that the shard has still to send to other gateways: see `tide cluster rebalance`.",
     ),
     (
+        "tidegate_connections_opening",
+        "shard",
+        "Open connections whose PROXY header, TLS handshake or WebSocket upgrade is not complete.",
+    ),
+    (
+        "tidegate_tls_handshakes_waiting",
+        "shard",
+        "Connections whose TLS handshake waits for its turn: see tls.handshakes_per_second_max.",
+    ),
+    (
         "tidegate_commands_in_flight",
         "",
         "Pushes and other commands under way, all shards together.",
@@ -239,6 +251,8 @@ pub struct Levels {
     pub outbox_bytes: usize,
     pub push_keys: usize,
     pub rebalance_remaining: usize,
+    pub opening: usize,
+    pub waiting_handshakes: usize,
 }
 
 impl Levels {
@@ -267,7 +281,7 @@ pub struct Exporter {
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
     refused_tokens: [Counter; AuthError::COUNT],
-    gauges: [Gauge; 9],
+    gauges: [Gauge; 11],
     commands_in_flight: Gauge,
     exported: Stats,
 }
@@ -288,7 +302,7 @@ impl Exporter {
             ),
             refused_tokens: AuthError::ALL
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
-            gauges: [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| level(OTHERS[index].0)),
+            gauges: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(|index: usize| level(OTHERS[index].0)),
             commands_in_flight: gauge!("tidegate_commands_in_flight"),
             exported: Stats::default(),
         }
@@ -308,6 +322,7 @@ impl Exporter {
         }
         let Levels { connections, sessions, users, rooms, memberships, .. } = levels;
         let Levels { calls_in_flight, outbox_bytes, push_keys, rebalance_remaining, .. } = levels;
+        let Levels { opening, waiting_handshakes, .. } = levels;
         let levels = [
             connections,
             sessions,
@@ -318,6 +333,8 @@ impl Exporter {
             outbox_bytes,
             push_keys,
             rebalance_remaining,
+            opening,
+            waiting_handshakes,
         ];
         let gauges = self.gauges.iter().zip(levels);
         for (gauge, level) in gauges.chain([(&self.commands_in_flight, commands_in_flight)]) {

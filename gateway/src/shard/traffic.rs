@@ -33,11 +33,24 @@ impl Sink for Shard {
                 }
             }
             Event::Sent { conn, bytes } => self.clients.send_finished(conn, bytes, &self.clock),
-            Event::Accepted { conn, peer } => {
-                self.clients.accepted(conn, peer, self.id, &self.clock);
+            Event::Accepted { conn, peer, is_open, .. } => {
+                self.clients.accepted(conn, peer, is_open, self.id, &self.clock);
                 self.shared.connections.fetch_add(1, Ordering::Relaxed);
-                if self.draining.is_draining() {
+                // Before its wire is open it could not be told why: until the drain's end it has time for that.
+                if self.draining.is_draining() && (is_open || self.draining.has_expired()) {
                     self.close_gracefully(conn.slot, Cause::Draining);
+                }
+            }
+            Event::Named { conn, peer } => self.clients.named(conn, peer),
+            Event::Opened { conn, is_websocket } => {
+                self.counters.websockets += u64::from(is_websocket);
+                if self.clients.opened(conn, &self.clock) && self.draining.is_draining() {
+                    self.close_gracefully(conn.slot, Cause::Draining);
+                }
+            }
+            Event::Failed { conn, failure, reason } => {
+                if self.clients.wire_failed(conn, reason) {
+                    self.close_gracefully(conn.slot, failure.into());
                 }
             }
             Event::Ended { conn } => self.clients.peer_ended(conn),

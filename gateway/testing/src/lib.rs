@@ -9,6 +9,7 @@
 //! | `setup` | configuration for tests; puts a gateway together without threads |
 //! | `world` | shards, their drivers, idle workers, the clock; what backends and operators command |
 //! | `network` | the clients' side of the simulated network |
+//! | [`wire`] | the clients' side of TLS, WebSocket and the PROXY protocol |
 //! | `phone` | a client that remembers every response |
 //! | `scripted` | a handler that does what a request asks for |
 //! | `seeds` | runs a test once per seed, and says how to repeat a failure |
@@ -44,9 +45,10 @@ mod phone;
 pub mod scripted;
 mod seeds;
 mod setup;
+pub mod wire;
 mod world;
 
-pub use network::{Peer, sim};
+pub use network::{Peer, SimDriver, sim, wire_settings, wired};
 pub use phone::{Phone, Received, frame, login, login_again};
 pub use scripted::Scripted;
 pub use seeds::for_each_seed;

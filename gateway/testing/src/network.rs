@@ -1,10 +1,16 @@
 //! The clients' side of the simulated network.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use tidegate::wire::websocket::upgrade::{TokenSources, UpgradeRules};
+use tidegate::wire::{Settings, Wire, Wired};
 
 use crate::World;
+use crate::wire::{WireKind, certificate};
+use crate::world::SteppedDriver;
 
 /// The client's end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,16 +30,67 @@ pub fn sim(seed: u64, now: Instant, faults: Faults) -> Sim {
     sim
 }
 
-impl World {
+/// A simulated driver, perhaps with wires.
+pub trait SimDriver: SteppedDriver {
+    /// The simulation itself.
+    fn sim(&mut self) -> &mut Sim;
+}
+
+impl SimDriver for Sim {
+    fn sim(&mut self) -> &mut Sim {
+        self
+    }
+}
+
+impl SteppedDriver for Wired<Sim> {
+    fn set_now(&mut self, now: Instant) {
+        self.driver().set_now(now);
+    }
+}
+
+impl SimDriver for Wired<Sim> {
+    fn sim(&mut self) -> &mut Sim {
+        self.driver()
+    }
+}
+
+/// Settings of a driver whose connections have a wire.
+///
+/// # Panics
+/// Never.
+#[must_use]
+pub fn wire_settings(kind: WireKind) -> Settings {
+    let everybody = ["0.0.0.0/0".parse().expect("a network")];
+    let rules = || UpgradeRules {
+        path: "/".to_owned(),
+        origins: Vec::new(),
+        request_bytes_max: 8 * 1024,
+        token: TokenSources::default(),
+    };
+    let wire = Wire {
+        proxy: kind.proxy.then(|| everybody.into()),
+        tls: kind.tls.then(|| Arc::new(ArcSwap::new(Arc::clone(&certificate().server)))),
+        websocket: kind.websocket.then(|| Arc::new(rules())),
+    };
+    Settings { wires: vec![wire], ..Settings::default() }
+}
+
+/// A simulated driver whose connections have a wire.
+#[must_use]
+pub fn wired(kind: WireKind, sim: Sim) -> Wired<Sim> {
+    Wired::new(sim, wire_settings(kind))
+}
+
+impl<D: SimDriver> World<D> {
     /// Connects. The shard accepts the connection in a later turn.
     pub fn connect(&mut self, shard: usize) -> Peer {
-        let id = self.drivers[shard].connect().expect("the shard listens");
+        let id = self.drivers[shard].sim().connect().expect("the shard listens");
         Peer { shard, id }
     }
 
     /// Writes as much as the network takes; says how many bytes.
     pub fn write(&mut self, peer: Peer, bytes: &[u8]) -> usize {
-        self.drivers[peer.shard].write(peer.id, bytes)
+        self.drivers[peer.shard].sim().write(peer.id, bytes)
     }
 
     /// Writes everything: the network must have room for it.
@@ -43,26 +100,26 @@ impl World {
 
     /// Takes at most `bytes_max` bytes of what has arrived: at least 1.
     pub fn read_at_most(&mut self, peer: Peer, bytes_max: usize) -> Arrived {
-        self.drivers[peer.shard].read_at_most(peer.id, bytes_max)
+        self.drivers[peer.shard].sim().read_at_most(peer.id, bytes_max)
     }
 
     /// Bounds the bytes that may arrive before they are read: with 0 the gateway can send nothing.
     pub fn set_window(&mut self, peer: Peer, bytes: usize) {
-        self.drivers[peer.shard].set_window(peer.id, bytes);
+        self.drivers[peer.shard].sim().set_window(peer.id, bytes);
     }
 
     /// The client sends no more, and may still read.
     pub fn half_close(&mut self, peer: Peer) {
-        self.drivers[peer.shard].half_close(peer.id);
+        self.drivers[peer.shard].sim().half_close(peer.id);
     }
 
     /// Closes the client's socket: a reset, if it leaves bytes unread.
     pub fn hang_up(&mut self, peer: Peer) {
-        self.drivers[peer.shard].hang_up(peer.id);
+        self.drivers[peer.shard].sim().hang_up(peer.id);
     }
 
     /// Resets the connection: what was on its way in either direction is lost.
     pub fn reset(&mut self, peer: Peer) {
-        self.drivers[peer.shard].reset(peer.id);
+        self.drivers[peer.shard].sim().reset(peer.id);
     }
 }

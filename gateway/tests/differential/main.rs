@@ -5,6 +5,7 @@
 //! failure names.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers on 64 bits")]
 
 mod networks;
 mod play;
@@ -13,8 +14,9 @@ mod script;
 use tidegate::driver::epoll::Epoll;
 use tidegate::driver::uring::{self, Capacity, Uring};
 use tidegate_testing::for_each_seed;
+use tidegate_testing::wire::WireKind;
 
-use networks::{Simulated, Sockets};
+use networks::{OverWire, Simulated, Sockets};
 use play::{Outcome, play};
 use script::Script;
 
@@ -39,17 +41,27 @@ fn compare(seed: u64) {
     };
     let other_cuts = play(&script, &mut Simulated::new(seed + 1), seed + 1);
     differs("simulated, other cuts", other_cuts);
-    let mut epoll = Sockets::new(|listener| Epoll::new(Some(listener)), Epoll::waker);
+    let plain = WireKind::PLAIN;
+    let mut epoll = Sockets::new(plain, |listener| Epoll::new(vec![listener]), Epoll::waker);
     differs("epoll", play(&script, &mut epoll, seed + 2));
+    // Each seed has one of the wires.
+    let kind = WireKind::WIRES[seed as usize % WireKind::WIRES.len()];
+    let mut simulated = OverWire::new(kind, Simulated::on(kind, seed + 4));
+    differs(&format!("simulated, {kind:?}"), play(&script, &mut simulated, seed + 4));
+    let epoll = Sockets::new(kind, |listener| Epoll::new(vec![listener]), Epoll::waker);
+    let mut epoll = OverWire::new(kind, epoll);
+    differs(&format!("epoll, {kind:?}"), play(&script, &mut epoll, seed + 5));
     if uring::probe().is_err() {
         return eprintln!("io_uring is not allowed here, and not compared");
     }
     for files_each in [1000, 2] {
         let capacity = Capacity { connections: 1000, files_each };
-        let new = |listener| Uring::new(Some(listener), capacity);
-        let mut uring = Sockets::new(new, Uring::waker);
+        let new = |listener| Uring::new(vec![listener], capacity);
+        let mut uring = Sockets::new(plain, new, Uring::waker);
         let name = format!("io_uring with {files_each} files per ring");
         differs(&name, play(&script, &mut uring, seed + 3));
+        let mut uring = OverWire::new(kind, Sockets::new(kind, new, Uring::waker));
+        differs(&format!("{name}, {kind:?}"), play(&script, &mut uring, seed + 6));
     }
 }
 

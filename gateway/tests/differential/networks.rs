@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidegate::clock::WallClock;
 use tidegate::driver::Driver;
-use tidegate::driver::sim::{Arrived, Faults};
+use tidegate::driver::sim::{Arrived, Faults, Sim};
 use tidegate::parts::Parts;
 use tidegate::shard::mailbox::Message;
+use tidegate::wire::Wired;
 use tidegate_backend::batch::Wake;
-use tidegate_testing::{Peer, World, sim};
+use tidegate_testing::wire::{WireClient, WireKind};
+use tidegate_testing::{Peer, World, sim, wire_settings, wired};
 
 use crate::play::setup;
 use crate::script::CLIENTS;
@@ -31,13 +33,76 @@ pub(crate) trait Network {
     fn pass(&mut self);
 }
 
+/// Clients that speak through a wire.
+pub(crate) struct OverWire<N> {
+    network: N,
+    clients: Vec<WireClient>,
+    ends: [bool; CLIENTS],
+}
+
+impl<N: Network> OverWire<N> {
+    pub(crate) fn new(kind: WireKind, network: N) -> Self {
+        let clients = (0..CLIENTS).map(|client| WireClient::new(kind, client as u64)).collect();
+        Self { network, clients, ends: [false; CLIENTS] }
+    }
+
+    fn flush(&mut self, client: usize) {
+        let wire = &mut self.clients[client];
+        // Nothing may be written after the end, not even no bytes.
+        if !wire.out.is_empty() {
+            let written = self.network.write(client, &wire.out);
+            wire.out.drain(..written);
+        }
+        if self.ends[client] && wire.out.is_empty() && wire.is_open() {
+            self.ends[client] = false;
+            self.network.half_close(client);
+        }
+    }
+}
+
+impl<N: Network> Network for OverWire<N> {
+    fn write(&mut self, client: usize, bytes: &[u8]) -> usize {
+        let count = self.clients[client].send(bytes);
+        self.flush(client);
+        count
+    }
+
+    fn half_close(&mut self, client: usize) {
+        self.clients[client].end();
+        self.ends[client] = true;
+        self.flush(client);
+    }
+
+    fn read(&mut self, client: usize) -> Arrived {
+        self.flush(client);
+        match self.network.read(client) {
+            Arrived::Bytes(bytes) => self.clients[client].receive(&bytes),
+            Arrived::Nothing => {}
+            end => return end,
+        }
+        self.flush(client);
+        match std::mem::take(&mut self.clients[client].received) {
+            received if received.is_empty() => Arrived::Nothing,
+            received => Arrived::Bytes(received.into()),
+        }
+    }
+
+    fn pass(&mut self) {
+        self.network.pass();
+    }
+}
+
 pub(crate) struct Simulated {
-    world: World,
+    world: World<Wired<Sim>>,
     peers: Vec<Peer>,
 }
 
 impl Simulated {
     pub(crate) fn new(seed: u64) -> Self {
+        Self::on(WireKind::PLAIN, seed)
+    }
+
+    pub(crate) fn on(kind: WireKind, seed: u64) -> Self {
         let faults = Faults {
             cut: 0.5,
             short_send: 0.5,
@@ -48,7 +113,7 @@ impl Simulated {
             shuffle: true,
             ..Faults::default()
         };
-        let mut world = setup().world_on(|_, now| sim(seed, now, faults.clone()));
+        let mut world = setup().world_on(|_, now| wired(kind, sim(seed, now, faults.clone())));
         let peers = (0..CLIENTS).map(|_| world.connect(0)).collect();
         Self { world, peers }
     }
@@ -68,6 +133,8 @@ impl Network for Simulated {
     }
 
     fn pass(&mut self) {
+        // Handshakes begin at a rate.
+        self.world.advance(Duration::from_millis(1));
         self.world.turns(1);
     }
 }
@@ -81,14 +148,17 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     pub(crate) fn new<D: Driver + Send + 'static>(
+        kind: WireKind,
         new: impl FnOnce(TcpListener) -> io::Result<D>,
         waker: impl FnOnce(&D) -> Arc<dyn Wake>,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let mut driver = new(listener).unwrap();
+        let driver = new(listener).unwrap();
+        let waker = waker(&driver);
+        let mut driver = Wired::new(driver, wire_settings(kind));
         let (parts, _) = setup().assemble(Instant::now(), WallClock::system());
-        parts.shared.addresses[0].mailbox().set_waker(waker(&driver));
+        parts.shared.addresses[0].mailbox().set_waker(waker);
         let shard_parts = parts.clone();
         let thread = thread::spawn(move || shard_parts.shard(0).run(&mut driver));
         let connect = |_| {

@@ -16,6 +16,7 @@ mod resume;
 mod retry_hints;
 mod session_ends;
 mod several_pushes;
+mod wires;
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ use tidegate_backend::Code;
 use tidegate_protocol::client::{Client as Wire, Event};
 use tidegate_protocol::proto::v1;
 use tidegate_testing::Peer;
+use tidegate_testing::wire::WireClient;
 
 use crate::backend::{
     INLINE, Membership, PUSH, QUEUED, ROUTE_TYPES, Record, Target, UNROUTED, answer_data, read_push,
@@ -55,6 +56,7 @@ impl Cursor {
 
 pub(crate) struct Client {
     pub(crate) peer: Peer,
+    pub(crate) transport: WireClient,
     pub(crate) user_id: u64,
     pub(crate) wire: Wire,
     pub(crate) session: Option<u64>,
@@ -92,9 +94,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(peer: Peer, user_id: u64, now: Instant, rules: Rules) -> Self {
+    pub(crate) fn new(
+        peer: Peer,
+        transport: WireClient,
+        user_id: u64,
+        now: Instant,
+        rules: Rules,
+    ) -> Self {
         Self {
             peer,
+            transport,
             user_id,
             wire: Wire::new(now),
             session: None,
@@ -338,6 +347,7 @@ impl std::fmt::Debug for Client {
             self.outstanding.iter().map(|(asked, (kind, _))| (asked, kind)).collect();
         f.debug_struct("Client")
             .field("peer", &self.peer)
+            .field("transport", &self.transport)
             .field("user_id", &self.user_id)
             .field("session", &self.session)
             .field("asked", &asked)

@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_backend::Code;
 
+use tidegate_testing::SimDriver as _;
+
 use crate::backend::{INLINE, RANDOM, RANDOM_INLINE, Target, echo};
 use crate::for_each_seed;
 use crate::run::Run;
@@ -54,6 +56,6 @@ fn a_draining_gateway_answers_closes_gracefully_and_ends() {
             assert_eq!(client.pushes[&Target::Everybody], 2, "no push is lost: {client:?}");
             assert!(client.ended.is_some());
         }
-        assert!(run.world.drivers.iter_mut().all(|sim| sim.connect().is_none()));
+        assert!(run.world.drivers.iter_mut().all(|driver| driver.sim().connect().is_none()));
     });
 }

@@ -25,6 +25,7 @@ mod resume;
 mod run;
 
 use run::Run;
+use tidegate_testing::wire::WireKind;
 
 /// Random steps of a run before the healing phase.
 const STEPS: usize = 1_500;
@@ -37,6 +38,17 @@ fn for_each_seed(run: impl Fn(u64)) {
 fn clients_get_their_answers_and_pushes_and_nothing_is_left_behind() {
     for_each_seed(|seed| {
         let mut run = Run::new(seed);
+        (0..STEPS).for_each(|_| run.step());
+        run.heal();
+        run.end();
+    });
+}
+
+#[test]
+fn the_same_holds_over_every_wire() {
+    tidegate_testing::for_each_seed("simulation -- over_every_wire", 25, |seed| {
+        let kind = WireKind::WIRES[seed as usize % WireKind::WIRES.len()];
+        let mut run = Run::on(kind, seed);
         (0..STEPS).for_each(|_| run.step());
         run.heal();
         run.end();

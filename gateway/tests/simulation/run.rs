@@ -9,10 +9,12 @@ use fastrand::Rng;
 use tidegate::config::{
     BackendConfig, Config, Rejoin, RoomClass, RoomPolicy, RouteConfig, SlowMember,
 };
-use tidegate::driver::sim::{Arrived, Faults};
+use tidegate::driver::sim::{Arrived, Faults, Sim};
+use tidegate::wire::Wired;
 use tidegate_backend::Placement;
 use tidegate_testing::Cause;
-use tidegate_testing::{Setup, World, sim};
+use tidegate_testing::wire::{WireClient, WireKind};
+use tidegate_testing::{Setup, World, sim, wired};
 
 use crate::backend::{
     Backend, COMMAND, COMMAND_QUEUED, INLINE, LARGE, PUSH, PUSH_BYTES_MAX, QUEUED, RANDOM,
@@ -38,7 +40,11 @@ const FLUSH_BYTES: usize = 256 * 1024;
 /// One run from one seed.
 pub(crate) struct Run {
     pub(crate) rng: Rng,
-    pub(crate) world: World,
+    pub(crate) world: World<Wired<Sim>>,
+    /// The wire of all clients.
+    kind: WireKind,
+    /// Connections so far.
+    connects: u64,
     pub(crate) backend: Backend,
     pub(crate) clients: Vec<Client>,
     rules: Rules,
@@ -147,20 +153,27 @@ fn faults(rng: &mut Rng) -> Faults {
 
 impl Run {
     pub(crate) fn new(seed: u64) -> Self {
+        Self::on(WireKind::PLAIN, seed)
+    }
+
+    /// A run whose clients connect through a wire.
+    pub(crate) fn on(kind: WireKind, seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let backend = Backend::new(rng.u64(..));
         let mut rules = Rules::default();
         let setup = Setup::new(backend.clone(), |config| rules = configure(config, &mut rng));
         let session_key = rng.u64(..);
         let faults = faults(&mut rng);
-        let world =
-            Setup { session_key, ..setup }.world_on(|_, now| sim(rng.u64(..), now, faults.clone()));
+        let world = Setup { session_key, ..setup }
+            .world_on(|_, now| wired(kind, sim(rng.u64(..), now, faults.clone())));
         let users = *rng.choice(&[4, 30]).unwrap();
         let mut run = Self {
             large_answers: rng.bool(),
             hung_workers: vec![false; world.workers.len()],
             rng,
             world,
+            kind,
+            connects: 0,
             backend,
             clients: Vec::new(),
             rules,
@@ -180,7 +193,9 @@ impl Run {
     fn connect(&mut self, user_id: u64) -> Client {
         let shard = self.rng.usize(0..self.world.shards.len());
         let peer = self.world.connect(shard);
-        let mut client = Client::new(peer, user_id, self.world.now(), self.rules);
+        self.connects += 1;
+        let transport = WireClient::new(self.kind, self.connects);
+        let mut client = Client::new(peer, transport, user_id, self.world.now(), self.rules);
         client.may_be_cut_off = self.has_faults;
         client.never_reads = self.rng.u8(..) < 25;
         client
@@ -290,9 +305,16 @@ impl Run {
         }
         let outgoing = client.wire.outgoing();
         let count = if everything { outgoing.len() } else { self.rng.usize(0..=outgoing.len()) };
-        let written = self.world.write(client.peer, &outgoing[..count]);
-        let _ = outgoing.split_to(written);
-        if client.half_closed && outgoing.is_empty() {
+        let taken = client.transport.send(&outgoing[..count]);
+        let _ = outgoing.split_to(taken);
+        let is_last = client.half_closed && outgoing.is_empty();
+        if is_last {
+            client.transport.end();
+        }
+        let transport = &mut client.transport;
+        let written = self.world.write(client.peer, &transport.out);
+        transport.out.drain(..written);
+        if is_last && transport.out.is_empty() && transport.is_open() {
             self.world.half_close(client.peer);
         }
         if client.stalled {
@@ -301,7 +323,11 @@ impl Run {
         loop {
             let bytes_max = if everything { usize::MAX } else { self.rng.usize(1..2000) };
             match self.world.read_at_most(client.peer, bytes_max) {
-                Arrived::Bytes(bytes) => client.receive(&bytes, &self.backend.record()),
+                Arrived::Bytes(bytes) => {
+                    client.transport.receive(&bytes);
+                    let bytes = std::mem::take(&mut client.transport.received);
+                    client.receive(&bytes, &self.backend.record());
+                }
                 Arrived::Nothing => return,
                 Arrived::End => return client.on_end(Ended::End, cut_off),
                 Arrived::Reset => return client.on_end(Ended::Reset, cut_off),

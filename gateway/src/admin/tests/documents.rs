@@ -15,7 +15,7 @@ fn documents_name_the_bounds_that_hold() {
         BODY_TIMEOUT,
         ANSWER_TIMEOUT,
         connections::HEAD_TIMEOUT,
-        stream::WRITE_TIMEOUT,
+        crate::http_io::stream::WRITE_TIMEOUT,
     ]
     .map(|bound| {
         assert_eq!(bound.subsec_nanos(), 0);
@@ -39,7 +39,7 @@ fn documents_name_the_bounds_that_hold() {
     for text in [
         format!("| operators' connections | {open}; {queued} more in the kernel's queue |"),
         format!("| {head}, {body}, {answer} and {write} s |"),
-        format!("| a shard's silence | {silence} s |"),
+        format!("| the silence of a shard or of the HTTP gateway | {silence} s |"),
     ] {
         assert!(architecture.contains(&text), "ARCHITECTURE.md lacks {text:?}");
     }

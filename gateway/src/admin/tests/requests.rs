@@ -1,6 +1,7 @@
 //! What operators ask for, and what is refused.
 
 use super::*;
+use crate::wire::certificates::tests::Files;
 
 #[test]
 fn all_other_paths_need_the_token() {
@@ -19,6 +20,7 @@ fn all_other_paths_need_the_token() {
         ("POST", "/push/users/7?type=1"),
         ("POST", "/push/rooms/x?type=1"),
         ("POST", "/push/all?type=1"),
+        ("POST", "/reload"),
     ];
     for (method, path) in guarded {
         let tokens = [
@@ -210,4 +212,20 @@ fn a_temporary_refusal_names_when_to_retry() {
     *test.fake.refusal.lock().unwrap() = None;
     *test.fake.stalled.lock().unwrap() = Some(Vec::new());
     assert!(test.post("/push/all?type=1", b"x").error(504).contains("unknown"));
+}
+
+#[test]
+fn a_reload_whose_files_hang_holds_up_no_other_request() {
+    let files = Files::new(false);
+    let about = about().with_certificates(Some(Arc::new(files.load())));
+    let timeouts = Timeouts { answer: SHORT, ..UNLIMITED };
+    let test = TestServer::start(timeouts, about);
+    assert_eq!(test.post("/reload", b"").json(), json!({ "certificates": "unchanged" }));
+    files.hang();
+    for _ in 0..4 {
+        let answer = test.post("/reload", b"");
+        assert_eq!((answer.code(), answer.error(504).is_empty()), ("slow_files".to_owned(), false));
+        assert_eq!(test.get("/stats").status, 200);
+    }
+    files.go_on();
 }

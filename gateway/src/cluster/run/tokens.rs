@@ -31,7 +31,9 @@ impl Runner {
         while let Some(output) = self.tokens.next_output() {
             match output {
                 tokens::Output::Post(shard, message) => {
-                    if let Some(address) = self.shards.get(usize::from(shard)) {
+                    // The only other number that asks is the HTTP gateway's.
+                    let address = self.shards.get(usize::from(shard)).or(self.http.as_ref());
+                    if let Some(address) = address {
                         address.post(message);
                     }
                 }

@@ -11,7 +11,7 @@ use super::{Read, World};
 use crate::driver::epoll::Epoll;
 use crate::driver::sim::{Arrived, Faults, PeerId, Sim};
 use crate::driver::uring::{Capacity, Uring};
-use crate::driver::{ConnId, Driver, Mechanism, SendState, Sink};
+use crate::driver::{CloseCause, ConnId, Driver, Mechanism, SendState, Sink};
 
 /// How long real drivers let events gather: as in the gateway's default configuration.
 const COALESCE: Duration = Duration::from_micros(300);
@@ -23,14 +23,14 @@ pub(super) trait Real: Driver {
 
 impl Real for Epoll {
     fn new(listener: TcpListener) -> Self {
-        Self::new(Some(listener)).unwrap().coalescing(COALESCE)
+        Self::new(vec![listener]).unwrap().coalescing(COALESCE)
     }
 }
 
 impl Real for Uring {
     fn new(listener: TcpListener) -> Self {
         let capacity = Capacity { connections: 1000, files_each: 1000 };
-        Self::new(Some(listener), capacity).unwrap().coalescing(COALESCE)
+        Self::new(vec![listener], capacity).unwrap().coalescing(COALESCE)
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) struct ManyRings(Uring);
 impl Real for ManyRings {
     fn new(listener: TcpListener) -> Self {
         let capacity = Capacity { connections: 1000, files_each: 3 };
-        Self(Uring::new(Some(listener), capacity).unwrap().coalescing(COALESCE))
+        Self(Uring::new(vec![listener], capacity).unwrap().coalescing(COALESCE))
     }
 }
 
@@ -122,6 +122,8 @@ impl<D: Real> World for RealWorld<D> {
             match stream.write(&bytes[written..]) {
                 Ok(more) => written += more,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Its next read says so.
+                Err(error) if CloseCause::of(&error) == CloseCause::Reset => break,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -139,7 +141,11 @@ impl<D: Real> World for RealWorld<D> {
     }
 
     fn half_close(&mut self, peer: usize) {
-        self.peers[peer].as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
+        match self.peers[peer].as_ref().unwrap().shutdown(Shutdown::Write) {
+            // It was reset. Its next read says so.
+            Err(error) if error.kind() == ErrorKind::NotConnected => {}
+            result => result.unwrap(),
+        }
     }
 
     fn reset(&mut self, peer: usize) {
@@ -148,14 +154,30 @@ impl<D: Real> World for RealWorld<D> {
     }
 }
 
+/// A driver over the simulation, or the simulation itself.
+pub(super) trait Simulated: Driver {
+    fn over(sim: Sim) -> Self;
+    fn sim(&mut self) -> &mut Sim;
+}
+
+impl Simulated for Sim {
+    fn over(sim: Sim) -> Self {
+        sim
+    }
+
+    fn sim(&mut self) -> &mut Sim {
+        self
+    }
+}
+
 /// The simulation, with the faults that every network has: cuts and short sends.
-pub(super) struct SimWorld {
-    driver: Sim,
+pub(super) struct SimWorld<D> {
+    driver: D,
     peers: Vec<PeerId>,
 }
 
-impl World for SimWorld {
-    type Driver = Sim;
+impl<D: Simulated> World for SimWorld<D> {
+    type Driver = D;
 
     fn with_backlog(backlog: u16) -> Self {
         let faults = Faults {
@@ -167,24 +189,24 @@ impl World for SimWorld {
         };
         let mut driver = Sim::new(7, Instant::now(), faults);
         driver.set_accept_queue_max(u32::from(backlog) + 1);
-        Self { driver, peers: Vec::new() }
+        Self { driver: D::over(driver), peers: Vec::new() }
     }
 
-    fn driver(&mut self) -> &mut Sim {
+    fn driver(&mut self) -> &mut D {
         &mut self.driver
     }
 
     fn connect(&mut self) -> Option<usize> {
-        self.peers.push(self.driver.connect()?);
+        self.peers.push(self.driver.sim().connect()?);
         Some(self.peers.len() - 1)
     }
 
     fn write(&mut self, peer: usize, bytes: &[u8]) -> usize {
-        self.driver.write(self.peers[peer], bytes)
+        self.driver.sim().write(self.peers[peer], bytes)
     }
 
     fn read(&mut self, peer: usize) -> Read {
-        match self.driver.read_at_most(self.peers[peer], 16 * 1024) {
+        match self.driver.sim().read_at_most(self.peers[peer], 16 * 1024) {
             Arrived::Bytes(bytes) => Read::Bytes(bytes.to_vec()),
             Arrived::Nothing => Read::Nothing,
             Arrived::End => Read::End,
@@ -193,10 +215,10 @@ impl World for SimWorld {
     }
 
     fn half_close(&mut self, peer: usize) {
-        self.driver.half_close(self.peers[peer]);
+        self.driver.sim().half_close(self.peers[peer]);
     }
 
     fn reset(&mut self, peer: usize) {
-        self.driver.reset(self.peers[peer]);
+        self.driver.sim().reset(self.peers[peer]);
     }
 }

@@ -1,6 +1,6 @@
 //! Accepting with epoll.
 //!
-//! Owns the listening socket and the one fact that only epoll has: whether epoll has announced connections
+//! Owns the listening sockets, and of each the one fact that only epoll has: whether epoll has announced connections
 //! since an accept last found none. [`AcceptState`] decides whether connections are accepted. The poll loop
 //! calls this once in each poll, with the table that new connections go to. It accepts a bounded number each time and
 //! never blocks.
@@ -19,45 +19,59 @@ use crate::driver::accept_state::{AcceptState, Wait, Waiting, is_of_one_connecti
 /// Connections that one poll accepts at most, so that very many at once do not delay the bytes of others.
 const ACCEPTS_MAX: usize = 64;
 
-/// The listening socket.
+/// A listening socket.
 #[derive(Debug)]
-pub(super) struct Acceptor {
-    /// `None` once it is closed, or where there never was one.
-    listener: Option<TcpListener>,
+struct Listener {
+    socket: TcpListener,
     /// The queue may hold connections: set by an edge, cleared by would-block.
     ready: bool,
+}
+
+/// The listening sockets.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    /// None once they are closed.
+    listeners: Vec<Listener>,
+    /// The one that is accepted from next, so that no queue has to wait until another is empty.
+    next: usize,
     pub(super) state: AcceptState,
 }
 
+/// The token of the first listening socket. Those of the others are below it, and those of connections are far below.
+const FIRST: usize = usize::MAX - 1;
+
+/// Whether a token is that of a listening socket.
+pub(super) const fn is_listener(token: Token) -> bool {
+    token.0 <= FIRST && token.0 > FIRST - LISTENERS_MAX
+}
+
+/// As many as [`Event::Accepted`](crate::driver::Event::Accepted) can name.
+const LISTENERS_MAX: usize = 256;
+
 impl Acceptor {
-    pub(super) fn new(
-        listener: Option<std::net::TcpListener>,
-        poll: &Poll,
-        token: Token,
-    ) -> io::Result<Self> {
-        let mut listener = match listener {
-            Some(listener) => {
-                listener.set_nonblocking(true)?;
-                Some(TcpListener::from_std(listener))
-            }
-            None => None,
-        };
-        if let Some(listener) = &mut listener {
-            poll.registry().register(listener, token, Interest::READABLE)?;
+    pub(super) fn new(sockets: Vec<std::net::TcpListener>, poll: &Poll) -> io::Result<Self> {
+        assert!(sockets.len() <= LISTENERS_MAX, "{} listening sockets", sockets.len());
+        let mut listeners = Vec::with_capacity(sockets.len());
+        for (index, socket) in sockets.into_iter().enumerate() {
+            socket.set_nonblocking(true)?;
+            let mut socket = TcpListener::from_std(socket);
+            poll.registry().register(&mut socket, Token(FIRST - index), Interest::READABLE)?;
+            listeners.push(Listener { socket, ready: false });
         }
-        let state = AcceptState::new(listener.is_some());
-        Ok(Self { listener, ready: false, state })
+        let state = AcceptState::new(!listeners.is_empty());
+        Ok(Self { listeners, next: 0, state })
     }
 
-    /// An edge: the queue has got a connection.
-    pub(super) const fn on_edge(&mut self) {
-        self.ready = true;
+    /// An edge: the queue of a listening socket has got a connection.
+    pub(super) fn on_edge(&mut self, token: Token) {
+        if let Some(listener) = self.listeners.get_mut(FIRST - token.0) {
+            listener.ready = true;
+        }
     }
 
     pub(super) fn stop(&mut self, until: Instant) {
-        if let Some(listener) = &self.listener {
-            self.state.stop(accept_queue::capacity(listener), until);
-        }
+        let capacity = |listener: &Listener| accept_queue::capacity(&listener.socket);
+        self.state.stop(self.listeners.iter().map(capacity).sum(), until);
     }
 
     /// How long the driver may wait, as far as accepting is concerned.
@@ -76,33 +90,34 @@ impl Acceptor {
         sink: &mut impl Sink,
     ) {
         self.state.on_time(now);
-        if self.ready {
-            self.accept(connections, sink);
-        }
+        self.accept(connections, sink);
         if !self.state.is_stopping() {
             return;
         }
         let waiting = self.waiting();
         if self.state.may_close(waiting, sink.accept_budget(), now) {
-            let reset = self.listener.take().map_or(0, accept_queue::close);
+            let close = |listener: Listener| accept_queue::close(listener.socket);
+            let reset = self.listeners.drain(..).map(close).sum();
             sink.event(self.state.on_closed(reset));
         }
     }
 
     fn accept(&mut self, connections: &mut Connections, sink: &mut impl Sink) {
         for _ in 0..ACCEPTS_MAX {
+            let Some(index) = self.next_ready() else { return };
             if self.state.accepts_allowed(sink.accept_budget()) == 0 {
                 return;
             }
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
+            let listener = &mut self.listeners[index];
+            match listener.socket.accept() {
                 Ok((stream, peer)) => {
                     report(self.state.on_accepted(), sink);
-                    connections.add(stream, peer, sink);
+                    let index = u8::try_from(index).expect("there are 256 at most");
+                    connections.add(stream, peer, index, sink);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.ready = false;
-                    return report(self.state.on_queue_empty(), sink);
+                    listener.ready = false;
+                    report(self.state.on_queue_empty(), sink);
                 }
                 Err(error) if error.raw_os_error().is_some_and(is_of_one_connection) => {}
                 Err(error) => return report(self.state.on_refused(error, Instant::now()), sink),
@@ -110,14 +125,24 @@ impl Acceptor {
         }
     }
 
+    /// The next one, in turn, whose queue may hold connections.
+    fn next_ready(&mut self) -> Option<usize> {
+        let count = self.listeners.len();
+        let from_next = (0..count).map(|step| (self.next + step) % count);
+        let found = from_next.into_iter().find(|&index| self.listeners[index].ready)?;
+        self.next = found + 1;
+        Some(found)
+    }
+
     fn waiting(&mut self) -> Waiting {
         if self.state.is_stopping() {
             // accept(2) can't say it: without a descriptor it fails whether or not a connection waits. The
             // last edge can't either: accepts since then may have emptied the queue.
-            let listener = self.listener.as_ref();
-            self.ready =
-                listener.is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
+            for listener in &mut self.listeners {
+                listener.ready = accept_queue::is_waited_for(&listener.socket, Duration::ZERO);
+            }
         }
-        Waiting { in_queue: self.ready, parked: false }
+        let in_queue = self.listeners.iter().any(|listener| listener.ready);
+        Waiting { in_queue, parked: false }
     }
 }

@@ -93,13 +93,19 @@ impl Connections {
     }
 
     /// Reports a connection that was accepted, and watches it from now on.
-    pub(super) fn add(&mut self, stream: TcpStream, peer: SocketAddr, sink: &mut impl Sink) {
+    pub(super) fn add(
+        &mut self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: u8,
+        sink: &mut impl Sink,
+    ) {
         let socket = Socket { stream, sending: None, flags: Flags::default() };
         let conn = self.sockets.insert(socket);
         let socket = self.sockets.get_mut(conn).expect("it was just inserted");
         let registered =
             self.poll.registry().register(&mut socket.stream, token(conn), Interest::READABLE);
-        sink.event(Event::Accepted { conn, peer });
+        sink.event(Event::Accepted { conn, peer, listener, is_open: true });
         if let Err(error) = registered {
             self.fail(conn, &error);
         }

@@ -68,7 +68,7 @@ impl Connections {
     pub(super) fn hand_over(&mut self, sink: &mut impl Sink) {
         let mut gathered = mem::take(&mut self.gathered);
         for (conn, range) in &gathered {
-            sink.event(Event::Received { conn: *conn, bytes: &self.buffer[range.clone()] });
+            sink.event(Event::Received { conn: *conn, bytes: &mut self.buffer[range.clone()] });
         }
         for (conn, _) in gathered.drain(..) {
             self.reply(conn, sink);
@@ -107,7 +107,7 @@ impl Connections {
                 }
                 Ok((_, bytes)) => {
                     let drained = bytes < budget && !socket.flags.ending;
-                    sink.event(Event::Received { conn, bytes: &self.buffer[..bytes] });
+                    sink.event(Event::Received { conn, bytes: &mut self.buffer[..bytes] });
                     self.reply(conn, sink);
                     if drained {
                         return;

@@ -46,9 +46,14 @@ impl Sim {
         }
     }
 
-    /// Connects. `None`: the listening socket is closed.
+    /// Connects to the first listening socket. `None`: it is closed.
     pub fn connect(&mut self) -> Option<PeerId> {
-        self.accept_state.listens().then(|| self.network.connect())
+        self.connect_at(0)
+    }
+
+    /// Connects to a listening socket, counted from 0. `None`: it is closed.
+    pub fn connect_at(&mut self, listener: u8) -> Option<PeerId> {
+        self.accept_state.listens().then(|| self.network.connect(listener))
     }
 
     /// Writes bytes, as many as the connection holds. Says how many.

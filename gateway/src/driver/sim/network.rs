@@ -46,8 +46,8 @@ pub enum Arrived {
 #[derive(Debug, Default)]
 pub(super) struct Network {
     peers: BTreeMap<PeerId, Peer>,
-    /// Those that wait to be accepted.
-    waiting: VecDeque<PeerId>,
+    /// Those that wait to be accepted, each at one of the listening sockets.
+    waiting: VecDeque<(PeerId, u8)>,
     next: u32,
 }
 
@@ -96,8 +96,8 @@ impl Side<'_> {
         self.0.as_ref().map_or(0, |peer| peer.window.saturating_sub(peer.to_peer.len()))
     }
 
-    pub(super) fn receive(&mut self, count: usize) -> Bytes {
-        self.0.as_mut().map_or_else(Bytes::new, |peer| peer.to_gateway.split_to(count).freeze())
+    pub(super) fn receive(&mut self, count: usize) -> BytesMut {
+        self.0.as_mut().map_or_else(BytesMut::new, |peer| peer.to_gateway.split_to(count))
     }
 
     pub(super) fn arrive(&mut self, bytes: &[u8]) {
@@ -122,7 +122,7 @@ impl Peer {
 }
 
 impl Network {
-    pub(super) fn connect(&mut self) -> PeerId {
+    pub(super) fn connect(&mut self, listener: u8) -> PeerId {
         let id = PeerId(self.next);
         self.next += 1;
         let peer = Peer {
@@ -136,7 +136,7 @@ impl Network {
             reset: false,
         };
         self.peers.insert(id, peer);
-        self.waiting.push_back(id);
+        self.waiting.push_back((id, listener));
         id
     }
 
@@ -144,14 +144,14 @@ impl Network {
         !self.waiting.is_empty()
     }
 
-    pub(super) fn next_waiting(&mut self) -> Option<PeerId> {
+    pub(super) fn next_waiting(&mut self) -> Option<(PeerId, u8)> {
         self.waiting.pop_front()
     }
 
     /// The listening socket is closed: resets the connections that wait. Says how many they were.
     pub(super) fn refuse_waiting(&mut self) -> u32 {
         let mut count = 0;
-        while let Some(id) = self.waiting.pop_front() {
+        while let Some((id, _)) = self.waiting.pop_front() {
             self.close(id, CloseCause::Reset);
             count += 1;
         }

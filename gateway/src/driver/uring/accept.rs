@@ -1,12 +1,13 @@
 //! Accepting with io_uring: a number of accepts is always in flight, each for a direct descriptor of a ring.
 //!
-//! [`Acceptor`] owns the listening socket, the accepts in flight and the parked connections. The poll loop
+//! [`Acceptor`] owns the listening sockets, the accepts in flight and the parked connections. The poll loop
 //! calls it: [`Acceptor::accept_more`] before it submits, [`Acceptor::on_completed`] for each accept that
 //! completes, and [`Acceptor::on_poll`] at the end. [`AcceptState`] decides whether connections are accepted.
-//! The driver never has more accepts in flight than the core's budget when it asks for them.
+//! Where the core has a budget, each listening socket has at least one accept in flight, and all together have
+//! no more than the budget where it is that large.
 //!
-//! **An accept may complete beyond the budget.** It was in flight when another shard took the last of
-//! `limits.connections_max`, or when the core stopped accepting. The kernel has established that connection
+//! **An accept may complete beyond the budget.** It was in flight when another shard, or another listening socket,
+//! took the last of `limits.connections_max`, or when the core stopped accepting. The kernel has established that connection
 //! and taken it from its queue, so it can't be put back. The driver *parks* it: it is not reported to the core,
 //! nothing is received on it, and to its peer it looks like one that waits in the kernel's queue. As soon
 //! as the core has a budget and wants connections, the next [`Acceptor::accept_more`] reports the parked ones
@@ -32,11 +33,11 @@ use crate::driver::accept_state::{
 };
 use crate::driver::{CloseCause, Event, Sink};
 
-/// The listening socket, and the connections on their way in.
+/// The listening sockets, and the connections on their way in.
 #[derive(Debug)]
 pub(super) struct Acceptor {
-    /// `None` once it is closed, or where there never was one.
-    listener: Option<TcpListener>,
+    /// None once they are closed.
+    listeners: Vec<TcpListener>,
     state: AcceptState,
     /// Addresses that no accept uses.
     free: Vec<u16>,
@@ -53,21 +54,23 @@ struct InFlight {
     /// Which of the ring's addresses it uses.
     address: u16,
     ring: u16,
+    listener: u8,
 }
 
 /// A connection that was accepted when the core had no budget for it. See the [module](self).
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Parked {
     ring: usize,
     file: u32,
     peer: SocketAddr,
+    listener: u8,
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: Option<TcpListener>) -> Self {
+    pub(super) fn new(listeners: Vec<TcpListener>) -> Self {
         Self {
-            state: AcceptState::new(listener.is_some()),
-            listener,
+            state: AcceptState::new(!listeners.is_empty()),
+            listeners,
             free: (0..ACCEPTS_MAX).collect(),
             in_flight: Vec::with_capacity(usize::from(ACCEPTS_MAX)),
             parked: VecDeque::new(),
@@ -80,24 +83,30 @@ impl Acceptor {
     pub(super) fn accept_more(&mut self, connections: &mut Connections, sink: &mut impl Sink) {
         while !self.parked.is_empty()
             && self.state.may_report(sink.accept_budget())
-            && let Some(Parked { ring, file, peer }) = self.parked.pop_front()
+            && let Some(parked) = self.parked.pop_front()
         {
-            take_in(connections, ring, file, peer, sink);
+            take_in(connections, parked, sink);
         }
-        if self.free.is_empty() {
+        if self.free.is_empty() || self.listeners.is_empty() {
             return;
         }
-        let Some(listener) = self.listener.take() else { return };
         let budget = sink.accept_budget().min(usize::from(ACCEPTS_MAX));
         let allowed = self.state.accepts_allowed(budget.saturating_sub(self.parked.len()));
-        while self.in_flight.len() < allowed
-            && let Some(ring) = self.ring_for_one(&mut connections.rings, sink)
-            && let Some(address) = self.free.pop()
-        {
-            self.in_flight.push(InFlight { address, ring });
-            connections.rings.ask(ring, |ring| ring.accept(listener.as_fd(), address));
+        let each = allowed.div_ceil(self.listeners.len());
+        let listeners = mem::take(&mut self.listeners);
+        for (listener, socket) in (0..).zip(&listeners) {
+            let of_this = |accept: &&InFlight| accept.listener == listener;
+            let mut in_flight = self.in_flight.iter().filter(of_this).count();
+            while in_flight < each
+                && let Some(ring) = self.ring_for_one(&mut connections.rings, sink)
+                && let Some(address) = self.free.pop()
+            {
+                in_flight += 1;
+                self.in_flight.push(InFlight { address, ring, listener });
+                connections.rings.ask(ring, |ring| ring.accept(socket.as_fd(), address));
+            }
         }
-        self.listener = Some(listener);
+        self.listeners = listeners;
     }
 
     /// A ring with a free descriptor. Where no ring has one and none can be added, the accepts in flight may
@@ -133,7 +142,11 @@ impl Acceptor {
         sink: &mut impl Sink,
     ) {
         let peer = connections.rings[ring].take_peer(address);
-        self.in_flight.retain(|accept| accept.address != address);
+        let place = self.in_flight.iter().position(|accept| accept.address == address);
+        let Some(InFlight { listener, .. }) = place.map(|place| self.in_flight.swap_remove(place))
+        else {
+            return;
+        };
         self.free.push(address);
         if let Ok(file) = u32::try_from(result) {
             if !self.state.listens() {
@@ -143,10 +156,11 @@ impl Acceptor {
             }
             report(self.state.on_accepted(), sink);
             let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+            let accepted = Parked { ring, file, peer, listener };
             if self.parked.is_empty() && self.state.may_report(sink.accept_budget()) {
-                return take_in(connections, ring, file, peer, sink);
+                return take_in(connections, accepted, sink);
             }
-            return self.parked.push_back(Parked { ring, file, peer });
+            return self.parked.push_back(accepted);
         }
         connections.rings[ring].accept_failed();
         match -result {
@@ -193,9 +207,7 @@ impl Acceptor {
     }
 
     pub(super) fn stop(&mut self, until: Instant) {
-        if let Some(listener) = &self.listener {
-            self.state.stop(accept_queue::capacity(listener), until);
-        }
+        self.state.stop(self.listeners.iter().map(accept_queue::capacity).sum(), until);
     }
 
     /// Whether the listening socket is to be closed now. The poll loop then [cancels](Self::cancel) until
@@ -210,7 +222,7 @@ impl Acceptor {
 
     /// Cancels the accepts in flight. Each completes, as cancelled or otherwise.
     pub(super) fn cancel(&self, rings: &mut Rings) {
-        for &InFlight { address, ring } in &self.in_flight {
+        for &InFlight { address, ring, .. } in &self.in_flight {
             rings.ask(ring, |ring| ring.cancel(Token::Accept(address)));
         }
         rings.submit_all();
@@ -218,7 +230,7 @@ impl Acceptor {
 
     /// Closes the listening socket, and resets the connections that the core never had a budget for.
     pub(super) fn close(&mut self, rings: &mut Rings, sink: &mut impl Sink) -> io::Result<()> {
-        let mut reset = self.listener.take().map_or(0, accept_queue::close);
+        let mut reset = self.listeners.drain(..).map(accept_queue::close).sum();
         for Parked { ring, file, .. } in mem::take(&mut self.parked) {
             rings[ring].close(file)?;
             reset += 1;
@@ -230,25 +242,17 @@ impl Acceptor {
     fn waiting(&self) -> Waiting {
         // Before a stop, the accepts in flight complete when a connection comes.
         let in_queue = self.state.is_stopping()
-            && self
-                .listener
-                .as_ref()
-                .is_some_and(|one| accept_queue::is_waited_for(one, Duration::ZERO));
+            && self.listeners.iter().any(|one| accept_queue::is_waited_for(one, Duration::ZERO));
         Waiting { in_queue, parked: !self.parked.is_empty() }
     }
 }
 
 /// Reports an accepted connection, and receives on it from now on.
-fn take_in(
-    connections: &mut Connections,
-    ring: usize,
-    file: u32,
-    peer: SocketAddr,
-    sink: &mut impl Sink,
-) {
+fn take_in(connections: &mut Connections, accepted: Parked, sink: &mut impl Sink) {
+    let Parked { ring, file, peer, listener } = accepted;
     let number = u16::try_from(ring).expect("rings are numbered with 16 bits");
     let conn = connections.sockets.insert(Socket::new(number, file));
-    sink.event(Event::Accepted { conn, peer });
+    sink.event(Event::Accepted { conn, peer, listener, is_open: true });
     if conn.slot < SLOTS_MAX {
         connections.arm(conn);
     } else {

@@ -63,6 +63,14 @@ impl Buffers {
         unsafe { slice::from_raw_parts(self.address(buffer), bytes) }
     }
 
+    /// The same, to be written to.
+    #[inline]
+    pub(super) fn bytes_mut(&mut self, buffer: u16, bytes: usize) -> &mut [u8] {
+        assert!(buffer < self.count && bytes <= BUFFER_BYTES as usize, "no buffer of this ring");
+        // SAFETY: as in `bytes`, and `&mut self` keeps every other access through this value away.
+        unsafe { slice::from_raw_parts_mut(self.address(buffer), bytes) }
+    }
+
     /// Gives a buffer to the kernel with the next [`Self::publish`].
     #[inline]
     pub(super) fn recycle(&mut self, buffer: u16) {

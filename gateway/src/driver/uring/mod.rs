@@ -7,7 +7,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `accept` | the listening socket, accepts in flight, connections accepted beyond the core's budget |
+//! | `accept` | the listening sockets, accepts in flight, connections accepted beyond the core's budget |
 //! | `connections` | what is known of each connection, and which operation is armed for it |
 //! | `receive` | bytes in, and bytes that are kept while a connection is paused |
 //! | `send` | bytes out |
@@ -77,14 +77,14 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// A driver that accepts from `listener`, if there is one. The thread that polls it first is the one that
+    /// A driver that accepts from these listening sockets: 256 at most, or none. The thread that polls it first is the one that
     /// uses it.
     ///
     /// # Errors
     /// When the kernel gives no ring, or no thread to make it.
-    pub fn new(listener: Option<TcpListener>, capacity: Capacity) -> io::Result<Self> {
+    pub fn new(listeners: Vec<TcpListener>, capacity: Capacity) -> io::Result<Self> {
         Ok(Self {
-            acceptor: Acceptor::new(listener),
+            acceptor: Acceptor::new(listeners),
             connections: Connections::new(Rings::new(capacity)?),
             completions: Vec::new(),
             next_ring: 0,

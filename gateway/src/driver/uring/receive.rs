@@ -57,7 +57,7 @@ impl Connections {
             || socket.has(Flags::COLD)
                 && self.cold.get(&conn.slot).is_some_and(|cold| !cold.unread.is_empty());
         if !keeps && socket.within_share(self.poll, bytes) {
-            let bytes = self.rings[ring].buffers.bytes(buffer, bytes);
+            let bytes = self.rings[ring].buffers.bytes_mut(buffer, bytes);
             sink.event(Event::Received { conn, bytes });
             return self.reply(conn, sink);
         }
@@ -141,8 +141,8 @@ impl Connections {
                 return self.queue_ready(conn);
             }
             let rest = cold.unread.split_off(count);
-            let bytes = std::mem::replace(&mut cold.unread, rest);
-            sink.event(Event::Received { conn, bytes: &bytes });
+            let mut bytes = std::mem::replace(&mut cold.unread, rest);
+            sink.event(Event::Received { conn, bytes: &mut bytes });
             self.reply(conn, sink);
         }
         let Some(cold) = self.cold.get_mut(&conn.slot) else { return };

@@ -19,7 +19,7 @@ use tidegate_machine::io_uring::builder;
 
 use super::buffers::Buffers;
 use super::token::Token;
-use crate::driver::ConnId;
+use crate::driver::{ConnId, LISTENERS_MAX};
 
 /// Operations that are submitted in one system call at most. 128 to 256 measured best.
 const SUBMISSIONS: u32 = 256;
@@ -29,7 +29,9 @@ const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 4096;
 
 /// Accepts in flight at most: one system call accepts up to this number of new connections.
-pub(super) const ACCEPTS_MAX: u16 = 32;
+pub(super) const ACCEPTS_MAX: u16 = 33;
+
+const _: () = assert!(ACCEPTS_MAX as usize >= LISTENERS_MAX, "one for each listening socket");
 
 /// How often in a row the kernel may complete nothing though it had work: it does some twenty pieces of work
 /// at a time, and not every piece completes an operation.

@@ -22,7 +22,7 @@ const POLLS_MAX: usize = 20_000;
 fn listening(connections: usize, files_each: u32) -> (Uring, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    (Uring::new(Some(listener), Capacity { connections, files_each }).unwrap(), address)
+    (Uring::new(vec![listener], Capacity { connections, files_each }).unwrap(), address)
 }
 
 fn until(driver: &mut Uring, recorder: &mut Recorder, happened: impl Fn(&Recorder) -> bool) {
@@ -51,6 +51,20 @@ fn kernel_threads() -> usize {
     let threads = fs::read_dir("/proc/self/task").unwrap();
     let names = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")));
     names.filter(|found| found.as_ref().is_ok_and(|found| found.trim() == name)).count()
+}
+
+#[test]
+fn each_of_as_many_listeners_as_there_may_be_accepts() {
+    let listeners: Vec<_> = (0..crate::driver::LISTENERS_MAX)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses: Vec<_> = listeners.iter().map(|it| it.local_addr().unwrap()).collect();
+    let capacity = Capacity { connections: 100, files_each: 200 };
+    let mut driver = Uring::new(listeners, capacity).unwrap();
+    let mut recorder = Recorder::default();
+    let peers: Vec<_> =
+        addresses.iter().map(|address| TcpStream::connect(address).unwrap()).collect();
+    until(&mut driver, &mut recorder, |recorder| accepted(recorder).len() == peers.len());
 }
 
 #[test]

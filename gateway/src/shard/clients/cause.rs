@@ -2,7 +2,7 @@
 
 use tidegate_protocol::Code;
 
-use crate::driver::CloseCause;
+use crate::driver::{CloseCause, Failure};
 
 /// Defines [`Cause`] and its labels.
 macro_rules! causes {
@@ -46,6 +46,13 @@ causes! {
     OutboxFull, "outbox_full", "More than `outbox_bytes_max` bytes waited behind a send.";
     SlowMember, "slow_member", "Too slow for a room that closes slow members.";
     Draining, "draining", "The gateway drains: 108.";
+    Untrusted, "untrusted", "It came to a listener that asks for PROXY headers, from an address that is not trusted.";
+    NoProxyHeader, "no_proxy_header", "It did not begin with a PROXY header.";
+    Tls, "tls", "Its TLS handshake failed, or a record could not be decrypted.";
+    Upgrade, "upgrade", "Its request for a WebSocket was refused.";
+    WebSocket, "websocket", "It broke the WebSocket protocol.";
+    Flood, "flood", "It sent too much before it was open, or asked for answers of TLS or WebSocket and did not read them.";
+    OpenTimeout, "open_timeout", "It did not send its PROXY header, handshake or upgrade in time.";
     Rebalanced, "rebalanced", "It was sent to another gateway, as this one had more than its share: 108.";
 }
 
@@ -66,7 +73,28 @@ impl Cause {
             | Self::Failed
             | Self::AuthFailed
             | Self::OutboxFull
-            | Self::SlowMember => None,
+            | Self::SlowMember
+            | Self::Untrusted
+            | Self::NoProxyHeader
+            | Self::Tls
+            | Self::Upgrade
+            | Self::WebSocket
+            | Self::Flood
+            | Self::OpenTimeout => None,
+        }
+    }
+}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Untrusted => Self::Untrusted,
+            Failure::Proxy => Self::NoProxyHeader,
+            Failure::Tls => Self::Tls,
+            Failure::Upgrade => Self::Upgrade,
+            Failure::WebSocket => Self::WebSocket,
+            Failure::TooMuch => Self::Flood,
+            Failure::TimedOut => Self::OpenTimeout,
         }
     }
 }

@@ -15,6 +15,8 @@ use super::outbox::OutboxId;
 pub enum Phase {
     /// The slot holds no connection.
     Vacant,
+    /// Its wire is not open yet. Nothing comes from it, and nothing that is sent would reach it.
+    Opening,
     /// It has not authenticated.
     Anonymous,
     /// Its token verified; the user's home shard has not registered it yet. Nothing is read.
@@ -117,6 +119,13 @@ impl Connection {
         self.flags.intersects(flags)
     }
 
+    /// Whether its wire is not open yet.
+    #[inline]
+    #[must_use]
+    pub const fn is_opening(&self) -> bool {
+        matches!(self.phase, Phase::Opening)
+    }
+
     /// Whether nothing more is read from it or written for it: it is about to close, or is gone.
     #[inline]
     #[must_use]
@@ -131,7 +140,7 @@ impl Connection {
         self.has(Flags::PEER_ENDED)
             && !self.has(Flags::READ_PAUSED.union(Flags::RESUMING).union(Flags::VERIFYING))
             && self.calls == 0
-            && matches!(self.phase, Phase::Anonymous | Phase::Open)
+            && matches!(self.phase, Phase::Opening | Phase::Anonymous | Phase::Open)
     }
 }
 

@@ -140,7 +140,8 @@ impl Deadlines {
                 }
             }
             Phase::Closing | Phase::Lingering => DeadlineAction::Abort,
-            Phase::Vacant | Phase::Aborted => DeadlineAction::Nothing,
+            // The wire has a deadline of its own.
+            Phase::Opening | Phase::Vacant | Phase::Aborted => DeadlineAction::Nothing,
         }
     }
 }
@@ -301,6 +302,7 @@ mod tests {
             (Phase::Closing, DeadlineAction::Abort),
             (Phase::Lingering, DeadlineAction::Abort),
             (Phase::Aborted, DeadlineAction::Nothing),
+            (Phase::Opening, DeadlineAction::Nothing),
             (Phase::Vacant, DeadlineAction::Nothing),
         ] {
             assert_eq!(deadlines.check(SLOT, &connection(phase, 0), &clock), due);

@@ -1,9 +1,9 @@
 //! The lifecycle of a connection: its phases from accept to close, its session, and its one deadline.
 //!
 //! ```text
-//! Anonymous -> Registering -> Open -> Closing -> Lingering -> Vacant
-//!     |             |          |         |           |
-//!     +-------------+----------+---------+-----------+------> Aborted -> Vacant
+//! Opening -> Anonymous -> Registering -> Open -> Closing -> Lingering -> Vacant
+//!    |           |             |          |         |           |
+//!    +-----------+-------------+----------+---------+-----------+------> Aborted -> Vacant
 //! ```
 //!
 //! This module changes phases and deadlines, and counts sessions. It writes nothing, and calls no driver.
@@ -118,8 +118,17 @@ impl Lifecycle {
         self.ended.shrink_to_fit();
     }
 
-    /// A connection came in: it has to authenticate in time.
-    pub fn accepted(&mut self, slot: u32, now_ms: u64) {
+    /// A connection came in. Its wire has a deadline of its own, if it is not open yet.
+    pub fn accepted(&mut self, slot: u32, connection: &mut Connection, is_open: bool, now_ms: u64) {
+        connection.phase = Phase::Opening;
+        if is_open {
+            self.opened(slot, connection, now_ms);
+        }
+    }
+
+    /// The wire of a connection is open: the connection has to authenticate in time.
+    pub fn opened(&mut self, slot: u32, connection: &mut Connection, now_ms: u64) {
+        connection.phase = Phase::Anonymous;
         self.deadlines.set(slot, now_ms + self.auth_timeout_ms);
     }
 
@@ -277,7 +286,7 @@ mod tests {
     #[test]
     fn a_session_counts_until_it_ends_and_its_end_is_reported_once() {
         let (mut lifecycle, mut connection) = (lifecycle(), Connection::accepted(1, 0));
-        lifecycle.accepted(CONN.slot, 0);
+        lifecycle.accepted(CONN.slot, &mut connection, true, 0);
         assert_eq!(Lifecycle::login(&mut connection, 7), Ok(Login::Register));
         assert_eq!(lifecycle.session_count(), 0, "the user's home has not registered it yet");
         lifecycle.open_session(CONN.slot, &mut connection, 0);
@@ -292,6 +301,20 @@ mod tests {
         assert_eq!(lifecycle.next_ended_session(), Some(ended));
         assert_eq!(lifecycle.next_ended_session(), None);
         assert_eq!(lifecycle.next_deadline_in_ms(0), None);
+    }
+
+    #[test]
+    fn the_time_to_authenticate_begins_when_the_wire_is_open() {
+        let mut lifecycle = Lifecycle::new(&Config::embedded_default());
+        let mut connection = Connection::accepted(1, 0);
+        lifecycle.accepted(CONN.slot, &mut connection, false, 0);
+        assert_eq!((connection.phase, lifecycle.next_deadline_in_ms(0)), (Phase::Opening, None));
+        lifecycle.opened(CONN.slot, &mut connection, 9_500);
+        assert_eq!(connection.phase, Phase::Anonymous);
+        lifecycle.collect_expired(15_000);
+        assert_eq!(lifecycle.next_expired(), None, "10 s from when it was opened");
+        lifecycle.collect_expired(20_000);
+        assert_eq!(lifecycle.next_expired(), Some(CONN.slot));
     }
 
     #[test]

@@ -206,13 +206,29 @@ impl Clients {
         self.table.log(slot, log);
     }
 
-    /// A connection came in. `shard` and `peer` are for the log.
-    pub fn accepted(&mut self, conn: ConnId, peer: SocketAddr, shard: u16, clock: &Clock) {
+    /// A connection came in. `shard` and `peer` are for the log. `is_open`: its wire is.
+    pub fn accepted(
+        &mut self,
+        conn: ConnId,
+        peer: SocketAddr,
+        is_open: bool,
+        shard: u16,
+        clock: &Clock,
+    ) {
         self.table.insert(conn, clock.wrapping_ms(), shard, peer);
-        self.table.at_mut(conn.slot).accepted_s = clock.wrapping_s();
+        let connection = self.table.at_mut(conn.slot);
+        connection.accepted_s = clock.wrapping_s();
         self.intake.reset(conn.slot);
         self.counters.accepted += 1;
-        self.lifecycle.accepted(conn.slot, clock.now_ms());
+        self.lifecycle.accepted(conn.slot, connection, is_open, clock.now_ms());
+    }
+
+    /// The wire of a connection is open. `false`: the connection is closing or gone.
+    pub fn opened(&mut self, conn: ConnId, clock: &Clock) -> bool {
+        let connection = self.table.get_mut(conn).filter(|connection| connection.is_opening());
+        let Some(connection) = connection else { return false };
+        self.lifecycle.opened(conn.slot, connection, clock.now_ms());
+        true
     }
 
     #[inline]
@@ -298,6 +314,20 @@ impl Clients {
             }
         }
         None
+    }
+
+    /// A balancer has said which client it is.
+    pub fn named(&self, conn: ConnId, peer: SocketAddr) {
+        self.table.name(conn, peer);
+    }
+
+    /// The connection's wire has failed. Says whether it is to be closed: it is not closing already.
+    pub fn wire_failed(&mut self, conn: ConnId, reason: &'static str) -> bool {
+        let is_open = self.table.get_mut(conn).is_some_and(|connection| !connection.is_closing());
+        if is_open {
+            self.log(conn.slot, || tracing::debug!(reason, "the wire failed"));
+        }
+        is_open
     }
 
     /// The peer has shut down its sending side. It still gets its answers.

@@ -193,7 +193,11 @@ impl Clients {
                 driver.close(conn);
                 return false;
             }
-            Phase::Anonymous | Phase::Registering | Phase::Open | Phase::Closing => {}
+            Phase::Opening
+            | Phase::Anonymous
+            | Phase::Registering
+            | Phase::Open
+            | Phase::Closing => {}
         }
         let is_read_paused = connection.has(Flags::READ_PAUSED);
         if is_read_paused != connection.has(Flags::RECEIVE_PAUSED) {

@@ -75,12 +75,22 @@ impl Table {
         }
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (slot, generation) = (conn.slot, conn.generation);
-            let span = tracing::debug_span!("connection", %peer, shard, slot, generation);
+            let through = tracing::field::Empty;
+            let span = tracing::debug_span!("connection", %peer, client = through, shard, slot, generation);
             span.in_scope(|| tracing::debug!("accepted"));
             self.spans.insert(conn.slot, span);
         }
         self.replace(conn.slot, Connection::accepted(conn.generation, now_ms));
         self.open += 1;
+    }
+
+    /// The client behind a balancer is known, for the log.
+    pub fn name(&self, conn: ConnId, client: SocketAddr) {
+        if self.get(conn).is_some()
+            && let Some(span) = self.spans.get(&conn.slot)
+        {
+            span.record("client", tracing::field::display(client));
+        }
     }
 
     /// Frees a slot.

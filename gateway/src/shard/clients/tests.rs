@@ -8,7 +8,7 @@ fn there_is_work_while_a_connection_waits_to_be_flushed() {
     let mut clients = Clients::new(&Config::embedded_default());
     let clock = Clock::new(Instant::now(), WallClock::system());
     let conn = ConnId { slot: 0, generation: 1 };
-    clients.accepted(conn, SocketAddr::from(([127, 0, 0, 1], 1)), 0, &clock);
+    clients.accepted(conn, SocketAddr::from(([127, 0, 0, 1], 1)), true, 0, &clock);
     assert!(!clients.is_busy());
     clients.write_pong(conn.slot, 1, &clock);
     assert!(clients.is_busy());

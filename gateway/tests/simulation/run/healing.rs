@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::driver::sim::Faults;
-use tidegate_testing::Cause;
+use tidegate_testing::{Cause, SimDriver as _};
 
 use super::Run;
 use crate::backend::{INLINE, QUEUED, RANDOM, RANDOM_INLINE, Target, echo};
@@ -12,8 +12,8 @@ use crate::backend::{INLINE, QUEUED, RANDOM, RANDOM_INLINE, Target, echo};
 impl Run {
     /// Ends all faults of the network, the backend and the clients.
     pub(crate) fn stop_faults(&mut self) {
-        for sim in &mut self.world.drivers {
-            sim.set_faults(Faults::default());
+        for driver in &mut self.world.drivers {
+            driver.sim().set_faults(Faults::default());
         }
         self.hung_workers.fill(false);
         for client in &mut self.clients {

@@ -1,0 +1,396 @@
+//! Certificates: read from files into what rustls uses, and read again while the gateway runs.
+//!
+//! A client gets the certificate of the name that it asks for (SNI), or the first one. What is read again counts for
+//! connections that begin after that: nobody is disconnected. Where something can't be read, what was there before stays
+//! as it was, and the error says which file is wrong.
+//!
+//! **Session tickets and client certificates.** A ticket holds the certificate that its client has shown, and who resumes with
+//! it is not verified again. So where clients are asked for certificates, a change of the files makes all tickets worthless:
+//! otherwise the clients of an authority that was removed would go on for up to twelve hours.
+//!
+//! **Certificates that are out of date** are used with a warning where there is no better one: at the start, clients that check
+//! no dates are better served than not at all. They don't replace one that is good.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use crossbeam::channel::{self, RecvTimeoutError, Sender};
+use metrics::{counter, describe_counter};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::config::{CertificateConfig, ClientCertificates, TlsConfig};
+
+/// Counts what reading certificates again came to. The table in the README is held to its help text.
+pub const RELOADS: &str = "tidegate_certificate_reloads_total";
+
+/// The help text of [`RELOADS`].
+pub const RELOADS_HELP: &str =
+    "Times certificates were read again and had changed, or could not be used, by outcome.";
+
+/// The time between two looks at the files.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The application protocol of a TLS connection (ALPN).
+const ALPN: &[u8] = b"tidegate/1";
+
+/// The application protocol of a WebSocket in TLS.
+const ALPN_WEBSOCKET: &[u8] = b"http/1.1";
+
+/// Why certificates can't be used. The operator can fix it.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file can't be read.
+    #[error("{}: {cause}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The error of the system.
+        cause: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Files don't fit together.
+    #[error("tls.certificates.{name}: {reason}")]
+    Mismatch {
+        /// The certificate's name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The system gives no random numbers.
+    #[error("TLS can't begin: {0}")]
+    Tls(rustls::Error),
+}
+
+/// The certificates of a gateway that runs.
+pub struct Certificates {
+    config: TlsConfig,
+    provider: Arc<CryptoProvider>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    websocket: Arc<ArcSwap<ServerConfig>>,
+    in_use: Mutex<InUse>,
+    /// Its end stops the thread that watches the files.
+    watch: Mutex<Option<Sender<()>>>,
+}
+
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Certificates").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// What new connections get.
+struct InUse {
+    /// The contents of the files, to see whether they have changed.
+    contents: Vec<Vec<u8>>,
+    /// One for each certificate of the configuration.
+    keys: Vec<Arc<CertifiedKey>>,
+    /// Makes and reads session tickets. Its keys change every six hours, and live on when certificates are read again, unless
+    /// clients show certificates.
+    tickets: Arc<dyn ProducesTickets>,
+}
+
+/// What a client is answered with.
+#[derive(Debug)]
+struct ByName {
+    first: Arc<CertifiedKey>,
+    /// By names in lower case. A name that begins with `*.` is for one more label.
+    named: HashMap<String, Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let Some(name) = hello.server_name() else { return Some(Arc::clone(&self.first)) };
+        let name = name.to_ascii_lowercase();
+        let exact = self.named.get(&name);
+        let wildcard = || {
+            let (_, parent) = name.split_once('.')?;
+            self.named.get(&format!("*.{parent}"))
+        };
+        Some(Arc::clone(exact.or_else(wildcard).unwrap_or(&self.first)))
+    }
+}
+
+impl Certificates {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// [`CertificateError`], which names the file.
+    pub fn load(config: TlsConfig) -> Result<Self, CertificateError> {
+        let provider = Arc::new(ring::default_provider());
+        let contents = read_all(&config)?;
+        let keys = keys(&config, &provider)?;
+        let tickets = ring::Ticketer::new().map_err(CertificateError::Tls)?;
+        let make = |alpn| server_config(&config, &provider, &keys, &tickets, alpn);
+        let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
+        for (files, key) in config.certificates.iter().zip(&keys) {
+            warn_if_out_of_date(files, key);
+        }
+        Ok(Self {
+            tls: Arc::new(ArcSwap::from_pointee(tls)),
+            websocket: Arc::new(ArcSwap::from_pointee(websocket)),
+            in_use: Mutex::new(InUse { contents, keys, tickets }),
+            watch: Mutex::new(None),
+            config,
+            provider,
+        })
+    }
+
+    /// What connections with TLS use.
+    #[must_use]
+    pub fn tls(&self) -> Arc<ArcSwap<ServerConfig>> {
+        Arc::clone(&self.tls)
+    }
+
+    /// What connections with WebSockets in TLS use.
+    #[must_use]
+    pub fn websocket(&self) -> Arc<ArcSwap<ServerConfig>> {
+        Arc::clone(&self.websocket)
+    }
+
+    /// Reads all files again. Says whether something has changed.
+    ///
+    /// # Errors
+    /// [`CertificateError`]: then nothing changes.
+    pub fn reload(&self) -> Result<bool, CertificateError> {
+        let result = self.read_again();
+        match &result {
+            Ok(false) => {}
+            Ok(true) => counter!(RELOADS, "outcome" => "changed").increment(1),
+            Err(_) => counter!(RELOADS, "outcome" => "failed").increment(1),
+        }
+        result
+    }
+
+    fn read_again(&self) -> Result<bool, CertificateError> {
+        let Self { config, provider, .. } = self;
+        let contents = read_all(config)?;
+        let mut in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if in_use.contents == contents {
+            return Ok(false);
+        }
+        let keys = keys(config, provider)?;
+        for ((files, key), before) in config.certificates.iter().zip(&keys).zip(&in_use.keys) {
+            if let Some(reason) = out_of_date(key)
+                && out_of_date(before).is_none()
+            {
+                let reason = format!("{reason}, and the one from before is good");
+                return Err(CertificateError::Unusable { path: files.chain_file.clone(), reason });
+            }
+            warn_if_out_of_date(files, key);
+        }
+        let tickets = match client_ca(config) {
+            None => Arc::clone(&in_use.tickets),
+            Some(_) => ring::Ticketer::new().map_err(CertificateError::Tls)?,
+        };
+        let make = |alpn| server_config(config, provider, &keys, &tickets, alpn);
+        let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
+        self.tls.store(Arc::new(tls));
+        self.websocket.store(Arc::new(websocket));
+        *in_use = InUse { contents, keys, tickets };
+        Ok(true)
+    }
+}
+
+/// Starts a thread that reads the files again when they have changed, as long as the certificates are in use.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
+    describe_counter!(RELOADS, RELOADS_HELP);
+    let watched = Arc::downgrade(certificates);
+    let (stop, stopped) = channel::bounded::<()>(0);
+    *certificates.watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(stop);
+    thread::Builder::new().name("certificates".into()).spawn(move || {
+        let mut last_error = None;
+        while stopped.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            let Some(certificates) = Weak::upgrade(&watched) else { return };
+            // While the files are wrong, the log says so once.
+            let error = match certificates.reload() {
+                Ok(true) => {
+                    tracing::info!("new connections get the new certificates");
+                    None
+                }
+                Ok(false) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = &error
+                && last_error.as_ref() != Some(error)
+            {
+                tracing::error!(%error, "the new certificates can't be used; those from before stay");
+            }
+            last_error = error;
+        }
+    })?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(path).map_err(|cause| CertificateError::Unreadable { path: path.to_owned(), cause })
+}
+
+fn read_all(config: &TlsConfig) -> Result<Vec<Vec<u8>>, CertificateError> {
+    let of_certificate = |files: &CertificateConfig| {
+        [Some(files.chain_file.clone()), Some(files.key_file.clone()), files.ocsp_file.clone()]
+    };
+    let paths = config.certificates.iter().flat_map(of_certificate).flatten();
+    let client_ca = client_ca(config).map(Path::to_owned);
+    paths.chain(client_ca).map(|path| read(&path)).collect()
+}
+
+fn client_ca(config: &TlsConfig) -> Option<&Path> {
+    match &config.client_certificates {
+        ClientCertificates::None => None,
+        ClientCertificates::Optional(path) | ClientCertificates::Required(path) => Some(path),
+    }
+}
+
+fn server_config(
+    config: &TlsConfig,
+    provider: &Arc<CryptoProvider>,
+    keys: &[Arc<CertifiedKey>],
+    tickets: &Arc<dyn ProducesTickets>,
+    alpn: &[u8],
+) -> Result<ServerConfig, CertificateError> {
+    let versions: &[_] = if config.takes_tls12 { &[&TLS13, &TLS12] } else { &[&TLS13] };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions)
+        .map_err(CertificateError::Tls)?;
+    let builder = match client_ca(config) {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let refuse =
+                |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
+            let mut roots = RootCertStore::empty();
+            for certificate in chain(path)? {
+                roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+            }
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+            let verifier = match config.client_certificates {
+                ClientCertificates::Optional(_) => verifier.allow_unauthenticated(),
+                _ => verifier,
+            };
+            let verifier = verifier.build().map_err(|error| refuse(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut server = builder.with_cert_resolver(Arc::new(by_name(config, keys)?));
+    server.alpn_protocols = vec![alpn.to_vec()];
+    // Tickets are with the clients: the gateway keeps nothing of a session that has ended.
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.ticketer = Arc::clone(tickets);
+    server.send_tls13_tickets = 1;
+    Ok(server)
+}
+
+fn keys(
+    config: &TlsConfig,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Vec<Arc<CertifiedKey>>, CertificateError> {
+    config.certificates.iter().map(|files| certified_key(files, provider).map(Arc::new)).collect()
+}
+
+fn by_name(config: &TlsConfig, keys: &[Arc<CertifiedKey>]) -> Result<ByName, CertificateError> {
+    let mut named = HashMap::new();
+    for (files, key) in config.certificates.iter().zip(keys) {
+        for name in names(key, &files.chain_file)? {
+            named.entry(name).or_insert_with(|| Arc::clone(key));
+        }
+    }
+    let first = keys.first().cloned().ok_or_else(|| CertificateError::Mismatch {
+        name: "main".to_owned(),
+        reason: "there is no certificate".to_owned(),
+    })?;
+    Ok(ByName { first, named })
+}
+
+/// Why clients that check dates refuse a certificate now.
+fn out_of_date(key: &CertifiedKey) -> Option<&'static str> {
+    let parsed = EndEntityCert::try_from(key.end_entity_cert().ok()?).ok()?;
+    // The dates are checked first. That there is no authority to trust is the error of a certificate that is good.
+    let verified = parsed.verify_for_usage(
+        &[],
+        &[],
+        &[],
+        UnixTime::now(),
+        KeyUsage::server_auth(),
+        None,
+        None,
+    );
+    match verified.err()? {
+        webpki::Error::CertExpired { .. } => Some("the certificate has expired"),
+        webpki::Error::CertNotValidYet { .. } => Some("the certificate is not valid yet"),
+        _ => None,
+    }
+}
+
+fn warn_if_out_of_date(files: &CertificateConfig, key: &CertifiedKey) {
+    if let Some(reason) = out_of_date(key) {
+        let (file, name) = (files.chain_file.display(), &files.name);
+        tracing::warn!(%file, name, "{reason}: clients will refuse it");
+    }
+}
+
+fn certified_key(
+    files: &CertificateConfig,
+    provider: &Arc<CryptoProvider>,
+) -> Result<CertifiedKey, CertificateError> {
+    let path = &files.key_file;
+    let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| {
+        let reason = format!("this is no private key in PEM: {error}");
+        CertificateError::Unusable { path: path.clone(), reason }
+    })?;
+    let chain = chain(&files.chain_file)?;
+    let mut key = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
+        let (chain, key) = (files.chain_file.display(), files.key_file.display());
+        let reason = format!("{chain} and {key} don't fit together: {error}");
+        CertificateError::Mismatch { name: files.name.clone(), reason }
+    })?;
+    key.ocsp = files.ocsp_file.as_deref().map(read).transpose()?;
+    Ok(key)
+}
+
+/// The names that a certificate is for.
+fn names(key: &CertifiedKey, path: &Path) -> Result<Vec<String>, CertificateError> {
+    let refuse = |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
+    let end_entity = key.end_entity_cert().map_err(|error| refuse(error.to_string()))?;
+    let parsed = EndEntityCert::try_from(end_entity)
+        .map_err(|error| refuse(format!("this is no certificate of a server: {error}")))?;
+    Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let refuse = |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
+    let bytes = read(path)?;
+    let chain = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| refuse(format!("this is no certificate in PEM: {error}")))?;
+    if chain.is_empty() {
+        return Err(refuse("there is no certificate in this file".to_owned()));
+    }
+    Ok(chain)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
