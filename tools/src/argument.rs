@@ -1,7 +1,6 @@
 //! Parsers of arguments. Each error names the accepted values; `clap` adds the argument and the value.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -79,17 +78,6 @@ pub(crate) fn user(text: &str) -> Result<u64, String> {
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     let id = text.parse().ok().filter(|_| usual);
     id.ok_or_else(|| format!("a user is a whole number from 0 to {}", u64::MAX))
-}
-
-/// Parses the address of a gateway: an IP address and a port.
-///
-/// # Errors
-/// It is no such address, or has port 0.
-pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
-    let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
-    address.ok_or_else(|| {
-        "it takes an IP address and a port: 127.0.0.1:7400, or [::1]:7400".to_owned()
-    })
 }
 
 /// Parses the address of a gateway: a name or an IP address, and a port.

@@ -5,6 +5,7 @@
 
 mod argument;
 mod bench;
+mod cert;
 mod client;
 mod cluster;
 mod count;
@@ -16,10 +17,12 @@ mod operator;
 mod option_order;
 mod ports;
 mod push;
+mod reload;
 mod stdout;
 #[cfg(test)]
 mod tests;
 mod token;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -37,6 +40,8 @@ struct Cli {
 enum Command {
     /// Load a gateway and measure it
     Bench(Box<bench::BenchArgs>),
+    /// Make a self-signed certificate for development
+    Cert(cert::CertArgs),
     /// Talk to a gateway as one user: type commands, or pipe them in
     Client(client::ClientArgs),
     /// Show the gateways that serve the same clients, and even them out
@@ -51,6 +56,8 @@ enum Command {
     Kick(push::KickArgs),
     /// End a user's memberships of a room, through the operators' HTTP
     Expel(push::ExpelArgs),
+    /// Read the gateway's certificates again
+    Reload(reload::ReloadArgs),
     /// Show the gateway's counters, as JSON
     Stats(push::StatsArgs),
     /// Show a user's connections, as JSON
@@ -64,6 +71,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&command_line().get_matches_from(line));
     let done = match cli.unwrap_or_else(|error| error.exit()).command {
         Command::Bench(args) => return exit(bench::run(*args)),
+        Command::Cert(args) => cert::run(&args),
         Command::Client(args) => client::run(args),
         Command::Cluster(args) => cluster::run(&args),
         // Its exit status tells what it found.
@@ -72,6 +80,7 @@ fn main() -> ExitCode {
         Command::Push(args) => push::run(args),
         Command::Kick(args) => push::kick(&args),
         Command::Expel(args) => push::expel(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Stats(args) => push::stats(&args),
         Command::User(args) => push::user(&args),
         Command::Room(args) => push::room(&args),

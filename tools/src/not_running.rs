@@ -2,12 +2,24 @@
 
 use std::net::SocketAddr;
 
+use crate::wire::Place;
+
 /// A gateway's default addresses, for clients and for operators.
 const DEFAULT_ADDRESSES: [&str; 2] = ["127.0.0.1:7400", "127.0.0.1:7401"];
 
 /// The error for a client's address, which `--connect` names. `more` has further flags that the gateway needs.
 pub(crate) fn no_gateway(place: &str, more: &str) -> String {
     format!("no gateway listens on {place}: {}", start_hint(place, "--listen", more, "--connect"))
+}
+
+/// The error for a client's address at which TLS or a WebSocket is to be.
+pub(crate) fn no_listener(place: &Place) -> String {
+    format!(
+        "no gateway listens on {}: start one whose tidegate.toml has [listeners.NAME] with this address and wire = \"{}\", or \
+         name another place with --connect",
+        place.authority(),
+        place.kind().name()
+    )
 }
 
 /// The error for an operators' address, which `--admin` names.

@@ -8,7 +8,9 @@ use clap::{Arg, Command};
 use super::*;
 
 /// Arguments that accept any text: names of files, figures and rooms, texts to push, tokens.
-const FREE: [&str; 13] = [
+const FREE: [&str; 15] = [
+    "--ca",
+    "--dir",
     "--file",
     "--key",
     "--key-file",

@@ -9,6 +9,7 @@ use super::WORKERS_MAX;
 use super::report::{CompareArgs, GatewayArgs, Invocation, OutputArgs};
 use super::source::{Addresses, SourceRange};
 use crate::argument::{self, BYTES_MAX, whole};
+use crate::wire::{Target, Trust};
 use crate::{count, duration};
 
 /// Loads a gateway and measures it.
@@ -42,9 +43,12 @@ pub(super) enum Scenario {
 pub(super) struct CommonArgs {
     #[command(flatten)]
     pub(super) invocation: Invocation,
-    /// Where the gateway listens; repeat it to spread the connections over several gateways.
-    #[arg(id = "connect", long, value_name = "ADDR", required = true, value_parser = argument::address)]
-    pub(super) addresses: Vec<SocketAddr>,
+    /// Where the gateway listens: HOST:PORT, tls://HOST:PORT, ws://HOST:PORT/PATH or wss://HOST:PORT/PATH. Repeat
+    /// it to spread the connections over several places.
+    #[arg(id = "connect", long, value_name = "PLACE", required = true)]
+    pub(super) targets: Vec<Target>,
+    #[command(flatten)]
+    pub(super) trust: Trust,
     /// Connections to hold: `1500`, `100k`, `1m`.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::connections)]
     pub(super) connections: u32,
@@ -219,10 +223,25 @@ pub(super) struct ShowArgs {
     pub(super) answer_bytes: usize,
 }
 
+/// What opens a connection, for the title of a report.
+pub(super) fn connect_label(common: &CommonArgs) -> &'static str {
+    if common.all_have_tls() { "connect, TLS handshake" } else { "connect" }
+}
+
 impl CommonArgs {
+    /// The address of each place.
+    pub(super) fn socket_addresses(&self) -> Vec<SocketAddr> {
+        self.targets.iter().map(|target| target.address).collect()
+    }
+
+    /// Whether each connection makes a TLS handshake.
+    pub(super) fn all_have_tls(&self) -> bool {
+        self.targets.iter().all(|target| target.place.kind().has_tls())
+    }
+
     /// The destination and source addresses of the connections.
     pub(super) fn addresses(&self) -> Addresses {
-        Addresses::new(self.addresses.clone(), self.sources.clone())
+        Addresses::new(self.socket_addresses(), self.sources.clone())
     }
 
     /// Refuses an empty measured window before anything connects.

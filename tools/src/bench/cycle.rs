@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::args::ConnectArgs;
+use super::args::{ConnectArgs, connect_label};
 use super::churn_load::ChurnLoad;
 use super::clock::Nanos;
 use super::echo::for_each_answer;
@@ -67,12 +67,17 @@ pub(super) fn run(args: &ConnectArgs) -> Result<()> {
     });
     let how = if args.pipelined { "one segment" } else { "one after the other" };
     let together = grouped(count);
-    let title = format!("connect, authenticate, heartbeat, close: {together} at a time, {how}");
+    let connect = connect_label(&args.common);
+    let title = format!("{connect}, authenticate, heartbeat, close: {together} at a time, {how}");
     let mut report = Report::new("cycle", title);
     report.add("connections", "connections at a time", count as u64, Unit::Number);
     report.add("cycles", "complete connections", load.counted, Unit::Number);
     let per_second = load.counted as f64 / load.phases.seconds();
     report.add("per_second", "complete connections per second", per_second, Unit::PerSecond);
+    if let Some(seconds) = load.phases.server_cpu_seconds() {
+        let per_core = load.counted as f64 / seconds;
+        report.add("per_core_per_second", "  for each server core", per_core, Unit::PerSecond);
+    }
     load.phases.report(&mut report, "connection", load.counted);
     report.add_latency("latency", "latency", load.latency.window());
     report.set_series(series);

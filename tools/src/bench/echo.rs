@@ -391,10 +391,17 @@ pub(super) fn for_each_answer(
 #[error("{0}")]
 pub(super) struct ForeignBytes(String);
 
+impl ForeignBytes {
+    /// What a connection received instead.
+    pub(super) fn new(slot: usize, what: &str) -> Self {
+        Self(format!("connection {slot}: {what}"))
+    }
+}
+
 fn not_a_gateway(slot: usize, error: &dyn std::fmt::Display) -> anyhow::Error {
     let text = format!(
-        "connection {slot}: the bytes received are not Tidegate's protocol ({error}); does a gateway listen \
-         there, and is it its port for clients?"
+        "the bytes received are not Tidegate's protocol ({error}); does a gateway listen there, and is it its port for \
+         clients?"
     );
-    ForeignBytes(text).into()
+    ForeignBytes::new(slot, &text).into()
 }

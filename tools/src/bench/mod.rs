@@ -19,6 +19,7 @@
 //! | `engine` | the event loop: readiness and the timer; knows no protocol |
 //! | `sockets` | the connections of an engine |
 //! | `source` | source addresses |
+//! | `destinations` | the places that connections go to, and the wire of each |
 //! | `session` | the frames and answers of one session |
 //! | `sessions` | connects, authentications and heartbeats of many sessions |
 //! | `steady_load` | the base of scenarios that hold their connections |
@@ -39,6 +40,7 @@ mod churn_load;
 mod clock;
 mod connect;
 mod cycle;
+mod destinations;
 mod echo;
 mod engine;
 mod latency;

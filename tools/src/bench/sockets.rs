@@ -2,7 +2,8 @@
 //!
 //! Epoll is edge-triggered. A socket is read until a read fills less than the buffer: this saves the read
 //! that would only return EAGAIN. All that a load writes in answer to one read goes out in one write. An idle
-//! connection keeps little memory beside its descriptor.
+//! connection keeps little memory beside its descriptor. A load sees bytes of the protocol; what a wire (TLS, WebSocket)
+//! makes of them stays in here.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -10,14 +11,18 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Registry, Token};
 use rustix::net::sockopt::set_socket_linger;
 use tidegate_protocol::Reassembler;
 
 use super::clock::{Nanos, nanos_since};
+use super::destinations::{Destination, Destinations};
+use super::echo::ForeignBytes;
 use super::source::{self, Source};
+use crate::not_running::no_listener;
+use crate::wire::{Spoken, Wire, WireError, WireKind, mismatch};
 
 /// The size of the one receive buffer: more than an echo or a burst of pushes leaves on a socket.
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -39,6 +44,8 @@ pub(super) struct SocketSetup {
     pub(super) total: usize,
     /// Whether a connection is closed with a reset (RST) and not with a FIN.
     pub(super) reset_on_close: bool,
+    /// Where connections go to.
+    pub(super) destinations: Destinations,
 }
 
 /// Receives what happens to connections.
@@ -60,6 +67,8 @@ pub(super) enum CloseCause {
     Peer,
     /// The socket failed.
     Failed(std::io::Error),
+    /// The wire failed.
+    Wire(WireError),
 }
 
 impl std::fmt::Display for CloseCause {
@@ -68,6 +77,7 @@ impl std::fmt::Display for CloseCause {
             Self::Local => f.write_str("closed by tide"),
             Self::Peer => f.write_str("closed by the server"),
             Self::Failed(error) => write!(f, "broken: {error}"),
+            Self::Wire(error) => write!(f, "broken: {error}"),
         }
     }
 }
@@ -87,11 +97,32 @@ pub(super) struct Link {
 struct Connection {
     stream: TcpStream,
     link: Link,
-    /// Bytes at the front of `link.out` that are sent. sent <= link.out.len()
+    /// `None`: plain.
+    wired: Option<Box<Wired>>,
+    /// Bytes at the front of what the socket is to take that it has taken: of `link.out`, or with a wire of `wired.out`.
     sent: usize,
-    open: bool,
-    /// Its destination: an index into `Sockets::destinations`. 16 bits fit into what would be padding.
-    destination: u16,
+    stage: Stage,
+    /// Bytes have come.
+    has_heard: bool,
+    destination: Destination,
+}
+
+/// A wire, and the bytes that it makes of `Link::out`.
+#[derive(Debug)]
+struct Wired {
+    wire: Wire,
+    out: Vec<u8>,
+    has_said_goodbye: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The socket connects.
+    Connecting,
+    /// The wire opens.
+    Opening,
+    /// The load knows the connection.
+    Open,
 }
 
 /// The connections, by slot.
@@ -104,13 +135,14 @@ pub(super) struct Sockets {
     /// The slot of `connections[0]`.
     first: usize,
     connections: Vec<Option<Connection>>,
-    /// The addresses that connections go to: at most as many as `--connect` names.
-    destinations: Vec<SocketAddr>,
+    destinations: Destinations,
     /// Slots with bytes to send. They are written after the tick.
     dirty: Vec<usize>,
     /// Slots that had more to read than one turn allows.
     unfinished_reads: Vec<usize>,
     buffer: Box<[u8]>,
+    /// What a wire carried in one read.
+    payload: Vec<u8>,
     reset_on_close: bool,
     kept_bytes_max: usize,
 }
@@ -125,10 +157,11 @@ impl Sockets {
             origin,
             first: setup.slots.start,
             connections: std::iter::repeat_with(|| None).take(slots).collect(),
-            destinations: Vec::new(),
+            destinations: setup.destinations.clone(),
             dirty: Vec::with_capacity(slots),
             unfinished_reads: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            payload: Vec::new(),
             reset_on_close: setup.reset_on_close,
             kept_bytes_max: (KEPT_BYTES_TOTAL / setup.total.max(1))
                 .clamp(KEPT_BYTES_MIN, KEPT_BYTES_MAX),
@@ -168,20 +201,16 @@ impl Sockets {
             _ => &self.registry,
         };
         registry.register(&mut stream, Token(slot), interest)?;
-        let destination = self.destination_index(address)?;
-        let link = Link::default();
-        let connection = Connection { stream, link, sent: 0, open: false, destination };
-        self.connections[slot - self.first] = Some(connection);
-        Ok(())
-    }
-
-    fn destination_index(&mut self, address: SocketAddr) -> Result<u16> {
-        let known = self.destinations.iter().position(|known| *known == address);
-        let index = known.unwrap_or_else(|| {
-            self.destinations.push(address);
-            self.destinations.len() - 1
+        self.connections[slot - self.first] = Some(Connection {
+            stream,
+            link: Link::default(),
+            wired: None,
+            sent: 0,
+            stage: Stage::Connecting,
+            has_heard: false,
+            destination: self.destinations.at(address)?,
         });
-        u16::try_from(index).context("--connect names more than 65536 addresses")
+        Ok(())
     }
 
     /// Closes a connection without calling [`ConnectionEvents::closed`].
@@ -193,10 +222,8 @@ impl Sockets {
     /// slot has no open connection.
     #[inline]
     pub(super) fn send(&mut self, slot: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(connection) = self.connections[slot - self.first].as_mut().filter(|it| it.open)
-        else {
-            return;
-        };
+        let connection = self.connections[slot - self.first].as_mut();
+        let Some(connection) = connection.filter(|it| it.stage == Stage::Open) else { return };
         if connection.link.out.is_empty() {
             self.dirty.push(slot);
         }
@@ -241,19 +268,29 @@ impl Sockets {
 
     fn writable(&mut self, slot: usize, load: &mut impl ConnectionEvents) -> Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
-        if connection.open && connection.link.out.is_empty() {
+        if connection.stage == Stage::Open && connection.has_nothing_to_send() {
             return Ok(());
         }
         let now = nanos_since(self.origin);
-        if !connection.open {
+        if connection.stage == Stage::Connecting {
             if let Some(error) = connection.stream.take_error()? {
                 return self.close(slot, CloseCause::Failed(error), load, now);
             }
             if connection.stream.peer_addr().is_err() {
                 return Ok(());
             }
-            connection.open = true;
-            load.opened(slot, &mut connection.link, now)?;
+            let mut out = Vec::new();
+            match self.destinations.start(connection.destination, &mut out)? {
+                Some(wire) => {
+                    connection.stage = Stage::Opening;
+                    let wired = Wired { wire, out, has_said_goodbye: false };
+                    connection.wired = Some(Box::new(wired));
+                }
+                None => {
+                    connection.stage = Stage::Open;
+                    load.opened(slot, &mut connection.link, now)?;
+                }
+            }
         }
         self.flush(slot, load, now)
     }
@@ -272,7 +309,20 @@ impl Sockets {
             match connection.stream.read(&mut self.buffer) {
                 Ok(0) => break Some(CloseCause::Peer),
                 Ok(bytes) => {
-                    load.received(slot, &mut connection.link, &self.buffer[..bytes], now)?;
+                    let received = &mut self.buffer[..bytes];
+                    let destinations = &self.destinations;
+                    if connection.wired.is_none() {
+                        connection.check_first_bytes(slot, received, destinations)?;
+                        load.received(slot, &mut connection.link, received, now)?;
+                    } else {
+                        let payload = &mut self.payload;
+                        payload.clear();
+                        if let Some(cause) =
+                            connection.unwrap(slot, received, payload, load, now)?
+                        {
+                            break Some(cause);
+                        }
+                    }
                     if bytes < BUFFER_BYTES && !until_empty {
                         break None;
                     }
@@ -297,7 +347,13 @@ impl Sockets {
     #[inline]
     fn flush(&mut self, slot: usize, load: &mut impl ConnectionEvents, now: Nanos) -> Result<()> {
         let Some(connection) = self.connections[slot - self.first].as_mut() else { return Ok(()) };
-        let out = &mut connection.link.out;
+        if let Err(error) = connection.wrap() {
+            return self.close(slot, CloseCause::Wire(error), load, now);
+        }
+        let out = match &mut connection.wired {
+            Some(wired) => &mut wired.out,
+            None => &mut connection.link.out,
+        };
         while connection.sent < out.len() {
             match connection.stream.write(&out[connection.sent..]) {
                 Ok(bytes) => connection.sent += bytes,
@@ -325,12 +381,12 @@ impl Sockets {
         now: Nanos,
     ) -> Result<()> {
         let cause = match (self.connections[slot - self.first].take(), cause) {
-            // The connect failed: a separate error, since loads know open connections only.
-            (Some(Connection { open: false, destination, .. }), CloseCause::Failed(error)) => {
-                let address = self.destinations[usize::from(destination)];
-                return Err(source::failed(address, None, error));
+            // A separate error, since loads know open connections only.
+            (Some(connection), cause) if connection.stage != Stage::Open => {
+                return Err(connection.failed_to_open(cause, &self.destinations));
             }
-            (Some(connection), cause) => {
+            (Some(mut connection), cause) => {
+                connection.answer_the_end();
                 if self.reset_on_close {
                     set_socket_linger(connection.stream.as_fd(), Some(Duration::ZERO))?;
                 }
@@ -339,5 +395,104 @@ impl Sockets {
             (None, cause) => cause,
         };
         load.closed(slot, cause, now)
+    }
+}
+
+impl Connection {
+    fn has_nothing_to_send(&self) -> bool {
+        self.link.out.is_empty() && self.wired.as_ref().is_none_or(|wired| wired.out.is_empty())
+    }
+
+    /// Says so where a plain connection hears TLS or HTTP first.
+    #[inline]
+    fn check_first_bytes(
+        &mut self,
+        slot: usize,
+        bytes: &[u8],
+        destinations: &Destinations,
+    ) -> Result<()> {
+        if std::mem::replace(&mut self.has_heard, true) {
+            return Ok(());
+        }
+        match Spoken::instead_of_the_protocol(bytes) {
+            None => Ok(()),
+            Some(spoken) => {
+                let text = mismatch(destinations.place(self.destination), spoken);
+                Err(ForeignBytes::new(slot, &text).into())
+            }
+        }
+    }
+
+    /// Takes bytes for a wire, and passes on what they carry. Returns why the connection ends.
+    fn unwrap(
+        &mut self,
+        slot: usize,
+        bytes: &mut [u8],
+        payload: &mut Vec<u8>,
+        load: &mut impl ConnectionEvents,
+        now: Nanos,
+    ) -> Result<Option<CloseCause>> {
+        let Some(wired) = &mut self.wired else { return Ok(None) };
+        let progress = match wired.wire.receive(bytes, payload, &mut wired.out) {
+            Ok(progress) => progress,
+            Err(error) => return Ok(Some(CloseCause::Wire(error))),
+        };
+        if progress.has_opened {
+            self.stage = Stage::Open;
+            load.opened(slot, &mut self.link, now)?;
+        }
+        if !payload.is_empty() {
+            load.received(slot, &mut self.link, payload, now)?;
+        }
+        Ok(progress.has_ended.then_some(CloseCause::Peer))
+    }
+
+    /// Moves what the load has to send into the wire. Where the load closes, the wire's goodbye follows.
+    #[inline]
+    fn wrap(&mut self) -> Result<(), WireError> {
+        let Some(wired) = &mut self.wired else { return Ok(()) };
+        let link = &mut self.link;
+        if !link.out.is_empty() {
+            wired.wire.send(&link.out, &mut wired.out)?;
+            link.out.clear();
+            if link.out.capacity() > KEPT_BYTES_MIN {
+                link.out = Vec::new();
+            }
+        }
+        if link.close && !std::mem::replace(&mut wired.has_said_goodbye, true) {
+            wired.wire.goodbye(&mut wired.out);
+        }
+        Ok(())
+    }
+
+    /// Sends a wire's answer to the other side's end, if the socket takes it now.
+    fn answer_the_end(&mut self) {
+        if let Some(wired) = self.wired.as_ref().filter(|wired| self.sent < wired.out.len()) {
+            let _nobody_waits_for_it = self.stream.write(&wired.out[self.sent..]);
+        }
+    }
+
+    /// The error for a connection that the load has not seen.
+    fn failed_to_open(self, cause: CloseCause, destinations: &Destinations) -> anyhow::Error {
+        let (to, place) = (self.destination, destinations.place(self.destination));
+        match (self.wired, cause) {
+            (_, CloseCause::Wire(error)) => destinations.explained(to, &error),
+            (Some(wired), CloseCause::Peer) => {
+                destinations.explained(to, &wired.wire.ended_early())
+            }
+            (Some(wired), CloseCause::Failed(error)) => {
+                anyhow::Error::new(error).context(wired.wire.ended_early().explain(place))
+            }
+            (None, CloseCause::Failed(error))
+                if error.kind() == ErrorKind::ConnectionRefused
+                    && place.kind() != WireKind::Plain =>
+            {
+                anyhow::Error::new(error).context(no_listener(place))
+            }
+            (None, CloseCause::Failed(error)) => {
+                source::failed(destinations.address(to), None, error)
+            }
+            (_, cause) => anyhow::anyhow!("{place}: the connection was {cause} before it was open"),
+        }
     }
 }

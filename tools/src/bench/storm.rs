@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use tidegate_protocol::Code;
 use tidegate_protocol::message::{AUTHENTICATE, Response, SUCCESS};
 
-use super::args::StormArgs;
+use super::args::{StormArgs, connect_label};
 use super::churn_load::ChurnLoad;
 use super::clock::Nanos;
 use super::echo::for_each_answer;
@@ -85,7 +85,8 @@ pub(super) fn run(args: &StormArgs) -> Result<()> {
         load.latency.merge(other.latency);
         load.silence_latency.merge(other.silence_latency);
     });
-    let title = format!("connect, authenticate, close: {} at a time", grouped(count));
+    let connect = connect_label(&args.common);
+    let title = format!("{connect}, authenticate, close: {} at a time", grouped(count));
     let mut report = Report::new("storm", title);
     report.add("connections", "connections at a time", count as u64, Unit::Number);
     report.add("authenticated", "authenticated, none refused", load.authenticated, Unit::Number);

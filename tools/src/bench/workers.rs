@@ -4,7 +4,6 @@
 //! process. So memory alone limits the connections of one process. The main thread starts the workers,
 //! monitors the run, and collects the workers' results at the end.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -15,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::args::CommonArgs;
 use super::clock::Nanos;
+use super::destinations::Destinations;
 use super::echo::ForeignBytes;
 use super::engine::{Engine, EngineSetup, Load, Next};
 use super::latency::{Counters, LiveStats};
@@ -25,6 +25,7 @@ use super::series::Sample;
 use super::sockets::{CloseCause, ConnectionEvents, Link, SocketSetup, Sockets};
 use crate::count::{counted, grouped};
 use crate::ports;
+use crate::wire::Target;
 
 /// Descriptors of a worker that are not connections: standard streams, epolls, the timer, the wakeup
 /// eventfd, files under `/proc`, and what the main thread had open when the worker unshared its table.
@@ -88,8 +89,9 @@ pub(super) fn run<L: Load + Send>(
     let workers = worker_count(plan)?;
     let rss_before_bytes = plan.args.pid.map_or(Ok(0), proc::rss_bytes)?;
     if let Some(pid) = plan.args.pid {
-        proc::demand_server(pid, &plan.args.addresses)?;
+        proc::demand_server(pid, &plan.args.socket_addresses())?;
     }
+    let destinations = Destinations::new(&plan.args.trust, &plan.args.targets)?;
     let run_state = Arc::new(RunState::new(workers, rss_before_bytes)?);
     let live_stats: Vec<Arc<LiveStats>> =
         std::iter::repeat_with(|| Arc::new(LiveStats::new())).take(workers).collect();
@@ -101,11 +103,13 @@ pub(super) fn run<L: Load + Send>(
         for (worker, live) in live_stats.iter().enumerate() {
             let context =
                 WorkerContext::new(Share::new(worker, workers, plan.connections), &run_state, live);
-            let (running, make) = (running.clone(), &make);
+            let (running, make, to) = (running.clone(), &make, destinations.clone());
             let body = move || {
                 let _running = running;
                 let _fail_on_panic = FailOnPanic(Arc::clone(&context.run_state));
-                run_worker(plan, &context, make).map_err(|error| context.run_state.fail(error)).ok()
+                run_worker(plan, to, &context, make)
+                    .map_err(|error| context.run_state.fail(error))
+                    .ok()
             };
             match thread::Builder::new().name(format!("worker {worker}")).spawn_scoped(scope, body)
             {
@@ -129,8 +133,9 @@ fn with_hint(error: anyhow::Error, args: &CommonArgs) -> anyhow::Error {
     if !error.is::<ForeignBytes>() {
         return error;
     }
-    let hint = |address: &SocketAddr| ports::is_for_operators(&address.to_string(), *address);
-    args.addresses.iter().find_map(hint).map_or(error, anyhow::Error::msg)
+    let hint =
+        |target: &Target| ports::is_for_operators(&target.address.to_string(), target.address);
+    args.targets.iter().find_map(hint).map_or(error, anyhow::Error::msg)
 }
 
 /// Fails the run when its worker panics.
@@ -146,6 +151,7 @@ impl Drop for FailOnPanic {
 
 fn run_worker<L: Load>(
     plan: &RunPlan<'_>,
+    destinations: Destinations,
     context: &WorkerContext,
     make: &impl Fn(&WorkerContext) -> Result<L>,
 ) -> Result<L> {
@@ -160,6 +166,7 @@ fn run_worker<L: Load>(
     }
     let sockets = SocketSetup {
         slots: share.first..share.end(),
+        destinations,
         total: share.total,
         reset_on_close: plan.reset_on_close,
     };

@@ -31,6 +31,7 @@ use self::reconnect::Reconnects;
 use self::session::Session;
 use crate::count::counted;
 use crate::token::Signing;
+use crate::wire::{Dialer, Place, Spoken, Trust, WireKind, mismatch};
 use crate::{argument, duration, ports};
 
 /// The arguments of `tide client`.
@@ -42,12 +43,12 @@ use crate::{argument, duration, ports};
 /// and a room of which pushes are missing is reported. It does not after the codes 100, 106, 107 and 110.
 #[derive(Args, Debug)]
 pub(crate) struct ClientArgs {
-    /// Where the gateway listens. Of several places, with commas between them, each connection takes the next one
-    #[arg(
-        long, default_value = "127.0.0.1:7400", value_name = "HOST:PORT", value_delimiter = ',',
-        value_parser = argument::place
-    )]
-    connect: Vec<String>,
+    /// Where the gateway listens: HOST:PORT, tls://HOST:PORT, ws://HOST:PORT/PATH or wss://HOST:PORT/PATH. Of several
+    /// places, with commas between them, each connection takes the next one
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "PLACE", value_delimiter = ',')]
+    connect: Vec<Place>,
+    #[command(flatten)]
+    trust: Trust,
     /// The user to log in as
     #[arg(long, value_name = "ID", value_parser = argument::user)]
     user: u64,
@@ -108,7 +109,8 @@ enum Stage {
 
 struct Shell {
     /// Never empty.
-    addresses: Vec<String>,
+    places: Vec<Place>,
+    dialer: Dialer,
     timeout: Duration,
     watch: Option<Watch>,
     session: Session,
@@ -141,7 +143,8 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
     let (events_tx, events) = mpsc::channel();
     let (input, screen) = input::start(&events_tx)?;
     let mut shell = Shell {
-        addresses: args.connect,
+        dialer: Dialer::new(&args.trust, &args.connect)?,
+        places: args.connect,
         timeout: args.timeout,
         watch: args.watch,
         session: Session::new(args.user, token, args.timeout),
@@ -161,7 +164,7 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
 impl Shell {
     /// Connects and waits for the session. No command is read until then.
     fn log_in(&mut self, hint: &str) -> Result<()> {
-        for _ in 1..self.addresses.len() {
+        for _ in 1..self.places.len() {
             match self.open() {
                 Ok(()) => break,
                 Err(error) => self.screen.show_status(&view::status_line(&format!("{error:#}")))?,
@@ -264,7 +267,7 @@ impl Shell {
                 self.end_input(None)?;
                 self.report_error(&error)
             }
-            LoopEvent::Received(id, bytes) => self.received(now, id, &bytes),
+            LoopEvent::Received(id, bytes) => self.received(now, id, bytes),
             LoopEvent::Closed(id, error) => {
                 if self.link.as_ref().is_some_and(|link| link.id() == id) {
                     let reason = error.map_or_else(String::new, |error| format!(": {error}"));
@@ -290,16 +293,26 @@ impl Shell {
         }
     }
 
-    fn received(&mut self, now: Instant, id: LinkId, bytes: &[u8]) -> Result<()> {
-        let Some(link) = self.link.as_ref().filter(|link| link.id() == id) else { return Ok(()) };
+    fn received(&mut self, now: Instant, id: LinkId, bytes: Vec<u8>) -> Result<()> {
+        let Some(link) = self.link.as_mut().filter(|link| link.id() == id) else { return Ok(()) };
         link.release_read();
-        match self.session.receive(now, bytes) {
+        // A first login to the wrong port ends with the right one. Later the address has worked.
+        let may_be_wrong = self.session.is_logging_in() && self.links_made == 1;
+        let (place, peer) = (&self.places[0], link.peer());
+        let spoken = Spoken::instead_of_the_protocol(&bytes);
+        if let Some(spoken) = spoken.filter(|_| may_be_wrong && place.kind() == WireKind::Plain) {
+            let is_for_operators = ports::is_for_operators(&place.to_string(), peer);
+            bail!(is_for_operators.unwrap_or_else(|| mismatch(place, spoken)));
+        }
+        let payload = match link.receive(bytes) {
+            Ok(payload) => payload,
+            Err(error) => return self.closed(&format!("closed: {error}")),
+        };
+        match self.session.receive(now, &payload) {
             Ok(()) => Ok(()),
             Err(error) => {
-                // A first login to the wrong port ends with the right one. Later the address has worked.
-                if self.session.is_logging_in()
-                    && self.links_made == 1
-                    && let Some(hint) = ports::is_for_operators(&self.addresses[0], link.peer())
+                if may_be_wrong
+                    && let Some(hint) = ports::is_for_operators(&place.to_string(), peer)
                 {
                     bail!(hint);
                 }
@@ -313,12 +326,12 @@ impl Shell {
     }
 
     fn open(&mut self) -> Result<()> {
-        let address = &self.addresses[self.links_made % self.addresses.len()];
+        let place = &self.places[self.links_made % self.places.len()];
         self.links_made += 1;
         let id = LinkId(self.links_made);
-        self.link = Some(Link::open(id, address, self.timeout, &self.events_tx)?);
+        self.link = Some(Link::open(id, place, &self.dialer, self.timeout, &self.events_tx)?);
         self.session.opened(Instant::now());
-        self.screen.show_status(&view::status_line(&format!("connected to {address}")))
+        self.screen.show_status(&view::status_line(&format!("connected to {place}")))
     }
 
     /// After a lost connection: plans the next one, and connects when it is due.

@@ -132,7 +132,7 @@ impl Report {
         let output = &args.output;
         let mut document = self.document(&args.invocation);
         document.run.label.clone_from(&output.label);
-        let settings = args.addresses.first().map(|&address| args.gateway.ask(address));
+        let settings = args.targets.first().map(|target| args.gateway.ask(target.address));
         document.run.set_gateway(settings.unwrap_or_else(|| Err("no --connect".into())));
         let json = document.to_json()?;
         stdout::print(|out| {
