@@ -3,6 +3,8 @@
 //! state, no backend. It has one thread with an epoll, or several where the connections need several descriptor tables.
 //! What a gateway costs above its floor is the gateway's own cost.
 
+pub mod wire;
+
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -288,6 +290,23 @@ impl Connection {
                     }
                 }
                 Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+    }
+
+    /// Reads once. `None`: there is nothing to read.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    #[inline]
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Gone> {
+        loop {
+            match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+                Ok((0, _)) => return Err(Gone),
+                Ok((bytes, _)) => return Ok(Some(bytes)),
+                Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
                 Err(_) => return Err(Gone),
             }
