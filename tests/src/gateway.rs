@@ -1,5 +1,6 @@
 //! A gateway in a separate process and folder: start with flags, stop, kill, restart.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
@@ -7,12 +8,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
 
 use crate::port::Port;
 use crate::process::{FILE_BYTES_MAX, Process, Sink};
 use crate::programs::programs;
+use crate::wire::{self, Wire};
 use crate::{Operator, Phone, until};
 
 /// What to start and how.
@@ -108,6 +110,24 @@ impl Setup {
     #[must_use]
     pub fn set(self, key: &str, value: impl Display) -> Self {
         self.flag("--set").flag(&format!("{key}={value}"))
+    }
+
+    /// Adds a listener for each wire, and a certificate.
+    #[must_use]
+    pub fn wires(self) -> Self {
+        wire::write_certificate(self.folder());
+        let wires = Wire::ALL.iter().filter(|wire| **wire != Wire::Tcp);
+        wires
+            .fold(self, |setup, wire| setup.listener(wire.name(), *wire))
+            .set("tls.certificates.main.chain_file", wire::CHAIN_FILE)
+            .set("tls.certificates.main.key_file", wire::KEY_FILE)
+    }
+
+    /// Adds a listener. Listeners are announced in the order of their names.
+    #[must_use]
+    pub fn listener(self, name: &str, wire: Wire) -> Self {
+        self.set(&format!("listeners.{name}.listen"), "127.0.0.1:0")
+            .set(&format!("listeners.{name}.wire"), wire.name())
     }
 
     /// Adds a flag.
@@ -278,6 +298,53 @@ impl Gateway {
         self.operators
     }
 
+    /// The places where clients connect, as `tide client --connect` takes them, in the order of the listeners' names.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        let so_far = self.process.stdout.so_far();
+        let places =
+            so_far.lines().filter_map(|line| line.strip_prefix("listening for clients on "));
+        places.map(str::to_owned).collect()
+    }
+
+    /// The place where this wire is spoken, of a gateway that was set up with [`Setup::wires`].
+    #[must_use]
+    pub fn place(&self, wire: Wire) -> String {
+        let scheme = format!("{}://", wire.name());
+        let speaks = |place: &String| match wire {
+            Wire::Tcp => !place.contains("://"),
+            _ => place.starts_with(&scheme),
+        };
+        self.places().into_iter().find(speaks).expect("a listener has this wire")
+    }
+
+    /// The address where this wire is spoken.
+    #[must_use]
+    pub fn address(&self, wire: Wire) -> SocketAddr {
+        address_of(&self.place(wire))
+    }
+
+    /// The certificate that the gateway's folder holds now.
+    #[must_use]
+    pub fn certificate(&self) -> String {
+        fs::read_to_string(self.folder().join(wire::CHAIN_FILE)).unwrap()
+    }
+
+    /// A client that is connected over a wire, without a session.
+    #[must_use]
+    pub fn connect_over(&self, wire: Wire) -> Phone {
+        let config = |alpn: &str| wire::client_config(&[&self.certificate()], alpn);
+        Phone::connect_over(self.address(wire), wire, config).unwrap()
+    }
+
+    /// A client with a session, over a wire.
+    #[must_use]
+    pub fn login_over(&self, wire: Wire, user_id: u64) -> Phone {
+        let mut phone = self.connect_over(wire);
+        phone.login(user_id);
+        phone
+    }
+
     /// The folder that it runs in.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -318,6 +385,20 @@ impl Gateway {
         Process::run(command.args(arguments).current_dir(self.folder()), input)
     }
 
+    /// Prevents it from opening another descriptor, as long as it closes none.
+    pub fn take_descriptors(&self) {
+        let pid = self.process.pid();
+        let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
+        let number = |file: std::io::Result<fs::DirEntry>| {
+            file.unwrap().file_name().into_string().unwrap().parse::<u64>().unwrap()
+        };
+        let open: BTreeSet<_> = open.map(number).collect();
+        // The kernel gives the lowest free one.
+        let free = (0..).find(|number| !open.contains(number));
+        let limit = Rlimit { current: free, maximum: free };
+        prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+    }
+
     /// Sends SIGTERM, as a service manager does: it drains.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
@@ -337,4 +418,11 @@ impl Gateway {
             assert_eq!(self.clients, before);
         }
     }
+}
+
+/// The address in a place.
+#[must_use]
+pub fn address_of(place: &str) -> SocketAddr {
+    let address = place.split_once("://").map_or(place, |(_, rest)| rest);
+    address.split('/').next().unwrap_or(address).parse().unwrap()
 }

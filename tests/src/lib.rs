@@ -11,6 +11,8 @@
 //! | [`hostile`] | many hostile connections to the operators' HTTP |
 //! | [`holder`] | another program that holds a port which a gateway wants |
 //! | [`redis`] | real Redis servers: one, a Sentinel set, a cluster |
+//! | [`web`] | clients of the HTTP gateway |
+//! | [`wire`] | the wires of listeners, and certificates |
 //! | [`port`] | a port that is still free after a restart |
 //!
 //! No test waits for time to pass. Each wait is for an event, and fails after [`TIMEOUT`].
@@ -26,6 +28,8 @@ pub mod port;
 pub mod process;
 pub mod programs;
 pub mod redis;
+pub mod web;
+pub mod wire;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +39,7 @@ pub use operator::Operator;
 pub use phone::{Phone, Push};
 pub use redis::{Cluster, Deployment, Redis, RedisSetup, SentinelSet};
 pub use tidegate_protocol::Code;
+pub use wire::Wire;
 
 /// The time after which a wait fails its test. It is longer than any interval of the gateway's chores: the
 /// longest is the 30 s between two times that free memory goes back to the kernel.

@@ -1,13 +1,15 @@
 //! A blocking client. It keeps events until a test asks for them.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
 use prost::Message as _;
+use rustls::ClientConfig;
 use socket2::{Domain, SockRef, Socket, Type};
 use tidegate_protocol::client::{Client, Event, Failure};
 use tidegate_protocol::message::Request;
@@ -16,6 +18,7 @@ use tidegate_protocol::proto::v1::{Position, Resume, Room, Session, notice::What
 use tidegate_protocol::{Code, message};
 
 use crate::TIMEOUT;
+use crate::wire::{Transport, Wire};
 
 /// The demo backend's types.
 pub mod demo {
@@ -63,7 +66,7 @@ pub type Outcome = Result<Bytes, Failure>;
 /// One connection to a gateway. While it waits for an event, it keeps all others, and notices by themselves.
 #[derive(Debug)]
 pub struct Phone {
-    stream: TcpStream,
+    transport: Transport,
     client: Client,
     /// Events in order that no test has asked for yet.
     events: VecDeque<Event>,
@@ -142,27 +145,49 @@ impl Phone {
     }
 
     fn on(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
-        stream.set_nodelay(true).unwrap();
+        set_up(&stream);
+        Self::with(Transport::plain(stream))
+    }
+
+    /// Connects, and opens a wire.
+    ///
+    /// # Errors
+    /// Nobody listens, or the wire does not open.
+    pub fn connect_over(
+        address: SocketAddr,
+        wire: Wire,
+        config: impl FnOnce(&str) -> Arc<ClientConfig>,
+    ) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        set_up(&stream);
+        Transport::open(stream, wire, config).map(Self::with)
+    }
+
+    fn with(transport: Transport) -> Self {
         let client = Client::new(Instant::now());
         let (events, notices, notices_before_session, pushes) = Default::default();
         let (end, session) = (None, None);
-        Self { stream, client, events, notices, notices_before_session, pushes, end, session }
+        Self { transport, client, events, notices, notices_before_session, pushes, end, session }
+    }
+
+    /// The code of the gateway's close frame, where it is a WebSocket and one has come.
+    #[must_use]
+    pub fn close_code(&self) -> Option<u16> {
+        self.transport.close.as_ref().map(|frame| frame.code.into())
     }
 
     /// The local address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
+        self.transport.socket.local_addr().unwrap()
     }
 
     /// Whether there is something to read, or the connection has ended.
     #[must_use]
     pub fn has_arrived(&self) -> bool {
-        self.stream.set_nonblocking(true).unwrap();
-        let seen = self.stream.peek(&mut [0]);
-        self.stream.set_nonblocking(false).unwrap();
+        self.transport.socket.set_nonblocking(true).unwrap();
+        let seen = self.transport.socket.peek(&mut [0]);
+        self.transport.socket.set_nonblocking(false).unwrap();
         !self.events.is_empty()
             || seen.map_or_else(|error| error.kind() != ErrorKind::WouldBlock, |_| true)
     }
@@ -215,7 +240,7 @@ impl Phone {
         let resume = Resume { positions: positions.to_vec() };
         self.client.resume(now, user_id, &token, &resume);
         let bytes = self.client.outgoing().split();
-        self.stream.write_all(&bytes).ok()?;
+        self.transport.write_all(&bytes).ok()?;
         match self.next()? {
             Event::Authenticated { session, .. } => Some(session),
             other => panic!("{other:?} instead of the session of user {user_id}"),
@@ -272,7 +297,7 @@ impl Phone {
     pub fn ask_or_end(&mut self, kind: i32, biz_data: &[u8]) -> Option<Outcome> {
         let asked = self.client.request(Instant::now(), kind, biz_data);
         let bytes = self.client.outgoing().split();
-        self.stream.write_all(&bytes).ok()?;
+        self.transport.write_all(&bytes).ok()?;
         loop {
             match self.next()? {
                 Event::Answer { sequence, biz_data, .. } if sequence == asked => {
@@ -309,33 +334,33 @@ impl Phone {
 
     /// Sends raw bytes.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
+        self.transport.write_all(bytes).unwrap();
     }
 
     /// Sends `bytes` again and again while the gateway takes them, at most `sent_max` in all; `sent` counts them.
     /// Returns how many bytes it took now. The last write may end within `bytes`.
     pub fn send_until_full(&mut self, bytes: &[u8], sent: &mut usize, sent_max: usize) -> usize {
         let before = *sent;
-        self.stream.set_nonblocking(true).unwrap();
+        self.transport.socket.set_nonblocking(true).unwrap();
         while *sent < sent_max {
-            match self.stream.write(&bytes[*sent % bytes.len()..]) {
+            match self.transport.socket.write(&bytes[*sent % bytes.len()..]) {
                 Ok(count) => *sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => panic!("{error}"),
             }
         }
-        self.stream.set_nonblocking(false).unwrap();
+        self.transport.socket.set_nonblocking(false).unwrap();
         *sent - before
     }
 
     /// Shuts down the sending side. Reading continues.
     pub fn stop_sending(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.transport.socket.shutdown(Shutdown::Write).unwrap();
     }
 
     /// Resets the connection.
     pub fn reset(self) {
-        SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&self.transport.socket).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 
     /// Waits for the outcome of a request.
@@ -481,7 +506,7 @@ impl Phone {
 
     fn flush(&mut self) {
         let bytes = self.client.outgoing().split();
-        self.stream.write_all(&bytes).unwrap();
+        self.transport.write_all(&bytes).unwrap();
     }
 
     /// Events that no test has asked for, for the message of a failure.
@@ -493,7 +518,7 @@ impl Phone {
     /// Reads once.
     fn receive(&mut self) {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer) {
+        match self.transport.read(&mut buffer) {
             // A signal of a debugger, or SIGCONT: the kernel does not restart a read with a timeout (signal(7)).
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) => self.end = Some(End::Closed),
@@ -534,6 +559,12 @@ impl Iterator for Phone {
         }
         self.events.pop_front()
     }
+}
+
+fn set_up(stream: &TcpStream) {
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_nodelay(true).unwrap();
 }
 
 /// The data of a request that pushes a message to a room of the demo backend.

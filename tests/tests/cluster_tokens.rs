@@ -7,7 +7,10 @@ use std::thread;
 use tidegate::auth::TokenDigest;
 use tidegate_protocol::Code;
 use tidegate_tests::phone::demo;
-use tidegate_tests::{Cluster, Deployment, Gateway, Phone, Setup, on_each_deployment, until};
+use tidegate_tests::web::{Raw, Web};
+use tidegate_tests::{
+    Cluster, Deployment, Gateway, Phone, Redis, Setup, on_each_deployment, until,
+};
 
 const CHECKS: &str = "tidegate_token_checks_total";
 
@@ -318,6 +321,55 @@ fn a_cluster_holds_tokens_on_all_of_its_nodes() {
         phone.goodbye(Code::Kicked);
     }
     phones.iter_mut().skip(1).step_by(2).for_each(Phone::assert_is_served);
+}
+
+#[test]
+fn a_request_over_http_shows_a_token_in_redis_and_says_whose_it_is() {
+    let redis = Redis::single();
+    let setup = setup(&redis.url())
+        .set("listeners.web.listen", "127.0.0.1:0")
+        .set("listeners.web.wire", "http")
+        .set("http_routes", "[{path=\"/echo\",type=1}]");
+    let gateway = start(setup);
+    let web = Web::new(&gateway);
+    let ask = |user_id: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Tidegate-User", user_id)];
+        web.ask("POST", "/echo", &headers, b"1")
+    };
+    issue(&redis, 7, "good");
+    assert_eq!(ask("7", "good").ok(), "1");
+    assert_eq!(ask("8", "good").code(401), 100);
+    assert_eq!(ask("7", "bad").code(401), 100);
+    let nobody = web.ask("POST", "/echo", &[("Authorization", "Bearer good")], b"1");
+    assert_eq!(nobody.code(401), 100);
+    assert!(nobody.body.contains("Tidegate-User"), "{nobody:?}");
+    // Each request looks the token up, so a revocation holds at once.
+    revoke(&redis, 7, &TokenDigest::of("good").to_string());
+    assert_eq!(ask("7", "good").code(401), 100);
+}
+
+#[test]
+fn requests_over_http_have_a_share_of_the_lookups_and_others_wait() {
+    let redis = Redis::single();
+    // Each of two shards, and HTTP, may look one token up at a time.
+    let setup = setup(&redis.url())
+        .set("listeners.web.listen", "127.0.0.1:0")
+        .set("listeners.web.wire", "http")
+        .set("http_routes", "[{path=\"/echo\",type=1}]")
+        .set("auth.lookups_max", 2);
+    let gateway = start(setup);
+    redis.pause();
+    let get = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTidegate-User: 7\r\nAuthorization: Bearer a\r\n\r\n1";
+    let mut asked: Vec<_> = (0..5).map(|_| Raw::with(&gateway, get)).collect();
+    for raw in &mut asked {
+        let answer = raw.answer().unwrap();
+        assert_eq!(answer.code(503), 104);
+        assert!(answer.header("retry-after").is_some());
+    }
+    let refused = "tidegate_auth_failures_total";
+    gateway.operator().wait_for_metric(refused, "too_many_lookups", |n| n >= 1.0);
+    redis.resume();
 }
 
 /// Logs in, again and again while the gateway says that it can't know.

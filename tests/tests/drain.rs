@@ -1,9 +1,5 @@
 //! A drain accepts the connections that wait in the kernel's queue, and sends each a goodbye.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::fs;
-
-use rustix::process::{Resource, Rlimit, prlimit};
 use tidegate_tests::phone::{End, quiz};
 use tidegate_tests::{Code, Gateway, Phone, Setup};
 
@@ -101,20 +97,12 @@ fn connections_that_still_wait_at_the_end_of_a_drain_are_reset_and_logged() {
     assert!(log.contains("reset in the accept queue") && log.contains("connections=5"), "{log}");
 }
 
-/// Prevents the gateway from opening another descriptor.
-fn take_descriptors(gateway: &Gateway, maximum: u64) {
-    let pid = gateway.process.pid();
-    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count() as u64;
-    let limit = Rlimit { current: Some(open), maximum: Some(maximum) };
-    prlimit(Some(pid), Resource::Nofile, limit).unwrap();
-}
-
 #[test]
 fn connections_that_wait_for_a_descriptor_get_a_goodbye() {
     let setup = patient().descriptors(DESCRIPTORS).flag("--driver").flag("epoll");
     let gateway = setup.start();
     let full: Vec<_> = (1..=4).map(|user_id| gateway.login(user_id)).collect();
-    take_descriptors(&gateway, DESCRIPTORS);
+    gateway.take_descriptors();
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();
     each_gets_a_goodbye(gateway, full.into_iter().chain(waiting));
@@ -126,7 +114,7 @@ fn connections_that_wait_for_a_ring_get_a_goodbye() {
     let gateway = setup.set("limits.connections_max", 1000).start();
     // A ring is added as soon as all rings are full.
     let mut full: Vec<_> = (1..=200).map(|user_id| gateway.login(user_id)).collect();
-    take_descriptors(&gateway, DESCRIPTORS);
+    gateway.take_descriptors();
     full.extend((201..=DESCRIPTORS).map(|user_id| gateway.login(user_id)));
     let waiting = wait_in_the_queue(&gateway, 20);
     gateway.terminate();

@@ -16,7 +16,7 @@ fn signals_without_a_meaning_are_logged_and_ignored() {
     for (signal, text) in [
         (Signal::USR1, "SIGUSR1 has no meaning here"),
         (Signal::USR2, "SIGUSR2 has no meaning here"),
-        (Signal::HUP, "SIGHUP: this version reads its configuration only when it starts"),
+        (Signal::HUP, "SIGHUP: no listener has TLS"),
     ] {
         gateway.process.signal(signal);
         gateway.process.stderr.wait_for(text);
@@ -125,7 +125,7 @@ fn a_closed_terminal_drains_the_gateway() {
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
     // While the terminal is open, SIGHUP is a request to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
-    run.terminal.stdout.wait_for("nothing has changed");
+    run.terminal.stdout.wait_for("SIGHUP: no listener has TLS");
     phone.assert_is_served();
     run.terminal.kill();
     phone.goodbye(Code::Draining);

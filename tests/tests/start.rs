@@ -255,7 +255,8 @@ fn signals_that_drain_end_a_start_that_waits() {
         let mut process = setup.begin();
         process.stderr.wait_for("a gateway that drains holds this address");
         // These signals do not end a start.
-        for (signal, text) in [(Signal::HUP, "SIGHUP: this version"), (Signal::USR1, "SIGUSR1 has")]
+        for (signal, text) in
+            [(Signal::HUP, "SIGHUP: the gateway starts"), (Signal::USR1, "SIGUSR1 has")]
         {
             process.signal(signal);
             process.stderr.wait_for(text);
