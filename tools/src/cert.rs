@@ -28,7 +28,7 @@ const VALID_DAYS: i64 = 397;
 
 /// The arguments of `tide cert`.
 ///
-/// For development: whoever is to trust the certificate has to name it. Real certificates come from an authority.
+/// For development: a client trusts the certificate only if it is named with `--ca`. Real certificates come from an authority.
 #[derive(Args, Debug)]
 pub(crate) struct CertArgs {
     /// Say that it is for development

@@ -21,7 +21,7 @@ struct Args {
     /// Its key, in PEM.
     #[arg(long, default_value = ".tidegate/dev-key.pem")]
     key_file: PathBuf,
-    /// Sends to so many connections, once all are open, and does not echo.
+    /// Sends to this number of connections, once all are open, and does not echo.
     #[arg(long)]
     fan_out: Option<usize>,
     /// Bytes of a message that is sent.

@@ -108,7 +108,7 @@ fn token(folder: &Path) -> anyhow::Result<String> {
     Ok(String::from_utf8(made.stdout)?.trim().to_owned())
 }
 
-/// Sends so many requests and reads the answers. Returns how many were answered in a second.
+/// Sends this number of requests and reads the answers. Returns how many were answered in a second.
 fn load(server: &Server, args: &Args, token: &str) -> anyhow::Result<f64> {
     let body = "{\"question\":17,\"answer\":\"b\"}";
     let request = format!(

@@ -59,7 +59,7 @@ trait World {
         let _ = peer;
         true
     }
-    /// Whether a driver may report so many bytes as unsent where `count` are.
+    /// Whether a driver may report `reported` bytes as unsent where `count` are.
     fn may_be_unsent(count: usize, reported: usize) -> bool {
         count == reported
     }

@@ -280,7 +280,7 @@ impl Dispatcher {
                     cluster.post(ToCluster::Tokens(TokenPage { shard, from, tokens, next: None }));
                 }
             }
-            // Who asks wants to know whether this thread runs: it has none of a shard's figures.
+            // The question is only whether this thread runs: it has none of a shard's figures.
             Message::InspectShard { reply } => drop(reply.send(ShardInfo::default())),
             // Nobody posts others here.
             other => other.refuse(),

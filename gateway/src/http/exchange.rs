@@ -124,7 +124,7 @@ impl Client {
         self.answered.set(self.answered.get() + 1);
         self.is_busy.set(false);
         if !self.slot.has_authenticated() {
-            // So nobody keeps a slot who does not read answers, either.
+            // So a client that does not read its answers can't keep a slot.
             self.slot.wait_for_peer();
         }
     }

@@ -4,7 +4,7 @@
 //! request past it. hyper goes by `Transfer-Encoding`, as RFC 9112 allows, and then shows only that one. This scanner reads the
 //! same bytes beside it, so that such a request is answered with 400 (RFC 9112, 6.3).
 //!
-//! It never decides what a request is. Whoever asks about a request that it does not know closes the connection too.
+//! It never decides what a request is. About a request that it does not know it has no answer, and its caller closes the connection.
 
 use std::collections::VecDeque;
 
@@ -135,7 +135,7 @@ fn end_of_head(kept: &[u8], bytes: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// What a scanner finds where the bytes come in pieces of so many.
+    /// What a scanner finds where the bytes come in pieces of this length.
     fn found(bytes: &[u8], piece: usize) -> Vec<Framing> {
         let mut scanner = HeadScanner::new(1024);
         bytes.chunks(piece).for_each(|piece| scanner.on_bytes(piece));

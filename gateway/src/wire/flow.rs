@@ -91,7 +91,7 @@ impl Flow {
         self.under_way.take().unwrap_or(0)
     }
 
-    /// Bytes of the core that the kernel does not have, where the driver has so many bytes left of the send under way. Which of
+    /// Bytes of the core that the kernel does not have, where the driver has `left` bytes of the send under way. Which of
     /// these are the wire's own is not known.
     pub(super) fn unsent_core_bytes(&self, left: usize) -> usize {
         let waiting: usize = self.waiting.iter().map(|(_, core_bytes)| core_bytes).sum();

@@ -1,4 +1,4 @@
-//! Connections whose wire is open: what comes in is decrypted and unframed, what goes out is framed and encrypted.
+//! Connections whose wire is open: received bytes are decrypted and unframed, sent bytes are framed and encrypted.
 
 use bytes::Bytes;
 use hashbrown::HashMap;

@@ -221,7 +221,7 @@ fn an_end_while_a_wire_opens_is_reported_once() {
     }
 }
 
-/// What peers say that is none of their wire, how the wire fails, and how the answer begins.
+/// Bytes that break the wire's protocol, how the wire fails, and how the answer begins.
 #[test]
 fn a_peer_that_lies_hears_why_and_fails_once() {
     let v12 = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00";

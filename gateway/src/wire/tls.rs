@@ -7,8 +7,10 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
 use rustls::{Error, ServerConfig};
 
 /// What a record adds to its payload, at most: a header of 5 bytes, the content's type, and a tag of 16 bytes. With TLS 1.2
@@ -135,7 +137,7 @@ impl TlsSession {
             received
         };
         if received == Received::Ended {
-            // What follows is none of the peer's payload, and is never read.
+            // Bytes behind it are not payload, and are never read.
             (self.has_ended, self.rest) = (true, Vec::new());
         }
         if self.rest.len() > REST_BYTES_MAX {
@@ -172,11 +174,7 @@ impl TlsSession {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    append(out, 1024, |space| match data.encode(space) {
-                        Ok(count) => Ok(count),
-                        Err(EncodeError::InsufficientSize(size)) => Err(size.required_size),
-                        Err(EncodeError::AlreadyEncoded) => Ok(0),
-                    });
+                    encode(out, &mut data, 1024);
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => received = Received::Ended,
@@ -212,7 +210,7 @@ impl TlsSession {
         out: &mut Vec<u8>,
         space: usize,
         write: impl Fn(
-            &mut rustls::unbuffered::WriteTraffic<'_, rustls::server::ServerConnectionData>,
+            &mut WriteTraffic<'_, ServerConnectionData>,
             &mut [u8],
         ) -> Result<usize, EncryptError>,
     ) -> Result<(), Error> {
@@ -237,11 +235,7 @@ impl TlsSession {
                 }
                 // A key update goes out first.
                 ConnectionState::EncodeTlsData(mut data) => {
-                    append(out, 64, |space| match data.encode(space) {
-                        Ok(count) => Ok(count),
-                        Err(EncodeError::InsufficientSize(size)) => Err(size.required_size),
-                        Err(EncodeError::AlreadyEncoded) => Ok(0),
-                    });
+                    encode(out, &mut data, 64);
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::PeerClosed => {}
@@ -249,6 +243,15 @@ impl TlsSession {
             }
         }
     }
+}
+
+/// Appends bytes of the handshake, or an alert. `space`: how many are expected.
+fn encode(out: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConnectionData>, space: usize) {
+    append(out, space, |space| match data.encode(space) {
+        Ok(count) => Ok(count),
+        Err(EncodeError::InsufficientSize(size)) => Err(size.required_size),
+        Err(EncodeError::AlreadyEncoded) => Ok(0),
+    });
 }
 
 /// Has `write` append to `out`: into `space` bytes, and where it says that it needs more, into that many.

@@ -46,7 +46,7 @@ impl Files {
         self.write("key.pem", key.serialize_pem());
     }
 
-    /// From now on whoever reads the certificate waits, as on a disk that hangs: it is a pipe without a writer.
+    /// From now on each read of the certificate waits, as on a disk that hangs: it is a pipe without a writer.
     pub(crate) fn hang(&self) {
         let (pipe, chain) = (self.folder.path().join("pipe"), self.folder.path().join("chain.pem"));
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

@@ -54,7 +54,7 @@ impl Pair {
         }
     }
 
-    /// Moves what the client has to send, in pieces of so many bytes, and what the server answers.
+    /// Moves what the client has to send, in pieces of this length, and what the server answers.
     fn pass(&mut self, piece: usize) {
         loop {
             let mut bytes = self.client_bytes();
@@ -218,7 +218,7 @@ fn a_step_needs_a_whole_record() {
     }
     assert!(server.has_record(&hello));
     assert!(server.has_record(b"G"), "what is no record is for rustls to refuse");
-    assert!(server.has_record(b"\x16\x03\x01\xff\xff"), "nobody waits for one that is too long");
+    assert!(server.has_record(b"\x16\x03\x01\xff\xff"), "a record that is too long fails at once");
 }
 
 /// A session after its handshake, and what its client sends from then on.

@@ -227,7 +227,7 @@ fn early_login<'a, I: Iterator<Item = &'a str>>(
     Ok(Some(EarlyLogin { user_id: user_id?, token }))
 }
 
-/// The `sub` that a JWT claims. Nothing is verified here: whoever verifies the token compares it with the user.
+/// The `sub` that a JWT claims. Nothing is verified here: the check of the token compares it with the user.
 fn subject(token: &str) -> Option<UserId> {
     let payload = token.split('.').nth(1)?;
     let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
