@@ -22,6 +22,7 @@
 pub mod gateway;
 pub mod holder;
 pub mod hostile;
+pub mod http;
 pub mod operator;
 pub mod phone;
 pub mod port;
