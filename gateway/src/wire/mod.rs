@@ -381,8 +381,8 @@ impl Wires {
         let has_ended = opening.as_ref().is_some_and(|opening| opening.has_ended());
         let is_peer_shut_down = opening.as_ref().is_some_and(|opening| opening.is_peer_shut_down());
         let lost_bytes = opening.map_or(0, |opening| opening.lost_bytes);
-        let Opened { tls, is_websocket, mut rest, login } = opened;
-        let kind = match (&tls, is_websocket) {
+        let Opened { secured, is_websocket, mut rest, login } = opened;
+        let kind = match (&secured, is_websocket) {
             (Some(_), _) => Kind::Secured,
             (None, true) => Kind::WebSocket,
             (None, false) => Kind::Plain,
@@ -398,7 +398,7 @@ impl Wires {
                 sink.event(Event::Received { conn, bytes });
             }
         } else {
-            self.open.add(conn, tls, is_websocket);
+            self.open.add(conn, secured, is_websocket);
             if lost_bytes > 0 {
                 self.open.lose(conn, lost_bytes);
             }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::settings::Settings;
+use super::settings::{Settings, Wire};
 use super::table::Table;
 use super::tls::{Received, TlsSession};
 use super::websocket::frames::{self, Found, Frames, Violation};
@@ -36,10 +36,20 @@ pub(super) struct Open {
     payload: Vec<u8>,
 }
 
+/// A connection with TLS. It stays where it is from the handshake's first step on: one more place for each session would be
+/// a hole in the memory between what lives as long as the connection.
 #[derive(Debug)]
 pub(super) struct Secured {
-    tls: TlsSession,
+    pub(super) tls: TlsSession,
     frames: Option<Frames>,
+}
+
+impl Secured {
+    /// A connection whose client has sent nothing yet. `None`: the wire has no TLS, or a configuration that can't be used.
+    pub(super) fn begin(wire: &Wire) -> Option<Box<Self>> {
+        let tls = TlsSession::new(wire.tls.as_ref()?.load_full()).ok()?;
+        Some(Box::new(Self { tls, frames: None }))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,11 +111,13 @@ impl Open {
         }
     }
 
-    pub(super) fn add(&mut self, conn: ConnId, tls: Option<Box<TlsSession>>, is_websocket: bool) {
+    /// A wire is open: of a WebSocket, of TLS, or of a WebSocket in TLS.
+    pub(super) fn add(&mut self, conn: ConnId, secured: Option<Box<Secured>>, is_websocket: bool) {
         let frames = is_websocket.then(Frames::default);
-        match (tls, frames) {
-            (Some(tls), frames) => {
-                self.secured.insert(conn, Some(Box::new(Secured { tls: *tls, frames })));
+        match (secured, frames) {
+            (Some(mut secured), frames) => {
+                secured.frames = frames;
+                self.secured.insert(conn, Some(secured));
             }
             (None, Some(frames)) => {
                 self.websockets.insert(conn, frames);

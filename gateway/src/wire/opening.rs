@@ -4,8 +4,9 @@
 use std::mem;
 use std::net::SocketAddr;
 
+use super::open::Secured;
 use super::settings::Wire;
-use super::tls::{RECEIVED_RECORD_BYTES_MAX, Received, TlsSession};
+use super::tls::{self, RECEIVED_RECORD_BYTES_MAX, Received};
 use super::websocket::upgrade::{EarlyLogin, Upgrade, upgrade};
 use super::{Failure, proxy};
 use crate::driver::RECEIVE_BYTES_MAX;
@@ -51,8 +52,9 @@ pub(super) struct Opening {
 #[derive(Debug)]
 enum Stage {
     Proxy,
-    Handshake(Box<TlsSession>),
-    Upgrade(Option<Box<TlsSession>>),
+    /// The TLS session begins with the handshake's first step: a client that says nothing, or waits for its turn, costs none.
+    Handshake(Option<Box<Secured>>),
+    Upgrade(Option<Box<Secured>>),
     /// It will not open. What still comes is ignored.
     Failed,
 }
@@ -78,7 +80,7 @@ pub(super) enum Step {
 /// A wire that is open.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) tls: Option<Box<TlsSession>>,
+    pub(super) secured: Option<Box<Secured>>,
     pub(super) is_websocket: bool,
     /// Received behind what opened the wire: payload of TLS, if there is TLS.
     pub(super) rest: Vec<u8>,
@@ -94,7 +96,7 @@ impl Opening {
                 return Err(Failure::Untrusted);
             }
             Some(_) => Stage::Proxy,
-            None => Self::after_proxy(&wire)?,
+            None => Self::after_proxy(&wire),
         };
         Ok(Self::at(stage, wire, peer))
     }
@@ -120,12 +122,10 @@ impl Opening {
         }
     }
 
-    fn after_proxy(wire: &Wire) -> Result<Stage, Failure> {
+    const fn after_proxy(wire: &Wire) -> Stage {
         match &wire.tls {
-            Some(config) => TlsSession::new(config.load_full())
-                .map(|session| Stage::Handshake(Box::new(session)))
-                .map_err(|_| Failure::Tls),
-            None => Ok(Stage::Upgrade(None)),
+            Some(_) => Stage::Handshake(None),
+            None => Stage::Upgrade(None),
         }
     }
 
@@ -137,6 +137,12 @@ impl Opening {
     #[cfg(test)]
     pub(super) const fn kept_bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Whether there is memory of TLS.
+    #[cfg(test)]
+    pub(super) const fn has_session(&self) -> bool {
+        matches!(self.stage, Stage::Handshake(Some(_)) | Stage::Upgrade(Some(_)))
     }
 
     /// Whether the TLS handshake is not over yet.
@@ -188,12 +194,9 @@ impl Opening {
     pub(super) fn receive(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<(), Failure> {
         match &mut self.stage {
             Stage::Failed => return Ok(()),
-            Stage::Upgrade(Some(tls)) => {
-                if tls.receive(bytes, out, &mut self.bytes).map_err(|_| Failure::Tls)?
-                    == Received::Ended
-                {
-                    self.has_ended = true;
-                }
+            Stage::Upgrade(Some(secured)) => {
+                let received = secured.tls.receive(bytes, out, &mut self.bytes);
+                self.has_ended |= received.map_err(|_| Failure::Tls)? == Received::Ended;
             }
             Stage::Proxy | Stage::Handshake(_) | Stage::Upgrade(None) => {
                 self.bytes.extend_from_slice(bytes);
@@ -213,7 +216,9 @@ impl Opening {
         match &mut self.stage {
             Stage::Failed => Step::Waits,
             Stage::Proxy => self.read_proxy_header(),
-            Stage::Handshake(tls) if !tls.has_record(&self.bytes) => Step::Waits,
+            Stage::Handshake(secured) if !has_record(secured.as_deref(), &self.bytes) => {
+                Step::Waits
+            }
             Stage::Handshake(_) if !may_handshake => self.wait_for_turn(continuing),
             Stage::Handshake(_) => self.handshake(out),
             Stage::Upgrade(_) => self.read_upgrade(out),
@@ -240,39 +245,43 @@ impl Opening {
             }
             proxy::Parsed::Header { bytes, client } => {
                 self.bytes.drain(..bytes);
-                match Self::after_proxy(&self.wire) {
-                    Ok(stage) => self.stage = stage,
-                    Err(failure) => return Step::Failed(failure, "TLS can't begin"),
-                }
+                self.stage = Self::after_proxy(&self.wire);
                 Step::Named(client.unwrap_or(self.peer))
             }
         }
     }
 
     fn handshake(&mut self, out: &mut Vec<u8>) -> Step {
-        let Stage::Handshake(tls) = &mut self.stage else { return Step::Waits };
+        let Stage::Handshake(secured) = &mut self.stage else { return Step::Waits };
         self.has_begun = true;
         let mut received = mem::take(&mut self.bytes);
-        match tls.receive(&mut received, out, &mut self.bytes) {
+        let secured = match secured {
+            Some(secured) => secured,
+            None => match Secured::begin(&self.wire) {
+                Some(begun) => secured.insert(begun),
+                None => return Step::Failed(Failure::Tls, "TLS can't begin"),
+            },
+        };
+        match secured.tls.receive(&mut received, out, &mut self.bytes) {
             Err(_) => return Step::Failed(Failure::Tls, "the TLS handshake failed"),
             Ok(Received::Ended) => self.has_ended = true,
             Ok(Received::Open) => {}
         }
-        if tls.is_handshaking() {
+        if secured.tls.is_handshaking() {
             return Step::Waits;
         }
-        let Stage::Handshake(tls) = mem::replace(&mut self.stage, Stage::Failed) else {
+        let Stage::Handshake(secured) = mem::replace(&mut self.stage, Stage::Failed) else {
             return Step::Waits;
         };
-        self.stage = Stage::Upgrade(Some(tls));
+        self.stage = Stage::Upgrade(secured);
         self.read_upgrade(out)
     }
 
     fn read_upgrade(&mut self, out: &mut Vec<u8>) -> Step {
-        let Stage::Upgrade(tls) = &mut self.stage else { return Step::Waits };
+        let Stage::Upgrade(secured) = &mut self.stage else { return Step::Waits };
         let Some(rules) = &self.wire.websocket else {
-            let (tls, rest) = (tls.take(), mem::take(&mut self.bytes));
-            return Step::Open(Opened { tls, is_websocket: false, rest, login: None });
+            let (secured, rest) = (secured.take(), mem::take(&mut self.bytes));
+            return Step::Open(Opened { secured, is_websocket: false, rest, login: None });
         };
         if self.bytes.is_empty() {
             return Step::Waits;
@@ -285,9 +294,9 @@ impl Opening {
                 (response, Ok(login))
             }
         };
-        match tls {
-            Some(tls) => {
-                if tls.encrypt(&response, out).is_err() {
+        match secured {
+            Some(secured) => {
+                if secured.tls.encrypt(&response, out).is_err() {
                     return Step::Failed(Failure::Tls, "TLS can't encrypt");
                 }
             }
@@ -295,16 +304,24 @@ impl Opening {
         }
         match result {
             Ok(login) => {
-                let (tls, rest) = (tls.take(), mem::take(&mut self.bytes));
-                Step::Open(Opened { tls, is_websocket: true, rest, login })
+                let (secured, rest) = (secured.take(), mem::take(&mut self.bytes));
+                Step::Open(Opened { secured, is_websocket: true, rest, login })
             }
             Err(reason) => {
-                if let Some(tls) = tls {
+                if let Some(secured) = secured {
                     // Without it the response counts as cut off.
-                    drop(tls.close(out));
+                    drop(secured.tls.close(out));
                 }
                 Step::Failed(Failure::Upgrade, reason)
             }
         }
+    }
+}
+
+/// Whether a step of the handshake can be done with these bytes, behind those that the session keeps.
+fn has_record(secured: Option<&Secured>, bytes: &[u8]) -> bool {
+    match secured {
+        Some(secured) => secured.tls.has_record(bytes),
+        None => tls::has_record(&[], bytes),
     }
 }

@@ -69,18 +69,10 @@ impl TlsSession {
         self.connection.is_handshaking()
     }
 
-    /// Whether a step of the handshake can be done with these further bytes: a record is whole, or is none.
+    /// Whether a step of the handshake can be done with these further bytes. See [`has_record`].
     #[must_use]
     pub fn has_record(&self, bytes: &[u8]) -> bool {
-        let mut front = self.rest.iter().chain(bytes).copied();
-        let Some(kind) = front.next() else { return false };
-        if !(20..=23).contains(&kind) {
-            return true;
-        }
-        let (Some(high), Some(low)) = (front.nth(2), front.next()) else { return false };
-        let record_bytes = 5 + usize::from(u16::from_be_bytes([high, low]));
-        let received_bytes = self.rest.len() + bytes.len();
-        received_bytes >= record_bytes || record_bytes > RECEIVED_RECORD_BYTES_MAX
+        has_record(&self.rest, bytes)
     }
 
     /// Takes received bytes, which are decrypted where they are. Appends what the peer is to be sent to `out`, and the
@@ -243,6 +235,21 @@ impl TlsSession {
             }
         }
     }
+}
+
+/// Whether a step of the handshake can be done with these bytes, `kept` and then `bytes`: a record is whole, or they are no
+/// record of TLS.
+#[must_use]
+pub fn has_record(kept: &[u8], bytes: &[u8]) -> bool {
+    let mut front = kept.iter().chain(bytes).copied();
+    let Some(kind) = front.next() else { return false };
+    if !(20..=23).contains(&kind) {
+        return true;
+    }
+    let (Some(high), Some(low)) = (front.nth(2), front.next()) else { return false };
+    let record_bytes = 5 + usize::from(u16::from_be_bytes([high, low]));
+    let received_bytes = kept.len() + bytes.len();
+    received_bytes >= record_bytes || record_bytes > RECEIVED_RECORD_BYTES_MAX
 }
 
 /// Appends bytes of the handshake, or an alert. `space`: how many are expected.

@@ -85,6 +85,22 @@ fn those_that_wait_too_long_for_their_turn_fail() {
 }
 
 #[test]
+fn a_client_has_a_session_from_its_first_step_on() {
+    let mut bench = Bench::new(Settings { handshakes_per_second: 1, ..settings(WireKind::TLS) });
+    let (_silent, conn) = bench.connect_raw();
+    let mut peers = crowd(&mut bench, 30);
+    let sessions = |bench: &Bench| {
+        bench.wired.wires.opening.values().filter(|opening| opening.has_session()).count()
+    };
+    bench.until("no session", |bench| {
+        begun(&mut peers, bench);
+        sessions(bench) > 0 && bench.wired.wires.opening.len() > 30
+    });
+    assert!(sessions(&bench) <= HANDSHAKES_EACH_POLL as usize, "{} sessions", sessions(&bench));
+    assert!(!bench.wired.wires.opening[&conn].has_session(), "a client that has said nothing");
+}
+
+#[test]
 fn bytes_that_make_no_record_take_no_turn() {
     let mut bench = Bench::on(WireKind::TLS);
     let (slow, _) = bench.connect_raw();
