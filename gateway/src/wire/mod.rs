@@ -19,7 +19,7 @@
 //! | `opening` | connections whose wire is not open yet |
 //! | `handshakes` | which TLS handshake is worked on next |
 //! | `deadlines` | until when connections may take to open |
-//! | [`proxy`], [`tls`], [`websocket`] | one protocol each, without I/O |
+//! | [`proxy`], [`websocket`] | one protocol each, without I/O; TLS is the crate [`tidegate_tls`] |
 //! | `open` | connections whose wire is open: their state, what comes, and what is sent |
 //! | `table` | a value for each connection that has one |
 //! | `sending` | what the core and a wire send, and how a connection ends |
@@ -54,7 +54,6 @@ mod sending;
 mod settings;
 mod spare;
 mod table;
-pub mod tls;
 pub mod websocket;
 
 #[cfg(test)]

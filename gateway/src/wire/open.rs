@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use tidegate_tls::{Received, ServerSession};
 
 use super::settings::{Settings, Wire};
 use super::table::Table;
-use super::tls::{Received, TlsSession};
 use super::websocket::frames::{self, Found, Frames, Violation};
 use super::{Failure, marks};
 use crate::driver::{ConnId, Event, RECEIVE_BYTES_MAX, Sink};
@@ -40,14 +40,14 @@ pub(super) struct Open {
 /// a hole in the memory between what lives as long as the connection.
 #[derive(Debug)]
 pub(super) struct Secured {
-    pub(super) tls: TlsSession,
+    pub(super) tls: ServerSession,
     frames: Option<Frames>,
 }
 
 impl Secured {
     /// A connection whose client has sent nothing yet. `None`: the wire has no TLS, or a configuration that can't be used.
     pub(super) fn begin(wire: &Wire) -> Option<Box<Self>> {
-        let tls = TlsSession::new(wire.tls.as_ref()?.load_full()).ok()?;
+        let tls = ServerSession::new(wire.tls.as_ref()?.load_full()).ok()?;
         Some(Box::new(Self { tls, frames: None }))
     }
 }

@@ -4,9 +4,10 @@
 use std::mem;
 use std::net::SocketAddr;
 
+use tidegate_tls::{RECEIVED_RECORD_BYTES_MAX, Received};
+
 use super::open::Secured;
 use super::settings::Wire;
-use super::tls::{self, RECEIVED_RECORD_BYTES_MAX, Received};
 use super::websocket::upgrade::{EarlyLogin, Upgrade, upgrade};
 use super::{Failure, proxy};
 use crate::driver::RECEIVE_BYTES_MAX;
@@ -322,6 +323,6 @@ impl Opening {
 fn has_record(secured: Option<&Secured>, bytes: &[u8]) -> bool {
     match secured {
         Some(secured) => secured.tls.has_record(bytes),
-        None => tls::has_record(&[], bytes),
+        None => tidegate_tls::has_record(&[], bytes),
     }
 }

@@ -5,19 +5,15 @@
 //! run of a simulation repeats.
 
 use std::io::{Read as _, Write as _};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use fastrand::Rng;
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
-use rustls::client::Resumption;
-use rustls::crypto::ring;
-use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection};
+use tidegate_tls::fixture::server_name;
+pub use tidegate_tls::fixture::{Certificate, RecordKind, Records, certificate};
 
-mod records;
 mod websocket;
 
-pub use records::{RecordKind, Records};
 use websocket::WebSocket;
 
 /// What a client says of a PROXY header's client: see [`PROXY_CLIENT`].
@@ -56,50 +52,6 @@ impl WireKind {
     /// Each of these but [`Self::PLAIN`].
     pub const WIRES: [Self; 5] =
         [Self::PROXY, Self::TLS, Self::WEBSOCKET, Self::WSS, Self::PROXY_WSS];
-}
-
-/// The certificate of all gateways in tests, and its key.
-pub struct Certificate {
-    /// What a gateway is configured with: TLS 1.3 and 1.2.
-    pub server: Arc<ServerConfig>,
-    /// What trusts it. Sessions are not resumed.
-    pub client: Arc<ClientConfig>,
-    /// The certificate, for other clients.
-    pub roots: RootCertStore,
-}
-
-/// The certificate of all gateways in this process. Signatures by its key all have one length.
-///
-/// # Panics
-/// When no certificate can be made.
-pub fn certificate() -> &'static Certificate {
-    static CERTIFICATE: OnceLock<Certificate> = OnceLock::new();
-    CERTIFICATE.get_or_init(|| {
-        let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-        let certificate = params.self_signed(&key).expect("a certificate").der().clone();
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate.clone()).expect("it is well-formed");
-        let provider = Arc::new(ring::default_provider());
-        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(rustls::ALL_VERSIONS)
-            .expect("both versions")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .expect("they belong together");
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(rustls::ALL_VERSIONS)
-            .expect("both versions")
-            .with_root_certificates(roots.clone())
-            .with_no_client_auth();
-        client.resumption = Resumption::disabled();
-        // For `Records`.
-        client.enable_secret_extraction = true;
-        Certificate { server: Arc::new(server), client: Arc::new(client), roots }
-    })
 }
 
 /// The client's side of one connection.
@@ -146,8 +98,8 @@ impl WireClient {
     #[must_use]
     pub fn with_tls(kind: WireKind, seed: u64, config: &Arc<ClientConfig>) -> Self {
         let tls = kind.tls.then(|| {
-            let name = ServerName::try_from("localhost").expect("a name");
-            let mut tls = ClientConnection::new(Arc::clone(config), name).expect("TLS begins");
+            let tls = ClientConnection::new(Arc::clone(config), server_name());
+            let mut tls = tls.expect("TLS begins");
             tls.set_buffer_limit(None);
             Box::new(tls)
         });

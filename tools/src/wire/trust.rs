@@ -64,7 +64,7 @@ impl Dialer {
         let config = &configs[usize::from(place.kind().has_websocket())];
         let name = ServerName::try_from(place.host().to_owned())
             .map_err(|_| WireError::NotAName(place.host().to_owned()))?;
-        Tls::new(Arc::clone(config), name).map_err(WireError::Tls)
+        Tls::new(Arc::clone(config), name)
     }
 }
 

@@ -7,9 +7,9 @@ use rustls::client::Resumption;
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use tempfile::TempDir;
+use tidegate_tls::ServerSession;
 
 use super::*;
-use crate::wire::tls::TlsSession;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -116,7 +116,7 @@ fn shake_hands(
 ) -> Result<HandshakeKind, rustls::Error> {
     let name = ServerName::try_from("localhost").unwrap();
     let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
-    let mut server = TlsSession::new(certificates.tls().load_full()).unwrap();
+    let mut server = ServerSession::new(certificates.tls().load_full()).unwrap();
     while client.is_handshaking() || server.is_handshaking() {
         let mut bytes = Vec::new();
         while client.wants_write() {

@@ -1,70 +1,86 @@
-//! One connection's TLS, over rustls' unbuffered API: the caller owns all buffers.
-//!
-//! [`TlsSession`] decrypts what was received and encrypts what is to be sent. It owns no socket, no clock and, while the
-//! connection is idle, no buffer.
+//! One connection's TLS: the one place that drives rustls.
 
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::ServerName;
+use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{Error, ServerConfig};
+use rustls::{ClientConfig, Error, ServerConfig};
 
-/// What a record adds to its payload, at most: a header of 5 bytes, the content's type, and a tag of 16 bytes. With TLS 1.2
-/// there are 8 bytes of nonce.
-const RECORD_OVERHEAD: usize = 5 + 1 + 16 + 8;
+use crate::side::Side;
+use crate::{RECEIVED_RECORD_BYTES_MAX, RECORD_BYTES_MAX, RECORD_OVERHEAD};
 
-/// The most payload of one record (RFC 8446, section 5.1).
-const RECORD_BYTES_MAX: usize = 16 * 1024;
-
-/// The most bytes of one record as they are received (RFC 5246, section 6.2.3).
-pub const RECEIVED_RECORD_BYTES_MAX: usize = 5 + RECORD_BYTES_MAX + 2048;
-
-/// The most bytes that are kept of an unfinished record, or of a handshake message in several records: a client's certificates fit.
-const REST_BYTES_MAX: usize = RECEIVED_RECORD_BYTES_MAX;
-
-/// One connection's TLS.
-pub struct TlsSession {
-    connection: UnbufferedServerConnection,
+/// One connection's TLS. See the [crate](crate).
+pub struct Session<S> {
+    pub(crate) connection: S,
     /// The beginning of a record, or of a handshake message, that was received incompletely.
-    rest: Vec<u8>,
-    /// The peer has said that it sends no more.
+    ///
+    /// Invariant: at most [`Side::REST_BYTES_MAX`] bytes, and none after a failure or after the peer's `close_notify`.
+    pub(crate) rest: Vec<u8>,
+    /// The peer's `close_notify` was received.
     has_ended: bool,
+    /// The own `close_notify` was appended.
+    has_closed: bool,
     /// An error was returned. rustls is not called any more: it may still refer to messages in bytes that are gone, and
     /// panics when it is then given others.
     has_failed: bool,
 }
 
-impl fmt::Debug for TlsSession {
+/// The TLS of a connection that was accepted.
+pub type ServerSession = Session<UnbufferedServerConnection>;
+
+/// The TLS of a connection to a server.
+pub type ClientSession = Session<UnbufferedClientConnection>;
+
+impl<S> fmt::Debug for Session<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rest = self.rest.len();
-        formatter.debug_struct("TlsSession").field("rest", &rest).finish_non_exhaustive()
+        formatter.debug_struct("Session").field("rest", &rest).finish_non_exhaustive()
     }
 }
 
-/// What was found in received bytes.
+/// Whether the peer may send more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
     /// The peer may send more.
     Open,
-    /// The peer sends no more (`close_notify`). It is said once.
+    /// The peer sends no more: its `close_notify` was received. It is returned once, and later bytes are ignored.
     Ended,
 }
 
-impl TlsSession {
-    /// A connection whose client has sent nothing yet.
+impl ServerSession {
+    /// A session whose client has sent nothing yet.
     ///
     /// # Errors
-    /// When the configuration is one that rustls can't use.
+    /// rustls can't use the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
-        let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Self { connection, rest: Vec::new(), has_ended: false, has_failed: false })
+        UnbufferedServerConnection::new(config).map(Self::of)
+    }
+}
+
+impl ClientSession {
+    /// A session that has sent nothing yet. [`Self::receive`] without bytes begins the handshake. `name` is what the server's
+    /// certificate has to be for.
+    ///
+    /// # Errors
+    /// rustls can't use the configuration.
+    pub fn new(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
+        UnbufferedClientConnection::new(config, name).map(Self::of)
+    }
+}
+
+impl<S: Side> Session<S> {
+    const fn of(connection: S) -> Self {
+        let (has_ended, has_closed, has_failed) = (false, false, false);
+        Self { connection, rest: Vec::new(), has_ended, has_closed, has_failed }
     }
 
-    /// Whether the handshake is not over yet.
+    /// Whether the handshake is not over yet. Before it is, nothing can be encrypted.
     pub fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
     }
@@ -75,12 +91,13 @@ impl TlsSession {
         has_record(&self.rest, bytes)
     }
 
-    /// Takes received bytes, which are decrypted where they are. Appends what the peer is to be sent to `out`, and the
-    /// payload of whole records to `payload`.
+    /// Takes received bytes, cut anywhere, and decrypts them in place. Appends what the peer has to be sent to `out`, and the
+    /// payload of complete records to `payload`.
     ///
     /// # Errors
-    /// When the peer breaks the protocol. The alert for it is in `out` then, unless a handshake message is too long. It is
-    /// the last that can be said on the connection: each further call of a method fails, and appends nothing.
+    /// The peer broke the protocol, or a certificate was not accepted. `payload` then has what came before, and `out` ends with
+    /// the alert, unless a handshake message was too long. Nothing can follow an alert: each further call of a
+    /// method returns an error and appends nothing.
     pub fn receive(
         &mut self,
         bytes: &mut [u8],
@@ -129,16 +146,16 @@ impl TlsSession {
             received
         };
         if received == Received::Ended {
-            // Bytes behind it are not payload, and are never read.
+            // Bytes behind `close_notify` are not payload, and are never read.
             (self.has_ended, self.rest) = (true, Vec::new());
         }
-        if self.rest.len() > REST_BYTES_MAX {
+        if self.rest.len() > S::REST_BYTES_MAX {
             return Err(Error::General("a handshake message is too long".to_owned()));
         }
         Ok(received)
     }
 
-    /// Says how many bytes were taken.
+    /// Returns how many bytes were taken.
     fn process(
         &mut self,
         bytes: &mut [u8],
@@ -149,7 +166,7 @@ impl TlsSession {
         let mut received = Received::Open;
         let mut failed = None;
         loop {
-            // After a failure there is the alert to encode. To read on would be an error: rustls then looks for the
+            // After a failure, only the alert is left to encode. To read on would be an error: rustls would look for the
             // handshake messages that it has found, and panics where `bytes` are others.
             if failed.is_some() && !self.connection.wants_write() {
                 break;
@@ -171,7 +188,7 @@ impl TlsSession {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => received = Received::Ended,
                 Ok(_) => break,
-                // The alert is encoded by the next call.
+                // The next call encodes the alert.
                 Err(error) if failed.is_none() => failed = Some(error),
                 Err(_) => break,
             }
@@ -182,38 +199,46 @@ impl TlsSession {
     /// Encrypts what is to be sent. Appends it to `out`.
     ///
     /// # Errors
-    /// When the connection can't encrypt: the handshake is not over, its keys are used up, or [`Self::receive`] has failed.
+    /// The session can't encrypt: the handshake is not over, the keys are used up, [`Self::close`] was called, or
+    /// [`Self::receive`] has failed. Nothing of `bytes` is in `out` then.
     pub fn encrypt(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let records = bytes.len().div_ceil(RECORD_BYTES_MAX).max(1);
         let space = bytes.len() + records * RECORD_OVERHEAD;
         self.write(out, space, |traffic, space| traffic.encrypt(bytes, space))
     }
 
-    /// Appends the `close_notify` alert, after which nothing is encrypted any more.
+    /// Appends the `close_notify` alert. Nothing can be encrypted after it. The peer may still send.
     ///
     /// # Errors
-    /// As [`Self::encrypt`].
+    /// As [`Self::encrypt`]: also when it was called before.
     pub fn close(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.write(out, 2 + RECORD_OVERHEAD, |traffic, space| traffic.queue_close_notify(space))
+        self.write(out, 2 + RECORD_OVERHEAD, |traffic, space| traffic.queue_close_notify(space))?;
+        self.has_closed = true;
+        Ok(())
     }
 
     fn write(
         &mut self,
         out: &mut Vec<u8>,
         space: usize,
-        write: impl Fn(
-            &mut WriteTraffic<'_, ServerConnectionData>,
-            &mut [u8],
-        ) -> Result<usize, EncryptError>,
+        write: impl Fn(&mut WriteTraffic<'_, S::Data>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> Result<(), Error> {
         self.check()?;
+        if self.has_closed {
+            return Err(Error::General("close_notify was sent before".to_owned()));
+        }
+        if self.is_handshaking() {
+            // rustls would begin a client's handshake here, and `out` may be dropped after an error.
+            return Err(Error::HandshakeNotComplete);
+        }
         loop {
-            // What is kept has to be there: it may hold the beginning of a handshake message, and rustls reads on behind it.
+            // rustls has to see the bytes that are kept: they may hold the beginning of a handshake message, behind which it
+            // reads on.
             let UnbufferedStatus { discard, state } =
                 self.connection.process_tls_records(&mut self.rest);
-            debug_assert_eq!(discard, 0, "nothing whole is kept");
-            match state? {
-                ConnectionState::WriteTraffic(mut traffic) => {
+            debug_assert_eq!(discard, 0, "nothing complete is kept");
+            match state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     let mut exhausted = false;
                     append(out, space, |space| match write(&mut traffic, space) {
                         Ok(count) => Ok(count),
@@ -226,19 +251,24 @@ impl TlsSession {
                     return if exhausted { Err(Error::EncryptError) } else { Ok(()) };
                 }
                 // A key update goes out first.
-                ConnectionState::EncodeTlsData(mut data) => {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     encode(out, &mut data, 64);
                 }
-                ConnectionState::TransmitTlsData(data) => data.done(),
-                ConnectionState::PeerClosed => {}
-                _ => return Err(Error::HandshakeNotComplete),
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed) => {}
+                Ok(_) => return Err(Error::HandshakeNotComplete),
+                Err(error) => {
+                    (self.has_failed, self.rest) = (true, Vec::new());
+                    return Err(error);
+                }
             }
         }
     }
 }
 
-/// Whether a step of the handshake can be done with these bytes, `kept` and then `bytes`: a record is whole, or they are no
-/// record of TLS.
+/// Whether a step of the handshake can be done with these bytes, `kept` and then `bytes`: a record is complete, or they are no
+/// record of TLS. So a caller that limits its work need not call [`Session::receive`] for each part of a record, nor begin a session
+/// before there is one.
 #[must_use]
 pub fn has_record(kept: &[u8], bytes: &[u8]) -> bool {
     let mut front = kept.iter().chain(bytes).copied();
@@ -253,7 +283,7 @@ pub fn has_record(kept: &[u8], bytes: &[u8]) -> bool {
 }
 
 /// Appends bytes of the handshake, or an alert. `space`: how many are expected.
-fn encode(out: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConnectionData>, space: usize) {
+fn encode<D>(out: &mut Vec<u8>, data: &mut EncodeTlsData<'_, D>, space: usize) {
     append(out, space, |space| match data.encode(space) {
         Ok(count) => Ok(count),
         Err(EncodeError::InsufficientSize(size)) => Err(size.required_size),
@@ -261,7 +291,7 @@ fn encode(out: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConnectionData>,
     });
 }
 
-/// Has `write` append to `out`: into `space` bytes, and where it says that it needs more, into that many.
+/// Lets `write` append to `out`: into `space` bytes and, where it returns that it needs more, into that many.
 fn append(
     out: &mut Vec<u8>,
     mut space: usize,
@@ -276,6 +306,3 @@ fn append(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,15 +1,19 @@
-//! One session against rustls' own client.
+//! A server's session against rustls' own client.
 
-use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion};
 use std::io::{Read as _, Write as _};
-use tidegate_testing::wire::{RecordKind, Records, WireClient, WireKind, certificate};
+use std::sync::Arc;
 
-use super::*;
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Error, HandshakeKind, ProtocolVersion,
+};
+
+use super::{PIECES, V12, V13, Versions, garbage};
+use crate::fixture::{certificate, server_name};
+use crate::{RECORD_BYTES_MAX, Received, ServerSession};
 
 struct Pair {
     client: ClientConnection,
-    server: TlsSession,
+    server: ServerSession,
     /// What the server has received.
     received: Vec<u8>,
     /// What the client has received.
@@ -17,7 +21,7 @@ struct Pair {
     has_ended: bool,
 }
 
-fn client_config(versions: &[&'static rustls::SupportedProtocolVersion]) -> Arc<ClientConfig> {
+fn client_config(versions: Versions) -> Arc<ClientConfig> {
     let trusted = &certificate().client;
     let provider = Arc::clone(trusted.crypto_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
@@ -29,10 +33,9 @@ fn client_config(versions: &[&'static rustls::SupportedProtocolVersion]) -> Arc<
 
 impl Pair {
     fn new(config: &Arc<ClientConfig>) -> Self {
-        let name = ServerName::try_from("localhost").unwrap();
-        let mut client = ClientConnection::new(Arc::clone(config), name).unwrap();
+        let mut client = ClientConnection::new(Arc::clone(config), server_name()).unwrap();
         client.set_buffer_limit(None);
-        let server = TlsSession::new(Arc::clone(&certificate().server)).unwrap();
+        let server = ServerSession::new(Arc::clone(&certificate().server)).unwrap();
         Self { client, server, received: Vec::new(), read: Vec::new(), has_ended: false }
     }
 
@@ -77,13 +80,10 @@ impl Pair {
     }
 }
 
-const V12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
-const V13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
-
 #[test]
 fn bytes_pass_in_both_directions_in_each_version_however_they_are_cut() {
     for (versions, version) in [(V12, ProtocolVersion::TLSv1_2), (V13, ProtocolVersion::TLSv1_3)] {
-        for piece in [1, 2, 7, 100, usize::MAX] {
+        for piece in PIECES {
             let mut pair = Pair::new(&client_config(versions));
             assert_eq!(
                 pair.server.encrypt(b"early", &mut Vec::new()),
@@ -155,6 +155,22 @@ fn both_sides_say_that_they_send_no_more() {
 }
 
 #[test]
+fn nothing_follows_the_own_end_and_the_peer_may_still_send() {
+    let mut pair = Pair::new(&client_config(V13));
+    pair.pass(usize::MAX);
+    let mut out = Vec::new();
+    pair.server.close(&mut out).unwrap();
+    pair.give(&out);
+    out.clear();
+    assert!(pair.server.encrypt(b"late", &mut out).is_err());
+    assert!(pair.server.close(&mut out).is_err());
+    assert!(out.is_empty());
+    pair.client.writer().write_all(b"hello").unwrap();
+    pair.pass(usize::MAX);
+    assert_eq!(pair.received, b"hello");
+}
+
+#[test]
 fn keys_are_updated_when_the_client_asks() {
     let mut pair = Pair::new(&client_config(V13));
     pair.pass(usize::MAX);
@@ -174,12 +190,9 @@ fn keys_are_updated_when_the_client_asks() {
 fn garbage_gives_an_alert_and_an_error() {
     let mut damaged = Pair::new(&client_config(V13)).client_bytes();
     damaged[5] = 0xff;
-    let record = [&b"\x16\x03\x01\x40\x00\x01\x00\xff\xff"[..], &[0; 16 * 1024 - 4]].concat();
-    for mut bytes in
-        [b"GET / HTTP/1.1\r\n\r\n".to_vec(), damaged, record.repeat(5), vec![0x16; 300]]
-    {
+    for mut bytes in garbage(damaged) {
         for piece in [1, 50, bytes.len()] {
-            let mut server = TlsSession::new(Arc::clone(&certificate().server)).unwrap();
+            let mut server = ServerSession::new(Arc::clone(&certificate().server)).unwrap();
             let (mut out, mut payload) = (Vec::new(), Vec::new());
             let failed = bytes
                 .chunks_mut(piece)
@@ -187,7 +200,7 @@ fn garbage_gives_an_alert_and_an_error() {
             assert!(failed);
             assert!(out.is_empty() || out.starts_with(b"\x15\x03"), "{out:?}");
             assert!(payload.is_empty());
-            assert!(server.rest.len() <= REST_BYTES_MAX, "{}", server.rest.len());
+            assert!(server.rest.len() <= super::rest_bytes_max(&server), "{}", server.rest.len());
         }
     }
 }
@@ -211,7 +224,7 @@ fn a_client_that_does_not_trust_the_certificate_is_an_error() {
 
 #[test]
 fn a_step_needs_a_whole_record() {
-    let server = TlsSession::new(Arc::clone(&certificate().server)).unwrap();
+    let server = ServerSession::new(Arc::clone(&certificate().server)).unwrap();
     let hello = Pair::new(&client_config(V13)).client_bytes();
     for cut in 0..hello.len() {
         assert!(!server.has_record(&hello[..cut]), "{cut}");
@@ -219,76 +232,4 @@ fn a_step_needs_a_whole_record() {
     assert!(server.has_record(&hello));
     assert!(server.has_record(b"G"), "what is no record is for rustls to refuse");
     assert!(server.has_record(b"\x16\x03\x01\xff\xff"), "a record that is too long fails at once");
-}
-
-/// A session after its handshake, and what its client sends from then on.
-fn opened() -> (TlsSession, Records) {
-    let mut session = TlsSession::new(Arc::clone(&certificate().server)).unwrap();
-    let mut client = WireClient::new(WireKind::TLS, 0);
-    while session.is_handshaking() {
-        let (mut out, mut payload) = (Vec::new(), Vec::new());
-        let mut bytes = std::mem::take(&mut client.out);
-        session.receive(&mut bytes, &mut out, &mut payload).unwrap();
-        client.receive(&out);
-    }
-    (session, client.into_records())
-}
-
-/// A handshake message that no server expects after the handshake: an empty `Finished`.
-const BAD_MESSAGE: &[u8] = &[20, 0, 0, 0];
-
-/// What a client sends in one write, such that TLS fails while it still knows of messages in those bytes.
-fn fatal(records: &mut Records, behind: &[(RecordKind, &[u8])]) -> Vec<u8> {
-    let first = (RecordKind::Data, &b"hello"[..]);
-    let content = std::iter::once(&first).chain(behind);
-    content.flat_map(|(kind, content)| records.record(*kind, content)).collect()
-}
-
-const FATAL: [&[(RecordKind, &[u8])]; 4] = [
-    // Two messages in one record: the second is known, and not read.
-    &[(RecordKind::Handshake, &[20, 0, 0, 0, 20, 0, 0, 0])],
-    // The beginning of a message, and then something else.
-    &[(RecordKind::Handshake, &[20, 0, 1]), (RecordKind::Data, b"more")],
-    &[(RecordKind::Handshake, &[20, 0, 0, 9, 1, 2]), (RecordKind::Alert, &[2, 0])],
-    &[(RecordKind::Handshake, BAD_MESSAGE), (RecordKind::Data, b"more")],
-];
-
-#[test]
-fn a_session_that_has_failed_says_nothing_more_and_does_not_panic() {
-    for content in FATAL {
-        for piece in [usize::MAX, 30, 1] {
-            let (mut session, mut records) = opened();
-            let (mut out, mut payload) = (Vec::new(), Vec::new());
-            let mut bytes = fatal(&mut records, content);
-            let piece = piece.min(bytes.len());
-            let mut failed =
-                bytes.chunks_mut(piece).map(|bytes| session.receive(bytes, &mut out, &mut payload));
-            assert!(failed.any(|received| received.is_err()), "{content:?}");
-            assert_eq!(payload, b"hello", "what came before is good");
-            out.clear();
-            assert!(session.encrypt(b"pong", &mut out).is_err());
-            assert!(session.close(&mut out).is_err());
-            let mut later = records.record(RecordKind::Data, b"later");
-            assert!(session.receive(&mut later, &mut out, &mut payload).is_err());
-            assert!(session.encrypt(b"pong", &mut out).is_err());
-            assert_eq!((out.len(), &payload[..], session.rest.capacity()), (0, &b"hello"[..], 0));
-        }
-    }
-}
-
-#[test]
-fn a_message_that_is_too_long_leaves_a_session_that_has_failed() {
-    let (mut session, mut records) = opened();
-    let (mut out, mut payload) = (Vec::new(), Vec::new());
-    // A message of 60,000 bytes, in records of 15,000.
-    let content = [&[20, 0, 0xea, 0x60][..], &[0; 15_000 - 4]].concat();
-    let failed = (0..4).any(|number| {
-        let part = if number == 0 { &content[..] } else { &[0; 15_000] };
-        let mut record = records.record(RecordKind::Handshake, part);
-        session.receive(&mut record, &mut out, &mut payload).is_err()
-    });
-    assert!(failed);
-    out.clear();
-    assert!(session.encrypt(b"pong", &mut out).is_err() && session.close(&mut out).is_err());
-    assert!(out.is_empty());
 }
