@@ -96,8 +96,8 @@ impl<S: Side> Session<S> {
     ///
     /// # Errors
     /// The peer broke the protocol, or a certificate was not accepted. `payload` then has what came before, and `out` ends with
-    /// the alert, unless a handshake message was too long. Nothing can follow an alert: each further call of a
-    /// method returns an error and appends nothing.
+    /// the alert, where there is one: not for a handshake message that is too long or interrupted. Nothing can follow an alert:
+    /// each further call of a method returns an error and appends nothing.
     pub fn receive(
         &mut self,
         bytes: &mut [u8],

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use tidegate_tls::fixture::{RecordKind, Records, certificate, server_name};
 use tungstenite::Message;
 use tungstenite::handshake::server::{Request, Response};
 use tungstenite::http::HeaderValue;
@@ -147,6 +148,48 @@ fn each_wire_carries_bytes_however_they_are_cut() {
             round_trip(&server, &server.trust(), read_bytes).unwrap();
         }
     }
+}
+
+/// A wire with TLS after its handshake, and what its gateway sends from then on.
+fn open_wire() -> (Wire, Records) {
+    let tls = Tls::new(Arc::clone(&certificate().client), server_name()).unwrap();
+    let mut gateway = ServerConnection::new(Arc::clone(&certificate().server)).unwrap();
+    let mut out = Vec::new();
+    let mut wire = Wire::start(Some(tls), None, &mut out).unwrap();
+    loop {
+        let mut sent = &out[..];
+        while !sent.is_empty() {
+            gateway.read_tls(&mut sent).unwrap();
+            gateway.process_new_packets().unwrap();
+        }
+        out.clear();
+        let mut bytes = Vec::new();
+        while gateway.wants_write() {
+            gateway.write_tls(&mut bytes).unwrap();
+        }
+        if bytes.is_empty() {
+            assert!(wire.is_open());
+            return (wire, Records::after(gateway));
+        }
+        wire.receive(&mut bytes, &mut Vec::new(), &mut out).unwrap();
+    }
+}
+
+#[test]
+fn a_gateway_that_breaks_tls_can_not_make_a_wire_panic() {
+    let (mut wire, mut records) = open_wire();
+    let (mut payload, mut out) = (Vec::new(), Vec::new());
+    // The beginning of a handshake message, and then something else: rustls still knows of that message, and has no alert.
+    let beginning = records.record(RecordKind::Handshake, &[20, 0, 1]);
+    let mut bytes = [beginning, records.record(RecordKind::Data, b"more")].concat();
+    let received = wire.receive(&mut bytes, &mut payload, &mut out);
+    assert!(matches!(received, Err(WireError::Tls(_))), "{received:?}");
+    let mut later = records.record(RecordKind::Data, b"later");
+    assert!(wire.receive(&mut later, &mut payload, &mut out).is_err());
+    assert!(wire.receive(&mut [], &mut payload, &mut out).is_err());
+    assert!(wire.send(b"hello", &mut out).is_err());
+    wire.goodbye(&mut out);
+    assert_eq!((payload.len(), out.len()), (0, 0));
 }
 
 #[test]
