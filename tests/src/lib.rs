@@ -11,6 +11,7 @@
 //! | [`hostile`] | many hostile connections to the operators' HTTP |
 //! | [`holder`] | another program that holds a port which a gateway wants |
 //! | [`redis`] | real Redis servers: one, a Sentinel set, a cluster |
+//! | [`front`] | real balancers in front of gateways, with the examples of `deploy/` |
 //! | [`web`] | clients of the HTTP gateway |
 //! | [`wire`] | the wires of listeners, and certificates |
 //! | [`port`] | a port that is still free after a restart |
@@ -19,6 +20,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod front;
 pub mod gateway;
 pub mod holder;
 pub mod hostile;

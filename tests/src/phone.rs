@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -158,7 +158,30 @@ impl Phone {
         wire: Wire,
         config: impl FnOnce(&str) -> Arc<ClientConfig>,
     ) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+        Self::open(TcpStream::connect(address)?, wire, config)
+    }
+
+    /// Connects from an address of this machine, and opens a wire.
+    ///
+    /// # Errors
+    /// Nobody listens, or the wire does not open.
+    pub fn connect_from(
+        source: Ipv4Addr,
+        address: SocketAddr,
+        wire: Wire,
+        config: impl FnOnce(&str) -> Arc<ClientConfig>,
+    ) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.connect(&address.into())?;
+        Self::open(socket.into(), wire, config)
+    }
+
+    fn open(
+        stream: TcpStream,
+        wire: Wire,
+        config: impl FnOnce(&str) -> Arc<ClientConfig>,
+    ) -> io::Result<Self> {
         set_up(&stream);
         Transport::open(stream, wire, config).map(Self::with)
     }
@@ -332,9 +355,31 @@ impl Phone {
         });
     }
 
+    /// Reads raw bytes until the gateway sends no more.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn read_bytes(&mut self) -> io::Result<Vec<u8>> {
+        let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            match self.transport.read(&mut buffer)? {
+                0 => return Ok(all),
+                count => all.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
     /// Sends raw bytes.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         self.transport.write_all(bytes).unwrap();
+    }
+
+    /// Sends raw bytes, if the gateway still takes them.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn try_send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.transport.write_all(bytes)
     }
 
     /// Sends `bytes` again and again while the gateway takes them, at most `sent_max` in all; `sent` counts them.
