@@ -1,0 +1,167 @@
+//! What testssl.sh, a scanner of other people's, says of a TLS listener: no weak version, cipher or known vulnerability.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use serde_json::Value;
+use tidegate_tests::process::Process;
+use tidegate_tests::programs::programs;
+use tidegate_tests::wire::{CHAIN_FILE, KEY_FILE, write_certificate};
+use tidegate_tests::{Gateway, Setup, Wire, until};
+
+/// Findings of the certificate of `tide cert --dev`, which no authority has signed.
+const OF_THE_CERTIFICATE: [&str; 2] = [
+    "cert_chain_of_trust", // It is signed by itself.
+    "cert_revocation",     // An authority would say where it lists revoked ones.
+];
+
+/// Findings of a listener that also speaks TLS 1.2. The gateway lets the client choose the cipher suite. All that it
+/// offers are strong (`cipherlist_*` says so), and a phone knows whether it has hardware for AES.
+const OF_TLS_1_2: [&str; 1] = ["cipher_order"];
+
+/// Warnings that are not about the gateway.
+const OF_THE_SCANNER: [&str; 2] = [
+    "engine_problem", // The local openssl has no GOST ciphers.
+    // Whether tickets are accepted. It is no weakness, and the check fails where openssl ends before the ticket comes.
+    "sessionresumption_ticket",
+];
+
+/// Vulnerabilities that the scanner checks for any protocol over TLS. (Ticketbleed and BREACH are for HTTP alone.)
+const VULNERABILITIES: [&str; 13] = [
+    "heartbleed",
+    "CCS",
+    "ROBOT",
+    "secure_renego",
+    "secure_client_renego",
+    "CRIME_TLS",
+    "POODLE_SSL",
+    "fallback_SCSV",
+    "FREAK",
+    "DROWN",
+    "LOGJAM",
+    "BEAST",
+    "RC4",
+];
+
+/// What the scanner found.
+struct Scan(Vec<Value>);
+
+impl Scan {
+    /// Scans an address. It asks no name server and no other host. `checks` are its options.
+    fn of(address: SocketAddr, checks: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scan.json");
+        let mut command = Command::new("testssl");
+        command.args(["--quiet", "--color", "0", "--warnings", "off", "--nodns", "none"]);
+        command.arg("--ip").arg(address.ip().to_string()).arg("--jsonfile").arg(&file);
+        command.args(checks).arg(format!("localhost:{}", address.port()));
+        let mut process = Process::start(command.current_dir(folder.path()), "");
+        process.wait();
+        // Its exit status is the number of findings.
+        let findings = fs::read_to_string(&file).unwrap_or_default();
+        let findings = serde_json::from_str(&findings)
+            .unwrap_or_else(|error| panic!("{error}: {}", process.stdout.all()));
+        Self(findings)
+    }
+
+    /// The severities of a check. Some have more than one finding.
+    fn severities(&self, id: &str) -> Vec<&str> {
+        let found = self.0.iter().filter(|finding| finding["id"] == id);
+        found.map(|finding| finding["severity"].as_str().unwrap()).collect()
+    }
+
+    /// Whether a version of TLS is offered.
+    fn offers(&self, version: &str) -> bool {
+        let found = self.0.iter().find(|finding| finding["id"] == version);
+        let found = found.unwrap_or_else(|| panic!("{version} was not checked"));
+        found["finding"].as_str().unwrap().starts_with("offered")
+    }
+
+    /// Findings that are worse than a remark. A check that could not be made is one of them.
+    fn bad(&self) -> Vec<&str> {
+        let is_bad = |finding: &&Value| {
+            !matches!(finding["severity"].as_str().unwrap(), "OK" | "INFO" | "DEBUG")
+        };
+        self.0.iter().filter(is_bad).map(|finding| finding["id"].as_str().unwrap()).collect()
+    }
+
+    /// Nothing is weak but what is expected, and every vulnerability was checked and is not there.
+    fn assert_strong(&self, expected: &[&str]) {
+        let mut bad = self.bad();
+        bad.retain(|id| !OF_THE_SCANNER.contains(id));
+        bad.sort_unstable();
+        let mut expected = expected.to_owned();
+        expected.sort_unstable();
+        assert_eq!(bad, expected, "{:#?}", self.0);
+        for id in VULNERABILITIES {
+            let severities = self.severities(id);
+            assert!(!severities.is_empty(), "{id} was not checked: {:#?}", self.0);
+            assert!(severities.iter().all(|severity| *severity == "OK"), "{id}: {severities:?}");
+        }
+        for id in ["cipherlist_STRONG", "PFS"] {
+            assert_eq!(self.severities(id), ["OK"], "{id}");
+        }
+    }
+}
+
+/// Versions, kinds of ciphers, forward secrecy, the server's preferences and defaults, and all vulnerabilities.
+const ALL_CHECKS: [&str; 6] = ["-p", "-s", "-f", "-P", "-S", "-U"];
+
+/// A gateway with a TLS listener and a certificate for development.
+fn with_tls() -> Setup {
+    let setup = Setup::demo()
+        .listener("tls", Wire::Tls)
+        .set("tls.certificates.dev.chain_file", ".tidegate/dev-cert.pem")
+        .set("tls.certificates.dev.key_file", ".tidegate/dev-key.pem");
+    let mut tide = Command::new(&programs().tide);
+    let made = Process::run(tide.args(["cert", "--dev"]).current_dir(setup.folder()), "");
+    assert!(made.0.success(), "{}", made.2);
+    setup
+}
+
+/// Scans a gateway, and returns which versions of TLS it offers.
+fn scan(gateway: &Gateway) -> (Scan, Vec<&'static str>) {
+    let scan = Scan::of(gateway.address(Wire::Tls), &ALL_CHECKS);
+    let mut offered = vec!["SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2", "TLS1_3"];
+    offered.retain(|version| scan.offers(version));
+    (scan, offered)
+}
+
+#[test]
+fn a_scanner_finds_nothing_weak_in_the_default_listener() {
+    let gateway = with_tls().start();
+    let (scan, offered) = scan(&gateway);
+    assert_eq!(offered, ["TLS1_3"]);
+    scan.assert_strong(&OF_THE_CERTIFICATE);
+}
+
+#[test]
+fn a_scanner_finds_nothing_weak_in_a_listener_with_tls_1_2() {
+    let gateway = with_tls().set("tls.version_min", "1.2").start();
+    let (scan, offered) = scan(&gateway);
+    assert_eq!(offered, ["TLS1_2", "TLS1_3"]);
+    scan.assert_strong(&[&OF_THE_CERTIFICATE[..], &OF_TLS_1_2].concat());
+}
+
+/// Otherwise the tests above would pass with a scanner that sees nothing.
+#[test]
+fn the_scanner_finds_what_is_weak_in_another_server() {
+    let folder = tempfile::tempdir().unwrap();
+    write_certificate(folder.path());
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-accept", "127.0.0.1:0", "-cert", CHAIN_FILE, "-key", KEY_FILE]);
+    // Obsolete ciphers, with the oldest version that speaks them.
+    command.args(["-no_tls1_3", "-cipher", "ALL:@SECLEVEL=0", "-min_protocol", "TLSv1", "-www"]);
+    let server = Process::start(command.current_dir(folder.path()), "");
+    let address = until("openssl listens", || {
+        let said = server.stdout.so_far();
+        said.lines().find_map(|line| line.strip_prefix("ACCEPT ")?.parse().ok())
+    });
+    let scan = Scan::of(address, &["-p", "-s"]);
+    let bad = scan.bad();
+    for id in ["TLS1", "TLS1_1", "cipherlist_AVERAGE"] {
+        assert!(bad.contains(&id), "{id} is not in {bad:?}");
+    }
+}
