@@ -329,7 +329,7 @@ fn certificates(config: &Config) -> Result<Option<Certificates>, CertificateErro
 /// The wires of all listeners, in the order of the drivers' numbers.
 fn wires(config: &Config, certificates: Option<&Certificates>) -> wire::Settings {
     let of_listener = |listener: &ListenerConfig| Wire {
-        proxy: (!listener.proxy_from.is_empty()).then(|| listener.proxy_from.as_slice().into()),
+        proxy: listener.proxy_rules(),
         tls: certificates.and_then(|certificates| match listener.wire {
             WireKind::Tls => Some(certificates.tls()),
             WireKind::Wss => Some(certificates.websocket()),

@@ -285,6 +285,14 @@ impl Setup {
     }
 }
 
+/// The places where clients connect, of what a gateway has announced so far.
+#[must_use]
+pub fn announced_places(said: &str) -> Vec<String> {
+    let whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let of_clients = whole.filter(|line| line.starts_with("listening for clients "));
+    of_clients.filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect()
+}
+
 impl Gateway {
     /// Where clients connect.
     #[must_use]
@@ -301,10 +309,7 @@ impl Gateway {
     /// The places where clients connect, as `tide client --connect` takes them, in the order of the listeners' names.
     #[must_use]
     pub fn places(&self) -> Vec<String> {
-        let so_far = self.process.stdout.so_far();
-        let places =
-            so_far.lines().filter_map(|line| line.strip_prefix("listening for clients on "));
-        places.map(str::to_owned).collect()
+        announced_places(&self.process.stdout.so_far())
     }
 
     /// The place where this wire is spoken, of a gateway that was set up with [`Setup::wires`].

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
+use crate::gateway::announced_places;
 use crate::{Gateway, TIMEOUT};
 
 /// An answer.
@@ -49,11 +50,12 @@ impl Answer {
 #[must_use]
 pub fn address(gateway: &Gateway) -> SocketAddr {
     gateway.process.stdout.find("the address of HTTP", |said| {
-        let schemes =
-            ["http", "https"].map(|scheme| format!("listening for clients on {scheme}://"));
-        let found =
-            |line: &str| schemes.iter().find_map(|scheme| line.strip_prefix(scheme)?.parse().ok());
-        said.lines().find_map(found)
+        let of = |place: &String| {
+            ["http://", "https://"]
+                .iter()
+                .find_map(|scheme| place.strip_prefix(scheme)?.parse().ok())
+        };
+        announced_places(said).iter().find_map(of)
     })
 }
 

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use tidegate_machine::capacity::Basis;
 
+use crate::wire::proxy::ProxyRules;
 use crate::wire::websocket::upgrade::UpgradeRules;
 
 /// Everything that can be configured, checked.
@@ -68,6 +70,14 @@ pub struct ListenerConfig {
     pub upgrade: Option<UpgradeRules>,
     /// HTTP: pages that may send requests, as browsers name them. Empty: all.
     pub origins: Vec<String>,
+}
+
+impl ListenerConfig {
+    /// The rules for PROXY headers; `None`: no connection begins with one.
+    pub(crate) fn proxy_rules(&self) -> Option<Arc<ProxyRules>> {
+        let rules = || Arc::new(ProxyRules::new(&*self.name, &*self.proxy_from));
+        (!self.proxy_from.is_empty()).then(rules)
+    }
 }
 
 /// What a listener speaks.

@@ -34,6 +34,7 @@ use crate::config::ListenerConfig;
 use crate::http_io::accept::{ACCEPT_PAUSE, AcceptQueue, Accepted};
 use crate::http_io::cause_of;
 use crate::http_io::stream::{Observer, Stream};
+use crate::wire::proxy::{Mistake, ProxyRules};
 
 /// Most fields of a request's head. More: 431.
 const HEADERS_MAX: usize = 100;
@@ -49,6 +50,7 @@ pub(super) struct Door {
     pub(super) queue: AcceptQueue,
     pub(super) config: Rc<ListenerConfig>,
     pub(super) tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    pub(super) proxy: Option<Arc<ProxyRules>>,
 }
 
 /// Accepts until the gateway drains, and then what waits in the kernel's queue, which would reset it. Ends when that is served,
@@ -129,6 +131,7 @@ impl Accepting {
             site: Rc::clone(&self.site),
             config: Rc::clone(&self.door.config),
             tls: self.door.tls.as_ref().map(|tls| tls.load_full()),
+            proxy: self.door.proxy.clone(),
             phases: self.phases.clone(),
             slot,
         };
@@ -163,6 +166,7 @@ struct Serving {
     site: Rc<Site>,
     config: Rc<ListenerConfig>,
     tls: Option<Arc<ServerConfig>>,
+    proxy: Option<Arc<ProxyRules>>,
     phases: watch::Receiver<Phase>,
     slot: Rc<Slot>,
 }
@@ -180,8 +184,10 @@ impl Serving {
 
     async fn open_and_serve(self, tcp: TcpStream, peer: SocketAddr) {
         let open_timeout = self.site.shared.config.limits.open_timeout;
+        let waits_for_header = Cell::new(true);
         let opening = async {
-            let proxied = proxied::open(tcp, peer, &self.config.proxy_from).await;
+            let proxied = proxied::open(tcp, peer, self.proxy.as_deref()).await;
+            waits_for_header.set(false);
             let (stream, address) = proxied.map_err(|error| ended(&error, "proxy"))?;
             let Some(tls) = &self.tls else { return Ok((None, Some(stream), address)) };
             self.site.handshakes.begin().await;
@@ -189,7 +195,12 @@ impl Serving {
             let stream = accepted.map_err(|error| ended(&error, "tls"))?;
             Ok::<_, Option<&'static str>>((Some(stream), None, address))
         };
-        let opened = timeout(open_timeout, opening).await.unwrap_or(Err(Some("open_timeout")));
+        let opened = timeout(open_timeout, opening).await.unwrap_or_else(|_| {
+            if let Some(rules) = self.proxy.as_ref().filter(|_| waits_for_header.get()) {
+                rules.warn(peer, Mistake::Late);
+            }
+            Err(Some("open_timeout"))
+        });
         match opened {
             Ok((Some(stream), _, address)) => self.serve(stream, address).await,
             Ok((_, Some(stream), address)) => self.serve(stream, address).await,

@@ -245,5 +245,6 @@ fn door(
 ) -> io::Result<Door> {
     socket.set_nonblocking(true)?;
     let tls = certificates.filter(|_| config.wire.has_tls()).map(Certificates::websocket);
-    Ok(Door { queue: AcceptQueue::new(socket)?, config: Rc::new(config.clone()), tls })
+    let (queue, proxy) = (AcceptQueue::new(socket)?, config.proxy_rules());
+    Ok(Door { queue, config: Rc::new(config.clone()), tls, proxy })
 }

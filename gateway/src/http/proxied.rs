@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::wire::proxy::{self, HEADER_BYTES_MAX, Parsed};
+use crate::wire::proxy::{self, HEADER_BYTES_MAX, Mistake, Parsed, ProxyRules};
 
 /// A socket of which some bytes were read before.
 pub(super) struct Proxied {
@@ -19,22 +18,25 @@ pub(super) struct Proxied {
     given: usize,
 }
 
-/// Reads the PROXY header. Returns the stream behind it, and the client's address.
+/// Reads the PROXY header, if there are rules for one. Returns the stream behind it, and the client's address.
 ///
 /// # Errors
-/// When there is no header, or the peer is not among `trusted`.
+/// When there is no header, or the peer may not send one. The log says so.
 pub(super) async fn open(
     tcp: TcpStream,
     peer: SocketAddr,
-    trusted: &[IpNet],
+    rules: Option<&ProxyRules>,
 ) -> io::Result<(Proxied, SocketAddr)> {
     let mut read_before = Vec::new();
-    if trusted.is_empty() {
+    let Some(rules) = rules else {
         return Ok((Proxied { tcp, read_before, given: 0 }, peer));
-    }
-    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    if !proxy::is_trusted(trusted, peer.ip()) {
-        return Err(invalid());
+    };
+    let refuse = |mistake| {
+        rules.warn(peer, mistake);
+        Err(io::ErrorKind::InvalidData.into())
+    };
+    if !rules.trusts(peer) {
+        return refuse(Mistake::Untrusted);
     }
     let mut piece = [0; HEADER_BYTES_MAX];
     loop {
@@ -47,7 +49,8 @@ pub(super) async fn open(
         }
         match proxy::parse(&read_before) {
             Parsed::Incomplete if read_before.len() < HEADER_BYTES_MAX => {}
-            Parsed::Incomplete | Parsed::Invalid => return Err(invalid()),
+            Parsed::Incomplete => return refuse(Mistake::Malformed),
+            Parsed::Invalid => return refuse(Mistake::of(&read_before)),
             Parsed::Header { bytes, client } => {
                 let proxied = Proxied { tcp, read_before, given: bytes };
                 return Ok((proxied, client.unwrap_or(peer)));

@@ -63,14 +63,21 @@ impl Announcement {
         let key_file = &self.key_file;
         let mut lines: Vec<_> = clients
             .iter()
-            .map(|clients| format!("listening for clients on {}", place(clients)))
+            .map(|clients| {
+                let with = if clients.wants_proxy_header { "with a PROXY header " } else { "" };
+                // Programs read the place: it is the last word.
+                format!("listening for clients {with}on {}", place(clients))
+            })
             .collect();
         lines.extend([
             format!("listening for operators on http://{operators}/"),
             format!("the operators' token is in {}", token_file.display()),
             String::new(),
         ]);
-        if let Some(clients) = clients.iter().find(|clients| !clients.wire.is_http()) {
+        // `tide client` speaks no HTTP, and sends no PROXY header.
+        let is_for_tide =
+            |clients: &&ClientAddress| !clients.wire.is_http() && !clients.wants_proxy_header;
+        if let Some(clients) = clients.iter().find(is_for_tide) {
             let clients = place(clients);
             lines.extend([
                 format!("next, in another terminal in {}:", program.folder.display()),
@@ -226,7 +233,8 @@ mod tests {
         };
         let address = |wire, path: &str| {
             let address = ([127, 0, 0, 1], 7480).into();
-            ClientAddress { name: String::new(), wire, address, path: path.to_owned() }
+            let (name, path) = (String::new(), path.to_owned());
+            ClientAddress { name, wire, address, path, wants_proxy_header: false }
         };
         let lines = |clients: &[ClientAddress]| {
             announcement.lines(clients, ([127, 0, 0, 1], 7401).into(), &program).join("\n")
@@ -237,6 +245,13 @@ mod tests {
         assert!(both.contains("listening for clients on wss://127.0.0.1:7480/live\n"), "{both}");
         assert!(both.contains("client --connect wss://127.0.0.1:7480/live --user 7"), "{both}");
         assert!(!lines(&[http]).contains("--connect"), "tide client does not speak HTTP");
+        let proxied =
+            ClientAddress { wants_proxy_header: true, ..address(WireKind::Ws, "/balanced") };
+        let both = lines(&[proxied.clone(), address(WireKind::Wss, "/live")]);
+        let marked = "clients with a PROXY header on ws://127.0.0.1:7480/balanced\n";
+        assert!(both.contains(marked), "{both}");
+        assert!(both.contains("client --connect wss://127.0.0.1:7480/live --user 7"), "{both}");
+        assert!(!lines(&[proxied]).contains("--connect"), "tide client sends no PROXY header");
     }
 
     #[test]
@@ -252,8 +267,8 @@ mod tests {
             };
             let [address, operators] = [7400, 7401].map(|port| ([127, 0, 0, 1], port).into());
             let wire = WireKind::Tcp;
-            let clients =
-                &[ClientAddress { name: String::new(), wire, address, path: String::new() }];
+            let (name, path) = (String::new(), String::new());
+            let clients = &[ClientAddress { name, wire, address, path, wants_proxy_header: false }];
             Announcement::of(&config).lines(clients, operators, &program)
         };
         let jwt = |algorithm, key_file: &str| AuthMode::Jwt {

@@ -24,6 +24,33 @@ pub struct ClientAddress {
     pub address: SocketAddr,
     /// The path of a WebSocket; empty where that is `/`, and on other wires.
     pub path: String,
+    /// Whether each connection has to begin with a PROXY header.
+    pub wants_proxy_header: bool,
+}
+
+impl ClientAddress {
+    /// Of the key `listen`.
+    const fn plain(address: SocketAddr) -> Self {
+        Self {
+            name: String::new(),
+            wire: WireKind::Tcp,
+            address,
+            path: String::new(),
+            wants_proxy_header: false,
+        }
+    }
+
+    /// As configured: port 0 stands for one that the kernel picks.
+    fn configured(listener: &ListenerConfig) -> Self {
+        let path = listener.upgrade.as_ref().map(|rules| rules.path.clone());
+        Self {
+            name: listener.name.clone(),
+            wire: listener.wire,
+            address: listener.listen,
+            path: path.filter(|path| path != "/").unwrap_or_default(),
+            wants_proxy_header: !listener.proxy_from.is_empty(),
+        }
+    }
 }
 
 /// All listening sockets of a gateway.
@@ -56,33 +83,30 @@ impl ListenError {
 
 /// Opens all listening sockets.
 pub(super) fn listen(config: &Config, wait: &Wait<'_>) -> Result<Listeners, ListenError> {
-    let plain = config.listen.map(|listen| (String::new(), WireKind::Tcp, listen, String::new()));
-    let others = config.listeners.iter().map(|listener| {
-        let path =
-            listener.upgrade.as_ref().map(|rules| rules.path.clone()).filter(|path| path != "/");
-        (listener.name.clone(), listener.wire, listener.listen, path.unwrap_or_default())
-    });
+    let plain = config.listen.map(ClientAddress::plain);
+    let others = config.listeners.iter().map(ClientAddress::configured);
     let shards = usize::from(config.shards);
     let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
-    for (name, wire, listen, path) in plain.into_iter().chain(others) {
-        let refuse = |cause| ListenError::new(&name, listen, cause);
-        let sockets = listen_at(listen, config, wait).map_err(refuse)?;
+    for mut clients in plain.into_iter().chain(others) {
+        let refuse = |cause| ListenError::new(&clients.name, clients.address, cause);
+        let sockets = listen_at(clients.address, config, wait).map_err(refuse)?;
         let address = sockets[0].local_addr();
         let address = address.map_err(|error| refuse(AddressError::Refused(error)))?;
         for (of_shard, socket) in by_shard.iter_mut().zip(sockets) {
             of_shard.push(socket);
         }
-        addresses.push(ClientAddress { name, wire, address, path });
+        clients.address = address;
+        addresses.push(clients);
     }
     let mut http = Vec::new();
-    for ListenerConfig { name, wire, listen, .. } in &config.http.listeners {
-        let refuse = |cause| ListenError::new(name, *listen, cause);
-        let socket = claim(*listen, config, wait).map_err(refuse)?;
+    for listener in &config.http.listeners {
+        let mut clients = ClientAddress::configured(listener);
+        let refuse = |cause| ListenError::new(&clients.name, clients.address, cause);
+        let socket = claim(clients.address, config, wait).map_err(refuse)?;
         let address = socket.local_addr();
-        let address = address.map_err(|error| refuse(AddressError::Refused(error)))?;
-        let (name, path) = (name.clone(), String::new());
-        addresses.push(ClientAddress { name, wire: *wire, address, path });
+        clients.address = address.map_err(|error| refuse(AddressError::Refused(error)))?;
+        addresses.push(clients);
         http.push(socket);
     }
     Ok(Listeners { addresses, by_shard, http })

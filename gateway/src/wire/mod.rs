@@ -439,6 +439,7 @@ impl Wires {
         if let Some(opening) = self.opening.get_mut(&conn)
             && !opening.is_failed()
         {
+            opening.warn(failure);
             opening.fail();
             sink.event(Event::Failed { conn, failure, reason });
         }

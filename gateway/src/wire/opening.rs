@@ -11,6 +11,7 @@ use super::settings::Wire;
 use super::websocket::upgrade::{EarlyLogin, Upgrade, upgrade};
 use super::{Failure, proxy};
 use crate::driver::RECEIVE_BYTES_MAX;
+use proxy::Mistake;
 
 /// The most bytes that wait for the first step of a handshake: a client hello in one record. A client has nothing else to
 /// send before it is answered.
@@ -93,7 +94,8 @@ impl Opening {
     pub(super) fn new(wire: &Wire, peer: SocketAddr) -> Result<Self, Failure> {
         let wire = wire.clone();
         let stage = match &wire.proxy {
-            Some(trusted) if !proxy::is_trusted(trusted, peer.ip()) => {
+            Some(rules) if !rules.trusts(peer) => {
+                rules.warn(peer, Mistake::Untrusted);
                 return Err(Failure::Untrusted);
             }
             Some(_) => Stage::Proxy,
@@ -149,6 +151,17 @@ impl Opening {
     /// Whether the TLS handshake is not over yet.
     pub(super) const fn is_handshaking(&self) -> bool {
         matches!(self.stage, Stage::Handshake(_))
+    }
+
+    /// Logs a failure that a wrong configuration can cause.
+    pub(super) fn warn(&self, failure: Failure) {
+        if let (Stage::Proxy, Some(rules)) = (&self.stage, &self.wire.proxy) {
+            match failure {
+                Failure::Proxy => rules.warn(self.peer, Mistake::of(&self.bytes)),
+                Failure::TimedOut => rules.warn(self.peer, Mistake::Late),
+                _ => {}
+            }
+        }
     }
 
     /// It will not open. It waits for no step any more.

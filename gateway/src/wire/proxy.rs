@@ -1,7 +1,8 @@
 //! The PROXY protocol, versions 1 and 2: how a balancer says for which client it has connected.
 //!
 //! Source: the specification of HAProxy, `doc/proxy-protocol.txt`. The crate `ppp` parses. This module bounds what it is
-//! given, and decides what the result means.
+//! given, and decides what the result means. [`ProxyRules`] are those of one listener. They also log a warning when a
+//! connection breaks them: usually the balancer or the gateway is misconfigured then, and no client gets in.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 use ppp::PartialResult as _;
 use ppp::v1::{Addresses as TextAddresses, Header};
 use ppp::v2::{Addresses, Command, Header as BinaryHeader};
+use tidegate_backend::log_limit::LogLimit;
 
 /// The most bytes that a header may have. Version 1 needs 107 at most. Version 2 allows 65,551: the rest of 2 KiB is room for
 /// the extra fields (TLVs) that balancers send, such as a TLS certificate's name.
@@ -103,11 +105,89 @@ fn is_too_long(bytes: &[u8]) -> bool {
     16 + usize::from(u16::from_be_bytes([high, low])) > HEADER_BYTES_MAX
 }
 
-/// Whether an address is in one of these networks. An IPv4 address that came over an IPv6 socket counts as IPv4.
-#[must_use]
-pub fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    trusted.iter().any(|network| network.contains(&address))
+/// The rules of one listener: who may send PROXY headers. All shards share them, and so the limit on log lines.
+#[derive(Debug)]
+pub struct ProxyRules {
+    /// The listener's name in the configuration.
+    listener: String,
+    trusted: Vec<IpNet>,
+    /// One for each [`Mistake`].
+    warnings: [LogLimit; Mistake::COUNT],
+}
+
+/// Why a connection to a listener with `proxy_from` is closed before it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// The peer's address is not in `proxy_from`.
+    Untrusted,
+    /// The connection begins with something else than a PROXY header.
+    Missing,
+    /// It begins like a PROXY header, and is none.
+    Malformed,
+    /// The header was not complete in time.
+    Late,
+}
+
+impl Mistake {
+    const COUNT: usize = 4;
+
+    /// What is wrong with these bytes, which [`parse`] found to be [`Parsed::Invalid`].
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let begins = bytes.starts_with(TEXT_PREFIX) || bytes.starts_with(BINARY_PREFIX);
+        if begins { Self::Malformed } else { Self::Missing }
+    }
+
+    /// What is wrong.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Untrusted => "its address is not in proxy_from",
+            Self::Missing => "it does not begin with a PROXY header",
+            Self::Malformed => "its PROXY header is malformed",
+            Self::Late => "its PROXY header was not complete within limits.open_timeout_ms",
+        }
+    }
+
+    /// What the operator can do.
+    fn advice(self, listener: &str) -> String {
+        let key = format!("listeners.{listener}.proxy_from");
+        match self {
+            Self::Untrusted => format!(
+                "if this is a balancer, add its address to {key}; if clients connect here directly, they need a \
+                 listener without proxy_from"
+            ),
+            Self::Missing | Self::Late => {
+                format!("let the balancer send PROXY headers, or remove {key} if no balancer does")
+            }
+            Self::Malformed => format!(
+                "the balancer has to send version 1 or 2 of the PROXY protocol, with at most {HEADER_BYTES_MAX} bytes"
+            ),
+        }
+    }
+}
+
+impl ProxyRules {
+    /// The rules of the listener with this name.
+    pub fn new(listener: impl Into<String>, trusted: impl Into<Vec<IpNet>>) -> Self {
+        let warnings = [const { LogLimit::new() }; Mistake::COUNT];
+        Self { listener: listener.into(), trusted: trusted.into(), warnings }
+    }
+
+    /// Whether a peer may send PROXY headers. An IPv4 address that came over an IPv6 socket counts as IPv4.
+    #[must_use]
+    pub fn trusts(&self, peer: SocketAddr) -> bool {
+        let address = peer.ip().to_canonical();
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    /// Logs that a connection is closed for a mistake: one line in ten seconds for each kind of mistake.
+    pub fn warn(&self, peer: SocketAddr, mistake: Mistake) {
+        let Some(suppressed) = self.warnings[mistake as usize].allow() else { return };
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let (listener, reason) = (&self.listener, mistake.reason());
+        let advice = mistake.advice(listener);
+        tracing::warn!(listener, %peer, suppressed, "a connection was closed: {reason}; {advice}");
+    }
 }
 
 #[cfg(test)]
@@ -192,6 +272,7 @@ mod tests {
     #[test]
     fn trust_is_by_network() {
         let trusted = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let rules = ProxyRules::new("apps", trusted);
         for (address, is_in) in [
             ("10.1.2.3", true),
             ("::ffff:10.1.2.3", true),
@@ -199,7 +280,22 @@ mod tests {
             ("2001:db8::5", true),
             ("2001:db9::5", false),
         ] {
-            assert_eq!(is_trusted(&trusted, address.parse().unwrap()), is_in, "{address}");
+            let peer = SocketAddr::new(address.parse().unwrap(), 5000);
+            assert_eq!(rules.trusts(peer), is_in, "{address}");
         }
+    }
+
+    #[test]
+    fn each_mistake_has_a_limit_of_its_own() {
+        let rules = ProxyRules::new("apps", []);
+        let all = [Mistake::Untrusted, Mistake::Missing, Mistake::Malformed, Mistake::Late];
+        for mistake in all {
+            let limit = &rules.warnings[mistake as usize];
+            assert_eq!(limit.allow(), Some(0), "{mistake:?}");
+            assert_eq!(limit.allow(), None, "{mistake:?}");
+        }
+        assert_eq!(Mistake::of(b"PROXY TCP4 nonsense\r\n"), Mistake::Malformed);
+        assert_eq!(Mistake::of(&v2(1, 0x11, &[0; 4000])), Mistake::Malformed);
+        assert_eq!(Mistake::of(b"\x16\x03\x01"), Mistake::Missing);
     }
 }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use rustls::ServerConfig;
 
+use super::proxy::ProxyRules;
 use super::websocket::upgrade::UpgradeRules;
 
 /// The wire of a listening socket. Without any of these it is plain.
 #[derive(Clone, Debug, Default)]
 pub struct Wire {
-    /// Each connection begins with a PROXY header. It comes from an address in these networks, or is closed.
-    pub proxy: Option<Arc<[IpNet]>>,
+    /// Each connection begins with a PROXY header, and follows these rules or is closed.
+    pub proxy: Option<Arc<ProxyRules>>,
     /// Each connection is TLS. New connections use what is in there when they begin.
     pub tls: Option<Arc<ArcSwap<ServerConfig>>>,
     /// Each connection is a WebSocket.

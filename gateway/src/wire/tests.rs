@@ -4,12 +4,14 @@ mod autobahn;
 mod storms;
 
 use std::mem::size_of;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tidegate_testing::wire::{RecordKind, WireClient, WireKind};
 
 use super::lingering::{LINGER_MAX, LINGERING_MAX};
 use super::open::Secured;
+use super::proxy::ProxyRules;
 use super::websocket::frames::Frames;
 use super::*;
 use crate::driver::CloseCause;
@@ -265,7 +267,8 @@ fn a_peer_that_lies_hears_why_and_fails_once() {
 #[test]
 fn a_peer_that_is_not_trusted_with_a_proxy_header_fails_at_once() {
     let mut settings = settings(WireKind::PROXY);
-    settings.wires[0].proxy = Some(["192.0.2.0/24".parse().unwrap()].into());
+    let trusted = ["192.0.2.0/24".parse().unwrap()];
+    settings.wires[0].proxy = Some(Arc::new(ProxyRules::new("balanced", trusted)));
     let mut bench = Bench::new(settings);
     let (peer, conn) = bench.connect_raw();
     assert_eq!(bench.failure(conn), Some(Failure::Untrusted));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tidegate::driver::sim::{Arrived, Faults, PeerId, Sim};
+use tidegate::wire::proxy::ProxyRules;
 use tidegate::wire::websocket::upgrade::{TokenSources, UpgradeRules};
 use tidegate::wire::{Settings, Wire, Wired};
 
@@ -68,7 +69,7 @@ pub fn wire_settings(kind: WireKind) -> Settings {
         token: TokenSources::default(),
     };
     let wire = Wire {
-        proxy: kind.proxy.then(|| everybody.into()),
+        proxy: kind.proxy.then(|| Arc::new(ProxyRules::new("proxied", everybody))),
         tls: kind.tls.then(|| Arc::new(ArcSwap::new(Arc::clone(&certificate().server)))),
         websocket: kind.websocket.then(|| Arc::new(rules())),
     };

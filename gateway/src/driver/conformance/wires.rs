@@ -13,6 +13,7 @@ use super::worlds::{Real, Simulated};
 use super::{Read, World};
 use crate::driver::sim::Sim;
 use crate::driver::{ConnId, Driver, Mechanism, SendState, Sink};
+use crate::wire::proxy::ProxyRules;
 use crate::wire::websocket::upgrade::{TokenSources, UpgradeRules};
 use crate::wire::{Settings, Wire, Wired};
 
@@ -26,7 +27,7 @@ pub(crate) fn wire(kind: WireKind) -> Wire {
         token: TokenSources::default(),
     };
     Wire {
-        proxy: kind.proxy.then(|| everybody.into()),
+        proxy: kind.proxy.then(|| Arc::new(ProxyRules::new("proxied", everybody))),
         tls: kind.tls.then(|| Arc::new(ArcSwap::new(Arc::clone(&certificate().server)))),
         websocket: kind.websocket.then(|| Arc::new(rules)),
     }
