@@ -16,6 +16,7 @@
 
 mod listener;
 mod threads;
+mod warnings;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -57,6 +58,7 @@ use crate::wire::{self, Wire};
 pub use listener::ClientAddress;
 use listener::{ListenError, Listeners, listen};
 use threads::{Report, start_shards};
+use warnings::warnings;
 
 /// Why a gateway did not start, or failed. The operator can fix it.
 ///
@@ -208,17 +210,19 @@ impl Builder {
     ///
     /// # Errors
     /// [`StartError`]: what [`Self::start`] would fail with.
-    pub fn check(&self) -> Result<(), StartError> {
+    ///
+    /// Returns warnings: what the configuration does that the operator probably did not mean. [`Self::start`] logs them.
+    pub fn check(&self) -> Result<Vec<String>, StartError> {
         for backend in &self.config.backends {
             handler_of(backend, &self.handlers)?;
         }
         Verifier::check(&self.config.auth)?;
-        certificates(&self.config)?;
+        let certificates = certificates(&self.config)?;
         http::check(&self.config.http)?;
         self.config.rooms.offset_file.as_deref().map(offset_file::read).transpose()?;
         check_secret(&self.config.admin.token_file).map_err(AdminError::Token)?;
         check_secret(&self.config.rooms.ticket_key_file).map_err(StartError::TicketKey)?;
-        Ok(())
+        Ok(warnings(&self.config, certificates.as_ref()))
     }
 
     /// Starts listening. If another process holds an address, this waits for it: as long as `GET /readyz` at the
@@ -250,6 +254,8 @@ impl Builder {
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
         let ticket_key = tickets::fingerprint(ticket_key.as_bytes());
         let certificates = certificates(&config)?.map(Arc::new);
+        let warnings = warnings(&config, certificates.as_deref());
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         certificates.as_ref().map(certificates::watch).transpose()?;
         let http_routes = http::load_routes(&config.http)?;
         let Listeners { addresses: client_addresses, by_shard, http: http_sockets } =

@@ -98,7 +98,9 @@ impl Drop for FlushAtEnd {
 }
 
 fn check(builder: &Builder) -> anyhow::Result<()> {
-    builder.check()?;
+    for warning in builder.check()? {
+        output::stderr().line(format!("tidegate: warning: {warning}"));
+    }
     output::stdout().line("the configuration is valid");
     Ok(())
 }

@@ -11,10 +11,10 @@
 //! **Certificates that are out of date** are used with a warning where there is no better one: at the start, clients that check
 //! no dates are better served than not at all. They don't replace one that is good.
 
+mod files;
+
 use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
@@ -23,17 +23,16 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use metrics::{counter, describe_counter};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{RootCertStore, ServerConfig};
-use webpki::{EndEntityCert, KeyUsage};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use webpki::EndEntityCert;
 
 use crate::config::{CertificateConfig, ClientCertificates, TlsConfig};
+use files::{Flaw, TlsFile};
 
 /// Counts what reading certificates again came to. The table in the README is held to its help text.
 pub const RELOADS: &str = "tidegate_certificate_reloads_total";
@@ -55,19 +54,21 @@ const ALPN_WEBSOCKET: &[u8] = b"http/1.1";
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file can't be read.
-    #[error("{}: {cause}", path.display())]
+    #[error("{file}: {cause}{hint}")]
     Unreadable {
-        /// The file.
-        path: PathBuf,
+        /// The key that names it, and the file.
+        file: String,
         /// The error of the system.
         cause: io::Error,
+        /// What to do: empty, or text that begins with a semicolon.
+        hint: String,
     },
     /// A file is not what it should be.
-    #[error("{}: {reason}", path.display())]
+    #[error("{file}: {reason}")]
     Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
+        /// The key that names it, and the file.
+        file: String,
+        /// What is wrong, and what to do.
         reason: String,
     },
     /// Files don't fit together.
@@ -144,9 +145,6 @@ impl Certificates {
         let tickets = ring::Ticketer::new().map_err(CertificateError::Tls)?;
         let make = |alpn| server_config(&config, &provider, &keys, &tickets, alpn);
         let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
-        for (files, key) in config.certificates.iter().zip(&keys) {
-            warn_if_out_of_date(files, key);
-        }
         Ok(Self {
             tls: Arc::new(ArcSwap::from_pointee(tls)),
             websocket: Arc::new(ArcSwap::from_pointee(websocket)),
@@ -155,6 +153,18 @@ impl Certificates {
             config,
             provider,
         })
+    }
+
+    /// What is likely to be wrong with the certificates in use: clients refuse them, or others can read a key. Each is a
+    /// sentence for the operator.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let of_one = |(files, key): (&CertificateConfig, &Arc<CertifiedKey>)| {
+            let flaw = Flaw::of(key).map(|flaw| TlsFile::chain(files).warning_of(flaw));
+            [flaw, TlsFile::private_key(files).warning_of_mode()]
+        };
+        self.config.certificates.iter().zip(&in_use.keys).flat_map(of_one).flatten().collect()
     }
 
     /// What connections with TLS use.
@@ -177,7 +187,10 @@ impl Certificates {
         let result = self.read_again();
         match &result {
             Ok(false) => {}
-            Ok(true) => counter!(RELOADS, "outcome" => "changed").increment(1),
+            Ok(true) => {
+                counter!(RELOADS, "outcome" => "changed").increment(1);
+                self.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+            }
             Err(_) => counter!(RELOADS, "outcome" => "failed").increment(1),
         }
         result
@@ -192,17 +205,17 @@ impl Certificates {
         }
         let keys = keys(config, provider)?;
         for ((files, key), before) in config.certificates.iter().zip(&keys).zip(&in_use.keys) {
-            if let Some(reason) = out_of_date(key)
-                && out_of_date(before).is_none()
+            let of_dates = |key| Flaw::of(key).filter(|flaw| flaw.is_of_dates());
+            if let Some(flaw) = of_dates(key)
+                && of_dates(before).is_none()
             {
-                let reason = format!("{reason}, and the one from before is good");
-                return Err(CertificateError::Unusable { path: files.chain_file.clone(), reason });
+                let reason = format!("{}; the one in use is still valid, and stays", flaw.text());
+                return Err(TlsFile::chain(files).refuse(reason));
             }
-            warn_if_out_of_date(files, key);
         }
-        let tickets = match client_ca(config) {
-            None => Arc::clone(&in_use.tickets),
-            Some(_) => ring::Ticketer::new().map_err(CertificateError::Tls)?,
+        let tickets = match config.client_certificates {
+            ClientCertificates::None => Arc::clone(&in_use.tickets),
+            _ => ring::Ticketer::new().map_err(CertificateError::Tls)?,
         };
         let make = |alpn| server_config(config, provider, &keys, &tickets, alpn);
         let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
@@ -246,24 +259,8 @@ pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    fs::read(path).map_err(|cause| CertificateError::Unreadable { path: path.to_owned(), cause })
-}
-
 fn read_all(config: &TlsConfig) -> Result<Vec<Vec<u8>>, CertificateError> {
-    let of_certificate = |files: &CertificateConfig| {
-        [Some(files.chain_file.clone()), Some(files.key_file.clone()), files.ocsp_file.clone()]
-    };
-    let paths = config.certificates.iter().flat_map(of_certificate).flatten();
-    let client_ca = client_ca(config).map(Path::to_owned);
-    paths.chain(client_ca).map(|path| read(&path)).collect()
-}
-
-fn client_ca(config: &TlsConfig) -> Option<&Path> {
-    match &config.client_certificates {
-        ClientCertificates::None => None,
-        ClientCertificates::Optional(path) | ClientCertificates::Required(path) => Some(path),
-    }
+    TlsFile::all(config).iter().map(TlsFile::read).collect()
 }
 
 fn server_config(
@@ -277,13 +274,12 @@ fn server_config(
     let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions)
         .map_err(CertificateError::Tls)?;
-    let builder = match client_ca(config) {
+    let builder = match TlsFile::client_ca(config) {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let refuse =
-                |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
+        Some(file) => {
+            let refuse = |reason: String| file.refuse(reason);
             let mut roots = RootCertStore::empty();
-            for certificate in chain(path)? {
+            for certificate in file.certificates()? {
                 roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
             }
             let verifier =
@@ -315,7 +311,7 @@ fn keys(
 fn by_name(config: &TlsConfig, keys: &[Arc<CertifiedKey>]) -> Result<ByName, CertificateError> {
     let mut named = HashMap::new();
     for (files, key) in config.certificates.iter().zip(keys) {
-        for name in names(key, &files.chain_file)? {
+        for name in names(key, &TlsFile::chain(files))? {
             named.entry(name).or_insert_with(|| Arc::clone(key));
         }
     }
@@ -326,70 +322,40 @@ fn by_name(config: &TlsConfig, keys: &[Arc<CertifiedKey>]) -> Result<ByName, Cer
     Ok(ByName { first, named })
 }
 
-/// Why clients that check dates refuse a certificate now.
-fn out_of_date(key: &CertifiedKey) -> Option<&'static str> {
-    let parsed = EndEntityCert::try_from(key.end_entity_cert().ok()?).ok()?;
-    // The dates are checked first. That there is no authority to trust is the error of a certificate that is good.
-    let verified = parsed.verify_for_usage(
-        &[],
-        &[],
-        &[],
-        UnixTime::now(),
-        KeyUsage::server_auth(),
-        None,
-        None,
-    );
-    match verified.err()? {
-        webpki::Error::CertExpired { .. } => Some("the certificate has expired"),
-        webpki::Error::CertNotValidYet { .. } => Some("the certificate is not valid yet"),
-        _ => None,
-    }
-}
-
-fn warn_if_out_of_date(files: &CertificateConfig, key: &CertifiedKey) {
-    if let Some(reason) = out_of_date(key) {
-        let (file, name) = (files.chain_file.display(), &files.name);
-        tracing::warn!(%file, name, "{reason}: clients will refuse it");
-    }
-}
-
 fn certified_key(
     files: &CertificateConfig,
     provider: &Arc<CryptoProvider>,
 ) -> Result<CertifiedKey, CertificateError> {
-    let path = &files.key_file;
-    let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| {
-        let reason = format!("this is no private key in PEM: {error}");
-        CertificateError::Unusable { path: path.clone(), reason }
+    let (chain_file, key_file) = (TlsFile::chain(files), TlsFile::private_key(files));
+    let key = provider.key_provider.load_private_key(key_file.key()?).map_err(|error| {
+        let reason = format!("this is no RSA, ECDSA or Ed25519 key that can be used: {error}");
+        key_file.refuse(reason)
     })?;
-    let chain = chain(&files.chain_file)?;
-    let mut key = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
-        let (chain, key) = (files.chain_file.display(), files.key_file.display());
-        let reason = format!("{chain} and {key} don't fit together: {error}");
-        CertificateError::Mismatch { name: files.name.clone(), reason }
-    })?;
-    key.ocsp = files.ocsp_file.as_deref().map(read).transpose()?;
+    let mut key = CertifiedKey::new(chain_file.certificates()?, key);
+    match key.keys_match() {
+        // That it is unknown is no error: the key's kind can't say.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            let (chain, key) = (files.chain_file.display(), files.key_file.display());
+            let reason = format!(
+                "{chain} and {key} don't fit together: the key is that of another certificate"
+            );
+            return Err(CertificateError::Mismatch { name: files.name.clone(), reason });
+        }
+        Err(error) => {
+            return Err(chain_file.refuse(format!("this is no certificate of a server: {error}")));
+        }
+    }
+    key.ocsp = TlsFile::ocsp(files).map(|file| file.read()).transpose()?;
     Ok(key)
 }
 
 /// The names that a certificate is for.
-fn names(key: &CertifiedKey, path: &Path) -> Result<Vec<String>, CertificateError> {
-    let refuse = |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
-    let end_entity = key.end_entity_cert().map_err(|error| refuse(error.to_string()))?;
+fn names(key: &CertifiedKey, file: &TlsFile) -> Result<Vec<String>, CertificateError> {
+    let end_entity = key.end_entity_cert().map_err(|error| file.refuse(error.to_string()))?;
     let parsed = EndEntityCert::try_from(end_entity)
-        .map_err(|error| refuse(format!("this is no certificate of a server: {error}")))?;
+        .map_err(|error| file.refuse(format!("this is no certificate of a server: {error}")))?;
     Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
-}
-
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let refuse = |reason: String| CertificateError::Unusable { path: path.to_owned(), reason };
-    let bytes = read(path)?;
-    let chain = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
-    let chain = chain.map_err(|error| refuse(format!("this is no certificate in PEM: {error}")))?;
-    if chain.is_empty() {
-        return Err(refuse("there is no certificate in this file".to_owned()));
-    }
-    Ok(chain)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Certificates that change, and what their clients get.
 
+use std::fs;
 use std::process::Command;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
@@ -62,20 +63,24 @@ impl Files {
         drop(writer.unwrap());
     }
 
+    fn config(&self) -> CertificateConfig {
+        let path = |name: &str| self.folder.path().join(name);
+        CertificateConfig {
+            name: "main".to_owned(),
+            chain_file: path("chain.pem"),
+            key_file: path("key.pem"),
+            ocsp_file: None,
+        }
+    }
+
     pub(crate) fn load(&self) -> Certificates {
         let path = |name: &str| self.folder.path().join(name);
         let client_certificates = match self.asks_clients {
             true => ClientCertificates::Required(path("ca.pem")),
             false => ClientCertificates::None,
         };
-        let main = CertificateConfig {
-            name: "main".to_owned(),
-            chain_file: path("chain.pem"),
-            key_file: path("key.pem"),
-            ocsp_file: None,
-        };
         Certificates::load(TlsConfig {
-            certificates: vec![main],
+            certificates: vec![self.config()],
             takes_tls12: true,
             client_certificates,
             handshakes_per_second_max: 1000,
@@ -86,7 +91,7 @@ impl Files {
     /// A client that trusts the certificate, resumes, and may have a certificate of its own.
     fn client(&self, authority: Option<&Authority>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        for certificate in chain(&self.folder.path().join("chain.pem")).unwrap() {
+        for certificate in TlsFile::chain(&self.config()).certificates().unwrap() {
             roots.add(certificate).unwrap();
         }
         let provider = Arc::new(ring::default_provider());
