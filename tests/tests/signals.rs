@@ -167,7 +167,13 @@ fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
 fn a_gateway_that_ignores_hangups_survives_its_terminal() {
     // As nohup(1) does it.
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
+    run.terminal.stdout.wait_for("SIGHUP was ignored at the start");
+    // An operator's SIGHUP still has it read the certificates again.
+    kill_process(run.gateway, Signal::HUP).unwrap();
+    run.terminal.stdout.wait_for("SIGHUP: no listener has TLS");
     run.terminal.kill();
+    phone.assert_is_served();
+    kill_process(run.gateway, Signal::HUP).unwrap();
     phone.assert_is_served();
     kill_process(run.gateway, Signal::TERM).unwrap();
     phone.goodbye(Code::Draining);

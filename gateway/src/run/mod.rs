@@ -12,7 +12,7 @@
 //! | signal | what it does |
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one ends the process at once, with exit status 130 |
-//! | SIGHUP | drains where the terminal has closed; otherwise it reads the certificates again |
+//! | SIGHUP | drains where the terminal has closed, unless SIGHUP was ignored at the start (nohup); otherwise it reads the certificates again |
 //! | SIGUSR1, SIGUSR2 | nothing, except a line in the log |
 //!
 //! | exit status | meaning |

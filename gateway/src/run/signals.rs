@@ -30,17 +30,21 @@ pub(super) enum Request {
 
 /// Starts a thread that receives signals from now on, and returns their requests.
 pub(super) fn listen() -> io::Result<Receiver<Request>> {
-    let mut handled = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2];
-    if !is_ignored(SIGHUP) {
-        handled.push(SIGHUP);
+    // As nohup(1) starts a program: it is to outlive its terminal. The handler replaces that, so the kind of request says it.
+    let outlives_terminal = is_ignored(SIGHUP);
+    if outlives_terminal {
+        tracing::info!(
+            "SIGHUP was ignored at the start, as nohup does it: the gateway goes on when its terminal closes, and SIGHUP \
+             only reads the certificates again"
+        );
     }
     let had_terminal = has_terminal();
-    let mut signals = Signals::new(handled)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
     let (sender, requests) = channel::unbounded();
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
             let request = match signal {
-                SIGHUP if had_terminal && !has_terminal() => Request::Hangup,
+                SIGHUP if !outlives_terminal && had_terminal && !has_terminal() => Request::Hangup,
                 SIGHUP => Request::Reload,
                 SIGUSR1 | SIGUSR2 => Request::Nothing(signal),
                 _ => Request::Drain,
