@@ -129,8 +129,9 @@ impl Layers {
             (Value::String(_), _) | (_, None) => Value::String(text.to_owned()),
             (_, Some(value)) => value,
         };
-        if matches!(sample, Value::Table(_)) {
-            let reason = "this is a table: set the keys in it, one by one";
+        if matches!(sample, Value::Table(_)) && !value.is_table() {
+            let reason = "this is a table: set the keys in it, one by one, or write a whole one, as in \
+                          '{ listen = \"127.0.0.1:7443\", wire = \"tls\" }' (the quotes are for the shell)";
             return Err(refuse(key, &value, origin, reason.into()));
         }
         self.value(key, value, origin)
@@ -253,7 +254,8 @@ impl Layers {
         let known = self.known_keys();
         // In a list the known key has no number: routes[0].backnd -> routes.backend.
         let plain = without_indexes(key);
-        let hint = match nearest(&plain, known.iter().map(String::as_str)) {
+        let near = nearest(&plain, known.iter().map(String::as_str)).map(str::to_owned);
+        let hint = match own_name(key).or(near) {
             Some(near) => format!("did you mean \"{near}\"?"),
             None => format!("known here: {}", siblings(&plain, &known).join(", ")),
         };
@@ -270,8 +272,9 @@ impl Layers {
         let mut known = self.known_keys();
         known.push("config".into());
         let key = name.trim_start_matches(PREFIX).to_lowercase().replace("__", ".");
-        let hint = match nearest(&key, known.iter().map(String::as_str)) {
-            Some(near) => format!("did you mean {}?", self.variables_of_key(near)),
+        let near = nearest(&key, known.iter().map(String::as_str)).map(str::to_owned);
+        let hint = match own_name(&key).or(near) {
+            Some(near) => format!("did you mean {}?", self.variables_of_key(&near)),
             None => {
                 let siblings = siblings(&key, &known);
                 let variables: Vec<_> =
@@ -281,6 +284,18 @@ impl Layers {
         };
         ConfigError::UnknownVariable { name: name.to_owned(), hint }
     }
+}
+
+/// The key for which other programs have this name, in the same table. Its letters may be nearer to another key.
+fn own_name(key: &str) -> Option<String> {
+    let (table, name) = key.rsplit_once('.')?;
+    let own = match name {
+        "cert" | "cert_file" | "certificate" | "certificate_file" | "crt_file"
+        | "fullchain_file" => "chain_file",
+        "private_key" | "private_key_file" => "key_file",
+        _ => return None,
+    };
+    table.starts_with("tls.certificates.").then(|| format!("{table}.{own}"))
 }
 
 /// The error for a wrong value.

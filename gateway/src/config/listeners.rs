@@ -117,6 +117,10 @@ impl Checker<'_> {
                 continue;
             }
             let key = format!("listeners.{name}.origins");
+            if origin == "*" {
+                let reason = "this is no origin; an empty list, origins = [], lets the pages of all origins connect";
+                return Err(self.refuse(&key, quoted(origin), reason));
+            }
             let reason = expected.map_or_else(
                 || {
                     "an origin is a scheme, a host and perhaps a port, as a browser sends it: https://app.example"

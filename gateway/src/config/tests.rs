@@ -590,3 +590,50 @@ fn an_origin_is_written_as_browsers_send_it() {
         }
     }
 }
+
+#[test]
+fn a_listener_can_be_written_as_one_inline_table() {
+    let table = r#"listeners.web = { listen = "127.0.0.1:7480", wire = "ws", path = "/chat" }"#;
+    let of_flag = load_from(&["--set", table], &[]).unwrap().config;
+    let value = table.split_once(" = ").unwrap().1;
+    let of_variable = load_from(&[], &[("TIDEGATE_LISTENERS__WEB", value)]).unwrap().config;
+    let of_file = Config::from_toml(table).unwrap();
+    assert_eq!(of_file.listeners.len(), 1);
+    for config in [of_flag, of_variable] {
+        assert_eq!(format!("{:?}", config.listeners), format!("{:?}", of_file.listeners));
+    }
+    // One key of it can be replaced behind it, and what is wrong in it is refused as anywhere.
+    let more = ["--set", table, "--set", "listeners.web.path=/other"];
+    let listener = &load_from(&more, &[]).unwrap().config.listeners[0];
+    assert_eq!(listener.upgrade.as_ref().unwrap().path, "/other");
+    let refused = |text: &str| load_from(&["--set", text], &[]).unwrap_err().to_string();
+    assert_says(&refused("listeners.web={lisen=\"127.0.0.1:1\"}"), &["unknown key", "lisen"]);
+    assert_says(&refused("listeners.web={listen=1}"), &["listeners.web.listen", "the flag --set"]);
+    // A shell has taken the quotes away.
+    let said = refused("listeners.web={ listen = 127.0.0.1:7480, wire = ws }");
+    assert_says(&said, &["this is a table", "the quotes are for the shell"]);
+}
+
+#[test]
+fn the_names_that_other_programs_have_for_a_certificate_lead_to_chain_file() {
+    for name in ["cert_file", "cert", "certificate_file", "fullchain_file"] {
+        let said = refusal(&format!("[tls.certificates.main]\n{name} = \"a.pem\"\n"));
+        assert_says(&said, &["did you mean \"tls.certificates.main.chain_file\"?"]);
+    }
+    let said = load_from(&[], &[("TIDEGATE_TLS__CERTIFICATES__MAIN__CERT_FILE", "a.pem")]);
+    let variable = "did you mean TIDEGATE_TLS__CERTIFICATES__MAIN__CHAIN_FILE?";
+    assert_says(&said.unwrap_err().to_string(), &[variable]);
+    // Its own keys are still found by their letters.
+    let said = refusal("[tls.certificates.main]\nkeyfile = \"a.pem\"\n");
+    assert_says(&said, &["key_file"]);
+}
+
+#[test]
+fn a_star_is_no_origin_and_an_empty_list_means_all() {
+    for wire in ["ws", "http"] {
+        let listener = format!("[listeners.web]\nlisten = \"127.0.0.1:7490\"\nwire = \"{wire}\"\n");
+        let said = refusal(&format!("{listener}origins = [\"*\"]\n"));
+        assert_says(&said, &["listeners.web.origins", "origins = []", "all origins"]);
+        Config::from_toml(&format!("{listener}origins = []\n")).unwrap();
+    }
+}
