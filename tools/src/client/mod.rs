@@ -19,14 +19,14 @@ mod view;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail};
 use clap::Args;
 
 use self::command::Command;
 use self::event::{LinkId, LoopEvent};
 use self::input::{Input, Screen};
 use self::link::Link;
-use self::notice::Notice;
+use self::notice::{Notice, Reason};
 use self::reconnect::Reconnects;
 use self::session::Session;
 use crate::count::counted;
@@ -87,6 +87,10 @@ const DEMO_TOKEN_HINT: &str = "only a gateway with --auth demo takes --demo-toke
 const MINTED_TOKEN_HINT: &str = "--key-file must be the gateway's own key; a gateway with --auth demo takes \
      --demo-token";
 
+/// Follows the advice to try ws:// where HTTP is spoken.
+const NO_HTTP: &str = ". If the listener's wire is \"http\", it serves [[http_routes]] to clients such as curl, and \
+     no session: name another listener";
+
 /// How long to run after the end of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
@@ -118,6 +122,8 @@ struct Shell {
     /// Tries included.
     links_made: usize,
     reconnects: Reconnects,
+    /// Why the last login failed; `None`: none has.
+    login_failure: Option<Reason>,
     input: Input,
     screen: Screen,
     stage: Stage,
@@ -148,6 +154,7 @@ pub(crate) fn run(args: ClientArgs) -> Result<()> {
         timeout: args.timeout,
         watch: args.watch,
         session: Session::new(args.user, token, args.timeout),
+        login_failure: None,
         link: None,
         links_made: 0,
         reconnects: Reconnects::new(args.retries),
@@ -176,12 +183,18 @@ impl Shell {
         while self.session.is_logging_in() {
             self.turn()?;
         }
-        ensure!(
-            self.session.is_logged_in(),
-            "could not log in. Where the token was refused: {hint}. Where no answer came: the gateway may be full, \
-             and its log says so (limits.connections_max, ulimit -n)"
-        );
-        Ok(())
+        match self.login_failure {
+            _ if self.session.is_logged_in() => Ok(()),
+            Some(Reason::Refused(_)) => bail!("could not log in; if the token was refused: {hint}"),
+            Some(Reason::NoAnswer(_)) => bail!(
+                "could not log in: no answer came. The gateway may be full, and its log says so \
+                 (limits.connections_max, ulimit -n)"
+            ),
+            _ => bail!(
+                "could not log in: the connection ended without an answer. The listener may want a PROXY header \
+                 (listeners.NAME.proxy_from), which tide does not send, or another wire; the gateway's log says so"
+            ),
+        }
     }
 
     fn run(&mut self) -> Result<()> {
@@ -302,7 +315,11 @@ impl Shell {
         let spoken = Spoken::instead_of_the_protocol(&bytes);
         if let Some(spoken) = spoken.filter(|_| may_be_wrong && place.kind() == WireKind::Plain) {
             let is_for_operators = ports::is_for_operators(&place.to_string(), peer);
-            bail!(is_for_operators.unwrap_or_else(|| mismatch(place, spoken)));
+            let mut mismatch = mismatch(place, spoken);
+            if spoken == Spoken::Http {
+                mismatch.push_str(NO_HTTP);
+            }
+            bail!(is_for_operators.unwrap_or(mismatch));
         }
         let payload = match link.receive(bytes) {
             Ok(payload) => payload,
@@ -403,7 +420,8 @@ impl Shell {
         for notice in self.session.take_notices() {
             let line = view::render(&notice);
             match notice {
-                Notice::LoginFailed { .. } => {
+                Notice::LoginFailed { reason, .. } => {
+                    self.login_failure = Some(reason);
                     self.link = None;
                     self.screen.show_status(&line)?;
                 }

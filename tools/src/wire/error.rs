@@ -123,7 +123,13 @@ impl WireError {
             }
             Self::Tls(rustls::Error::InvalidCertificate(error)) => certificate_advice(error),
             Self::Refused { status, .. } if status.starts_with("404") => {
-                "its listeners.NAME.path is another one".to_owned()
+                "its listeners.NAME.path is another one, or its wire is \"http\" or \"https\", which has no sessions"
+                    .to_owned()
+            }
+            Self::Closed(_) => {
+                "the listener may want a PROXY header (listeners.NAME.proxy_from), which tide does not send; the \
+                 gateway's log says so"
+                    .to_owned()
             }
             _ => String::new(),
         }
@@ -145,6 +151,11 @@ fn certificate_advice(error: &CertificateError) -> String {
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "this machine's clock is wrong, or the gateway's was"
+        }
+        // rustls has no variant of its own for it.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "its certificate is that of an authority (CA:TRUE), as `openssl req -x509` makes them: give the gateway one \
+             made with `-addext basicConstraints=critical,CA:FALSE`, or by `tide cert --dev`"
         }
         _ => "",
     };
