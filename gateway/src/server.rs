@@ -109,10 +109,10 @@ pub enum StartError {
         /// The handlers of the program.
         known: String,
     },
-    /// The system gives no thread, no epoll, or no random numbers.
+    /// The system refuses a thread, epoll, or random numbers.
     #[error("the system refused what a gateway needs")]
     System(#[from] io::Error),
-    /// The thread that speaks with Redis ended unexpectedly.
+    /// The thread of the Redis connections ended unexpectedly.
     #[error("the thread that speaks with Redis failed: {0}")]
     Cluster(String),
     /// The messages that HTTP routes name can't be used.
@@ -152,7 +152,7 @@ impl From<AdminError> for StartError {
     }
 }
 
-/// What the thread that speaks with Redis reports itself as, beside the shards: no shard has this number.
+/// The number under which the thread of the Redis connections reports its end. No shard has this number.
 const CLUSTER: u16 = u16::MAX;
 
 /// What the thread of HTTP reports itself as.
@@ -234,7 +234,7 @@ impl Builder {
         self.start_unless(|| false)
     }
 
-    /// Like [`Self::start`], but while it waits for an address it asks again and again whether it is interrupted.
+    /// Like [`Self::start`], but it polls `interrupted` while it waits for an address.
     /// Once the answer is true, it has to stay true.
     ///
     /// # Errors
@@ -302,8 +302,8 @@ impl Builder {
         // Before shards accept clients. Those that connect meanwhile wait in the kernel's queue.
         cluster.iter().for_each(|cluster| cluster.wait_for_everybody(&interrupted));
         let threads = start_shards(by_shard, &wires, &parts, &report)?;
-        let doors = (http_sockets, certificates.clone());
-        let http = start_http(&parts, http_address, doors, http_routes, report)?;
+        let listeners = (http_sockets, certificates.clone());
+        let http = start_http(&parts, http_address, listeners, http_routes, report)?;
         hub.set_readiness(Readiness::Ready);
         Ok(Server {
             client_addresses,
@@ -461,7 +461,7 @@ fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
     Ok(Some(status))
 }
 
-/// Starts the thread that speaks with Redis, if the configuration names one.
+/// Starts the thread of the Redis connections, if the configuration names a Redis.
 fn start_cluster(
     parts: &Parts,
     ways: Ways,

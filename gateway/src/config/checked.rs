@@ -477,7 +477,7 @@ pub struct RoomPolicy {
     pub urgent_types: Option<(i32, i32)>,
     /// How many of the last pushes a member gets that joins without a position.
     pub replay_on_join: u64,
-    /// Who lets a client that reconnects in again.
+    /// What lets a client that reconnects into the room again.
     pub rejoin: Rejoin,
     /// Whether Redis keeps its pushes, where gateways share rooms.
     pub class: RoomClass,
@@ -550,12 +550,12 @@ impl RoomClass {
     }
 }
 
-/// Who lets a client that reconnects into a room again.
+/// What lets a client that reconnects into a room again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejoin {
     /// Its ticket does, and no backend is asked.
     Ticket,
-    /// Nobody but a backend: members get no ticket.
+    /// Only a backend: members get no ticket.
     Backend,
 }
 

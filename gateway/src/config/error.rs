@@ -37,7 +37,7 @@ pub enum ConfigError {
         key: String,
         /// The file or the flag.
         place: String,
-        /// The nearest known key, or all that are known in this table.
+        /// The nearest known key, or all known keys of this table.
         hint: String,
     },
     /// An environment variable begins with `TIDEGATE_` and names no key.
@@ -45,7 +45,7 @@ pub enum ConfigError {
     UnknownVariable {
         /// The variable.
         name: String,
-        /// The nearest known variable, or all that are known in this table.
+        /// The nearest known variable, or all known variables of this table.
         hint: String,
     },
     /// A value is wrong.

@@ -101,7 +101,7 @@ pub fn load_over(
 }
 
 impl Config {
-    /// The defaults, checked: for who embeds the gateway, and for tests. It reads no file and no
+    /// The defaults, checked: for programs that embed the gateway, and for tests. It reads no file and no
     /// environment.
     ///
     /// # Panics

@@ -99,7 +99,7 @@ impl Checker<'_> {
     }
 }
 
-/// What a gateway shares with others through Redis.
+/// What gateways share through Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
     /// For the concerns that have no Redis of their own.

@@ -46,7 +46,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// A listening socket, and what clients speak there.
-pub(super) struct Door {
+pub(super) struct Listener {
     pub(super) queue: AcceptQueue,
     pub(super) config: Rc<ListenerConfig>,
     pub(super) tls: Option<Arc<ArcSwap<ServerConfig>>>,
@@ -56,22 +56,22 @@ pub(super) struct Door {
 /// Accepts until the gateway drains, and then what waits in the kernel's queue, which would reset it. Ends when that is served,
 /// and at the latest when the drain is over.
 pub(super) async fn accept(
-    door: Door,
+    listener: Listener,
     site: Rc<Site>,
     slots: Rc<Slots>,
     phases: watch::Receiver<Phase>,
 ) {
     let drain_timeout = site.shared.config.shutdown.drain_timeout;
     let over = drain_is_over(phases.clone(), drain_timeout);
-    let accepting = Accepting { door, site, slots, phases, without_slot: Cell::new(0) };
+    let accepting = Accepting { listener, site, slots, phases, without_slot: Cell::new(0) };
     select! {
         () = accepting.run() => {}
         () = over => {}
     }
-    let connections = accepting.door.queue.close() + accepting.without_slot.get();
+    let connections = accepting.listener.queue.close() + accepting.without_slot.get();
     if connections > 0 {
         counter!("tidegate_accept_queue_resets_total").increment(connections.into());
-        let listener = &accepting.door.config.name;
+        let listener = &accepting.listener.config.name;
         tracing::warn!(
             listener,
             connections,
@@ -82,7 +82,7 @@ pub(super) async fn accept(
 
 /// A listening socket that is accepted from.
 struct Accepting {
-    door: Door,
+    listener: Listener,
     site: Rc<Site>,
     slots: Rc<Slots>,
     phases: watch::Receiver<Phase>,
@@ -96,7 +96,7 @@ impl Accepting {
         let mut failures = Failures::default();
         loop {
             let accepted = select! {
-                accepted = self.door.queue.next() => accepted,
+                accepted = self.listener.queue.next() => accepted,
                 () = drain_begins(&mut phases) => break,
             };
             match accepted {
@@ -109,9 +109,9 @@ impl Accepting {
         }
         // The queue is first in, first out: after as many accepts as it holds, each connection is accepted that waited when the
         // drain began, however many have come since.
-        let mut left = self.door.queue.capacity();
+        let mut left = self.listener.queue.capacity();
         loop {
-            match self.door.queue.next_waiting(&mut left).await {
+            match self.listener.queue.next_waiting(&mut left).await {
                 Ok(None) => return,
                 Ok(Some(accepted)) => {
                     failures.end();
@@ -129,9 +129,9 @@ impl Accepting {
         self.without_slot.set(0);
         let serving = Serving {
             site: Rc::clone(&self.site),
-            config: Rc::clone(&self.door.config),
-            tls: self.door.tls.as_ref().map(|tls| tls.load_full()),
-            proxy: self.door.proxy.clone(),
+            config: Rc::clone(&self.listener.config),
+            tls: self.listener.tls.as_ref().map(|tls| tls.load_full()),
+            proxy: self.listener.proxy.clone(),
             phases: self.phases.clone(),
             slot,
         };

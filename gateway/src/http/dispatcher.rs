@@ -72,10 +72,10 @@ pub(super) struct Dispatcher {
 struct State {
     calls: Calls,
     clock: Clock,
-    /// Who waits for a call's answer, by the number that the call has as its sequence.
+    /// Requests that wait for a call's answer, by the number that the call has as its sequence.
     waiting: HashMap<u64, oneshot::Sender<Outcome>>,
     next_sequence: u64,
-    /// Who waits for a token's verdict.
+    /// Requests that wait for the check of their token.
     lookups: HashMap<ConnId, oneshot::Sender<Verdict>>,
     /// Empty between turns; kept for its memory.
     messages: VecDeque<Message>,
@@ -185,7 +185,7 @@ impl Dispatcher {
             state.calls.start(&request, route, &state.clock);
             self.take_answers_of_this_thread(state);
         }
-        // The next turn hands the call over, together with others that have come.
+        // The next turn submits the call, together with others that have arrived.
         self.changed.notify_one();
         answer.await.unwrap_or_else(|_| Err(Code::BackendFailed.into()))
     }
@@ -193,7 +193,7 @@ impl Dispatcher {
     /// Has a token looked up in Redis.
     ///
     /// # Errors
-    /// [`AuthError`] when it is not good, or nobody knows.
+    /// [`AuthError`] when the token is invalid, or could not be checked.
     pub(super) async fn look_up(
         &self,
         conn: ConnId,
@@ -282,7 +282,7 @@ impl Dispatcher {
             }
             // The question is only whether this thread runs: it has none of a shard's figures.
             Message::InspectShard { reply } => drop(reply.send(ShardInfo::default())),
-            // Nobody posts others here.
+            // No other kind is posted here.
             other => other.refuse(),
         }
     }

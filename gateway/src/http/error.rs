@@ -146,7 +146,7 @@ impl HttpError {
             Self::NoToken | Self::NoUser | Self::BadUser => Code::Unauthenticated,
             Self::BadToken(error) if error.is_unknowable() => Code::Overloaded,
             Self::BadToken(_) => Code::Unauthenticated,
-            // A backend may fail a call with any code. The others mean something to a session alone.
+            // A backend may fail a call with any code. The other codes have a meaning for sessions only.
             Self::Failed(failure) if failure.code.fails_request() => failure.code,
             Self::Failed(_) | Self::BadAnswer => Code::BackendFailed,
             _ => Code::Malformed,

@@ -85,9 +85,9 @@ pub(super) struct Client {
     pub(super) answered: Cell<u64>,
     /// Answers with 401 since the last valid token.
     auth_failures: Cell<u8>,
-    /// Whether a request is under way.
+    /// Whether a request is being answered.
     pub(super) is_busy: Cell<bool>,
-    /// Whether the body of the request under way has not been read.
+    /// Whether the body of that request has not been read.
     has_unread: Cell<bool>,
 }
 
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    /// A request is under way.
+    /// A request has arrived.
     fn begin(&self, has_body: bool) {
         self.slot.work();
         self.is_busy.set(true);
@@ -176,7 +176,7 @@ impl Site {
         allow_origin(&client.listener.origins, origin.as_ref(), preflight, &mut answer);
         let headers = answer.headers_mut();
         if framing != Some(Framing::Length) || client.has_unread.get() {
-            // Nothing behind a chunked request is read: see `head_scanner`. A body that was not read is in the way of the next
+            // Nothing behind a chunked request is read: see `head_scanner`. A body that was not read is in front of the next
             // request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -1,7 +1,7 @@
 //! How many TLS handshakes begin: `tls.handshakes_per_second_max`, as on a shard.
 //!
-//! One costs as much CPU time as many requests. So a storm of them takes a bounded share of the thread, and of the others. Those
-//! that wait are served in their order, and one that gives up leaves nothing behind: only the first of them waits for a token.
+//! One costs as much CPU time as many requests. So the rate bounds the share of the thread's time that a storm of them takes.
+//! Handshakes that wait begin in their order. One that is cancelled leaves no state: only the first of them waits for a token.
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -56,12 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_gives_up_leaves_its_place_to_the_next() {
+    fn a_cancelled_wait_leaves_its_place_to_the_next() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let handshakes = Handshakes::new(1_000_000);
             let mut context = Context::from_waker(Waker::noop());
-            // Nobody refills it.
+            // It is not refilled meanwhile.
             let held = handshakes.bucket.lock().await;
             for _ in 0..1000 {
                 assert_eq!(pin!(handshakes.begin()).poll(&mut context), Poll::Pending);

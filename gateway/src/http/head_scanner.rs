@@ -1,6 +1,6 @@
 //! Finds requests whose length can be understood in two ways: those with both `Transfer-Encoding` and `Content-Length`.
 //!
-//! A proxy that takes the other way would see a second request where this gateway sees a body, and a client could smuggle that
+//! A proxy that interprets it differently would see a second request where this gateway sees a body, and a client could smuggle that
 //! request past it. hyper goes by `Transfer-Encoding`, as RFC 9112 allows, and then shows only that one. This scanner reads the
 //! same bytes beside it, so that such a request is answered with 400 (RFC 9112, 6.3).
 //!

@@ -80,7 +80,7 @@ pub(super) fn count_refused(error: &hyper::Error) {
     // It does not answer HTTP/2.
     if error.is_parse() && !error.is_parse_version_h2() {
         count_answered(match error.is_parse_too_large() {
-            // hyper has no other way to tell the two apart.
+            // hyper does not distinguish the two otherwise.
             true if error.to_string() == "URI too long" => StatusCode::URI_TOO_LONG,
             true => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             false => StatusCode::BAD_REQUEST,

@@ -52,7 +52,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::{select, task, time};
 
-use connections::Door;
+use connections::Listener;
 use dispatcher::Dispatcher;
 use exchange::Site;
 use handshakes::Handshakes;
@@ -108,7 +108,7 @@ impl HttpServer {
     /// Starts the thread. If it fails, `on_failure` is called with the reason.
     ///
     /// # Errors
-    /// When the system gives no thread or no poller.
+    /// When the system refuses a thread or a poller.
     pub(crate) fn start(
         surroundings: Surroundings,
         routes: Routes,
@@ -129,7 +129,7 @@ impl HttpServer {
         Ok(Self { phase, thread })
     }
 
-    /// Accepts no new connections, and answers further requests with 503 and 108. Requests under way get their answers.
+    /// Accepts no new connections, and answers further requests with 503 and 108. Requests that have arrived get their answers.
     pub(crate) fn drain(&self) {
         self.phase.send_if_modified(|phase| {
             let serves = *phase == Phase::Serving;
@@ -189,10 +189,10 @@ fn serve(
         let slots = Slots::new(connections_max, PROTECTED);
         let turns = task::spawn_local(dispatcher.run());
         let mut accepting = Vec::new();
-        for (socket, listener) in sockets.into_iter().zip(&http.listeners) {
-            let door = door(socket, listener, certificates.as_deref())?;
+        for (socket, config) in sockets.into_iter().zip(&http.listeners) {
+            let listener = listener_of(socket, config, certificates.as_deref())?;
             let accept =
-                connections::accept(door, Rc::clone(&site), Rc::clone(&slots), phases.clone());
+                connections::accept(listener, Rc::clone(&site), Rc::clone(&slots), phases.clone());
             accepting.push(task::spawn_local(accept));
         }
         let over = drain_is_over(phases, drain_timeout);
@@ -225,7 +225,7 @@ fn serve(
 /// How long the tasks that accept may take to count what they reset.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Waits until the gateway drains. It keeps nothing of the channel: who holds what `wait_for` returns blocks the sender.
+/// Waits until the gateway drains. It drops what `wait_for` returns at once: that is a lock, which blocks the sender.
 async fn drain_begins(phases: &mut watch::Receiver<Phase>) {
     // Its sender may be dropped.
     drop(phases.wait_for(|phase| *phase != Phase::Serving).await);
@@ -238,13 +238,13 @@ async fn drain_is_over(mut phases: watch::Receiver<Phase>, drain_timeout: Durati
     drop(time::timeout(drain_timeout, is_stopped).await);
 }
 
-fn door(
+fn listener_of(
     socket: TcpListener,
     config: &ListenerConfig,
     certificates: Option<&Certificates>,
-) -> io::Result<Door> {
+) -> io::Result<Listener> {
     socket.set_nonblocking(true)?;
     let tls = certificates.filter(|_| config.wire.has_tls()).map(Certificates::websocket);
     let (queue, proxy) = (AcceptQueue::new(socket)?, config.proxy_rules());
-    Ok(Door { queue, config: Rc::new(config.clone()), tls, proxy })
+    Ok(Listener { queue, config: Rc::new(config.clone()), tls, proxy })
 }

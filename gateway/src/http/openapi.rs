@@ -195,7 +195,7 @@ enum Place {
 }
 
 impl Place {
-    /// What tells the schemas of a message apart.
+    /// Distinguishes the schemas of a message.
     const fn suffix(self) -> &'static str {
         match self {
             Self::Answer => ".Answer",

@@ -2,7 +2,7 @@
 //!
 //! When `http.connections_max` connections are open, a new one gets the slot of one that keeps the gateway waiting: for its
 //! PROXY header, its handshake, a request, or a body. Among these, the connections that have not shown a valid token are
-//! closed first, and of them the one that was accepted first; of the others the one that has waited longest. So nobody can hold
+//! closed first, and of them the one that was accepted first; of the others the one that has waited longest. So no client can hold
 //! all slots without a token, not even with requests that need none.
 //!
 //! A connection keeps its slot while the gateway works on its request, and for [`PROTECTED`]: after it was accepted, and with a

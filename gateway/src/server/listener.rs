@@ -136,7 +136,7 @@ fn listen_at(
     SockRef::from(&first).set_reuse_port(true).map_err(AddressError::Refused)?;
     let mut listeners = vec![first];
     while listeners.len() < usize::from(config.shards) {
-        // This gateway has the port. Another one that tries to bind it may be in the way for a moment.
+        // This gateway has the port. A bind of another one may still make this bind fail for a moment.
         let shared = || open(address, config, Port::Shared);
         listeners.push(once_released(address, wait, || false, shared)?);
     }

@@ -1,15 +1,15 @@
 //! Certificates: read from files into what rustls uses, and read again while the gateway runs.
 //!
 //! A client gets the certificate of the name that it asks for (SNI), or the first one. What is read again counts for
-//! connections that begin after that: nobody is disconnected. Where something can't be read, what was there before stays
-//! as it was, and the error says which file is wrong.
+//! connections that begin after that: no connection is closed. Where a file can't be used, the certificates in use stay
+//! as they are, and the error names the file and its key.
 //!
-//! **Session tickets and client certificates.** A ticket holds the certificate that its client has shown, and who resumes with
-//! it is not verified again. So where clients are asked for certificates, a change of the files makes all tickets worthless:
-//! otherwise the clients of an authority that was removed would go on for up to twelve hours.
+//! **Session tickets and client certificates.** A ticket holds the certificate of its client, and a client that resumes with
+//! it is not verified again. So where clients are asked for certificates, a change of the files invalidates all tickets:
+//! otherwise the clients of an authority that was removed could resume for up to twelve hours.
 //!
-//! **Certificates that are out of date** are used with a warning where there is no better one: at the start, clients that check
-//! no dates are better served than not at all. They don't replace one that is good.
+//! **A certificate that has expired, or is not valid yet,** is used with a warning at the start: clients that check no dates can
+//! connect then. It never replaces one that is valid.
 
 mod files;
 
@@ -41,7 +41,7 @@ pub const RELOADS: &str = "tidegate_certificate_reloads_total";
 pub const RELOADS_HELP: &str =
     "Times certificates were read again and had changed, or could not be used, by outcome.";
 
-/// The time between two looks at the files.
+/// The interval at which the files are read.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The application protocol of a TLS connection (ALPN).
@@ -79,7 +79,7 @@ pub enum CertificateError {
         /// What is wrong.
         reason: String,
     },
-    /// The system gives no random numbers.
+    /// The system refuses random numbers.
     #[error("TLS can't begin: {0}")]
     Tls(rustls::Error),
 }
@@ -107,7 +107,7 @@ struct InUse {
     contents: Vec<Vec<u8>>,
     /// One for each certificate of the configuration.
     keys: Vec<Arc<CertifiedKey>>,
-    /// Makes and reads session tickets. Its keys change every six hours, and live on when certificates are read again, unless
+    /// Makes and reads session tickets. Its keys change every six hours. They stay when certificates are read again, unless
     /// clients show certificates.
     tickets: Arc<dyn ProducesTickets>,
 }
@@ -229,7 +229,7 @@ impl Certificates {
 /// Starts a thread that reads the files again when they have changed, as long as the certificates are in use.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// When the system refuses a thread.
 pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
     describe_counter!(RELOADS, RELOADS_HELP);
     let watched = Arc::downgrade(certificates);

@@ -105,7 +105,7 @@ fn is_too_long(bytes: &[u8]) -> bool {
     16 + usize::from(u16::from_be_bytes([high, low])) > HEADER_BYTES_MAX
 }
 
-/// The rules of one listener: who may send PROXY headers. All shards share them, and so the limit on log lines.
+/// The rules of one listener: which peers may send PROXY headers. All shards share them, and so the limit on log lines.
 #[derive(Debug)]
 pub struct ProxyRules {
     /// The listener's name in the configuration.
