@@ -208,10 +208,10 @@ impl Builder {
     /// Checks what can be checked without starting anything: each backend has a handler, and the keys and tokens
     /// that exist can be used. It makes no file.
     ///
+    /// Returns warnings: what the configuration does that the operator probably did not mean. [`Self::start`] logs them.
+    ///
     /// # Errors
     /// [`StartError`]: what [`Self::start`] would fail with.
-    ///
-    /// Returns warnings: what the configuration does that the operator probably did not mean. [`Self::start`] logs them.
     pub fn check(&self) -> Result<Vec<String>, StartError> {
         for backend in &self.config.backends {
             handler_of(backend, &self.handlers)?;

@@ -11,7 +11,6 @@ use super::settings::Wire;
 use super::websocket::upgrade::{EarlyLogin, Upgrade, upgrade};
 use super::{Failure, proxy};
 use crate::driver::RECEIVE_BYTES_MAX;
-use proxy::Mistake;
 
 /// The most bytes that wait for the first step of a handshake: a client hello in one record. A client has nothing else to
 /// send before it is answered.
@@ -95,7 +94,7 @@ impl Opening {
         let wire = wire.clone();
         let stage = match &wire.proxy {
             Some(rules) if !rules.trusts(peer) => {
-                rules.warn(peer, Mistake::Untrusted);
+                rules.warn(peer, proxy::Mistake::Untrusted);
                 return Err(Failure::Untrusted);
             }
             Some(_) => Stage::Proxy,
@@ -157,8 +156,8 @@ impl Opening {
     pub(super) fn warn(&self, failure: Failure) {
         if let (Stage::Proxy, Some(rules)) = (&self.stage, &self.wire.proxy) {
             match failure {
-                Failure::Proxy => rules.warn(self.peer, Mistake::of(&self.bytes)),
-                Failure::TimedOut => rules.warn(self.peer, Mistake::Late),
+                Failure::Proxy => rules.warn(self.peer, proxy::Mistake::of(&self.bytes)),
+                Failure::TimedOut => rules.warn(self.peer, proxy::Mistake::Late),
                 _ => {}
             }
         }
