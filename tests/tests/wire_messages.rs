@@ -307,3 +307,20 @@ fn tide_explains_a_listener_that_it_can_not_use() {
     phone.send_bytes(&login_frame(7, 1));
     phone.assert_is_served();
 }
+
+#[test]
+fn peers_that_break_tls_can_not_fill_the_log() {
+    let mut gateway = Setup::demo().wires().start();
+    let mut stream = TcpStream::connect(gateway.address(Wire::Tls)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    // A record of application data, where the handshake begins: rustls has a warning for it.
+    stream.write_all(b"\x17\x03\x03\x00\x05hello").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer[..1], [21], "an alert");
+    gateway.login_over(Wire::Tls, 1).assert_is_served();
+    gateway.terminate();
+    assert_eq!(gateway.process.wait().code(), Some(0));
+    let log = gateway.process.stderr.all();
+    assert!(!log.contains("rustls"), "{log}");
+}

@@ -12,6 +12,7 @@ use std::time::Duration;
 use metrics::counter;
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
@@ -26,7 +27,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub enum TelemetryError {
     /// The filter can't be parsed. That of a checked configuration can.
     #[error("log.filter")]
-    Filter(#[from] tracing_subscriber::filter::ParseError),
+    Filter(#[from] ParseError),
     /// The process logs already.
     #[error("a logger is installed already")]
     Logger(#[from] tracing_subscriber::util::TryInitError),
@@ -57,7 +58,7 @@ pub fn install(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
 /// [`TelemetryError`] when the process logs already.
 pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
     let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&config.filter)?)
+        .with_env_filter(filter(&config.filter)?)
         // It would write its own errors with `eprintln!`, which may block or panic.
         .log_internal_errors(false)
         .with_writer(|| Lines(output::stderr()));
@@ -67,6 +68,16 @@ pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
     }
     panics::install();
     Ok(())
+}
+
+/// The filter that is configured. rustls warns of what peers send, with a line for each: a peer could fill the log before it
+/// has authenticated. So rustls logs errors alone, unless the filter names it.
+fn filter(configured: &str) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(configured)?;
+    if configured.contains("rustls") {
+        return Ok(filter);
+    }
+    Ok(filter.add_directive("rustls=error".parse()?))
 }
 
 /// Installs the recorder alone.
