@@ -1,5 +1,5 @@
 //! A TLS session of either side takes any bytes of its peer, cut anywhere, in its handshake and after it, and any properly
-//! encrypted records: it fails or goes on, and keeps within its bounds. What has failed says nothing more.
+//! encrypted records: it fails or goes on, and keeps within its bounds. A failed session sends nothing more.
 
 #![no_main]
 

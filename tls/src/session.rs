@@ -22,6 +22,11 @@ pub struct Session<S> {
     ///
     /// Invariant: at most [`Side::REST_BYTES_MAX`] bytes, and none after a failure or after the peer's `close_notify`.
     pub(crate) rest: Vec<u8>,
+    /// How many bytes at the front of `rest` are complete records, which hold the beginning of a handshake message. It can't be
+    /// found out later: rustls moves the parts of a message together, over the headers of records. 0 after the handshake.
+    ///
+    /// Invariant: at most `rest.len()`.
+    complete_bytes: u32,
     /// The peer's `close_notify` was received.
     has_ended: bool,
     /// The own `close_notify` was appended.
@@ -77,7 +82,8 @@ impl ClientSession {
 impl<S: Side> Session<S> {
     const fn of(connection: S) -> Self {
         let (has_ended, has_closed, has_failed) = (false, false, false);
-        Self { connection, rest: Vec::new(), has_ended, has_closed, has_failed }
+        let rest = Vec::new();
+        Self { connection, rest, complete_bytes: 0, has_ended, has_closed, has_failed }
     }
 
     /// Whether the handshake is not over yet. Before it is, nothing can be encrypted.
@@ -88,7 +94,8 @@ impl<S: Side> Session<S> {
     /// Whether a step of the handshake can be done with these further bytes. See [`has_record`].
     #[must_use]
     pub fn has_record(&self, bytes: &[u8]) -> bool {
-        has_record(&self.rest, bytes)
+        // Complete records that are kept have been read. A step needs the next one.
+        has_record(self.rest.get(self.complete_bytes as usize..).unwrap_or_default(), bytes)
     }
 
     /// Takes received bytes, cut anywhere, and decrypts them in place. Appends what the peer has to be sent to `out`, and the
@@ -107,7 +114,7 @@ impl<S: Side> Session<S> {
         self.check()?;
         let received = self.take(bytes, out, payload);
         if received.is_err() {
-            (self.has_failed, self.rest) = (true, Vec::new());
+            (self.has_failed, self.rest, self.complete_bytes) = (true, Vec::new(), 0);
         }
         received
     }
@@ -147,7 +154,7 @@ impl<S: Side> Session<S> {
         };
         if received == Received::Ended {
             // Bytes behind `close_notify` are not payload, and are never read.
-            (self.has_ended, self.rest) = (true, Vec::new());
+            (self.has_ended, self.rest, self.complete_bytes) = (true, Vec::new(), 0);
         }
         if self.rest.len() > S::REST_BYTES_MAX {
             return Err(Error::General("a handshake message is too long".to_owned()));
@@ -162,6 +169,12 @@ impl<S: Side> Session<S> {
         out: &mut Vec<u8>,
         payload: &mut Vec<u8>,
     ) -> Result<(usize, Received), Error> {
+        // Before rustls changes them.
+        let complete_bytes = if self.is_handshaking() {
+            complete_records(bytes, self.complete_bytes as usize)
+        } else {
+            0
+        };
         let mut taken = 0;
         let mut received = Received::Open;
         let mut failed = None;
@@ -193,6 +206,8 @@ impl<S: Side> Session<S> {
                 Err(_) => break,
             }
         }
+        // They fit: there are at most [`Side::REST_BYTES_MAX`].
+        self.complete_bytes = u32::try_from(complete_bytes.saturating_sub(taken)).unwrap_or(0);
         failed.map_or(Ok((taken, received)), Err)
     }
 
@@ -258,7 +273,7 @@ impl<S: Side> Session<S> {
                 Ok(ConnectionState::PeerClosed) => {}
                 Ok(_) => return Err(Error::HandshakeNotComplete),
                 Err(error) => {
-                    (self.has_failed, self.rest) = (true, Vec::new());
+                    (self.has_failed, self.rest, self.complete_bytes) = (true, Vec::new(), 0);
                     return Err(error);
                 }
             }
@@ -271,15 +286,54 @@ impl<S: Side> Session<S> {
 /// before there is one.
 #[must_use]
 pub fn has_record(kept: &[u8], bytes: &[u8]) -> bool {
-    let mut front = kept.iter().chain(bytes).copied();
-    let Some(kind) = front.next() else { return false };
-    if !(20..=23).contains(&kind) {
-        return true;
+    let mut front = [0; HEADER_BYTES];
+    let count =
+        front.iter_mut().zip(kept.iter().chain(bytes)).map(|(to, byte)| *to = *byte).count();
+    match header(&front[..count]) {
+        Header::Incomplete => false,
+        Header::Invalid => true,
+        Header::Of(record_bytes) => kept.len() + bytes.len() >= record_bytes,
     }
-    let (Some(high), Some(low)) = (front.nth(2), front.next()) else { return false };
-    let record_bytes = 5 + usize::from(u16::from_be_bytes([high, low]));
-    let received_bytes = kept.len() + bytes.len();
-    received_bytes >= record_bytes || record_bytes > RECEIVED_RECORD_BYTES_MAX
+}
+
+/// How many bytes at the front of `bytes` are complete records. The first `known` of them are.
+fn complete_records(bytes: &[u8], known: usize) -> usize {
+    let mut complete = known;
+    while let Some(rest) = bytes.get(complete..)
+        && let Header::Of(record_bytes) = header(rest)
+        && record_bytes <= rest.len()
+    {
+        complete += record_bytes;
+    }
+    complete
+}
+
+/// The length of a record's header.
+const HEADER_BYTES: usize = 5;
+
+/// What the header of a record says.
+enum Header {
+    /// More bytes are needed.
+    Incomplete,
+    /// It is none of TLS, or its record is too long.
+    Invalid,
+    /// The length of the record, with the header.
+    Of(usize),
+}
+
+/// Reads the header of a record, with which `bytes` begins.
+const fn header(bytes: &[u8]) -> Header {
+    match *bytes {
+        [20..=23, _, _, high, low, ..] => {
+            let record_bytes = HEADER_BYTES + u16::from_be_bytes([high, low]) as usize;
+            if record_bytes > RECEIVED_RECORD_BYTES_MAX {
+                return Header::Invalid;
+            }
+            Header::Of(record_bytes)
+        }
+        [] | [20..=23, ..] => Header::Incomplete,
+        _ => Header::Invalid,
+    }
 }
 
 /// Appends bytes of the handshake, or an alert. `space`: how many are expected.

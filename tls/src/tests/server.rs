@@ -233,3 +233,56 @@ fn a_step_needs_a_whole_record() {
     assert!(server.has_record(b"G"), "what is no record is for rustls to refuse");
     assert!(server.has_record(b"\x16\x03\x01\xff\xff"), "a record that is too long fails at once");
 }
+
+/// The records of a client's hello, in which the message is cut into parts of these lengths; the last one has what is left.
+fn fragmented_hello(parts: &[usize]) -> Vec<Vec<u8>> {
+    let hello = Pair::new(&client_config(V13)).client_bytes();
+    let (header, mut message) = hello.split_at(5);
+    let mut records = Vec::new();
+    for bytes in parts.iter().copied().chain([usize::MAX]) {
+        let (part, rest) = message.split_at(bytes.min(message.len()));
+        let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+        records.push([&header[..3], &length, part].concat());
+        message = rest;
+    }
+    records
+}
+
+/// Otherwise each byte behind the first record would be a step, and take the turn of another client.
+#[test]
+fn a_step_needs_a_further_record_where_a_message_is_in_several() {
+    for parts in [&[1][..], &[40], &[40, 90], &[2, 1, 30, 5, 60]] {
+        let records = fragmented_hello(parts);
+        let mut server = ServerSession::new(Arc::clone(&certificate().server)).unwrap();
+        let (mut out, mut payload) = (Vec::new(), Vec::new());
+        for record in &records {
+            assert!(out.is_empty(), "there is no answer before the last record");
+            for cut in 0..record.len() {
+                assert!(!server.has_record(&record[..cut]), "{parts:?}, {cut}");
+            }
+            assert!(server.has_record(record), "{parts:?}");
+            server.receive(&mut record.clone(), &mut out, &mut payload).unwrap();
+        }
+        assert!(!out.is_empty(), "{parts:?}: an answer");
+    }
+}
+
+/// The same where a record is received byte by byte, and where records come together.
+#[test]
+fn a_step_needs_a_further_record_wherever_the_bytes_are_cut() {
+    let all = fragmented_hello(&[40, 90]).concat();
+    let ends = [45, 45 + 95, all.len()];
+    for first in 1..all.len() {
+        let mut server = ServerSession::new(Arc::clone(&certificate().server)).unwrap();
+        let (mut out, mut payload) = (Vec::new(), Vec::new());
+        server.receive(&mut all[..first].to_owned(), &mut out, &mut payload).unwrap();
+        let next = ends.into_iter().find(|end| *end > first).unwrap();
+        for end in first..=all.len() {
+            assert_eq!(server.has_record(&all[first..end]), end >= next, "{first}, {end}");
+        }
+        for byte in &all[first..] {
+            server.receive(&mut [*byte], &mut out, &mut payload).unwrap();
+        }
+        assert!(!out.is_empty(), "{first}: an answer");
+    }
+}
