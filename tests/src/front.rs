@@ -1,10 +1,11 @@
 //! Real balancers in front of real gateways: nginx, HAProxy and gateways run with the examples of `deploy/`.
 //!
-//! Only what belongs to a machine is replaced: addresses, ports, paths, the account, and how many connections there may be. A
-//! site is on 127.0.0.1 (the balancer), 127.0.0.11 and 127.0.0.12 (the gateways).
+//! What belongs to a machine is replaced: addresses, ports, paths, the account and the chroot, and how many connections and
+//! descriptors there may be. nginx is one process, without workers. A site is on 127.0.0.1 (the balancer; also on ::1, where the
+//! machine has IPv6), 127.0.0.11 and 127.0.0.12 (the gateways).
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -65,18 +66,50 @@ impl Balancer {
         }
     }
 
-    /// How its example says that it listens on a port.
-    fn listens(self, port: u16) -> String {
+    /// Lets its example listen at a port of this machine alone.
+    fn listen_here(self, text: &str, example: u16, port: u16) -> String {
         match self {
-            Self::Nginx => format!("listen {port}"),
-            Self::Haproxy => format!("bind :{port}"),
+            Self::Nginx => {
+                let text = replace(
+                    text,
+                    &format!("listen {example}"),
+                    &format!("listen 127.0.0.1:{port}"),
+                );
+                let everywhere = format!("listen [::]:{example}");
+                let line = if has_ipv6() { "listen" } else { "#" };
+                replace(&text, &everywhere, &format!("{line} [::1]:{port}"))
+            }
+            Self::Haproxy => {
+                let everywhere = format!("bind :{example},[::]:{example} v6only");
+                let here = if has_ipv6() {
+                    format!("bind 127.0.0.1:{port},[::1]:{port} v6only")
+                } else {
+                    format!("bind 127.0.0.1:{port}")
+                };
+                replace(text, &everywhere, &here)
+            }
         }
     }
+}
+
+/// Whether this machine has an address of IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// An example of `deploy/`.
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)).unwrap()
+}
+
+/// With the settings that are comments: their `#` has no space behind it.
+fn uncommented(text: &str) -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with([' ', '#']) => format!("{setting}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
 }
 
 /// Replaces all of `from`, of which there is some.
@@ -130,11 +163,20 @@ impl Site {
         (Ipv4Addr::LOCALHOST, number_of(&self.clients, port)).into()
     }
 
+    /// The same on ::1.
+    #[must_use]
+    pub fn address_v6(&self, port: u16) -> SocketAddr {
+        (Ipv6Addr::LOCALHOST, number_of(&self.clients, port)).into()
+    }
+
     /// A gateway with `behind-proxy.toml`, the demo backend and a log of its connections.
     #[must_use]
     pub fn gateway(&self, number: u8) -> Setup {
         let mut text = self.with_addresses(&read("behind-proxy.toml"));
         text = replace(&text, "/etc/tidegate", self.folder.path().to_str().unwrap());
+        if self.balancer == Balancer::Nginx {
+            text = uncommented(&text);
+        }
         // The example is the first gateway's.
         let admin = self.gateway_address(number, 7401);
         text = replace(&text, "127.0.0.11", &admin.ip().to_string());
@@ -152,19 +194,25 @@ impl Site {
         text
     }
 
-    /// The balancer's example with this machine's paths and account alone.
+    /// The balancer's example with this machine's addresses, ports, paths and account.
     #[must_use]
-    pub fn with_paths(&self) -> String {
-        let (text, folder) = (self.balancer.example(), self.folder.path().to_str().unwrap());
+    pub fn config(&self) -> String {
+        let (mut text, folder) = (self.balancer.example(), self.folder.path().to_str().unwrap());
+        for (example, port) in &self.clients {
+            text = self.balancer.listen_here(&text, *example, port.number());
+        }
+        text = self.with_addresses(&text);
         match self.balancer {
             Balancer::Nginx => {
-                let text = replace(&text, "/etc/tidegate/", &format!("{folder}/"));
+                // Another account is for root alone. nginx warns of it otherwise.
+                text = replace(&text, "user www-data;\n", "");
+                text = replace(&text, "/etc/tidegate/", &format!("{folder}/"));
                 let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                     .map(|of| format!("{of}_temp_path {folder}/{of};"));
                 replace(&text, "http {", &format!("http {{\n{}", temporary.join("\n")))
             }
             Balancer::Haproxy => {
-                let mut text = replace(&text, "/etc/haproxy/", &format!("{folder}/"));
+                text = replace(&text, "/etc/haproxy/", &format!("{folder}/"));
                 for line in ["user haproxy", "group haproxy", "chroot /var/lib/haproxy"] {
                     text = replace(&text, &format!("    {line}\n"), "");
                 }
@@ -179,7 +227,8 @@ impl Site {
     /// It finds something wrong: what it says.
     pub fn check(&self, text: &str) -> Result<String, String> {
         let mut command = match self.balancer {
-            Balancer::Nginx => self.nginx(text, &["-t"]),
+            // It writes the file even for a check.
+            Balancer::Nginx => self.nginx(text, &["-t", "-g", &self.pid_file()]),
             Balancer::Haproxy => self.haproxy(text, &["-c", "-V"]),
         };
         let (status, said, log) = Process::run(&mut command, "");
@@ -189,26 +238,19 @@ impl Site {
     /// Starts the balancer, and waits until it listens. It is one process, which is killed when its test ends.
     #[must_use]
     pub fn start(&self) -> Process {
-        let mut text = self.with_paths();
-        for (example, port) in &self.clients {
-            let here = match self.balancer {
-                Balancer::Nginx => format!("listen 127.0.0.1:{}", port.number()),
-                Balancer::Haproxy => format!("bind 127.0.0.1:{}", port.number()),
-            };
-            text = replace(&text, &self.balancer.listens(*example), &here);
-        }
-        text = self.with_addresses(&text);
+        let text = self.config();
         // The tests run with few descriptors.
         let mut command = match self.balancer {
             Balancer::Nginx => {
                 let text = replace(&text, "worker_rlimit_nofile 262144;", "");
                 let text = replace(&text, "worker_connections 131072;", "worker_connections 256;");
-                let pid = self.folder.path().join("nginx.pid");
-                let globals = format!("daemon off; master_process off; pid {};", pid.display());
+                let globals = format!("daemon off; master_process off; {}", self.pid_file());
                 self.nginx(&text, &["-g", &globals])
             }
             Balancer::Haproxy => {
                 let text = replace(&text, "maxconn 100000", "maxconn 100");
+                let text = replace(&text, "maxconn 40000", "maxconn 40");
+                let text = replace(&text, "maxconn 20000", "maxconn 20");
                 self.haproxy(&text, &["-db"])
             }
         };
@@ -220,6 +262,10 @@ impl Site {
             });
         }
         process
+    }
+
+    fn pid_file(&self) -> String {
+        format!("pid {};", self.folder.path().join("nginx.pid").display())
     }
 
     fn nginx(&self, text: &str, arguments: &[&str]) -> Command {

@@ -273,14 +273,15 @@ impl Setup {
             until("the gateway listens", || TcpStream::connect(clients).ok());
             return (process, clients, operators);
         }
-        let announced = |before: &str, after: &str| {
-            process.stdout.find(before, |said| {
-                let line = said.lines().find_map(|line| line.strip_prefix(before))?;
-                line.strip_suffix(after)?.parse().ok()
-            })
-        };
-        let clients = announced("listening for clients on ", "");
-        let operators = announced("listening for operators on http://", "/");
+        // With or without a PROXY header.
+        let clients = process.stdout.find("where clients connect", |said| {
+            announced_places(said).first().map(|place| address_of(place))
+        });
+        let before = "listening for operators on http://";
+        let operators = process.stdout.find(before, |said| {
+            let line = said.lines().find_map(|line| line.strip_prefix(before))?;
+            line.strip_suffix('/')?.parse().ok()
+        });
         (process, clients, operators)
     }
 }

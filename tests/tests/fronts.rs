@@ -2,12 +2,14 @@
 //! who they are, and nobody can lie about it.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use tidegate_tests::front::{Balancer, Site};
+use tidegate_tests::front::{Balancer, Site, has_ipv6};
 use tidegate_tests::phone::End;
+use tidegate_tests::process::Process;
 use tidegate_tests::wire::client_config;
 use tidegate_tests::{Code, Gateway, Phone, Setup, Wire, until};
 
@@ -69,10 +71,10 @@ fn closed(gateway: &Gateway, cause: &str, count: f64) {
 fn the_balancers_accept_the_examples_and_find_a_wrong_one() {
     for balancer in Balancer::ALL {
         let site = Site::new(balancer);
-        let text = site.with_paths();
+        let text = site.config();
         let said = site.check(&text).unwrap_or_else(|said| panic!("{said}"));
         assert!(!said.to_lowercase().contains("warn"), "{said}");
-        let wrong = text.replace("10.0.0.11:7400", "10.0.0.11:99999");
+        let wrong = text.replace(&site.gateway_address(1, 7400).to_string(), "127.0.0.11:99999");
         site.check(&wrong).unwrap_err();
     }
 }
@@ -158,6 +160,45 @@ fn clients_come_through_each_balancer_on_each_wire_and_the_gateway_sees_who_they
 }
 
 #[test]
+fn clients_come_through_each_balancer_over_ipv6() {
+    if !has_ipv6() {
+        return;
+    }
+    for balancer in Balancer::ALL {
+        let site = Site::new(balancer);
+        let gateway = site.gateway(1).start();
+        let _balancer = site.start();
+        for (user_id, (port, wire, is_seen)) in (7_u64..).zip(session_ports(balancer)) {
+            let phone = Phone::connect_over(site.address_v6(*port), *wire, trusting(&site));
+            let mut phone = phone.unwrap_or_else(|error| panic!("{balancer:?} {port}: {error}"));
+            phone.login(user_id);
+            phone.assert_is_served();
+            if *is_seen {
+                let user = format!("user_id={user_id}");
+                gateway.process.stderr.find("the client's address", |log| {
+                    log.lines()
+                        .find(|line| line.contains(&user) && line.contains("client=[::1]:"))
+                        .map(drop)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn the_example_of_a_gateway_listens_for_the_balancer_alone() {
+    let site = Site::new(Balancer::Haproxy);
+    let gateway = site.gateway(1).start();
+    for port in [7482, 7492] {
+        let refused = TcpStream::connect(site.gateway_address(1, port)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{port}");
+    }
+    gateway.process.stdout.wait_for("Ctrl-C ends the gateway.");
+    let said = gateway.process.stdout.so_far();
+    assert!(!said.contains("listening for clients on "), "without a PROXY header: {said}");
+}
+
+#[test]
 fn nobody_can_say_that_a_client_is_another() {
     for balancer in Balancer::ALL {
         let site = Site::new(balancer);
@@ -195,13 +236,50 @@ fn has_session(gateway: &Gateway) -> bool {
     gateway.operator().json("/stats")["totals"]["sessions"] == 1
 }
 
+/// What HAProxy last said of a gateway in each of its backends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Up,
+    /// It answers /readyz with 503.
+    Draining,
+    /// For this or another reason.
+    Down,
+}
+
+/// Waits until HAProxy finds this health of a gateway, in each backend.
+fn wait_for_health(haproxy: &Process, number: u8, health: Health) {
+    let backends = ["gateways_tcp", "gateways_tls", "gateways_ws", "gateways_http"];
+    let is_so = |log: &str, backend: &str| {
+        let server = format!("Server {backend}/gateway{number} is ");
+        let last = log.lines().filter_map(|line| line.split_once(&server)).next_back();
+        let last = last.map(|(_, state)| state);
+        match health {
+            // The balancer begins so.
+            Health::Up => last.is_none_or(|state| state.starts_with("UP")),
+            Health::Draining => {
+                last.is_some_and(|state| state.starts_with("DOWN") && state.contains("code: 503"))
+            }
+            Health::Down => last.is_some_and(|state| state.starts_with("DOWN")),
+        }
+    };
+    haproxy.stdout.find("the health of a gateway", |log| {
+        backends.iter().all(|backend| is_so(log, backend)).then_some(())
+    });
+}
+
 #[test]
 fn a_client_of_a_gateway_that_drains_comes_back_to_the_other() {
     for balancer in Balancer::ALL {
         let site = Site::new(balancer);
         let mut gateways: Vec<_> = [1, 2].map(|number| site.gateway(number).start()).into();
-        let _balancer = site.start();
+        let front = site.start();
+        let wait_for = |number: u8, health: Health| {
+            if balancer == Balancer::Haproxy {
+                wait_for_health(&front, number, health);
+            }
+        };
         for (port, wire, _) in session_ports(balancer) {
+            [1, 2].into_iter().for_each(|number| wait_for(number, Health::Up));
             let connect = || Phone::connect_over(site.address(*port), *wire, trusting(&site));
             let mut phone = connect().unwrap();
             phone.login(7);
@@ -217,11 +295,45 @@ fn a_client_of_a_gateway_that_drains_comes_back_to_the_other() {
             until("the other gateway has the session", || has_session(&gateways[0]).then_some(()));
             drop(phone);
             gateways[0].operator().wait_for_total("sessions", 0);
-            // Whoever comes next finds two gateways again.
+            // The next client finds two gateways again. Otherwise the balancer might find out later that this one had ended.
             let number = if drained.operators() == site.gateway_address(1, 7401) { 1 } else { 2 };
+            wait_for(number, Health::Down);
             gateways.push(site.gateway(number).start());
         }
     }
+}
+
+/// Without these checks HAProxy would still find the other gateway, but only when this one refuses a connection.
+#[test]
+fn haproxy_asks_the_gateways_whether_they_drain() {
+    let site = Site::new(Balancer::Haproxy);
+    let gateway = |number: u8| {
+        let setup = site.gateway(number).set("shutdown.drain_timeout_ms", 60_000);
+        setup.set("limits.open_timeout_ms", 60_000)
+    };
+    let (mut first, second) = (gateway(1).start(), gateway(2).start());
+    let haproxy = site.start();
+    [1, 2].into_iter().for_each(|number| wait_for_health(&haproxy, number, Health::Up));
+    // A client that does not continue its TLS handshake holds the drain open.
+    let plain = |_: &str| unreachable!("no TLS");
+    let mut slow = Phone::connect_over(site.gateway_address(1, 7444), Wire::Tcp, plain).unwrap();
+    slow.send_bytes(b"PROXY TCP4 127.0.7.1 198.51.100.1 5000 7444\r\n");
+    first.terminate();
+    wait_for_health(&haproxy, 1, Health::Draining);
+    assert!(first.process.is_running(), "it drains");
+    let connect = || Phone::connect_over(site.address(7443), Wire::Tls, trusting(&site)).unwrap();
+    let mut phones: Vec<_> = (1..=4).map(|user_id| (user_id, connect())).collect();
+    for (user_id, phone) in &mut phones {
+        phone.login(*user_id);
+    }
+    second.operator().wait_for_total("sessions", 4);
+    drop(slow);
+    assert_eq!(first.process.wait().code(), Some(0));
+    let _first = gateway(1).start();
+    wait_for_health(&haproxy, 1, Health::Up);
+    // The gateway with the fewest connections is the one that was restarted.
+    connect().login(5);
+    assert_eq!(second.operator().json("/stats")["totals"]["sessions"], 4);
 }
 
 /// The address of a socket without a balancer's header is nothing to rely on: this is what the listener for it says.
