@@ -208,7 +208,7 @@ impl Builder {
     /// Checks what can be checked without starting anything: each backend has a handler, and the keys and tokens
     /// that exist can be used. It makes no file.
     ///
-    /// Returns warnings: what the configuration does that the operator probably did not mean. [`Self::start`] logs them.
+    /// Returns warnings: what is valid in the configuration, but probably a mistake. [`Self::start`] logs them.
     ///
     /// # Errors
     /// [`StartError`]: what [`Self::start`] would fail with.

@@ -107,7 +107,8 @@ fn an_unreadable_secret_is_reported_with_its_owner_and_the_gateways_user() {
         return println!("skipped: it can't become another user here: {log}");
     }
     assert_eq!(status.code(), Some(1), "{log}");
-    for hint in ["Permission denied", "it belongs to user", "the gateway runs as user", "chmod 440"]
+    for hint in
+        ["Permission denied", "it belongs to user", "this process runs as user", "chmod 440"]
     {
         assert!(log.contains(hint), "{hint}: {log}");
     }

@@ -101,8 +101,8 @@ impl KeyFile {
         if user != 0 && user != owner {
             let group = getegid().as_raw();
             return format!(
-                "its owner, user {owner}, may run `chgrp {group} {path} && chmod 440 {path}`; the gateway \
-                 runs as user {user}, in group {group}",
+                "its owner, user {owner}, may run `chgrp {group} {path} && chmod 440 {path}`; this \
+                 process runs as user {user}, in group {group}",
                 path = path.display()
             );
         }
@@ -133,7 +133,7 @@ fn way_in(path: &Path, cause: &io::Error) -> String {
         return String::new();
     }
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let runs_as = format!("the gateway runs as user {user}, in group {group}");
+    let runs_as = format!("this process runs as user {user}, in group {group}");
     match fs::metadata(path) {
         Ok(file) => format!(
             ": it belongs to user {} and group {}, mode {:03o}, and {runs_as}; let that group read it: \

@@ -9,7 +9,8 @@
 //! otherwise the clients of an authority that was removed could resume for up to twelve hours.
 //!
 //! **A certificate that has expired, or is not valid yet,** is used with a warning at the start: clients that check no dates can
-//! connect then. It never replaces one that is valid.
+//! connect then. It never replaces one that is valid. The log also warns of a certificate in use that expires within 7 days, and
+//! once more when it has expired.
 
 mod files;
 
@@ -23,6 +24,7 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use metrics::{counter, describe_counter};
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::UnixTime;
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
 };
@@ -107,6 +109,8 @@ struct InUse {
     contents: Vec<Vec<u8>>,
     /// One for each certificate of the configuration.
     keys: Vec<Arc<CertifiedKey>>,
+    /// What the log last said of the end of each certificate.
+    ends: Vec<Option<Flaw>>,
     /// Makes and reads session tickets. Its keys change every six hours. They stay when certificates are read again, unless
     /// clients show certificates.
     tickets: Arc<dyn ProducesTickets>,
@@ -148,7 +152,13 @@ impl Certificates {
         Ok(Self {
             tls: Arc::new(ArcSwap::from_pointee(tls)),
             websocket: Arc::new(ArcSwap::from_pointee(websocket)),
-            in_use: Mutex::new(InUse { contents, keys, tickets }),
+            // [`Self::warnings`] has these, and the start logs them.
+            in_use: Mutex::new(InUse {
+                contents,
+                ends: ends(&keys, UnixTime::now()),
+                keys,
+                tickets,
+            }),
             watch: Mutex::new(None),
             config,
             provider,
@@ -160,11 +170,24 @@ impl Certificates {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = UnixTime::now();
         let of_one = |(files, key): (&CertificateConfig, &Arc<CertifiedKey>)| {
-            let flaw = Flaw::of(key).map(|flaw| TlsFile::chain(files).warning_of(flaw));
+            let flaw = Flaw::of(key, now).map(|flaw| TlsFile::chain(files).warning_of(flaw));
             [flaw, TlsFile::private_key(files).warning_of_mode()]
         };
         self.config.certificates.iter().zip(&in_use.keys).flat_map(of_one).flatten().collect()
+    }
+
+    /// Warnings about certificates that have expired by now, or expire soon: those that neither this nor [`Self::warnings`] has
+    /// returned before.
+    fn end_warnings(&self, now: UnixTime) -> Vec<String> {
+        let mut in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ends = ends(&in_use.keys, now);
+        let before = std::mem::replace(&mut in_use.ends, ends.clone());
+        let of_one = |((files, end), before): ((&CertificateConfig, Option<Flaw>), _)| {
+            end.filter(|_| end != before).map(|end| TlsFile::chain(files).warning_of(end))
+        };
+        self.config.certificates.iter().zip(ends).zip(before).filter_map(of_one).collect()
     }
 
     /// What connections with TLS use.
@@ -204,10 +227,11 @@ impl Certificates {
             return Ok(false);
         }
         let keys = keys(config, provider)?;
+        let now = UnixTime::now();
         for ((files, key), before) in config.certificates.iter().zip(&keys).zip(&in_use.keys) {
-            let of_dates = |key| Flaw::of(key).filter(|flaw| flaw.is_of_dates());
-            if let Some(flaw) = of_dates(key)
-                && of_dates(before).is_none()
+            let out_of_date = |key| Flaw::of(key, now).filter(|flaw| flaw.is_out_of_date());
+            if let Some(flaw) = out_of_date(key)
+                && out_of_date(before).is_none()
             {
                 let reason = format!("{}; the one in use is still valid, and stays", flaw.text());
                 return Err(TlsFile::chain(files).refuse(reason));
@@ -221,12 +245,13 @@ impl Certificates {
         let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
         self.tls.store(Arc::new(tls));
         self.websocket.store(Arc::new(websocket));
-        *in_use = InUse { contents, keys, tickets };
+        *in_use = InUse { contents, ends: ends(&keys, now), keys, tickets };
         Ok(true)
     }
 }
 
-/// Starts a thread that reads the files again when they have changed, as long as the certificates are in use.
+/// Starts a thread that reads the files again when they have changed, and logs which certificates expire, as long as the
+/// certificates are in use.
 ///
 /// # Errors
 /// When the system refuses a thread.
@@ -254,6 +279,8 @@ pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
                 tracing::error!(%error, "the new certificates can't be used; those from before stay");
             }
             last_error = error;
+            let warnings = certificates.end_warnings(UnixTime::now());
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         }
     })?;
     Ok(())
@@ -261,6 +288,10 @@ pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
 
 fn read_all(config: &TlsConfig) -> Result<Vec<Vec<u8>>, CertificateError> {
     TlsFile::all(config).iter().map(TlsFile::read).collect()
+}
+
+fn ends(keys: &[Arc<CertifiedKey>], now: UnixTime) -> Vec<Option<Flaw>> {
+    keys.iter().map(|key| Flaw::of_end(key, now)).collect()
 }
 
 fn server_config(

@@ -3,10 +3,13 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::CertificateError;
@@ -16,7 +19,8 @@ use crate::secret::KeyFile;
 /// Any user of the machine may read, write or use the file.
 const OTHERS: u32 = 0o007;
 
-const DAY_S: u64 = 86_400;
+/// How long before the end of a certificate the log warns.
+const SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// How to make a certificate that is no authority's.
 const MAKE_ONE: &str = "`tide cert --dev` makes one for development, and so does `openssl req -x509` with \
@@ -94,7 +98,7 @@ impl TlsFile {
             ErrorKind::NotFound => format!("; set {} to the right file", self.key),
             ErrorKind::PermissionDenied => {
                 let user = rustix::process::geteuid().as_raw();
-                format!("; the gateway runs as user {user}, who has to be able to read it")
+                format!("; this process runs as user {user}, who has to be able to read it")
             }
             _ => String::new(),
         }
@@ -180,7 +184,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 /// What a file has that should hold a certificate: empty, or text that begins with a colon.
 fn instead_of_a_certificate(bytes: &[u8]) -> &'static str {
     if holds(bytes, "PRIVATE KEY-----") {
-        return ": it holds a private key; are chain_file and key_file the wrong way round?";
+        return ": it holds a private key; are chain_file and key_file swapped?";
     }
     if holds(bytes, "-----BEGIN CERTIFICATE REQUEST") {
         return ": it holds a certificate request, which the certificate authority answers with a certificate";
@@ -203,7 +207,7 @@ fn instead_of_a_key(bytes: &[u8]) -> &'static str {
         return "";
     }
     if holds(bytes, "-----BEGIN CERTIFICATE") {
-        return ": it holds a certificate; are chain_file and key_file the wrong way round?";
+        return ": it holds a certificate; are chain_file and key_file swapped?";
     }
     if holds(bytes, "PUBLIC KEY-----") {
         return ": it holds a public key";
@@ -217,55 +221,63 @@ fn instead_of_a_key(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Why clients refuse a certificate that the gateway can use.
+/// Why clients refuse a certificate that the gateway can use, or will refuse it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flaw {
-    /// It was valid until so many days ago.
-    Expired { days: u64 },
-    /// It becomes valid in so many days.
-    NotYetValid { days: u64 },
+    /// It was valid until then.
+    Expired { not_after: UnixTime },
+    /// It becomes valid then.
+    NotYetValid { not_before: UnixTime },
     /// It is the certificate of an authority (CA:TRUE). `openssl req -x509` makes such ones.
     IsAuthority,
     /// Its extended key usage has no server.
     NotForServers,
+    /// It is valid until then, which is soon.
+    ExpiresSoon { not_after: UnixTime },
 }
 
 impl Flaw {
     /// The flaw of a certificate: one that clients check first.
-    pub(super) fn of(key: &CertifiedKey) -> Option<Self> {
-        let parsed = EndEntityCert::try_from(key.end_entity_cert().ok()?).ok()?;
-        // That there is no authority to trust is the error of a certificate that is good.
-        let now = UnixTime::now();
-        let usage = KeyUsage::server_auth();
-        let verified = parsed.verify_for_usage(&[], &[], &[], now, usage, None, None);
-        let days =
-            |from: UnixTime, to: UnixTime| to.as_secs().saturating_sub(from.as_secs()) / DAY_S;
-        match verified.err()? {
-            webpki::Error::CertExpired { not_after, .. } => {
-                Some(Self::Expired { days: days(not_after, now) })
+    pub(super) fn of(key: &CertifiedKey, now: UnixTime) -> Option<Self> {
+        match verify(key, now) {
+            Some(webpki::Error::CertExpired { not_after, .. }) => Some(Self::Expired { not_after }),
+            Some(webpki::Error::CertNotValidYet { not_before, .. }) => {
+                Some(Self::NotYetValid { not_before })
             }
-            webpki::Error::CertNotValidYet { not_before, .. } => {
-                Some(Self::NotYetValid { days: days(now, not_before) })
-            }
-            webpki::Error::CaUsedAsEndEntity => Some(Self::IsAuthority),
-            webpki::Error::RequiredEkuNotFoundContext(_) => Some(Self::NotForServers),
-            _ => None,
+            Some(webpki::Error::CaUsedAsEndEntity) => Some(Self::IsAuthority),
+            Some(webpki::Error::RequiredEkuNotFoundContext(_)) => Some(Self::NotForServers),
+            _ => Self::of_end(key, now),
         }
     }
 
-    /// Whether it is one of dates.
-    pub(super) const fn is_of_dates(self) -> bool {
+    /// That a certificate has expired, or expires soon, whatever other flaw it has.
+    pub(super) fn of_end(key: &CertifiedKey, now: UnixTime) -> Option<Self> {
+        let not_after = |at| match verify(key, at) {
+            Some(webpki::Error::CertExpired { not_after, .. }) => Some(not_after),
+            _ => None,
+        };
+        let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + SOON);
+        not_after(now)
+            .map(|not_after| Self::Expired { not_after })
+            .or_else(|| not_after(soon).map(|not_after| Self::ExpiresSoon { not_after }))
+    }
+
+    /// Whether clients refuse it now for its dates.
+    pub(super) const fn is_out_of_date(self) -> bool {
         matches!(self, Self::Expired { .. } | Self::NotYetValid { .. })
     }
 
     pub(super) fn text(self) -> String {
         match self {
-            Self::Expired { days } => {
-                format!("the certificate has expired, {days} days ago: clients refuse it; renew it")
+            Self::Expired { not_after } => {
+                format!(
+                    "the certificate expired on {}: clients refuse it; renew it",
+                    date(not_after)
+                )
             }
-            Self::NotYetValid { days } => format!(
-                "the certificate is not valid yet, but in {days} days: clients refuse it until then; is this machine's \
-                 clock right?"
+            Self::NotYetValid { not_before } => format!(
+                "the certificate is not valid before {}: clients refuse it until then; is this machine's clock right?",
+                date(not_before)
             ),
             Self::IsAuthority => format!(
                 "this is the certificate of an authority (CA:TRUE), which some clients refuse for a server, as `tide` \
@@ -276,6 +288,28 @@ impl Flaw {
                                     its authority has to give it the usage serverAuth"
                     .to_owned()
             }
+            Self::ExpiresSoon { not_after } => format!(
+                "the certificate expires on {}: clients refuse it from then on; renew it",
+                date(not_after)
+            ),
         }
     }
+}
+
+/// What a client that trusts its authority finds wrong with a certificate at a time.
+fn verify(key: &CertifiedKey, at: UnixTime) -> Option<webpki::Error> {
+    let parsed = EndEntityCert::try_from(key.end_entity_cert().ok()?).ok()?;
+    // That there is no authority to trust is the error of a certificate that is good.
+    parsed.verify_for_usage(&[], &[], &[], at, KeyUsage::server_auth(), None, None).err()
+}
+
+/// A time, as people read it.
+fn date(time: UnixTime) -> String {
+    let time = i64::try_from(time.as_secs()).ok();
+    let time = time.and_then(|time| OffsetDateTime::from_unix_timestamp(time).ok());
+    let text = time.and_then(|time| time.format(&Rfc3339).ok());
+    text.map_or_else(
+        || "an unknown date".to_owned(),
+        |text| text.replace('T', " ").replace('Z', " UTC"),
+    )
 }

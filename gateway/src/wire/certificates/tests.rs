@@ -170,7 +170,9 @@ fn a_certificate_that_is_out_of_date_does_not_replace_a_good_one() {
     let files = Files::new(false);
     let certificates = files.load();
     let client = files.client(None);
-    for (from, to, reason) in [(2000, 2001, "has expired"), (2999, 3000, "is not valid yet")] {
+    for (from, to, reason) in
+        [(2000, 2001, "expired on 2001-01-01"), (2999, 3000, "is not valid before 2999-01-01")]
+    {
         files.write_certificate(from, to);
         let error = certificates.reload().unwrap_err().to_string();
         assert!(error.contains("chain.pem") && error.contains(reason), "{error}");
@@ -190,4 +192,45 @@ fn a_start_with_a_certificate_that_is_out_of_date_is_possible_and_any_other_repl
     files.write_certificate(2000, 3000);
     assert!(certificates.reload().unwrap());
     shake_hands(&certificates, &files.client(None)).unwrap();
+}
+
+#[test]
+fn a_certificate_that_expires_while_it_is_used_has_one_warning_before_and_one_after() {
+    const DAY: i64 = 86_400;
+    let files = Files::new(false);
+    files.write_certificate(2000, 2998);
+    let certificates = files.load();
+    let warnings_of = |year: i32, seconds: i64| {
+        let at = date_time_ymd(year, 1, 1).unix_timestamp() + seconds;
+        let at = Duration::from_secs(at.try_into().unwrap());
+        certificates.end_warnings(UnixTime::since_unix_epoch(at))
+    };
+    let assert_one = |warnings: Vec<String>, text: &str| {
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        for part in ["tls.certificates.main.chain_file", "chain.pem", text] {
+            assert!(warning.contains(part), "{warning}");
+        }
+    };
+    assert!(warnings_of(2026, 0).is_empty());
+    assert!(warnings_of(2998, -7 * DAY - 1).is_empty());
+    assert_one(warnings_of(2998, -7 * DAY + 1), "expires on 2998-01-01 00:00:00 UTC");
+    assert!(warnings_of(2998, -DAY).is_empty(), "it was logged before");
+    assert!(warnings_of(2998, 0).is_empty(), "it is still valid");
+    assert_one(warnings_of(2998, 1), "expired on 2998-01-01 00:00:00 UTC");
+    assert!(warnings_of(2998, DAY).is_empty(), "it was logged before");
+    // A new one has warnings of its own.
+    files.write_certificate(2000, 2999);
+    assert!(certificates.reload().unwrap());
+    assert!(warnings_of(2998, DAY).is_empty());
+    assert_one(warnings_of(2999, 1), "expired on 2999-01-01 00:00:00 UTC");
+}
+
+#[test]
+fn what_the_start_logs_of_a_certificate_is_not_logged_again() {
+    let files = Files::new(false);
+    files.write_certificate(2000, 2001);
+    let certificates = files.load();
+    let warnings = certificates.warnings();
+    assert!(warnings.iter().any(|warning| warning.contains("expired on 2001")), "{warnings:?}");
+    assert!(certificates.end_warnings(UnixTime::now()).is_empty());
 }
