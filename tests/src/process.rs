@@ -3,12 +3,13 @@
 use std::fs;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{TIMEOUT, until};
 
@@ -16,6 +17,8 @@ use crate::{TIMEOUT, until};
 #[derive(Debug)]
 pub struct Process {
     child: Child,
+    /// It leads a group of processes, which is killed with it.
+    leads_group: bool,
     /// Ends of pipes that are not read.
     unread: [Option<PipeReader>; 2],
     /// Its standard output.
@@ -98,6 +101,14 @@ impl Process {
         Self::start_with(command, input, Sink::Kept, Sink::Kept)
     }
 
+    /// Starts a process that starts others. They all are killed when this is dropped.
+    #[must_use]
+    pub fn start_group(command: &mut Command, input: &str) -> Self {
+        let mut process = Self::start(command.process_group(0), input);
+        process.leads_group = true;
+        process
+    }
+
     /// Starts a process with other sinks for its standard output and standard error.
     #[must_use]
     pub fn start_with(command: &mut Command, input: &str, stdout: Sink, stderr: Sink) -> Self {
@@ -114,7 +125,7 @@ impl Process {
         let stderr = child.stderr.take().map_or_else(Output::nothing, Output::listen);
         // A process that ends without reading its input breaks the pipe, which is no failure.
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
-        Self { child, unread: [stdout_unread, stderr_unread], stdout, stderr }
+        Self { child, leads_group: false, unread: [stdout_unread, stderr_unread], stdout, stderr }
     }
 
     /// Starts to read the standard error of a process that was started with [`Sink::PipeFull`].
@@ -171,6 +182,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // Once it has been waited for, its number may be that of another group.
+        if self.leads_group && self.is_running() {
+            kill_process_group(self.pid(), Signal::KILL).unwrap_or_default();
+        }
         // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
