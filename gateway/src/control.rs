@@ -3,6 +3,8 @@
 //! A question goes to the shard that knows the answer, which returns it through a one-shot channel. If the channel
 //! closes without an answer, that shard has ended.
 
+use std::fmt::Debug;
+
 use serde::Serialize;
 use tidegate_backend::publisher::{Command, CommandOutcome, Push, RoomId, UserId};
 use tokio::sync::oneshot;
@@ -55,6 +57,42 @@ pub trait Control: Send + Sync + 'static {
 
     /// Has a shard send its share of clients to other gateways.
     fn send_away(&self, shard: u16, share: Share);
+
+    /// Has the gateway drain, unless it drains already.
+    fn drain(&self);
+
+    /// Has the gateway drain, or hurries the drain that is under way.
+    fn hurry_drain(&self);
+}
+
+/// What a gateway does beside its shards when it drains.
+pub trait Drains: Debug + Send + Sync {
+    /// The gateway drains.
+    fn drain(&self);
+
+    /// The drain is hurried.
+    fn hurry(&self);
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainPhase {
+    /// `/readyz` says that the gateway drains, and it accepts and serves as before.
+    Grace,
+    /// Nothing is accepted, and goodbyes are sent.
+    Goodbyes,
+    /// Each client has its goodbye or gets it with its last answer.
+    Answers,
+}
+
+/// How far the drain of a shard has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ShardDrain {
+    /// The phase.
+    pub phase: DrainPhase,
+    /// When it stops waiting for answers, in milliseconds from now.
+    pub left_ms: u64,
 }
 
 /// Whether new connections are accepted.
@@ -64,7 +102,7 @@ pub enum Readiness {
     Starting,
     /// Yes: every shard listens, and none drains.
     Ready,
-    /// No longer: the gateway drains.
+    /// No longer: the gateway drains. In the time of grace they are accepted all the same.
     Draining,
 }
 
@@ -136,4 +174,7 @@ pub struct ShardInfo {
     pub calls_in_flight: u64,
     /// Bytes that wait to be sent.
     pub outbox_bytes: u64,
+    /// How far its drain has come; `None`: it does not drain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain: Option<ShardDrain>,
 }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::cluster::ClusterAddress;
 use crate::cluster::message::{ToCluster, UserOrder};
-use crate::control::{Control, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::control::{Control, Drains, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
 use crate::shard::command::{CommandLimiter, CommandPermit, RoomPush};
 use crate::shard::mailbox::{Address, Message};
@@ -32,6 +32,8 @@ pub struct Hub {
     addresses: Vec<Address>,
     /// The mailbox of the HTTP gateway, where there is one.
     http: OnceLock<Address>,
+    /// What drains beside the shards. A gateway without it has shards alone.
+    beside: OnceLock<Arc<dyn Drains>>,
     /// The way to the other gateways; `None`: this gateway is alone.
     cluster: Option<ClusterAddress>,
     limiter: Arc<CommandLimiter>,
@@ -54,13 +56,28 @@ impl Hub {
     ) -> Self {
         let readiness = AtomicCell::new(Readiness::Starting);
         let stopped = AtomicBool::new(false);
-        let http = OnceLock::new();
-        Self { addresses, http, cluster, limiter, session_ids, frame_bytes_max, readiness, stopped }
+        let (http, beside) = (OnceLock::new(), OnceLock::new());
+        Self {
+            addresses,
+            http,
+            beside,
+            cluster,
+            limiter,
+            session_ids,
+            frame_bytes_max,
+            readiness,
+            stopped,
+        }
     }
 
     /// The mailbox of the HTTP gateway: there is one from now on.
     pub fn add_http(&self) -> Address {
         self.http.get_or_init(Address::new).clone()
+    }
+
+    /// What drains beside the shards, from now on. Only the first call counts.
+    pub fn drain_beside(&self, beside: Arc<dyn Drains>) {
+        drop(self.beside.set(beside));
     }
 
     /// Sets whether new connections are accepted.
@@ -280,5 +297,18 @@ impl Control for Hub {
 
     fn send_away(&self, shard: u16, share: Share) {
         self.addresses[usize::from(shard)].post(Message::SendAway(share));
+    }
+
+    fn drain(&self) {
+        if self.readiness.swap(Readiness::Draining) != Readiness::Draining {
+            self.beside.get().inspect(|beside| beside.drain());
+            self.tell_all(|| Message::Drain);
+        }
+    }
+
+    fn hurry_drain(&self) {
+        self.drain();
+        self.beside.get().inspect(|beside| beside.hurry());
+        self.tell_all(|| Message::HurryDrain);
     }
 }

@@ -20,7 +20,7 @@ mod warnings;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ use tidegate_backend::pool::{Pool, PoolOptions};
 use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::about::About;
-use crate::admin::{self, AdminError, AdminServer};
+use crate::admin::{self, AdminError, AdminServer, HandOver};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
 use crate::cluster;
@@ -40,9 +40,9 @@ use crate::cluster::run::{ClusterThread, Surroundings};
 use crate::cluster::status::Status;
 use crate::config::nearest;
 use crate::config::{AuthMode, BackendConfig, Config, ListenerConfig, WireKind};
-use crate::control::{Control, Readiness};
+use crate::control::{Control, Drains, Readiness};
 use crate::holder::{AddressError, PATIENCE, Wait};
-use crate::http::{self, HttpServer, MessageError};
+use crate::http::{self, HttpPhase, HttpServer, MessageError};
 use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
@@ -177,6 +177,8 @@ pub struct Server {
     client_addresses: Vec<ClientAddress>,
     certificates: Option<Arc<Certificates>>,
     hub: Arc<Hub>,
+    /// Has a message once the gateway drains.
+    drain_began: Receiver<()>,
     gateway: Gateway,
     admin: AdminServer,
     /// How each shard ended.
@@ -304,11 +306,13 @@ impl Builder {
         let threads = start_shards(by_shard, &wires, &parts, &report)?;
         let listeners = (http_sockets, certificates.clone());
         let http = start_http(&parts, http_address, listeners, http_routes, report)?;
+        let drain_began = Beside::attach(&hub, &admin, http.as_ref());
         hub.set_readiness(Readiness::Ready);
         Ok(Server {
             client_addresses,
             certificates,
             hub,
+            drain_began,
             gateway,
             admin,
             ended,
@@ -396,13 +400,21 @@ impl Server {
         Arc::clone(&self.hub) as Arc<dyn Control>
     }
 
-    /// Drains: accepts no new connections, and closes each connection with 108 once its answers are sent.
-    /// [`Self::wait`] returns when the last is closed, or `shutdown.drain_timeout_ms` is over.
+    /// Drains: says that it is not ready for `shutdown.ready_grace_ms`, then accepts no new connections, and closes each connection
+    /// with 108 once its answers are sent. [`Self::wait`] returns when the last is closed, or the drain's time is over.
     pub fn shutdown(&self) {
-        self.hub.set_readiness(Readiness::Draining);
-        self.admin.allow_successor();
-        self.hub.tell_all(|| Message::Drain);
-        self.http.iter().for_each(HttpServer::drain);
+        self.hub.drain();
+    }
+
+    /// Drains in a hurry: all goodbyes are sent now, and answers have a second. A drain that is under way is hurried.
+    pub fn hurry(&self) {
+        self.hub.hurry_drain();
+    }
+
+    /// Receives a message when the gateway begins to drain, whether [`Self::shutdown`] or an operator asks for it.
+    #[must_use]
+    pub const fn drain_began(&self) -> &Receiver<()> {
+        &self.drain_began
     }
 
     /// Ends at once: connections get no 108.
@@ -445,6 +457,37 @@ impl Server {
         drop(self.offset_keeper);
         self.admin.shutdown();
         outcome
+    }
+}
+
+/// What drains beside the shards.
+#[derive(Debug)]
+struct Beside {
+    hand_over: Weak<HandOver>,
+    http_phase: Option<HttpPhase>,
+    began: Sender<()>,
+}
+
+impl Beside {
+    /// Has the hub drain these, too. Returns what has a message once the gateway drains.
+    fn attach(hub: &Hub, admin: &AdminServer, http: Option<&HttpServer>) -> Receiver<()> {
+        let (began, drain_began) = channel::bounded(1);
+        let http_phase = http.map(HttpServer::phase);
+        hub.drain_beside(Arc::new(Self { hand_over: admin.hand_over(), http_phase, began }));
+        drain_began
+    }
+}
+
+impl Drains for Beside {
+    fn drain(&self) {
+        self.hand_over.upgrade().inspect(|hand_over| hand_over.allow());
+        self.http_phase.iter().for_each(HttpPhase::drain);
+        // The receiver is gone when the server itself was dropped.
+        let _ = self.began.try_send(());
+    }
+
+    fn hurry(&self) {
+        self.http_phase.iter().for_each(HttpPhase::hurry);
     }
 }
 

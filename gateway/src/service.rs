@@ -260,6 +260,8 @@ mod tests {
             oneshot::channel().1
         }
         fn send_away(&self, _shard: u16, _share: Share) {}
+        fn drain(&self) {}
+        fn hurry_drain(&self) {}
     }
 
     /// Looks twice a second for this many seconds; the shards of `answers` answer.

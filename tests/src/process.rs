@@ -213,8 +213,9 @@ impl Output {
             loop {
                 let count = pipe.read(&mut buffer).unwrap_or_default();
                 cut.extend_from_slice(&buffer[..count]);
-                // Whole lines, so that no character is cut in two.
-                let whole = cut.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+                // Whole lines, so that no character is cut in two. A bar on a terminal ends each with a carriage return.
+                let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+                let whole = cut.iter().rposition(ends).map_or(0, |end| end + 1);
                 let whole = if count == 0 { cut.len() } else { whole };
                 let lines: Vec<u8> = cut.drain(..whole).collect();
                 let mut so_far = listener.so_far.lock().unwrap();

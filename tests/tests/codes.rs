@@ -211,8 +211,10 @@ fn a_kicked_session_gets_110() {
 
 #[test]
 fn a_drain_sends_108_after_the_answers_and_the_process_ends_with_success() {
-    let mut gateway =
-        Setup::quiz().set("shutdown.retry_after_ms", 3000).quiz_times_out_after_ms(3000).start();
+    // Every client's turn comes at once: until then its requests are served.
+    let gateway =
+        Setup::quiz().set("shutdown.retry_after_ms", 3000).set("shutdown.goodbye_window_ms", 0);
+    let mut gateway = gateway.quiz_times_out_after_ms(3000).start();
     let mut idle = gateway.login(1);
     let mut anonymous = gateway.connect();
     anonymous.heartbeat();

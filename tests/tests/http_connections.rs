@@ -330,3 +330,20 @@ fn health_names_the_http_gateway_while_a_handler_blocks_its_thread() {
     says("/healthz", 200);
     says("/readyz", 200);
 }
+
+#[test]
+fn requests_are_served_in_the_time_of_grace_and_a_hurry_ends_them() {
+    let grace = |setup: Setup| {
+        setup.set("shutdown.ready_grace_ms", 600_000).set("shutdown.drain_timeout_ms", 600_000)
+    };
+    let mut lasting = Lasting::start(grace);
+    lasting.drain();
+    let operator = lasting.gateway.operator();
+    until("it is not ready", || (operator.get("/readyz").0 == 503).then_some(()));
+    let mut late = Raw::with(&lasting.gateway, GET);
+    assert_eq!(late.answer().unwrap().status, 200);
+    // The call that does not end has a second.
+    lasting.gateway.terminate();
+    assert!(late.answer().is_none());
+    assert!(lasting.gateway.process.wait().success());
+}

@@ -42,14 +42,19 @@ fn after_a_crash_the_gateway_starts_on_the_same_port_and_clients_resume() {
 }
 
 #[test]
-fn a_second_signal_ends_the_gateway_at_once() {
+fn a_third_signal_ends_the_gateway_at_once() {
     for signal in [Signal::INT, Signal::TERM, Signal::QUIT] {
         let mut gateway = Setup::demo().start();
         // This client neither reads its goodbye nor closes, so the gateway would linger.
         let mut phone = gateway.login(7);
         gateway.process.signal(signal);
-        gateway.process.stdout.wait_for("send the signal again to end at once");
+        gateway
+            .process
+            .stdout
+            .wait_for("the next signal hurries, and one more ends the gateway at once");
         phone.wait_for_goodbye();
+        gateway.process.signal(signal);
+        gateway.process.stdout.wait_for("send the signal again to end at once");
         gateway.process.signal(signal);
         assert_eq!(gateway.process.wait().code(), Some(130));
         assert!(!gateway.process.stdout.all().contains("stopped"));

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
+use tidegate_tests::phone::quiz;
 use tidegate_tests::{Code, Gateway, Phone, Setup};
 
 #[derive(Serialize)]
@@ -251,4 +252,20 @@ fn a_client_that_leaves_at_once_does_not_lose_another_clients_goodbye() {
         // It closes as soon as it has read the goodbye.
         phone.wait_for_goodbye();
     }
+}
+
+#[test]
+fn a_connection_that_is_too_old_is_closed_with_108_after_its_answers() {
+    let setup = Setup::quiz().set("session.age_max_ms", 2_000);
+    let gateway = setup.set("shutdown.drain_timeout_ms", 600_000).start();
+    let operator = gateway.operator();
+    let mut idle = gateway.login(7);
+    let mut busy = gateway.login(8);
+    let asked = busy.send(quiz::THINK, b"4000");
+    idle.goodbye(Code::Draining);
+    assert_eq!(busy.outcome(asked).unwrap(), "thought about it");
+    busy.goodbye(Code::Draining);
+    operator.wait_for_metric("tidegate_connections_closed_total", "aged", |n| n == 2.0);
+    assert_eq!(operator.get("/readyz").0, 200);
+    gateway.login(9).assert_is_served();
 }

@@ -34,7 +34,7 @@ fn signals_that_do_not_end_a_gateway_do_not_shorten_a_drain() {
     // This client neither reads its goodbye nor closes, so the gateway lingers.
     let mut phone = gateway.login(7);
     gateway.terminate();
-    gateway.process.stdout.wait_for("send the signal again to end at once");
+    gateway.process.stdout.wait_for("the next signal hurries");
     phone.wait_for_goodbye();
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         gateway.process.signal(signal);
@@ -147,14 +147,14 @@ fn two_hangup_signals_of_a_closed_terminal_cause_one_drain() {
     for ctrl_c in [false, true] {
         for _ in 0..3 {
             let (mut run, mut phone) = in_a_terminal(Shell::Interactive);
-            let thinking = phone.send(quiz::THINK, b"500");
+            let thinking = phone.send(quiz::THINK, b"1500");
             phone.assert_is_served();
             if ctrl_c {
                 kill_process(run.gateway, Signal::INT).unwrap();
-                run.terminal.stdout.wait_for("send the signal again to end at once");
+                run.terminal.stdout.wait_for("the next signal hurries");
             }
             run.terminal.kill();
-            // A second signal would end the process at once, and this call would get no answer.
+            // A second signal would hurry the drain, and a third one end it: this call would get no answer.
             assert_eq!(phone.outcome(thinking).unwrap(), "thought about it");
             phone.goodbye(Code::Draining);
             drop(phone);

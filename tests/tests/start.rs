@@ -280,3 +280,29 @@ fn the_operators_port_of_another_program_is_not_taken_over() {
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains(&format!("can't listen for operators on {address}")), "{log}");
 }
+
+#[test]
+fn a_new_gateway_waits_for_the_grace_of_an_old_one_whose_clients_may_still_come() {
+    let pair = Pair::new();
+    let old = pair.setup().set("shutdown.ready_grace_ms", 600_000).start();
+    let mut old = Draining::begin(old);
+    let setup = pair.setup();
+    let mut new = setup.begin();
+    old.until("the new gateway waits", || waits_for_a_drain(&new));
+    let mut late = old.gateway.login(7);
+    late.assert_is_served();
+    assert!(new.is_running());
+    // The grace is over.
+    old.gateway.terminate();
+    late.goodbye(Code::Draining);
+    drop(late);
+    new.stdout.wait_for("listening for operators on");
+    let mut phone = Phone::connect(old.gateway.clients());
+    phone.login(9);
+    phone.assert_is_served();
+    assert_eq!(old.gateway.process.wait().code(), Some(0));
+    new.signal(Signal::TERM);
+    phone.goodbye(Code::Draining);
+    drop(phone);
+    assert_eq!(new.wait().code(), Some(0));
+}

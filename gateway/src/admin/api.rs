@@ -11,7 +11,7 @@ use tidegate_backend::publisher::{Command, Done, Nobody, RoomId, Target};
 use super::app::{self, App, PUSH_MANY};
 use super::error::ApiError;
 use super::metrics_cache::Arrived;
-use super::{access, cluster, health, ids, pushes, rebalance, reload, stats};
+use super::{access, cluster, drain, health, ids, pushes, rebalance, reload, stats};
 use crate::control::{RoomInfo, UserInfo};
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
@@ -41,6 +41,7 @@ pub(super) fn router(app: App) -> Router {
             get(rebalance::show).post(rebalance::start).delete(rebalance::cancel),
         )
         .route("/reload", post(reload::reload))
+        .route("/drain", post(drain::drain))
         .route("/users/{id}", get(user))
         .route("/users/{id}/kick", post(kick))
         .route("/rooms/{id}", get(room))

@@ -27,14 +27,14 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Lets a successor share the port. See the [module](self).
 #[derive(Debug)]
-pub(super) struct HandOver {
+pub(crate) struct HandOver {
     /// The listening socket; `None`: the kernel can't send new connections only to the successor.
     socket: Option<TcpListener>,
 }
 
 impl HandOver {
     /// From now on a successor may listen on the same address.
-    pub(super) fn allow(&self) {
+    pub(crate) fn allow(&self) {
         if let Some(socket) = &self.socket
             && let Err(error) = SockRef::from(socket).set_reuse_port(true)
         {

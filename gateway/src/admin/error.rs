@@ -63,7 +63,7 @@ pub(super) enum ApiError {
     TooManyPushes { count: usize, count_max: usize },
     #[error(
         "there is no parameter {0:?} here: POST /push/... takes `type`, `key` and `ttl_ms`; POST /cluster/rebalance takes \
-         `count`, `per_second`, `spare_s` and `dry_run`; nothing else takes any"
+         `count`, `per_second`, `spare_s` and `dry_run`; POST /drain takes `hurry`; nothing else takes any"
     )]
     BadParameter(String),
     #[error("the parameter {0:?} is repeated: give it once")]

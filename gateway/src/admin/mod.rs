@@ -7,6 +7,7 @@
 //! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; while Redis is away 200, with a text that says so |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
 //! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "http_silent_ms", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
+//! | `POST /drain` | drains the gateway; `hurry` hurries the drain that is under way |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |
 //! | `GET /cluster` | `{"gateway", "redis", "gateways", "totals", "rebalance", ...}`: Redis, and what each gateway says of itself; 404 where `redis.url` is not set |
@@ -23,7 +24,7 @@
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its
 //! `scrape_config`. A room's id and a push's key are percent-encoded, and nothing else is: numbers are plain digits.
-//! Nothing but a single push (`type`, `key` and `ttl_ms`) and a rebalance takes parameters, each once. Health and the
+//! Nothing but a single push (`type`, `key` and `ttl_ms`), a rebalance and a drain takes parameters, each once. Health and the
 //! page ignore what they are given.
 //!
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
@@ -53,6 +54,7 @@ mod binding;
 mod cluster;
 mod connection_table;
 mod connections;
+mod drain;
 mod error;
 mod health;
 mod ids;
@@ -68,7 +70,7 @@ mod tests;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -86,7 +88,7 @@ use crate::service::SILENCE_MAX;
 
 use crate::http_io::accept::AcceptQueue;
 use app::{App, Timeouts};
-use binding::HandOver;
+pub(crate) use binding::HandOver;
 use connections::HttpService;
 use metrics_cache::MetricsCache;
 use rebalance::Rebalancer;
@@ -131,7 +133,7 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct AdminServer {
     local_addr: SocketAddr,
-    hand_over: HandOver,
+    hand_over: Arc<HandOver>,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -143,9 +145,10 @@ impl AdminServer {
         self.local_addr
     }
 
-    /// Lets a gateway that starts share the address and get its new connections. Call it when this gateway drains.
-    pub fn allow_successor(&self) {
-        self.hand_over.allow();
+    /// What lets a gateway that starts share the address and get its new connections, when this gateway drains. It keeps the
+    /// address in use no longer than the server does.
+    pub(crate) fn hand_over(&self) -> Weak<HandOver> {
+        Arc::downgrade(&self.hand_over)
     }
 
     /// Stops it and waits until it is gone: at most about a second, for requests under way.
@@ -238,7 +241,7 @@ fn serve_with(
         drop(end_work);
     };
     let thread = thread::Builder::new().name("admin".into()).spawn(run_front)?;
-    Ok(AdminServer { local_addr, hand_over, stop, thread })
+    Ok(AdminServer { local_addr, hand_over: Arc::new(hand_over), stop, thread })
 }
 
 fn run(

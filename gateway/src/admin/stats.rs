@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::app::App;
+use super::drain::DrainInfo;
 use super::error::ApiError;
 use super::ids;
 use super::silence::Unresponsive;
@@ -38,6 +39,8 @@ struct Gateway {
     uptime_ms: u64,
     /// `starting`, `ready` or `draining`.
     state: &'static str,
+    /// How far the drain has come; `null`: there is none.
+    drain: Option<DrainInfo>,
     admin_listen: SocketAddr,
 }
 
@@ -84,16 +87,19 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
         && unresponsive.is_empty()
         && app.about.missing_keys().is_none()
         && app.redis_away_s(true).is_none();
-    let gateway = Gateway::of(&app);
+    // The shards end before what is left of the HTTP gateway.
+    let drain = DrainInfo::of(&shards).or((!ended_shards.is_empty()).then_some(DrainInfo::LAST));
+    let gateway = Gateway::of(&app, drain);
     Ok(Json(Stats { ready, gateway, totals, shards, unresponsive, ended_shards }))
 }
 
 impl Gateway {
-    fn of(app: &App) -> Self {
+    fn of(app: &App, drain: Option<DrainInfo>) -> Self {
         Self {
             about: About::clone(&app.about),
             uptime_ms: u64::try_from(app.about.uptime().as_millis()).unwrap_or(u64::MAX),
             state: app.control.readiness().name(),
+            drain,
             admin_listen: app.admin_listen,
         }
     }

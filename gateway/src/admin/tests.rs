@@ -43,6 +43,7 @@ const SHORT: Duration = Duration::from_millis(300);
 #[derive(Default)]
 struct Fake {
     draining: AtomicBool,
+    hurried: AtomicBool,
     refusal: Mutex<Option<PushError>>,
     /// Answers that never come.
     stalled: Mutex<Option<Vec<oneshot::Sender<CommandOutcome>>>>,
@@ -145,6 +146,15 @@ impl Control for Fake {
 
     fn send_away(&self, _shard: u16, share: Share) {
         self.shares.lock().unwrap().push(share);
+    }
+
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn hurry_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.hurried.store(true, Ordering::Relaxed);
     }
 }
 

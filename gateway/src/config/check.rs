@@ -140,6 +140,7 @@ impl Checker<'_> {
         let on_expiry = on_expiry.map(|choice| (choice.name(), choice));
         let key = "session.on_token_expiry";
         let on_token_expiry = self.choice(key, &session.on_token_expiry, &on_expiry)?;
+        let age_max = self.millis("session.age_max_ms", session.age_max_ms, 0..=30 * DAY_MS)?;
         let key = "session.token_expiry_grace_ms";
         Ok(SessionConfig {
             heartbeat_interval: interval,
@@ -147,6 +148,7 @@ impl Checker<'_> {
             connections_per_user_max: self.choice("session.login", &session.login, &logins)?,
             on_token_expiry,
             token_expiry_grace: self.millis(key, session.token_expiry_grace_ms, 0..=DAY_MS)?,
+            age_max: Some(age_max).filter(|age_max| !age_max.is_zero()),
         })
     }
 
@@ -283,7 +285,10 @@ impl Checker<'_> {
 
     fn shutdown(&self, shutdown: &typed::Shutdown) -> Checked<ShutdownConfig> {
         let (drain_ms, retry_ms) = (shutdown.drain_timeout_ms, shutdown.retry_after_ms);
+        let (grace_ms, window_ms) = (shutdown.ready_grace_ms, shutdown.goodbye_window_ms);
         Ok(ShutdownConfig {
+            ready_grace: self.millis("shutdown.ready_grace_ms", grace_ms, 0..=DAY_MS)?,
+            goodbye_window: self.millis("shutdown.goodbye_window_ms", window_ms, 0..=DAY_MS)?,
             drain_timeout: self.millis("shutdown.drain_timeout_ms", drain_ms, 0..=DAY_MS)?,
             retry_after: self.millis("shutdown.retry_after_ms", retry_ms, 0..=DAY_MS)?,
         })

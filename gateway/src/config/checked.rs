@@ -374,6 +374,8 @@ pub struct SessionConfig {
     pub on_token_expiry: OnTokenExpiry,
     /// How long a session outlives its token where that ends it: the time for the client to show a fresh one.
     pub token_expiry_grace: Duration,
+    /// How old a connection may become before it is closed with 108. `None`: as old as it likes.
+    pub age_max: Option<Duration>,
 }
 
 /// What the end of a session's token means.
@@ -634,7 +636,11 @@ impl LogFormat {
 /// How the gateway drains.
 #[derive(Clone, Debug)]
 pub struct ShutdownConfig {
-    /// How long a drain waits for calls in flight before it closes their connections without the answers.
+    /// How long the gateway accepts and serves while `/readyz` says already that it drains.
+    pub ready_grace: Duration,
+    /// The longest time over which the goodbyes are spread.
+    pub goodbye_window: Duration,
+    /// How long a drain waits for calls in flight after the goodbyes, before it closes their connections without the answers.
     pub drain_timeout: Duration,
     /// How long clients are asked to wait before they reconnect.
     pub retry_after: Duration,

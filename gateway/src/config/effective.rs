@@ -44,6 +44,8 @@ impl Config {
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "log": { "filter": self.log.filter, "format": self.log.format.name() },
             "shutdown": {
+                "ready_grace_ms": ms(self.shutdown.ready_grace),
+                "goodbye_window_ms": ms(self.shutdown.goodbye_window),
                 "drain_timeout_ms": ms(self.shutdown.drain_timeout),
                 "retry_after_ms": ms(self.shutdown.retry_after),
             },
@@ -169,6 +171,7 @@ fn session(session: &SessionConfig) -> Value {
         "connections_per_user_max": session.connections_per_user_max,
         "on_token_expiry": session.on_token_expiry.name(),
         "token_expiry_grace_ms": ms(session.token_expiry_grace),
+        "age_max_ms": session.age_max.map_or(0, ms),
     })
 }
 

@@ -130,6 +130,7 @@ pub(super) struct Session {
     pub(super) connections_per_user_max: i64,
     pub(super) on_token_expiry: String,
     pub(super) token_expiry_grace_ms: i64,
+    pub(super) age_max_ms: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -239,6 +240,8 @@ pub(super) struct Log {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Shutdown {
+    pub(super) ready_grace_ms: i64,
+    pub(super) goodbye_window_ms: i64,
     pub(super) drain_timeout_ms: i64,
     pub(super) retry_after_ms: i64,
 }
@@ -390,6 +393,7 @@ impl Default for Session {
             connections_per_user_max: 8,
             on_token_expiry: "ignore".into(),
             token_expiry_grace_ms: 30_000,
+            age_max_ms: 0,
         }
     }
 }
@@ -486,7 +490,12 @@ impl Default for Log {
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { drain_timeout_ms: 10_000, retry_after_ms: 1000 }
+        Self {
+            ready_grace_ms: 0,
+            goodbye_window_ms: 3_000,
+            drain_timeout_ms: 10_000,
+            retry_after_ms: 1_000,
+        }
     }
 }
 

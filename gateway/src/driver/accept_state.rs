@@ -108,11 +108,15 @@ impl AcceptState {
     }
 
     /// The listening socket is to be closed: see [`Driver::stop_listening`](super::Driver::stop_listening).
-    /// `queue_max` is how many connections its accept queue may hold. Only the first call counts.
+    /// `queue_max` is how many connections its accept queue may hold. A later call can only make the deadline earlier.
     pub(super) fn stop(&mut self, queue_max: u32, until: Instant) {
-        if self.listening == Listening::Open {
-            self.listening = Listening::Stopping { accepts_left: queue_max, until };
-            self.wanted = true;
+        match &mut self.listening {
+            Listening::Open => {
+                self.listening = Listening::Stopping { accepts_left: queue_max, until };
+                self.wanted = true;
+            }
+            Listening::Stopping { until: latest, .. } => *latest = until.min(*latest),
+            Listening::Closed => {}
         }
     }
 

@@ -325,7 +325,8 @@ pub trait Driver {
     /// Closes the listening sockets permanently: new connections are refused. Connections that wait to be
     /// accepted are accepted first, since the kernel would reset them. At most as many are accepted as the
     /// queues may hold: those that come meanwhile are behind them in the queue. Where the sink has no budget,
-    /// or descriptors have run out, the driver continues as connections close, until `until` at most.
+    /// or descriptors have run out, the driver continues as connections close, until `until` at most. A second call can make
+    /// that earlier.
     /// [`Event::ListeningStopped`] says when that is done, once.
     fn stop_listening(&mut self, until: Instant);
 

@@ -19,9 +19,9 @@ use metrics::counter;
 use tidegate_backend::handler::Failure;
 use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{Code, UserId};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::OPENAPI_PATH;
 use super::dispatcher::{Ask, Dispatcher, count_refused_token};
 use super::error::{Answer, HttpError, spread_ms};
 use super::handshakes::Handshakes;
@@ -31,11 +31,10 @@ use super::metrics::{count_answered, count_closed, count_failure};
 use super::routes::{Methods, Route, Routes};
 use super::slots::Slot;
 use super::transcode::Body;
+use super::{OPENAPI_PATH, Phase};
 use crate::config::ListenerConfig;
-use crate::control::{Control as _, Readiness};
 use crate::driver::ConnId;
 use crate::http_io::bearer;
-use crate::hub::Hub;
 use crate::shard::Shared;
 use crate::shard::clients::rate::{Rate, RateLimiter};
 
@@ -63,7 +62,8 @@ pub(super) struct Site {
     pub(super) routes: Routes,
     pub(super) dispatcher: Rc<Dispatcher>,
     pub(super) shared: Arc<Shared>,
-    pub(super) hub: Arc<Hub>,
+    /// How far the end of the HTTP gateway has come.
+    pub(super) phases: watch::Receiver<Phase>,
     /// The document that describes the routes; `None`: it is not served.
     pub(super) openapi: Option<Bytes>,
     pub(super) rate: Option<Rate>,
@@ -264,7 +264,7 @@ impl Site {
     }
 
     fn check_drain(&self, conn: ConnId) -> Result<(), HttpError> {
-        if self.hub.readiness() != Readiness::Draining {
+        if *self.phases.borrow() < Phase::Draining {
             return Ok(());
         }
         let wait = self.shared.config.shutdown.retry_after;

@@ -64,6 +64,7 @@ use crate::config::{HttpConfig, ListenerConfig};
 use crate::http_io::accept::AcceptQueue;
 use crate::parts::Parts;
 use crate::shard::clients::rate::Rate;
+use crate::shard::draining;
 use crate::shard::mailbox::Address;
 use crate::telemetry::panics::text_of;
 use crate::wire::certificates::Certificates;
@@ -72,11 +73,59 @@ use crate::wire::certificates::Certificates;
 pub(crate) const OPENAPI_PATH: &str = "/openapi.json";
 
 /// How far the end of the HTTP gateway has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
+    /// `/readyz` says that the gateway drains, and requests are served as before.
+    Grace,
     Draining,
+    /// Answers under way have a second at most.
+    Hurried,
     Stopped,
+}
+
+/// Moves the HTTP gateway to its end.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpPhase(watch::Sender<Phase>);
+
+impl HttpPhase {
+    /// After the time of grace: accepts no new connections, and answers further requests with 503 and 108. Requests that
+    /// have arrived get their answers.
+    pub(crate) fn drain(&self) {
+        self.advance(Phase::Grace);
+    }
+
+    /// Drains in a hurry.
+    pub(crate) fn hurry(&self) {
+        self.advance(Phase::Hurried);
+    }
+
+    /// Goes on to a phase, never back.
+    fn advance(&self, to: Phase) {
+        self.0.send_if_modified(|phase| {
+            let is_later = *phase < to;
+            *phase = to.max(*phase);
+            is_later
+        });
+    }
+
+    /// Ends the time of grace when it is over.
+    async fn end_grace(self, grace: Duration) {
+        let mut phases = self.0.subscribe();
+        drop(phases.wait_for(|phase| *phase != Phase::Serving).await);
+        time::sleep(grace).await;
+        self.advance(Phase::Draining);
+    }
+}
+
+/// Ends the HTTP gateway at once when it is dropped. Others keep the phase too, so that its channel stays open.
+#[derive(Debug)]
+struct StopsAtDrop(HttpPhase);
+
+impl Drop for StopsAtDrop {
+    fn drop(&mut self) {
+        self.0.advance(Phase::Stopped);
+    }
 }
 
 /// Checks what can be checked without serving: the messages that routes name.
@@ -100,7 +149,7 @@ pub(crate) struct Surroundings {
 /// A running HTTP gateway. Dropping it stops it too, without waiting for it.
 #[derive(Debug)]
 pub(crate) struct HttpServer {
-    phase: watch::Sender<Phase>,
+    phase: StopsAtDrop,
     thread: JoinHandle<()>,
 }
 
@@ -117,8 +166,11 @@ impl HttpServer {
         metrics::register();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (phase, phases) = watch::channel(Phase::Serving);
+        let phase = HttpPhase(phase);
+        let grace = surroundings.parts.shared.config.shutdown.ready_grace;
+        let end_grace = phase.clone().end_grace(grace);
         let run = move || {
-            let run = || serve(&runtime, surroundings, routes, phases);
+            let run = || serve(&runtime, surroundings, routes, phases, end_grace);
             match panic::catch_unwind(AssertUnwindSafe(run)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => on_failure(error.to_string()),
@@ -126,28 +178,22 @@ impl HttpServer {
             }
         };
         let thread = thread::Builder::new().name("http".into()).spawn(run)?;
-        Ok(Self { phase, thread })
+        Ok(Self { phase: StopsAtDrop(phase), thread })
     }
 
-    /// Accepts no new connections, and answers further requests with 503 and 108. Requests that have arrived get their answers.
-    pub(crate) fn drain(&self) {
-        self.phase.send_if_modified(|phase| {
-            let serves = *phase == Phase::Serving;
-            if serves {
-                *phase = Phase::Draining;
-            }
-            serves
-        });
+    /// What moves it to its end.
+    pub(crate) fn phase(&self) -> HttpPhase {
+        self.phase.0.clone()
     }
 
     /// Ends at once.
     pub(crate) fn stop(&self) {
-        self.phase.send_replace(Phase::Stopped);
+        self.phase.0.advance(Phase::Stopped);
     }
 
-    /// Waits until it has drained: `shutdown.drain_timeout_ms` at most.
+    /// Waits until it has drained.
     pub(crate) fn join(self) {
-        self.drain();
+        self.phase.0.drain();
         // It has reported its panic, if there was one.
         drop(self.thread.join());
     }
@@ -163,6 +209,7 @@ fn serve(
     surroundings: Surroundings,
     routes: Routes,
     phases: watch::Receiver<Phase>,
+    end_grace: impl Future<Output = ()> + 'static,
 ) -> io::Result<()> {
     let Surroundings { parts, address, sockets, certificates } = surroundings;
     let config = &parts.shared.config;
@@ -179,15 +226,16 @@ fn serve(
             routes,
             dispatcher: Rc::clone(&dispatcher),
             shared: Arc::clone(&parts.shared),
-            hub: Arc::clone(&parts.hub),
             openapi,
             rate,
             handshakes: Handshakes::new(parts.shared.config.tls.handshakes_per_second_max),
+            phases: phases.clone(),
             oversize_answers: LogLimit::new(),
             bad_answers: LogLimit::new(),
         });
         let slots = Slots::new(connections_max, PROTECTED);
         let turns = task::spawn_local(dispatcher.run());
+        task::spawn_local(end_grace);
         let mut accepting = Vec::new();
         for (socket, config) in sockets.into_iter().zip(&http.listeners) {
             let listener = listener_of(socket, config, certificates.as_deref())?;
@@ -225,17 +273,30 @@ fn serve(
 /// How long the tasks that accept may take to count what they reset.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Waits until the gateway drains. It drops what `wait_for` returns at once: that is a lock, which blocks the sender.
+/// How long a drain that is hurried waits for answers.
+const HURRY: Duration = Duration::from_millis(draining::HURRY_MS);
+
+/// Waits until the gateway drains and its time of grace is over. It drops what `wait_for` returns at once: that is a lock, which
+/// blocks the sender.
 async fn drain_begins(phases: &mut watch::Receiver<Phase>) {
     // Its sender may be dropped.
-    drop(phases.wait_for(|phase| *phase != Phase::Serving).await);
+    drop(phases.wait_for(|phase| *phase >= Phase::Draining).await);
 }
 
 /// Waits until the gateway has drained for as long as it may, or is stopped.
 async fn drain_is_over(mut phases: watch::Receiver<Phase>, drain_timeout: Duration) {
     drain_begins(&mut phases).await;
+    let mut hurried = phases.clone();
+    let is_hurried = async {
+        drop(hurried.wait_for(|phase| *phase >= Phase::Hurried).await);
+        time::sleep(HURRY).await;
+    };
     let is_stopped = async { drop(phases.wait_for(|phase| *phase == Phase::Stopped).await) };
-    drop(time::timeout(drain_timeout, is_stopped).await);
+    select! {
+        () = time::sleep(drain_timeout) => {}
+        () = is_hurried => {}
+        () = is_stopped => {}
+    }
 }
 
 fn listener_of(

@@ -11,7 +11,7 @@
 //!
 //! | signal | what it does |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one ends the process at once, with exit status 130 |
+//! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one hurries the drain; a third one ends the process at once, with exit status 130 |
 //! | SIGHUP | drains where the terminal has closed, unless SIGHUP was ignored at the start (nohup); otherwise it reads the certificates again |
 //! | SIGUSR1, SIGUSR2 | nothing, except a line in the log |
 //!
@@ -20,7 +20,7 @@
 //! | 0 | it drained, or a signal interrupted its start, or the configuration is valid (`--check-config`) |
 //! | 1 | it did not start, or could not (`--check-config`), or a shard failed; the standard error says why |
 //! | 2 | a flag, a key or a value is wrong, or a backend has no handler |
-//! | 130 | a second signal ended it at once |
+//! | 130 | a third signal ended it at once |
 //!
 //! All lines for the standard streams go through [`output`].
 
@@ -29,6 +29,7 @@ mod signals;
 
 use std::cell::Cell;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -36,6 +37,7 @@ use crossbeam::channel::Receiver;
 use crossbeam::select;
 
 use crate::config;
+use crate::control::Control;
 use crate::server::{Builder, Server, StartError};
 use crate::service::Service;
 use crate::telemetry::{self, output};
@@ -45,10 +47,10 @@ use signals::Request;
 /// The exit status where the configuration is wrong, as after a wrong flag.
 const WRONG_CONFIGURATION: u8 = 2;
 
-/// The exit status after a second signal: the one that a shell reports for a process that SIGINT ended.
+/// The exit status after a third signal: the one that a shell reports for a process that SIGINT ended.
 const ENDED_AT_ONCE: i32 = 130;
 
-/// How long the last lines may take after a second signal.
+/// How long the last lines may take after a third signal.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Runs a gateway until a signal has it drain, and it has drained. Call it once, from `main`.
@@ -57,7 +59,7 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 /// A file, the environment and flags replace it in turn. `build` adds the handlers.
 ///
 /// It installs the log, a recorder of metrics, and a panic hook that logs, for the whole process. It ends the process
-/// after `--help`, a wrong flag or a wrong key, and at a second signal.
+/// after `--help`, a wrong flag or a wrong key, and at a third signal.
 pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
     let _flushed = FlushAtEnd;
     let (arguments, variables) = (std::env::args_os(), std::env::vars_os());
@@ -131,6 +133,7 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
                 let request = request.context("the thread for signals has ended")?;
                 told_to_drain.set(asks_to_drain(request, Some(&server)));
             }
+            recv(server.drain_began()) -> _ => break,
             recv(server.ended()) -> ended => {
                 let (shard, outcome) = ended?;
                 server.stop();
@@ -143,10 +146,12 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     // The shards come first: nothing that follows may delay them.
     server.shutdown();
     service.stopping();
-    output::stdout().line(
-        "draining: every client gets its answers and 108; send the signal again to end at once",
-    );
-    end_at_a_second_signal(requests);
+    let signals = u32::from(told_to_drain.get());
+    output::stdout().line(format!(
+        "draining: every client gets its answers and 108; the next signal {}",
+        if signals == 0 { "changes nothing, and one more hurries" } else { NEXT_HURRIES }
+    ));
+    watch_further_signals(requests, server.control(), signals);
     server.wait()?;
     output::stdout().line("stopped");
     Ok(())
@@ -162,20 +167,38 @@ fn asks_to_drain(request: Request, server: Option<&Server>) -> bool {
     false
 }
 
-/// Ends the process at the next request to drain. A terminal that closes is no such request: a person who closes it
-/// after Ctrl-C does not ask to lose answers.
-fn end_at_a_second_signal(requests: Receiver<Request>) {
+/// What the next signal does once one has had the gateway drain.
+const NEXT_HURRIES: &str = "hurries, and one more ends the gateway at once";
+
+/// Hurries the drain at the second request to drain, and ends the process at the third. `signals`: how many there were. Where an
+/// operator began the drain there was none, and the first changes nothing: a service manager sends it after its own
+/// hook has begun the drain. A terminal that closes is no such request: a person who closes it after Ctrl-C does not ask to lose answers.
+fn watch_further_signals(requests: Receiver<Request>, control: Arc<dyn Control>, mut signals: u32) {
     let watch = move || {
         for request in requests {
-            if request == Request::Drain {
-                output::flush_within(AT_ONCE);
-                std::process::exit(ENDED_AT_ONCE);
+            if request != Request::Drain {
+                asks_to_drain(request, None);
+                continue;
             }
-            asks_to_drain(request, None);
+            signals += 1;
+            match signals {
+                1 => output::stdout()
+                    .line(format!("draining already; the next signal {NEXT_HURRIES}")),
+                2 => {
+                    control.hurry_drain();
+                    output::stdout().line(
+                        "hurrying: every client gets 108 now, and answers have a second; send the signal again to end at once",
+                    );
+                }
+                _ => {
+                    output::flush_within(AT_ONCE);
+                    std::process::exit(ENDED_AT_ONCE);
+                }
+            }
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("second-signal".into()).spawn(watch) {
+    if let Err(error) = std::thread::Builder::new().name("more-signals".into()).spawn(watch) {
         // The drain continues without it.
-        tracing::warn!(%error, "a second signal will not end the gateway at once: no thread for it");
+        tracing::warn!(%error, "further signals will not hurry or end the drain: no thread for it");
     }
 }

@@ -17,7 +17,7 @@ use crate::wire::certificates::Certificates;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// Drain. A second one: end at once.
+    /// Drain. A second one: hurry. A third one: end at once.
     Drain,
     /// Drain, since the terminal has closed. The shell and the kernel may both send it for one closing, so it never
     /// counts as a second request.

@@ -15,6 +15,7 @@ use super::rooms::log::After;
 use super::rooms::message::{AskedBy, RoomEffect, RoomMessage};
 use super::users::message::{Eviction, SessionMessage, UserEffect, UserMessage};
 use super::{Shard, delivery, rooms, users};
+use crate::control::ShardInfo;
 use crate::driver::{ConnId, Mechanism};
 use crate::session_id::SessionAddr;
 
@@ -42,17 +43,16 @@ impl Shard {
             }
             // The operator may have stopped waiting.
             Message::InspectShard { reply } => {
-                drop(reply.send(self.levels().shard_info(self.id, mechanism)));
+                let info = self.levels().shard_info(self.id, mechanism);
+                let drain = self.draining.progress(self.clock.now_ms());
+                drop(reply.send(ShardInfo { drain, ..info }));
             }
             Message::CountMovable { spared_s, reply } => {
                 let _ = reply.send(self.count_movable(spared_s));
             }
             Message::SendAway(share) => self.rebalance.start(share, self.clock.now_ms()),
-            Message::Drain => {
-                if self.draining.start(self.clock.now_ms()) {
-                    self.rooms.start_draining();
-                }
-            }
+            Message::Drain => self.draining.start(self.clock.now_ms()),
+            Message::HurryDrain => self.draining.hurry(self.clock.now_ms()),
             Message::Stop => self.is_finished = true,
         }
         self.apply();

@@ -68,6 +68,8 @@ pub enum Message {
     },
     /// Close all connections gracefully, and end.
     Drain,
+    /// The same, in a hurry. A drain that is under way is hurried.
+    HurryDrain,
     /// End now.
     Stop,
 }
@@ -93,6 +95,7 @@ impl Message {
             | Self::SendAway(_)
             | Self::CountMovable { .. }
             | Self::Drain
+            | Self::HurryDrain
             | Self::Stop => {}
         }
     }

@@ -261,6 +261,7 @@ impl Shard {
             push_keys: self.repeats.len(),
             opening: self.wires.opening,
             waiting_handshakes: self.wires.waiting_handshakes,
+            drain_phase: self.draining.progress(0).map_or(0, |drain| drain.phase as usize + 1),
         }
     }
 
@@ -349,21 +350,38 @@ impl Shard {
     /// One turn's part of a drain, and the end when no connection is left.
     fn drain_step(&mut self, driver: &mut impl Driver) {
         let now_ms = self.clock.now_ms();
-        let Some(step) = self.draining.step(self.clients.slots(), now_ms) else { return };
+        let Some(step) = self.draining.start_step(self.clients.len(), now_ms) else { return };
+        if step.is_first {
+            self.rooms.start_draining();
+            self.apply();
+        }
         if let Some(until_ms) = step.stop_listening_until_ms {
             driver.stop_listening(self.clock.instant(until_ms));
         }
-        for slot in step.slots {
-            let slot = u32::try_from(slot).expect("slots are 32 bits");
-            let client = self.clients.at(slot);
-            if step.has_expired || client.calls == 0 && !client.is_opening() {
-                self.close_gracefully(slot, Cause::Draining);
-            }
+        while let Some(slot) = self.draining.next_slot(self.clients.slots()) {
+            self.say_goodbye(slot, step);
         }
         // All shards end together: each is home to some of the others' users and rooms.
-        self.is_finished |= self.draining.is_done() && self.connections() == 0;
+        self.is_finished |= self.draining.may_end() && self.connections() == 0;
         if !self.is_finished {
             self.housekeeping.bring_forward(now_ms + draining::POLL_MS);
+        }
+    }
+
+    /// The turn of a slot's connection has come in a drain.
+    fn say_goodbye(&mut self, slot: u32, step: draining::Step) {
+        let client = self.clients.at(slot);
+        if client.is_closing() {
+            if step.aborts_closing {
+                self.clients.hurry_close(slot, &self.clock);
+            }
+            return;
+        }
+        self.draining.count_notified();
+        if step.has_expired || client.calls == 0 && !client.is_opening() {
+            self.close_gracefully(slot, Cause::Draining);
+        } else if client.calls > 0 {
+            self.clients.start_leaving(slot);
         }
     }
 

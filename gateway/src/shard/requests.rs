@@ -46,7 +46,7 @@ impl Shard {
             let after = self.clients.refuse_unauthenticated(slot, kind, sequence);
             return self.after_auth_failure(slot, after);
         }
-        if self.draining.is_draining() || connection.has(Flags::LEAVING) {
+        if connection.has(Flags::LEAVING) {
             let retry_after_ms = self.draining.retry_after_ms(slot);
             let code = Code::Draining;
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
@@ -112,10 +112,15 @@ impl Shard {
         }
         self.clients.write_outcome(slot, kind, sequence, outcome, &self.clock);
         let connection = self.clients.at(slot);
-        if connection.calls == 0 && self.draining.is_draining() {
-            self.close_gracefully(slot, Cause::Draining);
-        } else if connection.calls == 0 && connection.has(Flags::LEAVING) {
-            self.close_gracefully(slot, Cause::Rebalanced);
+        if connection.calls == 0 && connection.has(Flags::LEAVING) {
+            let cause = if self.draining.is_draining() {
+                Cause::Draining
+            } else if self.clients.is_aged(slot, &self.clock) {
+                Cause::Aged
+            } else {
+                Cause::Rebalanced
+            };
+            self.close_gracefully(slot, cause);
         }
     }
 }

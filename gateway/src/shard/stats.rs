@@ -193,6 +193,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Connections whose TLS handshake waits for its turn: see tls.handshakes_per_second_max.",
     ),
     (
+        "tidegate_drain_phase",
+        "shard",
+        "How far the shard's drain has come: 0 it does not drain, 1 grace, 2 goodbyes, 3 answers.",
+    ),
+    (
         "tidegate_commands_in_flight",
         "",
         "Pushes and other commands under way, all shards together.",
@@ -253,6 +258,7 @@ pub struct Levels {
     pub rebalance_remaining: usize,
     pub opening: usize,
     pub waiting_handshakes: usize,
+    pub drain_phase: usize,
 }
 
 impl Levels {
@@ -270,6 +276,7 @@ impl Levels {
             memberships: self.memberships as u64,
             calls_in_flight: self.calls_in_flight as u64,
             outbox_bytes: self.outbox_bytes as u64,
+            drain: None,
         }
     }
 }
@@ -281,7 +288,7 @@ pub struct Exporter {
     closed: [Counter; Cause::COUNT],
     failures: [Counter; Code::ALL.len()],
     refused_tokens: [Counter; AuthError::COUNT],
-    gauges: [Gauge; 11],
+    gauges: [Gauge; 12],
     commands_in_flight: Gauge,
     exported: Stats,
 }
@@ -302,7 +309,8 @@ impl Exporter {
             ),
             refused_tokens: AuthError::ALL
                 .map(|error| counter!("tidegate_auth_failures_total", "reason" => error.label())),
-            gauges: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(|index: usize| level(OTHERS[index].0)),
+            gauges: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+                .map(|index: usize| level(OTHERS[index].0)),
             commands_in_flight: gauge!("tidegate_commands_in_flight"),
             exported: Stats::default(),
         }
@@ -322,7 +330,7 @@ impl Exporter {
         }
         let Levels { connections, sessions, users, rooms, memberships, .. } = levels;
         let Levels { calls_in_flight, outbox_bytes, push_keys, rebalance_remaining, .. } = levels;
-        let Levels { opening, waiting_handshakes, .. } = levels;
+        let Levels { opening, waiting_handshakes, drain_phase, .. } = levels;
         let levels = [
             connections,
             sessions,
@@ -335,6 +343,7 @@ impl Exporter {
             rebalance_remaining,
             opening,
             waiting_handshakes,
+            drain_phase,
         ];
         let gauges = self.gauges.iter().zip(levels);
         for (gauge, level) in gauges.chain([(&self.commands_in_flight, commands_in_flight)]) {

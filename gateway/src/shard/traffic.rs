@@ -103,6 +103,7 @@ impl Sink for Shard {
             self.calls.next_poll_ms(now_ms).map(in_ms),
             self.rooms.next_window_end_ms().map(in_ms),
             self.rebalance.next_step_ms().map(in_ms),
+            self.draining.next_step_ms().map(in_ms),
         ];
         let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping.next_at_ms()), u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.
@@ -259,7 +260,7 @@ impl Shard {
         }
         let (retry_after_ms, until_ms) = match cause {
             Cause::Draining => (draining.retry_after_ms(slot), draining.close_until_ms()),
-            Cause::Rebalanced => {
+            Cause::Rebalanced | Cause::Aged => {
                 let until_ms = draining.leave_until_ms(clock.now_ms());
                 (draining.retry_after_ms(slot), Some(until_ms))
             }

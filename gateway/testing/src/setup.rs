@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(31);
 
 /// A gateway before it is put together.
 pub struct Setup {
-    /// The configuration: the defaults, but one shard and demo tokens.
+    /// The configuration: the defaults, but one shard, demo tokens, and no window for goodbyes.
     pub config: Config,
     /// Serves each backend of the configuration.
     pub handler: Arc<dyn Handler>,
@@ -50,6 +50,8 @@ impl Setup {
         let mut config = Config::embedded_default();
         config.shards = 1;
         config.auth.mode = AuthMode::Demo;
+        // A drain says goodbye to all clients at once.
+        config.shutdown.goodbye_window = Duration::ZERO;
         configure(&mut config);
         Self {
             config,

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod ages;
 mod command_outcomes;
+mod drain_phases;
 mod figures;
 mod mass_events;
 mod memory_bounds;

@@ -10,6 +10,7 @@ fn all_other_paths_need_the_token() {
     let guarded = [
         ("GET", "/metrics"),
         ("GET", "/stats"),
+        ("POST", "/drain"),
         ("GET", "/cluster"),
         ("GET", "/cluster/rebalance"),
         ("POST", "/cluster/rebalance?count=1"),
@@ -228,4 +229,25 @@ fn a_reload_whose_files_hang_holds_up_no_other_request() {
         assert_eq!(test.get("/stats").status, 200);
     }
     files.go_on();
+}
+
+#[test]
+fn an_operator_drains_the_gateway_and_hurries_the_drain() {
+    let test = TestServer::new();
+    for (query, said) in
+        [("hurry=1", "true or false"), ("hurry=true&hurry=true", "repeated"), ("wait=1", "`hurry`")]
+    {
+        let answer = test.ask("POST", &format!("/drain?{query}"), b"");
+        assert!(answer.error(400).contains(said), "{query}: {}", answer.body);
+    }
+    test.ask("POST", "/drain", b"x").error(400);
+    test.ask_as(None, "POST", "/drain", b"").error(401);
+    let seen = || [&test.fake.draining, &test.fake.hurried].map(|it| it.load(Ordering::Relaxed));
+    assert_eq!(seen(), [false, false]);
+    let answer = test.ask("POST", "/drain", b"").json();
+    assert_eq!(answer, json!({"drained_already": false, "hurry": false}));
+    assert_eq!(seen(), [true, false]);
+    let answer = test.ask("POST", "/drain?hurry=true", b"").json();
+    assert_eq!(answer, json!({"drained_already": true, "hurry": true}));
+    assert_eq!(seen(), [true, true]);
 }

@@ -175,6 +175,17 @@ fn waiting_connections_without_a_budget_delay_the_close_to_the_deadline() {
 }
 
 #[test]
+fn a_second_stop_makes_the_deadline_earlier_and_never_later() {
+    let now = Instant::now();
+    let mut state = stopping(3, now + SECOND);
+    state.stop(3, now + SECOND / 4);
+    assert_eq!(state.wait(QUEUED, 0), Wait::Until(now + SECOND / 4));
+    state.stop(3, now + 2 * SECOND);
+    assert_eq!(state.wait(QUEUED, 0), Wait::Until(now + SECOND / 4));
+    assert!(state.may_close(QUEUED, 0, now + SECOND / 4));
+}
+
+#[test]
 fn a_parked_connection_delays_the_close_though_no_accept_is_left() {
     let now = Instant::now();
     let mut state = stopping(1, now + SECOND);

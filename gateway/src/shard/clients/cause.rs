@@ -54,6 +54,7 @@ causes! {
     Flood, "flood", "It sent too much before it was open, or asked for answers of TLS or WebSocket and did not read them.";
     OpenTimeout, "open_timeout", "It did not send its PROXY header, handshake or upgrade in time.";
     Rebalanced, "rebalanced", "It was sent to another gateway, as this one had more than its share: 108.";
+    Aged, "aged", "It was open for `session.age_max_ms`: 108.";
 }
 
 impl Cause {
@@ -66,7 +67,7 @@ impl Cause {
             Self::Kicked | Self::TokenRevoked => Some(Code::Kicked),
             Self::TokenExpired => Some(Code::Unauthenticated),
             Self::Idle | Self::AuthTimeout => Some(Code::Idle),
-            Self::Draining | Self::Rebalanced => Some(Code::Draining),
+            Self::Draining | Self::Rebalanced | Self::Aged => Some(Code::Draining),
             Self::Peer
             | Self::Reset
             | Self::TimedOut

@@ -51,7 +51,8 @@ bitflags! {
         const RESUMING = 1 << 5;
         /// Its token is being looked up: without a session nothing is read.
         const VERIFYING = 1 << 6;
-        /// It is sent to another gateway: it gets the answers that it waits for, and then the goodbye.
+        /// It is to reconnect, as the gateway drains, rebalances or finds it too old: it gets the answers that it waits
+        /// for, and then the goodbye. Its requests are refused.
         const LEAVING = 1 << 7;
     }
 }

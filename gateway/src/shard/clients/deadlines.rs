@@ -1,18 +1,23 @@
 //! Deadlines of connections: to authenticate, to send a frame now and then, to show a fresh token before the
-//! last one has ended, to go away after the last frame.
+//! last one has ended, not to be too old, to go away after the last frame.
 //!
 //! Each connection has one deadline at most: the first of those that it has to meet. A frame only notes the
 //! time, so a deadline may expire too early. What it means is decided when it has expired.
 
+use super::ages::Ages;
 use super::cause::Cause;
 use super::connection::{Connection, Flags, Phase};
 use super::timers::Timers;
 use super::token_ends::{NEVER, TokenEnds};
 use crate::auth::TokenEnd;
+use crate::driver::ConnId;
 use crate::shard::clock::Clock;
 
 /// Deadlines that one turn handles. It spreads a mass timeout over several turns.
 const DEADLINES_MAX: usize = 1024;
+
+/// How often a connection that is too old is looked at while its session waits for its rooms, in milliseconds.
+const RESUMING_MS: u64 = 250;
 
 /// The deadlines of a shard's connections.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub struct Deadlines {
     idle_timeout_ms: u64,
     /// When sessions end with their tokens; `None`: they don't.
     token_ends: Option<TokenEnds>,
+    /// When connections are too old; `None`: never.
+    ages: Option<Ages>,
     /// Slots whose deadline has expired.
     expired: Vec<u32>,
     /// More deadlines have expired than one turn handles.
@@ -34,6 +41,9 @@ pub enum DeadlineAction {
     Reschedule(u64),
     /// Close the connection gracefully.
     Close(Cause),
+    /// It is too old and waits for answers: refuse its requests, close it with its last answer, and look again at
+    /// this time.
+    Leave(u64),
     /// Close it at once: it had its time to go away.
     Abort,
     /// The connection is gone.
@@ -41,11 +51,35 @@ pub enum DeadlineAction {
 }
 
 impl Deadlines {
-    /// No deadline yet. A session ends after `idle_timeout_ms` without a frame, and at its end in `token_ends`.
+    /// No deadline yet. A session ends after `idle_timeout_ms` without a frame, at its end in `token_ends`, and at that of its
+    /// connection in `ages`.
     #[must_use]
-    pub fn new(idle_timeout_ms: u64, token_ends: Option<TokenEnds>) -> Self {
+    pub fn new(idle_timeout_ms: u64, token_ends: Option<TokenEnds>, ages: Option<Ages>) -> Self {
         let (timers, expired) = (Timers::new(), Vec::new());
-        Self { timers, idle_timeout_ms, token_ends, expired, has_more: false }
+        Self { timers, idle_timeout_ms, token_ends, ages, expired, has_more: false }
+    }
+
+    /// A connection was accepted: its age counts from now.
+    pub fn set_age(&mut self, conn: ConnId, now_ms: u64) {
+        if let Some(ages) = &mut self.ages {
+            ages.set(conn, now_ms);
+        }
+    }
+
+    /// Whether a connection is too old.
+    #[must_use]
+    pub fn is_aged(&self, slot: u32, now_ms: u64) -> bool {
+        self.age_end_ms(slot) <= now_ms
+    }
+
+    /// When a connection is too old.
+    fn age_end_ms(&self, slot: u32) -> u64 {
+        self.ages.as_ref().map_or(NEVER, |ages| ages.end_ms(slot))
+    }
+
+    /// When the session of a connection ends, whatever its client sends.
+    fn end_ms(&self, slot: u32) -> u64 {
+        self.session_end_ms(slot).min(self.age_end_ms(slot))
     }
 
     /// Sets a slot's deadline.
@@ -55,7 +89,7 @@ impl Deadlines {
 
     /// Sets the deadline of a connection whose session has just opened.
     pub fn set_idle(&mut self, slot: u32, now_ms: u64) {
-        let at_ms = (now_ms + self.idle_timeout_ms).min(self.session_end_ms(slot));
+        let at_ms = (now_ms + self.idle_timeout_ms).min(self.end_ms(slot));
         self.timers.set(slot, at_ms);
     }
 
@@ -123,25 +157,42 @@ impl Deadlines {
             }
             // Also where reading from it is paused: whoever does not read its answers must not outlive its token.
             Phase::Open if end_ms <= now_ms => DeadlineAction::Close(Cause::TokenExpired),
+            Phase::Open if self.is_aged(slot, now_ms) => self.check_aged(slot, connection, now_ms),
             // Reading from it is paused, so it can't be silent. If it takes nothing, TCP_USER_TIMEOUT closes
             // it; if it waits for a call, the call's timeout ends that.
             // (Where its session's answer waits for its rooms, it waits for other shards, and one may hang.)
             Phase::Registering | Phase::Open
                 if connection.has(Flags::READ_PAUSED) && !connection.has(Flags::RESUMING) =>
             {
-                DeadlineAction::Reschedule((now_ms + self.idle_timeout_ms).min(end_ms))
+                DeadlineAction::Reschedule((now_ms + self.idle_timeout_ms).min(self.end_ms(slot)))
             }
             Phase::Anonymous => DeadlineAction::Close(Cause::AuthTimeout),
             Phase::Registering | Phase::Open => {
                 let silent_ms = clock.wrapping_ms().wrapping_sub(connection.last_seen_ms);
                 match now_ms - u64::from(silent_ms) + self.idle_timeout_ms {
                     at_ms if at_ms <= now_ms => DeadlineAction::Close(Cause::Idle),
-                    at_ms => DeadlineAction::Reschedule(at_ms.min(end_ms)),
+                    at_ms => DeadlineAction::Reschedule(at_ms.min(self.end_ms(slot))),
                 }
             }
             Phase::Closing | Phase::Lingering => DeadlineAction::Abort,
             // The wire has a deadline of its own.
             Phase::Opening | Phase::Vacant | Phase::Aborted => DeadlineAction::Nothing,
+        }
+    }
+
+    /// What to do with a session whose connection is too old. It gets the answers that it waits for, if they come in time.
+    fn check_aged(&self, slot: u32, connection: &Connection, now_ms: u64) -> DeadlineAction {
+        let until_ms = self.ages.as_ref().map_or(now_ms, |ages| ages.answers_until_ms(slot));
+        if now_ms >= until_ms || connection.calls == 0 && !connection.has(Flags::RESUMING) {
+            return DeadlineAction::Close(Cause::Aged);
+        }
+        // A session that waits for its rooms ends soon after them.
+        let next_ms = if connection.calls == 0 { now_ms + RESUMING_MS } else { until_ms };
+        let next_ms = next_ms.min(until_ms).min(self.session_end_ms(slot));
+        if connection.calls == 0 {
+            DeadlineAction::Reschedule(next_ms)
+        } else {
+            DeadlineAction::Leave(next_ms)
         }
     }
 }
@@ -174,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_session_without_a_frame_is_closed_after_the_idle_timeout() {
-        let deadlines = Deadlines::new(75_000, None);
+        let deadlines = Deadlines::new(75_000, None, None);
         let clock = clock_at(80_000);
         for phase in [Phase::Open, Phase::Registering] {
             let check =
@@ -187,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_connection_whose_reading_is_paused_is_not_silent() {
-        let deadlines = Deadlines::new(75_000, None);
+        let deadlines = Deadlines::new(75_000, None, None);
         let clock = clock_at(80_000);
         let mut paused = connection(Phase::Open, 0);
         paused.flags |= Flags::READ_PAUSED;
@@ -205,7 +256,7 @@ mod tests {
         config.auth.leeway = Duration::ZERO;
         config.session.on_token_expiry = OnTokenExpiry::Close;
         config.session.token_expiry_grace = Duration::ZERO;
-        let mut deadlines = Deadlines::new(75_000, TokenEnds::new(&config));
+        let mut deadlines = Deadlines::new(75_000, TokenEnds::new(&config), None);
         deadlines.collect(80_000);
         deadlines
     }
@@ -261,7 +312,8 @@ mod tests {
 
     #[test]
     fn the_ends_of_tokens_are_ignored_by_default() {
-        let mut deadlines = Deadlines::new(75_000, TokenEnds::new(&Config::embedded_default()));
+        let mut deadlines =
+            Deadlines::new(75_000, TokenEnds::new(&Config::embedded_default()), None);
         let clock = clock_at(80_000);
         deadlines.set_token_end(SLOT, ends_in(1, &clock), Phase::Open, &clock);
         assert_eq!(deadlines.next_in_ms(80_000), None);
@@ -270,7 +322,7 @@ mod tests {
 
     #[test]
     fn no_connection_is_closed_for_silence_while_the_shard_did_not_run() {
-        let deadlines = Deadlines::new(75_000, None);
+        let deadlines = Deadlines::new(75_000, None, None);
         let mut clock = clock_at(0);
         clock.on_woken(clock.instant(90_000), 30_000);
         for phase in [Phase::Anonymous, Phase::Registering, Phase::Open] {
@@ -296,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_closing_connection_has_its_time_and_a_closed_one_none() {
-        let deadlines = Deadlines::new(75_000, None);
+        let deadlines = Deadlines::new(75_000, None, None);
         let clock = clock_at(1_000);
         for (phase, due) in [
             (Phase::Closing, DeadlineAction::Abort),
@@ -311,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_mass_timeout_is_spread_over_turns() {
-        let mut deadlines = Deadlines::new(75_000, None);
+        let mut deadlines = Deadlines::new(75_000, None, None);
         let slots = u32::try_from(DEADLINES_MAX).unwrap() + 3;
         (0..slots).for_each(|slot| deadlines.set(slot, 1_000));
         deadlines.clear(5);

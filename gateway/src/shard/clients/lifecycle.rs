@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use tidegate_backend::UserId;
 
+use super::ages::Ages;
 use super::connection::{Connection, Flags, Phase};
 use super::deadlines::{DeadlineAction, Deadlines};
 use super::token_ends::TokenEnds;
@@ -83,7 +84,11 @@ impl Lifecycle {
         Self {
             auth_failures_max: config.auth.failures_max,
             auth_timeout_ms: millis(config.auth.timeout),
-            deadlines: Deadlines::new(millis(config.session.idle_timeout), TokenEnds::new(config)),
+            deadlines: Deadlines::new(
+                millis(config.session.idle_timeout),
+                TokenEnds::new(config),
+                Ages::new(config),
+            ),
             session_count: 0,
             ended: VecDeque::new(),
         }
@@ -121,6 +126,8 @@ impl Lifecycle {
     /// A connection came in. Its wire has a deadline of its own, if it is not open yet.
     pub fn accepted(&mut self, slot: u32, connection: &mut Connection, is_open: bool, now_ms: u64) {
         connection.phase = Phase::Opening;
+        let conn = ConnId { slot, generation: connection.generation };
+        self.deadlines.set_age(conn, now_ms);
         if is_open {
             self.opened(slot, connection, now_ms);
         }
@@ -210,6 +217,19 @@ impl Lifecycle {
         self.deadlines.set(slot, until_ms.unwrap_or(now_ms + LINGER_MS));
     }
 
+    /// A connection that is closing has had enough time for its last frames: it is closed at once.
+    pub fn hurry_close(&mut self, slot: u32, connection: &Connection, now_ms: u64) {
+        if connection.phase == Phase::Closing {
+            self.deadlines.set(slot, now_ms);
+        }
+    }
+
+    /// Whether a connection is too old.
+    #[must_use]
+    pub fn is_aged(&self, slot: u32, now_ms: u64) -> bool {
+        self.deadlines.is_aged(slot, now_ms)
+    }
+
     /// A connection is to be closed at once.
     pub fn abort(&mut self, slot: u32, connection: &mut Connection) {
         connection.phase = Phase::Aborted;
@@ -264,6 +284,10 @@ impl Lifecycle {
         let action = self.deadlines.check(slot, connection, clock);
         match action {
             DeadlineAction::Reschedule(at_ms) => self.deadlines.set(slot, at_ms),
+            DeadlineAction::Leave(at_ms) => {
+                connection.flags |= Flags::LEAVING;
+                self.deadlines.set(slot, at_ms);
+            }
             DeadlineAction::Abort => connection.phase = Phase::Aborted,
             DeadlineAction::Close(_) | DeadlineAction::Nothing => {}
         }

@@ -13,7 +13,7 @@
 //! | [`table`], [`connection`] | the connections, and what is kept of one |
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
 //! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
-//! | [`token_ends`] | when sessions end with their tokens |
+//! | [`token_ends`], [`ages`] | when sessions end with their tokens, and when connections are too old |
 //! | [`lookups`] | authentications whose tokens are being looked up |
 //! | [`session_tokens`] | which token each session came with |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
@@ -23,6 +23,7 @@
 //!
 //! `writing` and `sending` own nothing. They call the parts and this module, and neither calls the other.
 
+pub mod ages;
 pub mod cause;
 pub mod connection;
 pub mod deadlines;
@@ -453,7 +454,18 @@ impl Clients {
             && clock.wrapping_s().wrapping_sub(connection.accepted_s) >= spared_s
     }
 
-    /// A connection is sent to another gateway: its requests are refused from now on.
+    /// Whether a connection is too old.
+    #[must_use]
+    pub fn is_aged(&self, slot: u32, clock: &Clock) -> bool {
+        self.lifecycle.is_aged(slot, clock.now_ms())
+    }
+
+    /// A drain is hurried: a connection that is closing is closed at once.
+    pub fn hurry_close(&mut self, slot: u32, clock: &Clock) {
+        self.lifecycle.hurry_close(slot, self.table.at(slot), clock.now_ms());
+    }
+
+    /// A connection gets the answers that it waits for, and then the goodbye: its requests are refused from now on.
     pub fn start_leaving(&mut self, slot: u32) {
         self.table.at_mut(slot).flags |= Flags::LEAVING;
     }
@@ -551,7 +563,9 @@ impl Clients {
             match self.lifecycle.on_expired(slot, self.table.at_mut(slot), clock) {
                 DeadlineAction::Close(cause) => return Some((slot, cause)),
                 DeadlineAction::Abort => self.list_for_flush(slot),
-                DeadlineAction::Reschedule(_) | DeadlineAction::Nothing => {}
+                DeadlineAction::Reschedule(_)
+                | DeadlineAction::Leave(_)
+                | DeadlineAction::Nothing => {}
             }
         }
         None
