@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod count;
 mod doctor;
+mod drain;
 mod duration;
 mod listener;
 mod not_running;
@@ -48,6 +49,8 @@ enum Command {
     Cluster(Box<cluster::ClusterArgs>),
     /// Tell whether this machine holds N connections, and what to change if not
     Doctor(doctor::DoctorArgs),
+    /// Have a gateway drain: clients reconnect elsewhere, answers go out, and it ends
+    Drain(drain::DrainArgs),
     /// Print a token that a gateway with the same key accepts
     Token(token::TokenArgs),
     /// Push to a user, a room or all users, through the operators' HTTP
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Cluster(args) => cluster::run(&args),
         // Its exit status tells what it found.
         Command::Doctor(args) => return doctor::run(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Push(args) => push::run(args),
         Command::Kick(args) => push::kick(&args),

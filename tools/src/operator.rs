@@ -280,6 +280,11 @@ fn is_gateways(answer: &Response<ureq::Body>) -> bool {
     answer.status() == 401 && challenge.is_some_and(|challenge| challenge == CHALLENGE)
 }
 
+/// Whether an error of [`Operator::get`] and its siblings means that nothing listens at the address.
+pub(crate) fn is_refused_connection(error: &Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<ureq::Error>().is_some_and(is_refused))
+}
+
 fn is_refused(error: &ureq::Error) -> bool {
     matches!(error, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused)
 }
