@@ -86,13 +86,16 @@ enum Phase {
 
 /// Moves the HTTP gateway to its end.
 #[derive(Clone, Debug)]
-pub(crate) struct HttpPhase(watch::Sender<Phase>);
+pub(crate) struct HttpPhase {
+    phase: watch::Sender<Phase>,
+    grace: Duration,
+}
 
 impl HttpPhase {
     /// After the time of grace: accepts no new connections, and answers further requests with 503 and 108. Requests that
     /// have arrived get their answers.
     pub(crate) fn drain(&self) {
-        self.advance(Phase::Grace);
+        self.advance(if self.grace.is_zero() { Phase::Draining } else { Phase::Grace });
     }
 
     /// Drains in a hurry.
@@ -102,7 +105,7 @@ impl HttpPhase {
 
     /// Goes on to a phase, never back.
     fn advance(&self, to: Phase) {
-        self.0.send_if_modified(|phase| {
+        self.phase.send_if_modified(|phase| {
             let is_later = *phase < to;
             *phase = to.max(*phase);
             is_later
@@ -110,10 +113,10 @@ impl HttpPhase {
     }
 
     /// Ends the time of grace when it is over.
-    async fn end_grace(self, grace: Duration) {
-        let mut phases = self.0.subscribe();
+    async fn end_grace(self) {
+        let mut phases = self.phase.subscribe();
         drop(phases.wait_for(|phase| *phase != Phase::Serving).await);
-        time::sleep(grace).await;
+        time::sleep(self.grace).await;
         self.advance(Phase::Draining);
     }
 }
@@ -166,9 +169,9 @@ impl HttpServer {
         metrics::register();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let phase = HttpPhase(phase);
         let grace = surroundings.parts.shared.config.shutdown.ready_grace;
-        let end_grace = phase.clone().end_grace(grace);
+        let phase = HttpPhase { phase, grace };
+        let end_grace = phase.clone().end_grace();
         let run = move || {
             let run = || serve(&runtime, surroundings, routes, phases, end_grace);
             match panic::catch_unwind(AssertUnwindSafe(run)) {
