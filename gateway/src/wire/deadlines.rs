@@ -75,7 +75,7 @@ impl Deadlines {
 
     /// Frees memory that a storm has left.
     pub(super) fn free_spare_memory(&mut self) {
-        super::spare::shrink_queue(&mut self.deadlines);
+        crate::spare::shrink_queue(&mut self.deadlines);
     }
 
     #[cfg(test)]

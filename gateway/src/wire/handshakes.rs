@@ -146,7 +146,7 @@ impl Handshakes {
 
     /// Frees memory that a storm has left.
     pub(super) fn free_spare_memory(&mut self) {
-        super::spare::shrink_queue(&mut self.beginning);
-        super::spare::shrink_queue(&mut self.continuing);
+        crate::spare::shrink_queue(&mut self.beginning);
+        crate::spare::shrink_queue(&mut self.continuing);
     }
 }

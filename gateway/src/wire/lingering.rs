@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
-use super::spare::{shrink_list, shrink_map, shrink_queue};
+use crate::spare::{shrink_list, shrink_map, shrink_queue};
 use crate::driver::ConnId;
 
 /// How long a closed connection lingers, at most.

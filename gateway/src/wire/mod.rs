@@ -21,10 +21,8 @@
 //! | `deadlines` | until when connections may take to open |
 //! | [`proxy`], [`websocket`] | one protocol each, without I/O; TLS is the crate [`tidegate_tls`] |
 //! | `open` | connections whose wire is open: their state, what comes, and what is sent |
-//! | `table` | a value for each connection that has one |
 //! | `sending` | what the core and a wire send, and how a connection ends |
 //! | `flow` | the order of what goes out |
-//! | `spare` | when a table gives memory back |
 //! | `lingering` | closed connections that wait for their last bytes to be out, or for the peer's end |
 //! | [`certificates`] | the files of TLS, also while they change |
 //! | [`marks`] | how a test sees the messages of a WebSocket |
@@ -52,8 +50,6 @@ mod opening;
 pub mod proxy;
 mod sending;
 mod settings;
-mod spare;
-mod table;
 pub mod websocket;
 
 #[cfg(test)]
@@ -76,7 +72,7 @@ use lingering::Lingering;
 use open::Open;
 use opening::{Opened, Opening, Step};
 pub use settings::{Settings, Wire};
-use spare::{shrink_list, shrink_map};
+use crate::spare::{shrink_list, shrink_map};
 
 /// Steps of TLS handshakes that one poll does, at most: half a millisecond of work.
 pub const HANDSHAKES_EACH_POLL: u32 = 4;

@@ -5,9 +5,9 @@ use hashbrown::HashMap;
 use tidegate_tls::{Received, ServerSession};
 
 use super::settings::{Settings, Wire};
-use super::table::Table;
 use super::websocket::frames::{self, Found, Frames, Violation};
 use super::{Failure, marks};
+use crate::conn_table::Table;
 use crate::driver::{ConnId, Event, RECEIVE_BYTES_MAX, Sink};
 
 /// A message that is longer is compared by its place in memory with the one that was framed last, and not by its bytes.
@@ -150,8 +150,8 @@ impl Open {
     pub(super) fn free_spare_memory(&mut self) {
         self.websockets.free_spare_memory();
         self.secured.free_spare_memory();
-        super::spare::shrink_map(&mut self.kept);
-        super::spare::shrink_map(&mut self.endings);
+        crate::spare::shrink_map(&mut self.kept);
+        crate::spare::shrink_map(&mut self.endings);
         self.last = LastMessage::default();
         if self.payload.capacity() > RECEIVE_BYTES_MAX {
             self.payload = Vec::new();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::wire::spare::SPARE_ENTRIES;
+use crate::spare::SPARE_ENTRIES;
 
 /// Peers that have connected and sent their client hello.
 fn crowd(bench: &mut Bench, count: usize) -> Vec<Peer> {

@@ -20,7 +20,7 @@ struct Chunk<T> {
 
 /// Values of connections. `T::default()` stands where there is none.
 #[derive(Debug)]
-pub(super) struct Table<T>(Vec<Option<Box<Chunk<T>>>>);
+pub(crate) struct Table<T>(Vec<Option<Box<Chunk<T>>>>);
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
@@ -34,7 +34,7 @@ const fn place(conn: ConnId) -> (usize, usize) {
 
 impl<T: Default> Table<T> {
     /// Sets a connection's value. One of an older connection on the slot is forgotten.
-    pub(super) fn insert(&mut self, conn: ConnId, value: T) {
+    pub(crate) fn insert(&mut self, conn: ConnId, value: T) {
         let (index, at) = place(conn);
         if index >= self.0.len() {
             self.0.resize_with(index + 1, || None);
@@ -48,14 +48,14 @@ impl<T: Default> Table<T> {
         chunk.values[at] = value;
     }
 
-    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut T> {
         let (index, at) = place(conn);
         let chunk = self.0.get_mut(index)?.as_mut()?;
         let is_there = chunk.present >> at & 1 == 1 && chunk.generations[at] == conn.generation;
         is_there.then(|| &mut chunk.values[at])
     }
 
-    pub(super) fn contains(&self, conn: ConnId) -> bool {
+    pub(crate) fn contains(&self, conn: ConnId) -> bool {
         let (index, at) = place(conn);
         self.0.get(index).and_then(Option::as_ref).is_some_and(|chunk| {
             chunk.present >> at & 1 == 1 && chunk.generations[at] == conn.generation
@@ -63,7 +63,7 @@ impl<T: Default> Table<T> {
     }
 
     /// Takes a connection's value. The memory of a chunk without values is given back.
-    pub(super) fn remove(&mut self, conn: ConnId) -> Option<T> {
+    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<T> {
         let value = std::mem::take(self.get_mut(conn)?);
         let (index, at) = place(conn);
         if let Some(chunk) = &mut self.0[index] {
@@ -76,15 +76,15 @@ impl<T: Default> Table<T> {
     }
 
     /// Frees the places of chunks behind the last one.
-    pub(super) fn free_spare_memory(&mut self) {
+    pub(crate) fn free_spare_memory(&mut self) {
         let used = self.0.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         self.0.truncate(used);
-        super::spare::shrink_list(&mut self.0);
+        crate::spare::shrink_list(&mut self.0);
     }
 
     /// Whether no memory was ever needed.
     #[cfg(test)]
-    pub(super) const fn is_unused(&self) -> bool {
+    pub(crate) const fn is_unused(&self) -> bool {
         self.0.capacity() == 0
     }
 }

@@ -1,0 +1,392 @@
+//! The limits by address together: what becomes of an accept, a failed login, a close.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tidegate_backend::log_limit::LogLimit;
+
+use super::bans::Bans;
+use super::count_sketch::CountSketch;
+use super::prefix::{Key, Keys, Prefix, Width};
+use super::rate_sketch::{Rate, RateSketch};
+
+/// Cells in a row of the sketches of rates, as a power of two: 2 MiB each.
+const RATE_BITS: u32 = 16;
+
+/// Cells in a row of the sketches of connections, as a power of two, at least and at most: 64 KiB and 16 MiB each.
+const COUNT_BITS: (u32, u32) = (12, 20);
+
+/// The limits of one width of prefix. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixLimits {
+    /// Open connections.
+    pub connections_max: Option<u32>,
+    /// Accepts.
+    pub accepts: Option<Rate>,
+    /// Failed logins. One more, and the prefix is banned.
+    pub failed_logins: Option<Rate>,
+}
+
+impl PrefixLimits {
+    const fn is_some(&self) -> bool {
+        self.connections_max.is_some() || self.accepts.is_some() || self.failed_logins.is_some()
+    }
+}
+
+/// What the limits are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Of a host: an IPv4 address, or an IPv6 /64.
+    pub host: PrefixLimits,
+    /// Of a network: an IPv4 /24, or an IPv6 /48.
+    pub network: PrefixLimits,
+    /// How long a ban lasts.
+    pub ban: Duration,
+    /// Networks whose addresses have no limit.
+    pub exempt: Vec<IpNet>,
+}
+
+impl Settings {
+    const fn is_some(&self) -> bool {
+        self.host.is_some() || self.network.is_some()
+    }
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its address, or the network of it, is banned.
+    Banned,
+    /// It has too many connections.
+    Connections,
+    /// Too many were accepted from it lately.
+    Accepts,
+}
+
+impl Refusal {
+    /// How many there are.
+    pub const COUNT: usize = 3;
+    /// All of them, in order.
+    pub const ALL: [Self; Self::COUNT] = [Self::Banned, Self::Connections, Self::Accepts];
+
+    /// The label of the metric.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Banned => "banned",
+            Self::Connections => "connections",
+            Self::Accepts => "accepts",
+        }
+    }
+}
+
+/// A connection that is counted, until [`AddressLimits::close`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    host: Key,
+    network: Key,
+}
+
+/// What is counted of one width of prefix.
+#[derive(Debug)]
+struct Counts {
+    connections: Option<CountSketch>,
+    accepts: Option<RateSketch>,
+    failed_logins: Option<RateSketch>,
+}
+
+impl Counts {
+    fn new(limits: &PrefixLimits, connections_max: usize) -> Self {
+        let bits = connections_max.div_ceil(4).next_power_of_two().ilog2();
+        let bits = bits.clamp(COUNT_BITS.0, COUNT_BITS.1);
+        Self {
+            connections: limits.connections_max.map(|_| CountSketch::new(bits)),
+            accepts: limits.accepts.map(|_| RateSketch::new(RATE_BITS)),
+            failed_logins: limits.failed_logins.map(|_| RateSketch::new(RATE_BITS)),
+        }
+    }
+}
+
+/// The limits by address, for all shards and the HTTP gateway: one address has its limit in all of them together.
+#[derive(Debug)]
+pub struct AddressLimits {
+    settings: Settings,
+    keys: Keys,
+    host: Counts,
+    network: Counts,
+    bans: Bans,
+    refused: [AtomicU64; Refusal::COUNT],
+    failed_logins: AtomicU64,
+    bans_made: AtomicU64,
+    bans_forgotten: AtomicU64,
+    refusals: LogLimit,
+    new_bans: LogLimit,
+}
+
+impl AddressLimits {
+    /// `connections_max`: how many connections there may be in all.
+    #[must_use]
+    pub fn new(settings: Settings, connections_max: usize) -> Self {
+        Self {
+            host: Counts::new(&settings.host, connections_max),
+            network: Counts::new(&settings.network, connections_max),
+            settings,
+            keys: Keys::default(),
+            bans: Bans::default(),
+            refused: Default::default(),
+            failed_logins: AtomicU64::new(0),
+            bans_made: AtomicU64::new(0),
+            bans_forgotten: AtomicU64::new(0),
+            refusals: LogLimit::new(),
+            new_bans: LogLimit::new(),
+        }
+    }
+
+    /// Whether there is a limit, or a ban.
+    #[inline]
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.settings.is_some() || self.bans.count() > 0
+    }
+
+    /// A connection has come from this address. `None`: it is not counted.
+    ///
+    /// # Errors
+    /// It is not to be served.
+    pub fn accept(&self, peer: SocketAddr, now_us: u64) -> Result<Option<Counted>, Refusal> {
+        if !self.is_some() || self.is_exempt(peer.ip()) {
+            return Ok(None);
+        }
+        let [host, network] = [Width::Host, Width::Network].map(|width| Prefix::new(peer.ip(), width));
+        let counted = Counted { host: self.keys.of(host), network: self.keys.of(network) };
+        let now_ms = now_us / 1000;
+        let is_banned = [host, network].into_iter().any(|prefix| self.bans.contains(prefix, now_ms));
+        let admitted = if is_banned {
+            Err(Refusal::Banned)
+        } else {
+            self.take_accept(counted, now_us).and_then(|()| self.add_connection(counted))
+        };
+        match admitted {
+            Ok(()) => Ok(Some(counted)),
+            Err(refusal) => {
+                self.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+                if let Some(suppressed) = self.refusals.allow_at(now_ms) {
+                    tracing::warn!(
+                        address = %host,
+                        limit = refusal.label(),
+                        suppressed,
+                        "a connection is refused because of the limits by address ([addresses])"
+                    );
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn take_accept(&self, counted: Counted, now_us: u64) -> Result<(), Refusal> {
+        let Settings { host, network, .. } = &self.settings;
+        let [of_host, of_network] = [
+            (self.host.accepts.as_ref().zip(host.accepts), counted.host),
+            (self.network.accepts.as_ref().zip(network.accepts), counted.network),
+        ];
+        // What the network refuses costs the host nothing.
+        if let (Some((sketch, rate)), key) = of_network {
+            sketch.check(key, rate, now_us).map_err(|_| Refusal::Accepts)?;
+        }
+        for (limit, key) in [of_host, of_network] {
+            if let Some((sketch, rate)) = limit {
+                sketch.take(key, rate, now_us).map_err(|_| Refusal::Accepts)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_connection(&self, counted: Counted) -> Result<(), Refusal> {
+        let limits = [
+            (&self.host.connections, self.settings.host.connections_max, counted.host),
+            (&self.network.connections, self.settings.network.connections_max, counted.network),
+        ];
+        let mut is_over = false;
+        for (sketch, max, key) in &limits {
+            if let (Some(sketch), Some(max)) = (sketch, max) {
+                is_over |= sketch.add(*key) > *max;
+            }
+        }
+        if is_over {
+            self.close(counted);
+            return Err(Refusal::Connections);
+        }
+        Ok(())
+    }
+
+    /// A connection that was counted is closed.
+    pub fn close(&self, Counted { host, network }: Counted) {
+        self.host.connections.iter().for_each(|sketch| sketch.remove(host));
+        self.network.connections.iter().for_each(|sketch| sketch.remove(network));
+    }
+
+    /// A login from this address has failed: its token was refused, and not because the gateway could not know.
+    pub fn login_failed(&self, address: IpAddr, now_us: u64) {
+        self.failed_logins.fetch_add(1, Ordering::Relaxed);
+        if self.is_exempt(address) {
+            return;
+        }
+        let Settings { host, network, .. } = &self.settings;
+        let limits = [
+            (self.host.failed_logins.as_ref().zip(host.failed_logins), Width::Host),
+            (self.network.failed_logins.as_ref().zip(network.failed_logins), Width::Network),
+        ];
+        for (limit, width) in limits {
+            let prefix = Prefix::new(address, width);
+            if let Some((sketch, rate)) = limit
+                && sketch.take(self.keys.of(prefix), rate, now_us).is_err()
+            {
+                self.ban(prefix, now_us / 1000);
+            }
+        }
+    }
+
+    fn ban(&self, prefix: Prefix, now_ms: u64) {
+        if self.bans.contains(prefix, now_ms) {
+            return;
+        }
+        let ban_ms = u64::try_from(self.settings.ban.as_millis()).unwrap_or(u64::MAX);
+        let has_forgotten = self.bans.add(prefix, now_ms.saturating_add(ban_ms));
+        self.bans_made.fetch_add(1, Ordering::Relaxed);
+        self.bans_forgotten.fetch_add(u64::from(has_forgotten), Ordering::Relaxed);
+        if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
+            tracing::warn!(
+                %prefix,
+                seconds = ban_ms / 1000,
+                suppressed,
+                "banned: too many failed logins (addresses.failed_logins_per_minute_max)"
+            );
+        }
+    }
+
+    fn is_exempt(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.settings.exempt.iter().any(|network| network.contains(&address))
+    }
+
+    /// The bans: for operators.
+    #[must_use]
+    pub const fn bans(&self) -> &Bans {
+        &self.bans
+    }
+
+    /// Connections refused so far.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.refused[refusal as usize].load(Ordering::Relaxed)
+    }
+
+    /// Logins that have failed so far, bans made, and bans that had to end for others.
+    #[must_use]
+    pub fn figures(&self) -> (u64, u64, u64) {
+        let figures = [&self.failed_logins, &self.bans_made, &self.bans_forgotten];
+        let [failed_logins, made, forgotten] = figures.map(|figure| figure.load(Ordering::Relaxed));
+        (failed_logins, made, forgotten)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn peer(address: &str) -> SocketAddr {
+        SocketAddr::new(address.parse().unwrap(), 4711)
+    }
+
+    fn limits(settings: Settings) -> AddressLimits {
+        AddressLimits::new(settings, 10_000)
+    }
+
+    #[test]
+    fn without_limits_nothing_is_counted() {
+        let limits = limits(Settings::default());
+        assert_eq!(limits.accept(peer("192.0.2.1"), 0), Ok(None));
+        assert!(limits.host.connections.is_none() && limits.network.accepts.is_none());
+    }
+
+    #[test]
+    fn a_host_has_its_connections_and_gets_them_back() {
+        let host = PrefixLimits { connections_max: Some(2), ..Default::default() };
+        let limits = limits(Settings { host, ..Default::default() });
+        let accept = |address| limits.accept(peer(address), 0);
+        let first = accept("192.0.2.1").unwrap().unwrap();
+        assert!(accept("192.0.2.1").is_ok());
+        assert_eq!(accept("192.0.2.1"), Err(Refusal::Connections));
+        assert!(accept("192.0.2.2").is_ok());
+        limits.close(first);
+        assert!(accept("192.0.2.1").is_ok());
+        assert_eq!(accept("192.0.2.1"), Err(Refusal::Connections));
+        assert_eq!(limits.refused(Refusal::Connections), 2);
+    }
+
+    #[test]
+    fn a_network_has_its_connections_whatever_its_hosts_have() {
+        let network = PrefixLimits { connections_max: Some(3), ..Default::default() };
+        let limits = limits(Settings { network, ..Default::default() });
+        let accept = |number: u16| {
+            limits.accept(peer(&format!("2001:db8:1:{number:x}::1")), 0)
+        };
+        let counted: Vec<_> = (0..3).map(|number| accept(number).unwrap().unwrap()).collect();
+        assert_eq!(accept(3), Err(Refusal::Connections));
+        assert!(limits.accept(peer("2001:db8:2::1"), 0).is_ok());
+        limits.close(counted[0]);
+        assert!(accept(3).is_ok());
+    }
+
+    #[test]
+    fn accepts_have_a_rate_and_what_the_network_refuses_costs_the_host_nothing() {
+        let rate = |count, burst| Some(Rate::new(count, Duration::from_secs(1), burst));
+        let host = PrefixLimits { accepts: rate(1, 2), ..Default::default() };
+        let network = PrefixLimits { accepts: rate(1, 3), ..Default::default() };
+        let limits = limits(Settings { host, network, ..Default::default() });
+        let accept = |address, now_us| limits.accept(peer(address), now_us).map(drop);
+        assert_eq!(accept("192.0.2.1", 0), Ok(()));
+        assert_eq!(accept("192.0.2.1", 0), Ok(()));
+        assert_eq!(accept("192.0.2.1", 0), Err(Refusal::Accepts), "the host");
+        assert_eq!(accept("192.0.2.2", 0), Ok(()));
+        assert_eq!(accept("192.0.2.2", 0), Err(Refusal::Accepts), "the network");
+        assert_eq!(accept("192.0.2.2", SECOND), Ok(()));
+        assert_eq!(limits.refused(Refusal::Accepts), 2);
+    }
+
+    #[test]
+    fn too_many_failed_logins_ban_an_address_for_a_time() {
+        let failed_logins = Some(Rate::new(60, Duration::from_secs(60), 5));
+        let host = PrefixLimits { failed_logins, ..Default::default() };
+        let ban = Duration::from_secs(30);
+        let limits = limits(Settings { host, ban, ..Default::default() });
+        let (bad, good) = (peer("192.0.2.1"), peer("192.0.2.2"));
+        for _ in 0..5 {
+            limits.login_failed(bad.ip(), SECOND);
+            assert!(limits.accept(bad, SECOND).is_ok());
+        }
+        limits.login_failed(bad.ip(), SECOND);
+        assert_eq!(limits.accept(bad, SECOND), Err(Refusal::Banned));
+        assert!(limits.accept(good, SECOND).is_ok());
+        assert_eq!(limits.accept(bad, 31 * SECOND - 1000), Err(Refusal::Banned));
+        assert!(limits.accept(bad, 31 * SECOND).is_ok());
+        assert_eq!(limits.figures(), (6, 1, 0));
+    }
+
+    #[test]
+    fn exempt_networks_have_no_limit() {
+        let one = Some(Rate::new(1, Duration::from_secs(60), 1));
+        let host = PrefixLimits { connections_max: Some(1), accepts: one, failed_logins: one };
+        let exempt = vec!["127.0.0.0/8".parse().unwrap()];
+        let limits = limits(Settings { host, exempt, ..Default::default() });
+        for _ in 0..5 {
+            limits.login_failed(peer("127.0.0.9").ip(), 0);
+            assert_eq!(limits.accept(peer("127.0.0.9"), 0), Ok(None));
+            assert_eq!(limits.accept(peer("::ffff:127.0.0.9"), 0), Ok(None));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Which addresses count as one.
+//!
+//! IPv4: the address, and its /24, which is the smallest network that is routed on its own. IPv6: the /64, since a host has as many
+//! addresses of it as it likes (RFC 4291, section 2.5.4), and its /48, which a site gets (RFC 6177).
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// How many addresses count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Width {
+    /// A host: an IPv4 address, or an IPv6 /64.
+    Host,
+    /// A network: an IPv4 /24, or an IPv6 /48.
+    Network,
+}
+
+/// The prefix that an address counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Prefix {
+    /// The prefix of an address. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) counts as itself.
+    #[must_use]
+    pub fn new(address: IpAddr, width: Width) -> Self {
+        let (address, bits) = match (address.to_canonical(), width) {
+            (IpAddr::V4(address), Width::Host) => (address.into(), 32),
+            (IpAddr::V4(address), Width::Network) => {
+                (Ipv4Addr::from_bits(address.to_bits() & !0xff).into(), 24)
+            }
+            (IpAddr::V6(address), width) => {
+                let bits = if width == Width::Host { 64 } else { 48 };
+                let mask = u128::MAX << (128 - bits);
+                (Ipv6Addr::from_bits(address.to_bits() & mask).into(), bits)
+            }
+        };
+        Self { address, bits }
+    }
+
+    /// Whether all addresses of it are in a network.
+    #[must_use]
+    pub fn is_in(&self, network: &IpNet) -> bool {
+        self.net().is_some_and(|own| network.contains(&own))
+    }
+
+    fn net(self) -> Option<IpNet> {
+        match self.address {
+            IpAddr::V4(address) => Ipv4Net::new(address, self.bits).ok().map(IpNet::V4),
+            IpAddr::V6(address) => Ipv6Net::new(address, self.bits).ok().map(IpNet::V6),
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    /// The address alone where it is an IPv4 host.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.bits) {
+            (IpAddr::V4(address), 32) => address.fmt(f),
+            (address, bits) => write!(f, "{address}/{bits}"),
+        }
+    }
+}
+
+/// What a prefix is counted under: a hash with a secret key, so that nobody can choose addresses that share their cells with
+/// somebody else's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key(pub(super) u64);
+
+/// Makes keys. Its own key is random.
+#[derive(Clone, Debug, Default)]
+pub struct Keys(RandomState);
+
+impl Keys {
+    /// The key of a prefix.
+    #[must_use]
+    pub fn of(&self, prefix: Prefix) -> Key {
+        Key(self.0.hash_one(prefix))
+    }
+}
+
+impl Key {
+    /// The cell of a row. The rows' cells are as good as independent: Kirsch and Mitzenmacher, "Less Hashing, Same
+    /// Performance" (2006).
+    #[expect(clippy::cast_possible_truncation, reason = "the mask keeps less than 32 bits")]
+    pub(super) const fn cell(self, row: u32, mask: u32) -> usize {
+        let (first, step) = (self.0 as u32, (self.0 >> 32) as u32 | 1);
+        (first.wrapping_add(step.wrapping_mul(row)) & mask) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(address: &str, width: Width) -> String {
+        Prefix::new(address.parse().unwrap(), width).to_string()
+    }
+
+    #[test]
+    fn addresses_count_as_what_one_host_or_one_network_has() {
+        for (address, host, network) in [
+            ("192.0.2.77", "192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", "2001:db8:1::/48"),
+        ] {
+            assert_eq!(prefix(address, Width::Host), host);
+            assert_eq!(prefix(address, Width::Network), network);
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_in_a_network_with_all_of_its_addresses() {
+        let host = Prefix::new("10.1.2.3".parse().unwrap(), Width::Host);
+        let network = Prefix::new("10.1.2.3".parse().unwrap(), Width::Network);
+        let is_in = |prefix: Prefix, net: &str| prefix.is_in(&net.parse().unwrap());
+        assert!(is_in(host, "10.1.2.3/32") && !is_in(network, "10.1.2.3/32"));
+        assert!(is_in(host, "10.1.2.0/24") && is_in(network, "10.1.2.0/24"));
+        assert!(!is_in(host, "10.1.3.0/24") && !is_in(host, "2001:db8::/32"));
+    }
+
+    #[test]
+    fn rows_have_different_cells() {
+        let keys = Keys::default();
+        let differ = (0..1000u32).filter(|number| {
+            let key = keys.of(Prefix::new(Ipv4Addr::from_bits(*number).into(), Width::Host));
+            let mut cells = [0, 1, 2, 3].map(|row| key.cell(row, 0xffff));
+            cells.sort_unstable();
+            cells.windows(2).all(|pair| pair[0] != pair[1])
+        });
+        assert!(differ.count() > 990);
+    }
+}
