@@ -13,6 +13,7 @@ use crate::clock::WallClock;
 use crate::cluster::ClusterAddress;
 use crate::config::Config;
 use crate::hub::Hub;
+use crate::limits::addresses::AddressLimits;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
 use crate::shard::calls::durations::CallDurations;
@@ -73,6 +74,7 @@ impl Parts {
         let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
         let limits = &config.limits;
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
+        let address_limits = AddressLimits::new(config.addresses.clone(), limits.connections_max);
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
         let hub = Hub::new(
@@ -94,6 +96,7 @@ impl Parts {
             tickets,
             cluster,
             addresses,
+            address_limits,
             limiter,
             session_ids,
             first_offset,

@@ -39,6 +39,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// Limits.
     pub limits: LimitsConfig,
+    /// Limits by address.
+    pub addresses: crate::limits::addresses::Settings,
     /// Options of clients' sockets.
     pub socket: SocketConfig,
     /// Rooms.

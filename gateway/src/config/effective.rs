@@ -12,6 +12,7 @@ use tidegate_backend::Placement;
 
 use super::checked::*;
 use super::redis::RedisConfig;
+use crate::limits::addresses::Settings;
 
 impl Config {
     /// What this configuration comes to, by key.
@@ -32,6 +33,7 @@ impl Config {
             "auth": auth(&self.auth),
             "session": session(&self.session),
             "limits": limits(&self.limits),
+            "addresses": address_limits(&self.addresses),
             "socket": {
                 "backlog": self.socket.backlog,
                 "send_buffer_bytes": self.socket.send_buffer_bytes,
@@ -69,6 +71,25 @@ fn listener(listener: &ListenerConfig) -> (String, Value) {
         value["origins"] = json!(listener.origins);
     }
     (listener.name.clone(), value)
+}
+
+fn address_limits(limits: &Settings) -> Value {
+    let Settings { host, network, ban, exempt, retry_after } = limits;
+    let exempt: Vec<_> = exempt.iter().map(ToString::to_string).collect();
+    let number = |value: Option<u32>| value.unwrap_or(0);
+    json!({
+        "exempt": exempt,
+        "connections_max": number(host.connections_max),
+        "network_connections_max": number(network.connections_max),
+        "accepts_per_second_max": number(host.accepts.map(|accepts| accepts.count)),
+        "accepts_burst_max": host.accepts_burst_max,
+        "network_accepts_per_second_max": number(network.accepts.map(|accepts| accepts.count)),
+        "network_accepts_burst_max": network.accepts_burst_max,
+        "failed_logins_per_minute_max": number(host.failed_logins.map(|logins| logins.count)),
+        "network_failed_logins_per_minute_max": number(network.failed_logins.map(|logins| logins.count)),
+        "ban_ms": ms(*ban),
+        "retry_after_ms": ms(*retry_after),
+    })
 }
 
 fn http(http: &HttpConfig) -> Value {

@@ -147,7 +147,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn networks(&self, key: &str, texts: &[String]) -> Checked<Vec<IpNet>> {
+    pub(super) fn networks(&self, key: &str, texts: &[String]) -> Checked<Vec<IpNet>> {
         let parse = |text: &String| {
             let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
             text.parse().ok().or_else(address).ok_or_else(|| {

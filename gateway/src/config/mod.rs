@@ -10,6 +10,7 @@
 //! A file is read only if `--config` or `TIDEGATE_CONFIG` names it: what a server does must not depend on the folder in
 //! which it was started.
 
+mod address_limits;
 mod addresses;
 mod auth;
 mod check;

@@ -31,6 +31,7 @@ pub(super) struct Typed {
     pub(super) auth: Auth,
     pub(super) session: Session,
     pub(super) limits: Limits,
+    pub(super) addresses: Addresses,
     pub(super) socket: Socket,
     pub(super) rooms: Rooms,
     pub(super) room_policies: Vec<RoomPolicy>,
@@ -246,6 +247,40 @@ pub(super) struct Shutdown {
     pub(super) retry_after_ms: i64,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Addresses {
+    pub(super) exempt: Vec<String>,
+    pub(super) connections_max: i64,
+    pub(super) network_connections_max: i64,
+    pub(super) accepts_per_second_max: i64,
+    pub(super) accepts_burst_max: i64,
+    pub(super) network_accepts_per_second_max: i64,
+    pub(super) network_accepts_burst_max: i64,
+    pub(super) failed_logins_per_minute_max: i64,
+    pub(super) network_failed_logins_per_minute_max: i64,
+    pub(super) ban_ms: i64,
+    pub(super) retry_after_ms: i64,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self {
+            exempt: vec!["127.0.0.0/8".into(), "::1".into()],
+            connections_max: 0,
+            network_connections_max: 0,
+            accepts_per_second_max: 0,
+            accepts_burst_max: 100,
+            network_accepts_per_second_max: 0,
+            network_accepts_burst_max: 1_000,
+            failed_logins_per_minute_max: 0,
+            network_failed_logins_per_minute_max: 0,
+            ban_ms: 60_000,
+            retry_after_ms: 10_000,
+        }
+    }
+}
+
 impl Typed {
     /// The defaults, with one element in each list and a value for each optional key.
     pub(super) fn sample() -> Self {
@@ -305,6 +340,7 @@ impl Default for Typed {
             auth: Auth::default(),
             session: Session::default(),
             limits: Limits::default(),
+            addresses: Addresses::default(),
             socket: Socket::default(),
             rooms: Rooms::default(),
             room_policies: Vec::new(),

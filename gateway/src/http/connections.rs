@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ use crate::config::ListenerConfig;
 use crate::http_io::accept::{ACCEPT_PAUSE, AcceptQueue, Accepted};
 use crate::http_io::cause_of;
 use crate::http_io::stream::{Observer, Stream};
+use crate::limits::addresses::Refusal;
+use crate::shard::Shared;
 use crate::wire::proxy::{Mistake, ProxyRules};
 
 /// Most fields of a request's head. More: 431.
@@ -189,6 +191,8 @@ impl Serving {
             let proxied = proxied::open(tcp, peer, self.proxy.as_deref()).await;
             waits_for_header.set(false);
             let (stream, address) = proxied.map_err(|error| ended(&error, "proxy"))?;
+            let admitted = Admitted::new(&self.site.shared, address.ip());
+            let address = (address, admitted.map_err(|refusal| Some(refusal.label()))?);
             let Some(tls) = &self.tls else { return Ok((None, Some(stream), address)) };
             self.site.handshakes.begin().await;
             let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(stream).await;
@@ -202,8 +206,8 @@ impl Serving {
             Err(Some("open_timeout"))
         });
         match opened {
-            Ok((Some(stream), _, address)) => self.serve(stream, address).await,
-            Ok((_, Some(stream), address)) => self.serve(stream, address).await,
+            Ok((Some(stream), _, (address, _admitted))) => self.serve(stream, address).await,
+            Ok((_, Some(stream), (address, _admitted))) => self.serve(stream, address).await,
             Ok((None, None, _)) | Err(None) => {}
             Err(Some(reason)) => count_closed(reason),
         }
@@ -256,6 +260,26 @@ impl Serving {
                 count_closed(reason);
             }
         }
+    }
+}
+
+/// A connection that counts for its address, until this is dropped.
+struct Admitted {
+    shared: Arc<Shared>,
+    /// `None`: it does not count.
+    address: Option<IpAddr>,
+}
+
+impl Admitted {
+    fn new(shared: &Arc<Shared>, address: IpAddr) -> Result<Self, Refusal> {
+        let is_counted = shared.address_limits.accept(address, shared.now_us())?;
+        Ok(Self { shared: Arc::clone(shared), address: is_counted.then_some(address) })
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.address.into_iter().for_each(|address| self.shared.address_limits.close(address));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The limits by address together: what becomes of an accept, a failed login, a close.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct PrefixLimits {
     pub connections_max: Option<u32>,
     /// Accepts.
     pub accepts: Option<Rate>,
+    /// How many accepts there may be at once, also while there is no limit.
+    pub accepts_burst_max: u32,
     /// Failed logins. One more, and the prefix is banned.
     pub failed_logins: Option<Rate>,
 }
@@ -46,6 +48,8 @@ pub struct Settings {
     pub ban: Duration,
     /// Networks whose addresses have no limit.
     pub exempt: Vec<IpNet>,
+    /// How long a refused client is asked to wait, at least; it is spread up to twice as long.
+    pub retry_after: Duration,
 }
 
 impl Settings {
@@ -66,25 +70,20 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// How many there are.
-    pub const COUNT: usize = 3;
-    /// All of them, in order.
-    pub const ALL: [Self; Self::COUNT] = [Self::Banned, Self::Connections, Self::Accepts];
-
-    /// The label of the metric.
+    /// The name of the limit.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Banned => "banned",
-            Self::Connections => "connections",
-            Self::Accepts => "accepts",
+            Self::Connections => "address_connections",
+            Self::Accepts => "address_accepts",
         }
     }
 }
 
-/// A connection that is counted, until [`AddressLimits::close`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
+/// What an address counts under.
+#[derive(Clone, Copy)]
+struct Counted {
     host: Key,
     network: Key,
 }
@@ -117,7 +116,6 @@ pub struct AddressLimits {
     host: Counts,
     network: Counts,
     bans: Bans,
-    refused: [AtomicU64; Refusal::COUNT],
     failed_logins: AtomicU64,
     bans_made: AtomicU64,
     bans_forgotten: AtomicU64,
@@ -135,7 +133,6 @@ impl AddressLimits {
             settings,
             keys: Keys::default(),
             bans: Bans::default(),
-            refused: Default::default(),
             failed_logins: AtomicU64::new(0),
             bans_made: AtomicU64::new(0),
             bans_forgotten: AtomicU64::new(0),
@@ -151,38 +148,32 @@ impl AddressLimits {
         self.settings.is_some() || self.bans.count() > 0
     }
 
-    /// A connection has come from this address. `None`: it is not counted.
+    /// A connection has come from this address. Returns whether it is counted, until [`Self::close`].
     ///
     /// # Errors
     /// It is not to be served.
-    pub fn accept(&self, peer: SocketAddr, now_us: u64) -> Result<Option<Counted>, Refusal> {
-        if !self.is_some() || self.is_exempt(peer.ip()) {
-            return Ok(None);
+    pub fn accept(&self, address: IpAddr, now_us: u64) -> Result<bool, Refusal> {
+        if !self.is_some() || self.is_exempt(address) {
+            return Ok(false);
         }
-        let [host, network] = [Width::Host, Width::Network].map(|width| Prefix::new(peer.ip(), width));
+        let [host, network] =
+            [Width::Host, Width::Network].map(|width| Prefix::new(address, width));
         let counted = Counted { host: self.keys.of(host), network: self.keys.of(network) };
         let now_ms = now_us / 1000;
-        let is_banned = [host, network].into_iter().any(|prefix| self.bans.contains(prefix, now_ms));
+        let is_banned =
+            [host, network].into_iter().any(|prefix| self.bans.contains(prefix, now_ms));
         let admitted = if is_banned {
             Err(Refusal::Banned)
         } else {
             self.take_accept(counted, now_us).and_then(|()| self.add_connection(counted))
         };
-        match admitted {
-            Ok(()) => Ok(Some(counted)),
-            Err(refusal) => {
-                self.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
-                if let Some(suppressed) = self.refusals.allow_at(now_ms) {
-                    tracing::warn!(
-                        address = %host,
-                        limit = refusal.label(),
-                        suppressed,
-                        "a connection is refused because of the limits by address ([addresses])"
-                    );
-                }
-                Err(refusal)
-            }
+        if let Err(refusal) = admitted
+            && let Some(suppressed) = self.refusals.allow_at(now_ms)
+        {
+            let limit = refusal.label();
+            tracing::warn!(address = %host, limit, suppressed, "refused, by [addresses]: a connection");
         }
+        admitted.map(|()| true)
     }
 
     fn take_accept(&self, counted: Counted, now_us: u64) -> Result<(), Refusal> {
@@ -215,14 +206,20 @@ impl AddressLimits {
             }
         }
         if is_over {
-            self.close(counted);
+            self.remove(counted);
             return Err(Refusal::Connections);
         }
         Ok(())
     }
 
-    /// A connection that was counted is closed.
-    pub fn close(&self, Counted { host, network }: Counted) {
+    /// A connection from this address that was counted is closed.
+    pub fn close(&self, address: IpAddr) {
+        let [host, network] =
+            [Width::Host, Width::Network].map(|width| Prefix::new(address, width));
+        self.remove(Counted { host: self.keys.of(host), network: self.keys.of(network) });
+    }
+
+    fn remove(&self, Counted { host, network }: Counted) {
         self.host.connections.iter().for_each(|sketch| sketch.remove(host));
         self.network.connections.iter().for_each(|sketch| sketch.remove(network));
     }
@@ -277,12 +274,6 @@ impl AddressLimits {
         &self.bans
     }
 
-    /// Connections refused so far.
-    #[must_use]
-    pub fn refused(&self, refusal: Refusal) -> u64 {
-        self.refused[refusal as usize].load(Ordering::Relaxed)
-    }
-
     /// Logins that have failed so far, bans made, and bans that had to end for others.
     #[must_use]
     pub fn figures(&self) -> (u64, u64, u64) {
@@ -298,8 +289,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
-    fn peer(address: &str) -> SocketAddr {
-        SocketAddr::new(address.parse().unwrap(), 4711)
+    fn peer(address: &str) -> IpAddr {
+        address.parse().unwrap()
     }
 
     fn limits(settings: Settings) -> AddressLimits {
@@ -309,7 +300,7 @@ mod tests {
     #[test]
     fn without_limits_nothing_is_counted() {
         let limits = limits(Settings::default());
-        assert_eq!(limits.accept(peer("192.0.2.1"), 0), Ok(None));
+        assert_eq!(limits.accept(peer("192.0.2.1"), 0), Ok(false));
         assert!(limits.host.connections.is_none() && limits.network.accepts.is_none());
     }
 
@@ -318,27 +309,24 @@ mod tests {
         let host = PrefixLimits { connections_max: Some(2), ..Default::default() };
         let limits = limits(Settings { host, ..Default::default() });
         let accept = |address| limits.accept(peer(address), 0);
-        let first = accept("192.0.2.1").unwrap().unwrap();
+        assert_eq!(accept("192.0.2.1"), Ok(true));
         assert!(accept("192.0.2.1").is_ok());
         assert_eq!(accept("192.0.2.1"), Err(Refusal::Connections));
         assert!(accept("192.0.2.2").is_ok());
-        limits.close(first);
+        limits.close(peer("192.0.2.1"));
         assert!(accept("192.0.2.1").is_ok());
         assert_eq!(accept("192.0.2.1"), Err(Refusal::Connections));
-        assert_eq!(limits.refused(Refusal::Connections), 2);
     }
 
     #[test]
     fn a_network_has_its_connections_whatever_its_hosts_have() {
         let network = PrefixLimits { connections_max: Some(3), ..Default::default() };
         let limits = limits(Settings { network, ..Default::default() });
-        let accept = |number: u16| {
-            limits.accept(peer(&format!("2001:db8:1:{number:x}::1")), 0)
-        };
-        let counted: Vec<_> = (0..3).map(|number| accept(number).unwrap().unwrap()).collect();
+        let accept = |number: u16| limits.accept(peer(&format!("2001:db8:1:{number:x}::1")), 0);
+        assert!((0..3).all(|number| accept(number) == Ok(true)));
         assert_eq!(accept(3), Err(Refusal::Connections));
         assert!(limits.accept(peer("2001:db8:2::1"), 0).is_ok());
-        limits.close(counted[0]);
+        limits.close(peer("2001:db8:1:0::1"));
         assert!(accept(3).is_ok());
     }
 
@@ -355,7 +343,6 @@ mod tests {
         assert_eq!(accept("192.0.2.2", 0), Ok(()));
         assert_eq!(accept("192.0.2.2", 0), Err(Refusal::Accepts), "the network");
         assert_eq!(accept("192.0.2.2", SECOND), Ok(()));
-        assert_eq!(limits.refused(Refusal::Accepts), 2);
     }
 
     #[test]
@@ -366,10 +353,10 @@ mod tests {
         let limits = limits(Settings { host, ban, ..Default::default() });
         let (bad, good) = (peer("192.0.2.1"), peer("192.0.2.2"));
         for _ in 0..5 {
-            limits.login_failed(bad.ip(), SECOND);
+            limits.login_failed(bad, SECOND);
             assert!(limits.accept(bad, SECOND).is_ok());
         }
-        limits.login_failed(bad.ip(), SECOND);
+        limits.login_failed(bad, SECOND);
         assert_eq!(limits.accept(bad, SECOND), Err(Refusal::Banned));
         assert!(limits.accept(good, SECOND).is_ok());
         assert_eq!(limits.accept(bad, 31 * SECOND - 1000), Err(Refusal::Banned));
@@ -380,13 +367,18 @@ mod tests {
     #[test]
     fn exempt_networks_have_no_limit() {
         let one = Some(Rate::new(1, Duration::from_secs(60), 1));
-        let host = PrefixLimits { connections_max: Some(1), accepts: one, failed_logins: one };
+        let host = PrefixLimits {
+            connections_max: Some(1),
+            accepts: one,
+            failed_logins: one,
+            ..Default::default()
+        };
         let exempt = vec!["127.0.0.0/8".parse().unwrap()];
         let limits = limits(Settings { host, exempt, ..Default::default() });
         for _ in 0..5 {
-            limits.login_failed(peer("127.0.0.9").ip(), 0);
-            assert_eq!(limits.accept(peer("127.0.0.9"), 0), Ok(None));
-            assert_eq!(limits.accept(peer("::ffff:127.0.0.9"), 0), Ok(None));
+            limits.login_failed(peer("127.0.0.9"), 0);
+            assert_eq!(limits.accept(peer("127.0.0.9"), 0), Ok(false));
+            assert_eq!(limits.accept(peer("::ffff:127.0.0.9"), 0), Ok(false));
         }
     }
 }

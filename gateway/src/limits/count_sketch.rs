@@ -100,9 +100,11 @@ mod tests {
         let key = key(&keys, 7);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..10_000).for_each(|_| {
-                    sketch.add(key);
-                }));
+                scope.spawn(|| {
+                    (0..10_000).for_each(|_| {
+                        sketch.add(key);
+                    })
+                });
             }
         });
         assert_eq!(sketch.count(key), 40_000);

@@ -18,8 +18,11 @@ use super::prefix::Key;
 /// A rate: so many at once, and then one each interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
+    /// How many in the period.
+    pub count: u32,
+    /// How many at once.
+    pub burst: u32,
     interval_us: u64,
-    burst: u64,
 }
 
 impl Rate {
@@ -28,7 +31,7 @@ impl Rate {
     pub fn new(count: u32, period: Duration, burst: u32) -> Self {
         let period_us = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
         let interval_us = (period_us / u64::from(count.max(1))).max(1);
-        Self { interval_us, burst: u64::from(burst.max(1)) }
+        Self { count, burst: burst.max(1), interval_us }
     }
 }
 
@@ -78,7 +81,7 @@ impl RateSketch {
     pub fn check(&self, key: Key, rate: Rate, now_us: u64) -> Result<u64, Duration> {
         let full_at_us = self.full_at_us(key).max(now_us);
         let lacking_us = full_at_us - now_us;
-        let most_us = (rate.burst - 1).saturating_mul(rate.interval_us);
+        let most_us = (u64::from(rate.burst) - 1).saturating_mul(rate.interval_us);
         match lacking_us.checked_sub(most_us) {
             None | Some(0) => Ok(full_at_us),
             Some(wait_us) => Err(Duration::from_micros(wait_us)),
@@ -111,9 +114,8 @@ mod tests {
         assert_eq!(sketch.take(key, rate, start + 100_000), Ok(()));
         assert!(sketch.take(key, rate, start + 100_000).is_err());
         // For 10 s as much as it may, each 10 ms.
-        let taken = (1..=1000_u64).filter(|tick| {
-            sketch.take(key, rate, start + 100_000 + tick * 10_000).is_ok()
-        });
+        let taken = (1..=1000_u64)
+            .filter(|tick| sketch.take(key, rate, start + 100_000 + tick * 10_000).is_ok());
         assert_eq!(taken.count(), 100);
         // After a pause it is full, and no more than full.
         let later = start + 100 * SECOND;

@@ -16,6 +16,8 @@
 //! The drain ends as soon as no connection is left. A drain that is hurried leaves out what is left of the first two phases,
 //! and waits [`HURRY_MS`] for answers.
 
+use std::time::Duration;
+
 use super::clock::millis;
 use crate::config::ShutdownConfig;
 use crate::control::{DrainPhase, ShardDrain};
@@ -276,9 +278,7 @@ impl Draining {
     /// slot, so that clients do not all reconnect at once.
     #[must_use]
     pub fn retry_after_ms(&self, slot: u32) -> u32 {
-        let spread = u64::from(slot.wrapping_mul(0x9e37_79b9) >> 22);
-        let retry_after_ms = self.retry_after_ms + self.retry_after_ms * spread / 1024;
-        u32::try_from(retry_after_ms).unwrap_or(u32::MAX)
+        spread(Duration::from_millis(self.retry_after_ms), slot)
     }
 }
 
@@ -297,10 +297,16 @@ impl State {
     }
 }
 
+/// A time between this and twice as long, in milliseconds, spread by slot.
+#[must_use]
+pub fn spread(least: Duration, slot: u32) -> u32 {
+    let part = u64::from(slot.wrapping_mul(0x9e37_79b9) >> 22);
+    let least_ms = millis(least);
+    u32::try_from(least_ms + least_ms * part / 1024).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn draining(grace_ms: u64, window_ms: u64) -> Draining {

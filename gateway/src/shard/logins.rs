@@ -110,6 +110,10 @@ impl Shard {
     ) {
         let Claim { user_id, resume, sequence } = claim;
         let login = self.clients.login(slot, user_id, verified, sequence, &self.clock);
+        if login.is_err() && verified.err().is_none_or(|error| !error.is_unknowable()) {
+            let (conn, now_ms) = (self.clients.conn_id(slot), self.clock.now_ms());
+            self.arrivals.login_failed(conn, &self.shared.address_limits, now_ms);
+        }
         if login.is_ok()
             && let (Some(token), Ok(end)) = (token, verified)
         {

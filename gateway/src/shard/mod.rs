@@ -33,6 +33,7 @@
 //! | [`resumes`] | sessions whose answer waits for their rooms | |
 //! | [`calls`] | routes, calls in flight, their answers | answers |
 //! | [`admission`], [`draining`] | whether connections come in; how the shard ends | for the driver; slots to close |
+//! | [`arrivals`] | the addresses of connections that are counted | which connection is refused |
 //! | [`rebalance`] | which clients go to another gateway, and how fast | slots to close |
 //! | [`clock`] | both clocks | |
 //! | [`tokens`] | messages about tokens that are in Redis | |
@@ -41,6 +42,7 @@
 //! | [`stats`] | names of the counters, and their export to the registry | |
 
 pub mod admission;
+pub mod arrivals;
 pub mod calls;
 pub mod clients;
 pub mod clock;
@@ -74,6 +76,7 @@ use tidegate_protocol::Code;
 use crate::allocator::Trim;
 use crate::driver::{Driver, Figures};
 use admission::Admission;
+use arrivals::Arrivals;
 use calls::Calls;
 use clients::Clients;
 use clients::cause::Cause;
@@ -104,6 +107,7 @@ pub struct Shard {
     repeats: Repeats,
     calls: Calls,
     admission: Admission,
+    arrivals: Arrivals,
     draining: Draining,
     rebalance: Rebalance,
     messages: MessageQueue,
@@ -149,6 +153,7 @@ impl Shard {
             repeats: Repeats::new(config.limits.push_keys_bytes_max),
             calls: Calls::new(config, &shared.backends, address.clone(), gateway),
             admission: Admission::new(config.limits.connections_max, config.shards),
+            arrivals: Arrivals::new(config),
             draining: Draining::new(&config.shutdown),
             rebalance: Rebalance::default(),
             messages: MessageQueue::new(Arc::clone(address.mailbox())),
@@ -326,6 +331,7 @@ impl Shard {
             return;
         };
         self.clients.free_spare_memory();
+        self.arrivals.free_spare_memory();
         self.users.free_spare_memory();
         self.rooms.free_spare_memory();
         self.resumes.free_spare_memory();

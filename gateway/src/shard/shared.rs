@@ -12,6 +12,7 @@ use crate::auth::Verifier;
 use crate::clock::WallClock;
 use crate::cluster::ClusterAddress;
 use crate::config::Config;
+use crate::limits::addresses::AddressLimits;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
 use crate::tickets::Tickets;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub cluster: Option<ClusterAddress>,
     /// Every shard's mailbox, by its number.
     pub addresses: Vec<Address>,
+    /// What one address may have.
+    pub address_limits: AddressLimits,
     /// The bound on commands under way.
     pub limiter: Arc<CommandLimiter>,
     /// Makes session ids.
@@ -49,4 +52,12 @@ pub struct Shared {
     pub call_durations: Arc<CallDurations>,
     /// The process's heap, whose free memory is given back after a burst.
     pub heap: Heap,
+}
+
+impl Shared {
+    /// The time on the shards' clock, in microseconds.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
 }

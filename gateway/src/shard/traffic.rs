@@ -11,6 +11,7 @@
 //!
 //! The parts decide what is read and sent, and when: [`clients`](super::clients) and [`delivery`].
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,10 @@ use tidegate_protocol::Reassembler;
 use super::clients::cause::Cause;
 use super::clock::millis;
 use super::delivery::TooSlow;
+use super::draining::spread;
 use super::{Shard, delivery};
 use crate::driver::{ConnId, Driver, Event, SendState, Sink};
+use crate::limits::addresses::Refusal;
 
 impl Sink for Shard {
     #[inline]
@@ -33,15 +36,20 @@ impl Sink for Shard {
                 }
             }
             Event::Sent { conn, bytes } => self.clients.send_finished(conn, bytes, &self.clock),
-            Event::Accepted { conn, peer, is_open, .. } => {
+            Event::Accepted { conn, peer, listener, is_open } => {
                 self.clients.accepted(conn, peer, is_open, self.id, &self.clock);
                 self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 // Before its wire is open it could not be told why: until the drain's end it has time for that.
                 if self.draining.is_draining() && (is_open || self.draining.has_expired()) {
                     self.close_gracefully(conn.slot, Cause::Draining);
+                } else if !self.arrivals.is_proxied(listener) {
+                    self.arrived(conn, peer);
                 }
             }
-            Event::Named { conn, peer } => self.clients.named(conn, peer),
+            Event::Named { conn, peer } => {
+                self.clients.named(conn, peer);
+                self.arrived(conn, peer);
+            }
             Event::Opened { conn, is_websocket } => {
                 self.counters.websockets += u64::from(is_websocket);
                 if self.clients.opened(conn, &self.clock) && self.draining.is_draining() {
@@ -55,6 +63,7 @@ impl Sink for Shard {
             }
             Event::Ended { conn } => self.clients.peer_ended(conn),
             Event::Closed { conn, cause, unsent_bytes } => {
+                self.arrivals.left(conn, &self.shared.address_limits);
                 if self.clients.closed(conn, cause, unsent_bytes) {
                     self.shared.connections.fetch_sub(1, Ordering::Relaxed);
                     self.apply();
@@ -126,6 +135,17 @@ impl Sink for Shard {
 
 /// Bytes in.
 impl Shard {
+    /// The address of a new connection is known: it is served, if its address may have it.
+    fn arrived(&mut self, conn: ConnId, peer: SocketAddr) {
+        let Self { arrivals, shared, clock, .. } = self;
+        let limits = &shared.address_limits;
+        match arrivals.arrived(conn, peer.ip(), limits, clock.now_ms()) {
+            Ok(()) => {}
+            Err(Refusal::Banned) => self.clients.abort(conn.slot, Cause::Banned),
+            Err(refusal) => self.close_gracefully(conn.slot, refusal.into()),
+        }
+    }
+
     /// Reads frames until there are none, or reading is paused, or the connection is closed.
     #[inline]
     fn read_frames(&mut self, slot: u32, mut inbox: Reassembler, bytes: &[u8]) {
@@ -254,7 +274,7 @@ impl Shard {
         if self.clients.at(slot).is_closing() {
             return;
         }
-        let Self { clients, rooms, draining, clock, .. } = self;
+        let Self { clients, rooms, draining, clock, shared, .. } = self;
         if !clients.is_resuming(slot) {
             delivery::write_last_pushes(rooms, clients, slot);
         }
@@ -263,6 +283,9 @@ impl Shard {
             Cause::Rebalanced | Cause::Aged => {
                 let until_ms = draining.leave_until_ms(clock.now_ms());
                 (draining.retry_after_ms(slot), Some(until_ms))
+            }
+            Cause::AddressConnections | Cause::AddressAccepts => {
+                (spread(shared.config.addresses.retry_after, slot), None)
             }
             _ => (0, None),
         };

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
-use crate::spare::{shrink_list, shrink_map, shrink_queue};
 use crate::driver::ConnId;
+use crate::spare::{shrink_list, shrink_map, shrink_queue};
 
 /// How long a closed connection lingers, at most.
 pub(super) const LINGER_MAX: Duration = Duration::from_secs(2);

@@ -64,6 +64,7 @@ use hashbrown::HashMap;
 
 pub use crate::driver::Failure;
 use crate::driver::{CloseCause, ConnId, Driver, Event, Figures, Mechanism, SendState, Sink};
+use crate::spare::{shrink_list, shrink_map};
 use deadlines::Deadlines;
 use flow::Flow;
 use handshakes::Handshakes;
@@ -72,7 +73,6 @@ use lingering::Lingering;
 use open::Open;
 use opening::{Opened, Opening, Step};
 pub use settings::{Settings, Wire};
-use crate::spare::{shrink_list, shrink_map};
 
 /// Steps of TLS handshakes that one poll does, at most: half a millisecond of work.
 pub const HANDSHAKES_EACH_POLL: u32 = 4;

@@ -3,6 +3,7 @@
 use tidegate_protocol::Code;
 
 use crate::driver::{CloseCause, Failure};
+use crate::limits::addresses::Refusal;
 
 /// Defines [`Cause`] and its labels.
 macro_rules! causes {
@@ -53,6 +54,9 @@ causes! {
     WebSocket, "websocket", "It broke the WebSocket protocol.";
     Flood, "flood", "It sent too much before it was open, or asked for answers of TLS or WebSocket and did not read them.";
     OpenTimeout, "open_timeout", "It did not send its PROXY header, handshake or upgrade in time.";
+    Banned, "banned", "It came from an address or a network that is banned: see `addresses.ban_ms`.";
+    AddressConnections, "address_connections", "Its address, or the network of it, had too many connections ([addresses]): 108.";
+    AddressAccepts, "address_accepts", "Too many connections had come from its address, or the network of it ([addresses]): 108.";
     Rebalanced, "rebalanced", "It was sent to another gateway, as this one had more than its share: 108.";
     Aged, "aged", "It was open for `session.age_max_ms`: 108.";
 }
@@ -67,7 +71,11 @@ impl Cause {
             Self::Kicked | Self::TokenRevoked => Some(Code::Kicked),
             Self::TokenExpired => Some(Code::Unauthenticated),
             Self::Idle | Self::AuthTimeout => Some(Code::Idle),
-            Self::Draining | Self::Rebalanced | Self::Aged => Some(Code::Draining),
+            Self::Draining
+            | Self::Rebalanced
+            | Self::Aged
+            | Self::AddressConnections
+            | Self::AddressAccepts => Some(Code::Draining),
             Self::Peer
             | Self::Reset
             | Self::TimedOut
@@ -75,6 +83,7 @@ impl Cause {
             | Self::AuthFailed
             | Self::OutboxFull
             | Self::SlowMember
+            | Self::Banned
             | Self::Untrusted
             | Self::NoProxyHeader
             | Self::Tls
@@ -96,6 +105,16 @@ impl From<Failure> for Cause {
             Failure::WebSocket => Self::WebSocket,
             Failure::TooMuch => Self::Flood,
             Failure::TimedOut => Self::OpenTimeout,
+        }
+    }
+}
+
+impl From<Refusal> for Cause {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Banned => Self::Banned,
+            Refusal::Connections => Self::AddressConnections,
+            Refusal::Accepts => Self::AddressAccepts,
         }
     }
 }
