@@ -18,6 +18,7 @@ use crate::auth::KeySetStatus;
 use crate::cluster::registry::{Figures, Line};
 use crate::cluster::status::Status;
 use crate::config::Config;
+use crate::limits::addresses::{AddressLimits, Settings};
 use crate::wire::certificates::Certificates;
 
 /// The version of the gateway.
@@ -59,12 +60,15 @@ pub struct About {
     /// `None`: no listener has TLS.
     #[serde(skip)]
     certificates: Option<Arc<Certificates>>,
+    #[serde(skip)]
+    address_limits: Arc<AddressLimits>,
 }
 
 impl About {
     /// What a gateway is that starts now with this configuration, and listens here.
     #[must_use]
     pub fn new(config: &Config, listen: SocketAddr) -> Self {
+        let started = Instant::now();
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: VERSION,
@@ -78,7 +82,8 @@ impl About {
             connections_max: config.limits.connections_max,
             connections_max_basis: config.limits.connections_max_basis.name(),
             config: config.effective(),
-            started: Instant::now(),
+            started,
+            address_limits: Arc::new(AddressLimits::new(Settings::default(), 1, started)),
             key_set: None,
             cluster: None,
             certificates: None,
@@ -107,6 +112,18 @@ impl About {
     #[must_use]
     pub const fn certificates(&self) -> Option<&Arc<Certificates>> {
         self.certificates.as_ref()
+    }
+
+    /// Knows also the limits by address, whose bans operators may see and change.
+    #[must_use]
+    pub fn with_address_limits(self, address_limits: Arc<AddressLimits>) -> Self {
+        Self { address_limits, ..self }
+    }
+
+    /// The limits by address.
+    #[must_use]
+    pub fn address_limits(&self) -> &AddressLimits {
+        &self.address_limits
     }
 
     /// Says also what is known of Redis and of the other gateways.

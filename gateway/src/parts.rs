@@ -74,7 +74,8 @@ impl Parts {
         let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
         let limits = &config.limits;
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
-        let address_limits = AddressLimits::new(config.addresses.clone(), limits.connections_max);
+        let address_limits =
+            AddressLimits::new(config.addresses.clone(), limits.connections_max, started);
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
         let hub = Hub::new(
@@ -96,7 +97,7 @@ impl Parts {
             tickets,
             cluster,
             addresses,
-            address_limits,
+            address_limits: Arc::new(address_limits),
             limiter,
             session_ids,
             first_offset,

@@ -293,6 +293,7 @@ impl Builder {
             Some(metrics) => MetricsPage::new(metrics, &parts.shared),
             None => detached_metrics().into(),
         };
+        let about = about.with_address_limits(Arc::clone(&parts.shared.address_limits));
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve_once_released(&admin_config, control, metrics, about, &wait)?;
         let (report, ended) = channel::unbounded();

@@ -4,6 +4,7 @@
 //! errors name what failed and what to do.
 
 mod argument;
+mod bans;
 mod bench;
 mod cert;
 mod client;
@@ -39,6 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the addresses that a gateway refuses; ban one, or lift a ban
+    Bans(bans::BansArgs),
     /// Load a gateway and measure it
     Bench(Box<bench::BenchArgs>),
     /// Make a self-signed certificate for development
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
     let line = option_order::behind_subcommands(&command_line(), std::env::args_os().collect());
     let cli = Cli::from_arg_matches(&command_line().get_matches_from(line));
     let done = match cli.unwrap_or_else(|error| error.exit()).command {
+        Command::Bans(args) => bans::run(&args),
         Command::Bench(args) => return exit(bench::run(*args)),
         Command::Cert(args) => cert::run(&args),
         Command::Client(args) => client::run(args),

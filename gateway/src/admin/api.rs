@@ -11,7 +11,7 @@ use tidegate_backend::publisher::{Command, Done, Nobody, RoomId, Target};
 use super::app::{self, App, PUSH_MANY};
 use super::error::ApiError;
 use super::metrics_cache::Arrived;
-use super::{access, cluster, drain, health, ids, pushes, rebalance, reload, stats};
+use super::{access, bans, cluster, drain, health, ids, pushes, rebalance, reload, stats};
 use crate::control::{RoomInfo, UserInfo};
 
 /// The page for operators. It holds nothing secret and loads nothing from elsewhere.
@@ -42,6 +42,8 @@ pub(super) fn router(app: App) -> Router {
         )
         .route("/reload", post(reload::reload))
         .route("/drain", post(drain::drain))
+        .route("/bans", get(bans::list).post(bans::add))
+        .route("/bans/lift", post(bans::lift))
         .route("/users/{id}", get(user))
         .route("/users/{id}/kick", post(kick))
         .route("/rooms/{id}", get(room))

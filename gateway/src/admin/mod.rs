@@ -14,6 +14,9 @@
 //! | `POST /cluster/rebalance` | sends clients to other gateways, at a pace; `count`, `per_second`, `spare_s`, `dry_run` |
 //! | `GET /cluster/rebalance` | its progress; `null`: there was none |
 //! | `DELETE /cluster/rebalance` | ends it |
+//! | `GET /bans` | `{"count", "bans": [{"prefix", "seconds_left"}]}`: addresses that are banned, at most 1,000, those first that end first |
+//! | `POST /bans?prefix=P` | bans an address or a network, for `seconds` (3,600); `{"prefix", "was_banned"}` |
+//! | `POST /bans/lift?prefix=P` | ends a ban; likewise |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |
 //! | `POST /push/all?type=N` | likewise |
@@ -24,7 +27,7 @@
 //! All but the first three need `Authorization: Bearer <token>`, with the token of
 //! `admin.token_file`; Prometheus sends it with `authorization: { credentials_file: <path> }` in its
 //! `scrape_config`. A room's id and a push's key are percent-encoded, and nothing else is: numbers are plain digits.
-//! Nothing but a single push (`type`, `key` and `ttl_ms`), a rebalance and a drain takes parameters, each once. Health and the
+//! Nothing but a single push (`type`, `key` and `ttl_ms`), a rebalance, a drain and a ban takes parameters, each once. Health and the
 //! page ignore what they are given.
 //!
 //! An error is `{"error": "...", "code": "..."}`: the first for people, the second for programs. 400 the
@@ -50,6 +53,7 @@
 mod access;
 mod api;
 mod app;
+mod bans;
 mod binding;
 mod cluster;
 mod connection_table;

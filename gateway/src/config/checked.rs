@@ -414,6 +414,8 @@ pub struct LimitsConfig {
     pub connections_max: usize,
     /// What decides `connections_max`.
     pub connections_max_basis: Basis,
+    /// Connections that are let in in a second, all shards together; `None`: as they come.
+    pub accepts_per_second_max: Option<u32>,
     /// How long a connection may take to send its PROXY header, TLS handshake and upgrade. Longer: it is closed.
     pub open_timeout: Duration,
     /// Longest request for a WebSocket, in bytes. Longer: 431.

@@ -202,6 +202,7 @@ fn limits(limits: &LimitsConfig) -> Value {
         "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
         "outbox_bytes_max": limits.outbox_bytes_max,
         "connections_max": limits.connections_max,
+        "accepts_per_second_max": limits.accepts_per_second_max.unwrap_or(0),
         "open_timeout_ms": ms(limits.open_timeout),
         "upgrade_bytes_max": limits.upgrade_bytes_max,
         "message_bytes_max": limits.message_bytes_max,

@@ -46,6 +46,12 @@ impl Checker<'_> {
             )?,
             connections_max: usize::try_from(connections.connections).expect("at most 2^26"),
             connections_max_basis: connections.basis,
+            accepts_per_second_max: Some(self.number(
+                "limits.accepts_per_second_max",
+                limits.accepts_per_second_max,
+                0..=1_000_000,
+            )?)
+            .filter(|&limit| limit > 0),
             open_timeout,
             upgrade_bytes_max,
             message_bytes_max,
@@ -86,16 +92,20 @@ impl Checker<'_> {
                 1..=1_000_000,
             )?,
         };
-        if checked.commands_bytes_max < checked.frame_to_client_bytes_max {
-            let reason = format!(
-                "this must be at least limits.frame_to_client_bytes_max ({}), or the largest push could \
-                 never be taken",
-                checked.frame_to_client_bytes_max
-            );
-            let key = "limits.commands_bytes_max";
-            return Err(self.refuse(key, limits.commands_bytes_max, reason));
-        }
+        self.largest_push_fits(&checked)?;
         Ok(checked)
+    }
+
+    fn largest_push_fits(&self, checked: &LimitsConfig) -> Checked<()> {
+        if checked.commands_bytes_max >= checked.frame_to_client_bytes_max {
+            return Ok(());
+        }
+        let reason = format!(
+            "this must be at least limits.frame_to_client_bytes_max ({}), or the largest push could never be taken",
+            checked.frame_to_client_bytes_max
+        );
+        let key = "limits.commands_bytes_max";
+        Err(self.refuse(key, checked.commands_bytes_max, reason))
     }
 
     /// How long a wire may take to open; the longest request for a WebSocket; the longest WebSocket message.

@@ -272,7 +272,7 @@ struct Admitted {
 
 impl Admitted {
     fn new(shared: &Arc<Shared>, address: IpAddr) -> Result<Self, Refusal> {
-        let is_counted = shared.address_limits.accept(address, shared.now_us())?;
+        let is_counted = shared.address_limits.accept(address, shared.address_limits.now_us())?;
         Ok(Self { shared: Arc::clone(shared), address: is_counted.then_some(address) })
     }
 }

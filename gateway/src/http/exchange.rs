@@ -172,7 +172,9 @@ impl Site {
             error.answer(conn.slot)
         });
         if code == Some(Code::Unauthenticated) {
-            self.shared.address_limits.login_failed(client.address.ip(), self.shared.now_us());
+            self.shared
+                .address_limits
+                .login_failed(client.address.ip(), self.shared.address_limits.now_us());
         }
         let is_last = code == Some(Code::Unauthenticated)
             && client.count_auth_failure() >= self.shared.config.auth.failures_max;

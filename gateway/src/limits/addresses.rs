@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tidegate_backend::log_limit::LogLimit;
@@ -112,6 +112,7 @@ impl Counts {
 #[derive(Debug)]
 pub struct AddressLimits {
     settings: Settings,
+    started: Instant,
     keys: Keys,
     host: Counts,
     network: Counts,
@@ -124,13 +125,14 @@ pub struct AddressLimits {
 }
 
 impl AddressLimits {
-    /// `connections_max`: how many connections there may be in all.
+    /// `connections_max`: how many connections there may be in all. `started`: when the shards' clocks started.
     #[must_use]
-    pub fn new(settings: Settings, connections_max: usize) -> Self {
+    pub fn new(settings: Settings, connections_max: usize, started: Instant) -> Self {
         Self {
             host: Counts::new(&settings.host, connections_max),
             network: Counts::new(&settings.network, connections_max),
             settings,
+            started,
             keys: Keys::default(),
             bans: Bans::default(),
             failed_logins: AtomicU64::new(0),
@@ -139,6 +141,12 @@ impl AddressLimits {
             refusals: LogLimit::new(),
             new_bans: LogLimit::new(),
         }
+    }
+
+    /// The time now, in microseconds on the shards' clock: for callers that have no clock.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Whether there is a limit, or a ban.
@@ -294,7 +302,7 @@ mod tests {
     }
 
     fn limits(settings: Settings) -> AddressLimits {
-        AddressLimits::new(settings, 10_000)
+        AddressLimits::new(settings, 10_000, Instant::now())
     }
 
     #[test]

@@ -103,7 +103,7 @@ mod tests {
                 scope.spawn(|| {
                     (0..10_000).for_each(|_| {
                         sketch.add(key);
-                    })
+                    });
                 });
             }
         });

@@ -6,8 +6,9 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// How many addresses count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,18 +43,19 @@ impl Prefix {
         };
         Self { address, bits }
     }
+}
 
-    /// Whether all addresses of it are in a network.
-    #[must_use]
-    pub fn is_in(&self, network: &IpNet) -> bool {
-        self.net().is_some_and(|own| network.contains(&own))
-    }
+impl FromStr for Prefix {
+    type Err = ();
 
-    fn net(self) -> Option<IpNet> {
-        match self.address {
-            IpAddr::V4(address) => Ipv4Net::new(address, self.bits).ok().map(IpNet::V4),
-            IpAddr::V6(address) => Ipv6Net::new(address, self.bits).ok().map(IpNet::V6),
+    /// An address, or a network of one of the widths.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::new(address, Width::Host));
         }
+        let net: IpNet = text.parse().map_err(|_| ())?;
+        let found = [Width::Host, Width::Network].map(|width| Self::new(net.addr(), width));
+        found.into_iter().find(|prefix| prefix.bits == net.prefix_len()).ok_or(())
     }
 }
 
@@ -115,13 +117,16 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_in_a_network_with_all_of_its_addresses() {
-        let host = Prefix::new("10.1.2.3".parse().unwrap(), Width::Host);
-        let network = Prefix::new("10.1.2.3".parse().unwrap(), Width::Network);
-        let is_in = |prefix: Prefix, net: &str| prefix.is_in(&net.parse().unwrap());
-        assert!(is_in(host, "10.1.2.3/32") && !is_in(network, "10.1.2.3/32"));
-        assert!(is_in(host, "10.1.2.0/24") && is_in(network, "10.1.2.0/24"));
-        assert!(!is_in(host, "10.1.3.0/24") && !is_in(host, "2001:db8::/32"));
+    fn a_prefix_is_read_as_it_is_written() {
+        for text in ["192.0.2.7", "192.0.2.0/24", "2001:db8:1:2::/64", "2001:db8:1::/48"] {
+            assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
+        }
+        let read = |text: &str| text.parse::<Prefix>().map(|prefix| prefix.to_string());
+        assert_eq!(read("2001:db8:1:2::7").unwrap(), "2001:db8:1:2::/64");
+        assert_eq!(read("192.0.2.7/32").unwrap(), "192.0.2.7");
+        for wrong in ["", "192.0.2", "192.0.0.0/16", "2001:db8::/32", "all"] {
+            assert_eq!(read(wrong), Err(()), "{wrong}");
+        }
     }
 
     #[test]

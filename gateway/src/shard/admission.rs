@@ -1,11 +1,14 @@
 //! Admission: whether new connections are accepted, and what the log says when they are not.
 //!
-//! The gateway has one bound on connections for all shards. Each shard may accept its share of what is left of it.
+//! The gateway has one bound on connections for all shards. Each shard may accept its share of what is left of it. It may have a
+//! [`Pace`], too.
 
 use std::io;
 use std::mem;
 
 use tidegate_backend::log_limit::LogLimit;
+
+use super::pace::Pace;
 
 /// A shard's admission of connections. See the [module](self).
 #[derive(Debug)]
@@ -14,6 +17,10 @@ pub struct Admission {
     shards: usize,
     /// Accepting is paused because the gateway is full.
     is_full: bool,
+    /// `None`: connections are let in as they come.
+    pace: Option<Pace>,
+    /// Accepting is paused, because the gateway is full or to keep the pace.
+    is_paused: bool,
     /// The log has a line that accepting is paused, and none that it has resumed.
     has_warned: bool,
     warnings: LogLimit,
@@ -23,8 +30,10 @@ pub struct Admission {
 impl Admission {
     /// Connections are accepted from the start.
     #[must_use]
-    pub fn new(connections_max: usize, shards: u16) -> Self {
+    pub fn new(connections_max: usize, per_second: Option<u32>, shards: u16) -> Self {
         Self {
+            pace: per_second.map(|per_second| Pace::new(per_second, shards)),
+            is_paused: false,
             connections_max,
             shards: usize::from(shards),
             is_full: false,
@@ -40,35 +49,63 @@ impl Admission {
         self.pauses
     }
 
-    /// This shard's share of the connections that may still come in, where the gateway has `connections`. All shards
-    /// together may accept one each beyond the bound.
+    /// How many connections may come in now, where the gateway has `connections`. All shards together may accept one each
+    /// beyond the bound.
     #[inline]
     #[must_use]
-    pub fn budget(&self, connections: u64) -> usize {
+    pub fn budget(&mut self, connections: u64, now_ms: u64) -> usize {
+        let share = self.share(connections);
+        self.pace.as_mut().map_or(share, |pace| share.min(pace.budget(now_ms)))
+    }
+
+    /// This shard's share of the connections that there may still be.
+    fn share(&self, connections: u64) -> usize {
         let connections = usize::try_from(connections).unwrap_or(usize::MAX);
         self.connections_max.saturating_sub(connections).div_ceil(self.shards)
+    }
+
+    /// A connection is open: it is let in, if the pace allows it.
+    ///
+    /// # Errors
+    /// It does not: how many milliseconds its client is to wait before it comes back.
+    pub fn let_in(&mut self, now_ms: u64) -> Result<(), u32> {
+        self.pace.as_mut().map_or(Ok(()), |pace| pace.let_in(now_ms))
+    }
+
+    /// Each connection is let in from now on: the shard drains.
+    pub fn drop_pace(&mut self) {
+        self.pace = None;
+    }
+
+    /// When connections may be accepted again that wait only for the pace.
+    #[must_use]
+    pub fn next_ms(&self) -> Option<u64> {
+        self.pace.as_ref().filter(|_| self.is_paused && !self.is_full).map(Pace::next_ms)
     }
 
     /// Compares the number of connections with the bound at the end of a turn. `Some`: the driver is to accept,
     /// or to pause.
     pub fn update(&mut self, connections: u64, now_ms: u64) -> Option<bool> {
-        let is_full = self.budget(connections) == 0;
-        if mem::replace(&mut self.is_full, is_full) == is_full {
-            return None;
+        let is_full = self.share(connections) == 0;
+        if mem::replace(&mut self.is_full, is_full) != is_full {
+            self.full_or_not(now_ms);
         }
-        if is_full {
-            self.pauses += 1;
-            if let Some(suppressed) = self.may_warn(now_ms) {
-                tracing::warn!(
-                    limits.connections_max = self.connections_max,
-                    suppressed,
-                    "full: accepting is paused until a connection closes"
-                );
-            }
-        } else {
-            self.resumed();
+        let is_paused = self.budget(connections, now_ms) == 0;
+        (mem::replace(&mut self.is_paused, is_paused) != is_paused).then_some(!is_paused)
+    }
+
+    fn full_or_not(&mut self, now_ms: u64) {
+        if !self.is_full {
+            return self.resumed();
         }
-        Some(!is_full)
+        self.pauses += 1;
+        if let Some(suppressed) = self.may_warn(now_ms) {
+            tracing::warn!(
+                limits.connections_max = self.connections_max,
+                suppressed,
+                "full: accepting is paused until a connection closes"
+            );
+        }
     }
 
     /// The driver can't accept for now.
@@ -104,8 +141,8 @@ mod tests {
 
     #[test]
     fn each_change_is_reported_to_the_driver_once() {
-        let mut admission = Admission::new(10, 2);
-        assert_eq!((admission.budget(0), admission.budget(9), admission.budget(11)), (5, 1, 0));
+        let mut admission = Admission::new(10, None, 2);
+        assert_eq!([0, 9, 11].map(|connections| admission.budget(connections, 0)), [5, 1, 0]);
         assert_eq!(admission.update(9, 0), None);
         assert_eq!(admission.update(10, 0), Some(false));
         assert_eq!(admission.update(11, 1), None);
@@ -118,7 +155,7 @@ mod tests {
 
     #[test]
     fn log_lines_about_pauses_are_limited_and_each_has_one_about_its_end() {
-        let mut admission = Admission::new(1, 1);
+        let mut admission = Admission::new(1, None, 1);
         assert_eq!(admission.may_warn(0), Some(0));
         assert!(admission.has_warned);
         admission.resumed();
@@ -128,5 +165,22 @@ mod tests {
         assert_eq!(admission.may_warn(10_000), Some(1));
         assert_eq!(admission.may_warn(10_001), None);
         assert!(admission.has_warned);
+    }
+
+    #[test]
+    fn a_pace_pauses_accepting_and_says_when_it_goes_on() {
+        let mut admission = Admission::new(1_000, Some(20), 2);
+        assert_eq!((admission.budget(0, 0), admission.update(0, 0)), (1, None));
+        admission.let_in(0).unwrap();
+        assert_eq!((admission.update(1, 0), admission.next_ms()), (Some(false), Some(100)));
+        assert_eq!((admission.update(1, 99), admission.update(1, 100)), (None, Some(true)));
+        assert_eq!(admission.next_ms(), None);
+        admission.let_in(100).unwrap();
+        assert_eq!(admission.update(2, 100), Some(false));
+        // Nothing of that is a pause because the gateway is full.
+        assert_eq!((admission.pauses(), admission.has_warned), (0, false));
+        admission.drop_pace();
+        assert_eq!((admission.budget(2, 100), admission.update(2, 100)), (499, Some(true)));
+        assert_eq!(admission.let_in(100), Ok(()));
     }
 }

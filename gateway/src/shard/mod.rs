@@ -54,6 +54,7 @@ pub mod housekeeping;
 mod logins;
 pub mod mailbox;
 pub mod message_queue;
+pub mod pace;
 pub mod rebalance;
 pub mod repeats;
 mod requests;
@@ -152,7 +153,11 @@ impl Shard {
             resumes: Resumes::default(),
             repeats: Repeats::new(config.limits.push_keys_bytes_max),
             calls: Calls::new(config, &shared.backends, address.clone(), gateway),
-            admission: Admission::new(config.limits.connections_max, config.shards),
+            admission: Admission::new(
+                config.limits.connections_max,
+                config.limits.accepts_per_second_max,
+                config.shards,
+            ),
             arrivals: Arrivals::new(config),
             draining: Draining::new(&config.shutdown),
             rebalance: Rebalance::default(),
@@ -359,6 +364,7 @@ impl Shard {
         let Some(step) = self.draining.start_step(self.clients.len(), now_ms) else { return };
         if step.is_first {
             self.rooms.start_draining();
+            self.admission.drop_pace();
             self.apply();
         }
         if let Some(until_ms) = step.stop_listening_until_ms {

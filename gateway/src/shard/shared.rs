@@ -30,7 +30,7 @@ pub struct Shared {
     /// Every shard's mailbox, by its number.
     pub addresses: Vec<Address>,
     /// What one address may have.
-    pub address_limits: AddressLimits,
+    pub address_limits: Arc<AddressLimits>,
     /// The bound on commands under way.
     pub limiter: Arc<CommandLimiter>,
     /// Makes session ids.
@@ -52,12 +52,4 @@ pub struct Shared {
     pub call_durations: Arc<CallDurations>,
     /// The process's heap, whose free memory is given back after a burst.
     pub heap: Heap,
-}
-
-impl Shared {
-    /// The time on the shards' clock, in microseconds.
-    #[must_use]
-    pub fn now_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
 }

@@ -45,6 +45,9 @@ impl Sink for Shard {
                 } else if !self.arrivals.is_proxied(listener) {
                     self.arrived(conn, peer);
                 }
+                if is_open {
+                    self.let_in(conn);
+                }
             }
             Event::Named { conn, peer } => {
                 self.clients.named(conn, peer);
@@ -52,8 +55,12 @@ impl Sink for Shard {
             }
             Event::Opened { conn, is_websocket } => {
                 self.counters.websockets += u64::from(is_websocket);
-                if self.clients.opened(conn, &self.clock) && self.draining.is_draining() {
-                    self.close_gracefully(conn.slot, Cause::Draining);
+                if self.clients.opened(conn, &self.clock) {
+                    if self.draining.is_draining() {
+                        self.close_gracefully(conn.slot, Cause::Draining);
+                    } else {
+                        self.let_in(conn);
+                    }
                 }
             }
             Event::Failed { conn, failure, reason } => {
@@ -88,7 +95,7 @@ impl Sink for Shard {
 
     #[inline]
     fn accept_budget(&mut self) -> usize {
-        self.admission.budget(self.connections())
+        self.admission.budget(self.connections(), self.clock.now_ms())
     }
 
     #[inline]
@@ -113,6 +120,7 @@ impl Sink for Shard {
             self.rooms.next_window_end_ms().map(in_ms),
             self.rebalance.next_step_ms().map(in_ms),
             self.draining.next_step_ms().map(in_ms),
+            self.admission.next_ms().map(in_ms),
         ];
         let ms = times.into_iter().flatten().fold(in_ms(self.housekeeping.next_at_ms()), u64::min);
         // One more, since a wait that is cut to whole milliseconds ends too early.
@@ -143,6 +151,16 @@ impl Shard {
             Ok(()) => {}
             Err(Refusal::Banned) => self.clients.abort(conn.slot, Cause::Banned),
             Err(refusal) => self.close_gracefully(conn.slot, refusal.into()),
+        }
+    }
+
+    /// The wire of a new connection is open: it stays, if the pace allows it.
+    fn let_in(&mut self, conn: ConnId) {
+        if self.draining.is_draining() || self.clients.at(conn.slot).is_closing() {
+            return;
+        }
+        if let Err(retry_after_ms) = self.admission.let_in(self.clock.now_ms()) {
+            self.close_gracefully_with(conn.slot, Cause::TurnedAway, retry_after_ms, None);
         }
     }
 
@@ -274,10 +292,7 @@ impl Shard {
         if self.clients.at(slot).is_closing() {
             return;
         }
-        let Self { clients, rooms, draining, clock, shared, .. } = self;
-        if !clients.is_resuming(slot) {
-            delivery::write_last_pushes(rooms, clients, slot);
-        }
+        let Self { draining, clock, shared, .. } = self;
         let (retry_after_ms, until_ms) = match cause {
             Cause::Draining => (draining.retry_after_ms(slot), draining.close_until_ms()),
             Cause::Rebalanced | Cause::Aged => {
@@ -289,6 +304,21 @@ impl Shard {
             }
             _ => (0, None),
         };
+        self.close_gracefully_with(slot, cause, retry_after_ms, until_ms);
+    }
+
+    /// Closes a connection that is not closing. `until_ms`: how long it may take to be sent its answers.
+    fn close_gracefully_with(
+        &mut self,
+        slot: u32,
+        cause: Cause,
+        retry_after_ms: u32,
+        until_ms: Option<u64>,
+    ) {
+        let Self { clients, rooms, clock, .. } = self;
+        if !clients.is_resuming(slot) {
+            delivery::write_last_pushes(rooms, clients, slot);
+        }
         clients.close_gracefully(slot, cause, retry_after_ms, until_ms, clock);
         self.apply();
     }
