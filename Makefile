@@ -18,7 +18,7 @@ help: ## List the targets
 # accepts and ends. The result of the others can't depend on the driver: they are about Redis, the operators' HTTP, tools, key
 # sets, files, output and documents, or about what shards do above every driver. (By name: `-p tidegate-tests` would build all
 # dependencies again, with fewer features.)
-ON_EPOLL := codes drain drivers fronts limits metrics overload recovery resume rooms rules sessions signals start wires
+ON_EPOLL := addresses admission codes drain drivers fronts limits metrics overload recovery resume rooms rules sessions signals start wires
 
 # The tests come last, so that their result is what one sees: with io_uring, where it can be had, and with a small limit of
 # open files; then those above with epoll and the shell's own limit.
