@@ -1,22 +1,35 @@
 //! Authentication: verifies clients' tokens.
 //!
 //! A [`Verifier`] has one key, or a set of keys that a separate thread keeps up to date (`jwks`). The shards call it on
-//! their own threads: it opens no file, takes no lock, reads no clock and never waits. HS256 costs a few microseconds, an
-//! RS256, ES256 or EdDSA signature some tens of them.
+//! their own threads: it opens no file, takes no lock, reads no clock and never waits. It checks all that takes a few
+//! microseconds, and says what else a token needs ([`Verification`]):
 //!
-//! Session tokens that are in Redis are not verified here: the verifier names a token's [`TokenDigest`], and the thread
-//! that speaks with Redis looks it up ([`crate::cluster::tokens`]).
+//! | a token | is verified |
+//! |---|---|
+//! | signed with HS256, or a demo token | at once |
+//! | signed with RS256, ES256 or EdDSA | by [`signatures::SignaturePool`], unless its signature was verified before |
+//! | of Redis | by the thread that speaks with Redis ([`crate::cluster::tokens`]), which is given its [`TokenDigest`] |
+//!
+//! A signature that costs time is checked last: a token whose claims do not hold is refused before. So for RS256, ES256 and
+//! EdDSA the first reason that applies is: the token's form and header, its key, its claims (their form, their time, audience and
+//! issuer, the user), its signature. With HS256 the signature comes before the claims. Clients can't distinguish a
+//! wrong signature from a wrong audience or issuer: [`AuthError::text_for_client`].
 
 mod claims;
 mod digest;
+mod fair_queue;
 mod jwks;
 mod jws;
+pub mod signatures;
+mod verified;
 
 pub use digest::TokenDigest;
+pub use fair_queue::Flow;
 pub(crate) use jwks::{KEYS, REFRESH_TIME, REFRESHES, SKIPPED_KEYS};
 pub use jwks::{KeySetError, KeySetStatus, ReadError, Skipped};
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -24,7 +37,8 @@ use tidegate_backend::UserId;
 
 use claims::{Demands, Proof};
 use jwks::{LiveKeySet, LiveKeySetError};
-use jws::Key;
+use jws::{Envelope, Key};
+use signatures::{SignatureCheck, SignaturePool};
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm, JwtKeys, KeySetSource};
 use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
@@ -67,9 +81,10 @@ pub enum AuthError {
     /// Redis did not say in time whether the token is good.
     #[error("Redis did not say in time whether the token is good")]
     RedisUnavailable,
-    /// Too many tokens are being looked up in Redis, or one of this session.
-    #[error("too many tokens are being looked up")]
-    TooManyLookups,
+    /// Too many tokens are being verified: looked up in Redis, or waiting for the check of their signature. Or one of this
+    /// connection is.
+    #[error("too many tokens are being verified")]
+    TooManyVerifications,
 }
 
 impl AuthError {
@@ -86,13 +101,28 @@ impl AuthError {
         Self::WrongUser,
         Self::UnknownToken,
         Self::RedisUnavailable,
-        Self::TooManyLookups,
+        Self::TooManyVerifications,
     ];
 
     /// Whether the gateway can't know if the token is good: its own fault, answered with 104.
     #[must_use]
     pub const fn is_unknowable(self) -> bool {
-        matches!(self, Self::NoKeys | Self::RedisUnavailable | Self::TooManyLookups)
+        matches!(self, Self::NoKeys | Self::RedisUnavailable | Self::TooManyVerifications)
+    }
+
+    /// The reason as a client may know it. A token that nobody has signed must not reveal which audience and issuer the
+    /// gateway expects.
+    #[must_use]
+    pub fn text_for_client(self) -> String {
+        match self {
+            Self::Signature | Self::Audience => {
+                format!(
+                    "{}, or it was made for another audience or by another issuer",
+                    Self::Signature
+                )
+            }
+            error => error.to_string(),
+        }
     }
 
     /// The value of the metric's label `reason`.
@@ -108,7 +138,7 @@ impl AuthError {
             Self::WrongUser => "wrong_user",
             Self::UnknownToken => "unknown_token",
             Self::RedisUnavailable => "redis_unavailable",
-            Self::TooManyLookups => "too_many_lookups",
+            Self::TooManyVerifications => "too_many_verifications",
         }
     }
 }
@@ -134,6 +164,17 @@ impl TokenEnd {
             None => Self::Never,
         }
     }
+}
+
+/// What a token needs to be verified.
+#[derive(Debug)]
+pub enum Verification {
+    /// Nothing more: it is good until its end, or is refused.
+    Ended(Result<TokenEnd, AuthError>),
+    /// Redis has to know it.
+    Redis(TokenDigest),
+    /// Its signature has to be checked. All else holds.
+    Signature(Arc<SignatureCheck>),
 }
 
 /// Why there is no verifier. The operator can fix it.
@@ -205,12 +246,14 @@ enum Method {
 struct Jwt {
     keys: Keys,
     demands: Demands,
+    /// Checks signatures; `None`: they are checked at once.
+    signatures: Option<Arc<SignaturePool>>,
 }
 
 /// What verifies signatures. A key has one algorithm, whatever a token's header says.
 enum Keys {
     /// The one key that was configured.
-    One(Key),
+    One(Arc<Key>),
     /// A set that changes while the gateway runs.
     Set(LiveKeySet),
 }
@@ -229,7 +272,9 @@ impl Verifier {
             AuthMode::Jwt { keys, audience, issuer } => (keys, audience, issuer),
         };
         let keys = match keys {
-            JwtKeys::One { algorithm, key_file } => Keys::One(read_key(*algorithm, key_file)?),
+            JwtKeys::One { algorithm, key_file } => {
+                Keys::One(Arc::new(read_key(*algorithm, key_file)?))
+            }
             JwtKeys::Set(source) => {
                 let set = LiveKeySet::start(source, config.jwks_refresh);
                 Keys::Set(set.map_err(|error| match error {
@@ -243,7 +288,10 @@ impl Verifier {
             issuer: issuer.clone(),
             leeway_s: config.leeway.as_secs_f64(),
         };
-        Ok(Self { method: Method::Jwt(Jwt { keys, demands }) })
+        let is_cheap = matches!(&keys, Keys::One(key) if key.is_cheap());
+        let pool = || SignaturePool::new(config.verifications_max, config.verified_tokens_max);
+        let signatures = (!is_cheap).then(|| Arc::new(pool()));
+        Ok(Self { method: Method::Jwt(Jwt { keys, demands, signatures }) })
     }
 
     /// Checks that the key, or the file of the key set, can be read. Makes no file: the first start makes a missing secret
@@ -281,19 +329,19 @@ impl Verifier {
         }
     }
 
-    /// What Redis knows a token by; `None`: it is verified with [`Self::verify`].
-    ///
-    /// # Errors
-    /// [`AuthError::Malformed`] when no token looks like this.
+    /// What checks signatures; `None`: there are none, or they are checked at once.
     #[must_use]
-    pub fn digest(&self, token: &str) -> Option<Result<TokenDigest, AuthError>> {
+    pub const fn signatures(&self) -> Option<&Arc<SignaturePool>> {
         match &self.method {
-            Method::Lookup if token.is_empty() || token.len() > TOKEN_BYTES_MAX => {
-                Some(Err(AuthError::Malformed))
-            }
-            Method::Lookup => Some(Ok(TokenDigest::of(token))),
-            Method::Demo | Method::Jwt(_) => None,
+            Method::Jwt(jwt) => jwt.signatures.as_ref(),
+            Method::Demo | Method::Lookup => None,
         }
+    }
+
+    /// Whether tokens are in Redis: they don't say whose they are.
+    #[must_use]
+    pub const fn is_redis(&self) -> bool {
+        matches!(self.method, Method::Lookup)
     }
 
     /// The user whom a token claims to be of, as far as it says that. Nothing is verified here.
@@ -310,56 +358,106 @@ impl Verifier {
         text.parse().ok()
     }
 
-    /// Checks that a token proves a user now, at `unix_ms` milliseconds since the Unix epoch. Returns when the
-    /// token ends.
-    ///
-    /// # Errors
-    /// [`AuthError`] when it does not.
-    pub fn verify(
-        &self,
-        user_id: UserId,
-        token: &str,
-        unix_ms: u64,
-    ) -> Result<TokenEnd, AuthError> {
+    /// Checks of a token what takes a few microseconds: whether it may prove a user now, at `unix_ms` milliseconds since the
+    /// Unix epoch.
+    #[must_use]
+    pub fn begin(&self, user_id: UserId, token: &str, unix_ms: u64) -> Verification {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(AuthError::Malformed);
+            return Verification::Ended(Err(AuthError::Malformed));
         }
         match &self.method {
-            Method::Jwt(jwt) => jwt.verify(user_id, token, unix_ms),
-            Method::Demo => match token.strip_prefix("token-") {
+            Method::Jwt(jwt) => jwt
+                .begin(user_id, token, unix_ms)
+                .unwrap_or_else(|error| Verification::Ended(Err(error))),
+            Method::Demo => Verification::Ended(match token.strip_prefix("token-") {
                 Some(id) if names(id, user_id) => Ok(TokenEnd::Never),
                 Some(_) => Err(AuthError::WrongUser),
                 None => Err(AuthError::Malformed),
-            },
-            // Only Redis knows.
-            Method::Lookup => Err(AuthError::RedisUnavailable),
+            }),
+            Method::Lookup if token.is_empty() => Verification::Ended(Err(AuthError::Malformed)),
+            Method::Lookup => Verification::Redis(TokenDigest::of(token)),
+        }
+    }
+
+    /// Ends the verification of a token whose signature was checked with this result. What may have changed since it began
+    /// is checked again. Returns when the token ends.
+    ///
+    /// # Errors
+    /// [`AuthError`] when the token does not prove its user.
+    pub fn finish(
+        &self,
+        check: &SignatureCheck,
+        signed: Result<(), AuthError>,
+        unix_ms: u64,
+    ) -> Result<TokenEnd, AuthError> {
+        signed?;
+        match &self.method {
+            Method::Jwt(jwt) => jwt.finish(check, unix_ms),
+            // No check began here.
+            Method::Demo | Method::Lookup => Err(AuthError::Signature),
         }
     }
 }
 
 impl Jwt {
-    fn verify(&self, user_id: UserId, token: &str, unix_ms: u64) -> Result<TokenEnd, AuthError> {
-        let claims = match &self.keys {
-            Keys::One(key) => jws::open(token, key)?,
+    fn begin(&self, user_id: UserId, token: &str, unix_ms: u64) -> Result<Verification, AuthError> {
+        let envelope = match &self.keys {
+            Keys::One(key) => Envelope::open(token, key)?,
             Keys::Set(live) => {
                 let current = live.current();
                 let set = current.as_deref().ok_or(AuthError::NoKeys)?;
-                jws::open(token, set).inspect_err(|error| {
+                Envelope::open(token, set).inspect_err(|error| {
                     if *error == AuthError::UnknownKey {
                         live.request_refresh();
                     }
                 })?
             }
         };
-        let now_s = Duration::from_millis(unix_ms).as_secs_f64();
-        let Proof { subject, expires_s } = self.demands.check(&claims, now_s)?;
+        if self.signatures.is_none() {
+            envelope.check_signature()?;
+        }
+        let claims = envelope.claims()?;
+        let Proof { subject, expires_s } = self.demands.check(&claims, seconds(unix_ms))?;
         if !names(subject, user_id) {
             return Err(AuthError::WrongUser);
         }
-        // A date that is too large is the last one.
-        let expires = Duration::try_from_secs_f64(expires_s).unwrap_or(Duration::MAX);
-        Ok(TokenEnd::At { unix_ms: u64::try_from(expires.as_millis()).unwrap_or(u64::MAX) })
+        let Some(signatures) = &self.signatures else {
+            return Ok(Verification::Ended(Ok(token_end(expires_s))));
+        };
+        let id = signatures.id(token, &envelope.key);
+        if signatures.is_known(id) {
+            return Ok(Verification::Ended(Ok(token_end(expires_s))));
+        }
+        let check = SignatureCheck { key: envelope.key, token: token.into(), id, expires_s };
+        Ok(Verification::Signature(Arc::new(check)))
     }
+
+    fn finish(&self, check: &SignatureCheck, unix_ms: u64) -> Result<TokenEnd, AuthError> {
+        if let Keys::Set(live) = &self.keys {
+            let current = live.current();
+            let set = current.as_deref().ok_or(AuthError::NoKeys)?;
+            if !set.contains(&check.key) {
+                return Err(AuthError::UnknownKey);
+            }
+        }
+        if self.demands.has_expired(check.expires_s, seconds(unix_ms)) {
+            return Err(AuthError::Expired);
+        }
+        if let Some(signatures) = &self.signatures {
+            signatures.remember(check.id);
+        }
+        Ok(token_end(check.expires_s))
+    }
+}
+
+fn seconds(unix_ms: u64) -> f64 {
+    Duration::from_millis(unix_ms).as_secs_f64()
+}
+
+/// A date that is too large is the last one.
+fn token_end(expires_s: f64) -> TokenEnd {
+    let expires = Duration::try_from_secs_f64(expires_s).unwrap_or(Duration::MAX);
+    TokenEnd::At { unix_ms: u64::try_from(expires.as_millis()).unwrap_or(u64::MAX) }
 }
 
 impl std::fmt::Debug for Verifier {
@@ -399,7 +497,8 @@ fn read_key(algorithm: JwtAlgorithm, key_file: &Path) -> Result<Key, KeyError> {
             (Algorithm::EdDSA, public_key(key_file, "EdDSA", DecodingKey::from_ed_pem)?)
         }
     };
-    Ok(Key { key, algorithm })
+    let bytes = key.try_get_as_bytes().unwrap_or_default().to_vec();
+    Ok(Key::new(key, algorithm, &[&bytes]))
 }
 
 /// Only a file is read while someone waits for the outcome.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::auth::signatures::SignaturePool;
 use crate::router::queue_metrics::QueueMetrics;
 use crate::shard::Shared;
 use crate::shard::calls::durations::CallDurations;
@@ -12,24 +13,39 @@ use crate::shard::calls::durations::CallDurations;
 #[derive(Clone, Debug)]
 pub struct MetricsPage {
     recorder: PrometheusHandle,
-    own: Option<(Arc<CallDurations>, QueueMetrics)>,
+    own: Option<Own>,
+}
+
+/// What the gateway's parts count themselves.
+#[derive(Clone, Debug)]
+struct Own {
+    durations: Arc<CallDurations>,
+    queues: QueueMetrics,
+    /// `None`: no signature is checked apart from the shards.
+    signatures: Option<Arc<SignaturePool>>,
 }
 
 impl MetricsPage {
     /// A page with all metrics.
     #[must_use]
     pub fn new(recorder: PrometheusHandle, shared: &Shared) -> Self {
-        let durations = Arc::clone(&shared.call_durations);
-        Self { recorder, own: Some((durations, QueueMetrics::new(&shared.backends))) }
+        let own = Own {
+            durations: Arc::clone(&shared.call_durations),
+            queues: QueueMetrics::new(&shared.backends),
+            signatures: shared.verifier.signatures().cloned(),
+        };
+        Self { recorder, own: Some(own) }
     }
 
     /// The current page.
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = self.recorder.render();
-        if let Some((durations, queues)) = &self.own {
+        if let Some(Own { durations, queues, signatures }) = &self.own {
             durations.render(&mut page);
             queues.render(&mut page);
+            let signatures = signatures.as_ref().map(|pool| pool.stats());
+            signatures.unwrap_or_default().render(&mut page);
         }
         page
     }

@@ -31,6 +31,7 @@ use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::about::About;
 use crate::admin::{self, AdminError, AdminServer, HandOver};
+use crate::auth::signatures::{SignaturePool, SignatureThreads};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
 use crate::cluster;
@@ -49,6 +50,7 @@ use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
 use crate::parts::{Keys, Origin, Parts};
 use crate::router::Backend;
 use crate::secret::{SecretError, check_secret, load_or_create_secret};
+use crate::shard::Shared;
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::stats;
@@ -186,6 +188,8 @@ pub struct Server {
     threads: Vec<thread::JoinHandle<()>>,
     /// Serves HTTP, where a listener has it.
     http: Option<HttpServer>,
+    /// Check tokens' signatures, where these take long.
+    signature_threads: Option<SignatureThreads>,
     /// Speaks with Redis, where the gateway is one of several.
     cluster: Option<ClusterThread>,
     /// Keeps the offset file up to date while shards run.
@@ -304,6 +308,8 @@ impl Builder {
         let cluster = start_cluster(&parts, ways, status, line, report.clone())?;
         // Before shards accept clients. Those that connect meanwhile wait in the kernel's queue.
         cluster.iter().for_each(|cluster| cluster.wait_for_everybody(&interrupted));
+        // They end if the start fails.
+        let signature_threads = start_signature_threads(&parts)?;
         let threads = start_shards(by_shard, &wires, &parts, &report)?;
         let listeners = (http_sockets, certificates.clone());
         let http = start_http(&parts, http_address, listeners, http_routes, report)?;
@@ -319,6 +325,7 @@ impl Builder {
             ended,
             threads,
             http,
+            signature_threads,
             cluster,
             offset_keeper,
         })
@@ -452,6 +459,9 @@ impl Server {
             // The thread has reported how it ended.
             drop(thread.join());
         }
+        if let Some(threads) = self.signature_threads {
+            threads.join();
+        }
         if let Some(cluster) = self.cluster {
             cluster.stop();
         }
@@ -503,6 +513,13 @@ fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
         status.add_link(Concern::Tokens.name(), redis.tokens.to_string(), true);
     }
     Ok(Some(status))
+}
+
+/// Starts the threads that check tokens' signatures, if these take long.
+fn start_signature_threads(parts: &Parts) -> io::Result<Option<SignatureThreads>> {
+    let Shared { config, verifier, .. } = &*parts.shared;
+    let start = |pool: &Arc<SignaturePool>| pool.start(config.auth.verify_threads);
+    verifier.signatures().map(start).transpose()
 }
 
 /// Starts the thread of the Redis connections, if the configuration names a Redis.

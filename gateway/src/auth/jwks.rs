@@ -15,6 +15,7 @@ pub(crate) use refresher::{KEYS, REFRESH_TIME, REFRESHES, SKIPPED_KEYS};
 pub use source::ReadError;
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -115,7 +116,7 @@ pub(super) struct KeySet {
 
 struct NamedKey {
     kid: Option<String>,
-    key: Key,
+    key: Arc<Key>,
 }
 
 impl KeySet {
@@ -150,6 +151,11 @@ impl KeySet {
         self.keys.len()
     }
 
+    /// Whether one of the keys is this one, whatever its name is.
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.keys.iter().any(|named| named.key.id == key.id)
+    }
+
     /// The keys that are not used.
     pub(super) fn skipped(&self) -> &[Skipped] {
         &self.skipped
@@ -169,7 +175,7 @@ impl KeySource for KeySet {
     /// A token with a `kid` is verified with the key of that name, a token without one only where a single key has its
     /// algorithm: the gateway does not try keys in turn, or each forged token would cost as many signatures as the set
     /// has keys.
-    fn find(&self, algorithm: &str, kid: Option<&str>) -> Result<&Key, AuthError> {
+    fn find(&self, algorithm: &str, kid: Option<&str>) -> Result<&Arc<Key>, AuthError> {
         let named = || self.keys.iter().filter(|key| kid.is_none() || key.kid.as_deref() == kid);
         let mut fitting = named().filter(|named| jws::name_of(named.key.algorithm) == algorithm);
         match (fitting.next(), fitting.next()) {
@@ -215,7 +221,7 @@ fn read_key(jwk: &Value) -> Result<NamedKey, Unfit> {
     if text(jwk, "alg")?.is_some_and(|name| name != jws::name_of(algorithm)) {
         return Err(Unfit::Algorithm);
     }
-    let key = match algorithm {
+    let (key, parts) = match algorithm {
         Algorithm::RS256 => rsa(jwk),
         Algorithm::ES256 => p256(jwk),
         _ => ed25519(jwk),
@@ -224,11 +230,15 @@ fn read_key(jwk: &Value) -> Result<NamedKey, Unfit> {
     if crypto::verify("", b"", &key, algorithm).is_err() {
         return Err(Unfit::Invalid);
     }
-    Ok(NamedKey { kid, key: Key { key, algorithm } })
+    let parts = parts.each_ref().map(Vec::as_slice);
+    Ok(NamedKey { kid, key: Arc::new(Key::new(key, algorithm, &parts)) })
 }
 
+/// A key, and the numbers of which it consists.
+type KeyAndParts = (DecodingKey, [Vec<u8>; 2]);
+
 /// RFC 7518, 6.3.1.
-fn rsa(jwk: &Members) -> Result<DecodingKey, Unfit> {
+fn rsa(jwk: &Members) -> Result<KeyAndParts, Unfit> {
     let (modulus, exponent) = (bytes(jwk, "n")?, bytes(jwk, "e")?);
     let bits = bits(&modulus);
     if bits < RSA_BITS_MIN {
@@ -244,18 +254,19 @@ fn rsa(jwk: &Members) -> Result<DecodingKey, Unfit> {
     if !fits || !is_odd(&exponent) || !is_odd(&modulus) {
         return Err(Unfit::Invalid);
     }
-    Ok(DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+    Ok((DecodingKey::from_rsa_raw_components(&modulus, &exponent), [modulus, exponent]))
 }
 
 /// RFC 7518, 6.2.1: the coordinates have the curve's full length.
-fn p256(jwk: &Members) -> Result<DecodingKey, Unfit> {
-    let point = [vec![4], exactly_32(jwk, "x")?, exactly_32(jwk, "y")?].concat();
-    Ok(DecodingKey::from_ec_der(&point))
+fn p256(jwk: &Members) -> Result<KeyAndParts, Unfit> {
+    let (x, y) = (exactly_32(jwk, "x")?, exactly_32(jwk, "y")?);
+    Ok((DecodingKey::from_ec_der(&[&[4], &*x, &*y].concat()), [x, y]))
 }
 
 /// RFC 8037, 2.
-fn ed25519(jwk: &Members) -> Result<DecodingKey, Unfit> {
-    Ok(DecodingKey::from_ed_der(&exactly_32(jwk, "x")?))
+fn ed25519(jwk: &Members) -> Result<KeyAndParts, Unfit> {
+    let x = exactly_32(jwk, "x")?;
+    Ok((DecodingKey::from_ed_der(&x), [x, Vec::new()]))
 }
 
 fn exactly_32(jwk: &Members, name: &str) -> Result<Vec<u8>, Unfit> {

@@ -14,6 +14,20 @@ const ED_PUBLIC: &[u8] = include_bytes!("../../testdata/eddsa.public.pem");
 const ED_PRIVATE: &[u8] = include_bytes!("../../testdata/eddsa.private.pem");
 
 impl Verifier {
+    /// Whether a token proves a user, with the check of its signature on this thread.
+    pub(super) fn verify(
+        &self,
+        user_id: UserId,
+        token: &str,
+        unix_ms: u64,
+    ) -> Result<TokenEnd, AuthError> {
+        match self.begin(user_id, token, unix_ms) {
+            Verification::Ended(verified) => verified,
+            Verification::Redis(_) => Err(AuthError::RedisUnavailable),
+            Verification::Signature(check) => self.finish(&check, check.run(), unix_ms),
+        }
+    }
+
     /// Whether a token proves a user now.
     pub(super) fn verify_now(&self, user_id: UserId, token: &str) -> Result<(), AuthError> {
         self.verify(user_id, token, 1_000 * get_current_timestamp()).map(drop)
@@ -28,6 +42,9 @@ fn config(mode: AuthMode) -> AuthConfig {
         timeout: Duration::from_secs(10),
         failures_max: 3,
         lookups_max: 10,
+        verify_threads: 1,
+        verifications_max: 10,
+        verified_tokens_max: 100,
         recheck: Duration::from_secs(300),
     }
 }
@@ -158,7 +175,7 @@ fn claims_are_demanded_and_honoured() {
     for (claims, expected) in [
         (json!({ "sub": "7", "exp": later, "aud": ["shop", "x"] }), Ok(())),
         (json!({ "sub": "7", "exp": later, "aud": "bank" }), Err(AuthError::Audience)),
-        (json!({ "sub": "7", "exp": later }), Err(AuthError::Malformed)),
+        (json!({ "sub": "7", "exp": later }), Err(AuthError::Audience)),
     ] {
         assert_eq!(shop.verify_now(7, &hs256(&claims)), expected, "{claims}");
     }
@@ -205,21 +222,94 @@ fn a_file_without_the_key_says_how_to_make_it() {
 #[test]
 fn a_token_in_redis_is_looked_up_by_its_digest_if_it_can_be_one() {
     let verifier = Verifier::new(&config(AuthMode::Redis)).unwrap();
-    assert_eq!(verifier.digest("a"), Some(Ok(TokenDigest::of("a"))));
+    let begin = |token: &str| match verifier.begin(7, token, 0) {
+        Verification::Redis(digest) => Ok(digest),
+        Verification::Ended(Err(error)) => Err(error),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(begin("a"), Ok(TokenDigest::of("a")));
     let longest = "a".repeat(TOKEN_BYTES_MAX);
-    assert!(matches!(verifier.digest(&longest), Some(Ok(_))));
+    assert_eq!(begin(&longest), Ok(TokenDigest::of(&longest)));
     for wrong in [String::new(), longest + "a"] {
-        assert_eq!(verifier.digest(&wrong), Some(Err(AuthError::Malformed)));
+        assert_eq!(begin(&wrong), Err(AuthError::Malformed));
     }
-    assert_eq!(verifier.verify_now(7, "token-7"), Err(AuthError::RedisUnavailable));
-    assert_eq!(Verifier::new(&config(AuthMode::Demo)).unwrap().digest("token-7"), None);
+}
+
+/// The signature, as somebody would forge it who knows how long it has to be.
+fn forged(token: &str) -> String {
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    format!("{message}.{first}{}", &signature[1..])
+}
+
+#[test]
+fn a_token_that_would_be_refused_anyhow_costs_no_signature() {
+    let audience = Some("shop");
+    let verifier = try_jwt(JwtAlgorithm::Rs256, RSA_PUBLIC, audience).unwrap();
+    let key = EncodingKey::from_rsa_pem(RSA_PRIVATE).unwrap();
+    let (now, later) = (get_current_timestamp(), in_an_hour());
+    let rows = [
+        (json!({ "sub": "7", "exp": later, "aud": "shop" }), None),
+        (json!({ "sub": "8", "exp": later, "aud": "shop" }), Some(AuthError::WrongUser)),
+        (json!({ "sub": "7", "exp": now - 60, "aud": "shop" }), Some(AuthError::Expired)),
+        (json!({ "sub": "7", "exp": later, "aud": "bank" }), Some(AuthError::Audience)),
+        (json!({ "sub": "7", "exp": later }), Some(AuthError::Audience)),
+        (json!({ "sub": 7, "exp": later, "aud": "shop" }), Some(AuthError::Malformed)),
+    ];
+    for (claims, expected) in rows {
+        let token = sign(Algorithm::RS256, &key, &claims);
+        let (message, _) = token.rsplit_once('.').unwrap();
+        let short = verifier.begin(7, &format!("{message}.AAAA"), 1_000 * now);
+        assert!(matches!(short, Verification::Ended(Err(AuthError::Signature))), "{claims}");
+        for token in [&token, &forged(&token)] {
+            let refused = match verifier.begin(7, token, 1_000 * now) {
+                Verification::Ended(verified) => verified.err(),
+                Verification::Signature(_) => None,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(refused, expected, "{claims}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_audience_looks_to_clients_like_a_wrong_signature() {
+    let text = AuthError::Signature.text_for_client();
+    assert_eq!(AuthError::Audience.text_for_client(), text);
+    assert_eq!(AuthError::Expired.text_for_client(), AuthError::Expired.to_string());
+}
+
+#[test]
+fn a_token_that_was_verified_is_not_verified_again_until_it_expires() {
+    let verifier = jwt(JwtAlgorithm::EdDsa, ED_PUBLIC);
+    let key = EncodingKey::from_ed_pem(ED_PRIVATE).unwrap();
+    let token = sign(Algorithm::EdDSA, &key, &json!({ "sub": "7", "exp": 2_000_000_000 }));
+    let costs = |token: &str, unix_ms| match verifier.begin(7, token, unix_ms) {
+        Verification::Signature(check) => Some(check),
+        _ => None,
+    };
+    let check = costs(&token, 0).unwrap();
+    assert_eq!(verifier.finish(&check, Err(AuthError::Signature), 0), Err(AuthError::Signature));
+    let late = 2_000_000_005_000;
+    assert_eq!(verifier.finish(&check, check.run(), late), Err(AuthError::Expired));
+    assert!(costs(&token, 0).is_some(), "only a success is remembered");
+    let end = Ok(TokenEnd::At { unix_ms: 2_000_000_000_000 });
+    assert_eq!(verifier.finish(&check, check.run(), 0), end);
+    assert!(
+        matches!(verifier.begin(7, &token, 0), Verification::Ended(verified) if verified == end)
+    );
+    assert_eq!(verifier.verify(8, &token, 0), Err(AuthError::WrongUser));
+    assert_eq!(verifier.verify(7, &token, late), Err(AuthError::Expired));
+    let forged = forged(&token);
+    assert!(costs(&forged, 0).is_some(), "another signature is another token");
+    assert_eq!(verifier.verify(7, &forged, 0), Err(AuthError::Signature));
 }
 
 #[test]
 fn errors_of_the_gateway_are_distinguished_from_those_of_tokens() {
     let own = AuthError::ALL.into_iter().filter(|error| error.is_unknowable());
     let labels: Vec<_> = own.map(AuthError::label).collect();
-    assert_eq!(labels, ["no_keys", "redis_unavailable", "too_many_lookups"]);
+    assert_eq!(labels, ["no_keys", "redis_unavailable", "too_many_verifications"]);
     for (index, error) in AuthError::ALL.into_iter().enumerate() {
         assert_eq!(error as usize, index, "counters are found by it");
     }

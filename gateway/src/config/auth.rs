@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::http::Uri;
 
-use super::check::DAY_MS;
+use super::check::{DAY_MS, cores};
 use super::checked::*;
 use super::typed;
 use super::values::{Checked, Checker, quoted};
@@ -14,6 +14,15 @@ const LEEWAY_MS_MAX: i64 = 600_000;
 
 /// The least time between two reads of a key set: whoever serves it is asked no more often by a mistyped number.
 const REFRESH_MS_MIN: i64 = 1_000;
+
+/// The maximum of threads that check signatures.
+const VERIFY_THREADS_MAX: i64 = 256;
+
+/// The maximum of tokens that wait for the check of their signature.
+const VERIFICATIONS_MAX: i64 = 1_000_000;
+
+/// The maximum of tokens whose signatures are not checked again: 256 MiB.
+const VERIFIED_TOKENS_MAX: i64 = 1 << 24;
 
 /// The maximum of tokens that are being looked up.
 const LOOKUPS_MAX: i64 = 1_000_000;
@@ -71,9 +80,26 @@ impl Checker<'_> {
             leeway: self.millis("auth.leeway_ms", auth.leeway_ms, 0..=LEEWAY_MS_MAX)?,
             timeout: self.millis("auth.timeout_ms", auth.timeout_ms, 1..=DAY_MS)?,
             failures_max: self.number("auth.failures_max", auth.failures_max, 1..=255)?,
+            verify_threads: self.verify_threads(auth.verify_threads)?,
+            verifications_max: self.number(
+                "auth.verifications_max",
+                auth.verifications_max,
+                1..=VERIFICATIONS_MAX,
+            )?,
+            verified_tokens_max: self.number(
+                "auth.verified_tokens_max",
+                auth.verified_tokens_max,
+                0..=VERIFIED_TOKENS_MAX,
+            )?,
             lookups_max: self.number("auth.lookups_max", auth.lookups_max, 1..=LOOKUPS_MAX)?,
             recheck: self.millis("auth.recheck_ms", auth.recheck_ms, RECHECK_MS_MIN..=DAY_MS)?,
         })
+    }
+
+    /// By default a quarter of the cores: the rest is for sessions.
+    fn verify_threads(&self, threads: i64) -> Checked<usize> {
+        let threads = self.number("auth.verify_threads", threads, 0..=VERIFY_THREADS_MAX)?;
+        Ok(if threads == 0 { (cores() / 4).max(1) } else { threads })
     }
 
     /// The keys of tokens: one, or a set. `used`: tokens are JSON Web Tokens, so the keys have to fit together.

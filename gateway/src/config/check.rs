@@ -309,6 +309,6 @@ fn unknown_level(filter: &str) -> Option<&str> {
     filter.split(',').map(str::trim).find(|part| !is_known(part))
 }
 
-fn cores() -> usize {
+pub(super) fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }

@@ -292,6 +292,12 @@ pub struct AuthConfig {
     pub timeout: Duration,
     /// A connection is closed after this many failed tries: at least 1.
     pub failures_max: u8,
+    /// Threads that check signatures: at least 1.
+    pub verify_threads: usize,
+    /// Tokens that wait for the check of their signature, in KiB: at least 1.
+    pub verifications_max: u32,
+    /// Tokens whose signatures are not checked again; 0: none.
+    pub verified_tokens_max: usize,
     /// Tokens that are being looked up in Redis, all shards together.
     pub lookups_max: usize,
     /// The time between two checks that the tokens of sessions are still in Redis.

@@ -152,6 +152,9 @@ fn auth(auth: &AuthConfig) -> Value {
         "leeway_ms": ms(auth.leeway),
         "timeout_ms": ms(auth.timeout),
         "failures_max": auth.failures_max,
+        "verify_threads": auth.verify_threads,
+        "verifications_max": auth.verifications_max,
+        "verified_tokens_max": auth.verified_tokens_max,
         "lookups_max": auth.lookups_max,
         "recheck_ms": ms(auth.recheck),
     });

@@ -118,6 +118,9 @@ pub(super) struct Auth {
     pub(super) leeway_ms: i64,
     pub(super) timeout_ms: i64,
     pub(super) failures_max: i64,
+    pub(super) verify_threads: i64,
+    pub(super) verifications_max: i64,
+    pub(super) verified_tokens_max: i64,
     pub(super) lookups_max: i64,
     pub(super) recheck_ms: i64,
 }
@@ -415,6 +418,9 @@ impl Default for Auth {
             leeway_ms: 5_000,
             timeout_ms: limits::AUTH_TIMEOUT_MS.cast_signed(),
             failures_max: limits::AUTH_FAILURES_MAX.into(),
+            verify_threads: 0,
+            verifications_max: 4_096,
+            verified_tokens_max: 262_144,
             lookups_max: 50_000,
             recheck_ms: 300_000,
         }

@@ -1,11 +1,12 @@
 //! Hands requests to backends and takes their answers: to backends, the HTTP gateway is one more shard.
 //!
-//! It has its own [`Calls`], with the same routes, timeouts and bounds, and a mailbox, into which workers post answers and the
-//! cluster's thread posts verdicts on tokens. All of it stays on one thread, so there is no lock.
+//! It has its own [`Calls`], with the same routes, timeouts and bounds, and a mailbox, into which workers post answers, and the
+//! cluster's thread and those that check signatures post verdicts on tokens. All of it stays on one thread, so there is no lock.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::mem;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::metrics::{REQUESTS_IN_FLIGHT, REQUESTS_REFUSED, count_failure};
+use crate::auth::signatures::{SignatureCheck, Waiter};
 use crate::auth::{AuthError, TokenDigest};
 use crate::cluster::message::ToCluster;
 use crate::control::ShardInfo;
@@ -53,6 +55,8 @@ pub(super) struct Dispatcher {
     /// The number that stands for the HTTP gateway where shards have theirs.
     number: u16,
     mailbox: Arc<Mailbox>,
+    /// The way into it.
+    address: Address,
     /// A message has come, or a call was started.
     changed: Arc<Notify>,
     state: RefCell<State>,
@@ -60,6 +64,8 @@ pub(super) struct Dispatcher {
     requests_max: usize,
     /// A share of `auth.lookups_max` as large as that of a shard.
     lookups_max: usize,
+    /// How long the check of a signature may take: as long as a session has to authenticate.
+    signature_timeout: Duration,
     in_flight: Gauge,
     refused: Counter,
     calls: Counter,
@@ -77,6 +83,8 @@ struct State {
     next_sequence: u64,
     /// Requests that wait for the check of their token.
     lookups: HashMap<ConnId, oneshot::Sender<Verdict>>,
+    /// Who waits for the check of a token's signature.
+    signatures: HashMap<ConnId, oneshot::Sender<Result<(), AuthError>>>,
     /// Empty between turns; kept for its memory.
     messages: VecDeque<Message>,
     /// What was exported of the counters: calls, and late answers.
@@ -117,17 +125,20 @@ impl Dispatcher {
             waiting: HashMap::new(),
             next_sequence: 0,
             lookups: HashMap::new(),
+            signatures: HashMap::new(),
             messages: VecDeque::new(),
             exported: (0, 0),
         };
         Self {
             number: config.shards,
             mailbox: Arc::clone(address.mailbox()),
+            address: address.clone(),
             changed,
             state: RefCell::new(state),
             requests: Cell::new(0),
             requests_max: config.http.requests_max,
             lookups_max: config.auth.lookups_max.div_ceil(usize::from(config.shards)),
+            signature_timeout: config.auth.timeout,
             in_flight: gauge!(REQUESTS_IN_FLIGHT),
             refused: counter!(REQUESTS_REFUSED),
             calls: counter!("tidegate_calls_total"),
@@ -202,15 +213,12 @@ impl Dispatcher {
     ) -> Result<(), AuthError> {
         let cluster = self.shared.cluster.as_ref().ok_or(AuthError::RedisUnavailable)?;
         if self.state.borrow().lookups.len() >= self.lookups_max {
-            return Err(AuthError::TooManyLookups);
+            return Err(AuthError::TooManyVerifications);
         }
         let (reply, verdict) = oneshot::channel();
         self.state.borrow_mut().lookups.insert(conn, reply);
-        cluster.post(ToCluster::LookUp {
-            addr: SessionAddr::new(self.number, conn),
-            user_id,
-            token,
-        });
+        let addr = SessionAddr::new(self.number, conn);
+        cluster.post(ToCluster::LookUp { addr, user_id, token });
         match timeout(VERDICT_TIMEOUT, verdict).await {
             Ok(Ok(Verdict::Known { .. })) => Ok(()),
             Ok(Ok(Verdict::Unknown)) => Err(AuthError::UnknownToken),
@@ -220,6 +228,37 @@ impl Dispatcher {
                 Err(AuthError::RedisUnavailable)
             }
         }
+    }
+
+    /// Has a token's signature checked. It waits in the queue with those of the shards. If the client goes meanwhile, this
+    /// and `check` are dropped, so its signature is not checked.
+    ///
+    /// # Errors
+    /// [`AuthError`] when it is not good, or too many wait.
+    pub(super) async fn check_signature(
+        &self,
+        conn: ConnId,
+        address: IpAddr,
+        check: &Arc<SignatureCheck>,
+    ) -> Result<(), AuthError> {
+        let verifier = &self.shared.verifier;
+        let signatures = verifier.signatures().ok_or(AuthError::TooManyVerifications)?;
+        let flow = signatures.flow(address);
+        let waiter = Waiter { conn, flow, reply: self.address.clone() };
+        let (reply, verdict) = oneshot::channel();
+        self.state.borrow_mut().signatures.insert(conn, reply);
+        signatures.submit(check, waiter, 0, Instant::now()).inspect_err(|_| {
+            self.state.borrow_mut().signatures.remove(&conn);
+        })?;
+        let signed = match timeout(self.signature_timeout, verdict).await {
+            Ok(Ok(signed)) => signed,
+            Ok(Err(_)) => Err(AuthError::TooManyVerifications),
+            Err(_) => {
+                self.state.borrow_mut().signatures.remove(&conn);
+                Err(AuthError::TooManyVerifications)
+            }
+        };
+        verifier.finish(check, signed, self.shared.wall_clock.unix_ms()).map(drop)
     }
 
     /// Takes turns, for ever: hands over calls, takes messages, and fails calls that have expired.
@@ -271,6 +310,11 @@ impl Dispatcher {
                 if let Some(waiting) = state.lookups.remove(&conn) {
                     // It fails where the client has gone.
                     let _ = waiting.send(verdict);
+                }
+            }
+            Message::Token(TokenMessage::Signature { conn, signed }) => {
+                if let Some(waiting) = state.signatures.remove(&conn) {
+                    let _ = waiting.send(signed);
                 }
             }
             // There are no sessions here, so no tokens to list.

@@ -70,7 +70,7 @@ pub(super) enum HttpError {
     NoUser,
     #[error("Tidegate-User is no number of a user")]
     BadUser,
-    #[error("{0}")]
+    #[error("{}", .0.text_for_client())]
     BadToken(AuthError),
     #[error("the answer would be {0}, which the request does not accept")]
     NotAcceptable(&'static str),

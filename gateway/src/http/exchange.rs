@@ -5,7 +5,7 @@
 //! valid token costs its head, and a client that is too fast costs no more whatever it asks for.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +32,7 @@ use super::routes::{Methods, Route, Routes};
 use super::slots::Slot;
 use super::transcode::Body;
 use super::{OPENAPI_PATH, Phase};
+use crate::auth::Verification;
 use crate::config::ListenerConfig;
 use crate::driver::ConnId;
 use crate::http_io::bearer;
@@ -232,7 +233,7 @@ impl Site {
         let user_id = if route.is_public {
             0
         } else {
-            let user_id = self.authenticate(conn, &request).await?;
+            let user_id = self.authenticate(conn, client.address.ip(), &request).await?;
             client.mark_authenticated();
             user_id
         };
@@ -287,9 +288,11 @@ impl Site {
         })
     }
 
+    /// `address`: the client's.
     async fn authenticate(
         &self,
         conn: ConnId,
+        address: IpAddr,
         request: &Request<Incoming>,
     ) -> Result<UserId, HttpError> {
         let token = bearer(request.headers()).ok_or(HttpError::NoToken);
@@ -300,23 +303,24 @@ impl Site {
                 let number = text.to_str().ok().and_then(|text| text.parse().ok());
                 number.ok_or(HttpError::BadUser)?
             }
-            None => match (verifier.claimed_user(token), verifier.digest(token)) {
-                (Some(user_id), _) => user_id,
-                (None, Some(_)) => return Err(HttpError::NoUser),
+            None => match verifier.claimed_user(token) {
+                Some(user_id) => user_id,
+                None if verifier.is_redis() => return Err(HttpError::NoUser),
                 // It says what is wrong with the token.
-                (None, None) => 0,
+                None => 0,
             },
         };
-        let verified = match verifier.digest(token) {
-            None => {
-                let unix_ms = self.shared.wall_clock.unix_ms();
-                verifier.verify(user_id, token, unix_ms).map(drop)
-            }
-            Some(Ok(digest)) => {
+        let unix_ms = self.shared.wall_clock.unix_ms();
+        let verified = match verifier.begin(user_id, token, unix_ms) {
+            Verification::Ended(verified) => verified.map(drop),
+            Verification::Redis(digest) => {
                 let _permit = self.dispatcher.admit().map_err(HttpError::Failed)?;
                 self.dispatcher.look_up(conn, user_id, digest).await
             }
-            Some(Err(error)) => Err(error),
+            // Without a permit: clients without a valid token would take those of others. The queue is fair.
+            Verification::Signature(check) => {
+                self.dispatcher.check_signature(conn, address, &check).await
+            }
         };
         verified.map(|()| user_id).map_err(|error| {
             count_refused_token(error);

@@ -1,19 +1,22 @@
-//! Logins: from a client's authentication to its session. Redis is asked where it keeps the tokens, and so are the
-//! homes of the rooms that the client resumes.
+//! Logins: from a client's authentication to its session. Redis is asked where it keeps the tokens, other threads check
+//! signatures that take long, and the homes of the rooms that the client resumes are asked for their pushes.
+
+use std::sync::Arc;
 
 use tidegate_backend::UserId;
 use tidegate_protocol::resume::Positions;
 
 use super::clients::cause::Cause;
 use super::clients::lifecycle::{AfterAuthFailure, Login};
-use super::clients::lookups::Lookup;
+use super::clients::verifications::{PendingLogin, Proof};
 use super::resumes::{Finished, RoomTickets, WaitingFrame, Wanted};
 use super::rooms::log::After;
 use super::rooms::message::{Asker, Joined, RoomMessage};
 use super::tokens::{TokenMessage, TokenPage, Verdict};
 use super::users::message::UserMessage;
 use super::{Shard, rooms};
-use crate::auth::{AuthError, TokenDigest, TokenEnd};
+use crate::auth::signatures::{SignatureCheck, Waiter};
+use crate::auth::{AuthError, TokenDigest, TokenEnd, Verification};
 use crate::cluster::message::ToCluster;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
@@ -26,6 +29,14 @@ struct Claim<'a> {
     sequence: u64,
 }
 
+impl Claim<'_> {
+    /// What is kept of it while its token is verified.
+    fn pending(&self, proof: Proof) -> PendingLogin {
+        let Self { user_id, resume, sequence } = *self;
+        PendingLogin { user_id, proof, sequence, resume: resume.as_bytes().into() }
+    }
+}
+
 impl Shard {
     pub(super) fn on_authenticate(
         &mut self,
@@ -36,16 +47,13 @@ impl Shard {
         sequence: u64,
     ) {
         let claim = Claim { user_id, resume, sequence };
-        let (token, refused) = match self.shared.verifier.digest(token) {
-            None => {
-                let verified = self.shared.verifier.verify(user_id, token, self.clock.unix_ms());
-                return self.log_in(slot, claim, None, verified);
-            }
-            Some(Ok(token)) => (Some(token), self.look_up(slot, claim, token)),
-            Some(Err(error)) => (None, Err(error)),
+        let refused = match self.shared.verifier.begin(user_id, token, self.clock.unix_ms()) {
+            Verification::Ended(verified) => return self.log_in(slot, claim, None, verified),
+            Verification::Redis(token) => self.look_up(slot, claim, token),
+            Verification::Signature(check) => self.check_signature(slot, claim, &check),
         };
         if let Err(error) = refused {
-            self.log_in(slot, claim, token, Err(error));
+            self.log_in(slot, claim, None, Err(error));
         }
     }
 
@@ -57,17 +65,35 @@ impl Shard {
         token: TokenDigest,
     ) -> Result<(), AuthError> {
         let cluster = self.shared.cluster.as_ref().ok_or(AuthError::RedisUnavailable)?;
-        let Claim { user_id, resume, sequence } = claim;
-        let resume = resume.as_bytes().into();
-        self.clients.begin_lookup(slot, Lookup { user_id, token, sequence, resume })?;
+        self.clients.begin_verification(slot, claim.pending(Proof::Redis(token)))?;
         let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
-        cluster.post(ToCluster::LookUp { addr, user_id, token });
+        cluster.post(ToCluster::LookUp { addr, user_id: claim.user_id, token });
         Ok(())
+    }
+
+    /// Has a token's signature checked by another thread. The verdict comes in a message.
+    fn check_signature(
+        &mut self,
+        slot: u32,
+        claim: Claim<'_>,
+        check: &Arc<SignatureCheck>,
+    ) -> Result<(), AuthError> {
+        let proof = Proof::Signature(Arc::clone(check));
+        self.clients.begin_verification(slot, claim.pending(proof))?;
+        let (conn, flow) = (self.clients.conn_id(slot), self.clients.flow(slot));
+        let Some(signatures) = self.shared.verifier.signatures() else { return Ok(()) };
+        let waiter =
+            Waiter { conn, flow, reply: self.shared.addresses[usize::from(self.id)].clone() };
+        let kept_bytes = claim.resume.as_bytes().len();
+        signatures.submit(check, waiter, kept_bytes, self.clock.received()).inspect_err(|_| {
+            self.clients.end_verification(conn);
+        })
     }
 
     pub(super) fn on_token_message(&mut self, message: TokenMessage) {
         match message {
             TokenMessage::Verdict { conn, verdict } => self.on_verdict(conn, verdict),
+            TokenMessage::Signature { conn, signed } => self.on_signature(conn, signed),
             TokenMessage::Revoke { user_id, token } => {
                 for slot in self.clients.sessions_with_token(user_id, token) {
                     self.close_gracefully(slot, Cause::TokenRevoked);
@@ -87,17 +113,39 @@ impl Shard {
         }
     }
 
+    /// Redis knows a connection's token, or does not.
     fn on_verdict(&mut self, conn: ConnId, verdict: Verdict) {
-        let Some(lookup) = self.clients.end_lookup(conn) else { return };
+        let Some(login) = self.clients.end_verification(conn) else { return };
         let verified = match verdict {
             Verdict::Known { ends_in_ms } => Ok(TokenEnd::after(ends_in_ms, self.clock.unix_ms())),
             Verdict::Unknown => Err(AuthError::UnknownToken),
             Verdict::Unavailable => Err(AuthError::RedisUnavailable),
         };
-        let Lookup { user_id, token, sequence, resume } = lookup;
+        self.go_on(conn.slot, &login, verified);
+    }
+
+    /// The signature of a connection's token was checked, or can't be.
+    fn on_signature(&mut self, conn: ConnId, signed: Result<(), AuthError>) {
+        let Some(login) = self.clients.end_verification(conn) else { return };
+        let now_ms = self.clock.unix_ms();
+        let verified = match &login.proof {
+            Proof::Signature(check) => self.shared.verifier.finish(check, signed, now_ms),
+            // No signature was to be checked.
+            Proof::Redis(_) => Err(AuthError::Signature),
+        };
+        self.go_on(conn.slot, &login, verified);
+    }
+
+    /// Continues an authentication that has waited for this verdict.
+    fn go_on(&mut self, slot: u32, login: &PendingLogin, verified: Result<TokenEnd, AuthError>) {
+        let token = match &login.proof {
+            Proof::Redis(token) => Some(*token),
+            Proof::Signature(_) => None,
+        };
         // They were read before.
-        let resume = Positions::decode(&resume).unwrap_or_default();
-        self.log_in(conn.slot, Claim { user_id, resume, sequence }, Some(token), verified);
+        let resume = Positions::decode(&login.resume).unwrap_or_default();
+        let claim = Claim { user_id: login.user_id, resume, sequence: login.sequence };
+        self.log_in(slot, claim, token, verified);
     }
 
     /// Continues an authentication whose token was verified with this result. `token`: set if it can be revoked.

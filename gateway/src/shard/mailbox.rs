@@ -5,7 +5,7 @@
 //!
 //! The queue itself has no bound, since each kind of message is bounded at its source: answers and findings of
 //! expired calls by the calls in flight, commands by the [`CommandLimiter`](super::command::CommandLimiter),
-//! registrations by the connections, verdicts on tokens by the lookups under way. Revocations have no bound but the
+//! registrations by the connections, verdicts on tokens by the verifications under way. Revocations have no bound but the
 //! network's.
 //!
 //! The mailbox of a shard that has ended is closed. It drops what it holds and what is posted later, and

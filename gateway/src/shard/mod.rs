@@ -36,7 +36,7 @@
 //! | [`arrivals`] | the addresses of connections that are counted | which connection is refused |
 //! | [`rebalance`] | which clients go to another gateway, and how fast | slots to close |
 //! | [`clock`] | both clocks | |
-//! | [`tokens`] | messages about tokens that are in Redis | |
+//! | [`tokens`] | messages about tokens | |
 //! | [`mailbox`], [`message_queue`], [`command`] | messages from other threads, and their bound | messages |
 //! | [`housekeeping`] | when memory is freed, idle rooms are closed and figures exported | whether the heap is trimmed |
 //! | [`stats`] | names of the counters, and their export to the registry | |

@@ -212,7 +212,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (
         "tidegate_auth_failures_total",
         "reason",
-        "Tokens refused: malformed, signature, unknown_key, no_keys, expired, audience, wrong_user, unknown_token, redis_unavailable, too_many_lookups.",
+        "Tokens refused: malformed, signature, unknown_key, no_keys, expired, audience, wrong_user, unknown_token, redis_unavailable, too_many_verifications.",
     ),
     (
         auth::REFRESHES,
@@ -226,6 +226,9 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "",
         "When the key set was last read, in seconds since 1970; 0: never. time() less this is its age.",
     ),
+    auth::signatures::METRICS[0],
+    auth::signatures::METRICS[1],
+    auth::signatures::METRICS[2],
     (durations::NAME, "backend, le", durations::HELP),
     (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),
     (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),
@@ -357,7 +360,8 @@ impl Exporter {
 /// Gives the registry the help texts. Call once.
 pub fn describe() {
     Counters::describe();
-    for &(name, labels, help) in OTHERS {
+    let own = |name| auth::signatures::METRICS.iter().any(|(other, ..)| *other == name);
+    for &(name, labels, help) in OTHERS.iter().filter(|(name, ..)| !own(*name)) {
         match labels {
             "shard" | "version" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
             // What is not in the registry has its help text where it is written.

@@ -1,8 +1,8 @@
-//! What the thread that speaks with Redis says to a shard about tokens.
+//! Messages to a shard about tokens: from the thread that speaks with Redis, and from those that check signatures.
 
 use tidegate_backend::UserId;
 
-use crate::auth::TokenDigest;
+use crate::auth::{AuthError, TokenDigest};
 use crate::driver::ConnId;
 
 /// What became of a token that was looked up.
@@ -25,6 +25,8 @@ pub enum Verdict {
 pub enum TokenMessage {
     /// A connection's token was looked up. Each lookup has one verdict.
     Verdict { conn: ConnId, verdict: Verdict },
+    /// The signature of a connection's token was checked, or can't be. Each check has one verdict.
+    Signature { conn: ConnId, signed: Result<(), AuthError> },
     /// Close the sessions of the user that came with this token with 110; `None`: with any.
     Revoke { user_id: UserId, token: Option<TokenDigest> },
     /// The token of a session ends at another time than before.

@@ -38,6 +38,7 @@ impl Sink for Shard {
             Event::Sent { conn, bytes } => self.clients.send_finished(conn, bytes, &self.clock),
             Event::Accepted { conn, peer, listener, is_open } => {
                 self.clients.accepted(conn, peer, is_open, self.id, &self.clock);
+                self.note_address(conn, peer);
                 self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 // Before its wire is open it could not be told why: until the drain's end it has time for that.
                 if self.draining.is_draining() && (is_open || self.draining.has_expired()) {
@@ -51,6 +52,7 @@ impl Sink for Shard {
             }
             Event::Named { conn, peer } => {
                 self.clients.named(conn, peer);
+                self.note_address(conn, peer);
                 self.arrived(conn, peer);
             }
             Event::Opened { conn, is_websocket } => {
@@ -161,6 +163,14 @@ impl Shard {
         }
         if let Err(retry_after_ms) = self.admission.let_in(self.clock.now_ms()) {
             self.close_gracefully_with(conn.slot, Cause::TurnedAway, retry_after_ms, None);
+        }
+    }
+
+    /// The address of a connection's client, or of the balancer before it, is known.
+    #[inline]
+    fn note_address(&mut self, conn: ConnId, peer: SocketAddr) {
+        if let Some(signatures) = self.shared.verifier.signatures() {
+            self.clients.set_flow(conn, signatures.flow(peer.ip()));
         }
     }
 

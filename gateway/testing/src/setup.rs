@@ -84,7 +84,7 @@ impl Setup {
         let Self { config, handler, first_offset, session_key, .. } = self;
         let log_key = session_key;
         let origin = Origin { started, wall_clock, first_offset, session_key, log_key };
-        let verifier = Verifier::new(&config.auth).expect("demo tokens need no key");
+        let verifier = Verifier::new(&config.auth).expect("its key is there, if it needs one");
         let tickets = Tickets::new(b"a key of tests", config.rooms.ticket_ttl);
         let keys = Keys { verifier, tickets };
         let mut workers = Vec::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tidegate::auth::signatures::SignatureStats;
 use tidegate::cluster::Inbox;
 use tidegate::cluster::message::ToCluster;
 use tidegate::config::Config;
@@ -121,6 +122,20 @@ impl<D> World<D> {
         for worker in &mut self.workers {
             worker.run_pending(self.now);
         }
+    }
+
+    /// Checks the signatures that wait, on this thread.
+    pub fn check_signatures(&self) {
+        if let Some(signatures) = self.parts.shared.verifier.signatures() {
+            signatures.run_pending(self.now);
+        }
+    }
+
+    /// What happened to signatures.
+    #[must_use]
+    pub fn signatures(&self) -> SignatureStats {
+        let signatures = self.parts.shared.verifier.signatures();
+        signatures.map(|signatures| signatures.stats()).unwrap_or_default()
     }
 
     /// Pushes `bytes` bytes to everybody.

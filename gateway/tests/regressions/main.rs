@@ -18,6 +18,7 @@ mod resume;
 mod retry_hints;
 mod session_ends;
 mod several_pushes;
+mod signatures;
 mod wires;
 
 use std::time::Duration;

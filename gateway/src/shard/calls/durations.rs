@@ -71,21 +71,39 @@ pub fn render(
     help: &str,
     backends: impl IntoIterator<Item = (Arc<str>, Durations)>,
 ) {
-    // Writing to a string can't fail.
-    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for (backend, Durations { counts, sum_us }) in backends {
-        let bounds = BOUNDS.iter().map(|(_, le)| *le).chain(["+Inf"]);
-        let mut up_to_here = 0;
-        for (le, count) in bounds.zip(counts) {
-            up_to_here += count;
-            let _ =
-                writeln!(page, "{name}_bucket{{backend=\"{backend}\",le=\"{le}\"}} {up_to_here}");
-        }
-        let (seconds, us) = (sum_us / 1_000_000, sum_us % 1_000_000);
-        let _ = writeln!(page, "{name}_sum{{backend=\"{backend}\"}} {seconds}.{us:06}");
-        let _ = writeln!(page, "{name}_count{{backend=\"{backend}\"}} {up_to_here}");
+    head(page, name, help);
+    for (backend, durations) in backends {
+        series(page, name, &format!("backend=\"{backend}\""), &durations);
     }
     page.push('\n');
+}
+
+/// Writes a histogram without labels.
+pub fn render_one(page: &mut String, name: &str, help: &str, durations: &Durations) {
+    head(page, name, help);
+    series(page, name, "", durations);
+    page.push('\n');
+}
+
+fn head(page: &mut String, name: &str, help: &str) {
+    // Writing to a string can't fail.
+    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} histogram");
+}
+
+/// `labels`: those of the series beside `le`.
+fn series(page: &mut String, name: &str, labels: &str, durations: &Durations) {
+    let Durations { counts, sum_us } = durations;
+    let comma = if labels.is_empty() { "" } else { "," };
+    let bounds = BOUNDS.iter().map(|(_, le)| *le).chain(["+Inf"]);
+    let mut up_to_here = 0;
+    for (le, count) in bounds.zip(counts) {
+        up_to_here += count;
+        let _ = writeln!(page, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {up_to_here}");
+    }
+    let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    let (seconds, us) = (sum_us / 1_000_000, sum_us % 1_000_000);
+    let _ = writeln!(page, "{name}_sum{labels} {seconds}.{us:06}");
+    let _ = writeln!(page, "{name}_count{labels} {up_to_here}");
 }
 
 #[cfg(test)]

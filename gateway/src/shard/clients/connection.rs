@@ -38,7 +38,7 @@ bitflags! {
     pub struct Flags: u8 {
         /// It is in the list of connections to flush at the end of the turn.
         const LISTED_FOR_FLUSH = 1;
-        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its token is being looked up
+        /// Reading its frames is paused: it has too many calls or too many unsent bytes, its token is being verified
         /// or its session opened, or answers on this thread have to be sent first.
         const READ_PAUSED = 1 << 1;
         /// The driver has paused receiving, since reading was paused when the connection was last flushed.
@@ -49,7 +49,7 @@ bitflags! {
         const PEER_ENDED = 1 << 4;
         /// Its session is open, and the answer waits for its rooms: nothing is read, and no push is sent.
         const RESUMING = 1 << 5;
-        /// Its token is being looked up: without a session nothing is read.
+        /// Its token is being verified by another thread: without a session nothing is read.
         const VERIFYING = 1 << 6;
         /// It is to reconnect, as the gateway drains, rebalances or finds it too old: it gets the answers that it waits
         /// for, and then the goodbye. Its requests are refused.

@@ -14,7 +14,8 @@
 //! | [`output`], [`outbox`] | what waits to be sent, and to whom |
 //! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
 //! | [`token_ends`], [`ages`] | when sessions end with their tokens, and when connections are too old |
-//! | [`lookups`] | authentications whose tokens are being looked up |
+//! | [`verifications`] | authentications whose tokens are verified apart from the shard |
+//! | [`flows`] | what the address of each connection is counted as |
 //! | [`session_tokens`] | which token each session came with |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
@@ -27,9 +28,9 @@ pub mod ages;
 pub mod cause;
 pub mod connection;
 pub mod deadlines;
+mod flows;
 pub mod intake;
 pub mod lifecycle;
-pub mod lookups;
 pub mod outbox;
 pub mod output;
 pub mod rate;
@@ -38,6 +39,7 @@ pub mod session_tokens;
 pub mod table;
 pub mod timers;
 pub mod token_ends;
+pub mod verifications;
 mod writing;
 
 use std::mem;
@@ -51,18 +53,19 @@ use tidegate_protocol::{Code, Reassembler, server};
 use super::clock::{Clock, millis};
 use super::stats::{ClientCounters, LabelledCounters};
 use super::tokens::ListedToken;
-use crate::auth::{AuthError, TokenDigest, TokenEnd};
+use crate::auth::{AuthError, Flow, TokenDigest, TokenEnd};
 use crate::config::Config;
 use crate::driver::{CloseCause, ConnId};
 use cause::Cause;
 use connection::{Connection, Flags, Phase};
 use deadlines::DeadlineAction;
+use flows::Flows;
 use intake::Intake;
 use lifecycle::{EndedSession, Lifecycle};
-use lookups::{Lookup, Lookups};
 use output::Output;
 use session_tokens::SessionTokens;
 use table::Table;
+use verifications::{PendingLogin, Verifications};
 
 /// What connections are configured to.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +85,8 @@ pub struct Clients {
     lifecycle: Lifecycle,
     intake: Intake,
     output: Output,
-    lookups: Lookups,
+    verifications: Verifications,
+    flows: Flows,
     session_tokens: SessionTokens,
     /// The limit on log lines of answers that are too long.
     oversize_answers: LogLimit,
@@ -107,7 +111,8 @@ impl Clients {
             lifecycle: Lifecycle::new(config),
             intake: Intake::new(limits),
             output: Output::default(),
-            lookups: Lookups::new(config.auth.lookups_max, config.shards),
+            verifications: Verifications::new(config),
+            flows: Flows::default(),
             session_tokens: SessionTokens::default(),
             oversize_answers: LogLimit::new(),
             counters: ClientCounters::default(),
@@ -172,7 +177,7 @@ impl Clients {
     pub fn free_spare_memory(&mut self) {
         self.output.free_spare_memory();
         self.lifecycle.free_spare_memory();
-        self.lookups.free_spare_memory();
+        self.verifications.free_spare_memory();
     }
 
     /// The next session that has ended.
@@ -357,28 +362,35 @@ impl Clients {
     /// Keeps an authentication until there is a verdict on its token. Until then nothing is read, if there is no session.
     ///
     /// # Errors
-    /// [`AuthError::TooManyLookups`].
-    pub fn begin_lookup(&mut self, slot: u32, lookup: Lookup) -> Result<(), AuthError> {
-        self.lookups.begin(self.conn_id(slot), lookup)?;
+    /// [`AuthError::TooManyVerifications`].
+    pub fn begin_verification(&mut self, slot: u32, login: PendingLogin) -> Result<(), AuthError> {
+        self.verifications.begin(self.conn_id(slot), login)?;
         self.table.at_mut(slot).flags |= Flags::VERIFYING;
         Ok(())
     }
 
     /// There is a verdict on a connection's token. `None`: the connection is gone, or about to close.
-    pub fn end_lookup(&mut self, conn: ConnId) -> Option<Lookup> {
-        let lookup = self.lookups.end(conn)?;
+    pub fn end_verification(&mut self, conn: ConnId) -> Option<PendingLogin> {
+        let login = self.verifications.end(conn)?;
         let connection = self.table.at_mut(conn.slot);
         connection.flags -= Flags::VERIFYING;
         self.intake.resume_later(conn.slot, connection);
         // Its peer may have ended meanwhile.
         self.output.list_for_flush(conn.slot, connection);
-        Some(lookup)
+        Some(login)
     }
 
-    /// Tokens that are being looked up.
+    /// The address of a connection's client is known.
+    pub fn set_flow(&mut self, conn: ConnId, flow: Flow) {
+        if self.table.get(conn).is_some() {
+            self.flows.set(conn.slot, flow);
+        }
+    }
+
+    /// What a connection's address is counted as.
     #[must_use]
-    pub const fn lookups_under_way(&self) -> usize {
-        self.lookups.under_way()
+    pub fn flow(&self, slot: u32) -> Flow {
+        self.flows.get(slot)
     }
 
     /// The session of a connection came with this token, or has shown it since.
@@ -532,7 +544,7 @@ impl Clients {
         connection.flags -=
             Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING | Flags::VERIFYING;
         self.lifecycle.end_session(conn, connection);
-        self.lookups.remove(slot);
+        self.verifications.remove(slot);
         self.session_tokens.remove(slot, connection.user_id);
     }
 
