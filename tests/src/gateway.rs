@@ -106,6 +106,13 @@ impl Setup {
         setup.set("listen", "127.0.0.1:0").set("admin.listen", "127.0.0.1:0")
     }
 
+    /// Starts this program in place of the one under test: for measurements.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = path.canonicalize().unwrap();
+        self
+    }
+
     /// Sets a key of the configuration.
     #[must_use]
     pub fn set(self, key: &str, value: impl Display) -> Self {

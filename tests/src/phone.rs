@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -144,6 +144,15 @@ impl Phone {
         Self::on(socket.into())
     }
 
+    /// Connects from an address of this machine.
+    #[must_use]
+    pub fn connect_tcp_from(address: SocketAddr, from: IpAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::on(socket.into())
+    }
+
     fn on(stream: TcpStream) -> Self {
         set_up(&stream);
         Self::with(Transport::plain(stream))
@@ -229,6 +238,11 @@ impl Phone {
     /// Tries to open a session.
     pub fn try_login(&mut self, user_id: u64, token: &str) -> Result<Session, Failure> {
         let asked = self.send_login(user_id, token);
+        self.login_outcome(asked)
+    }
+
+    /// Waits for the outcome of an authentication that was sent.
+    pub fn login_outcome(&mut self, asked: u64) -> Result<Session, Failure> {
         let outcome = self.wait_for(|event| match event {
             Event::Authenticated { sequence, session } if *sequence == asked => {
                 Some(Ok(session.clone()))

@@ -368,7 +368,7 @@ fn requests_over_http_have_a_share_of_the_lookups_and_others_wait() {
         assert!(answer.header("retry-after").is_some());
     }
     let refused = "tidegate_auth_failures_total";
-    gateway.operator().wait_for_metric(refused, "too_many_lookups", |n| n >= 1.0);
+    gateway.operator().wait_for_metric(refused, "too_many_verifications", |n| n >= 1.0);
     redis.resume();
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
 
 use toml::{Table, Value};
@@ -524,6 +525,22 @@ fn tokens_in_redis_need_a_redis() {
     assert_eq!((&config.auth.mode, config.auth.lookups_max), (&AuthMode::Redis, 50_000));
     assert_eq!(config.auth.recheck, Duration::from_secs(300));
     for wrong in ["lookups_max = 0", "lookups_max = 1000001", "recheck_ms = 999"] {
+        let said = refusal(&format!("[auth]\n{wrong}\n"));
+        assert!(said.contains("this must be from"), "{said}");
+    }
+}
+
+#[test]
+fn the_threads_for_signatures_and_their_queue_have_bounds() {
+    let auth = Config::embedded_default().auth;
+    let quarter = (thread::available_parallelism().unwrap().get() / 4).max(1);
+    assert_eq!(auth.verify_threads, quarter);
+    assert_eq!((auth.verifications_max, auth.verified_tokens_max), (4_096, 262_144));
+    let text = "[auth]\nverify_threads = 3\nverifications_max = 1\nverified_tokens_max = 0\n";
+    let auth = Config::from_toml(text).unwrap().auth;
+    assert_eq!((auth.verify_threads, auth.verifications_max, auth.verified_tokens_max), (3, 1, 0));
+    for wrong in ["verify_threads = 257", "verifications_max = 0", "verified_tokens_max = 16777217"]
+    {
         let said = refusal(&format!("[auth]\n{wrong}\n"));
         assert!(said.contains("this must be from"), "{said}");
     }

@@ -49,7 +49,7 @@ pub mod wire;
 mod world;
 
 pub use network::{Peer, SimDriver, sim, wire_settings, wired};
-pub use phone::{Phone, Received, frame, login, login_again};
+pub use phone::{Phone, Received, frame, login, login_again, resume_with};
 pub use scripted::Scripted;
 pub use seeds::for_each_seed;
 pub use setup::{FIRST_OFFSET, Setup};

@@ -72,10 +72,15 @@ pub fn login(user_id: UserId, sequence: u64) -> Vec<u8> {
 /// The bytes of an authentication of a client that resumes.
 #[must_use]
 pub fn login_again(user_id: UserId, sequence: u64, resume: &v1::Resume) -> Vec<u8> {
-    let token = format!("token-{user_id}");
+    resume_with(user_id, &format!("token-{user_id}"), sequence, resume)
+}
+
+/// The same with a token of the test's own.
+#[must_use]
+pub fn resume_with(user_id: UserId, token: &str, sequence: u64, resume: &v1::Resume) -> Vec<u8> {
     let biz_data = &resume.encode_to_vec();
     let kind = AUTHENTICATE;
-    frame(&Request { kind, user_id, token: &token, biz_data, sequence })
+    frame(&Request { kind, user_id, token, biz_data, sequence })
 }
 
 impl<P> Phone<P> {

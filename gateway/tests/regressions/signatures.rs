@@ -11,15 +11,15 @@ use tidegate_protocol::Request;
 use tidegate_protocol::message::AUTHENTICATE;
 use tidegate_protocol::proto::v1::{Position, Recovery, Resume};
 use tidegate_testing::scripted::ECHO;
-use tidegate_testing::{Cause, Phone, Scripted, Setup, World, frame};
+use tidegate_testing::{Cause, Phone, Scripted, Setup, World, frame, resume_with};
 
 /// The end of the tokens, in seconds since the Unix epoch: long after the world's begin.
 const EXP_S: u64 = 1_800_000_000;
 
 fn world(configure: impl FnOnce(&mut Config)) -> World {
     let setup = Setup::new(Scripted::default(), |config| {
-        let key_file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/rs256.public.pem");
-        let keys = JwtKeys::One { algorithm: JwtAlgorithm::Rs256, key_file };
+        let key_file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/eddsa.public.pem");
+        let keys = JwtKeys::One { algorithm: JwtAlgorithm::EdDsa, key_file };
         config.auth.mode = AuthMode::Jwt { keys, audience: None, issuer: None };
         configure(config);
     });
@@ -28,9 +28,9 @@ fn world(configure: impl FnOnce(&mut Config)) -> World {
 
 /// A token of a user. Two with different ids are different tokens.
 fn token(user_id: u64, id: &str) -> String {
-    let key = include_bytes!("../../testdata/rs256.private.pem");
+    let key = include_bytes!("../../testdata/eddsa.private.pem");
     let claims = json!({ "sub": user_id.to_string(), "exp": EXP_S, "jti": id });
-    encode(&Header::new(Algorithm::RS256), &claims, &EncodingKey::from_rsa_pem(key).unwrap())
+    encode(&Header::new(Algorithm::EdDSA), &claims, &EncodingKey::from_ed_pem(key).unwrap())
         .unwrap()
 }
 
@@ -39,7 +39,7 @@ fn forged(user_id: u64, id: &str) -> String {
     let token = token(user_id, id);
     let (message, signature) = token.rsplit_once('.').unwrap();
     let turned: String = signature[1..].chars().rev().collect();
-    // The last digit of 256 bytes in base64url has bits left over, which have to be 0.
+    // The last digit of 64 bytes in base64url has bits left over, which have to be 0.
     format!("{message}.{}A", &turned)
 }
 
@@ -218,14 +218,12 @@ fn more_than_may_wait_get_104_and_it_is_no_failed_try() {
     // Positions that wait count too: one client can't fill the shard's memory with them.
     let position = || Position { room: "r".repeat(100), log: 5, offset: 3, ticket: vec![1].into() };
     let resume = Resume { positions: vec![position(); 20] };
-    let positions = prost::Message::encode_to_vec(&resume);
-    let mut long = world.phone(0);
-    let (user_id, token) = (50, token(50, "a"));
-    let request =
-        Request { kind: AUTHENTICATE, user_id, token: &token, biz_data: &positions, sequence: 1 };
-    world.write_all(long.peer, &frame(&request));
-    world.turns(6);
-    let mut other = waiting(&mut world, 51, &self::token(51, "a"));
+    let [mut long, mut other] = [50, 51].map(|user_id| {
+        let phone = world.phone(0);
+        world.write_all(phone.peer, &resume_with(user_id, &token(user_id, "a"), 1, &resume));
+        world.turns(6);
+        phone
+    });
     other.read(&mut world);
     assert_eq!(other.last_code(), Some(Code::Overloaded));
     check(&mut world);
