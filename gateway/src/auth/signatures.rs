@@ -5,7 +5,7 @@
 //! between clients' addresses (`fair_queue`). A shard takes its lock to add an entry, and nobody holds that lock while a
 //! signature is checked. The verdict comes as a message, like that on a token in Redis.
 //!
-//! The threads have the shards' priority. A thread with a lower one would hold up shards: on a full machine it would wait
+//! The threads have the shards' priority. A thread with a lower one could hold up a shard: on a full machine it may wait
 //! long for a core while it holds the queue's lock, or a mailbox's.
 //!
 //! What waits holds no token: the connection that wants to log in does, and when it is gone its entry costs no check.
