@@ -145,6 +145,15 @@ impl StartError {
     }
 }
 
+impl From<ListenError> for StartError {
+    fn from(ListenError { key, address, cause }: ListenError) -> Self {
+        match cause {
+            AddressError::Interrupted => Self::Interrupted,
+            AddressError::Refused(cause) => Self::Listen { key, address, cause },
+        }
+    }
+}
+
 impl From<AdminError> for StartError {
     fn from(error: AdminError) -> Self {
         match error {
@@ -259,16 +268,10 @@ impl Builder {
         let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
         let ticket_key = tickets::fingerprint(ticket_key.as_bytes());
-        let certificates = certificates(&config)?.map(Arc::new);
-        let warnings = warnings(&config, certificates.as_deref());
-        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        certificates.as_ref().map(certificates::watch).transpose()?;
+        let certificates = watched_certificates(&config)?;
         let http_routes = http::load_routes(&config.http)?;
         let Listeners { addresses: client_addresses, by_shard, http: http_sockets } =
-            listen(&config, &wait).map_err(|ListenError { key, address, cause }| match cause {
-                AddressError::Interrupted => StartError::Interrupted,
-                AddressError::Refused(cause) => StartError::Listen { key, address, cause },
-            })?;
+            listen(&config, &wait)?;
         let wires = wires(&config, certificates.as_deref());
         let admin_config = config.admin.clone();
         let (started, wall_clock) = (Instant::now(), WallClock::system());
@@ -335,6 +338,15 @@ impl Builder {
 /// How the operator changes the key of an address.
 fn flag_of(key: &str) -> String {
     if key == "listen" { "--listen (the key listen)".into() } else { format!("the key {key}") }
+}
+
+/// The certificates, which are read again when they change. The log has what clients may not like about them.
+fn watched_certificates(config: &Config) -> Result<Option<Arc<Certificates>>, StartError> {
+    let certificates = certificates(config)?.map(Arc::new);
+    let warnings = warnings(config, certificates.as_deref());
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    certificates.as_ref().map(certificates::watch).transpose()?;
+    Ok(certificates)
 }
 
 /// The certificates, if a listener needs any.
