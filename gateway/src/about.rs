@@ -83,7 +83,7 @@ impl About {
             connections_max_basis: config.limits.connections_max_basis.name(),
             config: config.effective(),
             started,
-            address_limits: Arc::new(AddressLimits::new(Settings::default(), 1, started)),
+            address_limits: Arc::new(AddressLimits::new(Settings::default(), started)),
             key_set: None,
             cluster: None,
             certificates: None,

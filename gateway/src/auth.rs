@@ -125,6 +125,13 @@ impl AuthError {
         }
     }
 
+    /// Whether it is what a guess comes to, and counts as a failed login of the client's address. A token that has ended, or whose key
+    /// was changed, does not count: thousands of phones behind one address may show theirs when they wake up.
+    #[must_use]
+    pub const fn is_guess(self) -> bool {
+        !self.is_unknowable() && !matches!(self, Self::Expired | Self::UnknownKey)
+    }
+
     /// The value of the metric's label `reason`.
     #[must_use]
     pub const fn label(self) -> &'static str {

@@ -74,8 +74,7 @@ impl Parts {
         let addresses: Vec<Address> = (0..config.shards).map(|_| Address::new()).collect();
         let limits = &config.limits;
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
-        let address_limits =
-            AddressLimits::new(config.addresses.clone(), limits.connections_max, started);
+        let address_limits = AddressLimits::new(config.addresses.clone(), started);
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
         let hub = Hub::new(

@@ -9,6 +9,7 @@ use super::app::App;
 use super::error::ApiError;
 use super::ids;
 use crate::limits::addresses::AddressLimits;
+use crate::limits::bans::Maker;
 use crate::limits::prefix::Prefix;
 
 /// Bans that one answer lists, at most.
@@ -46,6 +47,7 @@ pub(super) struct Changed {
 
 fn info(limits: &AddressLimits) -> BansInfo {
     let now_ms = limits.now_us() / 1000;
+    limits.bans().remove_ended(now_ms);
     let bans =
         limits.bans().list(LISTED_MAX, now_ms).into_iter().map(|(prefix, until_ms)| BanInfo {
             prefix: prefix.to_string(),
@@ -80,9 +82,11 @@ pub(super) async fn add(
     }
     let limits = app.about.address_limits();
     let (bans, now_ms) = (limits.bans(), limits.now_us() / 1000);
-    let was_banned = bans.contains(prefix, now_ms);
-    bans.lift(prefix);
-    bans.add(prefix, now_ms + seconds * 1000);
+    if limits.is_exempt(prefix.address()) {
+        return Err(ApiError::ExemptPrefix(prefix.to_string()));
+    }
+    let was_banned = bans.lift(prefix, now_ms);
+    bans.add(prefix, Maker::Operator, now_ms + seconds * 1000, now_ms);
     tracing::info!(%prefix, seconds, "an operator banned it");
     Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
 }
@@ -96,7 +100,8 @@ pub(super) async fn lift(
     if !app.body(request).await?.is_empty() {
         return Err(ApiError::UnexpectedBody);
     }
-    let was_banned = app.about.address_limits().bans().lift(prefix);
+    let limits = app.about.address_limits();
+    let was_banned = limits.bans().lift(prefix, limits.now_us() / 1000);
     tracing::info!(%prefix, was_banned, "an operator lifted a ban");
     Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
 }

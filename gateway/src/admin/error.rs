@@ -81,6 +81,8 @@ pub(super) enum ApiError {
         "prefix = {0:?}: this must be an IPv4 address or /24, or an IPv6 address, /64 or /48, as in ?prefix=192.0.2.0/24"
     )]
     BadPrefix(String),
+    #[error("{0} is in addresses.exempt, so a ban of it would do nothing")]
+    ExemptPrefix(String),
     #[error("nothing has changed, since the new certificates can't be used: {0}")]
     BadCertificates(String),
     #[error(
@@ -201,6 +203,7 @@ impl ApiError {
             Self::BadNumber { .. } => (StatusCode::BAD_REQUEST, "bad_number"),
             Self::BadCertificates(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_certificates"),
             Self::BadPrefix(_) => (StatusCode::BAD_REQUEST, "bad_prefix"),
+            Self::ExemptPrefix(_) => (StatusCode::CONFLICT, "exempt"),
             Self::NoCluster => (StatusCode::NOT_FOUND, "no_cluster"),
             Self::NoCount => (StatusCode::BAD_REQUEST, "no_count"),
             Self::Alone => (StatusCode::CONFLICT, "alone"),

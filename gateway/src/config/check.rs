@@ -24,6 +24,9 @@ pub(super) const DAY_MS: i64 = 86_400_000;
 /// The maximum of `coalesce_us`: longer delays would be felt.
 const COALESCE_US_MAX: i64 = 10_000;
 
+/// Lowest age at which connections end, where they do.
+const AGE_MIN: Duration = Duration::from_secs(1);
+
 pub(super) const KIB: i64 = 1024;
 pub(super) const MIB: i64 = 1024 * KIB;
 pub(super) const GIB: i64 = 1024 * MIB;
@@ -141,7 +144,12 @@ impl Checker<'_> {
         let on_expiry = on_expiry.map(|choice| (choice.name(), choice));
         let key = "session.on_token_expiry";
         let on_token_expiry = self.choice(key, &session.on_token_expiry, &on_expiry)?;
-        let age_max = self.millis("session.age_max_ms", session.age_max_ms, 0..=30 * DAY_MS)?;
+        let key = "session.age_max_ms";
+        let age_max = self.millis(key, session.age_max_ms, 0..=30 * DAY_MS)?;
+        if !age_max.is_zero() && age_max < AGE_MIN {
+            let reason = "this must be 0 or at least 1000: a shorter age is a loop of reconnects (it is in milliseconds)";
+            return Err(self.refuse(key, session.age_max_ms, reason));
+        }
         let key = "session.token_expiry_grace_ms";
         Ok(SessionConfig {
             heartbeat_interval: interval,

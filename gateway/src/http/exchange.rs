@@ -166,17 +166,18 @@ impl Site {
         let preflight = preflight(&request);
         let answered = self.answer(client, conn, request, framing).await;
         let code = answered.as_ref().err().map(HttpError::code);
+        if let Err(HttpError::BadToken(error)) = &answered
+            && error.is_guess()
+        {
+            let limits = &self.shared.address_limits;
+            limits.login_failed(client.address.ip(), limits.now_us());
+        }
         let mut answer = answered.unwrap_or_else(|error| {
             if !matches!(error, HttpError::NoToken | HttpError::BadToken(_)) {
                 count_failure(error.code());
             }
             error.answer(conn.slot)
         });
-        if code == Some(Code::Unauthenticated) {
-            self.shared
-                .address_limits
-                .login_failed(client.address.ip(), self.shared.address_limits.now_us());
-        }
         let is_last = code == Some(Code::Unauthenticated)
             && client.count_auth_failure() >= self.shared.config.auth.failures_max;
         allow_origin(&client.listener.origins, origin.as_ref(), preflight, &mut answer);

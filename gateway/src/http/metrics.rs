@@ -33,7 +33,7 @@ pub(super) const REQUESTS_REFUSED: &str = "tidegate_http_requests_refused_total"
 
 /// Why the gateway closes a connection: the values of the label `reason` of
 /// `tidegate_http_connections_closed_total`.
-pub const REASONS: [&str; 10] = [
+pub const REASONS: [&str; 13] = [
     "auth_failed",
     "evicted",
     "head_timeout",
@@ -44,6 +44,9 @@ pub const REASONS: [&str; 10] = [
     "proxy",
     "tls",
     "draining",
+    "banned",
+    "address_connections",
+    "address_accepts",
 ];
 
 /// Registers all of them, so that each has a value from the start.

@@ -1,22 +1,19 @@
 //! The limits by address together: what becomes of an accept, a failed login, a close.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use metrics::{Counter, counter};
 use tidegate_backend::log_limit::LogLimit;
 
-use super::bans::Bans;
-use super::count_sketch::CountSketch;
+use super::bans::{Bans, Maker};
+use super::counts::Counts;
 use super::prefix::{Key, Keys, Prefix, Width};
 use super::rate_sketch::{Rate, RateSketch};
 
-/// Cells in a row of the sketches of rates, as a power of two: 2 MiB each.
-const RATE_BITS: u32 = 16;
-
-/// Cells in a row of the sketches of connections, as a power of two, at least and at most: 64 KiB and 16 MiB each.
-const COUNT_BITS: (u32, u32) = (12, 20);
+/// Cells in a row of a sketch, as a power of two: 8 MiB for each sketch.
+const RATE_BITS: u32 = 18;
 
 /// The limits of one width of prefix. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,28 +80,50 @@ impl Refusal {
 
 /// What an address counts under.
 #[derive(Clone, Copy)]
-struct Counted {
+struct Pair {
     host: Key,
     network: Key,
 }
 
 /// What is counted of one width of prefix.
 #[derive(Debug)]
-struct Counts {
-    connections: Option<CountSketch>,
+struct Counted {
+    connections: Counts,
     accepts: Option<RateSketch>,
     failed_logins: Option<RateSketch>,
 }
 
-impl Counts {
-    fn new(limits: &PrefixLimits, connections_max: usize) -> Self {
-        let bits = connections_max.div_ceil(4).next_power_of_two().ilog2();
-        let bits = bits.clamp(COUNT_BITS.0, COUNT_BITS.1);
+impl Counted {
+    fn new(limits: &PrefixLimits) -> Self {
         Self {
-            connections: limits.connections_max.map(|_| CountSketch::new(bits)),
+            connections: Counts::default(),
             accepts: limits.accepts.map(|_| RateSketch::new(RATE_BITS)),
             failed_logins: limits.failed_logins.map(|_| RateSketch::new(RATE_BITS)),
         }
+    }
+}
+
+/// The metrics: name and help text.
+pub const METRICS: [(&str, &str); 3] = [
+    (
+        "tidegate_failed_logins_total",
+        "Logins with a token that may be guessed, over all addresses that are not exempt or not limited.",
+    ),
+    ("tidegate_bans_total", "Bans of addresses and networks for failed logins: see `tide bans`."),
+    ("tidegate_bans_cut_total", "Bans that ended early, as there were more than 65,536 at a time."),
+];
+
+#[derive(Debug)]
+struct Counters {
+    failed_logins: Counter,
+    bans: Counter,
+    bans_cut: Counter,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let [failed_logins, bans, bans_cut] = METRICS.map(|(name, _)| counter!(name));
+        Self { failed_logins, bans, bans_cut }
     }
 }
 
@@ -114,30 +133,26 @@ pub struct AddressLimits {
     settings: Settings,
     started: Instant,
     keys: Keys,
-    host: Counts,
-    network: Counts,
+    host: Counted,
+    network: Counted,
     bans: Bans,
-    failed_logins: AtomicU64,
-    bans_made: AtomicU64,
-    bans_forgotten: AtomicU64,
+    counters: Counters,
     refusals: LogLimit,
     new_bans: LogLimit,
 }
 
 impl AddressLimits {
-    /// `connections_max`: how many connections there may be in all. `started`: when the shards' clocks started.
+    /// `started`: when the shards' clocks started.
     #[must_use]
-    pub fn new(settings: Settings, connections_max: usize, started: Instant) -> Self {
+    pub fn new(settings: Settings, started: Instant) -> Self {
         Self {
-            host: Counts::new(&settings.host, connections_max),
-            network: Counts::new(&settings.network, connections_max),
+            host: Counted::new(&settings.host),
+            network: Counted::new(&settings.network),
             settings,
             started,
             keys: Keys::default(),
             bans: Bans::default(),
-            failed_logins: AtomicU64::new(0),
-            bans_made: AtomicU64::new(0),
-            bans_forgotten: AtomicU64::new(0),
+            counters: Counters::new(),
             refusals: LogLimit::new(),
             new_bans: LogLimit::new(),
         }
@@ -166,11 +181,9 @@ impl AddressLimits {
         }
         let [host, network] =
             [Width::Host, Width::Network].map(|width| Prefix::new(address, width));
-        let counted = Counted { host: self.keys.of(host), network: self.keys.of(network) };
+        let counted = Pair { host: self.keys.of(host), network: self.keys.of(network) };
         let now_ms = now_us / 1000;
-        let is_banned =
-            [host, network].into_iter().any(|prefix| self.bans.contains(prefix, now_ms));
-        let admitted = if is_banned {
+        let admitted = if self.bans.contain_any([host, network], now_ms) {
             Err(Refusal::Banned)
         } else {
             self.take_accept(counted, now_us).and_then(|()| self.add_connection(counted))
@@ -184,7 +197,7 @@ impl AddressLimits {
         admitted.map(|()| true)
     }
 
-    fn take_accept(&self, counted: Counted, now_us: u64) -> Result<(), Refusal> {
+    fn take_accept(&self, counted: Pair, now_us: u64) -> Result<(), Refusal> {
         let Settings { host, network, .. } = &self.settings;
         let [of_host, of_network] = [
             (self.host.accepts.as_ref().zip(host.accepts), counted.host),
@@ -202,19 +215,13 @@ impl AddressLimits {
         Ok(())
     }
 
-    fn add_connection(&self, counted: Counted) -> Result<(), Refusal> {
-        let limits = [
-            (&self.host.connections, self.settings.host.connections_max, counted.host),
-            (&self.network.connections, self.settings.network.connections_max, counted.network),
-        ];
-        let mut is_over = false;
-        for (sketch, max, key) in &limits {
-            if let (Some(sketch), Some(max)) = (sketch, max) {
-                is_over |= sketch.add(*key) > *max;
-            }
+    fn add_connection(&self, Pair { host, network }: Pair) -> Result<(), Refusal> {
+        let max = |limits: &PrefixLimits| limits.connections_max.unwrap_or(u32::MAX);
+        if !self.host.connections.add(host, max(&self.settings.host)) {
+            return Err(Refusal::Connections);
         }
-        if is_over {
-            self.remove(counted);
+        if !self.network.connections.add(network, max(&self.settings.network)) {
+            self.host.connections.remove(host);
             return Err(Refusal::Connections);
         }
         Ok(())
@@ -224,17 +231,17 @@ impl AddressLimits {
     pub fn close(&self, address: IpAddr) {
         let [host, network] =
             [Width::Host, Width::Network].map(|width| Prefix::new(address, width));
-        self.remove(Counted { host: self.keys.of(host), network: self.keys.of(network) });
+        self.remove(Pair { host: self.keys.of(host), network: self.keys.of(network) });
     }
 
-    fn remove(&self, Counted { host, network }: Counted) {
-        self.host.connections.iter().for_each(|sketch| sketch.remove(host));
-        self.network.connections.iter().for_each(|sketch| sketch.remove(network));
+    fn remove(&self, Pair { host, network }: Pair) {
+        self.host.connections.remove(host);
+        self.network.connections.remove(network);
     }
 
     /// A login from this address has failed: its token was refused, and not because the gateway could not know.
     pub fn login_failed(&self, address: IpAddr, now_us: u64) {
-        self.failed_logins.fetch_add(1, Ordering::Relaxed);
+        self.counters.failed_logins.increment(1);
         if self.is_exempt(address) {
             return;
         }
@@ -254,13 +261,14 @@ impl AddressLimits {
     }
 
     fn ban(&self, prefix: Prefix, now_ms: u64) {
-        if self.bans.contains(prefix, now_ms) {
+        if self.bans.contain_any([prefix, prefix], now_ms) {
             return;
         }
         let ban_ms = u64::try_from(self.settings.ban.as_millis()).unwrap_or(u64::MAX);
-        let has_forgotten = self.bans.add(prefix, now_ms.saturating_add(ban_ms));
-        self.bans_made.fetch_add(1, Ordering::Relaxed);
-        self.bans_forgotten.fetch_add(u64::from(has_forgotten), Ordering::Relaxed);
+        let has_forgotten =
+            self.bans.add(prefix, Maker::Limit, now_ms.saturating_add(ban_ms), now_ms);
+        self.counters.bans.increment(1);
+        self.counters.bans_cut.increment(u64::from(has_forgotten));
         if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
             tracing::warn!(
                 %prefix,
@@ -271,7 +279,9 @@ impl AddressLimits {
         }
     }
 
-    fn is_exempt(&self, address: IpAddr) -> bool {
+    /// Whether an address has no limit.
+    #[must_use]
+    pub fn is_exempt(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.settings.exempt.iter().any(|network| network.contains(&address))
     }
@@ -280,14 +290,6 @@ impl AddressLimits {
     #[must_use]
     pub const fn bans(&self) -> &Bans {
         &self.bans
-    }
-
-    /// Logins that have failed so far, bans made, and bans that had to end for others.
-    #[must_use]
-    pub fn figures(&self) -> (u64, u64, u64) {
-        let figures = [&self.failed_logins, &self.bans_made, &self.bans_forgotten];
-        let [failed_logins, made, forgotten] = figures.map(|figure| figure.load(Ordering::Relaxed));
-        (failed_logins, made, forgotten)
     }
 }
 
@@ -302,14 +304,14 @@ mod tests {
     }
 
     fn limits(settings: Settings) -> AddressLimits {
-        AddressLimits::new(settings, 10_000, Instant::now())
+        AddressLimits::new(settings, Instant::now())
     }
 
     #[test]
     fn without_limits_nothing_is_counted() {
         let limits = limits(Settings::default());
         assert_eq!(limits.accept(peer("192.0.2.1"), 0), Ok(false));
-        assert!(limits.host.connections.is_none() && limits.network.accepts.is_none());
+        assert!(limits.host.accepts.is_none() && limits.network.accepts.is_none());
     }
 
     #[test]
@@ -369,7 +371,6 @@ mod tests {
         assert!(limits.accept(good, SECOND).is_ok());
         assert_eq!(limits.accept(bad, 31 * SECOND - 1000), Err(Refusal::Banned));
         assert!(limits.accept(bad, 31 * SECOND).is_ok());
-        assert_eq!(limits.figures(), (6, 1, 0));
     }
 
     #[test]

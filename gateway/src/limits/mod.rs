@@ -4,18 +4,18 @@
 //! |---|---|
 //! | [`addresses`] | the limits together: what becomes of an accept, a failed login, a close |
 //! | [`prefix`] | which addresses count as one |
-//! | [`count_sketch`] | how many connections each address has, in fixed memory |
+//! | [`counts`] | how many connections each address has |
 //! | [`rate_sketch`] | how often something happens for each address, in fixed memory |
 //! | [`bans`] | who is refused until when |
 //!
-//! **Memory is fixed, whoever connects.** A table with an entry for each address would grow with the number of addresses, and
-//! an attacker with a /32 of IPv6 has 4 billion prefixes of /64. A table that forgets the address it has not seen for longest
-//! forgets those with many idle connections, which are what it is there to count. A sketch has neither fault: its size is
-//! chosen at the start, and its error is on one side. It may say *more* than there was, never less, so no limit is passed
-//! unseen; how seldom it refuses somebody wrongly is computed in [`count_sketch`] and tested.
+//! **Memory is bounded, whoever connects.** Open connections are counted exactly: there are no more entries than connections. For rates that
+//! is no bound, since addresses come and go: an attacker with a /32 of IPv6 has 4 billion prefixes of /64. So rates are in
+//! a sketch, whose size is chosen at the start and whose error is on one side: it may find that something happened *more* often than
+//! it did, never less, so no limit is passed unseen. How seldom it refuses somebody wrongly is in [`rate_sketch`], and
+//! tested.
 
 pub mod addresses;
 pub mod bans;
-pub mod count_sketch;
+pub mod counts;
 pub mod prefix;
 pub mod rate_sketch;

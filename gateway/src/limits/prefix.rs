@@ -43,6 +43,12 @@ impl Prefix {
         };
         Self { address, bits }
     }
+
+    /// Its first address.
+    #[must_use]
+    pub const fn address(self) -> IpAddr {
+        self.address
+    }
 }
 
 impl FromStr for Prefix {

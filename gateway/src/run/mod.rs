@@ -33,8 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use crossbeam::channel::Receiver;
-use crossbeam::select;
+use crossbeam::channel::{Receiver, select_biased};
 
 use crate::config;
 use crate::control::Control;
@@ -128,12 +127,13 @@ fn serve(builder: Builder, announcement: &Announcement) -> anyhow::Result<()> {
     let service = Service::ready(server.control()).context("can't watch the shards")?;
     // A signal may have arrived at the end of the start.
     while !told_to_drain.get() {
-        select! {
+        // In this order: a drain that an operator began may have ended by now, or be followed by a signal.
+        select_biased! {
+            recv(server.drain_began()) -> _ => break,
             recv(requests) -> request => {
                 let request = request.context("the thread for signals has ended")?;
                 told_to_drain.set(asks_to_drain(request, Some(&server)));
             }
-            recv(server.drain_began()) -> _ => break,
             recv(server.ended()) -> ended => {
                 let (shard, outcome) = ended?;
                 server.stop();

@@ -8,7 +8,10 @@ use std::mem;
 
 use tidegate_backend::log_limit::LogLimit;
 
-use super::pace::Pace;
+use super::pace::{Allowance, Pace};
+
+/// Refused connections that a shard tells why in a second. Each may keep its place for 2 s.
+const EXPLANATIONS_PER_SECOND: f64 = 5_000.0;
 
 /// A shard's admission of connections. See the [module](self).
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Admission {
     is_full: bool,
     /// `None`: connections are let in as they come.
     pace: Option<Pace>,
+    /// How many refused connections may be told why.
+    explanations: Allowance,
     /// Accepting is paused, because the gateway is full or to keep the pace.
     is_paused: bool,
     /// The log has a line that accepting is paused, and none that it has resumed.
@@ -32,6 +37,7 @@ impl Admission {
     #[must_use]
     pub fn new(connections_max: usize, per_second: Option<u32>, shards: u16) -> Self {
         Self {
+            explanations: Allowance::new(EXPLANATIONS_PER_SECOND, EXPLANATIONS_PER_SECOND),
             pace: per_second.map(|per_second| Pace::new(per_second, shards)),
             is_paused: false,
             connections_max,
@@ -72,6 +78,11 @@ impl Admission {
         self.pace.as_mut().map_or(Ok(()), |pace| pace.let_in(now_ms))
     }
 
+    /// Whether a refused connection may be told why.
+    pub fn may_say_why(&mut self, now_ms: u64) -> bool {
+        self.explanations.take(now_ms)
+    }
+
     /// Each connection is let in from now on: the shard drains.
     pub fn drop_pace(&mut self) {
         self.pace = None;
@@ -89,6 +100,9 @@ impl Admission {
         let is_full = self.share(connections) == 0;
         if mem::replace(&mut self.is_full, is_full) != is_full {
             self.full_or_not(now_ms);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.turn_ends(self.is_paused, now_ms);
         }
         let is_paused = self.budget(connections, now_ms) == 0;
         (mem::replace(&mut self.is_paused, is_paused) != is_paused).then_some(!is_paused)

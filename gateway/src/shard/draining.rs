@@ -173,6 +173,10 @@ impl Draining {
             state.told_until_ms = None;
         }
         state.is_hurried = true;
+        if state.has_expired {
+            // Those that are closing are aborted now.
+            state.next = 0;
+        }
     }
 
     /// The driver has closed its listener.

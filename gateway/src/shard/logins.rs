@@ -158,7 +158,7 @@ impl Shard {
     ) {
         let Claim { user_id, resume, sequence } = claim;
         let login = self.clients.login(slot, user_id, verified, sequence, &self.clock);
-        if login.is_err() && verified.err().is_none_or(|error| !error.is_unknowable()) {
+        if login.is_err() && verified.err().is_none_or(AuthError::is_guess) {
             let (conn, now_ms) = (self.clients.conn_id(slot), self.clock.now_ms());
             self.arrivals.login_failed(conn, &self.shared.address_limits, now_ms);
         }

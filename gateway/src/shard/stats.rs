@@ -11,6 +11,7 @@ use super::clients::cause::Cause;
 use crate::auth::{self, AuthError};
 use crate::control::ShardInfo;
 use crate::driver::Mechanism;
+use crate::limits::addresses;
 use crate::offset_file;
 use crate::router::queue_metrics;
 
@@ -229,6 +230,9 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     auth::signatures::METRICS[0],
     auth::signatures::METRICS[1],
     auth::signatures::METRICS[2],
+    (addresses::METRICS[0].0, "", addresses::METRICS[0].1),
+    (addresses::METRICS[1].0, "", addresses::METRICS[1].1),
+    (addresses::METRICS[2].0, "", addresses::METRICS[2].1),
     (durations::NAME, "backend, le", durations::HELP),
     (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),
     (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),

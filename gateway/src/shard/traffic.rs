@@ -152,7 +152,8 @@ impl Shard {
         match arrivals.arrived(conn, peer.ip(), limits, clock.now_ms()) {
             Ok(()) => {}
             Err(Refusal::Banned) => self.clients.abort(conn.slot, Cause::Banned),
-            Err(refusal) => self.close_gracefully(conn.slot, refusal.into()),
+            Err(refusal) if self.may_say_why() => self.close_gracefully(conn.slot, refusal.into()),
+            Err(refusal) => self.clients.abort(conn.slot, refusal.into()),
         }
     }
 
@@ -162,8 +163,18 @@ impl Shard {
             return;
         }
         if let Err(retry_after_ms) = self.admission.let_in(self.clock.now_ms()) {
-            self.close_gracefully_with(conn.slot, Cause::TurnedAway, retry_after_ms, None);
+            if self.may_say_why() {
+                self.close_gracefully_with(conn.slot, Cause::TurnedAway, retry_after_ms, None);
+            } else {
+                self.clients.abort(conn.slot, Cause::TurnedAway);
+            }
         }
+    }
+
+    /// Whether a connection that is refused may be told why. It then has its place until its client closes, or for 2 s: nobody
+    /// may take all places in that way.
+    fn may_say_why(&mut self) -> bool {
+        self.admission.may_say_why(self.clock.now_ms())
     }
 
     /// The address of a connection's client, or of the balancer before it, is known.
@@ -306,7 +317,11 @@ impl Shard {
         let (retry_after_ms, until_ms) = match cause {
             Cause::Draining => (draining.retry_after_ms(slot), draining.close_until_ms()),
             Cause::Rebalanced | Cause::Aged => {
-                let until_ms = draining.leave_until_ms(clock.now_ms());
+                let leave_until_ms = draining.leave_until_ms(clock.now_ms());
+                // A drain does not wait longer for it than for others.
+                let until_ms = draining
+                    .close_until_ms()
+                    .map_or(leave_until_ms, |until_ms| until_ms.min(leave_until_ms));
                 (draining.retry_after_ms(slot), Some(until_ms))
             }
             Cause::AddressConnections | Cause::AddressAccepts => {

@@ -164,14 +164,18 @@ impl Deadlines {
             Phase::Registering | Phase::Open
                 if connection.has(Flags::READ_PAUSED) && !connection.has(Flags::RESUMING) =>
             {
-                DeadlineAction::Reschedule((now_ms + self.idle_timeout_ms).min(self.end_ms(slot)))
+                let end_ms = self.end_ms(slot).max(now_ms + RESUMING_MS);
+                DeadlineAction::Reschedule((now_ms + self.idle_timeout_ms).min(end_ms))
             }
             Phase::Anonymous => DeadlineAction::Close(Cause::AuthTimeout),
             Phase::Registering | Phase::Open => {
                 let silent_ms = clock.wrapping_ms().wrapping_sub(connection.last_seen_ms);
                 match now_ms - u64::from(silent_ms) + self.idle_timeout_ms {
                     at_ms if at_ms <= now_ms => DeadlineAction::Close(Cause::Idle),
-                    at_ms => DeadlineAction::Reschedule(at_ms.min(self.end_ms(slot))),
+                    // While it registers, its end may have passed: it is not looked at in each turn.
+                    at_ms => DeadlineAction::Reschedule(
+                        at_ms.min(self.end_ms(slot).max(now_ms + RESUMING_MS)),
+                    ),
                 }
             }
             Phase::Closing | Phase::Lingering => DeadlineAction::Abort,
