@@ -78,10 +78,12 @@ impl Shard {
         claim: Claim<'_>,
         check: &Arc<SignatureCheck>,
     ) -> Result<(), AuthError> {
+        // Before the verification begins: from then on a verdict has to come.
+        let signatures = self.shared.verifier.signatures();
+        let signatures = signatures.ok_or(AuthError::TooManyVerifications)?;
         let proof = Proof::Signature(Arc::clone(check));
         self.clients.begin_verification(slot, claim.pending(proof))?;
         let (conn, flow) = (self.clients.conn_id(slot), self.clients.flow(slot));
-        let Some(signatures) = self.shared.verifier.signatures() else { return Ok(()) };
         let waiter =
             Waiter { conn, flow, reply: self.shared.addresses[usize::from(self.id)].clone() };
         let kept_bytes = claim.resume.as_bytes().len();
