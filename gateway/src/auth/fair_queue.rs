@@ -4,8 +4,10 @@
 //! with few addresses delays only itself, and clients whose addresses share its buckets. An exact queue for each address
 //! would need memory for each, and a bound on it that the attacker could fill.
 //!
-//! The queue has one bound. A bucket may fill it while nobody else needs it, as where all clients come through one balancer.
-//! Then an entry of another bucket takes the place of the newest one of the longest bucket.
+//! The queue has one bound, in memory. A bucket may fill it while nobody else needs it, as where all clients come through one
+//! balancer. Then an entry of another bucket takes the place of the newest one of the longest bucket. The longest bucket is the
+//! one with most entries, and not the one that needs most memory: a turn serves one entry, so a bucket with one large entry
+//! takes no more of the threads' time than one with a small entry.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
@@ -54,7 +56,7 @@ pub(super) enum Pushed<T> {
         /// The entries, newest first.
         displaced: Vec<T>,
     },
-    /// The queue is full, and no bucket is longer than the entry's would be.
+    /// The queue is full, and has too few entries of buckets that are longer than the entry's.
     Refused(T),
 }
 
@@ -66,12 +68,19 @@ struct Bucket<T> {
     is_listed: bool,
 }
 
+/// How long a bucket is. Of two with equally many entries, the larger one is the longer one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Length {
+    entries: u32,
+    size: u32,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
     buckets: Vec<Bucket<T>>,
-    /// The size of each bucket: apart from the buckets, so that the longest is found in a few cache lines.
-    sizes: Vec<u32>,
+    /// The length of each bucket: apart from the buckets, so that the longest is found in few cache lines.
+    lengths: Vec<Length>,
     /// Buckets that take turns: each at most once.
     turns: VecDeque<usize>,
     /// The size of all entries: at most `size_max`.
@@ -89,7 +98,7 @@ impl<T> FairQueue<T> {
         let bucket = || Bucket { entries: VecDeque::new(), is_listed: false };
         Self {
             buckets: (0..BUCKETS).map(|_| bucket()).collect(),
-            sizes: vec![0; BUCKETS],
+            lengths: vec![Length::default(); BUCKETS],
             turns: VecDeque::new(),
             size: 0,
             size_max: size_max.max(1),
@@ -108,18 +117,7 @@ impl<T> FairQueue<T> {
     pub(super) fn push(&mut self, flow: Flow, size: u32, entry: T, now: Instant) -> Pushed<T> {
         let size = size.clamp(1, self.size_max);
         let index = self.bucket_of(flow, now);
-        let mut displaced = Vec::new();
-        if self.size + size > self.size_max {
-            let longest = self.longest_other(index);
-            // Otherwise the new entry's bucket would be the longest, and lose its place to the next entry.
-            if self.sizes[longest] <= self.sizes[index] + size {
-                return Pushed::Refused(entry);
-            }
-        }
-        while self.size + size > self.size_max {
-            let longest = self.longest_other(index);
-            displaced.extend(self.take_newest(longest));
-        }
+        let Some(displaced) = self.make_room(index, size) else { return Pushed::Refused(entry) };
         let bucket = &mut self.buckets[index];
         bucket.entries.push_back((size, entry));
         if !bucket.is_listed {
@@ -128,6 +126,25 @@ impl<T> FairQueue<T> {
         }
         self.count_in(index, size);
         Pushed::Waits { displaced }
+    }
+
+    /// Takes the newest entries of longer buckets than this one until an entry of this size has room. Takes none if they are
+    /// too few.
+    fn make_room(&mut self, index: usize, size: u32) -> Option<Vec<T>> {
+        let mut taken: Vec<(usize, u32, T)> = Vec::new();
+        while self.size + size > self.size_max {
+            let longest = self.longest_other(index);
+            let is_longer = self.lengths[longest].entries > self.lengths[index].entries;
+            let Some((size, entry)) = is_longer.then(|| self.take_newest(longest)).flatten() else {
+                for (index, size, entry) in taken.into_iter().rev() {
+                    self.buckets[index].entries.push_back((size, entry));
+                    self.count_in(index, size);
+                }
+                return None;
+            };
+            taken.push((longest, size, entry));
+        }
+        Some(taken.into_iter().map(|(_, _, entry)| entry).collect())
     }
 
     /// The oldest entry of the bucket whose turn it is.
@@ -150,20 +167,22 @@ impl<T> FairQueue<T> {
         None
     }
 
-    fn take_newest(&mut self, index: usize) -> Option<T> {
+    fn take_newest(&mut self, index: usize) -> Option<(u32, T)> {
         let (size, entry) = self.buckets[index].entries.pop_back()?;
         self.count_out(index, size);
-        Some(entry)
+        Some((size, entry))
     }
 
     fn count_in(&mut self, index: usize, size: u32) {
-        self.sizes[index] += size;
+        let length = &mut self.lengths[index];
+        (length.entries, length.size) = (length.entries + 1, length.size + size);
         self.size += size;
         self.len += 1;
     }
 
     fn count_out(&mut self, index: usize, size: u32) {
-        self.sizes[index] -= size;
+        let length = &mut self.lengths[index];
+        (length.entries, length.size) = (length.entries - 1, length.size - size);
         self.size -= size;
         self.len -= 1;
     }
@@ -171,7 +190,7 @@ impl<T> FairQueue<T> {
     /// The longest bucket but this one.
     fn longest_other(&self, index: usize) -> usize {
         let others = (0..BUCKETS).filter(|other| *other != index);
-        others.max_by_key(|other| self.sizes[*other]).unwrap_or_default()
+        others.max_by_key(|other| self.lengths[*other]).unwrap_or_default()
     }
 
     fn bucket_of(&mut self, flow: Flow, now: Instant) -> usize {
@@ -241,12 +260,53 @@ mod tests {
         assert_eq!(queue.push(second, 1, 11), Pushed::Waits { displaced: vec![2] });
         assert_eq!(queue.push(second, 1, 12), Pushed::Refused(12));
         assert_eq!(queue.push(1, 1, 5), Pushed::Refused(5));
-        // A large entry takes as much as it needs from the longest, or nothing.
-        assert_eq!(queue.push(third, 2, 20), Pushed::Refused(20));
-        assert_eq!(queue.0.len(), 4);
-        let Pushed::Waits { displaced } = queue.push(third, 1, 21) else { panic!("it has room") };
-        assert_eq!(displaced.len(), 1);
-        assert_eq!(queue.all().len(), 4);
+        // A large entry takes as much as it needs: one from each of the longest.
+        let Pushed::Waits { displaced } = queue.push(third, 2, 20) else { panic!("it has room") };
+        assert_eq!(
+            (displaced.len(), displaced.contains(&1), displaced.contains(&11)),
+            (2, true, true)
+        );
+        assert_eq!(queue.all(), [0, 10, 20]);
+    }
+
+    #[test]
+    fn entries_count_and_not_their_sizes() {
+        // As many buckets as are needed to fill the queue with 8 KiB each, in entries of 1 KiB.
+        let mut queue = Queue::new(64);
+        let mut hostile = vec![1];
+        while hostile.len() < 8 {
+            hostile.push(queue.flow_beside(&hostile));
+        }
+        for flow in &hostile {
+            (0..8).for_each(|entry| assert_eq!(queue.push(*flow, 1, entry), WAITS));
+        }
+        // A client that resumes rooms has one entry of 8 KiB. It takes one entry of each.
+        let honest = queue.flow_beside(&hostile);
+        assert_eq!(queue.push(honest, 8, 100), Pushed::Waits { displaced: vec![7; 8] });
+        // Its entry is the largest, and keeps its place.
+        for flow in &hostile {
+            assert_eq!(queue.push(*flow, 1, 8), Pushed::Refused(8));
+        }
+        // Of buckets with equally many entries, the largest loses its newest.
+        let mut queue = Queue::new(10);
+        assert_eq!(queue.push(hostile[0], 8, 0), WAITS);
+        assert_eq!(queue.push(honest, 2, 1), WAITS);
+        assert_eq!(queue.push(hostile[1], 2, 2), Pushed::Waits { displaced: vec![0] });
+        assert_eq!((queue.0.size, queue.0.len()), (4, 2));
+    }
+
+    #[test]
+    fn an_entry_for_which_too_few_can_lose_their_places_displaces_none() {
+        let mut queue = Queue::new(4);
+        let second = queue.flow_beside(&[1]);
+        (0..3).for_each(|entry| assert_eq!(queue.push(1, 1, entry), WAITS));
+        assert_eq!(queue.push(second, 1, 10), WAITS);
+        // Two of the first bucket could make room for 2, and not for 4.
+        assert_eq!(queue.push(second, 4, 11), Pushed::Refused(11));
+        assert_eq!((queue.0.size, queue.0.len()), (4, 4));
+        assert_eq!(queue.all(), [0, 10, 1, 2]);
+        assert_eq!((queue.0.size, queue.0.len()), (0, 0));
+        assert!(queue.0.lengths.iter().all(|length| *length == Length::default()));
     }
 
     #[test]
