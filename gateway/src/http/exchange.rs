@@ -5,7 +5,7 @@
 //! valid token costs its head, and a client that is too fast costs no more whatever it asks for.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -234,7 +234,7 @@ impl Site {
         let user_id = if route.is_public {
             0
         } else {
-            let user_id = self.authenticate(conn, client.address.ip(), &request).await?;
+            let user_id = self.authenticate(client, conn, &request).await?;
             client.mark_authenticated();
             user_id
         };
@@ -289,11 +289,10 @@ impl Site {
         })
     }
 
-    /// `address`: the client's.
     async fn authenticate(
         &self,
+        client: &Client,
         conn: ConnId,
-        address: IpAddr,
         request: &Request<Incoming>,
     ) -> Result<UserId, HttpError> {
         let token = bearer(request.headers()).ok_or(HttpError::NoToken);
@@ -316,11 +315,13 @@ impl Site {
             Verification::Ended(verified) => verified.map(drop),
             Verification::Redis(digest) => {
                 let _permit = self.dispatcher.admit().map_err(HttpError::Failed)?;
-                self.dispatcher.look_up(conn, user_id, digest).await
+                client.slot.while_evictable(self.dispatcher.look_up(conn, user_id, digest)).await
             }
             // Without a permit: clients without a valid token would take those of others. The queue is fair.
             Verification::Signature(check) => {
-                self.dispatcher.check_signature(conn, address, &check).await
+                let address = client.address.ip();
+                let signed = self.dispatcher.check_signature(conn, address, &check);
+                client.slot.while_evictable(signed).await
             }
         };
         verified.map(|()| user_id).map_err(|error| {

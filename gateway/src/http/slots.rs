@@ -1,12 +1,13 @@
 //! How many connections are open, and which is closed for a new one.
 //!
 //! When `http.connections_max` connections are open, a new one gets the slot of one that keeps the gateway waiting: for its
-//! PROXY header, its handshake, a request, or a body. Among these, the connections that have not shown a valid token are
-//! closed first, and of them the one that was accepted first; of the others the one that has waited longest. So no client can hold
-//! all slots without a token, not even with requests that need none.
+//! PROXY header, its handshake, a request, or a body. A connection whose token is being verified counts as such a one: its token
+//! may be forged. Among these, the connections that have not shown a valid token are closed first, and of them the one that was
+//! accepted first; of the others the one that has waited longest. So no client can hold all slots without a token, not even
+//! with requests that need none.
 //!
-//! A connection keeps its slot while the gateway works on its request, and for [`PROTECTED`]: after it was accepted, and with a
-//! token also after each time that it begins to wait.
+//! A connection keeps its slot while the gateway works on its request otherwise, and for [`PROTECTED`]: after it was accepted,
+//! and with a token also after each time that it begins to wait.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -172,6 +173,14 @@ impl Slot {
         }
     }
 
+    /// Waits for this, which verifies the token of the connection's request. Meanwhile the connection may be evicted.
+    pub(super) async fn while_evictable<T>(&self, verification: impl Future<Output = T>) -> T {
+        self.wait_for_peer();
+        let verified = verification.await;
+        self.work();
+        verified
+    }
+
     /// The connection has shown a valid token. Call it while the gateway works on its request.
     pub(super) fn mark_authenticated(&self) {
         self.has_authenticated.set(true);
@@ -263,6 +272,22 @@ mod tests {
             let slots = Slots::new(1, LONG);
             let open = slots.take().await;
             assert_eq!(evicted(&slots, &[&open]), None);
+        });
+    }
+
+    #[test]
+    fn a_connection_may_be_evicted_while_its_token_is_verified_and_not_after() {
+        run(async {
+            let slots = Slots::new(2, Duration::ZERO);
+            let [first, second] = [slots.take().await, slots.take().await];
+            first.work();
+            second.work();
+            assert_eq!(first.while_evictable(std::future::ready(7)).await, 7);
+            assert_eq!(evicted(&slots, &[&first, &second]), None);
+            let mut verification = pin!(second.while_evictable(std::future::pending::<()>()));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(verification.as_mut().poll(&mut context).is_pending());
+            assert_eq!(evicted(&slots, &[&first, &second]), Some(1));
         });
     }
 
