@@ -8,7 +8,8 @@
 //! The threads have the shards' priority. A thread with a lower one could hold up a shard: on a full machine it may wait
 //! long for a core while it holds the queue's lock, or a mailbox's.
 //!
-//! What waits holds no token: the connection that wants to log in does, and when it is gone its entry costs no check.
+//! An entry of the queue holds no token: the connection that wants to log in does. When that has gone, the signature is not
+//! checked. If it goes during the check, the result is remembered nevertheless.
 
 mod metrics;
 #[cfg(test)]
@@ -49,10 +50,7 @@ pub struct SignatureCheck {
 
 impl SignatureCheck {
     /// Checks the signature. This takes long.
-    ///
-    /// # Errors
-    /// [`AuthError::Signature`].
-    pub fn run(&self) -> Result<(), AuthError> {
+    fn run(&self) -> Result<(), AuthError> {
         if self.key.has_signed(&self.token) { Ok(()) } else { Err(AuthError::Signature) }
     }
 }
@@ -125,7 +123,7 @@ pub struct SignatureStats {
     pub known: u64,
     /// Waiting.
     pub waiting: usize,
-    /// How long those that were checked had waited.
+    /// How long those had waited whose clients had not gone.
     pub waits: Durations,
 }
 
@@ -218,9 +216,25 @@ impl SignaturePool {
         is_known
     }
 
-    /// A token's signature is good.
-    pub(super) fn remember(&self, id: TokenId) {
-        self.verified.insert(id);
+    /// Checks a signature, unless that of an equal token was checked while this one waited. Remembers a good one, whether its
+    /// client has gone or not: whoever shows the token again has its key and its claims read again.
+    ///
+    /// # Errors
+    /// [`AuthError::Signature`].
+    pub(super) fn verify(&self, check: &SignatureCheck) -> Result<(), AuthError> {
+        if self.is_known(check.id) {
+            return Ok(());
+        }
+        // A token on which the library panics must not take the thread with it.
+        let signed = panic::catch_unwind(AssertUnwindSafe(|| check.run()))
+            .unwrap_or(Err(AuthError::Signature));
+        let Counters { valid, invalid, .. } = &self.counters;
+        let counter = if signed.is_ok() { valid } else { invalid };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if signed.is_ok() {
+            self.verified.insert(check.id);
+        }
+        signed
     }
 
     /// Starts the threads.
@@ -283,19 +297,14 @@ impl SignaturePool {
     }
 
     fn serve(&self, job: &Job, now: Instant) {
-        let counters = &self.counters;
         let Some(check) = job.check.upgrade() else {
-            counters.abandoned.fetch_add(1, Ordering::Relaxed);
+            self.counters.abandoned.fetch_add(1, Ordering::Relaxed);
             // Its waiter counts the verifications that have no verdict yet.
             return job.answer(Err(AuthError::Signature));
         };
         let waited = now.saturating_duration_since(job.asked);
         self.lock().waits.note(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
-        // A token on which the library panics must not take the thread with it.
-        let signed = panic::catch_unwind(AssertUnwindSafe(|| check.run()))
-            .unwrap_or(Err(AuthError::Signature));
-        let counter = if signed.is_ok() { &counters.valid } else { &counters.invalid };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let signed = self.verify(&check);
         // Then the waiter has the only one, and frees the token.
         drop(check);
         job.answer(signed);

@@ -39,7 +39,7 @@ fn verdicts(address: &Address) -> Vec<(u32, Result<(), AuthError>)> {
 }
 
 #[test]
-fn each_waiter_gets_a_verdict_and_one_that_has_gone_costs_no_check() {
+fn each_waiter_gets_a_verdict_and_the_signature_of_one_that_has_gone_is_not_checked() {
     let (pool, address, now) = (SignaturePool::new(100, 0), Address::new(), Instant::now());
     let mut checks: Vec<_> =
         [true, false, true].iter().map(|is_good| check(&pool, "a.b", *is_good)).collect();
@@ -55,6 +55,22 @@ fn each_waiter_gets_a_verdict_and_one_that_has_gone_costs_no_check() {
     let SignatureStats { valid, invalid, abandoned, waiting, waits, .. } = pool.stats();
     assert_eq!((valid, invalid, abandoned, waiting), (1, 1, 1, 0));
     assert_eq!(waits.counts.iter().sum::<u64>(), 2);
+}
+
+#[test]
+fn a_valid_signature_is_remembered_without_its_client_and_an_equal_token_is_not_checked_again() {
+    let (pool, address, now) = (SignaturePool::new(100, 100), Address::new(), Instant::now());
+    let wrong = check(&pool, "a.b", false);
+    let equal = [check(&pool, "a.b", true), check(&pool, "a.b", true)];
+    for (slot, check) in (0..).zip([&wrong, &equal[0], &equal[1]]) {
+        pool.submit(check, waiter(&pool, slot, "10.0.0.1", &address), 0, now).unwrap();
+    }
+    pool.run_pending(now);
+    let SignatureStats { valid, invalid, known, .. } = pool.stats();
+    assert_eq!((valid, invalid, known), (1, 1, 1));
+    // No client has taken its verdict yet.
+    assert!(pool.is_known(equal[0].id) && !pool.is_known(wrong.id));
+    assert_eq!(verdicts(&address), [(0, Err(AuthError::Signature)), (1, Ok(())), (2, Ok(()))]);
 }
 
 #[test]
@@ -83,7 +99,7 @@ fn a_full_queue_refuses_whoever_filled_it_and_not_a_newcomer() {
 }
 
 #[test]
-fn threads_check_what_waits_and_end_when_they_are_told() {
+fn threads_check_what_waits_and_end_when_they_are_joined() {
     let (pool, address, now) =
         (Arc::new(SignaturePool::new(100, 0)), Address::new(), Instant::now());
     let threads = pool.start(2).unwrap();
