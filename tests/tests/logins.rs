@@ -10,9 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
-use tidegate_tests::http::{ROUTES, with_http};
+use tidegate_tests::http::{ROUTES, closed, with_http};
 use tidegate_tests::phone::demo;
-use tidegate_tests::web::Web;
+use tidegate_tests::web::{Raw, Web};
 use tidegate_tests::{Code, Gateway, Operator, Phone, Setup, until};
 
 const CHECKS: &str = "tidegate_signature_checks_total";
@@ -42,6 +42,8 @@ impl Keys {
             .shards(1)
             .set("auth.algorithm", name)
             .set("auth.key_file", fixture(file).display())
+            // However slow the machine is, no login ends before its signature was checked.
+            .set("auth.timeout_ms", 120_000)
     }
 
     /// A valid token. Two with different ids are different tokens.
@@ -57,13 +59,13 @@ impl Keys {
         jsonwebtoken::encode(&Header::new(algorithm), &claims, &key.unwrap()).unwrap()
     }
 
-    /// A token with a signature of the right length that the key did not make.
+    /// A token with a signature that the key did not make, and that takes as long to check as a valid one: RS256's number has to
+    /// be less than the modulus, and EdDSA's second half less than the order of the group.
     fn forged(self, user_id: u64) -> String {
         let token = self.token(user_id, 0);
         let (message, signature) = token.rsplit_once('.').unwrap();
-        let turned: String = signature[1..].chars().rev().collect();
-        // The last digit has bits left over, which have to be 0.
-        format!("{message}.{turned}A")
+        let first = if signature.starts_with('A') { "B" } else { "A" };
+        format!("{message}.{first}{}", &signature[1..])
     }
 }
 
@@ -120,7 +122,7 @@ fn every_signature_is_checked_apart_from_the_shards_and_none_twice() {
         .collect();
     let wrong = keys.forged(7);
     let attack = || show_wrong_token(&gateway, HOSTILE, &wrong);
-    let (refused, ()) = beside(100, attack, || {
+    let (refused, ()) = beside(20, attack, || {
         for phone in &mut repeating {
             (0..10).for_each(|_| drop(phone.login_with(1, &known)));
         }
@@ -178,19 +180,44 @@ fn wrong_signatures_keep_no_honest_client_out() {
     assert!(refused <= 20, "{refused} of 60 honest clients were refused");
 }
 
+/// Clients whose tokens have wrong signatures. At least `waiting` of these have not been checked yet.
+fn send_wrong_tokens(gateway: &Gateway, clients: usize, waiting: f64) -> Vec<Phone> {
+    let wrong = Keys::Rs256.forged(7);
+    let send = |_| {
+        let mut phone = gateway.connect();
+        phone.send_login(7, &wrong);
+        phone
+    };
+    let phones = (0..clients).map(send).collect();
+    gateway.operator().wait_for_metric("tidegate_signatures_waiting", "", |n| n >= waiting);
+    phones
+}
+
 #[test]
 fn a_drain_ends_while_signatures_wait() {
-    let mut gateway = Keys::EdDsa.setup().start();
-    let phones: Vec<_> = (1..=50_u64)
-        .map(|user_id| {
-            let mut phone = gateway.connect();
-            phone.send_login(user_id, &Keys::EdDsa.token(user_id, 0));
-            phone
-        })
-        .collect();
+    let mut gateway = Keys::Rs256.setup().set("auth.verify_threads", 1).start();
+    let phones = send_wrong_tokens(&gateway, 300, 200.0);
     gateway.terminate();
-    drop(phones);
     assert_eq!(gateway.process.wait().code(), Some(0));
+    drop(phones);
+}
+
+#[test]
+fn http_requests_with_wrong_signatures_keep_nobody_out() {
+    let setup = with_http(Keys::Rs256.setup(), ROUTES).set("http.connections_max", 3);
+    let gateway = setup.set("auth.verify_threads", 1).start();
+    // Their address is that of the requests, whose signatures wait behind theirs.
+    let phones = send_wrong_tokens(&gateway, 400, 300.0);
+    let head = |token: &str| {
+        format!("GET /echo?a=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n")
+    };
+    let wrong = head(&Keys::Rs256.forged(8));
+    let mut hostile: Vec<_> = (0..3).map(|_| Raw::with(&gateway, &wrong)).collect();
+    let mut newcomer = Raw::with(&gateway, "OPTIONS /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(newcomer.answer().unwrap().status, 204);
+    closed(&gateway, "evicted", 1.0);
+    assert!(hostile[0].answer().is_none(), "it kept its slot until its signature was checked");
+    drop(phones);
 }
 
 #[test]
