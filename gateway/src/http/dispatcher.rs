@@ -55,7 +55,7 @@ pub(super) struct Dispatcher {
     /// The number that stands for the HTTP gateway where shards have theirs.
     number: u16,
     mailbox: Arc<Mailbox>,
-    /// The way into it.
+    /// Where others post to it.
     address: Address,
     /// A message has come, or a call was started.
     changed: Arc<Notify>,

@@ -123,7 +123,7 @@ impl Shard {
             Verdict::Unknown => Err(AuthError::UnknownToken),
             Verdict::Unavailable => Err(AuthError::RedisUnavailable),
         };
-        self.go_on(conn.slot, &login, verified);
+        self.continue_login(conn.slot, &login, verified);
     }
 
     /// The signature of a connection's token was checked, or can't be.
@@ -135,11 +135,16 @@ impl Shard {
             // No signature was to be checked.
             Proof::Redis(_) => Err(AuthError::Signature),
         };
-        self.go_on(conn.slot, &login, verified);
+        self.continue_login(conn.slot, &login, verified);
     }
 
     /// Continues an authentication that has waited for this verdict.
-    fn go_on(&mut self, slot: u32, login: &PendingLogin, verified: Result<TokenEnd, AuthError>) {
+    fn continue_login(
+        &mut self,
+        slot: u32,
+        login: &PendingLogin,
+        verified: Result<TokenEnd, AuthError>,
+    ) {
         let token = match &login.proof {
             Proof::Redis(token) => Some(*token),
             Proof::Signature(_) => None,

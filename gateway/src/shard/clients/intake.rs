@@ -1,7 +1,7 @@
 //! Intake: whether a connection is read from, how long its frames may be, and how many it may send.
 //!
 //! Reading from a connection is *paused*, so its next frames wait, while it has too many calls or too many
-//! unsent bytes, while its token is being looked up and its session opened, and while answers on this thread have to be sent first. The
+//! unsent bytes, while its token is being verified and its session opened, and while answers on this thread have to be sent first. The
 //! connection is checked again when an answer or a send has ended.
 
 use std::collections::VecDeque;
@@ -182,10 +182,7 @@ mod tests {
         assert!(intake.must_wait(&connection(Phase::Registering), 0));
         open.calls = 0;
         open.flags |= Flags::VERIFYING;
-        assert!(
-            !intake.must_wait(&open, 0),
-            "a session continues while a fresh token is looked up"
-        );
+        assert!(!intake.must_wait(&open, 0), "a session continues while a fresh token is verified");
         let mut verifying = connection(Phase::Anonymous);
         verifying.flags |= Flags::VERIFYING;
         assert!(intake.must_wait(&verifying, 0));
