@@ -2,7 +2,7 @@
 //!
 //! A token bucket is one number here, the time at which it would be full again (the generic cell rate algorithm, ITU-T I.371,
 //! annex A). A bucket whose time has passed is full, and so needs no memory: the quiet cost nothing. Each key has a cell in each of
-//! [`ROWS`] rows, as in a count-min sketch, and its bucket is the cell with the earliest time. A cell is only ever set later, and
+//! four rows, as in a count-min sketch, and its bucket is the cell with the earliest time. A cell is only ever set later, and
 //! only to what its key has taken ("conservative update": Estan and Varghese, "New Directions in Traffic Measurement and
 //! Accounting", 2002). So a key never gets more than its rate. It gets less only where others have lately used *all* of its cells. Of a
 //! million keys in a minute that take one token each, none is refused (tested here). Where `n` keys have emptied their buckets, of `w`

@@ -1,13 +1,13 @@
 //! How many connections are let in each second (`limits.accepts_per_second_max`), and when the others are to come back.
 //!
 //! After a restart, or when a show begins, all phones come at once. Those beyond the rate wait in the kernel's accept queue, for
-//! [`QUEUE_MS_MAX`]. A storm that lasts longer is longer than any queue: the kernel then drops what comes, and the phones
+//! half a second. A storm that lasts longer is longer than any queue: the kernel then drops what comes, and the phones
 //! try again after 1, 3, 7 s, all together. So from then on each connection is accepted, and what is beyond the rate is told 108
 //! with a wait of its own.
 //!
 //! **Waits are places in a schedule.** Each place comes after the one before it, by the time that the rate needs for one
 //! connection. So those that were told to wait come back at the rate, and not in a crowd. Clients wait for up to half as long again
-//! as they were told (PROTOCOL.md, "Reconnecting"), so they are told four fifths of the time to their place. One in [`SPARE`] places is left
+//! as they were told (PROTOCOL.md, "Reconnecting"), so they are told four fifths of the time to their place. One in eight places is left
 //! free, for phones that come for the first time meanwhile. A place whose phone does not come is returned: what the rate allows and
 //! nobody uses shortens the schedule.
 

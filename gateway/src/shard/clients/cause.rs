@@ -55,8 +55,8 @@ causes! {
     Flood, "flood", "It sent too much before it was open, or asked for answers of TLS or WebSocket and did not read them.";
     OpenTimeout, "open_timeout", "It did not send its PROXY header, handshake or upgrade in time.";
     Banned, "banned", "It came from an address or a network that is banned: see `addresses.ban_ms`.";
-    AddressConnections, "address_connections", "Its address, or the network of it, had too many connections ([addresses]): 108.";
-    AddressAccepts, "address_accepts", "Too many connections had come from its address, or the network of it ([addresses]): 108.";
+    AddressConnections, "address_connections", "Its address, or the network of it, had too many connections (`[addresses]`): 108.";
+    AddressAccepts, "address_accepts", "Too many connections had come from its address, or the network of it (`[addresses]`): 108.";
     TurnedAway, "turned_away", "More came than `limits.accepts_per_second_max` lets in: 108, with a wait.";
     Rebalanced, "rebalanced", "It was sent to another gateway, as this one had more than its share: 108.";
     Aged, "aged", "It was open for `session.age_max_ms`: 108.";

@@ -15,7 +15,7 @@
 //! | [`lifecycle`], [`deadlines`], [`timers`] | a connection's phases, and its one deadline |
 //! | [`token_ends`], [`ages`] | when sessions end with their tokens, and when connections are too old |
 //! | [`verifications`] | authentications whose tokens are verified apart from the shard |
-//! | [`flows`] | what the address of each connection is counted as |
+//! | `flows` | what the address of each connection is counted as |
 //! | [`session_tokens`] | which token each session came with |
 //! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
 //! | [`cause`] | why connections end |
