@@ -203,7 +203,7 @@ impl AddressLimits {
             (self.host.accepts.as_ref().zip(host.accepts), counted.host),
             (self.network.accepts.as_ref().zip(network.accepts), counted.network),
         ];
-        // What the network refuses costs the host nothing.
+        // A connection that the network's limit refuses takes no token of the host.
         if let (Some((sketch, rate)), key) = of_network {
             sketch.check(key, rate, now_us).map_err(|_| Refusal::Accepts)?;
         }
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_have_a_rate_and_what_the_network_refuses_costs_the_host_nothing() {
+    fn accepts_have_a_rate_and_the_network_is_asked_first() {
         let rate = |count, burst| Some(Rate::new(count, Duration::from_secs(1), burst));
         let host = PrefixLimits { accepts: rate(1, 2), ..Default::default() };
         let network = PrefixLimits { accepts: rate(1, 3), ..Default::default() };

@@ -100,7 +100,7 @@ impl Bans {
         })
     }
 
-    /// Ends a ban, whoever has made it. Returns whether there was one.
+    /// Ends a ban, of the limit or of an operator. Returns whether there was one.
     pub fn lift(&self, prefix: Prefix, now_ms: u64) -> bool {
         self.change(now_ms, |tables| {
             let lifted = tables.iter_mut().map(|table| table.lift(prefix, now_ms));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_can_be_lifted_whoever_has_made_it() {
+    fn bans_of_both_makers_can_be_lifted() {
         let bans = Bans::default();
         for makers in [&[Maker::Limit][..], &[Maker::Operator], &[Maker::Limit, Maker::Operator]] {
             for maker in makers {

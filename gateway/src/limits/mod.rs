@@ -8,7 +8,7 @@
 //! | [`rate_sketch`] | how often something happens for each address, in fixed memory |
 //! | [`bans`] | who is refused until when |
 //!
-//! **Memory is bounded, whoever connects.** Open connections are counted exactly: there are no more entries than connections. For rates that
+//! **Memory is bounded.** Open connections are counted exactly: there are no more entries than connections. For rates that
 //! is no bound, since addresses come and go: an attacker with a /32 of IPv6 has 4 billion prefixes of /64. So rates are in
 //! a sketch, whose size is chosen at the start and whose error is on one side: it may find that something happened *more* often than
 //! it did, never less, so no limit is passed unseen. How seldom it refuses somebody wrongly is in [`rate_sketch`], and

@@ -19,7 +19,7 @@ use super::prefix::Key;
 /// Rows.
 const ROWS: u32 = 4;
 
-/// A rate: so many at once, and then one each interval.
+/// A rate: `burst` at once, and then one each interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// How many in the period.

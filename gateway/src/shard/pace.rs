@@ -17,7 +17,7 @@ const QUEUE_MS_MAX: u64 = 500;
 /// How long fewer than the rate must come, until a storm is over, in milliseconds.
 const CALM_MS: u64 = 100;
 
-/// One in so many places of the schedule is left free.
+/// One place of this many in the schedule is left free.
 const SPARE: f64 = 8.0;
 
 /// The part of the time to its place that a client is told to wait: it adds a quarter on average.
