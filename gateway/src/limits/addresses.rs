@@ -107,7 +107,7 @@ impl Counted {
 pub const METRICS: [(&str, &str); 3] = [
     (
         "tidegate_failed_logins_total",
-        "Logins with a token that may be guessed, over all addresses that are not exempt or not limited.",
+        "Logins with a token that may be guessed, from addresses that have limits.",
     ),
     ("tidegate_bans_total", "Bans of addresses and networks for failed logins: see `tide bans`."),
     ("tidegate_bans_cut_total", "Bans that ended early, as there were more than 65,536 at a time."),
@@ -241,10 +241,10 @@ impl AddressLimits {
 
     /// A login from this address has failed: its token was refused, and not because the gateway could not know.
     pub fn login_failed(&self, address: IpAddr, now_us: u64) {
-        self.counters.failed_logins.increment(1);
         if self.is_exempt(address) {
             return;
         }
+        self.counters.failed_logins.increment(1);
         let Settings { host, network, .. } = &self.settings;
         let limits = [
             (self.host.failed_logins.as_ref().zip(host.failed_logins), Width::Host),
