@@ -1,4 +1,4 @@
-//! A storm of phones on a gateway that lets in so many a second.
+//! A storm of phones on a gateway that limits how many it lets in each second.
 
 use std::thread;
 use std::time::Instant;

@@ -89,7 +89,7 @@ fn clients_without_a_token_do_not_keep_others_out() {
     for raw in others.iter_mut().chain(&mut stalled) {
         assert!(raw.answer().is_none());
     }
-    // None of those who have shown a token was closed.
+    // No client that has shown a token was closed.
     for raw in newcomers.iter_mut().chain([&mut user]) {
         raw.write(GET);
         assert_eq!(raw.answer().unwrap().status, 200);

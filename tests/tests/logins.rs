@@ -82,7 +82,7 @@ fn show_wrong_token(gateway: &Gateway, from: IpAddr, token: &str) -> usize {
     codes.iter().filter(|code| **code == Code::Unauthenticated).count()
 }
 
-/// Runs `attack` on so many threads while `honest` runs. Returns what the attacks returned, added up.
+/// Runs `attack` on a number of threads while `honest` runs. Returns what the attacks returned, added up.
 fn beside<T>(
     threads: usize,
     attack: impl Fn() -> usize + Sync,

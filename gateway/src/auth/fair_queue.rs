@@ -14,7 +14,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// A flood from one address delays one client in so many, by its hash.
+/// A flood from one address delays the clients whose hash is in the same bucket: one in this many.
 const BUCKETS: usize = 1024;
 
 /// After this time new entries are spread by another key, so that no two addresses share a bucket for longer.

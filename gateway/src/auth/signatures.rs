@@ -217,7 +217,7 @@ impl SignaturePool {
     }
 
     /// Checks a signature, unless that of an equal token was checked while this one waited. Remembers a good one, whether its
-    /// client has gone or not: whoever shows the token again has its key and its claims read again.
+    /// client has gone or not: when the token is shown again, its key and its claims are read again.
     ///
     /// # Errors
     /// [`AuthError::Signature`].

@@ -382,7 +382,7 @@ pub struct SessionConfig {
     pub on_token_expiry: OnTokenExpiry,
     /// How long a session outlives its token where that ends it: the time for the client to show a fresh one.
     pub token_expiry_grace: Duration,
-    /// How old a connection may become before it is closed with 108. `None`: as old as it likes.
+    /// How old a connection may become before it is closed with 108. `None`: there is no limit.
     pub age_max: Option<Duration>,
 }
 

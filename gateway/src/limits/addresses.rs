@@ -239,9 +239,9 @@ impl AddressLimits {
         self.network.connections.remove(network);
     }
 
-    /// A login from this address has failed: its token was refused, and not because the gateway could not know.
+    /// A login from this address has failed with a token that may be guessed: see [`AuthError::is_guess`](crate::auth::AuthError::is_guess).
     pub fn login_failed(&self, address: IpAddr, now_us: u64) {
-        if self.is_exempt(address) {
+        if !self.settings.is_some() || self.is_exempt(address) {
             return;
         }
         self.counters.failed_logins.increment(1);
@@ -255,12 +255,12 @@ impl AddressLimits {
             if let Some((sketch, rate)) = limit
                 && sketch.take(self.keys.of(prefix), rate, now_us).is_err()
             {
-                self.ban(prefix, now_us / 1000);
+                self.ban(prefix, width, now_us / 1000);
             }
         }
     }
 
-    fn ban(&self, prefix: Prefix, now_ms: u64) {
+    fn ban(&self, prefix: Prefix, width: Width, now_ms: u64) {
         if self.bans.contain_any([prefix, prefix], now_ms) {
             return;
         }
@@ -270,11 +270,17 @@ impl AddressLimits {
         self.counters.bans.increment(1);
         self.counters.bans_cut.increment(u64::from(has_forgotten));
         if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
+            let limit = match width {
+                Width::Host => "addresses.failed_logins_per_minute_max",
+                Width::Network => "addresses.network_failed_logins_per_minute_max",
+            };
+            let seconds = ban_ms / 1000;
             tracing::warn!(
                 %prefix,
-                seconds = ban_ms / 1000,
+                seconds,
+                limit,
                 suppressed,
-                "banned: too many failed logins (addresses.failed_logins_per_minute_max)"
+                "banned, as there were too many failed logins; `tide bans lift` ends a ban"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Who is refused until when.
+//! Which prefixes are refused, and until when.
 //!
 //! Failed logins make bans, and so do operators. Each kind has a bound of its own: an attacker can't end an operator's ban by
 //! being banned with many addresses.
@@ -17,7 +17,7 @@ pub const BANS_MAX: usize = 65_536;
 /// Bans that have ended and are removed with one call, at most: shards wait meanwhile.
 const REMOVED_MAX: usize = 256;
 
-/// Who has made a ban.
+/// What made a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
     /// The limit of failed logins.
@@ -72,7 +72,7 @@ impl Bans {
         self.read(|tables| tables.iter().any(is_banned))
     }
 
-    /// Removes bans that have ended: to be called now and then.
+    /// Removes some of the bans that have ended. Shards call it in their housekeeping, so that accepts ask no table of ended bans.
     pub fn remove_ended(&self, now_ms: u64) {
         if self.count() > 0 {
             self.change(now_ms, |_| ());

@@ -6,7 +6,7 @@
 //! | [`prefix`] | which addresses count as one |
 //! | [`counts`] | how many connections each address has |
 //! | [`rate_sketch`] | how often something happens for each address, in fixed memory |
-//! | [`bans`] | who is refused until when |
+//! | [`bans`] | which prefixes are refused, and until when |
 //!
 //! **Memory is bounded.** Open connections are counted exactly: there are no more entries than connections. For rates that
 //! is no bound, since addresses come and go: an attacker with a /32 of IPv6 has 4 billion prefixes of /64. So rates are in

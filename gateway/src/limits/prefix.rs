@@ -1,7 +1,7 @@
 //! Which addresses count as one.
 //!
-//! IPv4: the address, and its /24, which is the smallest network that is routed on its own. IPv6: the /64, since a host has as many
-//! addresses of it as it likes (RFC 4291, section 2.5.4), and its /48, which a site gets (RFC 6177).
+//! IPv4: the address, and its /24, which is the smallest network that is routed on its own. IPv6: the /64, since a host may use any of its
+//! addresses (RFC 4291, section 2.5.4), and its /48, which a site gets (RFC 6177).
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};

@@ -320,6 +320,7 @@ impl Shard {
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
             self.repeats.forget_old(self.clock.now_ms());
+            self.shared.address_limits.bans().remove_ended(self.clock.now_ms());
             driver.free_spare_memory();
             self.trim_memory();
             self.export(driver);

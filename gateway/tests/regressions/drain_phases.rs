@@ -8,7 +8,7 @@ use tidegate_backend::Code;
 use tidegate_testing::scripted::{ECHO, KEEP, RELEASE};
 use tidegate_testing::{Cause, Phone, Setup, World};
 
-/// A world of some shards, each with so many clients, whose calls do not time out by themselves.
+/// A world of some shards with some clients each, whose calls do not time out by themselves.
 fn world(shards: u16, phones: usize, configure: impl FnOnce(&mut Config)) -> (World, Vec<Phone>) {
     let mut world = Setup::scripted(|config| {
         config.shards = shards;

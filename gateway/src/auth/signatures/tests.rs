@@ -74,7 +74,7 @@ fn a_valid_signature_is_remembered_without_its_client_and_an_equal_token_is_not_
 }
 
 #[test]
-fn a_full_queue_refuses_whoever_filled_it_and_not_a_newcomer() {
+fn a_full_queue_refuses_the_address_that_filled_it_and_not_a_new_one() {
     let (pool, address, now) = (SignaturePool::new(4, 0), Address::new(), Instant::now());
     let check = check(&pool, "a.b", true);
     let submit = |slot, from: &str, kept_bytes| {
