@@ -1,6 +1,7 @@
 //! Parsers of arguments. Each error names the accepted values; `clap` adds the argument and the value.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -56,6 +57,22 @@ pub(crate) fn push_key(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!("a push's key has from 1 to {PUSH_KEY_BYTES_MAX} bytes"))
+}
+
+/// Parses what a ban is on: an address, an IPv4 /24, or an IPv6 /64 or /48.
+///
+/// # Errors
+/// It is none of these.
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(a, bits)| (a, Some(bits)));
+    let can_be_banned = match (address.parse(), bits) {
+        (Ok(IpAddr::V4(_)), bits) => matches!(bits, None | Some("24" | "32")),
+        (Ok(IpAddr::V6(_)), bits) => matches!(bits, None | Some("48" | "64")),
+        (Err(_), _) => false,
+    };
+    can_be_banned.then(|| text.to_owned()).ok_or_else(|| {
+        "it takes an address, an IPv4 /24, or an IPv6 /64 or /48: 192.0.2.7, 192.0.2.0/24, 2001:db8::/64".into()
+    })
 }
 
 /// Parses a process id.
@@ -162,6 +179,18 @@ mod tests {
             ["", "x", ":7400", "x:", "x:0", "x:65536", "::1:7400", "http://x:7400", "a b:1"]
         {
             assert!(place(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_ban_is_on_an_address_or_a_network_of_one_of_the_widths() {
+        for right in
+            ["192.0.2.7", "192.0.2.7/32", "192.0.2.0/24", "::1", "2001:db8::/64", "2001:db8::/48"]
+        {
+            assert_eq!(prefix(right), Ok(right.to_owned()));
+        }
+        for wrong in ["", "x", "192.0.2", "192.0.0.0/16", "2001:db8::/32", "::1/24", "192.0.2.7/"] {
+            assert!(prefix(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use crate::argument;
 use crate::duration;
 use crate::operator::Operator;
 use crate::stdout;
@@ -30,6 +31,7 @@ enum Change {
     /// Ban an address or a network
     Add {
         /// 192.0.2.7, 192.0.2.0/24, 2001:db8::7, 2001:db8::/64 or 2001:db8::/48
+        #[arg(value_parser = argument::prefix)]
         prefix: String,
         /// For how long: up to 30d
         #[arg(long = "for", default_value = "1h", value_name = "TIME", value_parser = duration::parse_above_0)]
@@ -38,6 +40,7 @@ enum Change {
     /// End a ban
     Lift {
         /// As `tide bans` shows it
+        #[arg(value_parser = argument::prefix)]
         prefix: String,
     },
 }
