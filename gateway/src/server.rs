@@ -558,6 +558,7 @@ fn start_cluster(
         wall_clock: shared.wall_clock.clone(),
         shards: shared.addresses.clone(),
         http: ways.http,
+        address_limits: Arc::clone(&shared.address_limits),
         limiter: Arc::new(limiter),
         status,
         line,

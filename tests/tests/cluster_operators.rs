@@ -1,6 +1,7 @@
 //! What operators see of several gateways that share a real Redis, and how they even them out.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -26,12 +27,16 @@ impl<'a> System<'a> {
     }
 
     fn start(&self) -> Gateway {
-        let gateway = Setup::demo()
+        self.start_with(|setup| setup)
+    }
+
+    fn start_with(&self, change: impl FnOnce(Setup) -> Setup) -> Gateway {
+        let setup = Setup::demo()
             .shards(2)
             .set("redis.url", format!("\"{}\"", self.redis.url()))
             .set("admin.token_file", format!("\"{}\"", self.token_file().display()))
-            .set("session.heartbeat_interval_ms", 60_000)
-            .start();
+            .set("session.heartbeat_interval_ms", 60_000);
+        let gateway = change(setup).start();
         let operator = self.operator(&gateway);
         operator.wait_for_metric("tidegate_redis_up", "", |up| up == 1.0);
         gateway
@@ -74,9 +79,56 @@ fn totals(cluster: &Value) -> (u64, u64, u64) {
 }
 
 on_each_deployment!(
+    a_ban_holds_at_all_gateways_until_an_operator_of_any_lifts_it,
     each_gateway_shows_all_and_marks_those_that_are_gone,
     redis_that_is_away_is_reported_while_clients_are_served,
 );
+
+fn a_ban_holds_at_all_gateways_until_an_operator_of_any_lifts_it(redis: &mut dyn Deployment) {
+    let system = System::new(redis);
+    let shared = |setup: Setup| {
+        setup
+            .set("addresses.shares_bans", true)
+            .set("addresses.exempt", "[]")
+            .set("addresses.failed_logins_per_minute_max", 2)
+            .set("addresses.ban_ms", 3_600_000)
+    };
+    let from = |last| Ipv4Addr::new(127, 0, 3, last);
+    let connect = |gateway: &Gateway, from: Ipv4Addr| Phone::connect_tcp_from(gateway.clients(), from.into());
+    let wait_for = |gateway: &Gateway, banned: Ipv4Addr, is_banned: bool| {
+        let operator = system.operator(gateway);
+        let text = format!("\"{banned}\"");
+        until("the gateway learns it", || {
+            (operator.get("/bans").1.contains(&text) == is_banned).then_some(())
+        });
+    };
+    let (one, other) = (system.start_with(shared), system.start_with(shared));
+    // An operator's ban, and one for failed logins.
+    assert_eq!(system.operator(&one).post(&format!("/bans?prefix={}", from(1)), b"").0, 200);
+    until("failed logins ban the address", || {
+        let mut phone = connect(&one, from(2));
+        phone.send_login(7, "wrong");
+        phone.ask_or_end(1, b"");
+        system.operator(&one).get("/bans").1.contains(&from(2).to_string()).then_some(())
+    });
+    for banned in [from(1), from(2)] {
+        wait_for(&other, banned, true);
+        connect(&other, banned).end();
+    }
+    connect(&other, from(3)).login(1);
+    let operator = system.operator(&other);
+    operator.wait_for_metric("tidegate_bans_heard_total", "", |heard| heard == 2.0);
+    // A gateway that starts later learns what still holds, and one lifts what another has banned.
+    let late = system.start_with(shared);
+    wait_for(&late, from(1), true);
+    wait_for(&late, from(2), true);
+    assert_eq!(operator.post(&format!("/bans/lift?prefix={}", from(1)), b"").0, 200);
+    for gateway in [&one, &late] {
+        wait_for(gateway, from(1), false);
+        connect(gateway, from(1)).login(2);
+        wait_for(gateway, from(2), true);
+    }
+}
 
 fn each_gateway_shows_all_and_marks_those_that_are_gone(redis: &mut dyn Deployment) {
     let system = System::new(redis);

@@ -71,7 +71,7 @@ pub(crate) fn prefix(text: &str) -> Result<String, String> {
         (Err(_), _) => false,
     };
     can_be_banned.then(|| text.to_owned()).ok_or_else(|| {
-        "it takes an address, an IPv4 /24, or an IPv6 /64 or /48: 192.0.2.7, 192.0.2.0/24, 2001:db8::/64".into()
+        "it takes an IPv4 address or /24, or an IPv6 address, /64 or /48: 192.0.2.7, 192.0.2.0/24, 2001:db8::/64".into()
     })
 }
 

@@ -1,5 +1,7 @@
 //! `/bans`: which addresses are banned. Operators may ban others, and lift bans.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::Uri;
@@ -9,7 +11,6 @@ use super::app::App;
 use super::error::ApiError;
 use super::ids;
 use crate::limits::addresses::AddressLimits;
-use crate::limits::bans::Maker;
 use crate::limits::prefix::Prefix;
 
 /// Bans that one answer lists, at most.
@@ -81,12 +82,10 @@ pub(super) async fn add(
         return Err(ApiError::UnexpectedBody);
     }
     let limits = app.about.address_limits();
-    let (bans, now_ms) = (limits.bans(), limits.now_us() / 1000);
     if limits.is_exempt(prefix.address()) {
         return Err(ApiError::ExemptPrefix(prefix.to_string()));
     }
-    let was_banned = bans.lift(prefix, now_ms);
-    bans.add(prefix, Maker::Operator, now_ms + seconds * 1000, now_ms);
+    let was_banned = limits.ban_for_operator(prefix, Duration::from_secs(seconds));
     tracing::info!(%prefix, seconds, "an operator banned it");
     Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
 }
@@ -101,7 +100,7 @@ pub(super) async fn lift(
         return Err(ApiError::UnexpectedBody);
     }
     let limits = app.about.address_limits();
-    let was_banned = limits.bans().lift(prefix, limits.now_us() / 1000);
+    let was_banned = limits.lift_ban(prefix);
     tracing::info!(%prefix, was_banned, "an operator lifted a ban");
     Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
 }

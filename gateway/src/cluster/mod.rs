@@ -16,14 +16,16 @@
 //! | [`publishing`] | pushes to rooms on their way into Redis |
 //! | [`users`] | who is online, at this gateway and over all of them, and commands to users at other gateways |
 //! | [`tokens`] | session tokens that are looked up, revoked and checked |
+//! | [`bans`] | bans that hold at all gateways |
 //! | [`registry`] | which gateways there are, and what they report about themselves |
 //! | [`status`] | what operators are shown |
 //! | [`metrics`] | its figures |
 //! | [`contract`], [`user_contract`], [`token_contract`] | names of keys, channels and functions; what messages look like |
 //!
-//! [`rooms`], [`members`], [`publishing`], [`users`] and [`tokens`] do no I/O and read no clock: they take facts and the time, and return requests and
+//! [`rooms`], [`members`], [`publishing`], [`users`], [`tokens`] and [`bans`] do no I/O and read no clock: they take facts and the time, and return requests and
 //! messages for shards. The contract with backends is `backend/REDIS.md`.
 
+pub mod bans;
 pub mod contract;
 pub mod link;
 pub mod link_error;

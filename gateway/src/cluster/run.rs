@@ -3,6 +3,7 @@
 //! Here is what all concerns share: the loop, the links, and faults. What each concern's facts mean, and how that which its
 //! parts ask for is carried out, is in a file for each.
 
+mod bans;
 mod rooms;
 mod tokens;
 mod users;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{self, MissedTickBehavior};
 
+use super::bans::SharedBans;
 use super::link::{self, Arrival, Connection};
 use super::link_error::LinkError;
 use super::links::{Concern, Due, Links};
@@ -39,6 +41,7 @@ use super::{ClusterAddress, Inbox};
 use crate::clock::WallClock;
 use crate::config::{AuthMode, Config, RedisConfig, RoomsConfig};
 use crate::control::Control;
+use crate::limits::addresses::AddressLimits;
 use crate::shard::command::{CommandLimiter, RoomPush};
 use crate::shard::mailbox::Address;
 use crate::shard::rooms as shard_rooms;
@@ -80,6 +83,8 @@ pub struct Surroundings {
     pub shards: Vec<Address>,
     /// The HTTP gateway's mailbox. Its connections have the number that follows those of the shards.
     pub http: Option<Address>,
+    /// The limits by address, whose bans may be shared.
+    pub address_limits: Arc<AddressLimits>,
     /// The bound on pushes that come from Redis.
     pub limiter: Arc<CommandLimiter>,
     /// What operators are shown. It names this gateway's run among all.
@@ -159,6 +164,10 @@ enum Completion {
         epoch: u64,
         outcome: Result<(), RedisError>,
     },
+    Bans {
+        epoch: u64,
+        answer: Result<Value, RedisError>,
+    },
     /// How long the answer took.
     Pinged(u64, Result<Duration, RedisError>),
     LibraryLoaded(u64, Result<(), RedisError>),
@@ -176,6 +185,8 @@ struct Runner {
     gateway: String,
     users: Users,
     tokens: Tokens,
+    bans: SharedBans,
+    wall_clock: WallClock,
     links: Links,
     arrivals: mpsc::UnboundedSender<Arrival>,
     arrived: mpsc::UnboundedReceiver<Arrival>,
@@ -201,6 +212,7 @@ impl Runner {
             wall_clock,
             shards,
             http,
+            address_limits,
             limiter,
             status,
             line,
@@ -229,7 +241,9 @@ impl Runner {
             members: Members::default(),
             registration: Registration::new(writer.clone(), line, census),
             status,
+            bans: SharedBans::new(address_limits, writer.clone()),
             gateway: writer,
+            wall_clock,
             users: Users::new(&config, limiter, grace_ms, wait_max_us, wall_ahead_us, seed),
             tokens: Tokens::new(shard_count, recheck_ms),
             links: Links::new(&redis, has_tokens, Instant::now()),
@@ -410,6 +424,7 @@ impl Runner {
                     self.tokens.on_unsubscribed(partition, now_ms);
                 }
             }
+            Completion::Bans { epoch, answer } => self.on_bans_answer(epoch, answer),
             Completion::Pinged(epoch, outcome) => {
                 let concern = Concern::of(epoch);
                 if self.links.get(concern).is_current(epoch) {
@@ -588,6 +603,7 @@ impl Runner {
         self.carry_out_publishing();
         self.carry_out_users();
         self.carry_out_tokens();
+        self.carry_out_bans();
     }
 }
 

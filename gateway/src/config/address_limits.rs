@@ -15,7 +15,15 @@ const CONNECTIONS_MAX: i64 = 67_108_864;
 const RATE_MAX: i64 = 1_000_000;
 
 impl Checker<'_> {
-    pub(super) fn address_limits(&self, addresses: &typed::Addresses) -> Checked<Settings> {
+    pub(super) fn address_limits(
+        &self,
+        addresses: &typed::Addresses,
+        has_redis: bool,
+    ) -> Checked<Settings> {
+        if addresses.shares_bans && !has_redis {
+            let reason = "bans are shared through Redis, and redis.url is not set: set it too";
+            return Err(self.refuse("addresses.shares_bans", true, reason));
+        }
         let count = |key: &str, value: i64, max: i64| -> Checked<Option<u32>> {
             let number = self.number::<u32>(&format!("addresses.{key}"), value, 0..=max)?;
             Ok((number > 0).then_some(number))
@@ -68,6 +76,7 @@ impl Checker<'_> {
             network,
             exempt: self.networks("addresses.exempt", &addresses.exempt)?,
             ban: self.millis("addresses.ban_ms", addresses.ban_ms, 1_000..=30 * DAY_MS)?,
+            shares_bans: addresses.shares_bans,
             retry_after: self.millis(key, addresses.retry_after_ms, 0..=DAY_MS)?,
         })
     }

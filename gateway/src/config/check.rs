@@ -66,7 +66,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
         auth: checker.auth(&typed.auth, &addresses, redis.is_some())?,
         session: checker.session(&typed.session)?,
         limits,
-        addresses: checker.address_limits(&typed.addresses)?,
+        addresses: checker.address_limits(&typed.addresses, redis.is_some())?,
         socket: checker.socket(&typed.socket)?,
         rooms: checker.rooms(&typed.rooms, &typed.room_policies)?,
         redis,

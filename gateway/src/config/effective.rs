@@ -74,7 +74,7 @@ fn listener(listener: &ListenerConfig) -> (String, Value) {
 }
 
 fn address_limits(limits: &Settings) -> Value {
-    let Settings { host, network, ban, exempt, retry_after } = limits;
+    let Settings { host, network, ban, shares_bans, exempt, retry_after } = limits;
     let exempt: Vec<_> = exempt.iter().map(ToString::to_string).collect();
     let number = |value: Option<u32>| value.unwrap_or(0);
     json!({
@@ -88,6 +88,7 @@ fn address_limits(limits: &Settings) -> Value {
         "failed_logins_per_minute_max": number(host.failed_logins.map(|logins| logins.count)),
         "network_failed_logins_per_minute_max": number(network.failed_logins.map(|logins| logins.count)),
         "ban_ms": ms(*ban),
+        "shares_bans": shares_bans,
         "retry_after_ms": ms(*retry_after),
     })
 }

@@ -264,6 +264,7 @@ pub(super) struct Addresses {
     pub(super) failed_logins_per_minute_max: i64,
     pub(super) network_failed_logins_per_minute_max: i64,
     pub(super) ban_ms: i64,
+    pub(super) shares_bans: bool,
     pub(super) retry_after_ms: i64,
 }
 
@@ -280,6 +281,7 @@ impl Default for Addresses {
             failed_logins_per_minute_max: 0,
             network_failed_logins_per_minute_max: 0,
             ban_ms: 60_000,
+            shares_bans: false,
             retry_after_ms: 10_000,
         }
     }

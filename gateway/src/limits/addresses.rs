@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use metrics::{Counter, counter};
 use tidegate_backend::log_limit::LogLimit;
 
+use super::ban_changes::{BanChange, BanChanges};
 use super::bans::{Bans, Maker};
 use super::counts::Counts;
 use super::prefix::{Key, Keys, Prefix, Width};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub network: PrefixLimits,
     /// How long a ban lasts.
     pub ban: Duration,
+    /// Whether bans hold at all gateways of a system.
+    pub shares_bans: bool,
     /// Networks whose addresses have no limit.
     pub exempt: Vec<IpNet>,
     /// How long a refused client is asked to wait, at least; it is spread up to twice as long.
@@ -104,13 +107,21 @@ impl Counted {
 }
 
 /// The metrics: name and help text.
-pub const METRICS: [(&str, &str); 3] = [
+pub const METRICS: [(&str, &str); 5] = [
     (
         "tidegate_failed_logins_total",
         "Logins with a token that may be guessed, from addresses that have limits.",
     ),
     ("tidegate_bans_total", "Bans of addresses and networks for failed logins: see `tide bans`."),
     ("tidegate_bans_cut_total", "Bans that ended early, as there were more than 65,536 at a time."),
+    (
+        "tidegate_bans_heard_total",
+        "Bans that hold here since another gateway has shared them: addresses.shares_bans.",
+    ),
+    (
+        "tidegate_bans_unshared_total",
+        "Bans, and ends of bans, that other gateways do not learn, as too many waited for Redis.",
+    ),
 ];
 
 #[derive(Debug)]
@@ -118,12 +129,15 @@ struct Counters {
     failed_logins: Counter,
     bans: Counter,
     bans_cut: Counter,
+    bans_heard: Counter,
+    bans_unshared: Counter,
 }
 
 impl Counters {
     fn new() -> Self {
-        let [failed_logins, bans, bans_cut] = METRICS.map(|(name, _)| counter!(name));
-        Self { failed_logins, bans, bans_cut }
+        let [failed_logins, bans, bans_cut, bans_heard, bans_unshared] =
+            METRICS.map(|(name, _)| counter!(name));
+        Self { failed_logins, bans, bans_cut, bans_heard, bans_unshared }
     }
 }
 
@@ -136,6 +150,8 @@ pub struct AddressLimits {
     host: Counted,
     network: Counted,
     bans: Bans,
+    /// What other gateways are to learn. `None`: bans are not shared.
+    changes: Option<BanChanges>,
     counters: Counters,
     refusals: LogLimit,
     new_bans: LogLimit,
@@ -148,6 +164,7 @@ impl AddressLimits {
         Self {
             host: Counted::new(&settings.host),
             network: Counted::new(&settings.network),
+            changes: settings.shares_bans.then(BanChanges::default),
             settings,
             started,
             keys: Keys::default(),
@@ -265,10 +282,10 @@ impl AddressLimits {
             return;
         }
         let ban_ms = u64::try_from(self.settings.ban.as_millis()).unwrap_or(u64::MAX);
-        let has_forgotten =
-            self.bans.add(prefix, Maker::Limit, now_ms.saturating_add(ban_ms), now_ms);
+        let until_ms = now_ms.saturating_add(ban_ms);
+        self.add_ban(prefix, Maker::Limit, until_ms, now_ms);
         self.counters.bans.increment(1);
-        self.counters.bans_cut.increment(u64::from(has_forgotten));
+        self.share(BanChange::Add { prefix, maker: Maker::Limit, until_ms });
         if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
             let limit = match width {
                 Width::Host => "addresses.failed_logins_per_minute_max",
@@ -282,6 +299,66 @@ impl AddressLimits {
                 suppressed,
                 "banned, as there were too many failed logins; `tide bans lift` ends a ban"
             );
+        }
+    }
+
+    fn add_ban(&self, prefix: Prefix, maker: Maker, until_ms: u64, now_ms: u64) {
+        let has_forgotten = self.bans.add(prefix, maker, until_ms, now_ms);
+        self.counters.bans_cut.increment(u64::from(has_forgotten));
+    }
+
+    fn share(&self, change: BanChange) {
+        if let Some(changes) = &self.changes
+            && !changes.push(change)
+        {
+            self.counters.bans_unshared.increment(1);
+        }
+    }
+
+    /// An operator bans a prefix for so long from now on, whatever ban of it there was. Returns whether there was one.
+    pub fn ban_for_operator(&self, prefix: Prefix, lasts: Duration) -> bool {
+        let now_ms = self.now_us() / 1000;
+        let was_banned = self.lift_ban(prefix);
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        let (maker, until_ms) = (Maker::Operator, now_ms.saturating_add(lasts_ms));
+        self.add_ban(prefix, maker, until_ms, now_ms);
+        self.share(BanChange::Add { prefix, maker, until_ms });
+        was_banned
+    }
+
+    /// An operator ends a ban. Returns whether there was one.
+    pub fn lift_ban(&self, prefix: Prefix) -> bool {
+        let was_banned = self.bans.lift(prefix, self.now_us() / 1000);
+        self.share(BanChange::Lift { prefix });
+        was_banned
+    }
+
+    /// The next change that other gateways are to learn.
+    pub fn next_change(&self) -> Option<BanChange> {
+        self.changes.as_ref()?.pop()
+    }
+
+    /// Whether bans are shared.
+    #[must_use]
+    pub const fn shares_bans(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// Another gateway has made a ban, or ended one. An address that is exempt here is not banned here.
+    pub fn hear(&self, change: BanChange, now_ms: u64) {
+        match change {
+            BanChange::Lift { prefix } => drop(self.bans.lift(prefix, now_ms)),
+            BanChange::Add { prefix, maker, until_ms } => {
+                if until_ms <= now_ms || self.is_exempt(prefix.address()) {
+                    return;
+                }
+                self.add_ban(prefix, maker, until_ms, now_ms);
+                self.counters.bans_heard.increment(1);
+                if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
+                    let seconds = (until_ms - now_ms) / 1000;
+                    tracing::info!(%prefix, seconds, suppressed, "banned, as another gateway has banned it");
+                }
+            }
         }
     }
 

@@ -26,6 +26,23 @@ pub enum Maker {
     Operator,
 }
 
+impl Maker {
+    /// Its name where gateways share bans.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Limit, Self::Operator].into_iter().find(|maker| maker.name() == name)
+    }
+}
+
 /// Prefixes that are banned.
 #[derive(Debug, Default)]
 pub struct Bans {

@@ -7,6 +7,7 @@
 //! | [`counts`] | how many connections each address has |
 //! | [`rate_sketch`] | how often something happens for each address, in fixed memory |
 //! | [`bans`] | which prefixes are refused, and until when |
+//! | [`ban_changes`] | bans that other gateways are to learn |
 //!
 //! **Memory is bounded.** Open connections are counted exactly: there are no more entries than connections. For rates that
 //! is no bound, since addresses come and go: an attacker with a /32 of IPv6 has 4 billion prefixes of /64. So rates are in
@@ -15,6 +16,7 @@
 //! tested.
 
 pub mod addresses;
+pub mod ban_changes;
 pub mod bans;
 pub mod counts;
 pub mod prefix;
