@@ -11,6 +11,7 @@
 //! | [`hostile`] | many hostile connections to the operators' HTTP |
 //! | [`holder`] | another program that holds a port which a gateway wants |
 //! | [`redis`] | real Redis servers: one, a Sentinel set, a cluster |
+//! | [`deploy`] | the files of `deploy/`, and the programs that check them |
 //! | [`front`] | real balancers in front of gateways, with the examples of `deploy/` |
 //! | [`web`] | clients of the HTTP gateway |
 //! | [`wire`] | the wires of listeners, and certificates |
@@ -20,6 +21,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod deploy;
 pub mod front;
 pub mod gateway;
 pub mod holder;
