@@ -198,17 +198,17 @@ fn prometheus_finds_something_for_each_expression_of_board_and_rules() {
     let (_, exported) = gateway.operator().get("/metrics");
     let rules = rules();
     let expressions = rules.iter().map(|rule| rule["expr"].as_str().unwrap().to_owned());
-    for expression in expressions.chain(queries()) {
-        for metric in metrics_of(&expression) {
-            assert!(exported.contains(&format!("\n# TYPE {metric} ")), "{metric}: {expression}");
-        }
-    }
+    let metrics: BTreeSet<_> =
+        expressions.chain(queries()).flat_map(|expression| metrics_of(&expression)).collect();
+    let is_exported = |metric: &String| exported.contains(&format!("\n# TYPE {metric} "));
+    let missing: Vec<_> = metrics.iter().filter(|metric| !is_exported(metric)).collect();
+    assert!(missing.is_empty(), "no gateway has {missing:?}");
     let prometheus = Prometheus::start(&gateway);
     // A rate needs two scrapes.
     until("a rate", || prometheus.series("rate(tidegate_calls_total[30s])").pop());
-    for query in queries() {
-        assert!(!prometheus.series(&query).is_empty(), "{query}");
-    }
+    let finds_nothing = |query: &String| prometheus.series(query).is_empty();
+    let empty: Vec<_> = queries().into_iter().filter(finds_nothing).collect();
+    assert!(empty.is_empty(), "nothing for {empty:#?}");
     let evaluated = until("each rule is evaluated", || {
         let alerts = prometheus.alerts();
         alerts.iter().all(|rule| rule["health"] != "unknown").then_some(alerts)

@@ -257,6 +257,10 @@ impl Certificates {
 /// When the system refuses a thread.
 pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
     describe_counter!(RELOADS, RELOADS_HELP);
+    // Both are shown before the first one happens: an alert sees an increase only of what it has seen before.
+    for outcome in ["changed", "failed"] {
+        counter!(RELOADS, "outcome" => outcome).increment(0);
+    }
     let watched = Arc::downgrade(certificates);
     let (stop, stopped) = channel::bounded::<()>(0);
     *certificates.watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(stop);
