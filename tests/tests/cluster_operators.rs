@@ -94,7 +94,8 @@ fn a_ban_holds_at_all_gateways_until_an_operator_of_any_lifts_it(redis: &mut dyn
             .set("addresses.ban_ms", 3_600_000)
     };
     let from = |last| Ipv4Addr::new(127, 0, 3, last);
-    let connect = |gateway: &Gateway, from: Ipv4Addr| Phone::connect_tcp_from(gateway.clients(), from.into());
+    let connect =
+        |gateway: &Gateway, from: Ipv4Addr| Phone::connect_tcp_from(gateway.clients(), from.into());
     let wait_for = |gateway: &Gateway, banned: Ipv4Addr, is_banned: bool| {
         let operator = system.operator(gateway);
         let text = format!("\"{banned}\"");
@@ -117,7 +118,7 @@ fn a_ban_holds_at_all_gateways_until_an_operator_of_any_lifts_it(redis: &mut dyn
     }
     connect(&other, from(3)).login(1);
     let operator = system.operator(&other);
-    operator.wait_for_metric("tidegate_bans_heard_total", "", |heard| heard == 2.0);
+    operator.wait_for_metric("tidegate_bans_heard_total", "", |heard| heard >= 2.0);
     // A gateway that starts later learns what still holds, and one lifts what another has banned.
     let late = system.start_with(shared);
     wait_for(&late, from(1), true);

@@ -72,6 +72,12 @@ pub(crate) fn run(args: &BansArgs) -> Result<()> {
             (answer, format!("no longer banned: {prefix}"))
         }
     };
+    let parsed: Option<Value> = serde_json::from_str(&answer).ok();
+    if parsed.and_then(|answer| answer["shared"].as_bool()) == Some(false) {
+        stdout::print_stderr(
+            "warning: other gateways do not learn it, since too many changes wait for Redis: try again, or run this for each gateway",
+        );
+    }
     stdout::print(|out| writeln!(out, "{}", if args.json { &answer } else { &text }))
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::app::App;
 use super::error::ApiError;
 use super::ids;
-use crate::limits::addresses::AddressLimits;
+use crate::limits::addresses::{AddressLimits, OperatorChange};
 use crate::limits::prefix::Prefix;
 
 /// Bans that one answer lists, at most.
@@ -44,6 +44,9 @@ pub(super) struct Changed {
     prefix: String,
     /// Whether it was banned before.
     was_banned: bool,
+    /// Whether other gateways will learn it. It is missing where bans are not shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<bool>,
 }
 
 fn info(limits: &AddressLimits) -> BansInfo {
@@ -85,9 +88,9 @@ pub(super) async fn add(
     if limits.is_exempt(prefix.address()) {
         return Err(ApiError::ExemptPrefix(prefix.to_string()));
     }
-    let was_banned = limits.ban_for_operator(prefix, Duration::from_secs(seconds));
+    let change = limits.ban_for_operator(prefix, Duration::from_secs(seconds));
     tracing::info!(%prefix, seconds, "an operator banned it");
-    Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
+    Ok(Json(changed(prefix, change)))
 }
 
 pub(super) async fn lift(
@@ -100,9 +103,14 @@ pub(super) async fn lift(
         return Err(ApiError::UnexpectedBody);
     }
     let limits = app.about.address_limits();
-    let was_banned = limits.lift_ban(prefix);
-    tracing::info!(%prefix, was_banned, "an operator lifted a ban");
-    Ok(Json(Changed { prefix: prefix.to_string(), was_banned }))
+    let change = limits.lift_ban(prefix);
+    tracing::info!(%prefix, was_banned = change.was_banned, "an operator lifted a ban");
+    Ok(Json(changed(prefix, change)))
+}
+
+fn changed(prefix: Prefix, change: OperatorChange) -> Changed {
+    let OperatorChange { was_banned, is_shared } = change;
+    Changed { prefix: prefix.to_string(), was_banned, shared: is_shared }
 }
 
 /// A host or a network, as `GET /bans` shows it.

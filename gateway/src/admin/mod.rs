@@ -15,7 +15,7 @@
 //! | `GET /cluster/rebalance` | its progress; `null`: there was none |
 //! | `DELETE /cluster/rebalance` | ends it |
 //! | `GET /bans` | `{"count", "bans": [{"prefix", "seconds_left"}]}`: addresses that are banned, at most 1,000, those first that end first |
-//! | `POST /bans?prefix=P` | bans an address or a network, for `seconds` (3,600); `{"prefix", "was_banned"}` |
+//! | `POST /bans?prefix=P` | bans an address or a network, for `seconds` (3,600); `{"prefix", "was_banned"}`, and `"shared"` where gateways share bans: whether others will learn it |
 //! | `POST /bans/lift?prefix=P` | ends a ban; likewise |
 //! | `POST /push/users/{id}?type=N` | pushes the body; `{"connections": n}` |
 //! | `POST /push/rooms/{id}?type=N` | likewise; 0 connections is no error, see below |

@@ -13,7 +13,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
     ("tidegate_redis_connects_total", "Connections to Redis that were made"),
     ("tidegate_redis_commands_total", "Commands sent to Redis"),
     ("tidegate_redis_errors_total", "Commands that Redis did not carry out"),
-    ("tidegate_redis_messages_unreadable_total", "Messages of Redis' channels that can't be read"),
+    (
+        "tidegate_redis_messages_unreadable_total",
+        "Messages of Redis' channels, and shared bans, that can't be read",
+    ),
     ("tidegate_shared_pushes_total", "Pushes that came from the logs that gateways share"),
     ("tidegate_shared_pushes_repeated_total", "Such pushes that came again and were ignored"),
     (

@@ -165,6 +165,7 @@ enum Completion {
         outcome: Result<(), RedisError>,
     },
     Bans {
+        number: u64,
         epoch: u64,
         answer: Result<Value, RedisError>,
     },
@@ -186,7 +187,6 @@ struct Runner {
     users: Users,
     tokens: Tokens,
     bans: SharedBans,
-    wall_clock: WallClock,
     links: Links,
     arrivals: mpsc::UnboundedSender<Arrival>,
     arrived: mpsc::UnboundedReceiver<Arrival>,
@@ -243,7 +243,6 @@ impl Runner {
             status,
             bans: SharedBans::new(address_limits, writer.clone()),
             gateway: writer,
-            wall_clock,
             users: Users::new(&config, limiter, grace_ms, wait_max_us, wall_ahead_us, seed),
             tokens: Tokens::new(shard_count, recheck_ms),
             links: Links::new(&redis, has_tokens, Instant::now()),
@@ -302,9 +301,10 @@ impl Runner {
     }
 
     /// Whether the thread ends now. The shards have ended when it is stopped, so no user is connected. Redis should know that:
-    /// otherwise the users count as online until another gateway has swept.
+    /// otherwise the users count as online until another gateway has swept. And other gateways should know of all bans.
     fn has_ended(&self) -> bool {
-        self.stop_at.is_some_and(|stop_at| self.users.is_settled() || stop_at <= Instant::now())
+        let is_settled = || self.users.is_settled() && self.bans.is_settled();
+        self.stop_at.is_some_and(|stop_at| is_settled() || stop_at <= Instant::now())
     }
 
     /// Microseconds since the gateway's start.
@@ -424,7 +424,9 @@ impl Runner {
                     self.tokens.on_unsubscribed(partition, now_ms);
                 }
             }
-            Completion::Bans { epoch, answer } => self.on_bans_answer(epoch, answer),
+            Completion::Bans { number, epoch, answer } => {
+                self.on_bans_answer(number, epoch, answer);
+            }
             Completion::Pinged(epoch, outcome) => {
                 let concern = Concern::of(epoch);
                 if self.links.get(concern).is_current(epoch) {
@@ -542,7 +544,10 @@ impl Runner {
                 self.rooms.on_up();
                 self.members.on_up();
             }
-            Concern::Presence => self.users.on_up(),
+            Concern::Presence => {
+                self.users.on_up();
+                self.bans.on_up();
+            }
             Concern::Tokens => self.tokens.on_up(self.now_ms()),
         }
     }

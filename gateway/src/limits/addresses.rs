@@ -58,6 +58,15 @@ impl Settings {
     }
 }
 
+/// What an operator's change came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperatorChange {
+    /// Whether the prefix was banned before, at this gateway.
+    pub was_banned: bool,
+    /// Whether other gateways will learn it. `None`: bans are not shared.
+    pub is_shared: Option<bool>,
+}
+
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -116,11 +125,11 @@ pub const METRICS: [(&str, &str); 5] = [
     ("tidegate_bans_cut_total", "Bans that ended early, as there were more than 65,536 at a time."),
     (
         "tidegate_bans_heard_total",
-        "Bans that hold here since another gateway has shared them: addresses.shares_bans.",
+        "Bans that this gateway took from other gateways: addresses.shares_bans.",
     ),
     (
         "tidegate_bans_unshared_total",
-        "Bans, and ends of bans, that other gateways do not learn, as too many waited for Redis.",
+        "Bans, and ends of bans, that other gateways do not learn: too many waited for Redis, or it refuses them.",
     ),
 ];
 
@@ -285,7 +294,7 @@ impl AddressLimits {
         let until_ms = now_ms.saturating_add(ban_ms);
         self.add_ban(prefix, Maker::Limit, until_ms, now_ms);
         self.counters.bans.increment(1);
-        self.share(BanChange::Add { prefix, maker: Maker::Limit, until_ms });
+        let _ = self.share(BanChange::Add { prefix, maker: Maker::Limit, until_ms });
         if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
             let limit = match width {
                 Width::Host => "addresses.failed_logins_per_minute_max",
@@ -307,35 +316,44 @@ impl AddressLimits {
         self.counters.bans_cut.increment(u64::from(has_forgotten));
     }
 
-    fn share(&self, change: BanChange) {
-        if let Some(changes) = &self.changes
-            && !changes.push(change)
-        {
-            self.counters.bans_unshared.increment(1);
-        }
+    /// Has other gateways learn a change. `None`: bans are not shared. `false`: too many changes wait.
+    fn share(&self, change: BanChange) -> Option<bool> {
+        let is_taken = self.changes.as_ref()?.push(change);
+        self.counters.bans_unshared.increment(u64::from(!is_taken));
+        Some(is_taken)
     }
 
-    /// An operator bans a prefix for so long from now on, whatever ban of it there was. Returns whether there was one.
-    pub fn ban_for_operator(&self, prefix: Prefix, lasts: Duration) -> bool {
+    /// A change can't be shared: Redis refuses it.
+    pub fn count_unshared(&self) {
+        self.counters.bans_unshared.increment(1);
+    }
+
+    /// Bans a prefix from now on, in place of earlier bans of it.
+    pub fn ban_for_operator(&self, prefix: Prefix, lasts: Duration) -> OperatorChange {
         let now_ms = self.now_us() / 1000;
-        let was_banned = self.lift_ban(prefix);
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let (maker, until_ms) = (Maker::Operator, now_ms.saturating_add(lasts_ms));
+        let was_banned = self.bans.lift(prefix, now_ms);
         self.add_ban(prefix, maker, until_ms, now_ms);
-        self.share(BanChange::Add { prefix, maker, until_ms });
-        was_banned
+        let is_shared = self.share(BanChange::Add { prefix, maker, until_ms });
+        OperatorChange { was_banned, is_shared }
     }
 
-    /// An operator ends a ban. Returns whether there was one.
-    pub fn lift_ban(&self, prefix: Prefix) -> bool {
+    /// An operator ends a ban.
+    pub fn lift_ban(&self, prefix: Prefix) -> OperatorChange {
         let was_banned = self.bans.lift(prefix, self.now_us() / 1000);
-        self.share(BanChange::Lift { prefix });
-        was_banned
+        OperatorChange { was_banned, is_shared: self.share(BanChange::Lift { prefix }) }
     }
 
     /// The next change that other gateways are to learn.
     pub fn next_change(&self) -> Option<BanChange> {
         self.changes.as_ref()?.pop()
+    }
+
+    /// Whether no change waits that other gateways are to learn.
+    #[must_use]
+    pub fn has_shared_all(&self) -> bool {
+        self.changes.as_ref().is_none_or(BanChanges::is_empty)
     }
 
     /// Whether bans are shared.
@@ -344,21 +362,27 @@ impl AddressLimits {
         self.changes.is_some()
     }
 
-    /// Another gateway has made a ban, or ended one. An address that is exempt here is not banned here.
-    pub fn hear(&self, change: BanChange, now_ms: u64) {
-        match change {
-            BanChange::Lift { prefix } => drop(self.bans.lift(prefix, now_ms)),
-            BanChange::Add { prefix, maker, until_ms } => {
-                if until_ms <= now_ms || self.is_exempt(prefix.address()) {
-                    return;
-                }
-                self.add_ban(prefix, maker, until_ms, now_ms);
-                self.counters.bans_heard.increment(1);
-                if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
-                    let seconds = (until_ms - now_ms) / 1000;
-                    tracing::info!(%prefix, seconds, suppressed, "banned, as another gateway has banned it");
-                }
-            }
+    /// Applies a change that gateways share. All apply all of them in one order, so all have the same bans. An address that is exempt
+    /// here is not banned here. `is_own`: this gateway has shared it.
+    pub fn apply_shared(&self, change: BanChange, is_own: bool, now_ms: u64) {
+        let (prefix, maker, until_ms) = match change {
+            BanChange::Add { prefix, maker, until_ms } => (prefix, maker, until_ms),
+            BanChange::Lift { prefix } => (prefix, Maker::Operator, 0),
+        };
+        if maker == Maker::Operator {
+            self.bans.lift(prefix, now_ms);
+        }
+        if until_ms <= now_ms || self.is_exempt(prefix.address()) {
+            return;
+        }
+        self.add_ban(prefix, maker, until_ms, now_ms);
+        if is_own {
+            return;
+        }
+        self.counters.bans_heard.increment(1);
+        if let Some(suppressed) = self.new_bans.allow_at(now_ms) {
+            let seconds = (until_ms - now_ms) / 1000;
+            tracing::info!(%prefix, seconds, suppressed, "banned, as another gateway has banned it");
         }
     }
 

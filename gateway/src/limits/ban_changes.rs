@@ -7,8 +7,11 @@ use crossbeam::queue::ArrayQueue;
 use super::bans::Maker;
 use super::prefix::Prefix;
 
-/// Changes that wait, at most. The thread takes a thousand a second and more.
+/// Changes that wait, at most. They take 200 KiB.
 pub const CHANGES_MAX: usize = 4096;
+
+/// Of these, places that only operators' changes may take: an attacker who causes bans can't take them.
+const OPERATORS: usize = 256;
 
 /// A ban is made, or ended by an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +20,24 @@ pub enum BanChange {
     Add {
         /// What is banned.
         prefix: Prefix,
-        /// What made the ban.
+        /// What made the ban. An operator's replaces earlier bans of the prefix.
         maker: Maker,
         /// Its end, on this gateway's clock, in milliseconds.
         until_ms: u64,
     },
-    /// It is ended.
+    /// An operator has ended it.
     Lift {
         /// What is no longer banned.
         prefix: Prefix,
     },
+}
+
+impl BanChange {
+    /// Whether an operator has made it.
+    #[must_use]
+    pub const fn is_operators(&self) -> bool {
+        !matches!(self, Self::Add { maker: Maker::Limit, .. })
+    }
 }
 
 /// The queue. See the [module](self).
@@ -42,7 +53,14 @@ impl Default for BanChanges {
 impl BanChanges {
     /// Adds a change. Returns whether there was room for it.
     pub fn push(&self, change: BanChange) -> bool {
-        self.0.push(change).is_ok()
+        let has_place = change.is_operators() || self.0.len() < CHANGES_MAX - OPERATORS;
+        has_place && self.0.push(change).is_ok()
+    }
+
+    /// Whether no change waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Takes the oldest change.
@@ -53,22 +71,26 @@ impl BanChanges {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::prefix::Width;
     use super::*;
 
     #[test]
-    fn a_full_queue_takes_no_further_change() {
+    fn a_full_queue_takes_no_further_change_and_operators_have_places_of_their_own() {
         let changes = BanChanges::default();
-        let lift = |number: u32| BanChange::Lift {
-            prefix: Prefix::new(
-                std::net::Ipv4Addr::from_bits(number).into(),
-                super::super::prefix::Width::Host,
-            ),
+        let prefix = |number: usize| {
+            let bits = u32::try_from(number).unwrap();
+            Prefix::new(Ipv4Addr::from_bits(bits).into(), Width::Host)
         };
-        for number in 0..u32::try_from(CHANGES_MAX).unwrap() {
-            assert!(changes.push(lift(number)));
-        }
-        assert!(!changes.push(lift(9_999)));
-        assert_eq!(changes.pop(), Some(lift(0)));
-        assert!(changes.push(lift(9_999)));
+        let limit =
+            |number| BanChange::Add { prefix: prefix(number), maker: Maker::Limit, until_ms: 9 };
+        let taken = (0..CHANGES_MAX).take_while(|&number| changes.push(limit(number))).count();
+        assert_eq!(taken, CHANGES_MAX - OPERATORS);
+        let lift = |number| BanChange::Lift { prefix: prefix(number) };
+        let taken = (0..CHANGES_MAX).take_while(|&number| changes.push(lift(number))).count();
+        assert_eq!(taken, OPERATORS);
+        assert_eq!(changes.pop(), Some(limit(0)));
+        assert!(!changes.push(limit(0)) && changes.push(lift(0)));
     }
 }

@@ -3,28 +3,30 @@
 use redis::{RedisError, Value};
 
 use super::{Completion, Runner};
-use crate::cluster::bans::Now;
+use crate::cluster::bans::Request;
 use crate::cluster::links::Concern;
 
 impl Runner {
-    fn now_for_bans(&self) -> Now {
-        Now { ms: self.now_ms(), unix_ms: self.wall_clock.unix_us() / 1000 }
-    }
-
     pub(super) fn carry_out_bans(&mut self) {
+        let now_ms = self.now_ms();
         let Some((mut connection, epoch)) = self.links.get(Concern::Presence).connection() else {
             return;
         };
-        let Some(cmd) = self.bans.next_request(self.now_for_bans()) else { return };
+        let Some(Request { number, cmd }) = self.bans.next_request(now_ms) else { return };
         self.exporter.commands += 1;
         self.requests.spawn(async move {
             let answer = connection.call(&cmd).await;
-            Completion::Bans { epoch, answer }
+            Completion::Bans { number, epoch, answer }
         });
     }
 
-    pub(super) fn on_bans_answer(&mut self, epoch: u64, answer: Result<Value, RedisError>) {
-        let answer = self.checked(epoch, answer).ok();
-        self.exporter.unreadable += self.bans.on_answer(answer, self.now_for_bans());
+    pub(super) fn on_bans_answer(
+        &mut self,
+        number: u64,
+        epoch: u64,
+        answer: Result<Value, RedisError>,
+    ) {
+        let (answer, now_ms) = (self.checked(epoch, answer), self.now_ms());
+        self.exporter.unreadable += self.bans.on_answer(number, answer, now_ms);
     }
 }
