@@ -70,6 +70,18 @@ impl PendingCalls {
         Self { entries: Vec::new(), free: NONE, queues }
     }
 
+    /// Adds a route, which gets the next index.
+    pub(super) fn add_route(&mut self, timeout_ms: u64) {
+        self.queues.push(Queue { oldest: NONE, newest: NONE, count: 0, timeout_ms });
+    }
+
+    /// Gives a route that has no call another timeout.
+    pub(super) fn set_timeout(&mut self, route: RouteIndex, timeout_ms: u64) {
+        let queue = &mut self.queues[usize::from(route.0)];
+        debug_assert_eq!(queue.count, 0, "calls keep their deadline");
+        queue.timeout_ms = timeout_ms;
+    }
+
     /// Calls of a route that have no answer yet.
     #[inline]
     #[must_use]
