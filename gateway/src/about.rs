@@ -1,4 +1,4 @@
-//! What a running gateway is: the facts that hold from its start to its end.
+//! What a running gateway is: the facts that hold from its start to its end, and its configuration.
 //!
 //! Operators read them in `/stats`, and so does `tide doctor`, which would otherwise have to guess them from the
 //! outside.
@@ -14,12 +14,11 @@ use serde_json::Value;
 use tidegate_machine::files::Files;
 use tidegate_machine::{descriptors, memory};
 
-use crate::auth::KeySetStatus;
 use crate::cluster::registry::{Figures, Line};
 use crate::cluster::status::Status;
 use crate::config::Config;
 use crate::limits::addresses::{AddressLimits, Settings};
-use crate::wire::certificates::Certificates;
+use crate::reload::{ReloadInfo, Reloader};
 
 /// The version of the gateway.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -49,17 +48,16 @@ pub struct About {
     connections_max_basis: &'static str,
     /// The configuration that it uses, by key.
     config: Value,
+    /// Its reloads.
+    reload: ReloadInfo,
     #[serde(skip)]
     started: Instant,
-    /// `None`: tokens need no key set.
-    #[serde(skip)]
-    key_set: Option<KeySetStatus>,
     /// `None`: this gateway is alone.
     #[serde(skip)]
     cluster: Option<Status>,
-    /// `None`: no listener has TLS.
+    /// `None`: it can't be reloaded.
     #[serde(skip)]
-    certificates: Option<Arc<Certificates>>,
+    reloader: Option<Arc<Reloader>>,
     #[serde(skip)]
     address_limits: Arc<AddressLimits>,
 }
@@ -84,34 +82,36 @@ impl About {
             config: config.effective(),
             started,
             address_limits: Arc::new(AddressLimits::new(Settings::default(), started)),
-            key_set: None,
+            reload: ReloadInfo::default(),
             cluster: None,
-            certificates: None,
+            reloader: None,
         }
-    }
-
-    /// Says also whether there are keys to verify tokens with.
-    #[must_use]
-    pub fn with_key_set(self, key_set: Option<KeySetStatus>) -> Self {
-        Self { key_set, ..self }
     }
 
     /// Why there are no keys to verify tokens with; `None`: there are.
     #[must_use]
     pub fn missing_keys(&self) -> Option<String> {
-        self.key_set.as_ref()?.missing()
+        self.reloader.as_ref()?.key_set_status()?.missing()
     }
 
-    /// Knows also the certificates, which operators may have read again.
+    /// Knows also what reloads the gateway.
     #[must_use]
-    pub fn with_certificates(self, certificates: Option<Arc<Certificates>>) -> Self {
-        Self { certificates, ..self }
+    pub fn with_reloader(self, reloader: Arc<Reloader>) -> Self {
+        Self { reloader: Some(reloader), ..self }
     }
 
-    /// The certificates; `None`: no listener has TLS.
+    /// What reloads the gateway; `None`: it can't be reloaded.
     #[must_use]
-    pub const fn certificates(&self) -> Option<&Arc<Certificates>> {
-        self.certificates.as_ref()
+    pub const fn reloader(&self) -> Option<&Arc<Reloader>> {
+        self.reloader.as_ref()
+    }
+
+    /// The same, as it is now: with the configuration of the last reload.
+    #[must_use]
+    pub fn now(&self) -> Self {
+        let Some(reloader) = &self.reloader else { return self.clone() };
+        let config = reloader.settings().config.effective();
+        Self { config, reload: reloader.info(), ..self.clone() }
     }
 
     /// Knows also the limits by address, whose bans operators may see and change.

@@ -41,7 +41,9 @@ use jws::{Envelope, Key};
 use signatures::{SignatureCheck, SignaturePool};
 
 use crate::config::{AuthConfig, AuthMode, JwtAlgorithm, JwtKeys, KeySetSource};
-use crate::secret::{KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret};
+use crate::secret::{
+    KeyFile, KeyFileError, SecretError, check_secret, load_or_create_secret, load_secret,
+};
 
 /// Shortest modulus of an RSA key, in bits: RFC 7518, 3.3.
 const RSA_BITS_MIN: usize = 2048;
@@ -232,6 +234,12 @@ pub enum KeyError {
         /// Why.
         cause: ReadError,
     },
+    /// A key set could not be fetched from another URL than before.
+    #[error("auth.jwks_url: {reason}")]
+    NotFetched {
+        /// Why.
+        reason: String,
+    },
     /// The system gives no thread to refresh the key set.
     #[error("can't start the thread that refreshes the key set: {0}")]
     Thread(std::io::Error),
@@ -253,8 +261,8 @@ enum Method {
 struct Jwt {
     keys: Keys,
     demands: Demands,
-    /// Checks signatures; `None`: they are checked at once.
-    signatures: Option<Arc<SignaturePool>>,
+    /// Checks signatures. It stays where a reload brings a key whose signatures are checked at once.
+    pool: Option<Arc<SignaturePool>>,
 }
 
 /// What verifies signatures. A key has one algorithm, whatever a token's header says.
@@ -262,7 +270,23 @@ enum Keys {
     /// The one key that was configured.
     One(Arc<Key>),
     /// A set that changes while the gateway runs.
-    Set(LiveKeySet),
+    Set(Arc<LiveKeySet>),
+}
+
+/// The verifier that a reload brings.
+#[derive(Debug)]
+pub(crate) struct Renewed {
+    /// The one before, where nothing has changed.
+    pub(crate) verifier: Arc<Verifier>,
+    /// The key whose file holds another key than before.
+    pub(crate) changed_file: Option<&'static str>,
+}
+
+impl Keys {
+    /// Whether signatures are checked within a few microseconds, and so at once.
+    fn are_cheap(&self) -> bool {
+        matches!(self, Self::One(key) if key.is_cheap())
+    }
 }
 
 impl Verifier {
@@ -282,23 +306,63 @@ impl Verifier {
             JwtKeys::One { algorithm, key_file } => {
                 Keys::One(Arc::new(read_key(*algorithm, key_file)?))
             }
-            JwtKeys::Set(source) => {
-                let set = LiveKeySet::start(source, config.jwks_refresh);
-                Keys::Set(set.map_err(|error| match error {
-                    LiveKeySetError::Read(cause) => unusable_set(source, cause),
-                    LiveKeySetError::Thread(cause) => KeyError::Thread(cause),
-                })?)
+            JwtKeys::Set(source) => Keys::Set(start_set(source, config)?),
+        };
+        let demands = demands(config, audience, issuer);
+        Ok(Self { method: Method::Jwt(Jwt::new(keys, demands, config, None)) })
+    }
+
+    /// The verifier that replaces this one, which was made for `before`, where the configuration is `config` now. The files of
+    /// keys are read again; none is made. A key set that was fetched from the same URL stays, and is fetched again soon. From another
+    /// URL one is fetched now.
+    ///
+    /// # Errors
+    /// [`KeyError`] when there is no usable key.
+    pub(crate) fn renew(
+        self: &Arc<Self>,
+        before: &AuthConfig,
+        config: &AuthConfig,
+    ) -> Result<Renewed, KeyError> {
+        let unchanged = || Renewed { verifier: Arc::clone(self), changed_file: None };
+        let (
+            Method::Jwt(jwt),
+            AuthMode::Jwt { keys: keys_before, .. },
+            AuthMode::Jwt { keys, audience, issuer },
+        ) = (&self.method, &before.mode, &config.mode)
+        else {
+            // The mode does not change while the gateway runs.
+            return Ok(unchanged());
+        };
+        let is_same_place = keys == keys_before && config.jwks_refresh == before.jwks_refresh;
+        let (new, changed_file) = match (keys, &jwt.keys) {
+            (JwtKeys::One { algorithm, key_file }, current) => {
+                let new = read_existing_key(*algorithm, key_file)?;
+                let is_same = matches!(current, Keys::One(key) if key.id == new.id);
+                (Keys::One(Arc::new(new)), (is_same_place && !is_same).then_some("auth.key_file"))
+            }
+            (JwtKeys::Set(source), Keys::Set(live)) if is_same_place => {
+                if live.is_current(source).map_err(|cause| unusable_set(source, cause))? {
+                    live.request_refresh();
+                    (Keys::Set(Arc::clone(live)), None)
+                } else {
+                    (Keys::Set(start_set(source, config)?), Some("auth.jwks_file"))
+                }
+            }
+            (JwtKeys::Set(source), _) => {
+                let live = start_set(source, config)?;
+                live.wait_for_first_read(&|| false);
+                if let Some(reason) = live.status().missing() {
+                    return Err(KeyError::NotFetched { reason });
+                }
+                (Keys::Set(live), None)
             }
         };
-        let demands = Demands {
-            audience: audience.clone(),
-            issuer: issuer.clone(),
-            leeway_s: config.leeway.as_secs_f64(),
-        };
-        let is_cheap = matches!(&keys, Keys::One(key) if key.is_cheap());
-        let pool = || SignaturePool::new(config.verifications_max, config.verified_tokens_max);
-        let signatures = (!is_cheap).then(|| Arc::new(pool()));
-        Ok(Self { method: Method::Jwt(Jwt { keys, demands, signatures }) })
+        let demands = demands(config, audience, issuer);
+        if is_same_place && changed_file.is_none() && demands == jwt.demands {
+            return Ok(unchanged());
+        }
+        let jwt = Jwt::new(new, demands, config, jwt.pool.clone());
+        Ok(Renewed { verifier: Arc::new(Self { method: Method::Jwt(jwt) }), changed_file })
     }
 
     /// Checks that the key, or the file of the key set, can be read. Makes no file: the first start makes a missing secret
@@ -338,9 +402,17 @@ impl Verifier {
 
     /// What checks signatures; `None`: there are none, or they are checked at once.
     #[must_use]
-    pub const fn signatures(&self) -> Option<&Arc<SignaturePool>> {
+    pub fn signatures(&self) -> Option<&Arc<SignaturePool>> {
         match &self.method {
-            Method::Jwt(jwt) => jwt.signatures.as_ref(),
+            Method::Jwt(jwt) => jwt.signatures(),
+            Method::Demo | Method::Lookup => None,
+        }
+    }
+
+    /// What checks signatures, also where the keys now need none.
+    pub(crate) fn pool(&self) -> Option<&Arc<SignaturePool>> {
+        match &self.method {
+            Method::Jwt(jwt) => jwt.pool.as_ref(),
             Method::Demo | Method::Lookup => None,
         }
     }
@@ -407,6 +479,23 @@ impl Verifier {
 }
 
 impl Jwt {
+    /// `pool`: what checks signatures already.
+    fn new(
+        keys: Keys,
+        demands: Demands,
+        config: &AuthConfig,
+        pool: Option<Arc<SignaturePool>>,
+    ) -> Self {
+        let new = || SignaturePool::new(config.verifications_max, config.verified_tokens_max);
+        let pool = pool.or_else(|| (!keys.are_cheap()).then(|| Arc::new(new())));
+        Self { keys, demands, pool }
+    }
+
+    /// Checks signatures; `None`: they are checked at once.
+    fn signatures(&self) -> Option<&Arc<SignaturePool>> {
+        self.pool.as_ref().filter(|_| !self.keys.are_cheap())
+    }
+
     fn begin(&self, user_id: UserId, token: &str, unix_ms: u64) -> Result<Verification, AuthError> {
         let envelope = match &self.keys {
             Keys::One(key) => Envelope::open(token, key)?,
@@ -420,7 +509,7 @@ impl Jwt {
                 })?
             }
         };
-        if self.signatures.is_none() {
+        if self.signatures().is_none() {
             envelope.check_signature()?;
         }
         let claims = envelope.claims()?;
@@ -428,7 +517,7 @@ impl Jwt {
         if !names(subject, user_id) {
             return Err(AuthError::WrongUser);
         }
-        let Some(signatures) = &self.signatures else {
+        let Some(signatures) = self.signatures() else {
             return Ok(Verification::Ended(Ok(token_end(expires_s))));
         };
         let id = signatures.id(token, &envelope.key);
@@ -440,12 +529,16 @@ impl Jwt {
     }
 
     fn finish(&self, check: &SignatureCheck, unix_ms: u64) -> Result<TokenEnd, AuthError> {
-        if let Keys::Set(live) = &self.keys {
-            let current = live.current();
-            let set = current.as_deref().ok_or(AuthError::NoKeys)?;
-            if !set.contains(&check.key) {
-                return Err(AuthError::UnknownKey);
+        // A key that was removed meanwhile proves nothing.
+        let is_known = match &self.keys {
+            Keys::One(key) => key.id == check.key.id,
+            Keys::Set(live) => {
+                let current = live.current();
+                current.as_deref().ok_or(AuthError::NoKeys)?.contains(&check.key)
             }
+        };
+        if !is_known {
+            return Err(AuthError::UnknownKey);
         }
         if self.demands.has_expired(check.expires_s, seconds(unix_ms)) {
             return Err(AuthError::Expired);
@@ -482,11 +575,38 @@ fn names(text: &str, user_id: UserId) -> bool {
     usual && text.parse() == Ok(user_id)
 }
 
-/// Reads the one key that is configured.
+fn demands(config: &AuthConfig, audience: &Option<String>, issuer: &Option<String>) -> Demands {
+    let (audience, issuer) = (audience.clone(), issuer.clone());
+    Demands { audience, issuer, leeway_s: config.leeway.as_secs_f64() }
+}
+
+/// Starts to keep a key set up to date.
+fn start_set(source: &KeySetSource, config: &AuthConfig) -> Result<Arc<LiveKeySet>, KeyError> {
+    let set = LiveKeySet::start(source, config.jwks_refresh);
+    set.map(Arc::new).map_err(|error| match error {
+        LiveKeySetError::Read(cause) => unusable_set(source, cause),
+        LiveKeySetError::Thread(cause) => KeyError::Thread(cause),
+    })
+}
+
+/// Reads the one key that is configured, and makes a missing secret.
 fn read_key(algorithm: JwtAlgorithm, key_file: &Path) -> Result<Key, KeyError> {
+    read_key_with(algorithm, key_file, load_or_create_secret)
+}
+
+/// Reads the one key that is configured.
+fn read_existing_key(algorithm: JwtAlgorithm, key_file: &Path) -> Result<Key, KeyError> {
+    read_key_with(algorithm, key_file, load_secret)
+}
+
+fn read_key_with(
+    algorithm: JwtAlgorithm,
+    key_file: &Path,
+    secret: fn(&Path) -> Result<String, SecretError>,
+) -> Result<Key, KeyError> {
     let (algorithm, key) = match algorithm {
         JwtAlgorithm::Hs256 => {
-            let secret = load_or_create_secret(key_file).map_err(KeyError::Secret)?;
+            let secret = secret(key_file).map_err(KeyError::Secret)?;
             (Algorithm::HS256, DecodingKey::from_secret(secret.as_bytes()))
         }
         JwtAlgorithm::Rs256 => {

@@ -18,6 +18,7 @@ use crate::cluster::ClusterAddress;
 use crate::cluster::message::{ToCluster, UserOrder};
 use crate::control::{Control, Drains, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
 use crate::session_id::{SessionAddr, SessionIds};
+use crate::settings::NewSettings;
 use crate::shard::command::{CommandLimiter, CommandPermit, RoomPush};
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::rebalance::Share;
@@ -93,6 +94,13 @@ impl Hub {
     /// Posts a message to every shard.
     pub fn tell_all(&self, message: impl Fn() -> Message) {
         self.addresses.iter().for_each(|address| address.post(message()));
+    }
+
+    /// Posts other settings to every shard and to the HTTP gateway. Returns the numbers with which they confirm that.
+    pub(crate) fn reload(&self, new: &NewSettings) -> Vec<u16> {
+        let all = self.addresses.iter().chain(self.http.get());
+        all.clone().for_each(|address| address.post(Message::Reload(new.clone())));
+        (0..).zip(all).map(|(number, _)| number).collect()
     }
 
     fn shards(&self) -> u16 {

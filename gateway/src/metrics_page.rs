@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::auth::signatures::SignaturePool;
 use crate::router::queue_metrics::QueueMetrics;
 use crate::shard::Shared;
 use crate::shard::calls::durations::CallDurations;
@@ -21,18 +20,17 @@ pub struct MetricsPage {
 struct Own {
     durations: Arc<CallDurations>,
     queues: QueueMetrics,
-    /// `None`: no signature is checked apart from the shards.
-    signatures: Option<Arc<SignaturePool>>,
+    shared: Arc<Shared>,
 }
 
 impl MetricsPage {
     /// A page with all metrics.
     #[must_use]
-    pub fn new(recorder: PrometheusHandle, shared: &Shared) -> Self {
+    pub fn new(recorder: PrometheusHandle, shared: &Arc<Shared>) -> Self {
         let own = Own {
             durations: Arc::clone(&shared.call_durations),
             queues: QueueMetrics::new(&shared.backends),
-            signatures: shared.verifier.signatures().cloned(),
+            shared: Arc::clone(shared),
         };
         Self { recorder, own: Some(own) }
     }
@@ -41,10 +39,11 @@ impl MetricsPage {
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = self.recorder.render();
-        if let Some(Own { durations, queues, signatures }) = &self.own {
+        if let Some(Own { durations, queues, shared }) = &self.own {
             durations.render(&mut page);
             queues.render(&mut page);
-            let signatures = signatures.as_ref().map(|pool| pool.stats());
+            let settings = shared.settings();
+            let signatures = settings.verifier.signatures().map(|pool| pool.stats());
             signatures.unwrap_or_default().render(&mut page);
         }
         page

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tidegate_backend::Gateway;
 use tidegate_backend::publisher::GatewayPort;
 
@@ -16,6 +17,7 @@ use crate::hub::Hub;
 use crate::limits::addresses::AddressLimits;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
+use crate::settings::Settings;
 use crate::shard::calls::durations::CallDurations;
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::Address;
@@ -87,13 +89,12 @@ impl Parts {
         let hub = Arc::new(hub);
         let gateway = Gateway::new(Arc::clone(&hub) as Arc<dyn GatewayPort>);
         let backends = backends(&config, &gateway)?;
+        let settings = Settings { config, verifier: Arc::new(verifier), tickets };
         let connections = AtomicU64::new(0);
         let names = backends.iter().map(|backend| Arc::clone(&backend.name));
         let call_durations = Arc::new(CallDurations::new(names));
         let shared = Arc::new(Shared {
-            config,
-            verifier,
-            tickets,
+            settings: ArcSwap::from_pointee(settings),
             cluster,
             addresses,
             address_limits: Arc::new(address_limits),

@@ -125,6 +125,14 @@ pub fn load_or_create_secret(path: &Path) -> Result<String, SecretError> {
     }
 }
 
+/// Reads a secret that exists.
+///
+/// # Errors
+/// As [`load_or_create_secret`]; also where there is no file.
+pub fn load_secret(path: &Path) -> Result<String, SecretError> {
+    read(path)
+}
+
 /// Checks a secret that exists, and that a missing one can be made. Makes none.
 ///
 /// # Errors

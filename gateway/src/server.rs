@@ -31,7 +31,6 @@ use tidegate_backend::{Gateway, Handler, Placement};
 
 use crate::about::About;
 use crate::admin::{self, AdminError, AdminServer, HandOver};
-use crate::auth::signatures::{SignaturePool, SignatureThreads};
 use crate::auth::{KeyError, Verifier};
 use crate::clock::WallClock;
 use crate::cluster;
@@ -40,7 +39,7 @@ use crate::cluster::registry::Line;
 use crate::cluster::run::{ClusterThread, Surroundings};
 use crate::cluster::status::Status;
 use crate::config::nearest;
-use crate::config::{AuthMode, BackendConfig, Config, ListenerConfig, WireKind};
+use crate::config::{AuthMode, BackendConfig, Config, ListenerConfig, Sources, WireKind};
 use crate::control::{Control, Drains, Readiness};
 use crate::holder::{AddressError, PATIENCE, Wait};
 use crate::http::{self, HttpPhase, HttpServer, MessageError};
@@ -48,13 +47,13 @@ use crate::hub::Hub;
 use crate::metrics_page::MetricsPage;
 use crate::offset_file::{self, OffsetFileError, OffsetKeeper};
 use crate::parts::{Keys, Origin, Parts};
+use crate::reload::{FileWatch, Reloader};
 use crate::router::Backend;
 use crate::secret::{SecretError, check_secret, load_or_create_secret};
-use crate::shard::Shared;
 use crate::shard::command::CommandLimiter;
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::stats;
-use crate::tickets::{self, Tickets};
+use crate::tickets::Tickets;
 use crate::wire::certificates::{self, CertificateError, Certificates};
 use crate::wire::{self, Wire};
 pub use listener::ClientAddress;
@@ -180,6 +179,7 @@ pub struct Builder {
     config: Config,
     handlers: Vec<(String, Arc<dyn Handler>)>,
     metrics: Option<PrometheusHandle>,
+    sources: Option<Sources>,
 }
 
 /// A gateway that runs.
@@ -197,8 +197,8 @@ pub struct Server {
     threads: Vec<thread::JoinHandle<()>>,
     /// Serves HTTP, where a listener has it.
     http: Option<HttpServer>,
-    /// Check tokens' signatures, where these take long.
-    signature_threads: Option<SignatureThreads>,
+    reloader: Arc<Reloader>,
+    _file_watch: Option<FileWatch>,
     /// Speaks with Redis, where the gateway is one of several.
     cluster: Option<ClusterThread>,
     /// Keeps the offset file up to date while shards run.
@@ -210,6 +210,13 @@ impl Builder {
     #[must_use]
     pub fn handler(mut self, name: impl Into<String>, handler: impl Handler) -> Self {
         self.handlers.push((name.into(), Arc::new(handler)));
+        self
+    }
+
+    /// Has reloads load the configuration from here again. Without it they only read the files that it names.
+    #[must_use]
+    pub fn sources(mut self, sources: Sources) -> Self {
+        self.sources = Some(sources);
         self
     }
 
@@ -255,7 +262,7 @@ impl Builder {
     /// # Errors
     /// [`StartError`], also [`StartError::Interrupted`]. Nothing runs then.
     pub fn start_unless(self, interrupted: impl Fn() -> bool) -> Result<Server, StartError> {
-        let Self { config, handlers, metrics } = self;
+        let Self { config, handlers, metrics, sources } = self;
         let wait = Wait { patience: PATIENCE, interrupted: &interrupted };
         // Before a secret is made.
         for backend in &config.backends {
@@ -267,7 +274,7 @@ impl Builder {
         let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
         let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
-        let ticket_key = tickets::fingerprint(ticket_key.as_bytes());
+        let ticket_key = tickets.fingerprint().to_owned();
         let certificates = watched_certificates(&config)?;
         let http_routes = http::load_routes(&config.http)?;
         let Listeners { addresses: client_addresses, by_shard, http: http_sockets } =
@@ -280,10 +287,8 @@ impl Builder {
         let (session_key, log_key) = (random_number()?, random_number()?);
         let origin = Origin { started, first_offset, wall_clock, session_key, log_key };
         stats::describe();
-        let about = About::new(&config, client_addresses[0].address)
-            .with_certificates(certificates.clone())
-            .with_key_set(verifier.key_set_status())
-            .with_cluster(cluster_status(&config)?);
+        let about =
+            About::new(&config, client_addresses[0].address).with_cluster(cluster_status(&config)?);
         about.export();
         let (line, status) = (about.line(), about.cluster().cloned());
         let (address, inbox) = cluster::channel();
@@ -300,7 +305,15 @@ impl Builder {
             Some(metrics) => MetricsPage::new(metrics, &parts.shared),
             None => detached_metrics().into(),
         };
-        let about = about.with_address_limits(Arc::clone(&parts.shared.address_limits));
+        let limits = &parts.shared.settings().config.limits;
+        let limiter = CommandLimiter::new(limits.commands_max, limits.commands_bytes_max);
+        let limiter = Arc::new(limiter);
+        let reloader =
+            Reloader::new(parts.clone(), sources, certificates.clone(), Arc::clone(&limiter));
+        let reloader = Arc::new(reloader);
+        let about = about
+            .with_address_limits(Arc::clone(&parts.shared.address_limits))
+            .with_reloader(Arc::clone(&reloader));
         let control = Arc::clone(&hub) as Arc<dyn Control>;
         let admin = admin::serve_once_released(&admin_config, control, metrics, about, &wait)?;
         let (report, ended) = channel::unbounded();
@@ -308,15 +321,16 @@ impl Builder {
         let offset_keeper = keeper.transpose()?;
         let line = Line { admin_listen: admin.local_addr().to_string(), ticket_key, ..line };
         let ways = Ways { inbox, http: http_address.clone() };
-        let cluster = start_cluster(&parts, ways, status, line, report.clone())?;
+        let cluster = start_cluster(&parts, ways, (status, limiter), line, report.clone())?;
         // Before shards accept clients. Those that connect meanwhile wait in the kernel's queue.
         cluster.iter().for_each(|cluster| cluster.wait_for_everybody(&interrupted));
         // They end if the start fails.
-        let signature_threads = start_signature_threads(&parts)?;
+        reloader.start_signature_threads()?;
         let threads = start_shards(by_shard, &wires, &parts, &report)?;
         let listeners = (http_sockets, certificates.clone());
         let http = start_http(&parts, http_address, listeners, http_routes, report)?;
         let drain_began = Beside::attach(&hub, &admin, http.as_ref());
+        let file_watch = FileWatch::start(&reloader)?;
         hub.set_readiness(Readiness::Ready);
         Ok(Server {
             client_addresses,
@@ -328,7 +342,8 @@ impl Builder {
             ended,
             threads,
             http,
-            signature_threads,
+            reloader,
+            _file_watch: file_watch,
             cluster,
             offset_keeper,
         })
@@ -381,7 +396,7 @@ impl Server {
     /// Starts to build a gateway.
     #[must_use]
     pub const fn builder(config: Config) -> Builder {
-        Builder { config, handlers: Vec::new(), metrics: None }
+        Builder { config, handlers: Vec::new(), metrics: None, sources: None }
     }
 
     /// Where clients connect: with plain TCP, if there is such a listener, or else at the first one.
@@ -400,6 +415,12 @@ impl Server {
     #[must_use]
     pub const fn certificates(&self) -> Option<&Arc<Certificates>> {
         self.certificates.as_ref()
+    }
+
+    /// What reloads the gateway.
+    #[must_use]
+    pub const fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
     }
 
     /// Where operators connect.
@@ -471,9 +492,7 @@ impl Server {
             // The thread has reported how it ended.
             drop(thread.join());
         }
-        if let Some(threads) = self.signature_threads {
-            threads.join();
-        }
+        self.reloader.end_signature_threads();
         if let Some(cluster) = self.cluster {
             cluster.stop();
         }
@@ -527,39 +546,31 @@ fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
     Ok(Some(status))
 }
 
-/// Starts the threads that check tokens' signatures, if these take long.
-fn start_signature_threads(parts: &Parts) -> io::Result<Option<SignatureThreads>> {
-    let Shared { config, verifier, .. } = &*parts.shared;
-    let start = |pool: &Arc<SignaturePool>| pool.start(config.auth.verify_threads);
-    verifier.signatures().map(start).transpose()
-}
-
 /// Starts the thread of the Redis connections, if the configuration names a Redis.
 fn start_cluster(
     parts: &Parts,
     ways: Ways,
-    status: Option<Status>,
+    (status, limiter): (Option<Status>, Arc<CommandLimiter>),
     line: Line,
     report: Sender<Report>,
 ) -> io::Result<Option<ClusterThread>> {
     let shared = &parts.shared;
-    let (Some(redis), Some(address), Some(status)) =
-        (&shared.config.redis, &shared.cluster, status)
+    let settings = shared.settings();
+    let config = &settings.config;
+    let (Some(redis), Some(address), Some(status)) = (&config.redis, &shared.cluster, status)
     else {
         return Ok(None);
     };
     cluster::metrics::describe();
-    let limits = &shared.config.limits;
-    let limiter = CommandLimiter::new(limits.commands_max, limits.commands_bytes_max);
     let surroundings = Surroundings {
         redis: redis.clone(),
-        config: shared.config.clone(),
+        config: config.clone(),
         started: shared.started,
         wall_clock: shared.wall_clock.clone(),
         shards: shared.addresses.clone(),
         http: ways.http,
         address_limits: Arc::clone(&shared.address_limits),
-        limiter: Arc::new(limiter),
+        limiter,
         status,
         line,
         control: Arc::clone(&parts.hub) as Arc<dyn Control>,

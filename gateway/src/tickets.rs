@@ -62,6 +62,7 @@ pub struct Tickets {
     /// The state behind the key and the purpose: a ticket begins with a copy of it.
     keyed: Hmac<Sha256>,
     ttl_s: u32,
+    fingerprint: String,
 }
 
 impl Tickets {
@@ -70,7 +71,14 @@ impl Tickets {
     pub fn new(key: &[u8], ttl: Duration) -> Self {
         let mut keyed = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
         keyed.update(PURPOSE);
-        Self { keyed, ttl_s: u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX) }
+        let ttl_s = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+        Self { keyed, ttl_s, fingerprint: fingerprint(key) }
+    }
+
+    /// The fingerprint of the key: see [`fingerprint`].
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Makes a ticket that carries this time, in seconds since the Unix epoch.

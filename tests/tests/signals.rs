@@ -16,7 +16,7 @@ fn signals_without_a_meaning_are_logged_and_ignored() {
     for (signal, text) in [
         (Signal::USR1, "SIGUSR1 has no meaning here"),
         (Signal::USR2, "SIGUSR2 has no meaning here"),
-        (Signal::HUP, "SIGHUP: no listener has TLS"),
+        (Signal::HUP, "SIGHUP: nothing has changed"),
     ] {
         gateway.process.signal(signal);
         gateway.process.stderr.wait_for(text);
@@ -125,7 +125,7 @@ fn a_closed_terminal_drains_the_gateway() {
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced(""));
     // While the terminal is open, SIGHUP is a request to reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
-    run.terminal.stdout.wait_for("SIGHUP: no listener has TLS");
+    run.terminal.stdout.wait_for("SIGHUP: nothing has changed");
     phone.assert_is_served();
     run.terminal.kill();
     phone.goodbye(Code::Draining);
@@ -168,9 +168,9 @@ fn a_gateway_that_ignores_hangups_survives_its_terminal() {
     // As nohup(1) does it.
     let (mut run, mut phone) = in_a_terminal(Shell::Replaced("trap '' HUP;"));
     run.terminal.stdout.wait_for("SIGHUP was ignored at the start");
-    // An operator's SIGHUP still has it read the certificates again.
+    // An operator's SIGHUP still has it reload.
     kill_process(run.gateway, Signal::HUP).unwrap();
-    run.terminal.stdout.wait_for("SIGHUP: no listener has TLS");
+    run.terminal.stdout.wait_for("SIGHUP: nothing has changed");
     run.terminal.kill();
     phone.assert_is_served();
     kill_process(run.gateway, Signal::HUP).unwrap();

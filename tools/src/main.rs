@@ -62,7 +62,7 @@ enum Command {
     Kick(push::KickArgs),
     /// End a user's memberships of a room, through the operators' HTTP
     Expel(push::ExpelArgs),
-    /// Read the gateway's certificates again
+    /// Have a gateway load its configuration, keys and certificates again
     Reload(reload::ReloadArgs),
     /// Show the gateway's counters, as JSON
     Stats(push::StatsArgs),

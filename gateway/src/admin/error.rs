@@ -10,6 +10,7 @@ use tidegate_backend::publisher::{PushError, RoomIdError};
 
 use super::silence::Unresponsive;
 use crate::control::DRAINING;
+use crate::reload::ReloadError;
 use crate::service::Silence;
 
 /// `Retry-After` of a 503, in seconds: overload is over sooner, a restart takes longer.
@@ -83,8 +84,8 @@ pub(super) enum ApiError {
     BadPrefix(String),
     #[error("{0} is in addresses.exempt, so a ban of it would do nothing")]
     ExemptPrefix(String),
-    #[error("nothing has changed, since the new certificates can't be used: {0}")]
-    BadCertificates(String),
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
     #[error(
         "this gateway does not know the others, since redis.url is not set: say how many clients to send away, with \
          ?count=N"
@@ -154,8 +155,8 @@ pub(super) enum ApiError {
     )]
     Timeout(Vec<Silence>),
     #[error(
-        "the certificates' files were not read in time: does their disk hang? If they can be read later, they are used; the \
-         gateway's log says so"
+        "the reload has not ended in time: does a disk hang, or auth.jwks_url? If it ends later, it counts all the same: the \
+         gateway's log and /stats say what came of it"
     )]
     SlowFiles,
     #[error("the gateway failed on this request: its log says why")]
@@ -201,7 +202,7 @@ impl ApiError {
             Self::BadParameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::RepeatedParameter(_) => (StatusCode::BAD_REQUEST, "repeated_parameter"),
             Self::BadNumber { .. } => (StatusCode::BAD_REQUEST, "bad_number"),
-            Self::BadCertificates(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_certificates"),
+            Self::Reload(error) => reload_refused(error),
             Self::BadPrefix(_) => (StatusCode::BAD_REQUEST, "bad_prefix"),
             Self::ExemptPrefix(_) => (StatusCode::CONFLICT, "exempt"),
             Self::NoCluster => (StatusCode::NOT_FOUND, "no_cluster"),
@@ -238,6 +239,16 @@ impl ApiError {
             Self::Silent(silent) | Self::Timeout(silent) => silent.as_slice().into(),
             _ => Unresponsive::default(),
         }
+    }
+}
+
+fn reload_refused(error: &ReloadError) -> (StatusCode, &'static str) {
+    match error {
+        ReloadError::Busy => (StatusCode::CONFLICT, "reload_runs"),
+        ReloadError::NotServing => (StatusCode::CONFLICT, "not_serving"),
+        ReloadError::Certificates(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_certificates"),
+        ReloadError::NeedsRestart(_) => (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart"),
+        _ => (StatusCode::UNPROCESSABLE_ENTITY, "bad_configuration"),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `GET /readyz` | likewise, and 503 while new connections are not accepted, or there are no keys to verify tokens with; while Redis is away 200, with a text that says so |
 //! | `GET /metrics` | metrics, as Prometheus reads them |
 //! | `GET /stats` | `{"ready", "gateway", "totals", "shards", "unresponsive_shards", "http_silent_ms", "ended_shards"}`: what the gateway is, and each shard's driver, rings and figures, or how long it has not answered |
+//! | `POST /reload` | loads the configuration again: `{"result", "generation", "changes", "certificates", "unconfirmed"}` |
 //! | `POST /drain` | drains the gateway; `hurry` hurries the drain that is under way |
 //! | `GET /users/{id}` | a user's connections |
 //! | `GET /rooms/{id}` | a room; `*` is everybody's |

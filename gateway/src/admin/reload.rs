@@ -1,20 +1,16 @@
-//! `POST /reload`: reads the certificates again, on a thread of its own.
+//! `POST /reload`: loads the configuration again, on a thread of its own.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use serde::Serialize;
 
 use tokio::time::timeout;
 
 use super::app::App;
 use super::error::ApiError;
 use super::ids;
-
-/// What was read again.
-#[derive(Serialize)]
-pub(super) struct Reloaded {
-    certificates: &'static str,
-}
+use crate::reload::{Reloaded, Trigger};
 
 pub(super) async fn reload(
     State(app): State<App>,
@@ -24,25 +20,10 @@ pub(super) async fn reload(
     if !app.body(request).await?.is_empty() {
         return Err(ApiError::UnexpectedBody);
     }
-    let Some(certificates) = app.about.certificates().cloned() else {
-        return Ok(Json(Reloaded { certificates: "none" }));
-    };
+    let reloader = app.about.reloader().map(Arc::clone).ok_or(ApiError::Starting)?;
     // Files may be on a disk that hangs. Other requests must not wait for it, and nor must this one.
-    let reload = move || {
-        let reloaded = certificates.reload();
-        match &reloaded {
-            Ok(true) => tracing::info!("new connections get the new certificates"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the new certificates can't be used"),
-        }
-        reloaded
-    };
-    let reloaded = timeout(app.timeouts.answer, tokio::task::spawn_blocking(reload)).await;
+    let reload = tokio::task::spawn_blocking(move || reloader.reload(Trigger::Operator));
+    let reloaded = timeout(app.timeouts.answer, reload).await;
     let reloaded = reloaded.map_err(|_| ApiError::SlowFiles)?.map_err(|_| ApiError::Failed)?;
-    let certificates = match reloaded {
-        Ok(true) => "changed",
-        Ok(false) => "unchanged",
-        Err(error) => return Err(ApiError::BadCertificates(error.to_string())),
-    };
-    Ok(Json(Reloaded { certificates }))
+    Ok(Json(reloaded?))
 }

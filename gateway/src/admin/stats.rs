@@ -96,7 +96,7 @@ pub(super) async fn stats(State(app): State<App>, uri: Uri) -> Result<Json<Stats
 impl Gateway {
     fn of(app: &App, drain: Option<DrainInfo>) -> Self {
         Self {
-            about: About::clone(&app.about),
+            about: app.about.now(),
             uptime_ms: u64::try_from(app.about.uptime().as_millis()).unwrap_or(u64::MAX),
             state: app.control.readiness().name(),
             drain,

@@ -18,7 +18,7 @@ pub(super) struct Proof<'a> {
 }
 
 /// What the configuration requires.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Demands {
     /// The audience that `aud` must contain; `None`: there must be no `aud`.
     pub(super) audience: Option<String>,

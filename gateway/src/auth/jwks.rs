@@ -156,6 +156,14 @@ impl KeySet {
         self.keys.iter().any(|named| named.key.id == key.id)
     }
 
+    /// Whether both have the same keys, with the same names.
+    pub(super) fn has_keys_of(&self, other: &Self) -> bool {
+        let same = |(one, other): (&NamedKey, &NamedKey)| {
+            one.kid == other.kid && one.key.id == other.key.id
+        };
+        self.keys.len() == other.keys.len() && self.keys.iter().zip(&other.keys).all(same)
+    }
+
     /// The keys that are not used.
     pub(super) fn skipped(&self) -> &[Skipped] {
         &self.skipped

@@ -107,6 +107,65 @@ fn each_algorithm_takes_its_own_tokens_and_no_others() {
 }
 
 #[test]
+fn a_key_that_is_replaced_proves_nothing_also_where_its_check_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let with = |audience: Option<&str>| {
+        let keys = JwtKeys::One { algorithm: JwtAlgorithm::EdDsa, key_file: key_file.clone() };
+        let audience = audience.map(str::to_owned);
+        config(AuthMode::Jwt { keys, audience, issuer: None })
+    };
+    fs::write(&key_file, ED_PUBLIC).unwrap();
+    let settings = with(None);
+    let first = Arc::new(Verifier::new(&settings).unwrap());
+    let claims = json!({ "sub": "7", "exp": in_an_hour() });
+    let token = sign(Algorithm::EdDSA, &EncodingKey::from_ed_pem(ED_PRIVATE).unwrap(), &claims);
+    let unix_ms = 1_000 * get_current_timestamp();
+    assert_eq!(first.verify_now(7, &token), Ok(()));
+    let same = first.renew(&settings, &settings).unwrap();
+    assert!(Arc::ptr_eq(&same.verifier, &first) && same.changed_file.is_none());
+
+    // What else a token needs may change, and what was verified is still remembered.
+    let other = first.renew(&settings, &with(Some("game"))).unwrap().verifier;
+    assert_eq!(other.verify_now(7, &token), Err(AuthError::Audience));
+    let under_way = {
+        let token = sign(
+            Algorithm::EdDSA,
+            &EncodingKey::from_ed_pem(ED_PRIVATE).unwrap(),
+            &json!({ "sub": "8", "exp": in_an_hour() }),
+        );
+        match first.begin(8, &token, unix_ms) {
+            Verification::Signature(check) => check,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(first.finish(&under_way, Ok(()), unix_ms).is_ok());
+
+    // Another key in the same file.
+    fs::write(&key_file, other_ed_key()).unwrap();
+    let second = first.renew(&settings, &settings).unwrap();
+    assert_eq!(second.changed_file, Some("auth.key_file"));
+    let second = second.verifier;
+    assert_eq!(second.verify_now(7, &token), Err(AuthError::Signature), "it was remembered");
+    assert_eq!(second.finish(&under_way, Ok(()), unix_ms), Err(AuthError::UnknownKey));
+    assert!(Arc::ptr_eq(first.pool().unwrap(), second.pool().unwrap()));
+
+    fs::remove_file(&key_file).unwrap();
+    assert!(second.renew(&settings, &settings).is_err());
+}
+
+/// The public key of RFC 8037, A.2, in PEM.
+fn other_ed_key() -> String {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    let x = URL_SAFE_NO_PAD.decode("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").unwrap();
+    // RFC 8410, 4: the algorithm's name before the 32 bytes.
+    let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    let der = STANDARD.encode([&prefix[..], &x].concat());
+    format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n")
+}
+
+#[test]
 fn an_rsa_key_that_can_be_broken_is_refused() {
     let short = include_bytes!("../../testdata/rs256.short.public.pem");
     let error = try_jwt(JwtAlgorithm::Rs256, short, None).unwrap_err().to_string();

@@ -8,6 +8,7 @@ use tidegate_backend::push::PushOptions;
 use tidegate_backend::{PushError, RoomId, UserId};
 
 use crate::auth::TokenDigest;
+use crate::config::RoomsConfig;
 use crate::session_id::SessionAddr;
 use crate::shard::command::{CommandPermit, RoomPush};
 use crate::shard::tokens::TokenPage;
@@ -36,6 +37,8 @@ pub enum ToCluster {
     LookUp { addr: SessionAddr, user_id: UserId, token: TokenDigest },
     /// A page of tokens that was asked for.
     Tokens(TokenPage),
+    /// A reload has brought these.
+    Reload { rooms: Box<RoomsConfig>, ticket_key: String },
     /// The gateway ends.
     Stop,
 }
@@ -68,6 +71,7 @@ impl ToCluster {
             | Self::UserLeft { .. }
             | Self::LookUp { .. }
             | Self::Tokens(_)
+            | Self::Reload { .. }
             | Self::Stop => {}
         }
     }

@@ -260,6 +260,11 @@ pub struct Beat {
 }
 
 impl Registration {
+    /// The gateway makes tickets with another key from now on.
+    pub fn set_ticket_key(&mut self, fingerprint: String) {
+        self.fixed.ticket_key = fingerprint;
+    }
+
     /// Of the gateway with this id. `fixed`: what does not change while it runs.
     #[must_use]
     pub const fn new(id: String, fixed: Line, census: Census) -> Self {

@@ -351,6 +351,10 @@ impl Runner {
                 self.tokens.look_up(addr, user_id, token, now_ms);
             }
             ToCluster::Tokens(page) => self.tokens.on_page(page, now_ms),
+            ToCluster::Reload { rooms, ticket_key } => {
+                self.rooms_config = *rooms;
+                self.registration.set_ticket_key(ticket_key);
+            }
             ToCluster::Stop => self.stop_at = Some(Instant::now() + STOP_WAIT),
         }
     }

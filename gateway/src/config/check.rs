@@ -54,6 +54,7 @@ pub(super) fn check(typed: &Typed, origins: &Origins) -> Checked<Config> {
     let backends = checker.backends(typed)?;
     let redis = checker.redis(&typed.redis)?;
     Ok(Config {
+        reload_on_change: typed.reload_on_change,
         listen,
         listeners,
         tls,

@@ -15,6 +15,8 @@ use crate::wire::websocket::upgrade::UpgradeRules;
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Whether the configuration is loaded again when its file has changed.
+    pub reload_on_change: bool,
     /// Where clients connect with plain TCP. Port 0 picks a free one. `None`: at [`Self::listeners`] alone.
     pub listen: Option<SocketAddr>,
     /// Where else clients connect to the shards, by name.
@@ -136,7 +138,7 @@ impl WireKind {
 }
 
 /// TLS.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
     /// The certificates. The first one is for clients that ask for a name that none has.
     pub certificates: Vec<CertificateConfig>,
@@ -456,7 +458,7 @@ pub struct SocketConfig {
 }
 
 /// Rooms.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomsConfig {
     /// For rooms without a policy of their own.
     pub default_policy: RoomPolicy,

@@ -19,6 +19,7 @@ impl Config {
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
+            "reload_on_change": self.reload_on_change,
             "listen": self.listen.map_or_else(String::new, |listen| listen.to_string()),
             "listeners": Value::Object(
                 self.listeners.iter().chain(&self.http.listeners).map(listener).collect(),

@@ -16,7 +16,7 @@ use super::typed::{ANY, DEMO, Typed};
 use super::{CONFIG_VARIABLE, ConfigError};
 
 /// The prefix of environment variables.
-const PREFIX: &str = "TIDEGATE_";
+pub(super) const PREFIX: &str = "TIDEGATE_";
 
 /// Where a value came from.
 #[derive(Clone, Debug)]

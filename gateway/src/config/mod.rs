@@ -4,7 +4,7 @@
 //! own, a TOML file, the environment (`TIDEGATE_LIMITS__FRAME_BYTES_MAX`), flags. `layers` merges them and
 //! remembers where each value came from. `typed` is their shape, with all defaults. `check` turns it into the
 //! [`Config`] that the gateway uses, in which every value is in range; `limits` and `rooms` are parts of it.
-//! `effective` shows that configuration. Each error names the key, the value, where it came from, and how to
+//! `effective` shows that configuration. `at_run_time` says which keys a reload can change. Each error names the key, the value, where it came from, and how to
 //! fix it.
 //!
 //! A file is read only if `--config` or `TIDEGATE_CONFIG` names it: what a server does must not depend on the folder in
@@ -12,6 +12,7 @@
 
 mod address_limits;
 mod addresses;
+mod at_run_time;
 mod auth;
 mod check;
 mod checked;
@@ -37,6 +38,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
+pub use at_run_time::{Change, Written};
 pub use checked::*;
 pub use error::ConfigError;
 pub use redis::{RedisConfig, RedisKind, RedisTarget};
@@ -45,7 +47,7 @@ pub use secret_text::SecretText;
 use tidegate_machine::descriptors;
 
 use flags::Flags;
-use layers::{Layers, Origin};
+use layers::{Layers, Origin, PREFIX as VARIABLES};
 pub(crate) use nearest::nearest;
 
 /// Names the file to read, where `--config` does not.
@@ -56,8 +58,51 @@ const CONFIG_VARIABLE: &str = "TIDEGATE_CONFIG";
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
+    /// Where it came from, to load it again.
+    pub sources: Sources,
     /// Whether the operator only wanted to know if it is valid (`--check-config`).
     pub check_only: bool,
+}
+
+/// Where the configuration comes from: a program's defaults, a file, the environment and flags.
+#[derive(Clone)]
+pub struct Sources {
+    defaults: String,
+    arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
+    /// As it was written when it was loaded.
+    written: Written,
+}
+
+impl Sources {
+    /// The configuration as it was written when it was loaded.
+    #[must_use]
+    pub const fn written(&self) -> &Written {
+        &self.written
+    }
+
+    /// The file, if there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        file_named(&Flags::try_parse_from(&self.arguments).ok()?, &self.variables)
+    }
+
+    /// Loads all of it again: the file as it is now, and the environment and flags with which the process was started.
+    ///
+    /// # Errors
+    /// As [`load_over`].
+    pub fn load_again(&self) -> Result<(Config, Written), ConfigError> {
+        let Self { defaults, arguments, variables, .. } = self.clone();
+        let loaded = load_over(&defaults, arguments, variables)?;
+        Ok((loaded.config, loaded.sources.written))
+    }
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Variables may hold secrets of other programs.
+        f.debug_struct("Sources").field("file", &self.file()).finish_non_exhaustive()
+    }
 }
 
 /// Reads the configuration: `arguments` are the process's, its name first; `variables` the
@@ -85,8 +130,12 @@ pub fn load_over(
     arguments: impl IntoIterator<Item = OsString>,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded, ConfigError> {
-    let flags = Flags::try_parse_from(arguments)?;
-    let variables: Vec<_> = variables.into_iter().collect();
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let flags = Flags::try_parse_from(&arguments)?;
+    let is_ours = |(name, _): &(OsString, OsString)| {
+        name.to_str().is_some_and(|name| name.starts_with(VARIABLES))
+    };
+    let variables: Vec<_> = variables.into_iter().filter(is_ours).collect();
     // Where the kernel refuses, the check uses the limit that holds.
     drop(descriptors::raise_limit());
     let mut layers = Layers::new();
@@ -94,11 +143,14 @@ pub fn load_over(
     if let Some(path) = file_named(&flags, &variables) {
         read_file(&mut layers, &path)?;
     }
-    layers.environment(variables)?;
+    layers.environment(variables.iter().cloned())?;
     for (flag, key, value) in flags.settings()? {
         layers.text(&key, &value, &Origin::Flag(flag))?;
     }
-    Ok(Loaded { config: check_layers(layers)?, check_only: flags.check_config })
+    let (typed, origins) = layers.finish();
+    let written = Written::of(&typed);
+    let sources = Sources { defaults: defaults.to_owned(), arguments, variables, written };
+    Ok(Loaded { config: check::check(&typed, &origins)?, sources, check_only: flags.check_config })
 }
 
 impl Config {
@@ -110,6 +162,29 @@ impl Config {
     #[must_use]
     pub fn embedded_default() -> Self {
         check_layers(Layers::new()).expect("the defaults are in range")
+    }
+
+    /// Takes from another configuration what only a restart changes. Where the same is written in both, that may differ all the
+    /// same: the gateway derives it from the machine.
+    #[must_use]
+    pub(crate) fn with_start_of(self, running: &Self) -> Self {
+        let Self { mut tls, mut http, mut auth, mut limits, .. } = self;
+        tls.handshakes_per_second_max = running.tls.handshakes_per_second_max;
+        http.connections_max = running.http.connections_max;
+        auth.verify_threads = running.auth.verify_threads;
+        limits.connections_max = running.limits.connections_max;
+        limits.connections_max_basis = running.limits.connections_max_basis;
+        Self {
+            tls,
+            http,
+            auth,
+            limits,
+            shards: running.shards,
+            driver: running.driver,
+            driver_refusal: running.driver_refusal.clone(),
+            backends: running.backends.clone(),
+            ..self
+        }
     }
 
     /// The defaults, overlaid with a file's text.

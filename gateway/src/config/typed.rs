@@ -19,6 +19,7 @@ pub(super) const DEMO: &str = "demo";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Typed {
+    pub(super) reload_on_change: bool,
     pub(super) listen: String,
     pub(super) listeners: BTreeMap<String, Listener>,
     pub(super) tls: Tls,
@@ -334,6 +335,7 @@ impl Default for Typed {
     fn default() -> Self {
         let demo = Route { types: vec![1, 99], backend: DEMO.into(), ..Route::default() };
         Self {
+            reload_on_change: false,
             listen: "127.0.0.1:7400".into(),
             listeners: BTreeMap::new(),
             tls: Tls::default(),

@@ -63,8 +63,7 @@ pub(super) async fn accept(
     slots: Rc<Slots>,
     phases: watch::Receiver<Phase>,
 ) {
-    let drain_timeout = site.shared.config.shutdown.drain_timeout;
-    let over = drain_is_over(phases.clone(), drain_timeout);
+    let over = drain_is_over(phases.clone(), Arc::clone(&site.shared));
     let accepting = Accepting { listener, site, slots, phases, without_slot: Cell::new(0) };
     select! {
         () = accepting.run() => {}
@@ -185,7 +184,7 @@ impl Serving {
     }
 
     async fn open_and_serve(self, tcp: TcpStream, peer: SocketAddr) {
-        let open_timeout = self.site.shared.config.limits.open_timeout;
+        let open_timeout = self.site.dispatcher.settings().config.limits.open_timeout;
         let waits_for_header = Cell::new(true);
         let opening = async {
             let proxied = proxied::open(tcp, peer, self.proxy.as_deref()).await;
@@ -214,7 +213,8 @@ impl Serving {
     }
 
     async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, address: SocketAddr) {
-        let config = &self.site.shared.config.http;
+        let settings = self.site.dispatcher.settings();
+        let config = &settings.config.http;
         let client = Rc::new(Client::new(
             address,
             Rc::clone(&self.config),

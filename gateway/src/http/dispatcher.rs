@@ -28,6 +28,7 @@ use crate::driver::{ConnId, GENERATIONS};
 use crate::parts::Parts;
 use crate::router::PendingCall;
 use crate::session_id::{SLOT_BITS, SessionAddr};
+use crate::settings::{NewSettings, Settings};
 use crate::shard::Shared;
 use crate::shard::calls::port::OnThread;
 use crate::shard::calls::{Calls, Request};
@@ -61,11 +62,10 @@ pub(super) struct Dispatcher {
     changed: Arc<Notify>,
     state: RefCell<State>,
     requests: Cell<usize>,
-    requests_max: usize,
+    /// The settings that this thread has applied.
+    settings: RefCell<Arc<Settings>>,
     /// A share of `auth.lookups_max` as large as that of a shard.
     lookups_max: usize,
-    /// How long the check of a signature may take: as long as a session has to authenticate.
-    signature_timeout: Duration,
     in_flight: Gauge,
     refused: Counter,
     calls: Counter,
@@ -114,7 +114,8 @@ impl Dispatcher {
     /// A dispatcher for the thread that makes it. Answers come to `address`.
     pub(super) fn new(parts: &Parts, address: &Address) -> Self {
         let shared = Arc::clone(&parts.shared);
-        let config = &shared.config;
+        let settings = shared.settings();
+        let config = &settings.config;
         let calls = Calls::new(config, &shared.backends, address.clone(), parts.gateway.clone());
         let on_thread = calls.enter_thread();
         let changed = Arc::new(Notify::new());
@@ -136,9 +137,7 @@ impl Dispatcher {
             changed,
             state: RefCell::new(state),
             requests: Cell::new(0),
-            requests_max: config.http.requests_max,
             lookups_max: config.auth.lookups_max.div_ceil(usize::from(config.shards)),
-            signature_timeout: config.auth.timeout,
             in_flight: gauge!(REQUESTS_IN_FLIGHT),
             refused: counter!(REQUESTS_REFUSED),
             calls: counter!("tidegate_calls_total"),
@@ -146,6 +145,7 @@ impl Dispatcher {
             orphans: counter!("tidegate_orphan_answers_total"),
             next_conn: Cell::new(0),
             _on_thread: on_thread,
+            settings: RefCell::new(Arc::clone(&settings)),
             shared,
         }
     }
@@ -169,7 +169,7 @@ impl Dispatcher {
     /// # Errors
     /// 104.
     pub(super) fn admit(&self) -> Result<Permit<'_>, Failure> {
-        if self.requests.get() >= self.requests_max {
+        if self.requests.get() >= self.settings.borrow().config.http.requests_max {
             self.refused.increment(1);
             return Err(Code::Overloaded.into());
         }
@@ -241,8 +241,8 @@ impl Dispatcher {
         address: IpAddr,
         check: &Arc<SignatureCheck>,
     ) -> Result<(), AuthError> {
-        let verifier = &self.shared.verifier;
-        let signatures = verifier.signatures().ok_or(AuthError::TooManyVerifications)?;
+        let settings = self.settings();
+        let signatures = settings.verifier.signatures().ok_or(AuthError::TooManyVerifications)?;
         let flow = signatures.flow(address);
         let waiter = Waiter { conn, flow, reply: self.address.clone() };
         let (reply, verdict) = oneshot::channel();
@@ -250,7 +250,8 @@ impl Dispatcher {
         signatures.submit(check, waiter, 0, Instant::now()).inspect_err(|_| {
             self.state.borrow_mut().signatures.remove(&conn);
         })?;
-        let signed = match timeout(self.signature_timeout, verdict).await {
+        // As long as a session has to authenticate.
+        let signed = match timeout(settings.config.auth.timeout, verdict).await {
             Ok(Ok(signed)) => signed,
             Ok(Err(_)) => Err(AuthError::TooManyVerifications),
             Err(_) => {
@@ -258,7 +259,7 @@ impl Dispatcher {
                 Err(AuthError::TooManyVerifications)
             }
         };
-        verifier.finish(check, signed, self.shared.wall_clock.unix_ms()).map(drop)
+        self.settings().verifier.finish(check, signed, self.shared.wall_clock.unix_ms()).map(drop)
     }
 
     /// Takes turns, for ever: hands over calls, takes messages, and fails calls that have expired.
@@ -326,9 +327,21 @@ impl Dispatcher {
             }
             // The question is only whether this thread runs: it has none of a shard's figures.
             Message::InspectShard { reply } => drop(reply.send(ShardInfo::default())),
+            Message::Reload(new) => self.reload(state, &new),
             // No other kind is posted here.
             other => other.refuse(),
         }
+    }
+
+    fn reload(&self, state: &mut State, new: &NewSettings) {
+        state.calls.reconfigure(&new.settings.config);
+        *self.settings.borrow_mut() = Arc::clone(&new.settings);
+        new.confirm(self.number);
+    }
+
+    /// The settings that this thread has applied.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
     }
 
     fn take_answers_of_this_thread(&self, state: &mut State) {

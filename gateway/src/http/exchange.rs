@@ -33,7 +33,7 @@ use super::slots::Slot;
 use super::transcode::Body;
 use super::{OPENAPI_PATH, Phase};
 use crate::auth::Verification;
-use crate::config::ListenerConfig;
+use crate::config::{Config, LimitsConfig, ListenerConfig};
 use crate::driver::ConnId;
 use crate::http_io::bearer;
 use crate::shard::Shared;
@@ -67,7 +67,6 @@ pub(super) struct Site {
     pub(super) phases: watch::Receiver<Phase>,
     /// The document that describes the routes; `None`: it is not served.
     pub(super) openapi: Option<Bytes>,
-    pub(super) rate: Option<Rate>,
     pub(super) handshakes: Handshakes,
     pub(super) oversize_answers: LogLimit,
     pub(super) bad_answers: LogLimit,
@@ -78,7 +77,8 @@ pub(super) struct Client {
     address: SocketAddr,
     listener: Rc<ListenerConfig>,
     pub(super) slot: Rc<Slot>,
-    limiter: RefCell<RateLimiter>,
+    /// With the rate that it is for.
+    limiter: RefCell<(Option<Rate>, RateLimiter)>,
     pub(super) scanner: RefCell<HeadScanner>,
     /// Whether it has sent anything.
     pub(super) has_sent: Cell<bool>,
@@ -103,7 +103,7 @@ impl Client {
             address,
             listener,
             slot,
-            limiter: RefCell::new(RateLimiter::new()),
+            limiter: RefCell::new((None, RateLimiter::new())),
             scanner: RefCell::new(HeadScanner::new(head_bytes_max)),
             has_sent: Cell::new(false),
             answered: Cell::new(0),
@@ -179,7 +179,7 @@ impl Site {
             error.answer(conn.slot)
         });
         let is_last = code == Some(Code::Unauthenticated)
-            && client.count_auth_failure() >= self.shared.config.auth.failures_max;
+            && client.count_auth_failure() >= self.dispatcher.settings().config.auth.failures_max;
         allow_origin(&client.listener.origins, origin.as_ref(), preflight, &mut answer);
         let headers = answer.headers_mut();
         if framing != Some(Framing::Length) || client.has_unread.get() {
@@ -274,17 +274,22 @@ impl Site {
         if *self.phases.borrow() < Phase::Draining {
             return Ok(());
         }
-        let wait = self.shared.config.shutdown.retry_after;
+        let wait = self.dispatcher.settings().config.shutdown.retry_after;
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let retry_after_ms = spread_ms(wait_ms, conn.slot);
         Err(HttpError::Failed(Failure { code: Code::Draining, retry_after_ms }))
     }
 
     fn check_rate(&self, client: &Client) -> Result<(), HttpError> {
-        let Some(rate) = self.rate else { return Ok(()) };
+        let Some(rate) = rate_of(&self.dispatcher.settings().config) else { return Ok(()) };
         let since = self.shared.started.elapsed();
         let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        client.limiter.borrow_mut().admit(rate, now_ms).map_err(|retry_after_ms| {
+        let mut limiter = client.limiter.borrow_mut();
+        if limiter.0 != Some(rate) {
+            // What it used of another rate means nothing here.
+            *limiter = (Some(rate), RateLimiter::new());
+        }
+        limiter.1.admit(rate, now_ms).map_err(|retry_after_ms| {
             HttpError::Failed(Failure { code: Code::RateLimited, retry_after_ms })
         })
     }
@@ -297,7 +302,8 @@ impl Site {
     ) -> Result<UserId, HttpError> {
         let token = bearer(request.headers()).ok_or(HttpError::NoToken);
         let token = token.inspect_err(|_| count_failure(Code::Unauthenticated))?;
-        let verifier = &self.shared.verifier;
+        let settings = self.dispatcher.settings();
+        let verifier = &settings.verifier;
         let user_id = match request.headers().get(USER) {
             Some(text) => {
                 let number = text.to_str().ok().and_then(|text| text.parse().ok());
@@ -340,7 +346,8 @@ impl Site {
             media::check_json(request.headers())?;
         }
         media::check_encoding(request.headers())?;
-        let config = &self.shared.config.http;
+        let settings = self.dispatcher.settings();
+        let config = &settings.config.http;
         client.slot.wait_for_peer();
         let whole = read(request.into_body(), config.body_bytes_max);
         let bytes =
@@ -384,7 +391,7 @@ impl Site {
 
     fn check_length(&self, kind: i32, answer: &Bytes) -> Result<(), HttpError> {
         let bytes = answer.len();
-        if bytes <= self.shared.config.limits.frame_to_client_bytes_max {
+        if bytes <= self.dispatcher.settings().config.limits.frame_to_client_bytes_max {
             return Ok(());
         }
         counter!("tidegate_oversize_answers_total").increment(1);
@@ -393,6 +400,12 @@ impl Site {
         }
         Err(HttpError::BadAnswer)
     }
+}
+
+/// The rate of one client's requests; `None`: there is no limit.
+fn rate_of(config: &Config) -> Option<Rate> {
+    let LimitsConfig { frames_per_second_max, frames_burst_max, .. } = config.limits;
+    frames_per_second_max.map(|per_second| Rate::new(per_second, frames_burst_max))
 }
 
 /// Reads a body of this many bytes at most. It copies them: a piece of a body may hold far more memory than its bytes.

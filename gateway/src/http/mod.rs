@@ -63,9 +63,8 @@ pub use transcode::MessageError;
 use crate::config::{HttpConfig, ListenerConfig};
 use crate::http_io::accept::AcceptQueue;
 use crate::parts::Parts;
-use crate::shard::clients::rate::Rate;
-use crate::shard::draining;
 use crate::shard::mailbox::Address;
+use crate::shard::{Shared, draining};
 use crate::telemetry::panics::text_of;
 use crate::wire::certificates::Certificates;
 
@@ -88,14 +87,18 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct HttpPhase {
     phase: watch::Sender<Phase>,
-    grace: Duration,
+    shared: Arc<Shared>,
 }
 
 impl HttpPhase {
     /// After the time of grace: accepts no new connections, and answers further requests with 503 and 108. Requests that
     /// have arrived get their answers.
     pub(crate) fn drain(&self) {
-        self.advance(if self.grace.is_zero() { Phase::Draining } else { Phase::Grace });
+        self.advance(if self.grace().is_zero() { Phase::Draining } else { Phase::Grace });
+    }
+
+    fn grace(&self) -> Duration {
+        self.shared.settings().config.shutdown.ready_grace
     }
 
     /// Drains in a hurry.
@@ -116,7 +119,7 @@ impl HttpPhase {
     async fn end_grace(self) {
         let mut phases = self.phase.subscribe();
         drop(phases.wait_for(|phase| *phase != Phase::Serving).await);
-        time::sleep(self.grace).await;
+        time::sleep(self.grace()).await;
         self.advance(Phase::Draining);
     }
 }
@@ -169,8 +172,8 @@ impl HttpServer {
         metrics::register();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let grace = surroundings.parts.shared.config.shutdown.ready_grace;
-        let phase = HttpPhase { phase, grace };
+        let shared = Arc::clone(&surroundings.parts.shared);
+        let phase = HttpPhase { phase, shared };
         let end_grace = phase.clone().end_grace();
         let run = move || {
             let run = || serve(&runtime, surroundings, routes, phases, end_grace);
@@ -215,13 +218,12 @@ fn serve(
     end_grace: impl Future<Output = ()> + 'static,
 ) -> io::Result<()> {
     let Surroundings { parts, address, sockets, certificates } = surroundings;
-    let config = &parts.shared.config;
-    let (limits, http) = (&config.limits, &config.http);
+    let settings = parts.shared.settings();
+    let config = &settings.config;
+    let http = &config.http;
     let document = || Bytes::from(openapi::document(&routes).to_string());
     let openapi = http.openapi.then(document);
-    let (drain_timeout, connections_max) = (config.shutdown.drain_timeout, http.connections_max);
-    let rate = limits.frames_per_second_max;
-    let rate = rate.map(|per_second| Rate::new(per_second, limits.frames_burst_max));
+    let connections_max = http.connections_max;
     let local = LocalSet::new();
     let served = local.block_on(runtime, async {
         let dispatcher = Rc::new(Dispatcher::new(&parts, &address));
@@ -230,8 +232,7 @@ fn serve(
             dispatcher: Rc::clone(&dispatcher),
             shared: Arc::clone(&parts.shared),
             openapi,
-            rate,
-            handshakes: Handshakes::new(parts.shared.config.tls.handshakes_per_second_max),
+            handshakes: Handshakes::new(config.tls.handshakes_per_second_max),
             phases: phases.clone(),
             oversize_answers: LogLimit::new(),
             bad_answers: LogLimit::new(),
@@ -246,7 +247,7 @@ fn serve(
                 connections::accept(listener, Rc::clone(&site), Rc::clone(&slots), phases.clone());
             accepting.push(task::spawn_local(accept));
         }
-        let over = drain_is_over(phases, drain_timeout);
+        let over = drain_is_over(phases, Arc::clone(&parts.shared));
         let ended = async {
             let all_have_ended = async {
                 for accept in &mut accepting {
@@ -287,8 +288,9 @@ async fn drain_begins(phases: &mut watch::Receiver<Phase>) {
 }
 
 /// Waits until the gateway has drained for as long as it may, or is stopped.
-async fn drain_is_over(mut phases: watch::Receiver<Phase>, drain_timeout: Duration) {
+async fn drain_is_over(mut phases: watch::Receiver<Phase>, shared: Arc<Shared>) {
     drain_begins(&mut phases).await;
+    let drain_timeout = shared.settings().config.shutdown.drain_timeout;
     let mut hurried = phases.clone();
     let is_hurried = async {
         drop(hurried.wait_for(|phase| *phase >= Phase::Hurried).await);

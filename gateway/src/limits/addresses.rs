@@ -1,8 +1,10 @@
 //! The limits by address together: what becomes of an accept, a failed login, a close.
 
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use metrics::{Counter, counter};
 use tidegate_backend::log_limit::LogLimit;
@@ -101,16 +103,31 @@ struct Pair {
 #[derive(Debug)]
 struct Counted {
     connections: Counts,
-    accepts: Option<RateSketch>,
-    failed_logins: Option<RateSketch>,
+    /// Made when there is a limit for the first time, and kept.
+    accepts: OnceLock<RateSketch>,
+    /// Likewise.
+    failed_logins: OnceLock<RateSketch>,
 }
 
 impl Counted {
     fn new(limits: &PrefixLimits) -> Self {
-        Self {
+        let counted = Self {
             connections: Counts::default(),
-            accepts: limits.accepts.map(|_| RateSketch::new(RATE_BITS)),
-            failed_logins: limits.failed_logins.map(|_| RateSketch::new(RATE_BITS)),
+            accepts: OnceLock::new(),
+            failed_logins: OnceLock::new(),
+        };
+        counted.prepare(limits);
+        counted
+    }
+
+    /// Makes what these limits need.
+    fn prepare(&self, limits: &PrefixLimits) {
+        let sketch = || RateSketch::new(RATE_BITS);
+        if limits.accepts.is_some() {
+            self.accepts.get_or_init(sketch);
+        }
+        if limits.failed_logins.is_some() {
+            self.failed_logins.get_or_init(sketch);
         }
     }
 }
@@ -153,7 +170,7 @@ impl Counters {
 /// The limits by address, for all shards and the HTTP gateway: one address has its limit in all of them together.
 #[derive(Debug)]
 pub struct AddressLimits {
-    settings: Settings,
+    settings: ArcSwap<Settings>,
     started: Instant,
     keys: Keys,
     host: Counted,
@@ -174,7 +191,7 @@ impl AddressLimits {
             host: Counted::new(&settings.host),
             network: Counted::new(&settings.network),
             changes: settings.shares_bans.then(BanChanges::default),
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             started,
             keys: Keys::default(),
             bans: Bans::default(),
@@ -182,6 +199,14 @@ impl AddressLimits {
             refusals: LogLimit::new(),
             new_bans: LogLimit::new(),
         }
+    }
+
+    /// Uses other limits from now on. Connections that were counted count on. Those that came while there was no limit are
+    /// not counted. Bans stay.
+    pub fn reconfigure(&self, settings: &Settings) {
+        self.host.prepare(&settings.host);
+        self.network.prepare(&settings.network);
+        self.settings.store(Arc::new(settings.clone()));
     }
 
     /// The time now, in microseconds on the shards' clock: for callers that have no clock.
@@ -194,7 +219,7 @@ impl AddressLimits {
     #[inline]
     #[must_use]
     pub fn is_some(&self) -> bool {
-        self.settings.is_some() || self.bans.count() > 0
+        self.settings.load().is_some() || self.bans.count() > 0
     }
 
     /// A connection has come from this address. Returns whether it is counted, until [`Self::close`].
@@ -224,10 +249,11 @@ impl AddressLimits {
     }
 
     fn take_accept(&self, counted: Pair, now_us: u64) -> Result<(), Refusal> {
-        let Settings { host, network, .. } = &self.settings;
+        let settings = self.settings.load();
+        let Settings { host, network, .. } = &**settings;
         let [of_host, of_network] = [
-            (self.host.accepts.as_ref().zip(host.accepts), counted.host),
-            (self.network.accepts.as_ref().zip(network.accepts), counted.network),
+            (self.host.accepts.get().zip(host.accepts), counted.host),
+            (self.network.accepts.get().zip(network.accepts), counted.network),
         ];
         // A connection that the network's limit refuses takes no token of the host.
         if let (Some((sketch, rate)), key) = of_network {
@@ -242,11 +268,12 @@ impl AddressLimits {
     }
 
     fn add_connection(&self, Pair { host, network }: Pair) -> Result<(), Refusal> {
+        let settings = self.settings.load();
         let max = |limits: &PrefixLimits| limits.connections_max.unwrap_or(u32::MAX);
-        if !self.host.connections.add(host, max(&self.settings.host)) {
+        if !self.host.connections.add(host, max(&settings.host)) {
             return Err(Refusal::Connections);
         }
-        if !self.network.connections.add(network, max(&self.settings.network)) {
+        if !self.network.connections.add(network, max(&settings.network)) {
             self.host.connections.remove(host);
             return Err(Refusal::Connections);
         }
@@ -267,14 +294,15 @@ impl AddressLimits {
 
     /// A login from this address has failed with a token that may be guessed: see [`AuthError::is_guess`](crate::auth::AuthError::is_guess).
     pub fn login_failed(&self, address: IpAddr, now_us: u64) {
-        if !self.settings.is_some() || self.is_exempt(address) {
+        let settings = self.settings.load();
+        if !settings.is_some() || self.is_exempt(address) {
             return;
         }
         self.counters.failed_logins.increment(1);
-        let Settings { host, network, .. } = &self.settings;
+        let Settings { host, network, .. } = &**settings;
         let limits = [
-            (self.host.failed_logins.as_ref().zip(host.failed_logins), Width::Host),
-            (self.network.failed_logins.as_ref().zip(network.failed_logins), Width::Network),
+            (self.host.failed_logins.get().zip(host.failed_logins), Width::Host),
+            (self.network.failed_logins.get().zip(network.failed_logins), Width::Network),
         ];
         for (limit, width) in limits {
             let prefix = Prefix::new(address, width);
@@ -290,7 +318,7 @@ impl AddressLimits {
         if self.bans.contain_any([prefix, prefix], now_ms) {
             return;
         }
-        let ban_ms = u64::try_from(self.settings.ban.as_millis()).unwrap_or(u64::MAX);
+        let ban_ms = u64::try_from(self.settings.load().ban.as_millis()).unwrap_or(u64::MAX);
         let until_ms = now_ms.saturating_add(ban_ms);
         self.add_ban(prefix, Maker::Limit, until_ms, now_ms);
         self.counters.bans.increment(1);
@@ -390,7 +418,7 @@ impl AddressLimits {
     #[must_use]
     pub fn is_exempt(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.settings.exempt.iter().any(|network| network.contains(&address))
+        self.settings.load().exempt.iter().any(|network| network.contains(&address))
     }
 
     /// The bans: for operators.
@@ -418,7 +446,7 @@ mod tests {
     fn without_limits_nothing_is_counted() {
         let limits = limits(Settings::default());
         assert_eq!(limits.accept(peer("192.0.2.1"), 0), Ok(false));
-        assert!(limits.host.accepts.is_none() && limits.network.accepts.is_none());
+        assert!(limits.host.accepts.get().is_none() && limits.network.accepts.get().is_none());
     }
 
     #[test]
@@ -478,6 +506,30 @@ mod tests {
         assert!(limits.accept(good, SECOND).is_ok());
         assert_eq!(limits.accept(bad, 31 * SECOND - 1000), Err(Refusal::Banned));
         assert!(limits.accept(bad, 31 * SECOND).is_ok());
+    }
+
+    #[test]
+    fn limits_can_be_set_changed_and_lifted_while_connections_are_open() {
+        let limits = limits(Settings::default());
+        let with_max = |max| {
+            let host = PrefixLimits {
+                connections_max: Some(max),
+                accepts: Some(Rate::new(100, Duration::from_secs(1), 100)),
+                ..Default::default()
+            };
+            Settings { host, ..Default::default() }
+        };
+        let accept = || limits.accept(peer("192.0.2.1"), 0);
+        assert_eq!(accept(), Ok(false), "it came before there was a limit");
+        limits.reconfigure(&with_max(1));
+        assert_eq!((accept(), accept()), (Ok(true), Err(Refusal::Connections)));
+        limits.reconfigure(&with_max(2));
+        assert_eq!((accept(), accept()), (Ok(true), Err(Refusal::Connections)));
+        limits.reconfigure(&Settings::default());
+        assert_eq!(accept(), Ok(false));
+        limits.close(peer("192.0.2.1"));
+        limits.reconfigure(&with_max(2));
+        assert_eq!((accept(), accept()), (Ok(true), Err(Refusal::Connections)));
     }
 
     #[test]

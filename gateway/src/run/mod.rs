@@ -12,7 +12,7 @@
 //! | signal | what it does |
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | drains, or interrupts a start that waits for an address; a second one hurries the drain; a third one ends the process at once, with exit status 130 |
-//! | SIGHUP | drains where the terminal has closed, unless SIGHUP was ignored at the start (nohup); otherwise it reads the certificates again |
+//! | SIGHUP | drains where the terminal has closed, unless SIGHUP was ignored at the start (nohup); otherwise it reloads |
 //! | SIGUSR1, SIGUSR2 | nothing, except a line in the log |
 //!
 //! | exit status | meaning |
@@ -69,7 +69,7 @@ pub fn run(defaults: &str, build: impl FnOnce(Builder) -> Builder) -> ExitCode {
     let check_only = loaded.check_only;
     let log = loaded.config.log.clone();
     let announcement = Announcement::of(&loaded.config);
-    let builder = build(Server::builder(loaded.config));
+    let builder = build(Server::builder(loaded.config).sources(loaded.sources));
     let done = if check_only {
         check(&builder)
     } else {

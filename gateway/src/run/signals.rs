@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crossbeam::channel::{self, Receiver};
@@ -11,8 +10,8 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::reload::Trigger;
 use crate::server::Server;
-use crate::wire::certificates::Certificates;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +21,7 @@ pub(super) enum Request {
     /// Drain, since the terminal has closed. The shell and the kernel may both send it for one closing, so it never
     /// counts as a second request.
     Hangup,
-    /// Read the certificates again.
+    /// Load the configuration, and the files that it names, again.
     Reload,
     /// Nothing: the gateway gives this signal no meaning.
     Nothing(i32),
@@ -35,7 +34,7 @@ pub(super) fn listen() -> io::Result<Receiver<Request>> {
     if outlives_terminal {
         tracing::info!(
             "SIGHUP was ignored at the start, as nohup does it: the gateway goes on when its terminal closes, and SIGHUP \
-             only reads the certificates again"
+             only reloads"
         );
     }
     let had_terminal = has_terminal();
@@ -57,43 +56,15 @@ pub(super) fn listen() -> io::Result<Receiver<Request>> {
     Ok(requests)
 }
 
-/// Does what SIGHUP asks for, and logs what it came to.
+/// Does what SIGHUP asks for, on a thread of its own: where a disk hangs, the next signal has to drain all the same. The
+/// reload logs what it came to.
 pub(super) fn reload(server: Option<&Server>) {
-    match server {
-        None => tracing::warn!("SIGHUP: the gateway starts or drains; nothing was read again"),
-        Some(server) => reload_certificates(server.certificates().cloned()),
-    }
-}
-
-/// Whether certificates are being read because of a signal.
-static IS_RELOADING: AtomicBool = AtomicBool::new(false);
-
-/// Reads the certificates again, on a thread of its own: where their disk hangs, the next signal has to drain all the same.
-fn reload_certificates(certificates: Option<Arc<Certificates>>) {
-    let Some(certificates) = certificates else {
-        return tracing::info!(
-            "SIGHUP: no listener has TLS, so there are no files to read. Other keys are read only when the gateway starts"
-        );
+    let Some(server) = server else {
+        return tracing::warn!("SIGHUP: the gateway starts or drains; nothing was read again");
     };
-    if IS_RELOADING.swap(true, Ordering::AcqRel) {
-        return tracing::warn!(
-            "SIGHUP: the certificates are being read already; does their disk hang?"
-        );
-    }
-    let reload = move || {
-        match certificates.reload() {
-            Ok(true) => tracing::info!("SIGHUP: new connections get the new certificates"),
-            Ok(false) => tracing::info!(
-                "SIGHUP: the certificates have not changed. Other keys are read only when the gateway starts"
-            ),
-            Err(error) => {
-                tracing::error!(%error, "SIGHUP: the certificates can't be used; those from before stay");
-            }
-        }
-        IS_RELOADING.store(false, Ordering::Release);
-    };
+    let reloader = Arc::clone(server.reloader());
+    let reload = move || drop(reloader.reload(Trigger::Signal));
     if let Err(error) = thread::Builder::new().name("reload".into()).spawn(reload) {
-        IS_RELOADING.store(false, Ordering::Release);
         tracing::error!(%error, "SIGHUP: nothing was read again: no thread for it");
     }
 }
@@ -124,22 +95,6 @@ fn ignored(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::certificates::tests::Files;
-
-    #[test]
-    fn files_that_hang_hold_up_no_signal() {
-        let files = Files::new(false);
-        let certificates = Arc::new(files.load());
-        files.hang();
-        reload_certificates(Some(Arc::clone(&certificates)));
-        assert!(IS_RELOADING.load(Ordering::Acquire));
-        // It is in its way, and waits for nothing.
-        reload_certificates(Some(certificates));
-        files.go_on();
-        while IS_RELOADING.load(Ordering::Acquire) {
-            thread::yield_now();
-        }
-    }
 
     #[test]
     fn ignored_signals_are_read_from_the_status() {

@@ -36,7 +36,8 @@ pub(super) fn start_shards(
     parts: &Parts,
     report: &Sender<Report>,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
-    let config = &parts.shared.config;
+    let settings = parts.shared.settings();
+    let config = &settings.config;
     if let Some(reason) = &config.driver_refusal {
         tracing::warn!("epoll is used, since io_uring can't be: {reason}");
     }
@@ -102,7 +103,7 @@ fn spawn<D: Driver + Send + 'static>(
         address.mailbox().set_waker(waker);
     }
     // The home of everybody's room comes first: it passes the shared log on before another shard accepts a client.
-    let home = rooms::home(&RoomId::everybody(), parts.shared.config.shards);
+    let home = rooms::home(&RoomId::everybody(), parts.shared.settings().config.shards);
     let mut drivers: Vec<_> = (0_u16..).zip(drivers).collect();
     drivers.sort_by_key(|(id, _)| *id != home);
     let mut threads = Vec::new();

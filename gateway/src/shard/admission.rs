@@ -17,9 +17,11 @@ const EXPLANATIONS_PER_SECOND: f64 = 5_000.0;
 #[derive(Debug)]
 pub struct Admission {
     connections_max: usize,
-    shards: usize,
+    shards: u16,
     /// Accepting is paused because the gateway is full.
     is_full: bool,
+    /// Of all shards together, as configured.
+    per_second: Option<u32>,
     /// `None`: connections are let in as they come.
     pace: Option<Pace>,
     /// How many refused connections may be told why.
@@ -38,14 +40,23 @@ impl Admission {
     pub fn new(connections_max: usize, per_second: Option<u32>, shards: u16) -> Self {
         Self {
             explanations: Allowance::new(EXPLANATIONS_PER_SECOND, EXPLANATIONS_PER_SECOND),
+            per_second,
             pace: per_second.map(|per_second| Pace::new(per_second, shards)),
             is_paused: false,
             connections_max,
-            shards: usize::from(shards),
+            shards,
             is_full: false,
             has_warned: false,
             warnings: LogLimit::new(),
             pauses: 0,
+        }
+    }
+
+    /// Uses another pace, if it is another one than before: its schedule begins anew.
+    pub fn reconfigure(&mut self, per_second: Option<u32>) {
+        if self.per_second != per_second {
+            self.per_second = per_second;
+            self.pace = per_second.map(|per_second| Pace::new(per_second, self.shards));
         }
     }
 
@@ -67,7 +78,7 @@ impl Admission {
     /// This shard's share of the connections that there may still be.
     fn share(&self, connections: u64) -> usize {
         let connections = usize::try_from(connections).unwrap_or(usize::MAX);
-        self.connections_max.saturating_sub(connections).div_ceil(self.shards)
+        self.connections_max.saturating_sub(connections).div_ceil(usize::from(self.shards))
     }
 
     /// A connection is open: it is let in, if the pace allows it.
@@ -193,6 +204,16 @@ mod tests {
         assert_eq!(admission.update(2, 100), Some(false));
         // Nothing of that is a pause because the gateway is full.
         assert_eq!((admission.pauses(), admission.has_warned), (0, false));
+        // The same pace goes on; another one begins anew.
+        admission.reconfigure(Some(20));
+        assert_eq!(admission.update(2, 101), None);
+        admission.reconfigure(Some(2_000));
+        assert_eq!(admission.update(2, 101), Some(true));
+        admission.reconfigure(None);
+        assert_eq!((admission.budget(2, 101), admission.let_in(101)), (499, Ok(())));
+        admission.reconfigure(Some(20));
+        admission.let_in(101).unwrap();
+        assert_eq!(admission.update(2, 101), Some(false));
         admission.drop_pace();
         assert_eq!((admission.budget(2, 100), admission.update(2, 100)), (499, Some(true)));
         assert_eq!(admission.let_in(100), Ok(()));

@@ -23,8 +23,8 @@ use super::repeats::Remembered;
 pub struct CommandLimiter {
     commands: AtomicUsize,
     bytes: AtomicUsize,
-    commands_max: usize,
-    bytes_max: usize,
+    commands_max: AtomicUsize,
+    bytes_max: AtomicUsize,
     refused: AtomicU64,
     /// The limit on log lines of reports that panic.
     report_panics: LogLimit,
@@ -37,11 +37,17 @@ impl CommandLimiter {
         Self {
             commands: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            commands_max,
-            bytes_max,
+            commands_max: AtomicUsize::new(commands_max),
+            bytes_max: AtomicUsize::new(bytes_max),
             refused: AtomicU64::new(0),
             report_panics: LogLimit::new(),
         }
+    }
+
+    /// Uses other bounds from now on. Commands under way stay.
+    pub fn set_bounds(&self, commands_max: usize, bytes_max: usize) {
+        self.commands_max.store(commands_max, Ordering::Relaxed);
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// Admits a command of this many bytes and takes its report, if it has one. While no other command is
@@ -56,7 +62,9 @@ impl CommandLimiter {
     ) -> Result<Arc<CommandPermit>, PushError> {
         let commands = self.commands.fetch_add(1, Ordering::Relaxed);
         let under_way = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if commands > 0 && (commands >= self.commands_max || under_way + bytes > self.bytes_max) {
+        let commands_max = self.commands_max.load(Ordering::Relaxed);
+        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        if commands > 0 && (commands >= commands_max || under_way + bytes > bytes_max) {
             self.release(bytes);
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(PushError::Overloaded);
@@ -83,8 +91,8 @@ impl CommandLimiter {
     /// Whether more than half of a bound is used. Pushes that wait for a merge window then go out early.
     #[must_use]
     pub fn is_half_used(&self) -> bool {
-        self.commands.load(Ordering::Relaxed) > self.commands_max / 2
-            || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2
+        self.commands.load(Ordering::Relaxed) > self.commands_max.load(Ordering::Relaxed) / 2
+            || self.bytes.load(Ordering::Relaxed) > self.bytes_max.load(Ordering::Relaxed) / 2
     }
 
     /// Commands refused since the last call of this function.

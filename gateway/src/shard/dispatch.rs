@@ -1,5 +1,7 @@
 //! Dispatch: gives each message to the part that handles it, and applies the effects that the parts return.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidegate_backend::UserId;
 use tidegate_backend::publisher::Nobody;
@@ -18,6 +20,7 @@ use super::{Shard, delivery, rooms, users};
 use crate::control::ShardInfo;
 use crate::driver::{ConnId, Mechanism};
 use crate::session_id::SessionAddr;
+use crate::settings::NewSettings;
 
 impl Shard {
     pub(super) fn handle(&mut self, message: Message, mechanism: Mechanism) {
@@ -51,11 +54,27 @@ impl Shard {
                 let _ = reply.send(self.count_movable(spared_s));
             }
             Message::SendAway(share) => self.rebalance.start(share, self.clock.now_ms()),
+            Message::Reload(new) => self.reload(&new),
             Message::Drain => self.draining.start(self.clock.now_ms()),
             Message::HurryDrain => self.draining.hurry(self.clock.now_ms()),
             Message::Stop => self.is_finished = true,
         }
         self.apply();
+    }
+
+    /// Has each part use other settings from now on. Nothing of it can fail.
+    fn reload(&mut self, new: &NewSettings) {
+        self.settings = Arc::clone(&new.settings);
+        let config = &self.settings.config;
+        self.clients.reconfigure(config);
+        self.rooms.reconfigure(&config.rooms);
+        self.repeats.reconfigure(config.limits.push_keys_bytes_max);
+        self.calls.reconfigure(config);
+        if !self.draining.has_begun() {
+            self.admission.reconfigure(config.limits.accepts_per_second_max);
+        }
+        self.draining.reconfigure(&config.shutdown);
+        new.confirm(self.id);
     }
 
     /// Whether a push is to be delivered: it has no key, or is the first one with its key.
@@ -76,7 +95,7 @@ impl Shard {
     /// Sends a message to a user's home. If that is this shard, it is handled at once: a login that is handled
     /// at once must not overtake the end of an earlier session of the same user.
     pub(super) fn send_home(&mut self, user_id: UserId, message: UserMessage) {
-        let home = users::home(user_id, self.shared.config.shards);
+        let home = users::home(user_id, self.settings.config.shards);
         if home == self.id {
             self.users.handle(message, self.clock.now_ms());
         } else {
@@ -166,7 +185,7 @@ impl Shard {
             SessionMessage::Leave { conn, room, permit } => {
                 // Through the home, so that it stays behind an earlier join.
                 let addr = SessionAddr::new(self.id, conn);
-                let home = rooms::home(&room, self.shared.config.shards);
+                let home = rooms::home(&room, self.settings.config.shards);
                 self.post(home, RoomMessage::Leave { room, addr, permit }.into());
             }
             SessionMessage::Deliver { conn, frame, ends_ms, permit } => {

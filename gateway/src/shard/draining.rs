@@ -111,6 +111,19 @@ impl Draining {
         }
     }
 
+    /// Uses another configuration, unless a drain has begun: that one ends as it began.
+    pub fn reconfigure(&mut self, config: &ShutdownConfig) {
+        if self.state.is_none() {
+            *self = Self::new(config);
+        }
+    }
+
+    /// Whether a drain has begun, its time of grace included.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        self.state.is_some()
+    }
+
     /// Whether the goodbyes have begun. Before, also in the time of grace, the shard serves all clients.
     #[inline]
     #[must_use]

@@ -47,7 +47,7 @@ impl Shard {
         sequence: u64,
     ) {
         let claim = Claim { user_id, resume, sequence };
-        let refused = match self.shared.verifier.begin(user_id, token, self.clock.unix_ms()) {
+        let refused = match self.settings.verifier.begin(user_id, token, self.clock.unix_ms()) {
             Verification::Ended(verified) => return self.log_in(slot, claim, None, verified),
             Verification::Redis(token) => self.look_up(slot, claim, token),
             Verification::Signature(check) => self.check_signature(slot, claim, &check),
@@ -79,7 +79,7 @@ impl Shard {
         check: &Arc<SignatureCheck>,
     ) -> Result<(), AuthError> {
         // Before the verification begins: from then on a verdict has to come.
-        let signatures = self.shared.verifier.signatures();
+        let signatures = self.settings.verifier.signatures();
         let signatures = signatures.ok_or(AuthError::TooManyVerifications)?;
         let proof = Proof::Signature(Arc::clone(check));
         self.clients.begin_verification(slot, claim.pending(proof))?;
@@ -131,7 +131,7 @@ impl Shard {
         let Some(login) = self.clients.end_verification(conn) else { return };
         let now_ms = self.clock.unix_ms();
         let verified = match &login.proof {
-            Proof::Signature(check) => self.shared.verifier.finish(check, signed, now_ms),
+            Proof::Signature(check) => self.settings.verifier.finish(check, signed, now_ms),
             // No signature was to be checked.
             Proof::Redis(_) => Err(AuthError::Signature),
         };
@@ -213,7 +213,7 @@ impl Shard {
         };
         self.resumes.joined_everybody(slot, everybody);
         let addr = SessionAddr::new(self.id, self.clients.conn_id(slot));
-        let (user_id, shards) = (self.clients.at(slot).user_id, self.shared.config.shards);
+        let (user_id, shards) = (self.clients.at(slot).user_id, self.settings.config.shards);
         for Wanted { room, after, ticket_made_s } in wanted {
             let (home, asker) =
                 (rooms::home(&room, shards), Asker::Client { user_id, ticket_made_s });
@@ -256,6 +256,6 @@ impl Shard {
     }
 
     pub(super) fn tickets(&self) -> RoomTickets<'_> {
-        RoomTickets { tickets: &self.shared.tickets, rooms: &self.shared.config.rooms }
+        RoomTickets { tickets: &self.settings.tickets, rooms: &self.settings.config.rooms }
     }
 }

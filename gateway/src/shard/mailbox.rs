@@ -26,6 +26,7 @@ use super::rooms::message::RoomMessage;
 use super::tokens::TokenMessage;
 use super::users::message::{SessionMessage, UserMessage};
 use crate::control::ShardInfo;
+use crate::settings::NewSettings;
 
 /// The answer of a call, on its way to the shard.
 #[derive(Debug)]
@@ -66,6 +67,8 @@ pub enum Message {
         /// Takes the count.
         reply: oneshot::Sender<u64>,
     },
+    /// Use other settings from now on.
+    Reload(NewSettings),
     /// Close all connections gracefully, and end.
     Drain,
     /// The same, in a hurry. A drain that is under way is hurried.
@@ -94,6 +97,7 @@ impl Message {
             | Self::InspectShard { .. }
             | Self::SendAway(_)
             | Self::CountMovable { .. }
+            | Self::Reload(_)
             | Self::Drain
             | Self::HurryDrain
             | Self::Stop => {}

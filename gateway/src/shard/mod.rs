@@ -76,6 +76,7 @@ use tidegate_protocol::Code;
 
 use crate::allocator::Trim;
 use crate::driver::{Driver, Figures};
+use crate::settings::Settings;
 use admission::Admission;
 use arrivals::Arrivals;
 use calls::Calls;
@@ -100,6 +101,8 @@ const EXPIRED_CALLS_MAX: usize = 1024;
 pub struct Shard {
     id: u16,
     shared: Arc<Shared>,
+    /// The settings that this shard has applied.
+    settings: Arc<Settings>,
     clock: Clock,
     clients: Clients,
     users: Users,
@@ -130,7 +133,8 @@ impl Shard {
     /// Shard number `id` of a gateway.
     #[must_use]
     pub fn new(id: u16, shared: Arc<Shared>, gateway: Gateway) -> Self {
-        let config = &shared.config;
+        let settings = shared.settings();
+        let config = &settings.config;
         let address = &shared.addresses[usize::from(id)];
         let room_settings = rooms::Settings {
             shard: id,
@@ -171,6 +175,7 @@ impl Shard {
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
             shared,
+            settings,
         }
     }
 

@@ -80,6 +80,11 @@ enum State {
 }
 
 impl Repeats {
+    /// Uses another bound for the keys that come from now on.
+    pub const fn reconfigure(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
     /// No key yet. They may take `bytes_max`.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {

@@ -4,27 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::calls::durations::CallDurations;
 use super::command::CommandLimiter;
 use super::mailbox::Address;
 use crate::allocator::Heap;
-use crate::auth::Verifier;
 use crate::clock::WallClock;
 use crate::cluster::ClusterAddress;
-use crate::config::Config;
 use crate::limits::addresses::AddressLimits;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
-use crate::tickets::Tickets;
+use crate::settings::Settings;
 
-/// What all shards share. It does not change while they run, but for the counters and the limiter.
+/// What all shards share. It does not change while they run, but for the counters, the limiter and the settings.
 pub struct Shared {
-    /// The configuration.
-    pub config: Config,
-    /// Checks tokens.
-    pub verifier: Verifier,
-    /// Makes and checks tickets.
-    pub tickets: Tickets,
+    /// The settings of the gateway: see [`Self::settings`].
+    pub(crate) settings: ArcSwap<Settings>,
     /// The way to the thread that speaks with the other gateways; `None`: this gateway is alone.
     pub cluster: Option<ClusterAddress>,
     /// Every shard's mailbox, by its number.
@@ -52,4 +48,18 @@ pub struct Shared {
     pub call_durations: Arc<CallDurations>,
     /// The process's heap, whose free memory is given back after a burst.
     pub heap: Heap,
+}
+
+impl Shared {
+    /// The settings now. A shard uses those that it has applied instead.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("backends", &self.backends).finish_non_exhaustive()
+    }
 }

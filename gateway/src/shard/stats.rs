@@ -160,6 +160,12 @@ counters! {
     }
 }
 
+/// Counts reloads of the configuration.
+pub const RELOADS: &str = "tidegate_reloads_total";
+
+/// How many of them have changed something.
+pub const GENERATION: &str = "tidegate_config_generation";
+
 /// Metrics with labels, and gauges: name, labels and help text.
 pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_connections", "shard", "Open connections."),
@@ -248,6 +254,12 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "reason",
         "Operators' connections that the gateway closed, by reason.",
     ),
+    (
+        RELOADS,
+        "result",
+        "Reloads of the configuration, by result: applied, unchanged or refused. See `tide reload`.",
+    ),
+    (GENERATION, "", "Reloads that have changed something since the start."),
 ];
 
 /// The current values of a shard's gauges.

@@ -137,7 +137,7 @@ impl Sink for Shard {
     #[inline]
     fn woken(&mut self, now: Instant) {
         self.messages.stay_awake();
-        let grace_ms = millis(self.shared.config.session.heartbeat_interval);
+        let grace_ms = millis(self.settings.config.session.heartbeat_interval);
         self.clock.on_woken(now, grace_ms);
         self.rooms.expire_pushes(self.clock.now_ms());
     }
@@ -180,7 +180,7 @@ impl Shard {
     /// The address of a connection's client, or of the balancer before it, is known.
     #[inline]
     fn note_address(&mut self, conn: ConnId, peer: SocketAddr) {
-        if let Some(signatures) = self.shared.verifier.signatures() {
+        if let Some(signatures) = self.settings.verifier.signatures() {
             self.clients.set_flow(conn, signatures.flow(peer.ip()));
         }
     }
@@ -252,7 +252,7 @@ impl Shard {
 impl Shard {
     /// Serves one turn's slice of members.
     pub(super) fn fan_out(&mut self, driver: &mut impl Driver) {
-        let mut budget = self.shared.config.limits.fan_out_slice_members;
+        let mut budget = self.settings.config.limits.fan_out_slice_members;
         loop {
             let Self { rooms, clients, clock, .. } = self;
             let too_slow = delivery::fan_out(rooms, clients, &mut budget, driver, clock);
@@ -313,7 +313,7 @@ impl Shard {
         if self.clients.at(slot).is_closing() {
             return;
         }
-        let Self { draining, clock, shared, .. } = self;
+        let Self { draining, clock, settings, .. } = self;
         let (retry_after_ms, until_ms) = match cause {
             Cause::Draining => (draining.retry_after_ms(slot), draining.close_until_ms()),
             Cause::Rebalanced | Cause::Aged => {
@@ -325,7 +325,7 @@ impl Shard {
                 (draining.retry_after_ms(slot), Some(until_ms))
             }
             Cause::AddressConnections | Cause::AddressAccepts => {
-                (spread(shared.config.addresses.retry_after, slot), None)
+                (spread(settings.config.addresses.retry_after, slot), None)
             }
             _ => (0, None),
         };

@@ -6,6 +6,7 @@ pub mod output;
 pub(crate) mod panics;
 
 use std::io;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -62,12 +63,52 @@ pub fn install_log(config: &LogConfig) -> Result<(), TelemetryError> {
         // It would write its own errors with `eprintln!`, which may block or panic.
         .log_internal_errors(false)
         .with_writer(|| Lines(output::stderr()));
-    match config.format {
-        LogFormat::Text => log.with_ansi(output::stderr().takes_colours()).finish().try_init()?,
-        LogFormat::Json => log.json().flatten_event(true).finish().try_init()?,
-    }
+    let set: SetFilter = match config.format {
+        LogFormat::Text => {
+            let log = log.with_ansi(output::stderr().takes_colours()).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.finish().try_init()?;
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.finish().try_init()?;
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
+    };
+    // The log was not installed before, or this line would not be reached.
+    drop(FILTER.set(set));
     panics::install();
     Ok(())
+}
+
+/// Replaces the filter of the log.
+type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+/// That of the log that [`install_log`] has installed, for the whole process as the log is.
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// A filter for [`Self::apply`], parsed.
+pub(crate) struct NewFilter(EnvFilter);
+
+impl NewFilter {
+    /// Parses a filter.
+    ///
+    /// # Errors
+    /// It can't be parsed. That of a checked configuration can.
+    pub(crate) fn parse(configured: &str) -> Result<Self, ParseError> {
+        filter(configured).map(Self)
+    }
+
+    /// Filters the log with it from now on. Without effect where the program has a log of its own.
+    pub(crate) fn apply(self) {
+        if let Some(set) = FILTER.get()
+            && !set(self.0)
+        {
+            tracing::error!("the log keeps its filter: the subscriber is gone");
+        }
+    }
 }
 
 /// The filter that is configured. rustls warns of what peers send, with a line for each: a peer could fill the log before it

@@ -16,7 +16,7 @@ mod files;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -88,7 +88,6 @@ pub enum CertificateError {
 
 /// The certificates of a gateway that runs.
 pub struct Certificates {
-    config: TlsConfig,
     provider: Arc<CryptoProvider>,
     tls: Arc<ArcSwap<ServerConfig>>,
     websocket: Arc<ArcSwap<ServerConfig>>,
@@ -99,12 +98,16 @@ pub struct Certificates {
 
 impl std::fmt::Debug for Certificates {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Certificates").field("config", &self.config).finish_non_exhaustive()
+        formatter
+            .debug_struct("Certificates")
+            .field("config", &self.in_use().config)
+            .finish_non_exhaustive()
     }
 }
 
 /// What new connections get.
 struct InUse {
+    config: TlsConfig,
     /// The contents of the files, to see whether they have changed.
     contents: Vec<Vec<u8>>,
     /// One for each certificate of the configuration.
@@ -154,40 +157,44 @@ impl Certificates {
             websocket: Arc::new(ArcSwap::from_pointee(websocket)),
             // [`Self::warnings`] has these, and the start logs them.
             in_use: Mutex::new(InUse {
+                config,
                 contents,
                 ends: ends(&keys, UnixTime::now()),
                 keys,
                 tickets,
             }),
             watch: Mutex::new(None),
-            config,
             provider,
         })
+    }
+
+    fn in_use(&self) -> MutexGuard<'_, InUse> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is likely to be wrong with the certificates in use: clients refuse them, or others can read a key. Each is a
     /// sentence for the operator.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let in_use = self.in_use();
         let now = UnixTime::now();
         let of_one = |(files, key): (&CertificateConfig, &Arc<CertifiedKey>)| {
             let flaw = Flaw::of(key, now).map(|flaw| TlsFile::chain(files).warning_of(flaw));
             [flaw, TlsFile::private_key(files).warning_of_mode()]
         };
-        self.config.certificates.iter().zip(&in_use.keys).flat_map(of_one).flatten().collect()
+        in_use.config.certificates.iter().zip(&in_use.keys).flat_map(of_one).flatten().collect()
     }
 
     /// Warnings about certificates that have expired by now, or expire soon: those that neither this nor [`Self::warnings`] has
     /// returned before.
     fn end_warnings(&self, now: UnixTime) -> Vec<String> {
-        let mut in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut in_use = self.in_use();
         let ends = ends(&in_use.keys, now);
         let before = std::mem::replace(&mut in_use.ends, ends.clone());
         let of_one = |((files, end), before): ((&CertificateConfig, Option<Flaw>), _)| {
             end.filter(|_| end != before).map(|end| TlsFile::chain(files).warning_of(end))
         };
-        self.config.certificates.iter().zip(ends).zip(before).filter_map(of_one).collect()
+        in_use.config.certificates.iter().zip(ends).zip(before).filter_map(of_one).collect()
     }
 
     /// What connections with TLS use.
@@ -220,15 +227,50 @@ impl Certificates {
     }
 
     fn read_again(&self) -> Result<bool, CertificateError> {
-        let Self { config, provider, .. } = self;
+        let config = self.in_use().config.clone();
+        let prepared = self.prepare(&config)?;
+        Ok(prepared.map(|prepared| self.replace(prepared)).is_some())
+    }
+
+    /// Reads the files of a configuration, which may be another one than before. `None`: all is as before. Nothing changes
+    /// until [`Self::commit`].
+    ///
+    /// # Errors
+    /// [`CertificateError`], which is counted.
+    pub(crate) fn prepare_counted(
+        &self,
+        config: &TlsConfig,
+    ) -> Result<Option<Prepared>, CertificateError> {
+        self.prepare(config).inspect_err(|_| counter!(RELOADS, "outcome" => "failed").increment(1))
+    }
+
+    /// New connections get what was prepared.
+    pub(crate) fn commit(&self, prepared: Prepared) {
+        self.replace(prepared);
+        counter!(RELOADS, "outcome" => "changed").increment(1);
+        self.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    }
+
+    fn replace(&self, Prepared { tls, websocket, in_use }: Prepared) {
+        self.tls.store(Arc::new(tls));
+        self.websocket.store(Arc::new(websocket));
+        *self.in_use() = in_use;
+    }
+
+    fn prepare(&self, config: &TlsConfig) -> Result<Option<Prepared>, CertificateError> {
+        let provider = &self.provider;
         let contents = read_all(config)?;
-        let mut in_use = self.in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if in_use.contents == contents {
-            return Ok(false);
+        let in_use = self.in_use();
+        if in_use.contents == contents && in_use.config == *config {
+            return Ok(None);
         }
         let keys = keys(config, provider)?;
         let now = UnixTime::now();
-        for ((files, key), before) in config.certificates.iter().zip(&keys).zip(&in_use.keys) {
+        for (files, key) in config.certificates.iter().zip(&keys) {
+            let mut before = in_use.config.certificates.iter().zip(&in_use.keys);
+            let Some((_, before)) = before.find(|(before, _)| before.name == files.name) else {
+                continue;
+            };
             let out_of_date = |key| Flaw::of(key, now).filter(|flaw| flaw.is_out_of_date());
             if let Some(flaw) = out_of_date(key)
                 && out_of_date(before).is_none()
@@ -238,16 +280,26 @@ impl Certificates {
             }
         }
         let tickets = match config.client_certificates {
-            ClientCertificates::None => Arc::clone(&in_use.tickets),
+            ClientCertificates::None
+                if in_use.config.client_certificates == ClientCertificates::None =>
+            {
+                Arc::clone(&in_use.tickets)
+            }
             _ => ring::Ticketer::new().map_err(CertificateError::Tls)?,
         };
         let make = |alpn| server_config(config, provider, &keys, &tickets, alpn);
         let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
-        self.tls.store(Arc::new(tls));
-        self.websocket.store(Arc::new(websocket));
-        *in_use = InUse { contents, ends: ends(&keys, now), keys, tickets };
-        Ok(true)
+        let config = config.clone();
+        let in_use = InUse { config, contents, ends: ends(&keys, now), keys, tickets };
+        Ok(Some(Prepared { tls, websocket, in_use }))
     }
+}
+
+/// Certificates that can be used, and are not yet.
+pub(crate) struct Prepared {
+    tls: ServerConfig,
+    websocket: ServerConfig,
+    in_use: InUse,
 }
 
 /// Starts a thread that reads the files again when they have changed, and logs which certificates expire, as long as the

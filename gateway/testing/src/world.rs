@@ -14,6 +14,7 @@ use tidegate::driver::{ConnId, Driver};
 use tidegate::hub::Hub;
 use tidegate::parts::Parts;
 use tidegate::session_id::SessionAddr;
+use tidegate::settings::Settings;
 use tidegate::shard::Shard;
 use tidegate::shard::clients::cause::Cause;
 use tidegate::shard::mailbox::Message;
@@ -40,6 +41,7 @@ impl SteppedDriver for Sim {
 /// Whole shards, their drivers, idle workers and one clock.
 pub struct World<D = Sim> {
     parts: Parts,
+    settings: Arc<Settings>,
     /// The shards. A test that ends one drops it.
     pub shards: Vec<Shard>,
     /// Each shard's driver.
@@ -55,7 +57,7 @@ pub struct World<D = Sim> {
 }
 
 impl<D> World<D> {
-    pub(crate) const fn from_parts(
+    pub(crate) fn from_parts(
         parts: Parts,
         shards: Vec<Shard>,
         drivers: Vec<D>,
@@ -64,7 +66,8 @@ impl<D> World<D> {
         wall_ms: Arc<AtomicU64>,
         cluster: Inbox,
     ) -> Self {
-        Self { parts, shards, drivers, workers, next_user_id: 7, now, wall_ms, cluster }
+        let settings = parts.shared.settings();
+        Self { parts, settings, shards, drivers, workers, next_user_id: 7, now, wall_ms, cluster }
     }
 
     /// The time of all shards.
@@ -92,10 +95,10 @@ impl<D> World<D> {
         self.wall_ms.store(wall_ms, Ordering::Relaxed);
     }
 
-    /// The configuration.
+    /// The configuration at the start.
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.parts.shared.config
+        &self.settings.config
     }
 
     /// The gateway as backends see it.
@@ -126,7 +129,7 @@ impl<D> World<D> {
 
     /// Checks the signatures that wait, on this thread.
     pub fn check_signatures(&self) {
-        if let Some(signatures) = self.parts.shared.verifier.signatures() {
+        if let Some(signatures) = self.settings.verifier.signatures() {
             signatures.run_pending(self.now);
         }
     }
@@ -134,7 +137,7 @@ impl<D> World<D> {
     /// What happened to signatures.
     #[must_use]
     pub fn signatures(&self) -> SignatureStats {
-        let signatures = self.parts.shared.verifier.signatures();
+        let signatures = self.settings.verifier.signatures();
         signatures.map(|signatures| signatures.stats()).unwrap_or_default()
     }
 

@@ -1,6 +1,19 @@
 //! What operators ask for, and what is refused.
 
+use std::convert::Infallible;
+use std::time::Instant;
+
+use tidegate_backend::demo::Demo;
+
 use super::*;
+use crate::auth::Verifier;
+use crate::clock::WallClock;
+use crate::parts::{Keys, Origin, Parts};
+use crate::reload::Reloader;
+use crate::router::Backend;
+use crate::shard::command::CommandLimiter;
+use crate::tickets::Tickets;
+use crate::wire::certificates::Certificates;
 use crate::wire::certificates::tests::Files;
 
 #[test]
@@ -215,17 +228,51 @@ fn a_temporary_refusal_names_when_to_retry() {
     assert!(test.post("/push/all?type=1", b"x").error(504).contains("unknown"));
 }
 
+/// What reloads a gateway whose shards do not run, with demo tokens and a key of tickets in a folder.
+fn reloader(folder: &TempDir, certificates: Certificates) -> Arc<Reloader> {
+    let mut config = Config::from_toml("[auth]\nmode = \"demo\"\n").unwrap();
+    config.rooms.ticket_key_file = folder.path().join("key");
+    let key = load_or_create_secret(&config.rooms.ticket_key_file).unwrap();
+    let keys = Keys {
+        verifier: Verifier::new(&config.auth).unwrap(),
+        tickets: Tickets::new(key.as_bytes(), config.rooms.ticket_ttl),
+    };
+    let origin = Origin {
+        started: Instant::now(),
+        wall_clock: WallClock::system(),
+        first_offset: 1,
+        session_key: 1,
+        log_key: 1,
+    };
+    let backend = Backend { name: "demo".into(), handler: Arc::new(Demo::default()), pool: None };
+    let parts = Parts::new(config, keys, origin, None, |_, _| Ok::<_, Infallible>(vec![backend]));
+    let Ok(parts) = parts;
+    parts.hub.set_readiness(Readiness::Ready);
+    let limiter = Arc::new(CommandLimiter::new(1, 1));
+    Arc::new(Reloader::new(parts, None, Some(Arc::new(certificates)), limiter))
+}
+
 #[test]
 fn a_reload_whose_files_hang_holds_up_no_other_request() {
     let files = Files::new(false);
-    let about = about().with_certificates(Some(Arc::new(files.load())));
+    let folder = tempfile::tempdir().unwrap();
+    let about = about().with_reloader(reloader(&folder, files.load()));
     let timeouts = Timeouts { answer: SHORT, ..UNLIMITED };
     let test = TestServer::start(timeouts, about);
-    assert_eq!(test.post("/reload", b"").json(), json!({ "certificates": "unchanged" }));
+    let unchanged = test.post("/reload", b"").json();
+    assert_eq!(
+        (&unchanged["result"], &unchanged["certificates"]),
+        (&json!("unchanged"), &json!("unchanged"))
+    );
     files.hang();
+    let answer = test.post("/reload", b"");
+    assert_eq!((answer.code(), answer.error(504).is_empty()), ("slow_files".to_owned(), false));
     for _ in 0..4 {
         let answer = test.post("/reload", b"");
-        assert_eq!((answer.code(), answer.error(504).is_empty()), ("slow_files".to_owned(), false));
+        assert_eq!(
+            (answer.code(), answer.error(409).is_empty()),
+            ("reload_runs".to_owned(), false)
+        );
         assert_eq!(test.get("/stats").status, 200);
     }
     files.go_on();

@@ -80,6 +80,20 @@ impl LiveKeySet {
         }
     }
 
+    /// Whether the place holds the current set. A URL is not fetched: it does.
+    ///
+    /// # Errors
+    /// The file holds no usable set.
+    pub(crate) fn is_current(&self, place: &KeySetSource) -> Result<bool, ReadError> {
+        match place {
+            KeySetSource::File(_) => {
+                let set = Source::new(place).read()?;
+                Ok(self.current().as_deref().is_some_and(|current| current.has_keys_of(&set)))
+            }
+            KeySetSource::Url(_) => Ok(true),
+        }
+    }
+
     /// Waits until the first read has ended, well or not, and no longer than a fetch may take.
     pub(crate) fn wait_for_first_read(&self, interrupted: &dyn Fn() -> bool) {
         let deadline = Instant::now() + FETCH_TIMEOUT;

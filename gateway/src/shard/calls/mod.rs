@@ -97,6 +97,11 @@ impl Calls {
         }
     }
 
+    /// Uses the routes of another configuration: see [`Router::reconfigure`].
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.router.reconfigure(&config.routes, config.shards);
+    }
+
     /// Calls that wait for their answer.
     #[must_use]
     pub fn in_flight(&self) -> usize {

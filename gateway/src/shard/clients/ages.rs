@@ -35,6 +35,13 @@ impl Ages {
         Some(Self { age_max_ms: millis(age_max), answers_ms, ends: Vec::new() })
     }
 
+    /// The same ends, and the highest age of another table for connections that come from now on.
+    #[must_use]
+    pub fn with_settings_of(self, other: &Self) -> Self {
+        let Self { age_max_ms, answers_ms, .. } = *other;
+        Self { age_max_ms, answers_ms, ends: self.ends }
+    }
+
     /// A connection was accepted.
     pub fn set(&mut self, conn: ConnId, now_ms: u64) {
         let index = conn.slot as usize;

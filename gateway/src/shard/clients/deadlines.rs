@@ -10,6 +10,7 @@ use super::connection::{Connection, Flags, Phase};
 use super::timers::Timers;
 use super::token_ends::{NEVER, TokenEnds};
 use crate::auth::TokenEnd;
+use crate::config::Config;
 use crate::driver::ConnId;
 use crate::shard::clock::Clock;
 
@@ -57,6 +58,18 @@ impl Deadlines {
     pub fn new(idle_timeout_ms: u64, token_ends: Option<TokenEnds>, ages: Option<Ages>) -> Self {
         let (timers, expired) = (Timers::new(), Vec::new());
         Self { timers, idle_timeout_ms, token_ends, ages, expired, has_more: false }
+    }
+
+    /// Uses another configuration for the tokens and connections that come from now on. Without a highest age, the
+    /// connections that had one lose it.
+    pub fn reconfigure(&mut self, config: &Config) {
+        if let Some(token_ends) = &mut self.token_ends {
+            token_ends.reconfigure(config);
+        }
+        self.ages = match (self.ages.take(), Ages::new(config)) {
+            (Some(ages), Some(new)) => Some(ages.with_settings_of(&new)),
+            (_, new) => new,
+        };
     }
 
     /// A connection was accepted: its age counts from now.
@@ -207,7 +220,7 @@ mod tests {
 
     use super::*;
     use crate::clock::WallClock;
-    use crate::config::{Config, OnTokenExpiry};
+    use crate::config::OnTokenExpiry;
 
     const SLOT: u32 = 3;
 

@@ -48,6 +48,23 @@ impl Intake {
         }
     }
 
+    /// Takes as many frames as another configuration allows, from now on. Where the rate is another one, each connection begins
+    /// it with a full burst: what it used of the other rate means nothing here.
+    pub fn reconfigure(&mut self, limits: &LimitsConfig, slots: usize) {
+        let new = Self::new(limits);
+        let Self { frame_bytes_max, unsent_bytes_max, calls_max, .. } = new;
+        self.frame_bytes_max = frame_bytes_max;
+        self.unsent_bytes_max = unsent_bytes_max;
+        self.calls_max = calls_max;
+        let rate = |rates: &Option<RateLimiters>| rates.as_ref().map(RateLimiters::rate);
+        if rate(&self.rates) != rate(&new.rates) {
+            self.rates = new.rates;
+            if let Some(rates) = &mut self.rates {
+                rates.reset_all(slots);
+            }
+        }
+    }
+
     /// The slot has a new connection.
     pub fn reset(&mut self, slot: u32) {
         if let Some(rates) = &mut self.rates {
@@ -189,6 +206,34 @@ mod tests {
         let anonymous = connection(Phase::Anonymous);
         assert!(!intake.must_wait(&anonymous, 4 * 1024));
         assert!(intake.must_wait(&anonymous, 4 * 1024 + 1));
+    }
+
+    #[test]
+    fn a_rate_may_come_change_and_go_while_connections_are_open() {
+        let clock = Clock::new(Instant::now(), WallClock::system());
+        let mut intake = Intake::new(&limits());
+        let mut open = connection(Phase::Open);
+        let mut frames = |intake: &mut Intake, count: usize| -> usize {
+            let mut admitted = || intake.count_frame(3, &mut open, 10, &clock).is_ok();
+            (0..count).filter(|_| admitted()).count()
+        };
+        let rate = |per_second, burst| LimitsConfig {
+            frames_per_second_max: Some(per_second),
+            frames_burst_max: burst,
+            ..limits()
+        };
+        assert_eq!(frames(&mut intake, 50), 50);
+        intake.reconfigure(&rate(1, 20), 4);
+        assert_eq!(frames(&mut intake, 50), 20);
+        intake.reconfigure(&rate(1, 20), 4);
+        assert_eq!(frames(&mut intake, 50), 0, "it is the same rate");
+        // At the slow rate the connection would have to wait for twenty seconds.
+        intake.reconfigure(&rate(1_000, 2), 4);
+        assert_eq!(frames(&mut intake, 50), 2);
+        let shorter = LimitsConfig { frame_bytes_max: 9, ..limits() };
+        intake.reconfigure(&shorter, 4);
+        assert_eq!(frames(&mut intake, 50), 50);
+        assert_eq!(intake.frame_bytes_max(&connection(Phase::Open)), 9);
     }
 
     #[test]

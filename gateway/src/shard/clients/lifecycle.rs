@@ -94,6 +94,13 @@ impl Lifecycle {
         }
     }
 
+    /// Uses another configuration from now on: deadlines that are set stay, and so do the ages of connections.
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.auth_failures_max = config.auth.failures_max;
+        self.auth_timeout_ms = millis(config.auth.timeout);
+        self.deadlines.reconfigure(config);
+    }
+
     /// Connections with a session.
     #[must_use]
     pub const fn session_count(&self) -> usize {

@@ -77,6 +77,19 @@ struct Settings {
     frame_bytes_max: usize,
 }
 
+impl Settings {
+    fn new(config: &Config) -> Self {
+        let Config { limits, session, .. } = config;
+        Self {
+            answer_bytes_max: limits.frame_to_client_bytes_max,
+            outbox_bytes_max: limits.outbox_bytes_max,
+            heartbeat_interval_ms: millis(session.heartbeat_interval),
+            idle_timeout_ms: millis(session.idle_timeout),
+            frame_bytes_max: limits.frame_bytes_max,
+        }
+    }
+}
+
 /// A shard's connections. See the [module](self).
 #[derive(Debug)]
 pub struct Clients {
@@ -98,18 +111,11 @@ impl Clients {
     /// No connection yet.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let limits = &config.limits;
         Self {
-            settings: Settings {
-                answer_bytes_max: limits.frame_to_client_bytes_max,
-                outbox_bytes_max: limits.outbox_bytes_max,
-                heartbeat_interval_ms: millis(config.session.heartbeat_interval),
-                idle_timeout_ms: millis(config.session.idle_timeout),
-                frame_bytes_max: limits.frame_bytes_max,
-            },
+            settings: Settings::new(config),
             table: Table::default(),
             lifecycle: Lifecycle::new(config),
-            intake: Intake::new(limits),
+            intake: Intake::new(&config.limits),
             output: Output::default(),
             verifications: Verifications::new(config),
             flows: Flows::default(),
@@ -118,6 +124,13 @@ impl Clients {
             counters: ClientCounters::default(),
             labelled: LabelledCounters::default(),
         }
+    }
+
+    /// Uses another configuration from now on. Connections stay; what bounds them holds for their next frames.
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.settings = Settings::new(config);
+        self.lifecycle.reconfigure(config);
+        self.intake.reconfigure(&config.limits, self.table.slots());
     }
 
     /// Open connections.

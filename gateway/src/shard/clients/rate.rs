@@ -58,6 +58,18 @@ impl RateLimiters {
         Self { rate, limiters: Vec::new() }
     }
 
+    /// The rate.
+    #[must_use]
+    pub const fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// Each slot below `slots` may have a connection, which has sent no request yet.
+    pub fn reset_all(&mut self, slots: usize) {
+        self.limiters.clear();
+        self.limiters.resize(slots, RateLimiter::new());
+    }
+
     /// The slot has a new connection.
     pub fn reset(&mut self, slot: u32) {
         let index = slot as usize;

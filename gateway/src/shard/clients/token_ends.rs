@@ -32,6 +32,11 @@ impl TokenEnds {
         is_used.then(|| Self { extra_ms: millis(extra), ends_ms: Vec::new() })
     }
 
+    /// Uses another leeway and grace period for the tokens that are shown from now on.
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.extra_ms = millis(config.auth.leeway + config.session.token_expiry_grace);
+    }
+
     /// The slot's client has authenticated with a token that ends then.
     pub fn set(&mut self, slot: u32, end: TokenEnd, clock: &Clock) {
         let index = slot as usize;

@@ -68,6 +68,12 @@ impl Homes {
         }
     }
 
+    /// Uses another configuration from now on.
+    pub fn reconfigure(&mut self, rooms: &RoomsConfig) {
+        self.rooms_max = rooms.rooms_per_shard_max;
+        self.idle_ttl_ms = millis(rooms.idle_ttl);
+    }
+
     /// Opens a room that is not open.
     ///
     /// # Errors

@@ -211,6 +211,11 @@ impl Log {
         self.released
     }
 
+    /// Uses another bound. What is beyond it goes with the next [`Self::trim`].
+    pub const fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
     /// Whether the frames that are not released are longer than the bound. A member that misses the
     /// next release would then miss pushes.
     #[must_use]

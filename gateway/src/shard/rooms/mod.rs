@@ -56,6 +56,7 @@ use super::clock;
 use super::command::{Aggregate, CommandLimiter, CommandPermit, RoomPush};
 use super::stats::RoomCounters;
 use crate::cluster::message::ToCluster;
+use crate::config::RoomsConfig;
 use crate::control::RoomInfo;
 use crate::driver::ConnId;
 use crate::tickets::seconds;
@@ -108,6 +109,28 @@ impl Rooms {
         let index = rooms.table.open(RoomId::everybody(), policy, log, role, 0);
         debug_assert_eq!(index, EVERYBODY);
         rooms
+    }
+
+    /// Uses another configuration. Each open room has its new policy from now on. Where that is another one, a merge window that
+    /// is under way ends, and the log is trimmed with the next push.
+    pub fn reconfigure(&mut self, rooms: &RoomsConfig) {
+        if self.settings.rooms == *rooms {
+            return;
+        }
+        self.settings.rooms = rooms.clone();
+        self.homes.reconfigure(rooms);
+        for entry in 0..self.table.entries() {
+            let Some((index, room)) = self.table.at(entry) else { continue };
+            let policy = rooms.policy_of(room.id.as_str());
+            if policy == room.policy {
+                continue;
+            }
+            room.policy = policy;
+            room.log.set_bytes_max(policy.log_bytes_max);
+            if room.window_ends_ms.is_some() {
+                self.pushes.release(&mut self.table, index);
+            }
+        }
     }
 
     /// Open rooms, replicas included.

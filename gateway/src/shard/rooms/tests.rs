@@ -355,6 +355,32 @@ fn a_member_that_leaves_gets_what_waits_for_a_window_unless_it_is_backlogged() {
 }
 
 #[test]
+fn an_open_room_gets_its_new_policy_and_its_window_ends() {
+    let window = Duration::from_millis(50);
+    let mut part = Part::new(|config| config.default_policy.merge_window = window);
+    let room = part.room.clone();
+    part.join(&room, 0, 1, None);
+    part.publish(&room, 100);
+    assert!(part.serve().is_empty());
+    let same = part.rooms.settings.rooms.clone();
+    part.rooms.reconfigure(&same);
+    assert_eq!(part.rooms.next_window_end_ms(), Some(150), "nothing has changed");
+    let mut other = same;
+    other.policies.push((room.as_str().to_owned(), other.default_policy));
+    other.policies[0].1.merge_window = Duration::ZERO;
+    other.policies[0].1.log_bytes_max = 0;
+    part.rooms.reconfigure(&other);
+    assert_eq!(part.rooms.next_window_end_ms(), None);
+    assert_eq!(part.serve(), [(1, 1)]);
+    part.publish(&room, 101);
+    assert_eq!(part.serve(), [(1, 1)], "a push does not wait");
+    part.rooms.trim_logs();
+    let index = part.rooms.table.find(&room).unwrap();
+    let log = &part.rooms.table.get(index).log;
+    assert_eq!(log.end() - log.first(), 1, "the log has its new bound");
+}
+
+#[test]
 fn no_push_waits_for_a_window_while_the_shard_drains() {
     let window = Duration::from_millis(50);
     let mut part = Part::new(|config| config.default_policy.merge_window = window);
