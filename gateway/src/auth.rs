@@ -308,7 +308,7 @@ impl Verifier {
             }
             JwtKeys::Set(source) => Keys::Set(start_set(source, config)?),
         };
-        let demands = demands(config, audience, issuer);
+        let demands = demands(config, audience.as_deref(), issuer.as_deref());
         Ok(Self { method: Method::Jwt(Jwt::new(keys, demands, config, None)) })
     }
 
@@ -357,7 +357,7 @@ impl Verifier {
                 (Keys::Set(live), None)
             }
         };
-        let demands = demands(config, audience, issuer);
+        let demands = demands(config, audience.as_deref(), issuer.as_deref());
         if is_same_place && changed_file.is_none() && demands == jwt.demands {
             return Ok(unchanged());
         }
@@ -575,8 +575,8 @@ fn names(text: &str, user_id: UserId) -> bool {
     usual && text.parse() == Ok(user_id)
 }
 
-fn demands(config: &AuthConfig, audience: &Option<String>, issuer: &Option<String>) -> Demands {
-    let (audience, issuer) = (audience.clone(), issuer.clone());
+fn demands(config: &AuthConfig, audience: Option<&str>, issuer: Option<&str>) -> Demands {
+    let (audience, issuer) = (audience.map(str::to_owned), issuer.map(str::to_owned));
     Demands { audience, issuer, leeway_s: config.leeway.as_secs_f64() }
 }
 

@@ -159,7 +159,7 @@ fn what_is_wrong_changes_nothing_and_is_said() {
         ("[listeners.more]\nlisten = \"127.0.0.1:0\"\nwire = \"tcp\"\n", "listeners.more.wire"),
         ("[redis]\nurl = \"redis://user:hush@127.0.0.1/\"\n", "redis.url"),
     ];
-    for (number, (text, why)) in cases.into_iter().enumerate() {
+    for (refusals, (text, why)) in (1_u32..).zip(cases) {
         let text = if text.contains("[auth]") || text.contains("[[routes]]") {
             text.to_owned()
         } else {
@@ -171,7 +171,7 @@ fn what_is_wrong_changes_nothing_and_is_said() {
         let info = info(&gateway);
         assert_eq!((&info["generation"], &info["last"]["result"]), (&json!(0), &json!("refused")));
         assert!(info["last"]["error"].as_str().unwrap().contains(why), "{info}");
-        assert_eq!(operator.metric(RELOADS, "\"refused\""), Some(number as f64 + 1.0));
+        assert_eq!(operator.metric(RELOADS, "\"refused\""), Some(f64::from(refusals)));
         assert_eq!(operator.json("/stats")["gateway"]["config"], before);
         assert_eq!(login_code(&gateway, &token(SECRETS[0], 7), 7), None);
     }

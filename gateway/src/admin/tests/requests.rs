@@ -13,7 +13,6 @@ use crate::reload::Reloader;
 use crate::router::Backend;
 use crate::shard::command::CommandLimiter;
 use crate::tickets::Tickets;
-use crate::wire::certificates::Certificates;
 use crate::wire::certificates::tests::Files;
 
 #[test]
@@ -229,8 +228,9 @@ fn a_temporary_refusal_names_when_to_retry() {
 }
 
 /// What reloads a gateway whose shards do not run, with demo tokens and a key of tickets in a folder.
-fn reloader(folder: &TempDir, certificates: Certificates) -> Arc<Reloader> {
+fn reloader(folder: &TempDir, files: &Files) -> Arc<Reloader> {
     let mut config = Config::from_toml("[auth]\nmode = \"demo\"\n").unwrap();
+    config.tls = files.tls();
     config.rooms.ticket_key_file = folder.path().join("key");
     let key = load_or_create_secret(&config.rooms.ticket_key_file).unwrap();
     let keys = Keys {
@@ -249,17 +249,18 @@ fn reloader(folder: &TempDir, certificates: Certificates) -> Arc<Reloader> {
     let Ok(parts) = parts;
     parts.hub.set_readiness(Readiness::Ready);
     let limiter = Arc::new(CommandLimiter::new(1, 1));
-    Arc::new(Reloader::new(parts, None, Some(Arc::new(certificates)), limiter))
+    Arc::new(Reloader::new(parts, None, Some(Arc::new(files.load())), limiter))
 }
 
 #[test]
 fn a_reload_whose_files_hang_holds_up_no_other_request() {
     let files = Files::new(false);
     let folder = tempfile::tempdir().unwrap();
-    let about = about().with_reloader(reloader(&folder, files.load()));
+    let about = about().with_reloader(reloader(&folder, &files));
+    let test = TestServer::with_about(about.clone());
+    let unchanged = test.post("/reload", b"").json();
     let timeouts = Timeouts { answer: SHORT, ..UNLIMITED };
     let test = TestServer::start(timeouts, about);
-    let unchanged = test.post("/reload", b"").json();
     assert_eq!(
         (&unchanged["result"], &unchanged["certificates"]),
         (&json!("unchanged"), &json!("unchanged"))

@@ -74,18 +74,21 @@ impl Files {
     }
 
     pub(crate) fn load(&self) -> Certificates {
+        Certificates::load(self.tls()).unwrap()
+    }
+
+    pub(crate) fn tls(&self) -> TlsConfig {
         let path = |name: &str| self.folder.path().join(name);
         let client_certificates = match self.asks_clients {
             true => ClientCertificates::Required(path("ca.pem")),
             false => ClientCertificates::None,
         };
-        Certificates::load(TlsConfig {
+        TlsConfig {
             certificates: vec![self.config()],
             takes_tls12: true,
             client_certificates,
             handshakes_per_second_max: 1000,
-        })
-        .unwrap()
+        }
     }
 
     /// A client that trusts the certificate, resumes, and may have a certificate of its own.
