@@ -107,6 +107,7 @@ pub(super) const AT_START: &[&str] = &[
     "http_routes.request",
     "http_routes.response",
     "http_routes.public",
+    "addresses.shares_bans",
     "shards",
     "driver",
     "coalesce_us",
