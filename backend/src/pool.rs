@@ -30,6 +30,7 @@
 mod group;
 mod handling_time;
 mod list;
+mod load;
 pub(crate) mod queue;
 pub(crate) mod worker;
 
@@ -46,6 +47,8 @@ use crate::handler::{Call, Handler};
 use crate::histogram::Durations;
 use crate::publisher::Gateway;
 use group::{Buffer, Group};
+pub use load::Load;
+use load::LoadMeter;
 use queue::Queue;
 pub use queue::TimeoutId;
 pub use worker::Worker;
@@ -227,6 +230,25 @@ impl Submitter {
             && (queued_bytes == 0 || queued_bytes + bytes <= shared.options.queue_bytes_max)
     }
 
+    /// How loaded the workers are, with the calls that were submitted through this way and not handed over. It takes
+    /// no lock.
+    #[inline]
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let shared = self.pool.shared();
+        Load {
+            waiting_calls: shared.waiting_calls.load(Ordering::Relaxed) + self.gathered_calls,
+            per_call_ns: shared.per_call_ns.load(Ordering::Relaxed),
+            standing_ns: shared.standing_ns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.pool.shared().options.workers
+    }
+
     /// Submits a call that was received at `received` and is handled until its timeout has passed. Call
     /// [`Self::flush`] after the last one of a turn.
     #[inline]
@@ -255,6 +277,8 @@ impl Submitter {
         if any || shared.queued_calls.load(Ordering::Relaxed) > 0 {
             let mut state = shared.lock();
             let wake = state.worker_to_wake(now, shared);
+            state.update_load(now);
+            shared.publish(&state);
             drop(state);
             // After all calls of the turn: a worker that is woken may take this core at once, and would sleep again
             // after a few calls.
@@ -324,6 +348,10 @@ pub(crate) struct Shared {
     /// Copies of the queue's levels, so that shards need no lock to look at them.
     queued_calls: AtomicUsize,
     queued_bytes: AtomicUsize,
+    /// Copies of the [`Load`].
+    waiting_calls: AtomicUsize,
+    per_call_ns: AtomicU64,
+    standing_ns: AtomicU64,
     /// Short calls in a row, up to [`FAST_CALLS`]. Workers may overwrite each other's: it is an estimate.
     fast_calls: AtomicU32,
     /// When each worker took the call that it handles now, in microseconds since `epoch`, plus 1; 0: it handles none.
@@ -336,6 +364,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue,
+    load: LoadMeter,
     /// The workers' threads, once they run.
     threads: Vec<Option<Thread>>,
     /// Workers that sleep. The one that fell asleep last is woken first: its memory is in the cache.
@@ -352,15 +381,28 @@ impl Shared {
         options.batch_calls_max = options.batch_calls_max.max(1);
         let state = State {
             queue: Queue::default(),
+            load: LoadMeter::new(options.workers),
             threads: vec![None; options.workers],
             asleep: Vec::with_capacity(options.workers),
             waking: 0,
             closed: false,
         };
         let (queued_calls, queued_bytes, fast_calls) = Default::default();
+        let (waiting_calls, per_call_ns, standing_ns) = Default::default();
         let began = (0..options.workers).map(|_| CachePadded::default()).collect();
         let (state, epoch) = (Mutex::new(state), Instant::now());
-        Self { state, queued_calls, queued_bytes, fast_calls, began, epoch, options }
+        Self {
+            state,
+            queued_calls,
+            queued_bytes,
+            waiting_calls,
+            per_call_ns,
+            standing_ns,
+            fast_calls,
+            began,
+            epoch,
+            options,
+        }
     }
 
     /// Only a lack of memory can panic while the lock is held.
@@ -374,6 +416,12 @@ impl Shared {
     fn publish(&self, state: &State) {
         self.queued_calls.store(state.queue.calls(), Ordering::Relaxed);
         self.queued_bytes.store(state.queue.bytes(), Ordering::Relaxed);
+        let is_idle = state.queue.runnable_lines() == 0;
+        let waiting_calls = if is_idle { 0 } else { state.queue.calls() };
+        self.waiting_calls.store(waiting_calls, Ordering::Relaxed);
+        let (per_call_ns, standing_ns) = state.load.figures();
+        self.per_call_ns.store(per_call_ns, Ordering::Relaxed);
+        self.standing_ns.store(standing_ns, Ordering::Relaxed);
     }
 
     /// Whether the next call is expected to be short.
@@ -437,6 +485,13 @@ impl Shared {
 }
 
 impl State {
+    /// Measures the load again.
+    #[inline]
+    fn update_load(&mut self, now: Instant) {
+        let is_idle = self.queue.runnable_lines() == 0;
+        self.load.update(now, is_idle);
+    }
+
     /// Picks a sleeping worker if one is needed, by the rules at the [top](self). It counts as woken.
     #[inline]
     fn worker_to_wake(&mut self, now: Instant, shared: &Shared) -> Option<Thread> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::router::queue_metrics::QueueMetrics;
+use crate::router::refusals::RefusalMetrics;
 use crate::shard::Shared;
 use crate::shard::calls::durations::CallDurations;
 
@@ -20,6 +21,7 @@ pub struct MetricsPage {
 struct Own {
     durations: Arc<CallDurations>,
     queues: QueueMetrics,
+    refusals: RefusalMetrics,
     shared: Arc<Shared>,
 }
 
@@ -30,6 +32,7 @@ impl MetricsPage {
         let own = Own {
             durations: Arc::clone(&shared.call_durations),
             queues: QueueMetrics::new(&shared.backends),
+            refusals: RefusalMetrics::new(&shared.backends),
             shared: Arc::clone(shared),
         };
         Self { recorder, own: Some(own) }
@@ -39,9 +42,10 @@ impl MetricsPage {
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = self.recorder.render();
-        if let Some(Own { durations, queues, shared }) = &self.own {
+        if let Some(Own { durations, queues, refusals, shared }) = &self.own {
             durations.render(&mut page);
             queues.render(&mut page);
+            refusals.render(&mut page);
             let settings = shared.settings();
             let signatures = settings.verifier.signatures().map(|pool| pool.stats());
             signatures.unwrap_or_default().render(&mut page);

@@ -105,6 +105,7 @@ impl Parts {
             started,
             wall_clock,
             backends,
+            user_rates: Arc::default(),
             connections,
             call_durations,
             heap: Heap::default(),

@@ -633,7 +633,8 @@ fn start_backend(
             Some(Pool::start(&config.name, handler, gateway, options)?)
         }
     };
-    Ok(Backend { name: config.name.as_str().into(), handler: Arc::clone(handler), pool })
+    let backend = Backend::new(&config.name, Arc::clone(handler), pool);
+    Ok(backend.with_circuit(config.circuit_timeouts))
 }
 
 /// A page without metrics, for a program that installs no recorder.

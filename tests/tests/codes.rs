@@ -133,6 +133,34 @@ fn a_connection_above_its_request_rate_gets_103() {
 }
 
 #[test]
+fn calls_beyond_the_rates_of_routes_and_users_get_103() {
+    let echo = r#"{types=[1,1],backend="demo",user_calls_per_second_max=1,user_calls_burst_max=2}"#;
+    let push = r#"{types=[2,2],backend="demo",calls_per_second_max=1,calls_burst_max=2}"#;
+    let gateway = Setup::demo().shards(1).set("routes", format!("[{echo},{push}]")).start();
+    let mut phones = [7, 8].map(|user_id| gateway.login(user_id));
+    for phone in &mut phones {
+        let asked = phone.send_together(&[(demo::ECHO, "x"); 5]);
+        let outcomes: Vec<_> = asked.into_iter().map(|sequence| phone.outcome(sequence)).collect();
+        assert!(outcomes[0].is_ok() && outcomes[1].is_ok(), "each user has a burst");
+        let waits: Vec<_> =
+            outcomes[2..].iter().map(|outcome| outcome.clone().unwrap_err()).collect();
+        assert!(waits.iter().all(|failure| failure.code == Some(Code::RateLimited)));
+        for pair in waits.windows(2) {
+            assert_eq!(pair[1].retry_after - pair[0].retry_after, Duration::from_secs(1));
+        }
+    }
+    let asked = phones[0].send_together(&[(demo::PUSH_ALL, "x"); 4]);
+    let outcomes: Vec<_> = asked.into_iter().map(|sequence| phones[0].outcome(sequence)).collect();
+    assert!(outcomes[0].is_ok() && outcomes[1].is_ok(), "the route has a burst");
+    for outcome in &outcomes[2..] {
+        assert_eq!(outcome.clone().unwrap_err().code, Some(Code::RateLimited));
+    }
+    let operator = gateway.operator();
+    let refused = |reason| operator.metric("tidegate_refused_calls_total", reason);
+    assert_eq!((refused("user_rate"), refused("route_rate")), (Some(6.0), Some(2.0)));
+}
+
+#[test]
 fn a_route_with_too_many_calls_answers_104() {
     let routes =
         r#"[{types=[1,99],backend="demo"},{types=[100,199],backend="quiz",in_flight_max=2}]"#;

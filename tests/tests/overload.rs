@@ -119,3 +119,67 @@ fn a_backend_serves_again_as_soon_as_an_overload_is_over() {
     // Each worker may have had a call at hand when its time was up.
     assert!(late < 100.0, "{late} calls were handled for nobody");
 }
+
+#[test]
+fn calls_that_would_wait_too_long_are_refused_and_all_others_are_answered() {
+    let route = r#"{types=[200,209],backend="blocking",timeout_ms=60000,waiting_ms_max=100}"#;
+    let gateway = Setup::blocking(60_000)
+        .set("routes", format!("[{route}]"))
+        .set("limits.calls_per_connection_max", 1000)
+        .start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=20).map(|user_id| gateway.login(user_id)).collect();
+    // The workers have to have handled calls, or nothing is known of how long others would wait.
+    for _ in 0..5 {
+        phones[0].ask(WORK, b"first").unwrap();
+    }
+    // Two workers serve some 2,000 calls a second.
+    let asked: Vec<_> =
+        phones.iter_mut().map(|phone| phone.send_together(&[(WORK, "x"); 300])).collect();
+    let (mut answered, mut waits) = (0, Vec::new());
+    for (phone, asked) in phones.iter_mut().zip(asked) {
+        for sequence in asked {
+            match phone.outcome(sequence) {
+                Ok(_) => answered += 1,
+                Err(failure) => {
+                    assert_eq!(failure.code, Some(Code::Overloaded));
+                    waits.push(failure.retry_after);
+                }
+            }
+        }
+    }
+    // 100 ms are some 200 calls. Each shard's turn sees what was submitted before it.
+    assert!(answered > 0 && waits.len() > 1000, "{answered} answered, {} refused", waits.len());
+    let refused = operator.metric("tidegate_refused_calls_total", "waiting").unwrap();
+    assert_eq!(refused, f64::from(u32::try_from(waits.len()).unwrap()));
+    // They do not come back together.
+    waits.sort_unstable();
+    waits.dedup();
+    assert!(waits.len() > 100, "{} waits", waits.len());
+    until("the backend takes calls again", || phones[0].ask(WORK, b"again").ok());
+}
+
+#[test]
+fn a_backend_that_hangs_gets_no_more_calls_until_it_answers() {
+    let gateway = Setup::blocking(500).set("backends.blocking.circuit_timeouts", 3).start();
+    let operator = gateway.operator();
+    let mut phones: Vec<_> = (1..=3).map(|user_id| gateway.login(user_id)).collect();
+    for phone in &mut phones[..2] {
+        hang(&operator, phone);
+    }
+    let phone = &mut phones[2];
+    phone.send(ECHO, b"no worker is free");
+    operator.wait_for_metric("tidegate_circuit_open", "blocking", |open| open == 1.0);
+    // A probe still times out.
+    let failure = until("a call is refused", || {
+        let failure = phone.ask(ECHO, b"refused").unwrap_err();
+        (failure.code == Some(Code::Overloaded)).then_some(failure)
+    });
+    assert!(!failure.retry_after.is_zero());
+    phone.assert_is_served();
+    release(phone);
+    until("a probe is answered", || phone.ask(ECHO, b"answered").ok());
+    assert_eq!(operator.metric("tidegate_circuit_open", "blocking"), Some(0.0));
+    assert_eq!(operator.metric("tidegate_circuit_openings_total", "blocking"), Some(1.0));
+    assert_eq!(phone.ask(ECHO, b"all calls").unwrap(), "all calls");
+}

@@ -145,8 +145,27 @@ impl Worker {
         any
     }
 
+    /// Works on one batch of what waits at `began`, without blocking, as if it took until `ended`. Returns whether there
+    /// was anything.
+    pub fn run_one(&mut self, began: Instant, ended: Instant) -> bool {
+        self.batch.hold.clock = Clock::At(began);
+        let Begin::Call(call, is_fast) = self.batch.hold.begin(false) else { return false };
+        self.handle(call, is_fast);
+        self.batch.hold.clock = Clock::At(ended);
+        self.batch.end();
+        batch::wake_deferred();
+        true
+    }
+
     /// Handles a batch that starts with `first`.
     fn work(&mut self, first: Call, is_fast: bool) {
+        self.handle(first, is_fast);
+        self.batch.end();
+        batch::wake_deferred();
+    }
+
+    /// Has the handler take a batch that starts with `first`.
+    fn handle(&mut self, first: Call, is_fast: bool) {
         let calls_max = self.batch.hold.shared.options.batch_calls_max;
         self.batch.start(first, calls_max);
         if is_fast {
@@ -160,8 +179,6 @@ impl Worker {
         {
             tracing::error!(suppressed, "a handler panicked; its call is answered with 101");
         }
-        self.batch.end();
-        batch::wake_deferred();
     }
 }
 
@@ -330,10 +347,12 @@ impl Hold {
         let found = group.is_some();
         if let Some((line, group)) = group {
             self.taken.lines.push(line);
+            state.load.note_taken(group.len(), group.waited(now), self.handling.mean());
             self.taken.put(group, &mut state.queue, now);
         } else if may_sleep && !is_closed {
             state.asleep.push(self.index);
         }
+        state.update_load(now);
         self.shared.publish(&state);
         drop(state);
         let begin = match self.next_of_group(now, true) {
@@ -436,8 +455,11 @@ impl Hold {
             group = Some(next);
         }
         if let Some(group) = group {
+            let (calls, waited) = (group.len(), group.waited(now));
             self.taken.put(group, queue, now);
+            state.load.note_taken(calls, waited, self.handling.mean());
         }
+        state.update_load(now);
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);

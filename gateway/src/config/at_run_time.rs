@@ -80,6 +80,11 @@ pub(super) const AT_RUN_TIME: &[&str] = &[
     "routes.backend",
     "routes.timeout_ms",
     "routes.in_flight_max",
+    "routes.waiting_ms_max",
+    "routes.calls_per_second_max",
+    "routes.calls_burst_max",
+    "routes.user_calls_per_second_max",
+    "routes.user_calls_burst_max",
     "log.filter",
     "shutdown.ready_grace_ms",
     "shutdown.goodbye_window_ms",
@@ -147,6 +152,7 @@ pub(super) const AT_START: &[&str] = &[
     "backends.*.queue_calls_max",
     "backends.*.queue_bytes_max",
     "backends.*.batch_calls_max",
+    "backends.*.circuit_timeouts",
     "log.format",
 ];
 

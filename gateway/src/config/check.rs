@@ -217,6 +217,12 @@ impl Checker<'_> {
                 backend.batch_calls_max,
                 1..=10_000,
             )?,
+            circuit_timeouts: Some(self.number(
+                &key("circuit_timeouts"),
+                backend.circuit_timeouts,
+                0..=1_000_000,
+            )?)
+            .filter(|&timeouts| timeouts > 0),
         })
     }
 
@@ -273,6 +279,29 @@ impl Checker<'_> {
                 route.in_flight_max,
                 1..=10_000_000,
             )?,
+            waiting_max: Some(self.millis(
+                &key("waiting_ms_max"),
+                route.waiting_ms_max,
+                0..=DAY_MS,
+            )?)
+            .filter(|waiting_max| !waiting_max.is_zero()),
+            rate: self.call_rate(
+                (&key("calls_per_second_max"), route.calls_per_second_max),
+                (&key("calls_burst_max"), route.calls_burst_max),
+            )?,
+            user_rate: self.call_rate(
+                (&key("user_calls_per_second_max"), route.user_calls_per_second_max),
+                (&key("user_calls_burst_max"), route.user_calls_burst_max),
+            )?,
+        })
+    }
+
+    /// A rate of two keys; without a bound where the first is 0.
+    fn call_rate(&self, rate: (&str, i64), burst: (&str, i64)) -> Checked<CallRate> {
+        let per_second = self.number(rate.0, rate.1, 0..=1_000_000)?;
+        Ok(CallRate {
+            per_second_max: Some(per_second).filter(|&per_second| per_second > 0),
+            burst_max: self.number(burst.0, burst.1, 1..=1_000_000)?,
         })
     }
 

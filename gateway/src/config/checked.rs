@@ -599,6 +599,8 @@ pub struct BackendConfig {
     pub queue_bytes_max: usize,
     /// Calls that a worker takes from its queue at once: at least 1.
     pub batch_calls_max: usize,
+    /// Timeouts in a row after which it gets only probes, if no call was answered meanwhile; `None`: it gets all calls.
+    pub circuit_timeouts: Option<u32>,
 }
 
 /// One route.
@@ -614,6 +616,26 @@ pub struct RouteConfig {
     pub timeout: Duration,
     /// Calls that wait for their answer, all shards together: at least 1. More: 104.
     pub in_flight_max: usize,
+    /// How long a call may wait for a worker, as it is estimated; `None`: until its timeout. Longer: 104.
+    pub waiting_max: Option<Duration>,
+    /// How often the route may be called, all shards together. More: 103.
+    pub rate: CallRate,
+    /// How often each user may call it. More: 103.
+    pub user_rate: CallRate,
+}
+
+/// How often something may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallRate {
+    /// Calls in a second: at least 1; `None`: as many as come.
+    pub per_second_max: Option<u32>,
+    /// Calls that may come at once before `per_second_max` applies: at least 1.
+    pub burst_max: u32,
+}
+
+impl CallRate {
+    /// As many as come.
+    pub const UNLIMITED: Self = Self { per_second_max: None, burst_max: 1 };
 }
 
 /// Logging.

@@ -283,6 +283,7 @@ fn backend(backend: &BackendConfig) -> (String, Value) {
         "queue_calls_max": backend.queue_calls_max,
         "queue_bytes_max": backend.queue_bytes_max,
         "batch_calls_max": backend.batch_calls_max,
+        "circuit_timeouts": backend.circuit_timeouts.unwrap_or(0),
     });
     (backend.name.clone(), value)
 }
@@ -293,6 +294,11 @@ fn route(route: &RouteConfig) -> Value {
         "backend": route.backend,
         "timeout_ms": ms(route.timeout),
         "in_flight_max": route.in_flight_max,
+        "waiting_ms_max": route.waiting_max.map_or(0, ms),
+        "calls_per_second_max": route.rate.per_second_max.unwrap_or(0),
+        "calls_burst_max": route.rate.burst_max,
+        "user_calls_per_second_max": route.user_rate.per_second_max.unwrap_or(0),
+        "user_calls_burst_max": route.user_rate.burst_max,
     })
 }
 

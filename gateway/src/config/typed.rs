@@ -225,6 +225,7 @@ pub(super) struct Backend {
     pub(super) queue_calls_max: i64,
     pub(super) queue_bytes_max: i64,
     pub(super) batch_calls_max: i64,
+    pub(super) circuit_timeouts: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -234,6 +235,11 @@ pub(super) struct Route {
     pub(super) backend: String,
     pub(super) timeout_ms: i64,
     pub(super) in_flight_max: i64,
+    pub(super) waiting_ms_max: i64,
+    pub(super) calls_per_second_max: i64,
+    pub(super) calls_burst_max: i64,
+    pub(super) user_calls_per_second_max: i64,
+    pub(super) user_calls_burst_max: i64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -520,13 +526,24 @@ impl Default for Backend {
             queue_calls_max: 100_000,
             queue_bytes_max: 64 << 20,
             batch_calls_max: 64,
+            circuit_timeouts: 0,
         }
     }
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { types: Vec::new(), backend: String::new(), timeout_ms: 5000, in_flight_max: 100_000 }
+        Self {
+            types: Vec::new(),
+            backend: String::new(),
+            timeout_ms: 5000,
+            in_flight_max: 100_000,
+            waiting_ms_max: 0,
+            calls_per_second_max: 0,
+            calls_burst_max: 1_000,
+            user_calls_per_second_max: 0,
+            user_calls_burst_max: 10,
+        }
     }
 }
 

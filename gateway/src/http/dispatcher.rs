@@ -116,7 +116,13 @@ impl Dispatcher {
         let shared = Arc::clone(&parts.shared);
         let settings = shared.settings();
         let config = &settings.config;
-        let calls = Calls::new(config, &shared.backends, address.clone(), parts.gateway.clone());
+        let calls = Calls::new(
+            config,
+            &shared.backends,
+            Arc::clone(&shared.user_rates),
+            address.clone(),
+            parts.gateway.clone(),
+        );
         let on_thread = calls.enter_thread();
         let changed = Arc::new(Notify::new());
         address.mailbox().set_waker(Arc::new(Waker(Arc::clone(&changed))));
@@ -184,8 +190,8 @@ impl Dispatcher {
         {
             let state = &mut *self.state.borrow_mut();
             state.clock.on_woken(Instant::now(), 0);
-            let route = state.calls.admit(ask.kind, ask.biz_data.len());
-            let route = route.map_err(crate::router::Refusal::failure)?;
+            let route =
+                state.calls.admit(ask.kind, ask.user_id, ask.biz_data.len(), &state.clock)?;
             let Ask { conn, user_id, kind, biz_data } = ask;
             let sequence = state.next_sequence;
             state.next_sequence += 1;

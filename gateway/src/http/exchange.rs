@@ -36,8 +36,8 @@ use crate::auth::Verification;
 use crate::config::{Config, LimitsConfig, ListenerConfig};
 use crate::driver::ConnId;
 use crate::http_io::bearer;
+use crate::limits::rate::{Rate, RateLimiter};
 use crate::shard::Shared;
-use crate::shard::clients::rate::{Rate, RateLimiter};
 
 /// The header with the user, where the token does not say it.
 pub(super) const USER: HeaderName = HeaderName::from_static("tidegate-user");

@@ -1,4 +1,5 @@
-//! Limits by address: how many connections, accepts and failed logins there may be from one address and its prefix.
+//! Limits by address (how many connections, accepts and failed logins there may be from one address and its prefix), and rates of
+//! connections, users and routes.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -6,6 +7,9 @@
 //! | [`prefix`] | which addresses count as one |
 //! | [`counts`] | how many connections each address has |
 //! | [`rate_sketch`] | how often something happens for each address, in fixed memory |
+//! | [`rate`] | how often a connection or a route may be asked |
+//! | [`user_rates`] | how often each user may call a route |
+//! | [`places`] | when refused requests are to be retried |
 //! | [`bans`] | which prefixes are refused, and until when |
 //! | [`ban_changes`] | bans that other gateways are to learn |
 //!
@@ -19,5 +23,8 @@ pub mod addresses;
 pub mod ban_changes;
 pub mod bans;
 pub mod counts;
+pub mod places;
 pub mod prefix;
+pub mod rate;
 pub mod rate_sketch;
+pub mod user_rates;

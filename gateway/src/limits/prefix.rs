@@ -90,6 +90,12 @@ impl Keys {
     pub fn of(&self, prefix: Prefix) -> Key {
         Key(self.0.hash_one(prefix))
     }
+
+    /// The key of a user of a route, which is known by its first type.
+    #[must_use]
+    pub fn of_user(&self, first_type: i32, user_id: u64) -> Key {
+        Key(self.0.hash_one((first_type, user_id)))
+    }
 }
 
 impl Key {

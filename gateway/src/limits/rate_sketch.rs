@@ -78,6 +78,28 @@ impl RateSketch {
         Ok(())
     }
 
+    /// Gives a place in a schedule, as [`Places`](crate::limits::places::Places) do: `first` from now, or one interval after the key's
+    /// place before. Returns the time until it, in microseconds: up to `wait_us_max`, unless `first` is longer.
+    pub fn place(
+        &self,
+        key: Key,
+        rate: Rate,
+        first: Duration,
+        wait_us_max: u64,
+        now_us: u64,
+    ) -> u64 {
+        let first_us = u64::try_from(first.as_micros()).unwrap_or(u64::MAX);
+        let after_us = self.full_at_us(key).saturating_add(rate.interval_us);
+        let place_us = after_us.max(now_us.saturating_add(first_us));
+        self.cells(key).for_each(|cell| {
+            cell.fetch_max(place_us, Ordering::Relaxed);
+        });
+        // Places that are too far are given out from the first one again.
+        let beyond_us = place_us - now_us - first_us;
+        let round_us = wait_us_max.saturating_sub(first_us) / rate.interval_us * rate.interval_us;
+        first_us + beyond_us.checked_rem(round_us).unwrap_or(0)
+    }
+
     /// Whether the bucket has a token, which stays there. Returns when it is full.
     ///
     /// # Errors

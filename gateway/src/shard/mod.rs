@@ -156,7 +156,13 @@ impl Shard {
             rooms: Rooms::new(room_settings, Arc::clone(&shared.limiter)),
             resumes: Resumes::default(),
             repeats: Repeats::new(config.limits.push_keys_bytes_max),
-            calls: Calls::new(config, &shared.backends, address.clone(), gateway),
+            calls: Calls::new(
+                config,
+                &shared.backends,
+                Arc::clone(&shared.user_rates),
+                address.clone(),
+                gateway,
+            ),
             admission: Admission::new(
                 config.limits.connections_max,
                 config.limits.accepts_per_second_max,

@@ -52,7 +52,7 @@ impl Shard {
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
         }
         let user_id = connection.user_id;
-        match self.calls.admit(kind, biz_data.len()) {
+        match self.calls.admit(kind, user_id, biz_data.len(), &self.clock) {
             Ok(route) => {
                 let conn = self.clients.conn_id(slot);
                 let session = self.shared.session_ids.id(SessionAddr::new(self.id, conn));
@@ -61,8 +61,7 @@ impl Shard {
                 self.calls.start(&request, route, &self.clock);
                 self.deliver_answers();
             }
-            Err(refusal) => {
-                let Failure { code, retry_after_ms } = refusal.failure();
+            Err(Failure { code, retry_after_ms }) => {
                 self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
             }
         }

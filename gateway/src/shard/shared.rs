@@ -1,7 +1,7 @@
 //! What all shards of a gateway share. On the way of a frame it is only read.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use crate::allocator::Heap;
 use crate::clock::WallClock;
 use crate::cluster::ClusterAddress;
 use crate::limits::addresses::AddressLimits;
+use crate::limits::user_rates::UserRates;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
 use crate::settings::Settings;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub wall_clock: WallClock,
     /// The backends that routes lead to.
     pub backends: Vec<Backend>,
+    /// What each user has called. It is empty while no route has had a rate for each user.
+    pub user_rates: Arc<OnceLock<UserRates>>,
     /// Open connections, all shards together.
     pub connections: AtomicU64,
     /// How long calls took, all shards together.

@@ -13,7 +13,7 @@ use crate::control::ShardInfo;
 use crate::driver::Mechanism;
 use crate::limits::addresses;
 use crate::offset_file;
-use crate::router::queue_metrics;
+use crate::router::{queue_metrics, refusals};
 
 /// Defines the counters of each part of a shard, all of them together as [`Stats`], their names, and how they reach
 /// the registry.
@@ -244,6 +244,9 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),
     (queue_metrics::EXPIRED_CALLS.0, "backend", queue_metrics::EXPIRED_CALLS.1),
     (queue_metrics::QUEUE_WAIT.0, "backend, le", queue_metrics::QUEUE_WAIT.1),
+    (refusals::REFUSED_CALLS.0, "backend, reason", refusals::REFUSED_CALLS.1),
+    (refusals::CIRCUIT_OPEN.0, "backend", refusals::CIRCUIT_OPEN.1),
+    (refusals::CIRCUIT_OPENINGS.0, "backend", refusals::CIRCUIT_OPENINGS.1),
     (offset_file::WRITE_ERRORS, "", "Times that rooms.offset_file could not be written."),
     ("tidegate_unresponsive_shards", "", "Shards that have not answered for 5 s."),
     ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),

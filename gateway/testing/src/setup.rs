@@ -104,8 +104,8 @@ impl Setup {
                         Some(pool)
                     }
                 };
-                let handler = Arc::clone(&handler);
-                Backend { name: backend.name.as_str().into(), handler, pool }
+                Backend::new(&backend.name, Arc::clone(&handler), pool)
+                    .with_circuit(backend.circuit_timeouts)
             });
             Ok::<_, Infallible>(backends.collect())
         });

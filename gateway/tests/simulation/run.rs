@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::config::{
-    BackendConfig, Config, Rejoin, RoomClass, RoomPolicy, RouteConfig, SlowMember,
+    BackendConfig, CallRate, Config, Rejoin, RoomClass, RoomPolicy, RouteConfig, SlowMember,
 };
 use tidegate::driver::sim::{Arrived, Faults, Sim};
 use tidegate::wire::Wired;
@@ -107,6 +107,7 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         queue_calls_max: 64,
         queue_bytes_max: 1 << 20,
         batch_calls_max: 4,
+        circuit_timeouts: Some(20),
     };
     config.backends =
         vec![backend("inline", Placement::Shard), backend("workers", Placement::Worker)];
@@ -125,6 +126,9 @@ fn configure(config: &mut Config, rng: &mut Rng) -> Rules {
         backend: backend.into(),
         timeout: CALL_TIMEOUT,
         in_flight_max: 30,
+        waiting_max: Some(Duration::from_millis(rng.u64(1..2_000))),
+        rate: CallRate::UNLIMITED,
+        user_rate: CallRate::UNLIMITED,
     })
     .to_vec();
     rules

@@ -7,21 +7,22 @@ pub mod durations;
 pub mod port;
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::handler::{AnswerPort, CallId, Outcome};
 use tidegate_backend::histogram::Durations;
 use tidegate_backend::log_limit::LogLimit;
-use tidegate_backend::{Call, Gateway, SessionId, UserId};
+use tidegate_backend::{Call, Failure, Gateway, SessionId, UserId};
 
 use super::clock::Clock;
 use super::mailbox::{Address, Answer};
 use super::stats::CallCounters;
 use crate::config::Config;
 use crate::driver::ConnId;
-use crate::router::{Backend, PendingCall, Refusal, RouteIndex, Router};
+use crate::limits::user_rates::UserRates;
+use crate::router::{Backend, PendingCall, RouteIndex, Router};
 use durations::CallDurations;
 use port::{OnThread, Port};
 
@@ -81,10 +82,16 @@ impl std::fmt::Debug for Calls {
 impl Calls {
     /// No call yet. Answers come to `address`.
     #[must_use]
-    pub fn new(config: &Config, backends: &[Backend], address: Address, gateway: Gateway) -> Self {
+    pub fn new(
+        config: &Config,
+        backends: &[Backend],
+        users: Arc<OnceLock<UserRates>>,
+        address: Address,
+        gateway: Gateway,
+    ) -> Self {
         let port = Arc::new(Port::new(address));
         Self {
-            router: Router::new(&config.routes, backends, config.shards),
+            router: Router::new(&config.routes, backends, users, config.shards),
             gateway,
             answer_port: Arc::clone(&port) as Arc<dyn AnswerPort>,
             port,
@@ -123,10 +130,16 @@ impl Calls {
     /// Finds the route of a type, if it takes one more call with a request of so many bytes.
     ///
     /// # Errors
-    /// [`Refusal`].
+    /// What the client gets.
     #[inline]
-    pub fn admit(&self, kind: i32, bytes: usize) -> Result<RouteIndex, Refusal> {
-        self.router.admit(kind, bytes)
+    pub fn admit(
+        &mut self,
+        kind: i32,
+        user_id: UserId,
+        bytes: usize,
+        clock: &Clock,
+    ) -> Result<RouteIndex, Failure> {
+        self.router.admit(kind, user_id, bytes, clock.now_ms())
     }
 
     /// Starts a call: submits it to the workers with the next [`Self::flush`], or runs the handler here. Its
@@ -192,6 +205,7 @@ impl Calls {
             return None;
         };
         self.note_duration(&pending, clock);
+        self.router.note_answer(pending.route, clock.now_ms());
         Some((pending, outcome))
     }
 
@@ -199,17 +213,20 @@ impl Calls {
     /// have expired too, and then itself. So no 102 overtakes an earlier one. `None`: all of them are closed.
     pub fn take_expired_until(&mut self, call: CallId, clock: &Clock) -> Option<PendingCall> {
         let pending = self.router.pending.take_oldest_until(call)?;
-        self.note_duration(&pending, clock);
-        self.may_queue_expired = true;
-        Some(pending)
+        Some(self.note_timeout(pending, clock))
     }
 
     /// An expired call: it has to be answered with 102.
     pub fn take_expired(&mut self, clock: &Clock) -> Option<PendingCall> {
         let pending = self.router.pending.take_expired(clock.now_ms())?;
+        Some(self.note_timeout(pending, clock))
+    }
+
+    fn note_timeout(&mut self, pending: PendingCall, clock: &Clock) -> PendingCall {
         self.note_duration(&pending, clock);
+        self.router.note_timeout(pending.route, clock.now_ms());
         self.may_queue_expired = true;
-        Some(pending)
+        pending
     }
 
     /// Removes expired calls from the backends' queues. [`Self::take_expired`] must have taken all calls that
@@ -284,7 +301,7 @@ mod tests {
 
     use super::*;
     use crate::clock::WallClock;
-    use crate::config::RouteConfig;
+    use crate::config::{CallRate, RouteConfig};
 
     const CONN: ConnId = ConnId { slot: 3, generation: 1 };
 
@@ -314,6 +331,9 @@ mod tests {
             backend: "demo".into(),
             timeout: Duration::from_secs(1),
             in_flight_max: 10,
+            waiting_max: None,
+            rate: CallRate::UNLIMITED,
+            user_rate: CallRate::UNLIMITED,
         }];
         let gateway = Harness::new(Demo::default()).gateway().clone();
         let handler: Arc<dyn tidegate_backend::Handler> = Arc::new(Demo::default());
@@ -324,8 +344,8 @@ mod tests {
             batch_calls_max: 8,
         };
         let (pool, workers) = Pool::idle(&handler, &gateway, options);
-        let backend = Backend { name: "demo".into(), handler, pool: on_workers.then_some(pool) };
-        (Calls::new(&config, &[backend], Address::new(), gateway), workers)
+        let backend = Backend::new("demo", handler, on_workers.then_some(pool));
+        (Calls::new(&config, &[backend], Arc::default(), Address::new(), gateway), workers)
     }
 
     #[test]
@@ -333,7 +353,7 @@ mod tests {
         let (mut calls, _) = calls(false);
         let clock = clock();
         let _on_thread = calls.enter_thread();
-        let route = calls.admit(ECHO, 5).unwrap();
+        let route = calls.admit(ECHO, 7, 5, &clock).unwrap();
         calls.start(&ask(b"hello"), route, &clock);
         assert_eq!((calls.in_flight(), calls.counters().calls), (1, 1));
         assert!(!calls.has_queued());
@@ -351,7 +371,7 @@ mod tests {
         let mut clock = clock();
         let on_thread = calls.enter_thread();
         assert!(!calls.flush(&clock), "nothing was submitted");
-        let route = calls.admit(ECHO, 5).unwrap();
+        let route = calls.admit(ECHO, 7, 5, &clock).unwrap();
         calls.start(&ask(b"hello"), route, &clock);
         assert!(calls.next_answer().is_none(), "no handler runs on the shard's thread");
         pass_to(&mut clock, 100);
@@ -371,7 +391,7 @@ mod tests {
         let mut clock = clock();
         assert_eq!(calls.next_poll_ms(0), None, "no call waits");
         pass_to(&mut clock, 100);
-        let route = calls.admit(ECHO, 0).unwrap();
+        let route = calls.admit(ECHO, 7, 0, &clock).unwrap();
         calls.start(&ask(b""), route, &clock);
         calls.flush(&clock);
         let polls = [100, 116, 132, 164, 228, 800].map(|now_ms| calls.next_poll_ms(now_ms));
@@ -382,7 +402,7 @@ mod tests {
     fn a_call_that_timed_out_leaves_the_queue_and_its_answer_is_late() {
         let (mut calls, _workers) = calls(true);
         let mut clock = clock();
-        let route = calls.admit(ECHO, 1).unwrap();
+        let route = calls.admit(ECHO, 7, 1, &clock).unwrap();
         for _ in 0..2 {
             calls.start(&ask(b"x"), route, &clock);
         }
@@ -407,7 +427,7 @@ mod tests {
         let mut clock = clock();
         let total = CallDurations::new(["demo".into()]);
         let on_thread = calls.enter_thread();
-        let route = calls.admit(ECHO, 0).unwrap();
+        let route = calls.admit(ECHO, 7, 0, &clock).unwrap();
         calls.start(&ask(b""), route, &clock);
         pass_to(&mut clock, 3);
         let answer = calls.next_answer().unwrap();

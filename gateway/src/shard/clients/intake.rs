@@ -10,9 +10,9 @@ use std::mem;
 use tidegate_protocol::limits::FRAME_BEFORE_SESSION_BYTES_MAX;
 
 use super::connection::{Connection, Flags, Phase};
-use super::rate::{Rate, RateLimiters};
 use crate::allocator::SHORT_BYTES;
 use crate::config::LimitsConfig;
+use crate::limits::rate::{Rate, RateLimiters};
 use crate::shard::clock::Clock;
 
 /// Unsent bytes of a peer that has not authenticated, before reading is paused: a hundred answers.

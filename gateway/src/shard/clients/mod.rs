@@ -33,7 +33,6 @@ pub mod intake;
 pub mod lifecycle;
 pub mod outbox;
 pub mod output;
-pub mod rate;
 mod sending;
 pub mod session_tokens;
 pub mod table;

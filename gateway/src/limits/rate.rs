@@ -3,13 +3,11 @@
 //! A limiter keeps the theoretical arrival time of the next request at the configured rate. Each request moves it on
 //! by one interval. A request is too early while that time is more than a burst ahead of now.
 //!
-//! A refusal names how long to wait. If all that are refused together got the same wait, they would be retried
-//! together, and nearly all would be refused again. So the limiter keeps a second time: the last one for which it has
-//! asked a refused request to be retried. The next refusal names a time that is an interval later. When these times are
-//! [`WAIT_MS_MAX`] ahead, they start again at the first one that the rate allows. So the waits stay spread whatever a
-//! client sends, and nothing is kept for a single request.
+//! A refusal names how long to wait: each request has its [place](Places) after the one before it, at the rate.
 //!
 //! The limiters are in a table beside the connections, 16 bytes each, so a gateway without a limit has no table.
+
+use crate::limits::places::{NS_PER_MS, Places};
 
 /// The rate, and a limiter for each of a shard's connections.
 #[derive(Debug)]
@@ -24,8 +22,8 @@ pub struct RateLimiters {
 pub struct RateLimiter {
     /// The theoretical arrival time.
     arrival_ns: u64,
-    /// When the request that was refused last is to be retried.
-    retry_ns: u64,
+    /// When requests that were refused are to be retried.
+    places: Places,
 }
 
 /// A rate, the same for all connections.
@@ -37,17 +35,20 @@ pub struct Rate {
     tolerance_ns: u64,
 }
 
-const NS_PER_MS: u64 = 1_000_000;
-
-/// The longest wait of a refused request, in milliseconds: as long as clients wait for an answer.
-pub const WAIT_MS_MAX: u64 = 30_000;
-
 impl Rate {
     /// `per_second` requests, of which `burst` may come at once: each 1 to 1,000,000.
     #[must_use]
     pub fn new(per_second: u32, burst: u32) -> Self {
         let interval_ns = 1_000_000_000 / u64::from(per_second.max(1));
         Self { interval_ns, tolerance_ns: interval_ns * u64::from(burst.max(1) - 1) }
+    }
+
+    /// As [`Self::new`], of which each of `shards` has an equal share: the `burst` may be rounded up.
+    #[must_use]
+    pub fn shared(per_second: u32, burst: u32, shards: u16) -> Self {
+        let interval_ns = 1_000_000_000 * u64::from(shards) / u64::from(per_second.max(1));
+        let burst = u64::from(burst.max(1)).div_ceil(u64::from(shards.max(1)));
+        Self { interval_ns, tolerance_ns: interval_ns * (burst - 1) }
     }
 }
 
@@ -82,7 +83,7 @@ impl RateLimiters {
     /// Admits a request of the slot's connection, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`](crate::limits::places::WAIT_MS_MAX).
     #[inline]
     pub fn admit(&mut self, slot: u32, now_ms: u64) -> Result<(), u32> {
         self.limiters[slot as usize].admit(self.rate, now_ms)
@@ -93,30 +94,22 @@ impl RateLimiter {
     /// The limiter of a connection that has sent no request yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { arrival_ns: 0, retry_ns: 0 }
+        Self { arrival_ns: 0, places: Places::new() }
     }
 
     /// Admits a request, unless it is too early.
     ///
     /// # Errors
-    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`].
+    /// The milliseconds that this request has to wait: 1 to [`WAIT_MS_MAX`](crate::limits::places::WAIT_MS_MAX).
     pub fn admit(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
         let now_ns = now_ms * NS_PER_MS;
         let arrival_ns = self.arrival_ns.max(now_ns);
         let first_ns = arrival_ns.saturating_sub(rate.tolerance_ns);
         if first_ns > now_ns {
-            return Err(self.refuse(rate, first_ns, now_ns));
+            return Err(self.places.next(first_ns, rate.interval_ns, now_ns));
         }
         self.arrival_ns = arrival_ns + rate.interval_ns;
         Ok(())
-    }
-
-    /// How long the next refused request has to wait. `first_ns`: the first time at which the rate allows one.
-    fn refuse(&mut self, rate: Rate, first_ns: u64, now_ns: u64) -> u32 {
-        let next_ns = first_ns.max(self.retry_ns + rate.interval_ns);
-        let is_far = next_ns - now_ns > WAIT_MS_MAX * NS_PER_MS;
-        self.retry_ns = if is_far { first_ns } else { next_ns };
-        u32::try_from((self.retry_ns - now_ns).div_ceil(NS_PER_MS)).unwrap_or(u32::MAX)
     }
 }
 
