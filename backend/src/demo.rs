@@ -49,6 +49,9 @@ const OVERLOADED_RETRY_MS: u32 = 100;
 /// default.
 const ROOMS_FULL_RETRY_MS: u32 = 1000;
 
+/// How long a client waits that joins and leaves too often: at most one second's joins come meanwhile.
+const JOINS_RETRY_MS: u32 = 1000;
+
 /// The demo backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demo {
@@ -142,9 +145,11 @@ fn answer_when_ended(call: Call, gateway: &Gateway) -> Reporting<'_> {
 
 fn answer(outcome: Result<(), PushError>) -> Outcome {
     let shed = |retry_after_ms| Failure { code: Code::Overloaded, retry_after_ms };
+    let limited = Failure { code: Code::RateLimited, retry_after_ms: JOINS_RETRY_MS };
     outcome.map(|()| Bytes::new()).map_err(|error| match error {
         PushError::Overloaded => shed(OVERLOADED_RETRY_MS),
         PushError::RoomsFull { .. } => shed(ROOMS_FULL_RETRY_MS),
+        PushError::TooManyJoins { .. } => limited,
         _ => Code::BackendFailed.into(),
     })
 }
@@ -227,6 +232,7 @@ mod tests {
         for (refusal, code) in [
             (PushError::RoomsFull { rooms_max: 1 }, Code::Overloaded),
             (PushError::TooManyRooms { rooms_max: 1 }, Code::BackendFailed),
+            (PushError::TooManyJoins { per_second_max: 1 }, Code::RateLimited),
             (PushError::SessionGone, Code::BackendFailed),
             (PushError::Stopping, Code::BackendFailed),
         ] {
@@ -235,7 +241,7 @@ mod tests {
                 let failure = harness.call(7, kind, biz_data).unwrap_err();
                 assert_eq!(failure.code, code, "{refusal}");
                 // A code that asks for another try says when.
-                assert_eq!(failure.retry_after_ms > 0, code == Code::Overloaded);
+                assert_eq!(failure.retry_after_ms > 0, code != Code::BackendFailed);
             }
         }
         assert_eq!(harness.commands().len(), 12, "each was taken");

@@ -119,7 +119,7 @@ pub enum Command {
 
 /// Why a command was refused. It had no effect; with [`PushError::Stopping`] it may have had a part of it.
 ///
-/// The first seven are returned at once. The others are known only on the shard of the room, the user or the
+/// The first eight are returned at once. The others are known only on the shard of the room, the user or the
 /// connection, after the command was taken: [`Gateway::report_to`] reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
@@ -153,6 +153,15 @@ pub enum PushError {
     /// The session id is not one of this gateway.
     #[error("the session is not one of this gateway's")]
     UnknownSession,
+    /// The session joins and leaves rooms too often.
+    #[error(
+        "the session joins and leaves rooms more often than rooms.joins_per_second_max allows ({per_second_max} a \
+         second): have its client wait, or raise it and rooms.joins_burst_max"
+    )]
+    TooManyJoins {
+        /// The most in a second.
+        per_second_max: u32,
+    },
     /// The gateway is stopping, or stopped before the command had ended.
     #[error("the gateway is stopping")]
     Stopping,

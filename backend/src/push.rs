@@ -138,6 +138,8 @@ pub enum Nobody {
     NoMembers,
     /// The push's time to live was over before it was offered to anybody.
     Expired,
+    /// The user's connections were too slow for it, and `session.slow_pushes` has it dropped then.
+    Slow,
 }
 
 impl Nobody {
@@ -148,6 +150,7 @@ impl Nobody {
             Self::NoConnection => "no_connection",
             Self::NoMembers => "no_members",
             Self::Expired => "expired",
+            Self::Slow => "slow",
         }
     }
 }
@@ -158,6 +161,7 @@ impl fmt::Display for Nobody {
             Self::NoConnection => "the user has no connection",
             Self::NoMembers => "the room has no members",
             Self::Expired => "its time to live was over before it was offered to anybody",
+            Self::Slow => "the user's connections were too slow for it",
         })
     }
 }

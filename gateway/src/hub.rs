@@ -17,9 +17,10 @@ use tokio::sync::oneshot;
 use crate::cluster::ClusterAddress;
 use crate::cluster::message::{ToCluster, UserOrder};
 use crate::control::{Control, Drains, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
+use crate::limits::sessions::MembershipRate;
 use crate::session_id::{SessionAddr, SessionIds};
 use crate::settings::NewSettings;
-use crate::shard::command::{CommandLimiter, CommandPermit, RoomPush};
+use crate::shard::command::{CommandClass, CommandLimiter, CommandPermit, RoomPush};
 use crate::shard::mailbox::{Address, Message};
 use crate::shard::rebalance::Share;
 use crate::shard::rooms;
@@ -38,6 +39,8 @@ pub struct Hub {
     /// The way to the other gateways; `None`: this gateway is alone.
     cluster: Option<ClusterAddress>,
     limiter: Arc<CommandLimiter>,
+    /// How often a session may join and leave; `None`: as often as backends have it.
+    membership_rate: Option<MembershipRate>,
     session_ids: SessionIds,
     frame_bytes_max: usize,
     readiness: AtomicCell<Readiness>,
@@ -51,7 +54,7 @@ impl Hub {
     pub fn new(
         addresses: Vec<Address>,
         cluster: Option<ClusterAddress>,
-        limiter: Arc<CommandLimiter>,
+        (limiter, membership_rate): (Arc<CommandLimiter>, Option<MembershipRate>),
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
@@ -64,6 +67,7 @@ impl Hub {
             beside,
             cluster,
             limiter,
+            membership_rate,
             session_ids,
             frame_bytes_max,
             readiness,
@@ -120,29 +124,35 @@ impl Hub {
         if addr.shard() < self.shards() { Ok(addr) } else { Err(PushError::UnknownSession) }
     }
 
-    /// Posts a command. Takes the report with it, if there is one. An error leaves the report to the caller.
-    fn take(&self, command: Command, report: &mut Option<Report>) -> Result<(), PushError> {
+    /// Posts a command. `pushes`: the class of pushes. Takes the report with it, if there is one. An error leaves the report
+    /// to the caller.
+    fn take(
+        &self,
+        command: Command,
+        pushes: CommandClass,
+        report: &mut Option<Report>,
+    ) -> Result<(), PushError> {
         match command {
             Command::Push(push) => {
-                let (shard, message) = self.prepare(push, report)?;
+                let (shard, message) = self.prepare(push, pushes, report)?;
                 self.addresses[usize::from(shard)].post(message);
             }
             Command::Join { session, room, after_offset } => {
-                let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
+                let (addr, permit) = self.admit_membership(session, report)?;
                 let after = after_offset.map_or(After::Now, After::Offset);
                 let (home, asker) = (self.home_of_room(&room), Asker::Backend(permit));
                 home.post(RoomMessage::Join { room, addr, after, asker });
             }
             Command::Leave { session, room } => {
-                let (addr, permit) = (self.addr(session)?, self.admit(0, report)?);
+                let (addr, permit) = self.admit_membership(session, report)?;
                 self.home_of_room(&room).post(RoomMessage::Leave { room, addr, permit });
             }
             Command::Expel { user_id, room } => {
-                let permit = self.admit(0, report)?;
+                let permit = self.admit(CommandClass::Control, 0, report)?;
                 self.home_of_room(&room).post(RoomMessage::Expel { room, user_id, permit });
             }
             Command::Kick { user_id } => {
-                let permit = self.admit(0, report)?;
+                let permit = self.admit(CommandClass::Control, 0, report)?;
                 self.send_elsewhere(user_id, &permit, || UserOrder::Kick);
                 self.home_of_user(user_id).post(UserMessage::Kick { user_id, permit });
             }
@@ -154,6 +164,7 @@ impl Hub {
     fn prepare(
         &self,
         push: Push,
+        class: CommandClass,
         report: &mut Option<Report>,
     ) -> Result<(u16, Message), PushError> {
         push.check()?;
@@ -165,7 +176,7 @@ impl Hub {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });
         }
-        let permit = self.admit(biz_data.len(), report)?;
+        let permit = self.admit(class, biz_data.len(), report)?;
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
@@ -198,26 +209,34 @@ impl Hub {
         }
     }
 
+    /// Admits a join or a leave of a session.
+    fn admit_membership(
+        &self,
+        session: SessionId,
+        report: &mut Option<Report>,
+    ) -> Result<(SessionAddr, Arc<CommandPermit>), PushError> {
+        let addr = self.addr(session)?;
+        self.membership_rate.as_ref().map_or(Ok(()), |rate| rate.take(session))?;
+        Ok((addr, self.admit(CommandClass::Membership, 0, report)?))
+    }
+
     fn admit(
         &self,
+        class: CommandClass,
         bytes: usize,
         report: &mut Option<Report>,
     ) -> Result<Arc<CommandPermit>, PushError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(PushError::Stopping);
         }
-        self.limiter.admit(bytes, report)
+        self.limiter.admit_as(class, bytes, report)
     }
 }
 
-impl GatewayPort for Hub {
-    fn command(&self, command: Command) -> Result<(), PushError> {
-        self.take(command, &mut None)
-    }
-
-    fn command_reporting(&self, command: Command, report: Report) {
+impl Hub {
+    fn take_reporting(&self, command: Command, pushes: CommandClass, report: Report) {
         let mut report = Some(report);
-        if let Err(error) = self.take(command, &mut report)
+        if let Err(error) = self.take(command, pushes, &mut report)
             && let Some(report) = report
         {
             report(Err(error));
@@ -225,10 +244,14 @@ impl GatewayPort for Hub {
     }
 
     /// Posts once to each shard that is the home of a target. So pushes to one target stay in order.
-    fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
+    fn take_many(
+        &self,
+        pushes: Vec<(Push, Option<Report>)>,
+        class: CommandClass,
+    ) -> Vec<Result<(), PushError>> {
         let mut messages: Vec<Vec<Message>> = self.addresses.iter().map(|_| Vec::new()).collect();
         let mut prepare = |(push, mut report): (Push, Option<Report>)| {
-            let prepared = self.prepare(push, &mut report);
+            let prepared = self.prepare(push, class, &mut report);
             if let (Err(error), Some(report)) = (&prepared, report) {
                 report(Err(*error));
             }
@@ -244,6 +267,38 @@ impl GatewayPort for Hub {
     }
 }
 
+/// What backends give.
+impl GatewayPort for Hub {
+    fn command(&self, command: Command) -> Result<(), PushError> {
+        self.take(command, CommandClass::Push, &mut None)
+    }
+
+    fn command_reporting(&self, command: Command, report: Report) {
+        self.take_reporting(command, CommandClass::Push, report);
+    }
+
+    fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
+        self.take_many(pushes, CommandClass::Push)
+    }
+}
+
+/// The same for what operators give, which may use all of the bound on commands.
+struct OperatorsPort<'a>(&'a Hub);
+
+impl GatewayPort for OperatorsPort<'_> {
+    fn command(&self, command: Command) -> Result<(), PushError> {
+        self.0.take(command, CommandClass::Control, &mut None)
+    }
+
+    fn command_reporting(&self, command: Command, report: Report) {
+        self.0.take_reporting(command, CommandClass::Control, report);
+    }
+
+    fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
+        self.0.take_many(pushes, CommandClass::Control)
+    }
+}
+
 impl Control for Hub {
     fn readiness(&self) -> Readiness {
         self.readiness.load()
@@ -255,7 +310,7 @@ impl Control for Hub {
             // The receiver may have stopped waiting.
             let _ = reply.send(outcome);
         };
-        self.command_reporting(command, Box::new(report));
+        OperatorsPort(self).command_reporting(command, Box::new(report));
         answer
     }
 
@@ -265,7 +320,7 @@ impl Control for Hub {
             // The receiver may have stopped waiting.
             let _ = reply.send(outcomes);
         };
-        self.push_many_reporting(pushes, Box::new(report));
+        OperatorsPort(self).push_many_reporting(pushes, Box::new(report));
         answer
     }
 

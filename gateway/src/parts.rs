@@ -15,6 +15,8 @@ use crate::cluster::ClusterAddress;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::limits::addresses::AddressLimits;
+use crate::limits::memory::MemoryBudget;
+use crate::limits::sessions::MembershipRate;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
 use crate::settings::Settings;
@@ -77,12 +79,14 @@ impl Parts {
         let limits = &config.limits;
         let limiter = Arc::new(CommandLimiter::new(limits.commands_max, limits.commands_bytes_max));
         let address_limits = AddressLimits::new(config.addresses.clone(), started);
+        let memory = limits.memory_bytes_max.map(MemoryBudget::new);
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
+        let membership_rate = MembershipRate::of_config(&config.rooms, started);
         let hub = Hub::new(
             addresses.clone(),
             cluster.clone(),
-            Arc::clone(&limiter),
+            (Arc::clone(&limiter), membership_rate),
             session_ids,
             frame_bytes_max,
         );
@@ -98,6 +102,7 @@ impl Parts {
             cluster,
             addresses,
             address_limits: Arc::new(address_limits),
+            memory,
             limiter,
             session_ids,
             first_offset,

@@ -48,6 +48,62 @@ fn a_connection_with_too_many_unsent_bytes_is_closed_and_counted() {
     neighbour.assert_is_served();
 }
 
+/// A gateway with a small outbox and small socket buffers, and this policy for pushes to slow users.
+fn with_slow_pushes(policy: &str) -> Setup {
+    Setup::demo()
+        .set("limits.outbox_bytes_max", 100_000)
+        .set("socket.send_buffer_bytes", 4096)
+        .set("session.slow_pushes", policy)
+}
+
+/// Pushes 50 times to a user who does not read. Returns how many pushes were accepted.
+fn push_to_a_deaf_user(gateway: &Gateway, user_id: u64) -> u64 {
+    let (mut neighbour, operator) = (gateway.login(8), gateway.operator());
+    let mut accepted = 0;
+    for n in 0..50 {
+        accepted += operator.push_user(user_id, 5, &[n; 20_000]);
+        neighbour.assert_is_served();
+        let unsent = operator.json("/stats")["totals"]["outbox_bytes"].as_u64().unwrap();
+        assert!(unsent < 250_000, "{unsent} bytes wait");
+    }
+    operator.wait_for_metric("tidegate_user_pushes_skipped_total", "", |n| n > 0.0);
+    operator.wait_for_metric("tidegate_connections_closed_total", "outbox_full", |n| n == 0.0);
+    accepted
+}
+
+#[test]
+fn pushes_to_a_slow_user_are_dropped_and_answers_are_not_where_that_is_the_policy() {
+    let gateway = with_slow_pushes("skip").start();
+    let mut deaf = Phone::connect_narrow(gateway.clients());
+    deaf.login(7);
+    let accepted = push_to_a_deaf_user(&gateway, 7);
+    let operator = gateway.operator();
+    let (status, answer) = operator.post("/push/users/7?type=5", &[50; 20_000]);
+    assert_eq!((status, &*answer), (200, r#"{"connections":0,"nobody":"slow"}"#));
+    let got: Vec<_> = (0..accepted).map(|_| deaf.push().biz_data[0]).collect();
+    assert!(accepted < 50 && got[0] == 0 && got.is_sorted(), "{got:?}");
+    deaf.assert_is_served();
+    assert_eq!(operator.push_user(7, 5, b"later"), 1);
+    assert_eq!(deaf.push().biz_data, "later");
+}
+
+#[test]
+fn a_slow_user_gets_the_newest_push_where_that_is_the_policy() {
+    let gateway = with_slow_pushes("latest").start();
+    let mut deaf = Phone::connect_narrow(gateway.clients());
+    deaf.login(7);
+    assert_eq!(push_to_a_deaf_user(&gateway, 7), 50, "each has waited for its turn");
+    let operator = gateway.operator();
+    assert_eq!(operator.push_user(7, 6, b"another type"), 1);
+    let mut got = Vec::new();
+    while got.len() < 50 && got.last() != Some(&49) {
+        got.push(deaf.push().biz_data[0]);
+    }
+    assert!(got.len() < 50 && got.is_sorted(), "{got:?}");
+    assert_eq!(deaf.push().biz_data, "another type");
+    deaf.assert_is_served();
+}
+
 #[test]
 fn a_long_push_is_sent_whole() {
     let gateway = Setup::demo().set("limits.outbox_bytes_max", 1024).start();

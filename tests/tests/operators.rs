@@ -23,21 +23,47 @@ fn without_the_token_only_health_and_the_page_are_served() {
         assert_eq!(anonymous.get("/readyz"), (200, "ready\n".into()));
         let (status, page) = anonymous.get("/");
         assert!(status == 200 && page.contains("<html"), "{page}");
-        for path in ["/metrics", "/stats", "/users/7", "/rooms/quiz"] {
-            let (status, body) = anonymous.get(path);
-            assert!(status == 401 && body.contains("admin.token_file"), "{path}: {status} {body}");
-            assert!(body.contains(&format!("\"code\":\"{code}\"")), "{path}: {body}");
-        }
-        for path in [
-            "/push/all?type=5",
-            "/push/users/7?type=5",
-            "/push",
-            "/users/7/kick",
-            "/rooms/quiz/expel/7",
-        ] {
-            assert_eq!(anonymous.post(path, b"x").0, 401, "{path}");
-        }
+        let anonymous = &anonymous;
+        // At once, since each of the answers is delayed.
+        std::thread::scope(|scope| {
+            for path in ["/metrics", "/stats", "/users/7", "/rooms/quiz"] {
+                scope.spawn(move || {
+                    let (status, body) = anonymous.get(path);
+                    assert!(status == 401 && body.contains("admin.token_file"), "{path}: {body}");
+                    assert!(body.contains(&format!("\"code\":\"{code}\"")), "{path}: {body}");
+                });
+            }
+            for path in [
+                "/push/all?type=5",
+                "/push/users/7?type=5",
+                "/push",
+                "/users/7/kick",
+                "/rooms/quiz/expel/7",
+            ] {
+                scope.spawn(move || assert_eq!(anonymous.post(path, b"x").0, 401, "{path}"));
+            }
+        });
     }
+}
+
+#[test]
+fn refused_tokens_are_counted_and_logged() {
+    let gateway = Setup::demo().start();
+    for token in ["wrong", "", ""] {
+        let anonymous = Operator::new(gateway.operators(), token);
+        assert_eq!(anonymous.get("/stats").0, 401);
+    }
+    let operator = gateway.operator();
+    for (reason, count) in [("wrong_token", 1.0), ("no_token", 2.0)] {
+        let metric = "tidegate_operator_tokens_refused_total";
+        operator.wait_for_metric(metric, reason, |refused| refused == count);
+    }
+    let text = "refused an operator's request";
+    gateway.process.stderr.wait_for(text);
+    let log = gateway.process.stderr.so_far();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(text)).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("wrong_token") && lines[0].contains("127.0.0.1:"), "{log}");
 }
 
 #[test]

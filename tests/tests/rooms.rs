@@ -213,6 +213,29 @@ fn a_slow_member_skips_pushes_and_sees_the_gap() {
 }
 
 #[test]
+fn a_member_gets_the_newest_push_alone_where_the_latest_counts() {
+    let gateway = narrow("latest").start();
+    let mut slow = join_narrow(&gateway, 7);
+    publish(&gateway, "quiz", 0..300);
+    let mut pushes = Vec::new();
+    while pushes.last().is_none_or(|push| number(push) < 299) {
+        pushes.push(slow.push());
+    }
+    check_gaps_against_offsets(&pushes);
+    // It does not get what the log still holds before the newest push.
+    let before = &pushes[pushes.len() - 2];
+    assert!(number(before) < 298, "{} is before the newest", number(before));
+    let missed = 300 - pushes.len();
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_room_pushes_skipped_total", "", |n| n == missed as f64);
+    // Pushes that come one by one arrive one by one.
+    for n in 300..303 {
+        publish(&gateway, "quiz", n..n + 1);
+        assert_eq!(number(&slow.push()), n);
+    }
+}
+
+#[test]
 fn a_slow_member_is_closed_if_the_policy_demands_it() {
     let gateway = narrow("close").start();
     let mut slow = join_narrow(&gateway, 7);
@@ -310,6 +333,40 @@ fn a_room_that_was_closed_opens_above_its_earlier_offsets() {
         drop(phone);
         until("the room is closed", || (operator.get("/rooms/quiz").0 == 404).then_some(()));
     }
+}
+
+#[test]
+fn a_client_that_joins_and_leaves_takes_no_places_of_rooms_from_others() {
+    let gateway = Setup::demo().shards(1).set("rooms.rooms_per_shard_max", 10).start();
+    let mut phone = gateway.login(7);
+    let mut other = gateway.login(8);
+    other.join("kept", 0);
+    for room in (0..50).map(|n| format!("room-{n}")) {
+        phone.join(&room, 0);
+        phone.leave(&room);
+    }
+    other.join("other", 0);
+    let operator = gateway.operator();
+    // One place each for the rooms that are kept: nine and eight for those that were left.
+    operator.wait_for_metric("tidegate_rooms_displaced_total", "", |n| n == 42.0);
+    operator.wait_for_metric("tidegate_rooms_refused_total", "", |n| n == 0.0);
+    assert_eq!(operator.push_room("kept", 50, b"x"), 1);
+}
+
+#[test]
+fn a_session_that_joins_too_often_is_refused_and_others_are_not() {
+    let setup = Setup::demo().set("rooms.joins_per_second_max", 1).set("rooms.joins_burst_max", 3);
+    let gateway = setup.start();
+    let (mut phone, mut other) = (gateway.login(7), gateway.login(8));
+    let refused = until("a join is refused", || phone.ask(demo::JOIN, &joined("room")).err());
+    assert_eq!(refused.code, Some(Code::RateLimited));
+    assert!(!refused.retry_after.is_zero());
+    other.join("room", 0);
+    let operator = gateway.operator();
+    operator.wait_for_metric("tidegate_room_commands_limited_total", "", |n| n >= 1.0);
+    gateway.process.stderr.wait_for("rooms.joins_per_second_max");
+    // Later it may again.
+    until("a join is accepted", || phone.ask(demo::JOIN, &joined("room")).ok());
 }
 
 #[test]

@@ -260,6 +260,7 @@ fn nobody(answer: &str) -> String {
         "no_connection" => ": the user has no connection".into(),
         "no_members" => ": the room has no members".into(),
         "expired" => ": its time to live was over before it was offered to anybody".into(),
+        "slow" => ": the user's connections were too slow for it".into(),
         other => format!(": {other}"),
     })
 }

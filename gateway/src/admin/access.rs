@@ -1,28 +1,77 @@
 //! Checks the token of a request that needs it, and moves the request to the thread `admin-work`.
+//!
+//! A request without the token, or with a wrong one, is counted, and the log has a line for it, at most one in 10 s. Its
+//! answer comes after [`REFUSAL_DELAY`]. The right token is never delayed, also from an address with failures.
+//!
+//! The delay holds a task and the connection's slot, and no thread. Such a connection is not protected from eviction
+//! (see [`connection_table`](super::connection_table)), so it keeps neither health nor an operator out, and the slots
+//! bound how many answers are delayed at once. A peer that waits for each answer gets at most 40 a second. One that does
+//! not wait can try more; against that the token has 256 random bits.
+
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::body::HttpBody as _;
 use axum::extract::{Extension, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use metrics::counter;
 use subtle::ConstantTimeEq;
+use tidegate_backend::log_limit::LogLimit;
 use tokio::task::AbortHandle;
+use tokio::time::sleep;
 
 use super::app::App;
 use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use crate::http_io::bearer;
 
+/// How long a refused request waits for its answer.
+pub const REFUSAL_DELAY: Duration = Duration::from_secs(1);
+
+/// Counts requests that were refused for their token.
+pub(super) const REFUSED: &str = "tidegate_operator_tokens_refused_total";
+
+/// Why a request was refused: the values of the label `reason` of [`REFUSED`].
+const REASONS: [&str; 2] = [NO_TOKEN, WRONG_TOKEN];
+const NO_TOKEN: &str = "no_token";
+const WRONG_TOKEN: &str = "wrong_token";
+
+/// The address that a request comes from. `connections` adds it to each request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// The limit on log lines of refused requests.
+#[derive(Debug)]
+pub(super) struct Refusals(LogLimit);
+
+impl Refusals {
+    pub(super) fn new() -> Self {
+        REASONS.iter().for_each(|&reason| counter!(REFUSED, "reason" => reason).increment(0));
+        Self(LogLimit::new())
+    }
+
+    fn record(&self, peer: SocketAddr, reason: &'static str) {
+        counter!(REFUSED, "reason" => reason).increment(1);
+        if let Some(suppressed) = self.0.allow() {
+            tracing::warn!(%peer, reason, suppressed, "refused an operator's request: its token is not that of admin.token_file");
+        }
+    }
+}
+
 /// Passes on a request with the token, whose connection then keeps its slot. The thread `admin-work` does the
 /// rest, so the thread that accepts, reads and answers health never waits for it.
 pub(super) async fn demand_token(
     State(app): State<App>,
     Extension(connection): Extension<ConnectionHandle>,
+    Extension(Peer(peer)): Extension<Peer>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let sent = bearer(request.headers()).ok_or(ApiError::NoToken)?;
-    if !bool::from(sent.as_bytes().ct_eq(app.token.as_bytes())) {
-        return Err(ApiError::WrongToken);
+    if let Err((error, reason)) = check_token(&app.token, bearer(request.headers())) {
+        app.refusals.record(peer, reason);
+        sleep(app.timeouts.refusal).await;
+        return Err(error);
     }
     connection.mark_authenticated();
     // Where there is one, the body is still to come.
@@ -30,6 +79,15 @@ pub(super) async fn demand_token(
     let working = app.work.spawn(next.run(request));
     let _abort = AbortOnDrop(working.abort_handle());
     working.await.map_err(|_| ApiError::Failed)
+}
+
+fn check_token(token: &str, sent: Option<&str>) -> Result<(), (ApiError, &'static str)> {
+    let sent = sent.ok_or((ApiError::NoToken, NO_TOKEN))?;
+    if bool::from(sent.as_bytes().ct_eq(token.as_bytes())) {
+        Ok(())
+    } else {
+        Err((ApiError::WrongToken, WRONG_TOKEN))
+    }
 }
 
 /// A request whose connection is gone needs no answer.

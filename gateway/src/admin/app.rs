@@ -12,6 +12,7 @@ use tidegate_backend::publisher::{Command, Done};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::access::Refusals;
 use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use super::metrics_cache::MetricsCache;
@@ -34,6 +35,7 @@ pub(super) struct App {
     /// The thread that answers requests with the token.
     pub(super) work: Handle,
     pub(super) silent: Silent,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) rebalancer: Arc<Rebalancer>,
 }
 
@@ -46,6 +48,8 @@ pub(super) struct Timeouts {
     pub(super) body: Duration,
     /// For the shards, from when all of it has arrived. Later: 504.
     pub(super) answer: Duration,
+    /// Of the answer to a request without the token.
+    pub(super) refusal: Duration,
 }
 
 /// Where several pushes are given in one request.

@@ -24,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio::{select, task, time};
 
+use super::access::Peer;
 use super::connection_table::{ConnectionHandle, ConnectionTable, Slot};
 use super::metrics_cache::Arrived;
 use crate::http_io::accept::{ACCEPT_PAUSE, AcceptQueue};
@@ -94,9 +95,9 @@ async fn accept_all(
     // The log gets one line each time that accepting begins to fail.
     let mut fails = false;
     for number in 0.. {
-        let stream = loop {
+        let (stream, peer) = loop {
             match queue.next().await {
-                Ok((stream, _)) => break stream,
+                Ok(accepted) => break accepted,
                 Err(error) => {
                     if !std::mem::replace(&mut fails, true) {
                         tracing::error!(%error, "can't accept operators' connections; will try again");
@@ -108,7 +109,13 @@ async fn accept_all(
         };
         fails = false;
         let (slot, evicted) = table.add(number).await;
-        task::spawn(serve_one(stream, slot, evicted, service.clone(), draining.clone()));
+        task::spawn(serve_one(
+            (stream, Peer(peer)),
+            slot,
+            evicted,
+            service.clone(),
+            draining.clone(),
+        ));
         // The task reads what has arrived before the next connection may take its slot.
         task::yield_now().await;
     }
@@ -121,7 +128,7 @@ impl Observer for ConnectionHandle {
 }
 
 async fn serve_one(
-    stream: TcpStream,
+    (stream, peer): (TcpStream, Peer),
     slot: Slot,
     evicted: oneshot::Receiver<()>,
     HttpService { router, head_timeout }: HttpService,
@@ -134,6 +141,7 @@ async fn serve_one(
     let is_answered = Arc::clone(&answered);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(handle.clone());
+        request.extensions_mut().insert(peer);
         request.extensions_mut().insert(Arrived(Instant::now()));
         let (answer, handle, answered) =
             (router.call(request), handle.clone(), Arc::clone(&answered));

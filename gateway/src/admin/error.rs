@@ -263,6 +263,7 @@ pub(super) fn refused(refusal: PushError) -> (StatusCode, &'static str) {
         PushError::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, "redis_unreachable"),
         PushError::Refused => (StatusCode::BAD_GATEWAY, "redis_refused"),
         PushError::SessionGone => (StatusCode::NOT_FOUND, "session_gone"),
+        PushError::TooManyJoins { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_joins"),
         PushError::TooManyRooms { .. } => (StatusCode::CONFLICT, "too_many_rooms"),
         PushError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
         PushError::RoomsFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "rooms_full"),

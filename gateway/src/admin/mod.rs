@@ -46,7 +46,8 @@
 //!
 //! The thread `admin` accepts connections, reads requests, answers health and refuses requests without the token.
 //! It never blocks and does no long work. The thread `admin-work` answers requests with the token. So health is
-//! answered while `admin-work` renders a million metrics. An answer without the token ends its connection.
+//! answered while `admin-work` renders a million metrics. An answer without the token ends its connection, and 401 comes after
+//! [`REFUSAL_DELAY`]: `access` says why.
 //! `connection_table` says how many connections are open at once, and which is closed for a new connection.
 //!
 //! Requests reach the shards through [`Control`]; this module knows no shard and none of their connections.
@@ -92,6 +93,8 @@ use crate::secret::{SecretError, load_or_create_secret};
 use crate::service::SILENCE_MAX;
 
 use crate::http_io::accept::AcceptQueue;
+pub use access::REFUSAL_DELAY;
+use access::Refusals;
 use app::{App, Timeouts};
 pub(crate) use binding::HandOver;
 use connections::HttpService;
@@ -193,8 +196,12 @@ pub(crate) fn serve_once_released(
     about: About,
     wait: &Wait<'_>,
 ) -> Result<AdminServer, AdminError> {
-    let timeouts =
-        Timeouts { head: connections::HEAD_TIMEOUT, body: BODY_TIMEOUT, answer: ANSWER_TIMEOUT };
+    let timeouts = Timeouts {
+        head: connections::HEAD_TIMEOUT,
+        body: BODY_TIMEOUT,
+        answer: ANSWER_TIMEOUT,
+        refusal: REFUSAL_DELAY,
+    };
     serve_with(config, control, metrics, about, timeouts, wait)
 }
 
@@ -231,6 +238,7 @@ fn serve_with(
         work: work.handle().clone(),
         rebalancer: Arc::new(Rebalancer::default()),
         silent,
+        refusals: Arc::new(Refusals::new()),
     };
     let (end_work, work_ended) = oneshot::channel::<()>();
     thread::Builder::new().name("admin-work".into()).spawn(move || {

@@ -30,10 +30,10 @@ use crate::shard::rebalance::Share;
 
 const BODY_BYTES_MAX: usize = 1000;
 
-/// No timeout expires, however slow the machine is.
+/// No timeout expires, however slow the machine is, and refusals are not delayed.
 const UNLIMITED: Timeouts = {
     let hour = Duration::from_secs(3600);
-    Timeouts { head: hour, body: hour, answer: hour }
+    Timeouts { head: hour, body: hour, answer: hour, refusal: Duration::ZERO }
 };
 
 /// For tests that wait for a timeout.

@@ -151,8 +151,12 @@ impl Checker<'_> {
             let reason = "this must be 0 or at least 1000: a shorter age is a loop of reconnects (it is in milliseconds)";
             return Err(self.refuse(key, session.age_max_ms, reason));
         }
+        let slow = [SlowPushes::Close, SlowPushes::Skip, SlowPushes::Latest];
+        let slow = slow.map(|choice| (choice.name(), choice));
+        let slow_pushes = self.choice("session.slow_pushes", &session.slow_pushes, &slow)?;
         let key = "session.token_expiry_grace_ms";
         Ok(SessionConfig {
+            slow_pushes,
             heartbeat_interval: interval,
             idle_timeout,
             connections_per_user_max: self.choice("session.login", &session.login, &logins)?,

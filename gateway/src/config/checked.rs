@@ -386,6 +386,8 @@ pub struct SessionConfig {
     pub token_expiry_grace: Duration,
     /// How old a connection may become before it is closed with 108. `None`: there is no limit.
     pub age_max: Option<Duration>,
+    /// What happens to pushes to a user that a connection is too slow for.
+    pub slow_pushes: SlowPushes,
 }
 
 /// What the end of a session's token means.
@@ -416,6 +418,8 @@ pub struct LimitsConfig {
     /// Longest frame to a client, in bytes of payload. Longer: the answer fails with 101, a push is
     /// refused.
     pub frame_to_client_bytes_max: usize,
+    /// Bytes that clients may make the process hold; `None`: there is no budget.
+    pub memory_bytes_max: Option<usize>,
     /// Unsent bytes of one connection, before its last frame. More: the connection is closed.
     pub outbox_bytes_max: usize,
     /// Open connections, all shards together: at least 1. More wait in the kernel's accept queue.
@@ -470,6 +474,11 @@ pub struct RoomsConfig {
     pub rooms_per_shard_max: usize,
     /// Rooms of one connection, without the room of everybody. More: the join is refused and counted.
     pub rooms_per_connection_max: usize,
+    /// Joins and leaves of one session in a second; `None`: as many as backends have. More: the command is refused and
+    /// counted.
+    pub joins_per_second_max: Option<u32>,
+    /// How many of them at once.
+    pub joins_burst_max: u32,
     /// The file that keeps a restart from giving offsets again; `None`: there is none.
     pub offset_file: Option<PathBuf>,
     /// How long a ticket is valid after it was made.
@@ -531,6 +540,9 @@ pub enum SlowMember {
     Skip,
     /// Its connection is closed.
     Close,
+    /// Each send to a member, slow or not, has the newest push alone: what it waited for longer is skipped. The client
+    /// sees the gap in `offset`.
+    Latest,
 }
 
 impl SlowMember {
@@ -540,6 +552,30 @@ impl SlowMember {
         match self {
             Self::Skip => "skip",
             Self::Close => "close",
+            Self::Latest => "latest",
+        }
+    }
+}
+
+/// What happens to pushes to a user that a connection is too slow for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowPushes {
+    /// They wait in the outbox, and more than `limits.outbox_bytes_max` close the connection.
+    Close,
+    /// One that finds half of `limits.outbox_bytes_max` waiting is dropped.
+    Skip,
+    /// The same, but the newest of each type waits until there is room.
+    Latest,
+}
+
+impl SlowPushes {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Close => "close",
+            Self::Skip => "skip",
+            Self::Latest => "latest",
         }
     }
 }

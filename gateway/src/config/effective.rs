@@ -198,6 +198,7 @@ fn session(session: &SessionConfig) -> Value {
         "on_token_expiry": session.on_token_expiry.name(),
         "token_expiry_grace_ms": ms(session.token_expiry_grace),
         "age_max_ms": session.age_max.map_or(0, ms),
+        "slow_pushes": session.slow_pushes.name(),
     })
 }
 
@@ -206,6 +207,7 @@ fn limits(limits: &LimitsConfig) -> Value {
         "frame_bytes_max": limits.frame_bytes_max,
         "frame_to_client_bytes_max": limits.frame_to_client_bytes_max,
         "outbox_bytes_max": limits.outbox_bytes_max,
+        "memory_bytes_max": limits.memory_bytes_max.unwrap_or(0),
         "connections_max": limits.connections_max,
         "accepts_per_second_max": limits.accepts_per_second_max.unwrap_or(0),
         "open_timeout_ms": ms(limits.open_timeout),
@@ -229,6 +231,8 @@ fn rooms(rooms: &RoomsConfig) -> Value {
     value["ticket_key_file"] = json!(rooms.ticket_key_file);
     value["rooms_per_shard_max"] = rooms.rooms_per_shard_max.into();
     value["rooms_per_connection_max"] = rooms.rooms_per_connection_max.into();
+    value["joins_per_second_max"] = rooms.joins_per_second_max.unwrap_or(0).into();
+    value["joins_burst_max"] = rooms.joins_burst_max.into();
     value
 }
 

@@ -44,6 +44,7 @@ impl Checker<'_> {
                 limits.outbox_bytes_max,
                 KIB..=GIB,
             )?,
+            memory_bytes_max: self.memory_bytes_max(limits)?,
             connections_max: usize::try_from(connections.connections).expect("at most 2^26"),
             connections_max_basis: connections.basis,
             accepts_per_second_max: Some(self.number(
@@ -94,6 +95,12 @@ impl Checker<'_> {
         };
         self.largest_push_fits(&checked)?;
         Ok(checked)
+    }
+
+    fn memory_bytes_max(&self, limits: &typed::Limits) -> Checked<Option<usize>> {
+        let (key, typed) = ("limits.memory_bytes_max", limits.memory_bytes_max);
+        let bytes = self.number(key, typed, 0..=1024 * GIB)?;
+        Ok((bytes > 0).then_some(bytes))
     }
 
     fn largest_push_fits(&self, checked: &LimitsConfig) -> Checked<()> {

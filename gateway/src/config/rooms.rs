@@ -50,6 +50,17 @@ impl Checker<'_> {
                 rooms.rooms_per_connection_max,
                 1..=10_000,
             )?,
+            joins_per_second_max: Some(self.number(
+                "rooms.joins_per_second_max",
+                rooms.joins_per_second_max,
+                0..=1_000_000,
+            )?)
+            .filter(|&limit| limit > 0),
+            joins_burst_max: self.number(
+                "rooms.joins_burst_max",
+                rooms.joins_burst_max,
+                1..=1_000_000,
+            )?,
             offset_file: (!rooms.offset_file.is_empty()).then(|| (&rooms.offset_file).into()),
             ticket_ttl: self.millis(
                 "rooms.ticket_ttl_ms",
@@ -70,7 +81,8 @@ impl Checker<'_> {
         let key = |key| format!("{at}.{key}");
         let log_bytes_max = policy.log_bytes_max.unwrap_or(rooms.log_bytes_max);
         let slow_member = policy.slow_member.as_ref().unwrap_or(&rooms.slow_member);
-        let slow_members = [SlowMember::Skip, SlowMember::Close].map(|kind| (kind.name(), kind));
+        let slow_members = [SlowMember::Skip, SlowMember::Close, SlowMember::Latest]
+            .map(|kind| (kind.name(), kind));
         let rejoin = policy.rejoin.as_ref().unwrap_or(&rooms.rejoin);
         let rejoins = [Rejoin::Ticket, Rejoin::Backend].map(|kind| (kind.name(), kind));
         let class = policy.class.as_ref().unwrap_or(&rooms.class);

@@ -136,6 +136,7 @@ pub(super) struct Session {
     pub(super) on_token_expiry: String,
     pub(super) token_expiry_grace_ms: i64,
     pub(super) age_max_ms: i64,
+    pub(super) slow_pushes: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -144,6 +145,7 @@ pub(super) struct Limits {
     pub(super) frame_bytes_max: i64,
     pub(super) frame_to_client_bytes_max: i64,
     pub(super) outbox_bytes_max: i64,
+    pub(super) memory_bytes_max: i64,
     pub(super) connections_max: i64,
     pub(super) accepts_per_second_max: i64,
     pub(super) open_timeout_ms: i64,
@@ -179,6 +181,8 @@ pub(super) struct Rooms {
     pub(super) idle_ttl_ms: i64,
     pub(super) rooms_per_shard_max: i64,
     pub(super) rooms_per_connection_max: i64,
+    pub(super) joins_per_second_max: i64,
+    pub(super) joins_burst_max: i64,
     pub(super) offset_file: String,
     pub(super) ticket_ttl_ms: i64,
     pub(super) ticket_key_file: String,
@@ -447,6 +451,7 @@ impl Default for Session {
             on_token_expiry: "ignore".into(),
             token_expiry_grace_ms: 30_000,
             age_max_ms: 0,
+            slow_pushes: "close".into(),
         }
     }
 }
@@ -457,6 +462,7 @@ impl Default for Limits {
             frame_bytes_max: bytes(limits::FRAME_FROM_CLIENT_BYTES_MAX),
             frame_to_client_bytes_max: bytes(limits::FRAME_TO_CLIENT_BYTES_MAX),
             outbox_bytes_max: 1024 * 1024,
+            memory_bytes_max: 0,
             connections_max: 0,
             accepts_per_second_max: 0,
             open_timeout_ms: 10_000,
@@ -496,6 +502,8 @@ impl Default for Rooms {
             idle_ttl_ms: 60_000,
             rooms_per_shard_max: 100_000,
             rooms_per_connection_max: 64,
+            joins_per_second_max: 0,
+            joins_burst_max: 64,
             offset_file: ".tidegate/offset".into(),
             ticket_ttl_ms: 12 * 60 * 60 * 1000,
             ticket_key_file: ".tidegate/ticket.key".into(),

@@ -25,6 +25,7 @@ use crate::auth::{AuthError, TokenDigest};
 use crate::cluster::message::ToCluster;
 use crate::control::ShardInfo;
 use crate::driver::{ConnId, GENERATIONS};
+use crate::limits::memory::MemoryBudget;
 use crate::parts::Parts;
 use crate::router::PendingCall;
 use crate::session_id::{SLOT_BITS, SessionAddr};
@@ -175,7 +176,9 @@ impl Dispatcher {
     /// # Errors
     /// 104.
     pub(super) fn admit(&self) -> Result<Permit<'_>, Failure> {
-        if self.requests.get() >= self.settings.borrow().config.http.requests_max {
+        let lacks_memory = self.shared.memory.as_ref().is_some_and(MemoryBudget::sheds);
+        let requests_max = self.settings.borrow().config.http.requests_max;
+        if lacks_memory || self.requests.get() >= requests_max {
             self.refused.increment(1);
             return Err(Code::Overloaded.into());
         }

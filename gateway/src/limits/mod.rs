@@ -1,5 +1,5 @@
-//! Limits by address (how many connections, accepts and failed logins there may be from one address and its prefix), and rates of
-//! connections, users and routes.
+//! Limits by address (how many connections, accepts and failed logins there may be from one address and its prefix), rates of
+//! connections, sessions, users and routes, and the memory budget of the process.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -10,6 +10,8 @@
 //! | [`rate`] | how often a connection or a route may be asked |
 //! | [`user_rates`] | how often each user may call a route |
 //! | [`places`] | when refused requests are to be retried |
+//! | [`memory`] | what the process holds for clients, and what goes first when that is too much |
+//! | [`sessions`] | how often one session may join and leave rooms |
 //! | [`bans`] | which prefixes are refused, and until when |
 //! | [`ban_changes`] | bans that other gateways are to learn |
 //!
@@ -23,8 +25,10 @@ pub mod addresses;
 pub mod ban_changes;
 pub mod bans;
 pub mod counts;
+pub mod memory;
 pub mod places;
 pub mod prefix;
 pub mod rate;
 pub mod rate_sketch;
+pub mod sessions;
 pub mod user_rates;

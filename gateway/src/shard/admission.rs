@@ -22,6 +22,8 @@ pub struct Admission {
     is_full: bool,
     /// Of all shards together, as configured.
     per_second: Option<u32>,
+    /// Accepting is paused because the memory budget is used.
+    lacks_memory: bool,
     /// `None`: connections are let in as they come.
     pace: Option<Pace>,
     /// How many refused connections may be told why.
@@ -46,6 +48,7 @@ impl Admission {
             connections_max,
             shards,
             is_full: false,
+            lacks_memory: false,
             has_warned: false,
             warnings: LogLimit::new(),
             pauses: 0,
@@ -71,6 +74,9 @@ impl Admission {
     #[inline]
     #[must_use]
     pub fn budget(&mut self, connections: u64, now_ms: u64) -> usize {
+        if self.lacks_memory {
+            return 0;
+        }
         let share = self.share(connections);
         self.pace.as_mut().map_or(share, |pace| share.min(pace.budget(now_ms)))
     }
@@ -94,6 +100,12 @@ impl Admission {
         self.explanations.take(now_ms)
     }
 
+    /// Whether the memory budget allows no more connections from now on. The budget logs it.
+    pub fn set_lacks_memory(&mut self, lacks_memory: bool) {
+        self.pauses += u64::from(lacks_memory && !self.lacks_memory);
+        self.lacks_memory = lacks_memory;
+    }
+
     /// Each connection is let in from now on: the shard drains.
     pub fn drop_pace(&mut self) {
         self.pace = None;
@@ -102,7 +114,8 @@ impl Admission {
     /// When connections may be accepted again that wait only for the pace.
     #[must_use]
     pub fn next_ms(&self) -> Option<u64> {
-        self.pace.as_ref().filter(|_| self.is_paused && !self.is_full).map(Pace::next_ms)
+        let waits_for_pace = self.is_paused && !self.is_full && !self.lacks_memory;
+        self.pace.as_ref().filter(|_| waits_for_pace).map(Pace::next_ms)
     }
 
     /// Compares the number of connections with the bound at the end of a turn. `Some`: the driver is to accept,

@@ -18,6 +18,29 @@ use tokio::sync::oneshot;
 
 use super::repeats::Remembered;
 
+/// What a command is, and who gives it. Each class may use a part of the bound, so that a lower class, which clients can
+/// cause, leaves a reserve to those above it (trunk reservation).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandClass {
+    /// An operator's command; a kick or an expulsion, whoever gives it: all of the bound.
+    Control,
+    /// A backend's push: all but 1/8.
+    Push,
+    /// A join or a leave: all but 1/4.
+    Membership,
+}
+
+impl CommandClass {
+    /// The part of a bound that the class may use. A bound below 8 has no reserve.
+    const fn part_of(self, bound: usize) -> usize {
+        match self {
+            Self::Control => bound,
+            Self::Push => bound - bound / 8,
+            Self::Membership => bound - bound / 8 * 2,
+        }
+    }
+}
+
 /// The bound on commands under way, in number and in bytes.
 #[derive(Debug)]
 pub struct CommandLimiter {
@@ -26,6 +49,8 @@ pub struct CommandLimiter {
     commands_max: AtomicUsize,
     bytes_max: AtomicUsize,
     refused: AtomicU64,
+    /// The limit on log lines of refused commands.
+    refusals: LogLimit,
     /// The limit on log lines of reports that panic.
     report_panics: LogLimit,
 }
@@ -40,6 +65,7 @@ impl CommandLimiter {
             commands_max: AtomicUsize::new(commands_max),
             bytes_max: AtomicUsize::new(bytes_max),
             refused: AtomicU64::new(0),
+            refusals: LogLimit::new(),
             report_panics: LogLimit::new(),
         }
     }
@@ -50,23 +76,44 @@ impl CommandLimiter {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
-    /// Admits a command of this many bytes and takes its report, if it has one. While no other command is
-    /// under way, a command of any size is admitted.
+    /// Admits a command that may use all of the bound: see [`Self::admit_as`].
     ///
     /// # Errors
-    /// [`PushError::Overloaded`] when a bound is reached. The report is not taken then.
+    /// [`PushError::Overloaded`].
     pub fn admit(
         self: &Arc<Self>,
         bytes: usize,
         report: &mut Option<Report>,
     ) -> Result<Arc<CommandPermit>, PushError> {
+        self.admit_as(CommandClass::Control, bytes, report)
+    }
+
+    /// Admits a command of this many bytes and takes its report, if it has one. While no other command is
+    /// under way, a command of any size is admitted.
+    ///
+    /// # Errors
+    /// [`PushError::Overloaded`] when the part of a bound that its class may use is taken. The report is not taken then.
+    pub fn admit_as(
+        self: &Arc<Self>,
+        class: CommandClass,
+        bytes: usize,
+        report: &mut Option<Report>,
+    ) -> Result<Arc<CommandPermit>, PushError> {
         let commands = self.commands.fetch_add(1, Ordering::Relaxed);
         let under_way = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let commands_max = self.commands_max.load(Ordering::Relaxed);
-        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        let [commands_max, bytes_max] = [&self.commands_max, &self.bytes_max]
+            .map(|bound| class.part_of(bound.load(Ordering::Relaxed)));
         if commands > 0 && (commands >= commands_max || under_way + bytes > bytes_max) {
             self.release(bytes);
             self.refused.fetch_add(1, Ordering::Relaxed);
+            if let Some(suppressed) = self.refusals.allow() {
+                tracing::warn!(
+                    ?class,
+                    commands,
+                    suppressed,
+                    "refused a command: as many are under way as limits.commands_max or limits.commands_bytes_max allows"
+                );
+            }
             return Err(PushError::Overloaded);
         }
         let limiter = Arc::clone(self);
@@ -132,8 +179,13 @@ pub struct CommandPermit {
 const NOT_A_PUSH: u8 = 0;
 
 /// The reasons for which a push reaches no connection.
-const REASONS: [Option<Nobody>; 4] =
-    [None, Some(Nobody::NoConnection), Some(Nobody::NoMembers), Some(Nobody::Expired)];
+const REASONS: [Option<Nobody>; 5] = [
+    None,
+    Some(Nobody::NoConnection),
+    Some(Nobody::NoMembers),
+    Some(Nobody::Expired),
+    Some(Nobody::Slow),
+];
 
 /// The outcome that a caller waits for.
 #[derive(Default)]
@@ -300,6 +352,34 @@ mod tests {
     fn a_command_beyond_the_bound_is_admitted_alone() {
         let limiter = Arc::new(CommandLimiter::new(2, 100));
         assert!(limiter.admit(5000, &mut None).is_ok());
+    }
+
+    #[test]
+    fn joins_leave_a_reserve_to_pushes_and_both_leave_one_to_operators() {
+        use CommandClass::{Control, Membership, Push};
+        let limiter = Arc::new(CommandLimiter::new(80, 800));
+        let mut held = Vec::new();
+        let mut fill = |class: CommandClass, bytes: usize| {
+            let before = held.len();
+            while let Ok(permit) = limiter.admit_as(class, bytes, &mut None) {
+                held.push(permit);
+            }
+            held.len() - before
+        };
+        assert_eq!(fill(Membership, 0), 60);
+        assert_eq!(fill(Membership, 0), 0);
+        assert_eq!((fill(Push, 0), fill(Push, 0)), (10, 0));
+        assert_eq!((fill(Control, 0), fill(Control, 0)), (10, 0));
+        held.clear();
+        // In bytes too.
+        assert!(limiter.admit_as(Push, 700, &mut None).is_ok());
+        let _first = limiter.admit_as(Push, 600, &mut None).unwrap();
+        assert!(limiter.admit_as(Push, 101, &mut None).is_err());
+        assert!(limiter.admit_as(Control, 200, &mut None).is_ok());
+        // A bound of a few commands is for all.
+        let small = Arc::new(CommandLimiter::new(7, 800));
+        let permits = (0..8).filter_map(|_| small.admit_as(Membership, 0, &mut None).ok());
+        assert_eq!(permits.collect::<Vec<_>>().len(), 7);
     }
 
     #[test]

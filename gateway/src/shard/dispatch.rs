@@ -7,6 +7,7 @@ use tidegate_backend::UserId;
 use tidegate_backend::publisher::Nobody;
 use tidegate_protocol::proto::v1::{self, notice::What};
 
+use super::clients::PushOutcome;
 use super::clients::cause::Cause;
 use super::clients::lifecycle::{EndedSession, Login};
 use super::command::CommandPermit;
@@ -225,6 +226,10 @@ impl Shard {
             self.counters.expired_user_pushes += 1;
             return permit.set_nobody(Nobody::Expired);
         }
-        permit.count_connections(usize::from(self.clients.write_push(conn, frame)));
+        match self.clients.write_push(conn, frame) {
+            PushOutcome::Written => permit.count_connections(1),
+            PushOutcome::Gone => {}
+            PushOutcome::Skipped => permit.set_nobody(Nobody::Slow),
+        }
     }
 }

@@ -76,6 +76,7 @@ use tidegate_protocol::Code;
 
 use crate::allocator::Trim;
 use crate::driver::{Driver, Figures};
+use crate::limits::memory::{MemoryBudget, MemoryLevel, Usage};
 use crate::settings::Settings;
 use admission::Admission;
 use arrivals::Arrivals;
@@ -123,6 +124,11 @@ pub struct Shard {
     /// Expired calls that this turn may still fail. With none left it handles no more messages.
     expired_calls_left: usize,
     is_finished: bool,
+    /// What the shard has reported to the memory budget, and what the budget demands.
+    memory_used: Usage,
+    memory_level: MemoryLevel,
+    /// Bytes of the requests that wait for workers, as of the last housekeeping: of all shards, kept by the first.
+    queued_bytes: usize,
     /// Of the driver's wires, as of the last housekeeping.
     wires: Figures,
     counters: ShardCounters,
@@ -177,6 +183,9 @@ impl Shard {
             has_expired_calls_left: false,
             expired_calls_left: EXPIRED_CALLS_MAX,
             is_finished: false,
+            memory_used: Usage::default(),
+            memory_level: MemoryLevel::Normal,
+            queued_bytes: 0,
             wires: Figures::default(),
             counters: ShardCounters::default(),
             exporter: Exporter::new(id),
@@ -241,6 +250,7 @@ impl Shard {
         if self.calls.has_unflushed() {
             self.calls.flush(&self.clock);
         }
+        self.update_memory();
         if let Some(accepting) = self.admission.update(self.connections(), self.clock.now_ms()) {
             driver.set_accepting(accepting);
         }
@@ -283,6 +293,31 @@ impl Shard {
             opening: self.wires.opening,
             waiting_handshakes: self.wires.waiting_handshakes,
             drain_phase: self.draining.progress(0).map_or(0, |drain| drain.phase as usize + 1),
+        }
+    }
+
+    /// Reports what the shard holds to the memory budget, and does what its level demands.
+    #[inline]
+    fn update_memory(&mut self) {
+        let Some(budget) = &self.shared.memory else { return };
+        let usage = Usage {
+            inbound: self.clients.inbound_bytes(),
+            outbound: self.clients.unsent_bytes_in_all(),
+            logs: self.rooms.log_bytes(),
+            calls: self.queued_bytes,
+        };
+        let level = budget.report(&mut self.memory_used, usage);
+        if mem::replace(&mut self.memory_level, level) != level {
+            self.rooms.set_pressed(level >= MemoryLevel::Trim);
+            self.admission.set_lacks_memory(level >= MemoryLevel::Full);
+        }
+    }
+
+    /// The bytes that wait in the backends' queues are read a few times a second: the queues have a bound of their own.
+    fn count_queued_bytes(&mut self) {
+        if self.id == 0 && self.shared.memory.is_some() {
+            let queues = self.shared.backends.iter().filter_map(|backend| backend.pool.as_ref());
+            self.queued_bytes = queues.map(|pool| pool.observer().stats().bytes).sum();
         }
     }
 
@@ -331,6 +366,7 @@ impl Shard {
         if self.housekeeping.start(self.clock.now_ms()) {
             self.rooms.close_idle_rooms(self.clock.now_ms());
             self.repeats.forget_old(self.clock.now_ms());
+            self.count_queued_bytes();
             self.shared.address_limits.bans().remove_ended(self.clock.now_ms());
             driver.free_spare_memory();
             self.trim_memory();
@@ -368,6 +404,7 @@ impl Shard {
         let (stats, levels) = (self.stats(), self.levels());
         self.exporter.export(&stats, levels, self.shared.limiter.commands());
         self.calls.export(&self.shared.call_durations);
+        self.shared.memory.iter().for_each(MemoryBudget::export);
     }
 
     /// One turn's part of a drain, and the end when no connection is left.

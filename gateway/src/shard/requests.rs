@@ -1,5 +1,7 @@
 //! Requests: what the frames of clients ask for, and the answers to calls.
 
+use std::time::Duration;
+
 use tidegate_backend::Failure;
 use tidegate_backend::handler::{CallId, Outcome};
 use tidegate_protocol::Code;
@@ -9,9 +11,14 @@ use super::Shard;
 use super::calls::Request;
 use super::clients::cause::Cause;
 use super::clients::connection::{Flags, Phase};
+use super::draining::spread;
 use super::mailbox::{Answer, Message};
+use crate::limits::memory::MemoryLevel;
 use crate::router::PendingCall;
 use crate::session_id::SessionAddr;
+
+/// How long a client waits at least whose request found too little memory, and at most twice that.
+const SHED_RETRY_MIN: Duration = Duration::from_secs(1);
 
 impl Shard {
     #[inline]
@@ -49,6 +56,12 @@ impl Shard {
         if connection.has(Flags::LEAVING) {
             let retry_after_ms = self.draining.retry_after_ms(slot);
             let code = Code::Draining;
+            return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
+        }
+        if self.memory_level >= MemoryLevel::Shed {
+            self.counters.refused_for_memory += 1;
+            let retry_after_ms = spread(SHED_RETRY_MIN, slot);
+            let code = Code::Overloaded;
             return self.clients.write_failure(slot, kind, sequence, code, retry_after_ms);
         }
         let user_id = connection.user_id;

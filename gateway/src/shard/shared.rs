@@ -13,6 +13,7 @@ use crate::allocator::Heap;
 use crate::clock::WallClock;
 use crate::cluster::ClusterAddress;
 use crate::limits::addresses::AddressLimits;
+use crate::limits::memory::MemoryBudget;
 use crate::limits::user_rates::UserRates;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub addresses: Vec<Address>,
     /// What one address may have.
     pub address_limits: Arc<AddressLimits>,
+    /// The memory budget of the process; `None`: there is none.
+    pub memory: Option<MemoryBudget>,
     /// The bound on commands under way.
     pub limiter: Arc<CommandLimiter>,
     /// Makes session ids.

@@ -11,7 +11,7 @@ use super::clients::cause::Cause;
 use crate::auth::{self, AuthError};
 use crate::control::ShardInfo;
 use crate::driver::Mechanism;
-use crate::limits::addresses;
+use crate::limits::{addresses, memory, sessions};
 use crate::offset_file;
 use crate::router::{queue_metrics, refusals};
 
@@ -110,6 +110,7 @@ counters! {
         resumes, "tidegate_resumes_total", "Authentications that named rooms, with which the client came back.";
         refused_tickets, "tidegate_tickets_refused_total", "Rooms that a client named and did not get: its ticket did not hold, or it named too many rooms.";
         expired_user_pushes, "tidegate_user_pushes_expired_total", "Pushes to a user not written to a connection, since their time to live was over.";
+        refused_for_memory, "tidegate_memory_refusals_total", "Requests refused with 104 because limits.memory_bytes_max was nearly reached.";
         refused_commands, "tidegate_commands_refused_total", "Pushes and other commands refused because commands_max or commands_bytes_max was reached.";
     }
     /// Counted by [`Clients`](super::clients::Clients).
@@ -127,6 +128,7 @@ counters! {
         oversize_answers, "tidegate_oversize_answers_total", "Answers longer than frame_to_client_bytes_max, failed with 101.";
         notices, "tidegate_notices_total", "Notices sent: a connection became a member of a room, or left one.";
         user_deliveries, "tidegate_user_pushes_delivered_total", "Pushes to a user, counted once for each connection that they were written to.";
+        skipped_pushes_to_users, "tidegate_user_pushes_skipped_total", "Pushes to a user dropped because a connection was too slow for them: session.slow_pushes.";
         stale_pushes, "tidegate_user_pushes_stale_total", "Pushes to a user that found one of the user's connections gone.";
         sends, "tidegate_sends_total", "Sends completed.";
         sent_bytes, "tidegate_sent_bytes_total", "Bytes handed to the kernel.";
@@ -151,6 +153,7 @@ counters! {
         merged_pushes, "tidegate_room_pushes_merged_total", "Pushes that a merge window put into one send with an earlier one, counted by each shard with members.";
         short_windows, "tidegate_merge_windows_ended_early_total", "Merge windows that ended early, or did not begin, because what waited was longer than log_bytes_max, or half of commands_max or commands_bytes_max was taken.";
         refused_rooms, "tidegate_rooms_refused_total", "Joins and pushes refused because rooms_per_shard_max or rooms_per_connection_max was reached.";
+        displaced_rooms, "tidegate_rooms_displaced_total", "Rooms that had neither members nor a push, closed for another because rooms_per_shard_max was reached.";
         stale_commands, "tidegate_room_commands_stale_total", "Joins and leaves for a connection that was gone.";
     }
     /// Counted by [`Repeats`](super::repeats::Repeats).
@@ -236,6 +239,9 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     auth::signatures::METRICS[0],
     auth::signatures::METRICS[1],
     auth::signatures::METRICS[2],
+    memory::METRICS[0],
+    memory::METRICS[1],
+    (sessions::REFUSED.0, "", sessions::REFUSED.1),
     (addresses::METRICS[0].0, "", addresses::METRICS[0].1),
     (addresses::METRICS[1].0, "", addresses::METRICS[1].1),
     (addresses::METRICS[2].0, "", addresses::METRICS[2].1),
@@ -263,6 +269,11 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
         "Reloads of the configuration, by result: applied, unchanged or refused. See `tide reload`.",
     ),
     (GENERATION, "", "Reloads that have changed something since the start."),
+    (
+        "tidegate_operator_tokens_refused_total",
+        "reason",
+        "Operators' requests refused for their token: no_token, wrong_token.",
+    ),
 ];
 
 /// The current values of a shard's gauges.
@@ -379,7 +390,8 @@ impl Exporter {
 /// Gives the registry the help texts. Call once.
 pub fn describe() {
     Counters::describe();
-    let own = |name| auth::signatures::METRICS.iter().any(|(other, ..)| *other == name);
+    let apart = || auth::signatures::METRICS.iter().chain(&memory::METRICS);
+    let own = |name| apart().any(|(other, ..)| *other == name);
     for &(name, labels, help) in OTHERS.iter().filter(|(name, ..)| !own(*name)) {
         match labels {
             "shard" | "version" | "" if !name.ends_with("_total") => describe_gauge!(name, help),
@@ -390,4 +402,6 @@ pub fn describe() {
     }
     // It is shown before the first error.
     counter!(offset_file::WRITE_ERRORS).increment(0);
+    counter!(sessions::REFUSED.0).increment(0);
+    memory::describe();
 }

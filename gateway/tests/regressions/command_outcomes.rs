@@ -4,10 +4,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use tidegate::control::Control;
-use tidegate_backend::publisher::Reporting;
+use tidegate_backend::publisher::{Command, Push, Reporting};
 use tidegate_backend::{Code, CommandOutcome, Done, Nobody, PushError, RoomId, SessionId};
-use tidegate_testing::World;
 use tidegate_testing::scripted::{JOIN_REPORTED, PUSH_REPORTED};
+use tidegate_testing::{World, login};
 use tokio::sync::oneshot::error::TryRecvError;
 
 /// Gives a command whose outcome is reported to the receiver.
@@ -63,6 +63,30 @@ fn a_push_or_a_join_beyond_rooms_max_is_refused() {
     }
     // Everybody's room always exists.
     assert_eq!(final_outcome(&mut world, |gateway| gateway.push_all(5, "x")), delivered_to(2));
+    assert_eq!(world.commands_in_flight(), 0);
+}
+
+#[test]
+fn operators_have_a_reserve_of_the_bound_on_commands() {
+    let mut world = World::new(|config| config.limits.commands_max = 80);
+    let mut phone = world.phone(0);
+    world.write_all(phone.peer, &login(7, 1));
+    phone.read_for(&mut world, 6);
+    let session = SessionId(phone.session().session_id);
+    let taken = |results: &mut dyn Iterator<Item = Result<(), PushError>>| {
+        results.take_while(|&result| result != Err(PushError::Overloaded)).count()
+    };
+    // No turn of a shard passes, so all of them stay under way.
+    let gateway = world.gateway();
+    let joins = taken(&mut (0..100).map(|n| gateway.join(session, &room(n), None)));
+    let leaves = taken(&mut (0..100).map(|n| gateway.leave(session, &room(n))));
+    let pushes = taken(&mut (0..100).map(|n| gateway.push_room(&room(n), 5, "x")));
+    assert_eq!((joins, leaves, pushes), (60, 0, 10));
+    let order = || Control::command(world.hub(), Command::Push(Push::to_all(5, "x")));
+    let mut orders: Vec<_> = (0..5).map(|_| order()).collect();
+    assert_eq!(gateway.kick(99), Ok(()));
+    world.turns(6);
+    assert!(orders.iter_mut().all(|order| order.try_recv().is_ok_and(|done| done.is_ok())));
     assert_eq!(world.commands_in_flight(), 0);
 }
 

@@ -8,6 +8,7 @@ mod drain_phases;
 mod figures;
 mod mass_events;
 mod memory_bounds;
+mod memory_budget;
 mod merge_windows;
 mod peer_deadlines;
 mod push_lifetimes;

@@ -120,6 +120,41 @@ fn idle_connections_lose_their_slots_to_new_connections() {
 }
 
 #[test]
+fn refused_requests_whose_answers_are_delayed_keep_nobody_out() {
+    // No delay ends in this test.
+    let test = TestServer::with(Timeouts { refusal: UNLIMITED.head, ..UNLIMITED });
+    let guess = |token: &str| {
+        let mut stream = TcpStream::connect(test.server.local_addr()).unwrap();
+        let access = format!("Authorization: Bearer {token}");
+        let request = format!("GET /stats HTTP/1.1\r\nHost: x\r\n{access}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let mut guessers: Vec<_> = (0..100).map(|_| guess("x")).collect();
+    for _ in 0..50 {
+        assert_eq!(test.ask_as(None, "GET", "/healthz", b"").status, 200);
+        assert_eq!(test.get("/stats").status, 200, "the right token is not delayed");
+        guessers.push(guess("x"));
+    }
+    // Those that lost their slots got no answer.
+    for guesser in &mut guessers[..100] {
+        let mut answer = Vec::new();
+        drop(guesser.read_to_end(&mut answer));
+        assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[test]
+fn a_refused_request_gets_its_answer_after_the_delay() {
+    let test = TestServer::with(Timeouts { refusal: SHORT, ..UNLIMITED });
+    for token in [None, Some("x")] {
+        let asked = std::time::Instant::now();
+        test.ask_as(token, "GET", "/stats", b"").error(401);
+        assert!(asked.elapsed() >= SHORT);
+    }
+}
+
+#[test]
 fn idle_authenticated_connections_leave_slots_for_new_connections() {
     let test = TestServer::new();
     let request =

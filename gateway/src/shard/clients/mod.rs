@@ -30,6 +30,7 @@ pub mod connection;
 pub mod deadlines;
 mod flows;
 pub mod intake;
+mod latest;
 pub mod lifecycle;
 pub mod outbox;
 pub mod output;
@@ -53,24 +54,27 @@ use super::clock::{Clock, millis};
 use super::stats::{ClientCounters, LabelledCounters};
 use super::tokens::ListedToken;
 use crate::auth::{AuthError, Flow, TokenDigest, TokenEnd};
-use crate::config::Config;
+use crate::config::{Config, SlowPushes};
 use crate::driver::{CloseCause, ConnId};
 use cause::Cause;
 use connection::{Connection, Flags, Phase};
 use deadlines::DeadlineAction;
 use flows::Flows;
 use intake::Intake;
+use latest::LatestPushes;
 use lifecycle::{EndedSession, Lifecycle};
 use output::Output;
 use session_tokens::SessionTokens;
 use table::Table;
 use verifications::{PendingLogin, Verifications};
+pub use writing::PushOutcome;
 
 /// What connections are configured to.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     answer_bytes_max: usize,
     outbox_bytes_max: usize,
+    slow_pushes: SlowPushes,
     heartbeat_interval_ms: u64,
     idle_timeout_ms: u64,
     frame_bytes_max: usize,
@@ -82,6 +86,7 @@ impl Settings {
         Self {
             answer_bytes_max: limits.frame_to_client_bytes_max,
             outbox_bytes_max: limits.outbox_bytes_max,
+            slow_pushes: session.slow_pushes,
             heartbeat_interval_ms: millis(session.heartbeat_interval),
             idle_timeout_ms: millis(session.idle_timeout),
             frame_bytes_max: limits.frame_bytes_max,
@@ -99,6 +104,9 @@ pub struct Clients {
     output: Output,
     verifications: Verifications,
     flows: Flows,
+    latest: LatestPushes,
+    /// Bytes of all inboxes.
+    inbound_bytes: usize,
     session_tokens: SessionTokens,
     /// The limit on log lines of answers that are too long.
     oversize_answers: LogLimit,
@@ -118,6 +126,8 @@ impl Clients {
             output: Output::default(),
             verifications: Verifications::new(config),
             flows: Flows::default(),
+            latest: LatestPushes::default(),
+            inbound_bytes: 0,
             session_tokens: SessionTokens::default(),
             oversize_answers: LogLimit::new(),
             counters: ClientCounters::default(),
@@ -159,7 +169,13 @@ impl Clients {
     /// Bytes that wait to be sent, those of sends under way included.
     #[must_use]
     pub const fn unsent_bytes_in_all(&self) -> usize {
-        self.output.unsent_bytes_in_all()
+        self.output.unsent_bytes_in_all() + self.latest.bytes()
+    }
+
+    /// Bytes of frames whose rest has not come, or that wait to be read.
+    #[must_use]
+    pub const fn inbound_bytes(&self) -> usize {
+        self.inbound_bytes
     }
 
     /// What was counted so far.
@@ -264,12 +280,15 @@ impl Clients {
             self.counters.discarded_bytes += bytes as u64;
             return None;
         }
-        Some(mem::take(&mut connection.inbox))
+        let inbox = mem::take(&mut connection.inbox);
+        self.inbound_bytes -= inbox.kept_bytes();
+        Some(inbox)
     }
 
     /// Puts the inbox back, with what was not read.
     #[inline]
     pub fn put_inbox(&mut self, slot: u32, inbox: Reassembler) {
+        self.inbound_bytes += inbox.kept_bytes();
         self.table.at_mut(slot).inbox = inbox;
     }
 
@@ -551,11 +570,13 @@ impl Clients {
         let connection = self.table.at_mut(slot);
         let kept_bytes = connection.inbox.kept_bytes();
         connection.inbox = Reassembler::new();
+        self.inbound_bytes -= kept_bytes;
         self.counters.discarded_bytes += kept_bytes as u64;
         self.intake.count_freed(kept_bytes);
         connection.flags -=
             Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING | Flags::VERIFYING;
         self.lifecycle.end_session(conn, connection);
+        self.counters.skipped_pushes_to_users += self.latest.take(slot).count() as u64;
         self.verifications.remove(slot);
         self.session_tokens.remove(slot, connection.user_id);
     }

@@ -128,6 +128,9 @@ impl Clients {
     fn sent(&mut self, slot: u32, bytes: usize, clock: &Clock) {
         self.counters.sends += 1;
         self.counters.sent_bytes += bytes as u64;
+        if !self.latest.is_empty() {
+            self.append_latest(slot);
+        }
         let connection = self.table.at_mut(slot);
         if connection.has(Flags::READ_PAUSED) {
             return self.sent_while_read_paused(slot, clock);

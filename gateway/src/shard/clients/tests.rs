@@ -21,7 +21,7 @@ fn there_is_work_while_a_connection_waits_to_be_flushed() {
 fn a_push_that_finds_its_connection_gone_is_counted() {
     let mut clients = Clients::new(&Config::embedded_default());
     let gone = ConnId { slot: 3, generation: 1 };
-    assert!(!clients.write_push(gone, &Bytes::new()));
-    assert!(!clients.write_push(gone, &Bytes::new()));
+    assert_eq!(clients.write_push(gone, &Bytes::new()), PushOutcome::Gone);
+    assert_eq!(clients.write_push(gone, &Bytes::new()), PushOutcome::Gone);
     assert_eq!(clients.counters().0.stale_pushes, 2);
 }

@@ -6,15 +6,18 @@
 use bytes::{Bytes, BytesMut};
 use tidegate_backend::UserId;
 use tidegate_backend::handler::Outcome;
+use tidegate_protocol::frame::read_prefix;
 use tidegate_protocol::message::Response;
 use tidegate_protocol::proto::v1;
 use tidegate_protocol::{Code, server};
 
 use super::cause::Cause;
 use super::connection::Phase;
+use super::latest::Kept;
 use super::lifecycle::{AfterAuthFailure, Lifecycle, Login};
 use super::{Clients, Settings, outbox};
 use crate::auth::{AuthError, TokenEnd};
+use crate::config::SlowPushes;
 use crate::driver::ConnId;
 use crate::shard::clock::Clock;
 
@@ -187,18 +190,48 @@ impl Clients {
         true
     }
 
-    /// Writes a push to a user. Returns whether it was written: the connection may be gone, or about to close.
-    pub fn write_push(&mut self, conn: ConnId, frame: &Bytes) -> bool {
+    /// Writes a push to a user, or does with it what the policy for slow connections says.
+    pub fn write_push(&mut self, conn: ConnId, frame: &Bytes) -> PushOutcome {
         if self.get(conn).is_none_or(|connection| connection.phase != Phase::Open) {
             self.counters.stale_pushes += 1;
-            return false;
+            return PushOutcome::Gone;
         }
-        let may_write = self.may_write(conn.slot);
-        if may_write {
+        // The other half is for answers, which are never dropped.
+        let bytes_max = self.settings.outbox_bytes_max / 2;
+        if self.settings.slow_pushes != SlowPushes::Close
+            && self.output.bytes_behind_send(self.at(conn.slot)) > bytes_max
+        {
+            return self.write_slow_push(conn.slot, frame, bytes_max);
+        }
+        if !self.may_write(conn.slot) {
+            return PushOutcome::Gone;
+        }
+        self.counters.user_deliveries += 1;
+        self.append_shared(conn.slot, frame.clone());
+        PushOutcome::Written
+    }
+
+    /// Too much waits behind a connection's send for a push to it.
+    #[cold]
+    fn write_slow_push(&mut self, slot: u32, frame: &Bytes, bytes_max: usize) -> PushOutcome {
+        let kept = match (self.settings.slow_pushes, type_of(frame)) {
+            (SlowPushes::Latest, Some(kind)) => self.latest.keep(slot, kind, frame, bytes_max),
+            _ => Kept::Dropped,
+        };
+        self.counters.skipped_pushes_to_users += u64::from(kept != Kept::Added);
+        match kept {
+            Kept::Added | Kept::Replaced => PushOutcome::Written,
+            Kept::Dropped => PushOutcome::Skipped,
+        }
+    }
+
+    /// A send of a connection is done: its outbox takes what waited beside it.
+    #[cold]
+    pub(super) fn append_latest(&mut self, slot: u32) {
+        for frame in self.latest.take(slot) {
             self.counters.user_deliveries += 1;
-            self.append_shared(conn.slot, frame.clone());
+            self.append_shared(slot, frame);
         }
-        may_write
     }
 
     /// Writes a failure, and counts it by its code.
@@ -217,6 +250,23 @@ impl Clients {
             });
         }
     }
+}
+
+/// What became of a push to a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// It is written, or waits for its turn.
+    Written,
+    /// The connection is gone, or about to close.
+    Gone,
+    /// It was dropped: the connection is too slow.
+    Skipped,
+}
+
+/// The type of a push, from its frame.
+fn type_of(frame: &[u8]) -> Option<i32> {
+    let prefix = read_prefix(frame, frame.len()).ok()??;
+    Response::decode(frame.get(prefix.prefix_bytes..)?).ok().map(|push| push.kind)
 }
 
 /// How long a client should wait before it shows its token again to a gateway that can't know whether it is good: one to

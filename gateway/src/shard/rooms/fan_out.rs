@@ -88,6 +88,7 @@ impl FanOut {
                 room.log.trim(offered);
                 let ended = room.permits.partition_point(|&(offset, _)| offset < offered);
                 room.permits.drain(..ended);
+                table.recount(index);
             }
         }
         std::mem::swap(&mut self.to_trim, &mut self.offered);

@@ -1,10 +1,10 @@
 //! The rooms whose home is this shard: how they open, and when they close.
 
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::{PushError, RoomId};
 
 use super::expulsions::Expulsions;
 use super::log::{Log, LogId, LogIds, LogName};
-use super::room::Room;
 use super::subscribers::{Role, Subscribers};
 use super::table::{EVERYBODY, RoomIndex, Table};
 use crate::config::RoomsConfig;
@@ -47,6 +47,8 @@ pub struct Homes {
     shard: u16,
     /// The entry with which the search for idle rooms continues.
     idle_next: usize,
+    /// The limit on log lines of rooms that could not be opened.
+    refusals: LogLimit,
 }
 
 impl Homes {
@@ -65,6 +67,7 @@ impl Homes {
             shards,
             shard,
             idle_next: 0,
+            refusals: LogLimit::new(),
         }
     }
 
@@ -85,7 +88,7 @@ impl Homes {
         room: &RoomId,
         now_ms: u64,
     ) -> Result<RoomIndex, PushError> {
-        self.check_bound(table, 0)?;
+        self.check_bound(table, 0, now_ms)?;
         let policy = config.policy_of(room.as_str());
         // By the monotonic clock, since the wall clock may be set back. A room gets less than one push a
         // microsecond, so this is above every offset that it had before.
@@ -101,13 +104,19 @@ impl Homes {
     ///
     /// # Errors
     /// [`PushError::RoomsFull`].
-    pub fn check_bound(&self, table: &Table, fetched: usize) -> Result<(), PushError> {
+    pub fn check_bound(&self, table: &Table, fetched: usize, now_ms: u64) -> Result<(), PushError> {
         let rooms_max = self.rooms_max;
         if table.homes() + fetched < rooms_max {
-            Ok(())
-        } else {
-            Err(PushError::RoomsFull { rooms_max })
+            return Ok(());
         }
+        if let Some(suppressed) = self.refusals.allow_at(now_ms) {
+            tracing::warn!(
+                rooms_max,
+                suppressed,
+                "refused to open a room: as many are open on this shard as rooms.rooms_per_shard_max allows"
+            );
+        }
+        Err(PushError::RoomsFull { rooms_max })
     }
 
     /// The name of the log of a room at this index, with the id that gateways share; without one, a fresh id.
@@ -124,12 +133,18 @@ impl Homes {
         LogName { id: self.log_ids.draw(), number }
     }
 
-    /// Closes rooms that have no members and no recent push. Frees merged chunks that no member needs. Returns
-    /// the bytes of the rooms that were closed, and adds their ids to `closed`.
+    /// How long a room without members stays open.
+    #[must_use]
+    pub const fn idle_ttl_ms(&self) -> u64 {
+        self.idle_ttl_ms
+    }
+
+    /// Closes rooms that have no members and, since `idle_since_ms`, had no push. Frees merged chunks that no member needs.
+    /// Returns the bytes of the rooms that were closed, and adds their ids to `closed`.
     pub fn close_idle(
         &mut self,
         table: &mut Table,
-        now_ms: u64,
+        idle_since_ms: Option<u64>,
         closed: &mut Vec<RoomId>,
     ) -> usize {
         let mut freed_bytes = 0;
@@ -141,22 +156,34 @@ impl Homes {
                 // A member that resumed may have left a merged chunk.
                 room.log.forget_merged();
             }
-            if index != EVERYBODY && self.is_idle(room, now_ms) {
-                self.above_closed = self.above_closed.max(room.log.end());
-                if let Some(room) = table.close(index) {
-                    freed_bytes += room.memory_bytes();
-                    closed.push(room.id);
-                }
+            let is_idle = idle_since_ms.is_some_and(|since_ms| room.active_at_ms <= since_ms);
+            if index != EVERYBODY && is_idle && room.is_empty_home() {
+                freed_bytes += self.close(table, index, closed);
             }
         }
         freed_bytes
     }
 
-    fn is_idle(&self, room: &Room, now_ms: u64) -> bool {
-        let has_no_members = match &room.role {
-            Role::Home { subscribers } => room.member_count == 0 && subscribers.is_empty(),
-            Role::Replica { .. } => false,
-        };
-        has_no_members && room.active_at_ms + self.idle_ttl_ms <= now_ms
+    /// If as many rooms are open as may be, closes the one that is unused for longest: nobody is in it, and it never had a
+    /// push. So a client that has rooms opened and leaves them takes no places from others. Returns the bytes of the room.
+    pub fn close_unused(
+        &mut self,
+        table: &mut Table,
+        fetched: usize,
+        closed: &mut Vec<RoomId>,
+    ) -> Option<usize> {
+        if table.homes() + fetched < self.rooms_max {
+            return None;
+        }
+        let index = table.longest_unused()?;
+        Some(self.close(table, index, closed))
+    }
+
+    fn close(&mut self, table: &mut Table, index: RoomIndex, closed: &mut Vec<RoomId>) -> usize {
+        self.above_closed = self.above_closed.max(table.get(index).log.end());
+        let Some(room) = table.close(index) else { return 0 };
+        let bytes = room.memory_bytes();
+        closed.push(room.id);
+        bytes
     }
 }

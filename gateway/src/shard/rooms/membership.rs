@@ -9,6 +9,7 @@ use super::room::Room;
 use super::subscribers::{Role, home};
 use super::table::{EVERYBODY, Member, RoomIndex};
 use super::{Rooms, Settings, reader};
+use crate::config::SlowMember;
 use crate::driver::ConnId;
 use crate::session_id::SessionAddr;
 use crate::shard::command::CommandPermit;
@@ -41,11 +42,13 @@ impl Rooms {
         };
         self.report_first_member(index);
         if shard == self.settings.shard {
-            return self.join_here(index, conn, after, ticket_s, &asker, state);
+            self.join_here(index, conn, after, ticket_s, &asker, state);
+            return self.table.note_use(index);
         }
         let Room { role, log, .. } = self.table.get(index);
         let Role::Home { subscribers } = role else { return };
         let log = subscribers.count_join(shard).then(|| Box::new(log.released_copy()));
+        self.table.note_use(index);
         self.post(shard, RoomMessage::Joined { room, conn, after, ticket_s, log, asker });
     }
 
@@ -134,7 +137,12 @@ impl Rooms {
         let is_member = self.table.find_member(slot, index).is_some();
         let Room { id, log, policy, .. } = self.table.get(index);
         let replayed = if is_member { 0 } else { policy.replay_on_join };
-        let (next, recovery) = log.start_after(after, replayed);
+        let (next, mut recovery) = log.start_after(after, replayed);
+        // It gets the newest alone.
+        let misses_some = policy.slow_member == SlowMember::Latest && next + 1 < log.end();
+        if misses_some && recovery == Recovery::Complete {
+            recovery = Recovery::Gap;
+        }
         // A client that misses nothing may have seen more of a shared log than this gateway.
         let seen = match after {
             After::Position { offset, .. } if recovery == Recovery::Complete => offset,
@@ -228,6 +236,7 @@ impl Rooms {
         if room.member_count == 0 && room.window_ends_ms.is_some() {
             self.pushes.release(&mut self.table, index);
         }
+        self.table.note_use(index);
         self.unsubscribe_if_empty(index);
     }
 
@@ -249,6 +258,7 @@ impl Rooms {
         let Some(index) = self.table.find(&room) else { return };
         let Role::Home { subscribers } = &mut self.table.get(index).role else { return };
         if subscribers.end(shard, joins) {
+            self.table.note_use(index);
             self.post(shard, RoomMessage::Unsubscribed { room });
         }
     }

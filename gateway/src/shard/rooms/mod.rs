@@ -189,7 +189,7 @@ impl Rooms {
         unix_ms: &impl Fn() -> u64,
         state: &impl Fn(ConnId) -> ConnState,
     ) {
-        let Some(message) = self.divert(message) else { return };
+        let Some(message) = self.divert(message, now_ms) else { return };
         match message {
             RoomMessage::Fetched { room, log } => {
                 for message in self.fetched(&room, log, now_ms, unix_ms) {
@@ -295,6 +295,18 @@ impl Rooms {
         self.pushes.end_windows(&mut self.table, now_ms);
     }
 
+    /// Bytes of the logs of the rooms whose home is this shard.
+    #[must_use]
+    pub const fn log_bytes(&self) -> usize {
+        self.table.log_bytes()
+    }
+
+    /// Whether memory is short from now on: no push waits for a merge window then, and rooms without members close at
+    /// once.
+    pub fn set_pressed(&mut self, is_pressed: bool) {
+        self.pushes.set_pressed(&mut self.table, is_pressed);
+    }
+
     /// The shard drains: no push waits for a merge window from now on.
     pub fn start_draining(&mut self) {
         self.pushes.start_draining(&mut self.table);
@@ -354,7 +366,25 @@ impl Rooms {
     /// Closes rooms whose home is here, that have no members and no recent push.
     pub fn close_idle_rooms(&mut self, now_ms: u64) {
         let mut closed = Vec::new();
-        self.freed_bytes += self.homes.close_idle(&mut self.table, now_ms, &mut closed);
+        let is_pressed = self.pushes.is_pressed();
+        let idle_ttl_ms = if is_pressed { 0 } else { self.homes.idle_ttl_ms() };
+        let idle_since_ms = now_ms.checked_sub(idle_ttl_ms);
+        self.freed_bytes += self.homes.close_idle(&mut self.table, idle_since_ms, &mut closed);
+        self.unfollow(closed);
+    }
+
+    /// At a room's home: if there is no place for one more room, closes an unused one.
+    fn make_place(&mut self) {
+        let (mut closed, fetched) = (Vec::new(), self.shared.fetched());
+        let Some(bytes) = self.homes.close_unused(&mut self.table, fetched, &mut closed) else {
+            return;
+        };
+        self.freed_bytes += bytes;
+        self.counters.displaced_rooms += 1;
+        self.unfollow(closed);
+    }
+
+    fn unfollow(&mut self, closed: Vec<RoomId>) {
         if self.shared.is_on() {
             let unfollow = |room| RoomEffect::ToCluster(ToCluster::Unfollow { room });
             self.effects.extend(closed.into_iter().map(unfollow));
@@ -377,6 +407,7 @@ impl Rooms {
         if let Some(index) = self.table.find(room) {
             return Ok(index);
         }
+        self.make_place();
         let Self { homes, table, settings, counters, .. } = self;
         homes
             .open(table, &settings.rooms, room, now_ms)

@@ -73,5 +73,9 @@ impl Rooms {
     fn append(&mut self, index: RoomIndex, push: NumberedPush<'_>, now_ms: u64) {
         let Self { pushes, table, counters, .. } = self;
         pushes.append(table, index, push, counters, now_ms);
+        table.recount(index);
+        if table.get(index).unused_since_ms.is_some() {
+            table.note_use(index);
+        }
     }
 }

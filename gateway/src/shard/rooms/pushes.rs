@@ -38,6 +38,8 @@ pub struct Pushes {
     windows: Windows,
     /// Pushes no longer wait for windows.
     is_draining: bool,
+    /// Memory is short: pushes do not wait for windows.
+    is_pressed: bool,
 }
 
 impl Pushes {
@@ -45,7 +47,7 @@ impl Pushes {
     #[must_use]
     pub fn new(limiter: Arc<CommandLimiter>) -> Self {
         let (fan_out, windows) = (FanOut::default(), Windows::default());
-        Self { limiter, fan_out, windows, is_draining: false }
+        Self { limiter, fan_out, windows, is_draining: false, is_pressed: false }
     }
 
     /// Whether members are to be served, or logs to be trimmed, in the next turn.
@@ -98,7 +100,8 @@ impl Pushes {
         }
         // A push that came from Redis belongs to another bound than commands.
         let is_half_used = self.limiter.is_half_used() || permit.is_limiter_half_used();
-        match self.windows.decide(index, room, urgency, is_half_used, now_ms) {
+        let may_not_wait = is_half_used || self.is_pressed;
+        match self.windows.decide(index, room, urgency, may_not_wait, now_ms) {
             WindowDecision::WaitUntil(_) => {}
             WindowDecision::Release => self.release(table, index),
             WindowDecision::EndEarly => {
@@ -137,6 +140,20 @@ impl Pushes {
     pub fn start_draining(&mut self, table: &mut Table) {
         self.is_draining = true;
         self.end_windows(table, u64::MAX);
+    }
+
+    /// Whether memory is short from now on. If so, no push waits for a merge window.
+    pub fn set_pressed(&mut self, table: &mut Table, is_pressed: bool) {
+        self.is_pressed = is_pressed;
+        if is_pressed {
+            self.end_windows(table, u64::MAX);
+        }
+    }
+
+    /// Whether memory is short.
+    #[must_use]
+    pub const fn is_pressed(&self) -> bool {
+        self.is_pressed
     }
 
     /// The next member that has pushes to get; `None` when this turn's slice of `budget` members is used up, or

@@ -46,12 +46,12 @@ pub enum NextChunk {
 /// Reads what a member gets next and moves its cursor.
 ///
 /// A member whose cursor is before the log's first frame is too slow. By the room's policy it skips to the first
-/// frame, or is closed.
+/// frame, or is closed. Where only the latest push counts, a member skips to that one, slow or not.
 #[inline]
 pub fn next_chunk(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> NextChunk {
     let end = room.log.end();
     let wanted = cursor.get(end);
-    let skipped = room.log.first().saturating_sub(wanted);
+    let mut skipped = room.log.first().saturating_sub(wanted);
     if skipped > 0 && room.policy.slow_member == SlowMember::Close {
         return NextChunk::TooSlow;
     }
@@ -59,6 +59,9 @@ pub fn next_chunk(room: &mut Room, cursor: &mut Cursor, up_to: UpTo) -> NextChun
         UpTo::Released => room.log.released(),
         UpTo::End => end,
     };
+    if room.policy.slow_member == SlowMember::Latest {
+        skipped = skipped.max(to.saturating_sub(wanted + 1));
+    }
     let from = wanted + skipped;
     if room.log.has_lifetimes() {
         return next_live_chunk(room, cursor, from..to, skipped);
@@ -258,6 +261,24 @@ mod tests {
         room.log.release();
         room.log.trim(13);
         assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::TooSlow);
+    }
+
+    #[test]
+    fn a_member_gets_the_latest_push_alone_where_that_is_the_policy() {
+        let (mut table, member) = room(SlowMember::Latest, &["a", "b", "c"]);
+        let (room, cursor) = table.room_and_cursor(member);
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::UpToDate);
+        room.log.release();
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), chunk("c", 1, 2));
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), NextChunk::UpToDate);
+        room.log.append("d".into());
+        room.log.release();
+        assert_eq!(next_chunk(room, cursor, UpTo::Released), chunk("d", 1, 0));
+        room.log.append("e".into());
+        room.log.append("f".into());
+        room.log.trim(14);
+        assert_eq!(next_chunk(room, cursor, UpTo::End), chunk("f", 1, 1));
+        assert_eq!(next_chunk(room, cursor, UpTo::End), NextChunk::UpToDate);
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct Room {
     pub role: Role,
     /// When a push came or a member left last, on the shard's clock.
     pub active_at_ms: u64,
+    /// Bytes of its log, as the table has counted them.
+    pub counted_bytes: usize,
+    /// Since when it has neither members nor ever had a push, as the table has noted it: at its home alone.
+    pub unused_since_ms: Option<u64>,
     /// Members are being notified that the log has another id. Pushes wait until all were.
     pub is_being_renamed: bool,
 }
@@ -77,6 +81,8 @@ impl Room {
             permits: VecDeque::new(),
             role,
             active_at_ms: now_ms,
+            counted_bytes: 0,
+            unused_since_ms: None,
             is_being_renamed: false,
         }
     }
@@ -152,6 +158,15 @@ impl Room {
             last_offset: self.log.end() - 1,
             first_offset: self.log.first(),
             log_bytes: self.log.bytes() as u64,
+        }
+    }
+
+    /// Whether this shard is its home, and no shard has members.
+    #[must_use]
+    pub fn is_empty_home(&self) -> bool {
+        match &self.role {
+            Role::Home { subscribers } => self.member_count == 0 && subscribers.is_empty(),
+            Role::Replica { .. } => false,
         }
     }
 

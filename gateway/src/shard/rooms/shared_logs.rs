@@ -22,7 +22,7 @@ use crate::tickets::seconds;
 impl Rooms {
     /// Where gateways share rooms: passes on what is for Redis, and defers what concerns a room that is being fetched.
     /// Returns any other message.
-    pub(super) fn divert(&mut self, message: RoomMessage) -> Option<RoomMessage> {
+    pub(super) fn divert(&mut self, message: RoomMessage, now_ms: u64) -> Option<RoomMessage> {
         if !self.shared.is_on() {
             return Some(message);
         }
@@ -34,7 +34,7 @@ impl Rooms {
             }
             RoomMessage::Join { room, addr, after, asker } if self.table.find(&room).is_none() => {
                 let fetched = room.clone();
-                self.fetch(fetched, RoomMessage::Join { room, addr, after, asker });
+                self.fetch(fetched, RoomMessage::Join { room, addr, after, asker }, now_ms);
                 None
             }
             message => Some(message),
@@ -42,8 +42,9 @@ impl Rooms {
     }
 
     /// At a room's home: asks for the log that gateways share. The join waits for it.
-    fn fetch(&mut self, room: RoomId, join: RoomMessage) {
-        if let Err(error) = self.homes.check_bound(&self.table, self.shared.fetched()) {
+    fn fetch(&mut self, room: RoomId, join: RoomMessage, now_ms: u64) {
+        self.make_place();
+        if let Err(error) = self.homes.check_bound(&self.table, self.shared.fetched(), now_ms) {
             self.counters.refused_rooms += 1;
             if let RoomMessage::Join { addr, asker, .. } = join {
                 asker.refuse(error);
@@ -179,6 +180,7 @@ impl Rooms {
             }));
         }
         self.replace_log(index, log, keeps, ticket_s);
+        self.table.note_use(index);
     }
 
     /// Puts another log into the place of a room's. The members' cursors are moved, and the members are notified over
@@ -186,6 +188,7 @@ impl Rooms {
     pub(super) fn replace_log(&mut self, index: RoomIndex, log: Log, keeps: Keeps, ticket_s: u32) {
         let (old_end, end) = (self.table.get(index).log.end(), log.end());
         self.pushes.replace_log(&mut self.table, index, log);
+        self.table.recount(index);
         self.table.schedule_expiry(index);
         let mut position = None;
         while let Some((member, next)) = self.table.next_of(index, position) {

@@ -77,6 +77,10 @@ pub struct Table {
     free_rooms: Vec<RoomIndex>,
     /// When the next push's time to live is over, of each room that has one.
     expiries: BTreeSet<(u64, RoomIndex)>,
+    /// Since when rooms are unused, of each that is.
+    unused: BTreeSet<(u64, RoomIndex)>,
+    /// Bytes of the logs of the rooms whose home is this shard.
+    log_bytes: usize,
     /// Rooms whose home is this shard, without everybody's.
     homes: usize,
     slots: Vec<Slot>,
@@ -242,6 +246,7 @@ impl Table {
         self.rooms[index.0 as usize] = Some(Box::new(room));
         self.by_id.insert(id, index);
         self.schedule_expiry(index);
+        self.recount(index);
         index
     }
 
@@ -251,8 +256,12 @@ impl Table {
         debug_assert!(room.member_count == 0, "a member keeps its room");
         debug_assert!(room.window_ends_ms.is_none(), "a room without members has no window");
         self.homes -= usize::from(room.is_limited());
+        self.log_bytes -= room.counted_bytes;
         if let Some(expiry_ms) = room.expiry_ms {
             self.expiries.remove(&(expiry_ms, index));
+        }
+        if let Some(since_ms) = room.unused_since_ms {
+            self.unused.remove(&(since_ms, index));
         }
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
@@ -260,6 +269,42 @@ impl Table {
             self.by_id.shrink_to(2 * self.by_id.len());
         }
         Some(room)
+    }
+
+    /// Bytes of the logs of the rooms whose home is this shard. The other shards share their frames.
+    #[must_use]
+    pub const fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+
+    /// Counts the bytes of a room's log anew. Call it when the log has changed.
+    #[inline]
+    pub fn recount(&mut self, index: RoomIndex) {
+        let Some(room) = self.rooms[index.0 as usize].as_deref_mut() else { return };
+        let bytes = if matches!(room.role, Role::Home { .. }) { room.log.bytes() } else { 0 };
+        self.log_bytes = self.log_bytes - room.counted_bytes + bytes;
+        room.counted_bytes = bytes;
+    }
+
+    /// Notes whether a room is unused: its home is here, nobody is in it, and it never had a push. Call it when a member has
+    /// come or gone, or a push has come.
+    pub fn note_use(&mut self, index: RoomIndex) {
+        let Some(room) = self.rooms[index.0 as usize].as_deref_mut() else { return };
+        let is_unused = room.is_limited() && room.is_empty_home() && room.log.head() == 0;
+        let since_ms = is_unused.then_some(room.active_at_ms);
+        let before = std::mem::replace(&mut room.unused_since_ms, since_ms);
+        if before != since_ms {
+            if let Some(since_ms) = before {
+                self.unused.remove(&(since_ms, index));
+            }
+            self.unused.extend(since_ms.map(|since_ms| (since_ms, index)));
+        }
+    }
+
+    /// The room that is unused for longest, if one is.
+    #[must_use]
+    pub fn longest_unused(&self) -> Option<RoomIndex> {
+        self.unused.first().map(|&(_, index)| index)
     }
 
     /// Notes when the next push of a room has to be expired. Call it after a push with a time to live was appended.
@@ -292,6 +337,7 @@ impl Table {
             let Room { log, round, member_count, .. } = self.get(index);
             let offered = if *member_count == 0 { u64::MAX } else { round.offered };
             log.expire(now_ms, |offset| unoffered += u64::from(offset >= offered));
+            self.recount(index);
             self.schedule_expiry(index);
         }
         unoffered

@@ -7,7 +7,7 @@ use tidegate_protocol::proto::v1::Recovery;
 use super::log::After;
 use super::message::{AskedBy, Asker};
 use super::*;
-use crate::config::{Config, RoomsConfig};
+use crate::config::{Config, RoomsConfig, SlowMember};
 use crate::session_id::SessionAddr;
 
 const MINUTE_MS: u64 = 60_000;
@@ -292,6 +292,33 @@ fn rooms_beyond_the_limit_are_refused_and_the_known_ones_are_not() {
 }
 
 #[test]
+fn rooms_that_were_joined_and_left_give_their_places_to_others() {
+    let mut part = Part::new(|config| config.rooms_per_shard_max = 3);
+    let rooms: Vec<_> = (0..100).map(|n| room(&format!("left-{n}"))).collect();
+    let (kept, pushed) = (room("kept"), room("pushed"));
+    part.join(&kept, 0, 1, None);
+    part.publish(&pushed, 0);
+    for (room, now_ms) in rooms.iter().zip(1..) {
+        part.join(room, 0, 2, None);
+        part.leave(room, 2, now_ms);
+    }
+    let counters = part.rooms.counters();
+    assert_eq!((counters.refused_rooms, counters.displaced_rooms), (0, 99));
+    assert!(part.info(&kept).is_some() && part.info(&pushed).is_some());
+    // A member on another shard keeps its room, and so does a push.
+    part.join(&rooms[0], 1, 7, None);
+    part.join(&rooms[1], 0, 2, None);
+    let counters = part.rooms.counters();
+    assert_eq!((counters.refused_rooms, counters.displaced_rooms), (1, 100));
+    assert_eq!(part.rooms.len(), 4, "everybody's, and three");
+    // Nobody's join opens a room that stays.
+    part.leave(&kept, 1, 200);
+    part.publish(&kept, 200);
+    part.join(&rooms[1], 0, 2, None);
+    assert_eq!(part.rooms.counters().refused_rooms, 2, "a push is kept for those who come back");
+}
+
+#[test]
 fn a_push_is_under_way_until_each_member_was_offered_it() {
     let mut part = Part::new(|_| {});
     let room = part.room.clone();
@@ -439,12 +466,28 @@ fn each_new_membership_is_reported_with_the_name_of_its_log() {
 }
 
 #[test]
+fn a_client_that_resumes_a_room_of_which_the_latest_counts_is_told_what_it_misses() {
+    for (seen, recovery) in [(1, Recovery::Gap), (2, Recovery::Complete), (3, Recovery::Complete)] {
+        let mut part = Part::new(|config| config.default_policy.slow_member = SlowMember::Latest);
+        let room = part.room.clone();
+        (0..3).for_each(|_| part.publish(&room, 0));
+        let first = part.info(&room).unwrap().first_offset;
+        part.join(&room, 0, 1, Some(first + seen - 1));
+        let reported = reports(part.effects());
+        assert_eq!(reported[0].1.recovery, recovery, "{seen} were seen");
+    }
+}
+
+#[test]
 fn a_refused_membership_is_reported_too() {
     let mut part = Part::new(|config| {
         config.rooms_per_shard_max = 2;
         config.rooms_per_connection_max = 1;
     });
     let rooms = ["a", "b", "c"].map(room);
+    // With a push the room is not closed for another.
+    part.publish(&rooms[1], 0);
+    part.effects().clear();
     rooms.iter().for_each(|room| part.join(room, 0, 1, None));
     // The third room can't be opened: its home notifies the shard of the connection, which is the same here.
     let effects = part.effects();
