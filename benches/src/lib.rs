@@ -3,6 +3,7 @@
 //! state, no backend. It has one thread with an epoll, or several where the connections need several descriptor tables.
 //! What a gateway costs above its floor is the gateway's own cost.
 
+pub mod clients;
 pub mod wire;
 
 use std::io::Read as _;

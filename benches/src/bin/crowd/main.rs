@@ -20,9 +20,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use tidegate_benches::clients::connect;
 use tidegate_protocol::client::{Client, Event};
 use tidegate_protocol::memberships::{Delivery, Memberships};
 
@@ -169,7 +167,9 @@ impl Crowd {
             let one = &mut self.all[index];
             let address = self.args.gateways[one.gateway];
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let opened = connect(self.args.source, address).and_then(|mut stream| {
+            let socket = connect(self.args.source, address).map_err(io::Error::from);
+            let opened = socket.and_then(|socket| {
+                let mut stream = TcpStream::from_std(std::net::TcpStream::from(socket));
                 self.poll.registry().register(&mut stream, Token(index), interest)?;
                 Ok(stream)
             });
@@ -328,22 +328,6 @@ impl Crowd {
         let at_end = self.all.iter().filter(is_at_end).count();
         writeln!(io::stdout(), "{}", report.to_json(self.all.len(), connected, at_end))?;
         Ok(())
-    }
-}
-
-/// Begins to connect from `source`. The kernel chooses the port when it knows both addresses, so that a port can serve several
-/// destinations.
-fn connect(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
-    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    setsockopt(&socket, IpBindAddressNoPort, &true)?;
-    bind(&socket, &SocketAddr::new(source, 0))?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(Errno::INPROGRESS) => {
-            Ok(TcpStream::from_std(std::net::TcpStream::from(socket)))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,0 +1,147 @@
+//! A million distinct addresses in a minute at the limits by address: what they cost, and how often they are wrong. It is
+//! simulated: no socket is opened, and the minute is over as soon as all is counted.
+//!
+//! Every address connects once and fails one login, far below its limits, so each refusal and each ban of one is an error.
+//! Beside them are greedy addresses, which use their limits up. It writes one JSON object for each case. `benches/limits
+//! addresses` makes a table of them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+use tidegate::limits::addresses::{AddressLimits, PrefixLimits, Settings};
+use tidegate::limits::rate_sketch::Rate;
+
+/// The minute, in microseconds.
+const MINUTE_US: u64 = 60_000_000;
+/// Accepts of a host a second, and at once.
+const ACCEPTS: u32 = 10;
+const BURST: u32 = 20;
+/// Failed logins of a host in a minute.
+const FAILED_LOGINS: u32 = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    /// IPv4 addresses, at random.
+    V4,
+    /// IPv6 /64s of one /32, at random.
+    V6,
+}
+
+/// Simulates many addresses at the limits by address.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Distinct addresses in a minute.
+    #[arg(long, default_value_t = 1_000_000)]
+    addresses: u64,
+    /// Greedy addresses beside them: one case for each number.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1_000, 20_000, 100_000])]
+    greedy: Vec<u64>,
+    /// Families of addresses.
+    #[arg(long, value_delimiter = ',', default_values = ["v4", "v6"])]
+    families: Vec<Family>,
+}
+
+fn main() {
+    let args = Args::parse();
+    for &family in &args.families {
+        for &greedy in &args.greedy {
+            println!("{}", simulate(args.addresses, greedy, family));
+        }
+    }
+}
+
+fn simulate(addresses: u64, greedy: u64, family: Family) -> Value {
+    let empty = resident_bytes();
+    let limits = AddressLimits::new(settings(), Instant::now());
+    let mut others = Duration::ZERO;
+    let (mut refused, mut banned, mut greedy_served, mut counted) =
+        (0_u64, 0_u64, 0_u64, Vec::new());
+    let start = Instant::now();
+    for number in 0..addresses {
+        let now_us = number * MINUTE_US / addresses.max(1);
+        // Greedy addresses connect twice as often as they may, and fail twice as many logins as end in a ban.
+        if let Some(at) = each(number, addresses, greedy) {
+            let since = Instant::now();
+            for address in at.map(|number| address(family, 1, number)) {
+                for _ in 0..2 * BURST {
+                    if limits.accept(address, now_us) == Ok(true) {
+                        greedy_served += 1;
+                        limits.close(address);
+                    }
+                }
+                (0..2 * FAILED_LOGINS).for_each(|_| limits.login_failed(address, now_us));
+            }
+            others += since.elapsed();
+        }
+        let own = address(family, 2, number);
+        match limits.accept(own, now_us) {
+            Ok(is_counted) if is_counted => counted.push(own),
+            Ok(_) => {}
+            Err(_) => refused += 1,
+        }
+        limits.login_failed(own, now_us);
+    }
+    let each_ns = (start.elapsed() - others).as_nanos() as f64 / addresses.max(1) as f64;
+    let addresses_bytes = counted.capacity() * size_of::<IpAddr>();
+    let open = resident_bytes().saturating_sub(empty).saturating_sub(addresses_bytes as u64);
+    for &own in &counted {
+        match limits.accept(own, MINUTE_US + 5_000_000) {
+            Ok(true) => limits.close(own),
+            Ok(false) => {}
+            Err(_) => banned += 1,
+        }
+    }
+    let (connections, bans) = (counted.len(), limits.bans().count());
+    counted.iter().for_each(|own| limits.close(*own));
+    drop(counted);
+    let closed = resident_bytes().saturating_sub(empty);
+    json!({
+        "family": format!("{family:?}").to_lowercase(), "addresses": addresses, "greedy": greedy,
+        "refused": refused, "banned": banned, "bans": bans, "greedy_served": greedy_served,
+        "each_ns": each_ns, "connections": connections, "open_bytes": open, "closed_bytes": closed,
+    })
+}
+
+/// The greedy addresses that have their turn with address `number`, spread evenly.
+fn each(number: u64, addresses: u64, greedy: u64) -> Option<std::ops::Range<u64>> {
+    let until = |number: u64| number * greedy / addresses.max(1);
+    let range = until(number)..until(number + 1);
+    (!range.is_empty()).then_some(range)
+}
+
+fn settings() -> Settings {
+    let second = Duration::from_secs(1);
+    let minute = Duration::from_secs(60);
+    let limits = |times: u32| PrefixLimits {
+        connections_max: Some(100 * times),
+        accepts: Some(Rate::new(ACCEPTS * times, second, BURST * times)),
+        accepts_burst_max: BURST * times,
+        failed_logins: Some(Rate::new(FAILED_LOGINS * times, minute, FAILED_LOGINS * times)),
+    };
+    Settings { host: limits(1), network: limits(10), ban: minute, ..Settings::default() }
+}
+
+/// Address `number` of a group. Multiplying by an odd number permutes them, so they are distinct.
+#[expect(clippy::cast_possible_truncation, reason = "that is the modulus")]
+fn address(family: Family, group: u32, number: u64) -> IpAddr {
+    let number = number as u32;
+    match family {
+        // Numbers of two groups differ in their last bit, and are below 2^31.
+        Family::V4 => {
+            Ipv4Addr::from_bits((number << 1 | (group & 1)).wrapping_mul(0x9e37_79b1)).into()
+        }
+        Family::V6 => {
+            let network = (number << 1 | (group & 1)).wrapping_mul(0x9e37_79b1);
+            Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(network) << 64 | 1).into()
+        }
+    }
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
