@@ -2,8 +2,9 @@
 //! simulated: no socket is opened, and the minute is over as soon as all is counted.
 //!
 //! Every address connects once and fails one login, far below its limits, so each refusal and each ban of one is an error.
-//! Beside them are greedy addresses, which use their limits up. It writes one JSON object for each case. `benches/limits
-//! addresses` makes a table of them.
+//! Beside them are greedy addresses: some connect as often as they may and more, all the time, and as many fail logins until
+//! they are banned. It writes one JSON object. `benches/limits
+//! addresses` runs it for several cases and makes a table of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ const ACCEPTS: u32 = 10;
 const BURST: u32 = 20;
 /// Failed logins of a host in a minute.
 const FAILED_LOGINS: u32 = 10;
+/// A greedy address tries twice each time that it has got a new token: this often in the minute.
+const TURNS: u64 = 60 * ACCEPTS as u64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Family {
@@ -35,61 +38,58 @@ struct Args {
     /// Distinct addresses in a minute.
     #[arg(long, default_value_t = 1_000_000)]
     addresses: u64,
-    /// Greedy addresses beside them: one case for each number.
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 1_000, 20_000, 100_000])]
-    greedy: Vec<u64>,
-    /// Families of addresses.
-    #[arg(long, value_delimiter = ',', default_values = ["v4", "v6"])]
-    families: Vec<Family>,
+    /// Greedy addresses beside them: this many connect, and as many fail logins.
+    #[arg(long, default_value_t = 0)]
+    greedy: u64,
+    /// Family of the addresses.
+    #[arg(long, default_value = "v4")]
+    family: Family,
 }
 
 fn main() {
     let args = Args::parse();
-    for &family in &args.families {
-        for &greedy in &args.greedy {
-            println!("{}", simulate(args.addresses, greedy, family));
-        }
-    }
+    println!("{}", simulate(args.addresses, args.greedy, args.family));
 }
 
 fn simulate(addresses: u64, greedy: u64, family: Family) -> Value {
     let empty = resident_bytes();
     let limits = AddressLimits::new(settings(), Instant::now());
     let mut others = Duration::ZERO;
-    let (mut refused, mut banned, mut greedy_served, mut counted) =
-        (0_u64, 0_u64, 0_u64, Vec::new());
+    let (mut refused, mut banned, mut greedy_served) = (0_u64, 0_u64, 0_u64);
+    let mut counted = Vec::with_capacity(usize::try_from(addresses).unwrap_or_default());
     let start = Instant::now();
     for number in 0..addresses {
         let now_us = number * MINUTE_US / addresses.max(1);
-        // Greedy addresses connect twice as often as they may, and fail twice as many logins as end in a ban.
-        if let Some(at) = each(number, addresses, greedy) {
-            let since = Instant::now();
-            for address in at.map(|number| address(family, 1, number)) {
-                for _ in 0..2 * BURST {
-                    if limits.accept(address, now_us) == Ok(true) {
-                        greedy_served += 1;
-                        limits.close(address);
-                    }
+        let since = Instant::now();
+        for turn in turns(number, addresses, greedy) {
+            let (is_first, which) = (turn < greedy, turn % greedy);
+            let own = address(family, 1, 2 * which);
+            for _ in 0..if is_first { 2 * BURST } else { 2 } {
+                if limits.accept(own, now_us) == Ok(true) {
+                    greedy_served += 1;
+                    limits.close(own);
                 }
-                (0..2 * FAILED_LOGINS).for_each(|_| limits.login_failed(address, now_us));
             }
-            others += since.elapsed();
+            // One that is banned fails no further logins.
+            let own = address(family, 1, 2 * which + 1);
+            for _ in 0..if is_first { 2 * FAILED_LOGINS } else { 0 } {
+                limits.login_failed(own, now_us);
+            }
         }
+        others += since.elapsed();
         let own = address(family, 2, number);
         match limits.accept(own, now_us) {
-            Ok(is_counted) if is_counted => counted.push(own),
-            Ok(_) => {}
+            Ok(_) => counted.push(own),
             Err(_) => refused += 1,
         }
         limits.login_failed(own, now_us);
     }
     let each_ns = (start.elapsed() - others).as_nanos() as f64 / addresses.max(1) as f64;
-    let addresses_bytes = counted.capacity() * size_of::<IpAddr>();
+    let addresses_bytes = counted.len() * size_of::<IpAddr>();
     let open = resident_bytes().saturating_sub(empty).saturating_sub(addresses_bytes as u64);
     for &own in &counted {
         match limits.accept(own, MINUTE_US + 5_000_000) {
-            Ok(true) => limits.close(own),
-            Ok(false) => {}
+            Ok(_) => limits.close(own),
             Err(_) => banned += 1,
         }
     }
@@ -104,11 +104,10 @@ fn simulate(addresses: u64, greedy: u64, family: Family) -> Value {
     })
 }
 
-/// The greedy addresses that have their turn with address `number`, spread evenly.
-fn each(number: u64, addresses: u64, greedy: u64) -> Option<std::ops::Range<u64>> {
-    let until = |number: u64| number * greedy / addresses.max(1);
-    let range = until(number)..until(number + 1);
-    (!range.is_empty()).then_some(range)
+/// The turns of greedy addresses that come with address `number`: address `turn % greedy` has turn `turn`.
+fn turns(number: u64, addresses: u64, greedy: u64) -> std::ops::Range<u64> {
+    let until = |number: u64| number * greedy * TURNS / addresses.max(1);
+    until(number)..until(number + 1)
 }
 
 fn settings() -> Settings {

@@ -86,6 +86,8 @@ struct Attacker {
     socket: Option<OwnedFd>,
     client: Option<Client>,
     is_connected: bool,
+    /// Bytes have come.
+    is_answered: bool,
     /// Reads nothing more.
     is_deaf: bool,
     since: Option<Instant>,
@@ -98,6 +100,8 @@ struct Counts {
     connected: u64,
     logged_in: u64,
     failed_logins: u64,
+    /// Connections that the gateway has closed without a byte.
+    unanswered: u64,
     /// Connections that the gateway or the kernel has ended, and how long they lived in total.
     ended: u64,
     lived: Duration,
@@ -194,7 +198,7 @@ impl Attackers {
             json!({
                 "kind": name, "open": open, "tries": counts.tries, "connected": counts.connected,
                 "logged_in": counts.logged_in, "failed_logins": counts.failed_logins,
-                "ended": counts.ended, "lived_ms_mean": lived_ms, "goodbyes": counts.goodbyes,
+                "ended": counts.ended, "unanswered": counts.unanswered, "lived_ms_mean": lived_ms, "goodbyes": counts.goodbyes,
             })
         };
         self.groups.iter_mut().enumerate().map(of_group).collect()
@@ -256,11 +260,17 @@ impl Attackers {
         loop {
             let Some(socket) = &self.all[index].socket else { return };
             match recv(socket, &mut self.buffer[..], RecvFlags::empty()) {
-                Ok((0, _)) => return self.end(index),
-                Ok((count, _)) => self.received(index, count),
                 Err(Errno::AGAIN | Errno::NOTCONN) => return self.flush(index),
                 Err(Errno::INTR) => {}
-                Err(_) => return self.end(index),
+                Ok((0, _)) | Err(_) => {
+                    let is_answered = self.all[index].is_answered;
+                    self.counts(index).unanswered += u64::from(!is_answered);
+                    return self.end(index);
+                }
+                Ok((count, _)) => {
+                    self.all[index].is_answered = true;
+                    self.received(index, count);
+                }
             }
             if self.all[index].is_deaf {
                 return;
@@ -272,14 +282,16 @@ impl Attackers {
     fn connected(&mut self, index: usize) -> bool {
         let (kind, now) = (self.kind(index), Instant::now());
         let Some(socket) = &self.all[index].socket else { return false };
-        match sockopt::socket_error(socket) {
-            Ok(Ok(())) => {}
-            _ => {
-                self.end(index);
-                return false;
-            }
+        let error = sockopt::socket_error(socket).unwrap_or_else(Err).err();
+        let is_reset = error == Some(Errno::CONNRESET);
+        if error.is_none() || is_reset {
+            self.counts(index).connected += 1;
         }
-        self.counts(index).connected += 1;
+        if error.is_some() {
+            self.counts(index).unanswered += u64::from(is_reset);
+            self.end(index);
+            return false;
+        }
         let user_id = self.args.first_user + index as u64;
         let buffer_bytes = self.args.receive_buffer_bytes;
         let attacker = &mut self.all[index];
