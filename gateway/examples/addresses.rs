@@ -119,7 +119,7 @@ fn settings() -> Settings {
         accepts_burst_max: BURST * times,
         failed_logins: Some(Rate::new(FAILED_LOGINS * times, minute, FAILED_LOGINS * times)),
     };
-    Settings { host: limits(1), network: limits(10), ban: minute, ..Settings::default() }
+    Settings { host: limits(1), network: limits(10), ban: 10 * minute, ..Settings::default() }
 }
 
 /// Address `number` of a group. Multiplying by an odd number permutes them, so they are distinct.
