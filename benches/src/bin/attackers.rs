@@ -124,7 +124,7 @@ struct Attackers {
     all: Vec<Attacker>,
     groups: Vec<Group>,
     buffer: Vec<u8>,
-    /// The beginning of a TLS handshake, and garbage.
+    /// The beginning of a TLS handshake.
     hello: Vec<u8>,
 }
 
@@ -302,11 +302,12 @@ impl Attackers {
                 return false;
             }
             Kind::Garbage => {
+                let garbage: [u8; 256] = std::array::from_fn(|_| fastrand::u8(..));
                 // Of an error, the next read tells.
                 let _ = attacker
                     .socket
                     .as_ref()
-                    .map(|socket| send(socket, &self.hello[20..276], SendFlags::NOSIGNAL));
+                    .map(|socket| send(socket, &garbage, SendFlags::NOSIGNAL));
             }
             Kind::Handshake | Kind::Frame => {}
             Kind::Login | Kind::Deaf | Kind::Member => {

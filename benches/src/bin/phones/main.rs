@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,9 @@ struct Args {
     /// The first phone's user id.
     #[arg(long, default_value_t = 1)]
     first_user: u64,
+    /// A file with a line for each phone: its token. Without it the tokens fit a gateway with --auth demo.
+    #[arg(long)]
+    tokens: Option<PathBuf>,
     /// The first source address.
     #[arg(long, default_value = "127.0.0.1")]
     source: Ipv4Addr,
@@ -85,6 +89,8 @@ struct Phone {
 
 struct Phones {
     args: Args,
+    /// Of each phone; empty: demo tokens.
+    tokens: Vec<String>,
     poller: Poller,
     all: Vec<Phone>,
     /// When to connect which phone.
@@ -121,7 +127,12 @@ impl Phones {
             let share = index as f64 / args.phones as f64;
             now + Duration::from_millis(args.arrive_ms.into()).mul_f64(share)
         };
+        let tokens = match &args.tokens {
+            Some(file) => std::fs::read_to_string(file)?.lines().map(str::to_owned).collect(),
+            None => Vec::new(),
+        };
         Ok(Self {
+            tokens,
             poller: Poller::new()?,
             all: (0..args.phones).map(phone).collect(),
             due: (0..args.phones).map(|index| Reverse((arrival(index), index))).collect(),
@@ -209,7 +220,9 @@ impl Phones {
             phone.first_try.get_or_insert(now);
             phone.client = Client::new(now);
             let user_id = self.args.first_user + index as u64;
-            phone.client.authenticate(now, user_id, &format!("token-{user_id}"));
+            let demo = || format!("token-{user_id}");
+            let token = self.tokens.get(index).cloned().unwrap_or_else(demo);
+            phone.client.authenticate(now, user_id, &token);
             let opened = connect(sources.of(index), self.args.connect);
             match opened.and_then(|socket| self.poller.add(&socket, index).map(|()| socket)) {
                 Ok(socket) => phone.socket = Some(socket),
