@@ -91,6 +91,8 @@ struct Attacker {
     /// Reads nothing more.
     is_deaf: bool,
     since: Option<Instant>,
+    /// Bytes that were sent slowly.
+    sent: usize,
 }
 
 /// What attackers of one kind have done since the last report.
@@ -384,8 +386,7 @@ impl Attackers {
         }
         let (kind, now) = (self.kind(index), Instant::now());
         let attacker = &mut self.all[index];
-        let lived = attacker.since.map_or(0, |since| since.elapsed().as_secs());
-        let at = usize::try_from(lived).unwrap_or_default();
+        let at = attacker.sent;
         let byte = match kind {
             Kind::Handshake => self.hello[at % self.hello.len()],
             // The length, 128 as a varint, comes first.
@@ -408,12 +409,11 @@ impl Attackers {
             }
             _ => return,
         };
-        let sent =
-            attacker.socket.as_ref().map(|socket| send(socket, &[byte], SendFlags::NOSIGNAL));
-        if let Some(Err(error)) = sent
-            && error != Errno::AGAIN
-        {
-            self.end(index);
+        let Some(socket) = &attacker.socket else { return };
+        match send(socket, &[byte], SendFlags::NOSIGNAL) {
+            Ok(_) => attacker.sent += 1,
+            Err(Errno::AGAIN) => {}
+            Err(_) => self.end(index),
         }
     }
 }
