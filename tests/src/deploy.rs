@@ -20,7 +20,7 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(project_file(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Copies a folder of this project, without its folders' names that begin with a dot.
+/// Copies a folder of this project, with all that is in it.
 pub fn copy_folder(path: &str, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(project_file(path)).unwrap() {
