@@ -2,7 +2,7 @@
 //!
 //! A call that times out has occupied its client, its place in the queue, and mostly a worker, for as long as the timeout. When many time out in a
 //! row, and no call was answered in time for as long as a timeout, the circuit *opens*: calls are refused at once. One call at
-//! a time, a *probe*, is let through, at intervals that double up to [`PROBE_MS_MAX`]. Any answer in time closes the circuit, a failure
+//! a time, a *probe*, is let through, at intervals that double up to 30 s. Any answer in time closes the circuit, a failure
 //! too: a handler that panics is not dead.
 //!
 //! All shards share the circuit. It writes to that memory at most once in a millisecond for each shard while calls are answered.
