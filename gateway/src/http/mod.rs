@@ -62,7 +62,6 @@ pub use transcode::MessageError;
 
 use crate::config::{HttpConfig, ListenerConfig};
 use crate::http_io::accept::AcceptQueue;
-use crate::limits::rate::Rate;
 use crate::parts::Parts;
 use crate::shard::mailbox::Address;
 use crate::shard::{Shared, draining};

@@ -535,10 +535,10 @@ mod tests {
         let backend = Backend::new("demo", Arc::new(Demo::default()), None);
         let rate = |per_second, burst_max| CallRate { per_second_max: Some(per_second), burst_max };
         let route = RouteConfig { rate: rate(10, 10), user_rate: rate(2, 3), ..route(ECHO, ECHO) };
-        let users = Some(Arc::default());
+        let users = Arc::default();
         let backends = [backend];
         let mut shards = [(); 2]
-            .map(|()| Router::new(std::slice::from_ref(&route), &backends, users.clone(), 2));
+            .map(|()| Router::new(std::slice::from_ref(&route), &backends, Arc::clone(&users), 2));
         let mut ask = |shard: usize, user_id| shards[shard].admit(ECHO, user_id, 0, 1_000);
         // A user's rate is the same on all shards.
         assert!(ask(0, 1).is_ok() && ask(0, 1).is_ok() && ask(1, 1).is_ok());
@@ -559,7 +559,7 @@ mod tests {
     fn a_backend_that_answers_nothing_gets_probes_alone_until_one_is_answered() {
         let backend = Backend::new("demo", Arc::new(Demo::default()), None).with_circuit(Some(3));
         let (timeout_ms, backends) = (1_000, [backend]);
-        let mut router = Router::new(&[route(ECHO, ECHO)], &backends, None, 1);
+        let mut router = Router::new(&[route(ECHO, ECHO)], &backends, Arc::default(), 1);
         let route = router.admit(ECHO, 7, 0, 1_000).unwrap();
         (0..3).for_each(|_| router.note_timeout(route, 2_000));
         let refused = router.admit(ECHO, 7, 0, 2_000).unwrap_err();
@@ -601,7 +601,7 @@ mod tests {
             let backend = Backend::new("demo", handler, Some(pool));
             let waiting_max = waiting_max_ms.map(Duration::from_millis);
             let route = RouteConfig { waiting_max, in_flight_max: 1_000_000, ..route(ECHO, ECHO) };
-            let router = Router::new(&[route], &[backend], None, 1);
+            let router = Router::new(&[route], &[backend], Arc::default(), 1);
             Self { router, workers, start: Instant::now(), now_ms: 0, calls: 0 }
         }
 

@@ -244,7 +244,7 @@ fn reloader(folder: &TempDir, files: &Files) -> Arc<Reloader> {
         session_key: 1,
         log_key: 1,
     };
-    let backend = Backend { name: "demo".into(), handler: Arc::new(Demo::default()), pool: None };
+    let backend = Backend::new("demo", Arc::new(Demo::default()), None);
     let parts = Parts::new(config, keys, origin, None, |_, _| Ok::<_, Infallible>(vec![backend]));
     let Ok(parts) = parts;
     parts.hub.set_readiness(Readiness::Ready);
