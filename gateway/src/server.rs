@@ -268,13 +268,8 @@ impl Builder {
         for backend in &config.backends {
             handler_of(backend, &handlers)?;
         }
-        let verifier = Verifier::new(&config.auth)?;
-        // Before it listens, so that no client waits meanwhile.
-        verifier.wait_for_keys(&interrupted);
-        let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
-        let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
-        let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
-        let ticket_key = tickets.fingerprint().to_owned();
+        let keys = keys(&config, &interrupted)?;
+        let ticket_key = keys.tickets.fingerprint().to_owned();
         let certificates = watched_certificates(&config)?;
         let http_routes = http::load_routes(&config.http)?;
         let Listeners { addresses: client_addresses, by_shard, http: http_sockets } =
@@ -293,7 +288,6 @@ impl Builder {
         let (line, status) = (about.line(), about.cluster().cloned());
         let (address, inbox) = cluster::channel();
         let address = config.redis.is_some().then_some(address);
-        let keys = Keys { verifier, tickets };
         let parts = Parts::new(config, keys, origin, address, |config, gateway| {
             let backends = config.backends.iter();
             backends.map(|backend| start_backend(backend, &handlers, gateway)).collect()
@@ -544,6 +538,16 @@ fn cluster_status(config: &Config) -> io::Result<Option<Status>> {
         status.add_link(Concern::Tokens.name(), redis.tokens.to_string(), true);
     }
     Ok(Some(status))
+}
+
+/// The keys of tokens and tickets. It waits for a key set from a URL, before the gateway listens: no client waits meanwhile.
+fn keys(config: &Config, interrupted: &impl Fn() -> bool) -> Result<Keys, StartError> {
+    let verifier = Verifier::new(&config.auth)?;
+    verifier.wait_for_keys(interrupted);
+    let ticket_key = load_or_create_secret(&config.rooms.ticket_key_file);
+    let ticket_key = ticket_key.map_err(StartError::TicketKey)?;
+    let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
+    Ok(Keys { verifier, tickets })
 }
 
 /// Starts the thread of the Redis connections, if the configuration names a Redis.
