@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,25 +30,89 @@ fn hadolint_accepts_the_recipe_and_finds_a_wrong_one() {
     assert!(!status.success() && said.contains("root"), "{said}");
 }
 
+/// What the build of the image leaves out: the patterns of Dockerfile.dockerignore, and those of what it takes all the same.
+fn left_out(ignore: &str) -> (Vec<&str>, Vec<&str>) {
+    let lines = ignore.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let (taken, out): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with('!'));
+    (out, taken.iter().map(|line| &line[1..]).collect())
+}
+
+/// Whether one of these patterns is for a file, by the forms that Dockerfile.dockerignore uses: `folder`, `**/name`, `**/*.end` and
+/// `folder/*.end`.
+fn matches(patterns: &[&str], file: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.rsplit_once('*') {
+        _ if pattern.starts_with("**/*.") => file.ends_with(&pattern[4..]),
+        _ if pattern.starts_with("**/") => file.split('/').any(|part| part == &pattern[3..]),
+        Some((folder, end)) => file.starts_with(folder) && file.ends_with(end),
+        None => file == *pattern || file.starts_with(&format!("{pattern}/")),
+    })
+}
+
 #[test]
-fn the_recipe_copies_only_files_that_are_there_and_not_ignored() {
+fn the_recipe_copies_files_that_are_there_and_not_ignored_and_no_secrets() {
     let recipe = read("deploy/container/Dockerfile");
     let copied = recipe.lines().filter_map(|line| line.strip_prefix("COPY deploy/"));
     let files: Vec<_> = copied.map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!(files, ["container/healthcheck"]);
     let healthcheck = project_file("deploy/container/healthcheck");
     assert_eq!(fs::metadata(healthcheck).unwrap().permissions().mode() & 0o111, 0o111);
+    let ignore = read("deploy/container/Dockerfile.dockerignore");
+    let (out, taken) = left_out(&ignore);
+    let is_left_out = |file: &str| matches(&out, file) && !matches(&taken, file);
+    for secret in ["key.pem", "admin.token", "deploy/ticket.key", ".tidegate/admin.token"] {
+        assert!(is_left_out(secret), "{secret} would be in the builder's cache");
+    }
+    // The recipe builds from these.
+    let mut command = Command::new("git");
+    command.args(["ls-files", "--", "deploy/container", "Cargo.*", "gateway", "tools", "tls"]);
+    let (status, files, log) = Process::run(command.current_dir(project_file("")), "");
+    assert!(status.success() && files.contains("deploy/container/healthcheck\n"), "{log}");
+    let missing: Vec<_> = files.lines().filter(|file| is_left_out(file)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// Runs the image's health check as a container's runtime does: with the container's seccomp profile.
-fn health_check(port: u16) -> (bool, String) {
+/// Runs a program as a container's runtime does: with the container's seccomp profile.
+fn in_a_container(program: &Path) -> Command {
     let mut command = Command::new(&programs().confine);
     if cfg!(target_arch = "x86_64") {
         command.arg(format!("--seccomp={}", project_file("sysctl/seccomp.json").display()));
     }
-    command.arg(project_file("deploy/container/healthcheck")).arg(port.to_string());
-    let (status, _, log) = Process::run(&mut command, "");
+    command.arg(program);
+    command
+}
+
+/// Runs the image's health check.
+fn health_check(port: u16) -> (bool, String) {
+    let mut command = in_a_container(&project_file("deploy/container/healthcheck"));
+    let (status, _, log) = Process::run(command.arg(port.to_string()), "");
     (status.success(), log)
+}
+
+/// `docker exec NAME tide ...` and `docker exec NAME sh` have the container's profile, too.
+#[test]
+fn an_operator_uses_tide_and_a_shell_in_the_container() {
+    let gateway = Setup::demo().start();
+    let admin = gateway.operators().to_string();
+    let run = |program: &Path, arguments: &[&str]| {
+        let mut command = in_a_container(program);
+        Process::run(command.args(arguments).current_dir(gateway.folder()), "")
+    };
+    let tide = &programs().tide;
+    let (status, stats, log) = run(tide, &["stats", "--admin", &admin]);
+    assert!(status.success() && stats.contains("connections"), "{stats}{log}");
+    // It asks a child whether there is io_uring.
+    let doctor = ["doctor", "--json", "--connections", "10"];
+    let (confined, report, log) = run(tide, &doctor);
+    let (free, expected, _) = gateway.tide(&doctor, "");
+    let probe = |report: &str| {
+        let report: Value = serde_json::from_str(report).unwrap();
+        report["basis"].as_array().unwrap().clone()
+    };
+    assert_eq!(probe(&report), probe(&expected), "{log}");
+    assert_eq!(confined.code(), free.code(), "{report}{log}");
+    let child = format!("'{}' --version; echo \"ended with $?\"", tide.display());
+    let (_, said, log) = run(Path::new("/bin/sh"), &["-c", &child]);
+    assert!(said.contains("ended with 0"), "{said}{log}");
 }
 
 #[test]
@@ -87,6 +152,16 @@ fn drain_ms(gateway: &Gateway, token: &str) -> u64 {
     let shutdown = &stats["gateway"]["config"]["shutdown"];
     let parts = ["ready_grace_ms", "goodbye_window_ms", "drain_timeout_ms"];
     5000 + parts.map(|part| shutdown[part].as_u64().unwrap()).iter().sum::<u64>()
+}
+
+/// The longest time from a drain's first goodbye until its last client may come back, in milliseconds.
+fn goodbyes_ms(gateway: &Gateway, token: &str) -> u64 {
+    let stats = Operator::new(gateway.operators(), token).json("/stats");
+    let shutdown = &stats["gateway"]["config"]["shutdown"];
+    let [window, retry] =
+        ["goodbye_window_ms", "retry_after_ms"].map(|key| shutdown[key].as_u64().unwrap());
+    // A client is asked to wait for up to twice as long.
+    if window == 0 { 0 } else { window + 2 * retry }
 }
 
 #[test]
@@ -159,6 +234,12 @@ impl Manifests {
     }
 }
 
+/// The overlays, as they are: built once for all tests.
+static BUILT: LazyLock<[(&str, Overlay); 2]> = LazyLock::new(|| {
+    let manifests = Manifests::new();
+    OVERLAYS.map(|name| (name, manifests.documents(name)))
+});
+
 #[test]
 fn kustomize_builds_the_overlays_and_versions_of_kubernetes_accept_them() {
     let (plain, with_uring) = (Manifests::new(), Manifests::with_uring());
@@ -166,13 +247,13 @@ fn kustomize_builds_the_overlays_and_versions_of_kubernetes_accept_them() {
     files.push(with_uring.build("production"));
     for file in &files {
         // From the first one that has preStop.sleep on.
-        for version in ["1.30", "1.33", "1.37"] {
-            validate_manifests(file, version).unwrap_or_else(|said| panic!("{version}: {said}"));
-        }
+        validate_manifests(file, &["1.30", "1.33", "1.37"]).unwrap_or_else(|said| panic!("{said}"));
     }
     plain.replace("base/deployment.yaml", "minReadySeconds", "minReadySecond");
-    let said = validate_manifests(&plain.build("development"), "1.37").unwrap_err();
+    let said = validate_manifests(&plain.build("development"), &["1.37"]).unwrap_err();
     assert!(said.contains("minReadySecond"), "{said}");
+    let said = validate_manifests(&files[0], &["1.99"]).unwrap_err();
+    assert!(said.contains("1.99"), "{said}");
 }
 
 /// The documents of an overlay.
@@ -224,8 +305,7 @@ impl Overlay {
 
 #[test]
 fn the_parts_of_an_overlay_fit_each_other() {
-    for name in OVERLAYS {
-        let overlay = Manifests::new().documents(name);
+    for (name, overlay) in &*BUILT {
         let is_selected = |labels: &Value| assert!(overlay.selects_the_pod(labels), "{name}");
         is_selected(&overlay.deployment()["spec"]["selector"]["matchLabels"]);
         for service in overlay.of_kind("Service") {
@@ -247,6 +327,8 @@ fn the_parts_of_an_overlay_fit_each_other() {
         }
         for spread in overlay.pod()["topologySpreadConstraints"].as_array().into_iter().flatten() {
             is_selected(&spread["labelSelector"]["matchLabels"]);
+            // A node that is dead, drained or for others does not count as one without a gateway.
+            assert_eq!(spread["nodeTaintsPolicy"], "Honor", "{name}: {spread}");
         }
         let volumes = overlay.pod()["volumes"].as_array().unwrap();
         for mount in overlay.container()["volumeMounts"].as_array().unwrap() {
@@ -258,6 +340,34 @@ fn the_parts_of_an_overlay_fit_each_other() {
             assert!(overlay.has_port(&overlay.container()[probe]["httpGet"]["port"]), "{probe}");
         }
     }
+}
+
+/// A gateway that hangs can't drain: it is ended at once.
+#[test]
+fn a_gateway_that_hangs_does_not_get_the_time_of_a_drain() {
+    for (name, overlay) in &*BUILT {
+        let probe = &overlay.container()["livenessProbe"];
+        let seconds = |key: &str| probe[key].as_u64().unwrap();
+        assert!(seconds("terminationGracePeriodSeconds") <= 5, "{name}");
+        // 5 s until /healthz says so.
+        let in_all = 5
+            + seconds("periodSeconds") * seconds("failureThreshold")
+            + seconds("terminationGracePeriodSeconds");
+        assert!(in_all <= 40, "{name}: deploy/README.md and RUNBOOK.md say 40 s, this is {in_all}");
+    }
+}
+
+/// What is deleted with an overlay can be made again: the secrets are in the namespace.
+#[test]
+fn production_leaves_its_namespace_to_the_operator() {
+    let kinds = |name: &str| {
+        let (_, overlay) = BUILT.iter().find(|(other, _)| *other == name).unwrap();
+        overlay.of_kind("Namespace").count()
+    };
+    assert_eq!((kinds("production"), kinds("development")), (0, 1));
+    let namespace = documents(&read("deploy/kubernetes/production/namespace.yaml")).remove(0);
+    let overlay = documents(&read("deploy/kubernetes/production/kustomization.yaml")).remove(0);
+    assert_eq!(namespace["metadata"]["name"], overlay["namespace"]);
 }
 
 #[test]
@@ -288,7 +398,7 @@ fn setup(overlay: &Overlay) -> Setup {
     let mut setup = Setup::jwt();
     let folder = setup.folder().to_owned();
     for name in files_in(config, "/etc/tidegate-keys/") {
-        assert!(instructions.contains(&format!("--from-file={name}")), "{name}");
+        assert!(instructions.contains(&format!("--from-file=\"$keys/{name}\"")), "{name}");
         write_secret(&folder, name, &format!("{name:-<64}\n"));
     }
     if config.contains("/etc/tidegate-tls/") {
@@ -321,10 +431,9 @@ fn admin_token(gateway: &Gateway) -> String {
 
 #[test]
 fn the_gateway_accepts_the_configuration_of_each_overlay() {
-    for name in OVERLAYS {
-        let overlay = Manifests::new().documents(name);
+    for (name, overlay) in &*BUILT {
         assert_eq!(overlay.container()["args"][0], "--config");
-        let (status, said, log) = setup(&overlay).flag("--check-config").run();
+        let (status, said, log) = setup(overlay).flag("--check-config").run();
         assert!(status.success() && !log.contains("WARN"), "{name}: {said}{log}");
         assert!(overlay.pod()["securityContext"]["runAsNonRoot"] == true, "{name}");
         assert!(overlay.container()["securityContext"]["readOnlyRootFilesystem"] == true, "{name}");
@@ -333,9 +442,8 @@ fn the_gateway_accepts_the_configuration_of_each_overlay() {
 
 #[test]
 fn the_gateway_runs_with_each_overlay_its_probes_are_answered_and_its_drain_has_time() {
-    for name in OVERLAYS {
-        let overlay = Manifests::new().documents(name);
-        let mut gateway = setup(&overlay).start();
+    for (name, overlay) in &*BUILT {
+        let mut gateway = setup(overlay).start();
         // Without a token.
         let anybody = Operator::new(gateway.operators(), "");
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
@@ -343,7 +451,7 @@ fn the_gateway_runs_with_each_overlay_its_probes_are_answered_and_its_drain_has_
             let (status, text) = anybody.get(path);
             assert_eq!(status, 200, "{name} {probe}: {text}");
         }
-        let (wire, key) = match name {
+        let (wire, key) = match *name {
             "production" => (Wire::Tls, "jwt-hs256.key"),
             _ => (Wire::Tcp, ".tidegate/jwt-hs256.key"),
         };
@@ -355,11 +463,12 @@ fn the_gateway_runs_with_each_overlay_its_probes_are_answered_and_its_drain_has_
         let token = admin_token(&gateway);
         let stats = Operator::new(gateway.operators(), &token).json("/stats");
         let connections = stats["gateway"]["connections_max"].as_u64().unwrap();
-        assert!(memory_bytes(&overlay) / connections > 10_000, "{name}: {connections}");
+        assert!(memory_bytes(overlay) / connections > 10_000, "{name}: {connections}");
         let sleep = &overlay.container()["lifecycle"]["preStop"]["sleep"]["seconds"];
         let grace = &overlay.pod()["terminationGracePeriodSeconds"];
         let grace_ms = (grace.as_u64().unwrap() - sleep.as_u64().unwrap()) * 1000;
         assert!(grace_ms > drain_ms(&gateway, &token), "{name}");
+        assert!(between_drains_ms(overlay) >= goodbyes_ms(&gateway, &token), "{name}");
         gateway.terminate();
         phone.wait_for_goodbye();
         drop(phone);
@@ -396,7 +505,7 @@ fn the_gateway_runs_with_the_example_for_one_machine() {
     phone.assert_is_served();
 }
 
-/// Commands that people copy.
+/// Commands that people copy, and links.
 #[test]
 fn the_instructions_name_files_that_are_there() {
     for page in ["README.md", "deploy/README.md", "deploy/RUNBOOK.md"] {
@@ -405,12 +514,24 @@ fn the_instructions_name_files_that_are_there() {
             character.is_whitespace() || "`()[]'\"#,;|".contains(character)
         });
         let words = words.map(|word| word.trim_end_matches(['.', ':']));
-        let is_ours = |word: &&str| word.starts_with("deploy/") || word.starts_with("sysctl/");
+        let is_ours = |word: &&str| {
+            ["deploy/", "sysctl/", "scripts/"].iter().any(|ours| word.starts_with(ours))
+        };
         for path in words.filter(is_ours) {
-            let there = project_file(path).exists();
-            assert!(there, "{page} names {path}");
+            assert!(project_file(path).exists(), "{page} names {path}");
+        }
+        let links = text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap());
+        let is_local = |link: &&str| !link.is_empty() && !link.contains("://");
+        for link in links.filter(is_local) {
+            let there = project_file(page).with_file_name("").join(link).exists();
+            assert!(there, "{page} has a link to {link}");
         }
     }
+}
+
+/// How long after the first goodbye of a gateway the next one begins with its own, in an update.
+fn between_drains_ms(overlay: &Overlay) -> u64 {
+    overlay.deployment()["spec"]["minReadySeconds"].as_u64().unwrap() * 1000
 }
 
 /// The memory that the gateway's container may have.

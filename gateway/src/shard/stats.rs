@@ -12,6 +12,7 @@ use crate::auth::{self, AuthError};
 use crate::control::ShardInfo;
 use crate::driver::Mechanism;
 use crate::limits::{addresses, memory, sessions};
+use crate::metrics_page::RESIDENT_MEMORY;
 use crate::offset_file;
 use crate::router::{queue_metrics, refusals};
 
@@ -258,6 +259,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     ("tidegate_build_info", "version", "Always 1; the label is the version of the gateway."),
     ("tidegate_connections_max", "", "Connections that the gateway accepts at most."),
     ("process_start_time_seconds", "", "When the gateway started, in seconds since 1970."),
+    (RESIDENT_MEMORY.0, "", RESIDENT_MEMORY.1),
     (
         "tidegate_operator_connections_closed_total",
         "reason",

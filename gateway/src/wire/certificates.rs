@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{self, RecvTimeoutError, Sender};
-use metrics::{counter, describe_counter};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::UnixTime;
 use rustls::server::{
@@ -42,6 +42,12 @@ pub const RELOADS: &str = "tidegate_certificate_reloads_total";
 /// The help text of [`RELOADS`].
 pub const RELOADS_HELP: &str =
     "Times certificates were read again and had changed, or could not be used, by outcome.";
+
+/// When a certificate in use expires, by its name in the configuration. A certificate without an end has no value.
+pub const EXPIRY_TIME: &str = "tidegate_certificate_expiry_time_seconds";
+
+/// The help text of [`EXPIRY_TIME`].
+pub const EXPIRY_TIME_HELP: &str = "When a certificate in use expires, in seconds since 1970.";
 
 /// The interval at which the files are read.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -197,6 +203,21 @@ impl Certificates {
         in_use.config.certificates.iter().zip(ends).zip(before).filter_map(of_one).collect()
     }
 
+    /// When each certificate in use expires, in seconds since 1970, by its name.
+    fn expiry_times(&self) -> Vec<(String, u64)> {
+        let in_use = self.in_use();
+        let names = in_use.config.certificates.iter().map(|files| files.name.clone());
+        let ends = in_use.keys.iter().map(|key| files::not_after(key));
+        names.zip(ends).filter_map(|(name, end)| Some((name, end?.as_secs()))).collect()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    fn export_expiry_times(&self) {
+        for (name, seconds) in self.expiry_times() {
+            gauge!(EXPIRY_TIME, "certificate" => name).set(seconds as f64);
+        }
+    }
+
     /// What connections with TLS use.
     #[must_use]
     pub fn tls(&self) -> Arc<ArcSwap<ServerConfig>> {
@@ -309,6 +330,8 @@ pub(crate) struct Prepared {
 /// When the system refuses a thread.
 pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
     describe_counter!(RELOADS, RELOADS_HELP);
+    describe_gauge!(EXPIRY_TIME, EXPIRY_TIME_HELP);
+    certificates.export_expiry_times();
     // Both are shown before the first one happens: an alert sees an increase only of what it has seen before.
     for outcome in ["changed", "failed"] {
         counter!(RELOADS, "outcome" => outcome).increment(0);
@@ -335,6 +358,7 @@ pub fn watch(certificates: &Arc<Certificates>) -> io::Result<()> {
                 tracing::error!(%error, "the new certificates can't be used; those from before stay");
             }
             last_error = error;
+            certificates.export_expiry_times();
             let warnings = certificates.end_warnings(UnixTime::now());
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         }

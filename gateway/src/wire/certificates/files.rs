@@ -22,6 +22,9 @@ const OTHERS: u32 = 0o007;
 /// How long before the end of a certificate the log warns.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 
+/// The last second that a certificate can name, in the year 9999. One that is valid until then has no end.
+const END_OF_TIME: Duration = Duration::from_secs(253_402_300_799);
+
 /// How to make a certificate that is no authority's.
 const MAKE_ONE: &str = "`tide cert --dev` makes one for development, and so does `openssl req -x509` with \
                         `-addext basicConstraints=critical,CA:FALSE`";
@@ -293,6 +296,14 @@ impl Flaw {
                 date(not_after)
             ),
         }
+    }
+}
+
+/// When a certificate expires.
+pub(super) fn not_after(key: &CertifiedKey) -> Option<UnixTime> {
+    match verify(key, UnixTime::since_unix_epoch(END_OF_TIME)) {
+        Some(webpki::Error::CertExpired { not_after, .. }) => Some(not_after),
+        _ => None,
     }
 }
 

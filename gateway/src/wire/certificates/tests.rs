@@ -229,6 +229,18 @@ fn a_certificate_that_expires_while_it_is_used_has_one_warning_before_and_one_af
 }
 
 #[test]
+fn the_end_of_a_certificate_is_that_of_the_one_in_use() {
+    let files = Files::new(false);
+    let end_of = |year: i32| date_time_ymd(year, 1, 1).unix_timestamp().try_into().unwrap();
+    files.write_certificate(2000, 2998);
+    let certificates = files.load();
+    assert_eq!(certificates.expiry_times(), [("main".to_owned(), end_of(2998))]);
+    files.write_certificate(2000, 2999);
+    assert!(certificates.reload().unwrap());
+    assert_eq!(certificates.expiry_times(), [("main".to_owned(), end_of(2999))]);
+}
+
+#[test]
 fn what_the_start_logs_of_a_certificate_is_not_logged_again() {
     let files = Files::new(false);
     files.write_certificate(2000, 2001);
