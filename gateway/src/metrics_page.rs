@@ -3,11 +3,13 @@
 use std::fs;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::router::queue_metrics::QueueMetrics;
 use crate::router::refusals::RefusalMetrics;
+use crate::settings::Settings;
 use crate::shard::Shared;
 use crate::shard::calls::durations::CallDurations;
 
@@ -30,7 +32,7 @@ struct Own {
     durations: Arc<CallDurations>,
     queues: QueueMetrics,
     refusals: RefusalMetrics,
-    shared: Arc<Shared>,
+    settings: Arc<ArcSwap<Settings>>,
 }
 
 impl MetricsPage {
@@ -41,7 +43,7 @@ impl MetricsPage {
             durations: Arc::clone(&shared.call_durations),
             queues: QueueMetrics::new(&shared.backends),
             refusals: RefusalMetrics::new(&shared.backends),
-            shared: Arc::clone(shared),
+            settings: Arc::clone(&shared.settings),
         };
         Self { recorder, own: Some(own) }
     }
@@ -53,11 +55,11 @@ impl MetricsPage {
             gauge!(RESIDENT_MEMORY.0).set(bytes);
         }
         let mut page = self.recorder.render();
-        if let Some(Own { durations, queues, refusals, shared }) = &self.own {
+        if let Some(Own { durations, queues, refusals, settings }) = &self.own {
             durations.render(&mut page);
             queues.render(&mut page);
             refusals.render(&mut page);
-            let settings = shared.settings();
+            let settings = settings.load();
             let signatures = settings.verifier.signatures().map(|pool| pool.stats());
             signatures.unwrap_or_default().render(&mut page);
         }

@@ -98,7 +98,7 @@ impl Parts {
         let names = backends.iter().map(|backend| Arc::clone(&backend.name));
         let call_durations = Arc::new(CallDurations::new(names));
         let shared = Arc::new(Shared {
-            settings: ArcSwap::from_pointee(settings),
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             cluster,
             addresses,
             address_limits: Arc::new(address_limits),

@@ -411,7 +411,7 @@ impl Server {
         self.certificates.as_ref()
     }
 
-    /// What reloads the gateway.
+    /// What reloads the gateway. A clone that is kept keeps the backends, their workers included, also after [`Self::wait`].
     #[must_use]
     pub const fn reloader(&self) -> &Arc<Reloader> {
         &self.reloader

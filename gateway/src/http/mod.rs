@@ -45,6 +45,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tidegate_backend::log_limit::LogLimit;
 use tokio::runtime::{Builder, Runtime};
@@ -63,6 +64,7 @@ pub use transcode::MessageError;
 use crate::config::{HttpConfig, ListenerConfig};
 use crate::http_io::accept::AcceptQueue;
 use crate::parts::Parts;
+use crate::settings::Settings;
 use crate::shard::mailbox::Address;
 use crate::shard::{Shared, draining};
 use crate::telemetry::panics::text_of;
@@ -87,7 +89,7 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct HttpPhase {
     phase: watch::Sender<Phase>,
-    shared: Arc<Shared>,
+    settings: Arc<ArcSwap<Settings>>,
 }
 
 impl HttpPhase {
@@ -98,7 +100,7 @@ impl HttpPhase {
     }
 
     fn grace(&self) -> Duration {
-        self.shared.settings().config.shutdown.ready_grace
+        self.settings.load().config.shutdown.ready_grace
     }
 
     /// Drains in a hurry.
@@ -172,8 +174,8 @@ impl HttpServer {
         metrics::register();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let shared = Arc::clone(&surroundings.parts.shared);
-        let phase = HttpPhase { phase, shared };
+        let settings = Arc::clone(&surroundings.parts.shared.settings);
+        let phase = HttpPhase { phase, settings };
         let end_grace = phase.clone().end_grace();
         let run = move || {
             let run = || serve(&runtime, surroundings, routes, phases, end_grace);

@@ -21,8 +21,9 @@ use crate::settings::Settings;
 
 /// What all shards share. It does not change while they run, but for the counters, the limiter and the settings.
 pub struct Shared {
-    /// The settings of the gateway: see [`Self::settings`].
-    pub(crate) settings: ArcSwap<Settings>,
+    /// The settings of the gateway: see [`Self::settings`]. What the hub keeps has a clone of this alone: a clone of all that is
+    /// shared has the backends, whose workers keep the hub.
+    pub(crate) settings: Arc<ArcSwap<Settings>>,
     /// The way to the thread that speaks with the other gateways; `None`: this gateway is alone.
     pub cluster: Option<ClusterAddress>,
     /// Every shard's mailbox, by its number.
