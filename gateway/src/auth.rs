@@ -313,8 +313,8 @@ impl Verifier {
     }
 
     /// The verifier that replaces this one, which was made for `before`, where the configuration is `config` now. The files of
-    /// keys are read again; none is made. A key set that was fetched from the same URL stays, and is fetched again soon. From another
-    /// URL one is fetched now.
+    /// keys are read again; none is made. A key set that was fetched from the same URL stays: see [`Self::keep_up_to_date`]. From
+    /// another URL one is fetched now.
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
@@ -333,7 +333,7 @@ impl Verifier {
             // The mode does not change while the gateway runs.
             return Ok(unchanged());
         };
-        let is_same_place = keys == keys_before && config.jwks_refresh == before.jwks_refresh;
+        let is_same_place = keys == keys_before;
         let (new, changed_file) = match (keys, &jwt.keys) {
             (JwtKeys::One { algorithm, key_file }, current) => {
                 let new = read_existing_key(*algorithm, key_file)?;
@@ -342,7 +342,6 @@ impl Verifier {
             }
             (JwtKeys::Set(source), Keys::Set(live)) if is_same_place => {
                 if live.is_current(source).map_err(|cause| unusable_set(source, cause))? {
-                    live.request_refresh();
                     (Keys::Set(Arc::clone(live)), None)
                 } else {
                     (Keys::Set(start_set(source, config)?), Some("auth.jwks_file"))
@@ -363,6 +362,14 @@ impl Verifier {
         }
         let jwt = Jwt::new(new, demands, config, jwt.pool.clone());
         Ok(Renewed { verifier: Arc::new(Self { method: Method::Jwt(jwt) }), changed_file })
+    }
+
+    /// Has the key set, if there is one, be read again soon, and at this interval from then on.
+    pub(crate) fn keep_up_to_date(&self, config: &AuthConfig) {
+        if let Method::Jwt(Jwt { keys: Keys::Set(live), .. }) = &self.method {
+            live.set_interval(config.jwks_refresh);
+            live.request_refresh();
+        }
     }
 
     /// Checks that the key, or the file of the key set, can be read. Makes no file: the first start makes a missing secret

@@ -11,7 +11,7 @@ mod file_watch;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use tracing_subscriber::filter::ParseError;
 use crate::auth::signatures::SignatureThreads;
 use crate::auth::{KeyError, KeySetStatus, Renewed};
 use crate::cluster::message::ToCluster;
-use crate::config::{Change, Config, ConfigError, RoomsConfig, Sources, Written};
+use crate::config::{Change, Config, ConfigError, Fingerprint, RoomsConfig, Sources, Written};
 use crate::control::{Control as _, Readiness};
 use crate::parts::Parts;
 use crate::secret::{SecretError, load_secret};
@@ -78,9 +78,18 @@ pub enum ReloadError {
     /// The system gives no threads to check signatures.
     #[error("nothing has changed: there are no threads to check signatures: {0}")]
     Threads(io::Error),
+    /// The file's watch was to load a file that turns the watch off.
+    #[error(
+        "nothing has changed: the file no longer has reload_on_change = true, as a file that is not written to its end. \
+         `tide reload` or SIGHUP loads it all the same"
+    )]
+    EndsWatch,
+    /// The file's watch was to load a file that is being written.
+    #[error("nothing has changed: the file is being written")]
+    FileChanges,
     /// Another reload has not ended.
     #[error(
-        "another reload is under way, so this one was not begun: does a disk hang, or auth.jwks_url? Try again"
+        "another reload has not ended, so this one was not begun: it waits for a file or for auth.jwks_url. Try again"
     )]
     Busy,
     /// The gateway starts or drains.
@@ -114,7 +123,7 @@ impl fmt::Display for Trigger {
         f.write_str(match self {
             Self::Operator => "an operator's reload",
             Self::Signal => "SIGHUP",
-            Self::File => "the configuration's file has changed",
+            Self::File => "the reload of a changed file",
             Self::Program => "the program's reload",
         })
     }
@@ -165,6 +174,8 @@ pub struct Reloader {
     signature_threads: Mutex<Option<SignatureThreads>>,
     /// The configuration that is in use, as it was written. Locked while a reload runs.
     written: Mutex<Option<Written>>,
+    /// A reload by a signal waits for the one that runs.
+    signal_waits: AtomicBool,
     generation: AtomicU64,
     last: Mutex<Option<LastReload>>,
 }
@@ -198,6 +209,7 @@ impl Reloader {
             certificates,
             cluster_limiter,
             signature_threads: Mutex::new(None),
+            signal_waits: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             last: Mutex::new(None),
         }
@@ -208,13 +220,52 @@ impl Reloader {
     /// # Errors
     /// [`ReloadError`]: then nothing has changed.
     pub fn reload(&self, by: Trigger) -> Result<Reloaded, ReloadError> {
-        let reloaded = self.try_reload();
-        let (result, changes, error) = match &reloaded {
+        let reloaded = self.try_lock().and_then(|written| self.reload_locked(written, None));
+        self.log(by, &reloaded);
+        reloaded
+    }
+
+    /// Reloads, after the reload that runs, if one does: that one may have read the files before they changed. A call while another
+    /// one waits does nothing, since that one reads the files later.
+    pub(crate) fn reload_by_signal(&self) {
+        if self.signal_waits.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let written = lock(&self.written);
+        self.signal_waits.store(false, Ordering::Release);
+        self.log(Trigger::Signal, &self.reload_locked(written, None));
+    }
+
+    /// Reloads if the file holds this, and still asks for reloads by itself. Of the same refusals in a row the log has the first.
+    fn reload_watched(&self, file: Fingerprint) -> Result<Reloaded, ReloadError> {
+        let reloaded = self.try_lock().and_then(|written| self.reload_locked(written, Some(file)));
+        // The next look tries again.
+        if !matches!(
+            reloaded,
+            Err(ReloadError::Busy | ReloadError::FileChanges | ReloadError::NotServing)
+        ) {
+            self.log(Trigger::File, &reloaded);
+        }
+        reloaded
+    }
+
+    /// What the file in use held when it was loaded; `None`: a reload runs, or there is no file.
+    fn file_in_use(&self) -> Option<Fingerprint> {
+        self.try_lock().ok()?.as_ref()?.file()
+    }
+
+    fn log(&self, by: Trigger, reloaded: &Result<Reloaded, ReloadError>) {
+        let (result, changes, error) = match reloaded {
             Ok(reloaded) => (reloaded.result, reloaded.changes.clone(), None),
             Err(error) => ("refused", Vec::new(), Some(error.to_string())),
         };
         counter!(RELOADS, "result" => result).increment(1);
-        match &reloaded {
+        let mut last = lock(&self.last);
+        let is_known =
+            |last: &LastReload| by == Trigger::File && last.by == by && last.error == error;
+        let is_repeated = error.is_some() && last.as_ref().is_some_and(is_known);
+        match reloaded {
+            Err(_) if is_repeated => {}
             Err(error) => tracing::error!(%error, "{by}: refused"),
             Ok(Reloaded { result: "unchanged", .. }) => {
                 tracing::info!("{by}: nothing has changed");
@@ -232,8 +283,7 @@ impl Reloader {
         }
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let unix_ms = u64::try_from(unix_ms).unwrap_or(u64::MAX);
-        *lock(&self.last) = Some(LastReload { unix_ms, by, result, changes, error });
-        reloaded
+        *last = Some(LastReload { unix_ms, by, result, changes, error });
     }
 
     /// What `/stats` says of reloads.
@@ -274,21 +324,32 @@ impl Reloader {
         threads.into_iter().for_each(SignatureThreads::join);
     }
 
-    fn try_reload(&self) -> Result<Reloaded, ReloadError> {
-        let mut written = match self.written.try_lock() {
-            Ok(written) => written,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(ReloadError::Busy),
-        };
-        let plan = self.plan(written.as_ref())?;
+    fn try_lock(&self) -> Result<MutexGuard<'_, Option<Written>>, ReloadError> {
+        match self.written.try_lock() {
+            Ok(written) => Ok(written),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(ReloadError::Busy),
+        }
+    }
+
+    /// `file`: what the file has to hold, where its watch asks.
+    fn reload_locked(
+        &self,
+        mut written: MutexGuard<'_, Option<Written>>,
+        file: Option<Fingerprint>,
+    ) -> Result<Reloaded, ReloadError> {
+        let plan = self.plan(written.as_ref(), file)?;
         // Files may have taken a while.
         if self.parts.hub.readiness() != Readiness::Ready {
             return Err(ReloadError::NotServing);
         }
+        plan.settings.verifier.keep_up_to_date(&plan.settings.config.auth);
+        written.clone_from(&plan.written);
         let certificates = match (&self.certificates, &plan.certificates) {
             (None, _) => "none",
             (_, None) => "unchanged",
-            (_, Some(_)) => "changed",
+            (_, Some(prepared)) if prepared.has_new_contents() => "changed",
+            (_, Some(_)) => "unchanged",
         };
         if plan.changes.is_empty() {
             let (generation, changes, unconfirmed) =
@@ -298,7 +359,6 @@ impl Reloader {
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let changes = plan.changes.clone();
-        written.clone_from(&plan.written);
         let unconfirmed = self.commit(plan);
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         gauge!(GENERATION).set(generation as f64);
@@ -306,7 +366,11 @@ impl Reloader {
     }
 
     /// The first half: all that can fail.
-    fn plan(&self, before: Option<&Written>) -> Result<Plan, ReloadError> {
+    fn plan(
+        &self,
+        before: Option<&Written>,
+        file: Option<Fingerprint>,
+    ) -> Result<Plan, ReloadError> {
         if self.parts.hub.readiness() != Readiness::Ready {
             return Err(ReloadError::NotServing);
         }
@@ -318,6 +382,14 @@ impl Reloader {
             }
             None => (current.config.clone(), None),
         };
+        if file.is_some() {
+            if written.as_ref().and_then(Written::file) != file {
+                return Err(ReloadError::FileChanges);
+            }
+            if !config.reload_on_change {
+                return Err(ReloadError::EndsWatch);
+            }
+        }
         let differs = before.zip(written.as_ref()).map(|(before, after)| before.changes_to(after));
         let (changes, at_start): (Vec<_>, Vec<_>) =
             differs.unwrap_or_default().into_iter().partition(Change::is_at_run_time);
@@ -341,7 +413,7 @@ impl Reloader {
         }
         let prepare = |certificates: &Arc<Certificates>| certificates.prepare_counted(&config.tls);
         let certificates = self.certificates.as_ref().map(prepare).transpose()?.flatten();
-        if certificates.is_some() {
+        if certificates.as_ref().is_some_and(Prepared::has_new_contents) {
             changes.push("tls: the certificates have changed".to_owned());
         }
         let filter = NewFilter::parse(&config.log.filter)?;

@@ -244,7 +244,7 @@ impl ApiError {
 
 fn reload_refused(error: &ReloadError) -> (StatusCode, &'static str) {
     match error {
-        ReloadError::Busy => (StatusCode::CONFLICT, "reload_runs"),
+        ReloadError::Busy | ReloadError::FileChanges => (StatusCode::CONFLICT, "reload_runs"),
         ReloadError::NotServing => (StatusCode::CONFLICT, "not_serving"),
         ReloadError::Certificates(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_certificates"),
         ReloadError::NeedsRestart(_) => (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart"),

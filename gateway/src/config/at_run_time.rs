@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hasher as _};
 
 use serde_json::Value;
 
@@ -167,12 +168,29 @@ const NOT_SHOWN: &[&str] =
 /// Lists of tables. Their keys have an index: `routes[0].backend`.
 const LISTS: [&str; 3] = ["routes", "room_policies", "http_routes"];
 
-/// A configuration as it was written, every default included: what two of them are compared by.
-#[derive(Clone, Debug)]
-pub struct Written(BTreeMap<String, Value>);
+/// A configuration as it was written, every default included: what two of them are compared by. `Debug` shows no value, since
+/// some are secrets.
+#[derive(Clone)]
+pub struct Written {
+    values: BTreeMap<String, Value>,
+    /// What its file held; `None`: there is no file.
+    file: Option<Fingerprint>,
+}
 
-/// A key that differs between two configurations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The contents of a file, to compare them with others. It reveals nothing of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint(u64);
+
+impl Fingerprint {
+    pub(crate) fn of(contents: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(contents);
+        Self(hasher.finish())
+    }
+}
+
+/// A key that differs between two configurations. `Debug` shows what `Display` does, which hides secrets.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Change {
     /// The key: `limits.commands_max`, `routes[0].backend`.
     pub key: String,
@@ -181,21 +199,26 @@ pub struct Change {
 }
 
 impl Written {
-    pub(super) fn of(typed: &Typed) -> Self {
+    pub(super) fn of(typed: &Typed, file: Option<Fingerprint>) -> Self {
         let value = serde_json::to_value(typed).expect("the configuration serialises");
         let mut keys = BTreeMap::new();
         collect("", value, &mut keys);
-        Self(keys)
+        Self { values: keys, file }
+    }
+
+    /// What its file held; `None`: there is no file.
+    pub(crate) const fn file(&self) -> Option<Fingerprint> {
+        self.file
     }
 
     /// The keys whose values differ in a later configuration, in alphabetical order.
     #[must_use]
     pub fn changes_to(&self, later: &Self) -> Vec<Change> {
-        let mut keys: Vec<_> = self.0.keys().chain(later.0.keys()).collect();
+        let mut keys: Vec<_> = self.values.keys().chain(later.values.keys()).collect();
         keys.sort_unstable();
         keys.dedup();
         let change = |key: &String| {
-            let (before, after) = (self.0.get(key).cloned(), later.0.get(key).cloned());
+            let (before, after) = (self.values.get(key).cloned(), later.values.get(key).cloned());
             (before != after).then(|| Change { key: key.clone(), before, after })
         };
         keys.into_iter().filter_map(change).collect()
@@ -210,6 +233,18 @@ impl Change {
         let is_at_run_time = AT_RUN_TIME.contains(&&*pattern);
         debug_assert!(is_at_run_time != AT_START.contains(&&*pattern), "{pattern} is in one table");
         is_at_run_time
+    }
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Written").field("keys", &self.values.keys()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -270,7 +305,7 @@ mod tests {
     fn written(toml: &str) -> Written {
         let mut layers = Layers::new();
         layers.toml(toml, "test".as_ref()).unwrap();
-        Written::of(&layers.finish().0)
+        Written::of(&layers.finish().0, None)
     }
 
     fn changes(before: &str, after: &str) -> Vec<String> {
@@ -279,7 +314,8 @@ mod tests {
 
     #[test]
     fn each_key_can_be_changed_at_run_time_or_only_by_a_restart() {
-        let known = Written::of(&Typed::sample()).0.into_keys().map(|key| pattern_of(&key));
+        let known =
+            Written::of(&Typed::sample(), None).values.into_keys().map(|key| pattern_of(&key));
         let mut known: Vec<_> = known.collect();
         known.sort_unstable();
         known.dedup();
@@ -329,6 +365,15 @@ mod tests {
         );
         let redis = changes("", "[redis]\nurl = \"redis://:secret@127.0.0.1/\"\n");
         assert!(redis[0].contains("not shown") && !redis[0].contains("secret"), "{redis:?}");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let redis =
+            |password| written(&format!("[redis]\nurl = \"redis://:{password}@127.0.0.1/\"\n"));
+        let (before, after) = (redis("hush"), redis("hushed"));
+        let shown = format!("{:?} {:?}", before.changes_to(&after), [before, after]);
+        assert!(shown.contains("redis.url: another value") && !shown.contains("hush"), "{shown}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Errors of a configuration. The operator can fix each of them.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::telemetry::output;
 
@@ -22,13 +22,26 @@ pub enum ConfigError {
         /// Why.
         cause: io::Error,
     },
+    /// The file is a pipe or a device, whose contents were used up by the start.
+    #[error(
+        "the configuration {path:?} is no regular file, so it can't be read again: restart the gateway to change it",
+        path = path.display()
+    )]
+    NotAgain {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is no TOML.
-    #[error("{path} is not valid TOML: {cause}", path = path.display())]
+    #[error("{path} is not valid TOML: line {line}, column {column}: {reason}", path = path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// The place and the cause.
-        cause: Box<toml::de::Error>,
+        /// The line, from 1. It is not shown itself, as it may hold a password.
+        line: usize,
+        /// The column, from 1: the character in the line.
+        column: usize,
+        /// What is wrong.
+        reason: String,
     },
     /// There is no such key.
     #[error("unknown key \"{key}\" in {place}: {hint}")]
@@ -74,6 +87,15 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// A text is no TOML. `error` quotes the line, so it is not kept.
+    pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(text.len(), |span| span.start);
+        let before = text.get(..start).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|&char| char != '\n').count() + 1;
+        Self::Syntax { path: path.to_owned(), line, column, reason: error.message().to_owned() }
+    }
+
     /// Prints this error and ends the process, with code 0 after `--help` and `--version`, otherwise with 2.
     pub fn exit(&self) -> ! {
         let Self::Flags(error) = self else {

@@ -82,10 +82,8 @@ impl Layers {
 
     /// Adds a file's text as a layer.
     pub(super) fn toml(&mut self, text: &str, path: &Path) -> Result<(), ConfigError> {
-        let table: Table = toml::from_str(text).map_err(|cause| ConfigError::Syntax {
-            path: path.to_owned(),
-            cause: Box::new(cause),
-        })?;
+        let table: Table =
+            toml::from_str(text).map_err(|error| ConfigError::syntax(path, text, &error))?;
         let origin = Origin::File(path.to_owned());
         self.table("", table, &origin)
     }

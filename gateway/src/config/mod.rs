@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
+pub(crate) use at_run_time::Fingerprint;
 pub use at_run_time::{Change, Written};
 pub use checked::*;
 pub use error::ConfigError;
@@ -90,8 +91,14 @@ impl Sources {
     /// Loads all of it again: the file as it is now, and the environment and flags with which the process was started.
     ///
     /// # Errors
-    /// As [`load_over`].
+    /// As [`load_over`]; also when the file is a pipe or a device.
     pub fn load_again(&self) -> Result<(Config, Written), ConfigError> {
+        if let Some(path) = self.file()
+            && std::fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file())
+        {
+            // A pipe would give nothing, which is a valid configuration, or would never end.
+            return Err(ConfigError::NotAgain { path });
+        }
         let Self { defaults, arguments, variables, .. } = self.clone();
         let loaded = load_over(&defaults, arguments, variables)?;
         Ok((loaded.config, loaded.sources.written))
@@ -140,15 +147,14 @@ pub fn load_over(
     drop(descriptors::raise_limit());
     let mut layers = Layers::new();
     layers.toml(defaults, Path::new("the program's defaults"))?;
-    if let Some(path) = file_named(&flags, &variables) {
-        read_file(&mut layers, &path)?;
-    }
+    let file = file_named(&flags, &variables);
+    let file = file.map(|path| read_file(&mut layers, &path)).transpose()?;
     layers.environment(variables.iter().cloned())?;
     for (flag, key, value) in flags.settings()? {
         layers.text(&key, &value, &Origin::Flag(flag))?;
     }
     let (typed, origins) = layers.finish();
-    let written = Written::of(&typed);
+    let written = Written::of(&typed, file);
     let sources = Sources { defaults: defaults.to_owned(), arguments, variables, written };
     Ok(Loaded { config: check::check(&typed, &origins)?, sources, check_only: flags.check_config })
 }
@@ -206,10 +212,11 @@ fn file_named(flags: &Flags, variables: &[(OsString, OsString)]) -> Option<PathB
     flags.config.clone().or_else(by_variable)
 }
 
-fn read_file(layers: &mut Layers, path: &Path) -> Result<(), ConfigError> {
+fn read_file(layers: &mut Layers, path: &Path) -> Result<Fingerprint, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
-    layers.toml(&text, path)
+    layers.toml(&text, path)?;
+    Ok(Fingerprint::of(text.as_bytes()))
 }
 
 fn check_layers(layers: Layers) -> Result<Config, ConfigError> {

@@ -324,7 +324,11 @@ fn a_wrong_value_is_refused_with_its_place_and_how_to_fix_it() {
     assert_says(&refusal("listen = \"localhost\""), &["listen = \"localhost\"", "127.0.0.1:7400"]);
     assert_says(&refusal("listen = 7"), &["listen = 7", "a text"]);
     assert_says(&refusal("limits = 7"), &["limits = 7", "a table"]);
-    assert_says(&refusal("shards ="), &["not valid TOML", "line 1"]);
+    assert_says(&refusal("shards ="), &["not valid TOML", "line 1, column 9"]);
+    let text = "shards = 1\n[redis]\nurl = \"redis://user:hush@10.0.0.1/\npush_wait_ms = 1\n";
+    let error = Config::from_toml(text).unwrap_err();
+    assert_says(&error.to_string(), &["not valid TOML: line 3, column "]);
+    assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
     assert_says(&refusal("[log]\nfilter = \"a=b=c\""), &["log.filter", "warn,tidegate=debug"]);
     assert_says(
         &refusal("[log]\nfilter = \"warn,debgu\""),

@@ -10,7 +10,6 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::reload::Trigger;
 use crate::server::Server;
 
 /// What a signal asks for.
@@ -63,7 +62,7 @@ pub(super) fn reload(server: Option<&Server>) {
         return tracing::warn!("SIGHUP: the gateway starts or drains; nothing was read again");
     };
     let reloader = Arc::clone(server.reloader());
-    let reload = move || drop(reloader.reload(Trigger::Signal));
+    let reload = move || reloader.reload_by_signal();
     if let Err(error) = thread::Builder::new().name("reload".into()).spawn(reload) {
         tracing::error!(%error, "SIGHUP: nothing was read again: no thread for it");
     }

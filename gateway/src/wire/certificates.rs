@@ -113,6 +113,8 @@ impl std::fmt::Debug for Certificates {
 
 /// What new connections get.
 struct InUse {
+    /// How many times it was replaced.
+    generation: u64,
     config: TlsConfig,
     /// The contents of the files, to see whether they have changed.
     contents: Vec<Vec<u8>>,
@@ -163,6 +165,7 @@ impl Certificates {
             websocket: Arc::new(ArcSwap::from_pointee(websocket)),
             // [`Self::warnings`] has these, and the start logs them.
             in_use: Mutex::new(InUse {
+                generation: 0,
                 config,
                 contents,
                 ends: ends(&keys, UnixTime::now()),
@@ -248,9 +251,17 @@ impl Certificates {
     }
 
     fn read_again(&self) -> Result<bool, CertificateError> {
-        let config = self.in_use().config.clone();
-        let prepared = self.prepare(&config)?;
-        Ok(prepared.map(|prepared| self.replace(prepared)).is_some())
+        loop {
+            let (config, generation) = {
+                let in_use = self.in_use();
+                (in_use.config.clone(), in_use.generation)
+            };
+            let Some(prepared) = self.prepare(&config)? else { return Ok(false) };
+            // A reload may have brought another configuration meanwhile.
+            if self.replace(prepared, Some(generation)) {
+                return Ok(true);
+            }
+        }
     }
 
     /// Reads the files of a configuration, which may be another one than before. `None`: all is as before. Nothing changes
@@ -267,22 +278,30 @@ impl Certificates {
 
     /// New connections get what was prepared.
     pub(crate) fn commit(&self, prepared: Prepared) {
-        self.replace(prepared);
+        self.replace(prepared, None);
         counter!(RELOADS, "outcome" => "changed").increment(1);
         self.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     }
 
-    fn replace(&self, Prepared { tls, websocket, in_use }: Prepared) {
+    /// `of`: the generation that it was prepared of; where another one is in use, nothing is replaced. Says whether it was replaced.
+    fn replace(&self, prepared: Prepared, of: Option<u64>) -> bool {
+        let Prepared { tls, websocket, in_use: new, .. } = prepared;
+        let mut in_use = self.in_use();
+        if of.is_some_and(|of| of != in_use.generation) {
+            return false;
+        }
         self.tls.store(Arc::new(tls));
         self.websocket.store(Arc::new(websocket));
-        *self.in_use() = in_use;
+        *in_use = InUse { generation: in_use.generation + 1, ..new };
+        true
     }
 
     fn prepare(&self, config: &TlsConfig) -> Result<Option<Prepared>, CertificateError> {
         let provider = &self.provider;
         let contents = read_all(config)?;
         let in_use = self.in_use();
-        if in_use.contents == contents && in_use.config == *config {
+        let has_new_contents = in_use.contents != contents;
+        if !has_new_contents && in_use.config == *config {
             return Ok(None);
         }
         let keys = keys(config, provider)?;
@@ -311,8 +330,9 @@ impl Certificates {
         let make = |alpn| server_config(config, provider, &keys, &tickets, alpn);
         let (tls, websocket) = (make(ALPN)?, make(ALPN_WEBSOCKET)?);
         let config = config.clone();
-        let in_use = InUse { config, contents, ends: ends(&keys, now), keys, tickets };
-        Ok(Some(Prepared { tls, websocket, in_use }))
+        let ends = ends(&keys, now);
+        let in_use = InUse { generation: 0, config, contents, ends, keys, tickets };
+        Ok(Some(Prepared { tls, websocket, in_use, has_new_contents }))
     }
 }
 
@@ -320,7 +340,16 @@ impl Certificates {
 pub(crate) struct Prepared {
     tls: ServerConfig,
     websocket: ServerConfig,
+    /// Its generation is set when it is used.
     in_use: InUse,
+    has_new_contents: bool,
+}
+
+impl Prepared {
+    /// Whether the files hold something else than before. Otherwise only the configuration differs.
+    pub(crate) const fn has_new_contents(&self) -> bool {
+        self.has_new_contents
+    }
 }
 
 /// Starts a thread that reads the files again when they have changed, and logs which certificates expire, as long as the

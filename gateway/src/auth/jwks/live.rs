@@ -3,7 +3,7 @@
 //! A shard reads it without a lock and without waiting: the refresher swaps a pointer. What a shard may cause is one
 //! flag and one wake-up of the refresher, however many unknown keys its clients name.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub(super) is_wanted: AtomicBool,
     /// The first read has ended, well or not.
     pub(super) has_tried: AtomicBool,
+    /// The time between two regular reads, in milliseconds.
+    pub(super) interval_ms: AtomicU64,
     /// The verifier is gone.
     pub(super) is_stopped: AtomicBool,
     /// The refresher's thread.
@@ -38,6 +40,15 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn set_failure(&self, failure: Option<String>) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    fn set_interval(&self, interval: Duration) {
+        let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        self.interval_ms.store(interval_ms, Ordering::Release);
+    }
+
+    pub(super) fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.load(Ordering::Acquire))
     }
 
     fn wake(&self) {
@@ -59,7 +70,8 @@ impl LiveKeySet {
     pub(crate) fn start(place: &KeySetSource, interval: Duration) -> Result<Self, LiveKeySetError> {
         let source = Source::new(place);
         let shared = Arc::new(Shared::default());
-        let mut refresher = Refresher::new(source, interval, Arc::clone(&shared));
+        shared.set_interval(interval);
+        let mut refresher = Refresher::new(source, Arc::clone(&shared));
         if let KeySetSource::File(_) = place {
             refresher.read_at_start()?;
         }
@@ -116,6 +128,11 @@ impl LiveKeySet {
         if !wanted.load(Ordering::Relaxed) && !wanted.swap(true, Ordering::AcqRel) {
             self.0.wake();
         }
+    }
+
+    /// Has the set be read at another interval, from the next read on.
+    pub(crate) fn set_interval(&self, interval: Duration) {
+        self.0.set_interval(interval);
     }
 
     pub(crate) fn status(&self) -> KeySetStatus {

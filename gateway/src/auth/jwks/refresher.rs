@@ -51,9 +51,9 @@ pub(super) struct Refresher {
 }
 
 impl Refresher {
-    pub(super) fn new(source: Source, interval: Duration, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(source: Source, shared: Arc<Shared>) -> Self {
         let now = Instant::now();
-        let schedule = Schedule::new(interval, now);
+        let schedule = Schedule::new(now);
         let (names, skipped, failures_logged) = Default::default();
         Self { source, schedule, next_look: now, shared, names, skipped, failures_logged }
     }
@@ -62,7 +62,7 @@ impl Refresher {
     pub(super) fn read_at_start(&mut self) -> Result<(), ReadError> {
         let set = self.source.read()?;
         self.publish(set);
-        self.schedule.end(true, fastrand::f64(), Instant::now());
+        self.schedule.end(true, self.shared.interval(), fastrand::f64(), Instant::now());
         Ok(())
     }
 
@@ -108,7 +108,7 @@ impl Refresher {
             Ok(set) => self.publish(set),
             Err(failure) => self.keep(failure),
         }
-        self.schedule.end(succeeded, fastrand::f64(), Instant::now());
+        self.schedule.end(succeeded, self.shared.interval(), fastrand::f64(), Instant::now());
         self.shared.has_tried.store(true, Ordering::Release);
     }
 
