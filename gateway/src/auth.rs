@@ -260,7 +260,7 @@ enum Method {
 
 struct Jwt {
     keys: Keys,
-    demands: Demands,
+    demands: Arc<Demands>,
     /// Checks signatures. It stays where a reload brings a key whose signatures are checked at once.
     pool: Option<Arc<SignaturePool>>,
 }
@@ -357,7 +357,7 @@ impl Verifier {
             }
         };
         let demands = demands(config, audience.as_deref(), issuer.as_deref());
-        if is_same_place && changed_file.is_none() && demands == jwt.demands {
+        if is_same_place && changed_file.is_none() && demands == *jwt.demands {
             return Ok(unchanged());
         }
         let jwt = Jwt::new(new, demands, config, jwt.pool.clone());
@@ -495,7 +495,7 @@ impl Jwt {
     ) -> Self {
         let new = || SignaturePool::new(config.verifications_max, config.verified_tokens_max);
         let pool = pool.or_else(|| (!keys.are_cheap()).then(|| Arc::new(new())));
-        Self { keys, demands, pool }
+        Self { keys, demands: Arc::new(demands), pool }
     }
 
     /// Checks signatures; `None`: they are checked at once.
@@ -531,7 +531,8 @@ impl Jwt {
         if signatures.is_known(id) {
             return Ok(Verification::Ended(Ok(token_end(expires_s))));
         }
-        let check = SignatureCheck { key: envelope.key, token: token.into(), id, expires_s };
+        let (key, token, demands) = (envelope.key, token.into(), Arc::clone(&self.demands));
+        let check = SignatureCheck { key, token, id, expires_s, demands };
         Ok(Verification::Signature(Arc::new(check)))
     }
 
@@ -546,6 +547,11 @@ impl Jwt {
         };
         if !is_known {
             return Err(AuthError::UnknownKey);
+        }
+        if check.demands != self.demands {
+            // A reload has brought others. That the token could be read was checked before.
+            let claims = jws::unverified_claims(&check.token).ok_or(AuthError::Malformed)?;
+            self.demands.check(&claims, seconds(unix_ms))?;
         }
         if self.demands.has_expired(check.expires_s, seconds(unix_ms)) {
             return Err(AuthError::Expired);

@@ -402,9 +402,6 @@ impl Reloader {
         }
         let mut changes: Vec<_> = changes.iter().map(Change::to_string).collect();
         let mut file_changed = |key: &str| changes.push(format!("{key}: the file has changed"));
-        let Renewed { verifier, changed_file } =
-            current.verifier.renew(&current.config.auth, &config.auth)?;
-        changed_file.into_iter().for_each(&mut file_changed);
         let ticket_key = load_secret(&config.rooms.ticket_key_file);
         let ticket_key = ticket_key.map_err(ReloadError::TicketKey)?;
         let tickets = Tickets::new(ticket_key.as_bytes(), config.rooms.ticket_ttl);
@@ -414,9 +411,13 @@ impl Reloader {
         let prepare = |certificates: &Arc<Certificates>| certificates.prepare_counted(&config.tls);
         let certificates = self.certificates.as_ref().map(prepare).transpose()?.flatten();
         if certificates.as_ref().is_some_and(Prepared::has_new_contents) {
-            changes.push("tls: the certificates have changed".to_owned());
+            file_changed("tls.certificates");
         }
         let filter = NewFilter::parse(&config.log.filter)?;
+        // Last, since a new key set is logged and has metrics once it was read.
+        let Renewed { verifier, changed_file } =
+            current.verifier.renew(&current.config.auth, &config.auth)?;
+        changed_file.into_iter().for_each(&mut file_changed);
         let settings = Settings { config, verifier, tickets };
         let is_new = settings.verifier.pool().is_some() && current.verifier.pool().is_none();
         let new_threads = if is_new { signature_threads(&settings) } else { Ok(None) };

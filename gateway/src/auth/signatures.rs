@@ -29,6 +29,7 @@ use std::time::Instant;
 use tidegate_backend::histogram::Durations;
 
 use super::AuthError;
+use super::claims::Demands;
 use super::fair_queue::{FairQueue, Flow, FlowHasher, Pushed};
 use super::jws::Key;
 use super::verified::{TokenId, VerifiedTokens};
@@ -46,6 +47,8 @@ pub struct SignatureCheck {
     pub(super) id: TokenId,
     /// Its `exp`.
     pub(super) expires_s: f64,
+    /// What its claims were checked against.
+    pub(super) demands: Arc<Demands>,
 }
 
 impl SignatureCheck {

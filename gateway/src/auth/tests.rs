@@ -140,6 +140,10 @@ fn a_key_that_is_replaced_proves_nothing_also_where_its_check_is_under_way() {
         }
     };
     assert!(first.finish(&under_way, Ok(()), unix_ms).is_ok());
+    assert_eq!(other.finish(&under_way, Ok(()), unix_ms), Err(AuthError::Audience));
+    let with_leeway = AuthConfig { leeway: Duration::from_secs(9), ..settings.clone() };
+    let lenient = first.renew(&settings, &with_leeway).unwrap().verifier;
+    assert!(lenient.finish(&under_way, Ok(()), unix_ms).is_ok());
 
     // Another key in the same file.
     fs::write(&key_file, other_ed_key()).unwrap();
@@ -152,6 +156,22 @@ fn a_key_that_is_replaced_proves_nothing_also_where_its_check_is_under_way() {
 
     fs::remove_file(&key_file).unwrap();
     assert!(second.renew(&settings, &settings).is_err());
+}
+
+#[test]
+fn another_interval_keeps_the_key_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    // The public key of RFC 8037, A.2.
+    let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+    let set = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": x }] });
+    fs::write(&file, set.to_string()).unwrap();
+    let keys = JwtKeys::Set(KeySetSource::File(file));
+    let settings = config(AuthMode::Jwt { keys, audience: None, issuer: None });
+    let verifier = Arc::new(Verifier::new(&settings).unwrap());
+    let often = AuthConfig { jwks_refresh: Duration::from_secs(10), ..settings.clone() };
+    let renewed = verifier.renew(&settings, &often).unwrap();
+    assert!(Arc::ptr_eq(&renewed.verifier, &verifier) && renewed.changed_file.is_none());
 }
 
 /// The public key of RFC 8037, A.2, in PEM.

@@ -1,5 +1,6 @@
 //! Checks `[auth]`: how a token proves a user, and with which keys.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::Uri;
@@ -115,7 +116,7 @@ impl Checker<'_> {
             (_, url) => {
                 let reason =
                     "auth.jwks_file is set too: the keys come from one of them, so remove one";
-                return Err(self.refuse("auth.jwks_url", quoted(url), reason));
+                return Err(self.refuse("auth.jwks_url", quoted(&without_query(url)), reason));
             }
         };
         let Some((key, source)) = source else {
@@ -142,7 +143,8 @@ impl Checker<'_> {
     }
 
     fn key_set_url(&self, url: &str) -> Checked<KeySetSource> {
-        let refuse = |reason: &str| Err(self.refuse("auth.jwks_url", quoted(url), reason));
+        let shown = quoted(&without_query(url));
+        let refuse = |reason: &str| Err(self.refuse("auth.jwks_url", shown.clone(), reason));
         let Ok(parsed) = url.parse::<Uri>() else {
             return refuse("this must be a URL, as in https://id.example/.well-known/jwks.json");
         };
@@ -171,6 +173,11 @@ impl Checker<'_> {
         }
         Ok(KeySetSource::Url(url.to_owned()))
     }
+}
+
+/// A URL as operators are shown it: its query may hold a token.
+pub(super) fn without_query(url: &str) -> Cow<'_, str> {
+    url.split_once('?').map_or(url.into(), |(before, _)| format!("{before}?...").into())
 }
 
 /// Whether a URL's host is this machine.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidegate_backend::Placement;
 
+use super::auth::without_query;
 use super::checked::*;
 use super::redis::RedisConfig;
 use crate::limits::addresses::Settings;
@@ -181,7 +182,7 @@ fn jwt_keys(keys: &JwtKeys, value: &mut Value) {
             (algorithm.name().into(), json!(key_file), none(), none())
         }
         JwtKeys::Set(KeySetSource::File(path)) => (none(), none(), json!(path), none()),
-        JwtKeys::Set(KeySetSource::Url(url)) => (none(), none(), none(), json!(url)),
+        JwtKeys::Set(KeySetSource::Url(url)) => (none(), none(), none(), json!(without_query(url))),
     };
     value["algorithm"] = algorithm;
     value["key_file"] = key_file;

@@ -245,6 +245,21 @@ fn rooms_windows_and_urgent_types_are_checked() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_not_read_again() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, "shards = 1").unwrap();
+    let loaded = load_from(&["--config", file.to_str().unwrap()], &[]).unwrap();
+    loaded.sources.load_again().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    // To open it would wait for a writer.
+    let error = loaded.sources.load_again().unwrap_err().to_string();
+    assert_says(&error, &["tidegate.toml", "no regular file", "restart"]);
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_nearest() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tidegate.toml");

@@ -19,7 +19,8 @@ fn check(pool: &SignaturePool, message: &str, is_good: bool) -> Arc<SignatureChe
     let signature = crypto::sign(signed.as_bytes(), &private, Algorithm::EdDSA).unwrap();
     let token = format!("{message}.{signature}");
     let id = pool.id(&token, &key);
-    Arc::new(SignatureCheck { key, token: token.into(), id, expires_s: 0.0 })
+    let demands = Arc::new(Demands { audience: None, issuer: None, leeway_s: 0.0 });
+    Arc::new(SignatureCheck { key, token: token.into(), id, expires_s: 0.0, demands })
 }
 
 fn waiter(pool: &SignaturePool, slot: u32, address: &str, reply: &Address) -> Waiter {

@@ -117,8 +117,11 @@ impl Rooms {
         if self.settings.rooms == *rooms {
             return;
         }
-        self.settings.rooms = rooms.clone();
+        let before = std::mem::replace(&mut self.settings.rooms, rooms.clone());
         self.homes.reconfigure(rooms);
+        if (&before.default_policy, &before.policies) == (&rooms.default_policy, &rooms.policies) {
+            return;
+        }
         for entry in 0..self.table.entries() {
             let Some((index, room)) = self.table.at(entry) else { continue };
             let policy = rooms.policy_of(room.id.as_str());

@@ -249,3 +249,20 @@ fn what_the_start_logs_of_a_certificate_is_not_logged_again() {
     assert!(warnings.iter().any(|warning| warning.contains("expired on 2001")), "{warnings:?}");
     assert!(certificates.end_warnings(UnixTime::now()).is_empty());
 }
+
+#[test]
+fn a_renewal_does_not_put_back_the_configuration_from_before_a_reload() {
+    let files = Files::new(false);
+    let certificates = files.load();
+    files.write_certificate(2000, 3001);
+    let renewal = certificates.prepare(&files.tls()).unwrap().unwrap();
+    assert!(renewal.has_new_contents());
+    // The reload comes before the renewal has ended.
+    let after = TlsConfig { takes_tls12: false, ..files.tls() };
+    certificates.commit(certificates.prepare(&after).unwrap().unwrap());
+    assert!(!certificates.replace(renewal, Some(0)));
+    assert!(!certificates.in_use().config.takes_tls12);
+    assert!(!certificates.reload().unwrap(), "the reload has read the new certificate");
+    let back = certificates.prepare(&files.tls()).unwrap().unwrap();
+    assert!(!back.has_new_contents());
+}
