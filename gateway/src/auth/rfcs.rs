@@ -25,7 +25,7 @@ fn verifier(audience: Option<&str>, issuer: Option<&str>) -> Verifier {
     };
     let key = DecodingKey::from_secret(SECRET);
     let keys = Keys::One(Arc::new(Key::new(key, Algorithm::HS256, &[SECRET])));
-    Verifier { method: Method::Jwt(Jwt { keys, demands, pool: None }) }
+    Verifier { method: Method::Jwt(Jwt { keys, demands: demands.into(), pool: None }) }
 }
 
 /// Signs whatever it is given, as a good issuer would not.
@@ -328,7 +328,8 @@ fn a_public_key_verifies_no_hmac() {
     let key = DecodingKey::from_rsa_pem(public).unwrap();
     let demands = Demands { audience: None, issuer: None, leeway_s: 0.0 };
     let keys = Keys::One(Arc::new(Key::new(key, Algorithm::RS256, &[public])));
-    let verifier = Verifier { method: Method::Jwt(Jwt { keys, demands, pool: None }) };
+    let verifier =
+        Verifier { method: Method::Jwt(Jwt { keys, demands: demands.into(), pool: None }) };
     for alg in ["HS256", "RS256"] {
         let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}"}}"#));
         let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(good_claims()));
