@@ -125,9 +125,9 @@ impl RefusalMetrics {
     ) {
         head(page, metric, kind);
         for Observed { backend, circuit, .. } in &self.0 {
-            if let Some(circuit) = circuit {
-                line(page, metric.0, &format!("backend=\"{backend}\""), value(circuit));
-            }
+            // A backend without a circuit has one that never opens.
+            let value = circuit.as_deref().map_or(0, &value);
+            line(page, metric.0, &format!("backend=\"{backend}\""), value);
         }
     }
 }
