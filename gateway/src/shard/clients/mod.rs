@@ -17,7 +17,7 @@
 //! | [`verifications`] | authentications whose tokens are verified apart from the shard |
 //! | `flows` | what the address of each connection is counted as |
 //! | [`session_tokens`] | which token each session came with |
-//! | [`intake`], [`rate`] | whether a connection is read from, and how many requests it may send |
+//! | [`intake`] | whether a connection is read from |
 //! | [`cause`] | why connections end |
 //! | `writing` | what each message to a connection needs: its bound, its counter, its code |
 //! | `sending` | the flush of a connection |
