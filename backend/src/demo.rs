@@ -244,6 +244,6 @@ mod tests {
                 assert_eq!(failure.retry_after_ms > 0, code != Code::BackendFailed);
             }
         }
-        assert_eq!(harness.commands().len(), 12, "each was taken");
+        assert_eq!(harness.commands().len(), 15, "each was taken");
     }
 }
