@@ -246,6 +246,8 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (addresses::METRICS[0].0, "", addresses::METRICS[0].1),
     (addresses::METRICS[1].0, "", addresses::METRICS[1].1),
     (addresses::METRICS[2].0, "", addresses::METRICS[2].1),
+    (addresses::METRICS[3].0, "", addresses::METRICS[3].1),
+    (addresses::METRICS[4].0, "", addresses::METRICS[4].1),
     (durations::NAME, "backend, le", durations::HELP),
     (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),
     (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),
