@@ -49,7 +49,7 @@ const OVERLOADED_RETRY_MS: u32 = 100;
 /// default.
 const ROOMS_FULL_RETRY_MS: u32 = 1000;
 
-/// How long a client waits that joins and leaves too often: at most one second's joins come meanwhile.
+/// How long a client waits that joins rooms too often. The rate is a number of joins in one second.
 const JOINS_RETRY_MS: u32 = 1000;
 
 /// The demo backend.

@@ -125,7 +125,7 @@ pub enum Command {
 pub enum PushError {
     /// Too many commands are in progress: try again when some have ended.
     #[error(
-        "too many pushes are in progress; try again later, or raise limits.commands_max and \
+        "too many commands are in progress; try again later, or raise limits.commands_max and \
          limits.commands_bytes_max"
     )]
     Overloaded,
@@ -153,9 +153,9 @@ pub enum PushError {
     /// The session id is not one of this gateway.
     #[error("the session is not one of this gateway's")]
     UnknownSession,
-    /// The session joins and leaves rooms too often.
+    /// The session joins rooms too often.
     #[error(
-        "the session joins and leaves rooms more often than rooms.joins_per_second_max allows ({per_second_max} a \
+        "the session joins rooms more often than rooms.joins_per_second_max allows ({per_second_max} a \
          second): have its client wait, or raise it and rooms.joins_burst_max"
     )]
     TooManyJoins {

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
 use crossbeam::atomic::AtomicCell;
+use tidegate_backend::log_limit::LogLimit;
 use tidegate_backend::publisher::{Command, GatewayPort, Push, Report, Target};
 use tidegate_backend::{CommandOutcome, PushError, RoomId, SessionId, UserId};
 use tidegate_protocol::message::Response;
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::cluster::ClusterAddress;
 use crate::cluster::message::{ToCluster, UserOrder};
 use crate::control::{Control, Drains, Readiness, Reply, RoomInfo, ShardInfo, UserInfo};
-use crate::limits::sessions::MembershipRate;
+use crate::limits::sessions::JoinRate;
 use crate::session_id::{SessionAddr, SessionIds};
 use crate::settings::NewSettings;
 use crate::shard::command::{CommandClass, CommandLimiter, CommandPermit, RoomPush};
@@ -39,13 +40,32 @@ pub struct Hub {
     /// The way to the other gateways; `None`: this gateway is alone.
     cluster: Option<ClusterAddress>,
     limiter: Arc<CommandLimiter>,
-    /// How often a session may join and leave; `None`: as often as backends have it.
-    membership_rate: Option<MembershipRate>,
+    /// The limit on log lines of refused commands.
+    refusals: LogLimit,
+    /// How often a session may join rooms; `None`: there is no limit.
+    join_rate: Option<JoinRate>,
     session_ids: SessionIds,
     frame_bytes_max: usize,
     readiness: AtomicCell<Readiness>,
     /// The shards have ended, or are about to: commands are refused.
     stopped: AtomicBool,
+}
+
+/// Who gives a command.
+#[derive(Clone, Copy, Debug)]
+enum Caller {
+    Backend,
+    Operator,
+}
+
+impl Caller {
+    /// The class of a command that is of the class `backends` if a backend gives it.
+    const fn class(self, backends: CommandClass) -> CommandClass {
+        match self {
+            Self::Backend => backends,
+            Self::Operator => CommandClass::Operator,
+        }
+    }
 }
 
 impl Hub {
@@ -54,7 +74,7 @@ impl Hub {
     pub fn new(
         addresses: Vec<Address>,
         cluster: Option<ClusterAddress>,
-        (limiter, membership_rate): (Arc<CommandLimiter>, Option<MembershipRate>),
+        (limiter, join_rate): (Arc<CommandLimiter>, Option<JoinRate>),
         session_ids: SessionIds,
         frame_bytes_max: usize,
     ) -> Self {
@@ -67,7 +87,8 @@ impl Hub {
             beside,
             cluster,
             limiter,
-            membership_rate,
+            refusals: LogLimit::new(),
+            join_rate,
             session_ids,
             frame_bytes_max,
             readiness,
@@ -124,35 +145,36 @@ impl Hub {
         if addr.shard() < self.shards() { Ok(addr) } else { Err(PushError::UnknownSession) }
     }
 
-    /// Posts a command. `pushes`: the class of pushes. Takes the report with it, if there is one. An error leaves the report
-    /// to the caller.
+    /// Posts a command. Takes the report with it, if there is one. An error leaves the report to the caller, or was given to
+    /// it.
     fn take(
         &self,
         command: Command,
-        pushes: CommandClass,
+        caller: Caller,
         report: &mut Option<Report>,
     ) -> Result<(), PushError> {
         match command {
             Command::Push(push) => {
-                let (shard, message) = self.prepare(push, pushes, report)?;
+                let (shard, message) = self.prepare(push, caller, report)?;
                 self.addresses[usize::from(shard)].post(message);
             }
             Command::Join { session, room, after_offset } => {
-                let (addr, permit) = self.admit_membership(session, report)?;
+                let (addr, permit) = self.admit_join(session, caller, report)?;
                 let after = after_offset.map_or(After::Now, After::Offset);
                 let (home, asker) = (self.home_of_room(&room), Asker::Backend(permit));
                 home.post(RoomMessage::Join { room, addr, after, asker });
             }
             Command::Leave { session, room } => {
-                let (addr, permit) = self.admit_membership(session, report)?;
+                let addr = self.addr(session)?;
+                let permit = self.admit(caller.class(CommandClass::Release), 0, report)?;
                 self.home_of_room(&room).post(RoomMessage::Leave { room, addr, permit });
             }
             Command::Expel { user_id, room } => {
-                let permit = self.admit(CommandClass::Control, 0, report)?;
+                let permit = self.admit(caller.class(CommandClass::Release), 0, report)?;
                 self.home_of_room(&room).post(RoomMessage::Expel { room, user_id, permit });
             }
             Command::Kick { user_id } => {
-                let permit = self.admit(CommandClass::Control, 0, report)?;
+                let permit = self.admit(caller.class(CommandClass::Release), 0, report)?;
                 self.send_elsewhere(user_id, &permit, || UserOrder::Kick);
                 self.home_of_user(user_id).post(UserMessage::Kick { user_id, permit });
             }
@@ -164,7 +186,7 @@ impl Hub {
     fn prepare(
         &self,
         push: Push,
-        class: CommandClass,
+        caller: Caller,
         report: &mut Option<Report>,
     ) -> Result<(u16, Message), PushError> {
         push.check()?;
@@ -176,7 +198,7 @@ impl Hub {
             let bytes = longest.payload_len();
             return Err(PushError::TooLong { bytes, bytes_max: self.frame_bytes_max });
         }
-        let permit = self.admit(class, biz_data.len(), report)?;
+        let permit = self.admit(caller.class(CommandClass::Push), biz_data.len(), report)?;
         match target {
             Target::User(user_id) => {
                 let mut frame = BytesMut::with_capacity(push.payload_len() + 5);
@@ -209,15 +231,20 @@ impl Hub {
         }
     }
 
-    /// Admits a join or a leave of a session.
-    fn admit_membership(
+    /// Admits a join of a session. The rate comes last: a join that is refused for the bound takes nothing of it.
+    fn admit_join(
         &self,
         session: SessionId,
+        caller: Caller,
         report: &mut Option<Report>,
     ) -> Result<(SessionAddr, Arc<CommandPermit>), PushError> {
         let addr = self.addr(session)?;
-        self.membership_rate.as_ref().map_or(Ok(()), |rate| rate.take(session))?;
-        Ok((addr, self.admit(CommandClass::Membership, 0, report)?))
+        let permit = self.admit(caller.class(CommandClass::Join), 0, report)?;
+        if let Some(Err(error)) = self.join_rate.as_ref().map(|rate| rate.take(session)) {
+            permit.refuse(error);
+            return Err(error);
+        }
+        Ok((addr, permit))
     }
 
     fn admit(
@@ -229,14 +256,29 @@ impl Hub {
         if self.stopped.load(Ordering::Acquire) {
             return Err(PushError::Stopping);
         }
-        self.limiter.admit_as(class, bytes, report)
+        self.limiter.admit_as(class, bytes, report).inspect_err(|_| self.log_refused(class, bytes))
+    }
+
+    #[cold]
+    fn log_refused(&self, class: CommandClass, bytes: usize) {
+        let Some(suppressed) = self.refusals.allow() else { return };
+        let (commands_max, commands_bytes_max) = self.limiter.bounds();
+        tracing::warn!(
+            ?class,
+            bytes,
+            commands = self.limiter.commands(),
+            limits.commands_max = commands_max,
+            limits.commands_bytes_max = commands_bytes_max,
+            suppressed,
+            "refused a command: what its class may use of limits.commands_max or limits.commands_bytes_max is taken"
+        );
     }
 }
 
 impl Hub {
-    fn take_reporting(&self, command: Command, pushes: CommandClass, report: Report) {
+    fn take_reporting(&self, command: Command, caller: Caller, report: Report) {
         let mut report = Some(report);
-        if let Err(error) = self.take(command, pushes, &mut report)
+        if let Err(error) = self.take(command, caller, &mut report)
             && let Some(report) = report
         {
             report(Err(error));
@@ -247,11 +289,11 @@ impl Hub {
     fn take_many(
         &self,
         pushes: Vec<(Push, Option<Report>)>,
-        class: CommandClass,
+        caller: Caller,
     ) -> Vec<Result<(), PushError>> {
         let mut messages: Vec<Vec<Message>> = self.addresses.iter().map(|_| Vec::new()).collect();
         let mut prepare = |(push, mut report): (Push, Option<Report>)| {
-            let prepared = self.prepare(push, class, &mut report);
+            let prepared = self.prepare(push, caller, &mut report);
             if let (Err(error), Some(report)) = (&prepared, report) {
                 report(Err(*error));
             }
@@ -267,35 +309,35 @@ impl Hub {
     }
 }
 
-/// What backends give.
+/// The commands of backends.
 impl GatewayPort for Hub {
     fn command(&self, command: Command) -> Result<(), PushError> {
-        self.take(command, CommandClass::Push, &mut None)
+        self.take(command, Caller::Backend, &mut None)
     }
 
     fn command_reporting(&self, command: Command, report: Report) {
-        self.take_reporting(command, CommandClass::Push, report);
+        self.take_reporting(command, Caller::Backend, report);
     }
 
     fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
-        self.take_many(pushes, CommandClass::Push)
+        self.take_many(pushes, Caller::Backend)
     }
 }
 
-/// The same for what operators give, which may use all of the bound on commands.
+/// The commands of operators, which have a reserve of the bound on commands.
 struct OperatorsPort<'a>(&'a Hub);
 
 impl GatewayPort for OperatorsPort<'_> {
     fn command(&self, command: Command) -> Result<(), PushError> {
-        self.0.take(command, CommandClass::Control, &mut None)
+        self.0.take(command, Caller::Operator, &mut None)
     }
 
     fn command_reporting(&self, command: Command, report: Report) {
-        self.0.take_reporting(command, CommandClass::Control, report);
+        self.0.take_reporting(command, Caller::Operator, report);
     }
 
     fn push_many(&self, pushes: Vec<(Push, Option<Report>)>) -> Vec<Result<(), PushError>> {
-        self.0.take_many(pushes, CommandClass::Control)
+        self.0.take_many(pushes, Caller::Operator)
     }
 }
 

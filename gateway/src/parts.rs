@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::hub::Hub;
 use crate::limits::addresses::AddressLimits;
 use crate::limits::memory::MemoryBudget;
-use crate::limits::sessions::MembershipRate;
+use crate::limits::sessions::JoinRate;
 use crate::router::Backend;
 use crate::session_id::SessionIds;
 use crate::settings::Settings;
@@ -82,11 +82,11 @@ impl Parts {
         let memory = limits.memory_bytes_max.map(MemoryBudget::new);
         let session_ids = SessionIds::new(session_key);
         let frame_bytes_max = limits.frame_to_client_bytes_max;
-        let membership_rate = MembershipRate::of_config(&config.rooms, started);
+        let join_rate = JoinRate::of_config(&config.rooms, started);
         let hub = Hub::new(
             addresses.clone(),
             cluster.clone(),
-            (Arc::clone(&limiter), membership_rate),
+            (Arc::clone(&limiter), join_rate),
             session_ids,
             frame_bytes_max,
         );

@@ -254,7 +254,9 @@ impl Rooms {
     pub fn unfollow(&mut self, room: &RoomId) {
         let Some(ended) = self.rooms.remove(room) else { return };
         self.under_way -= usize::from(ended.phase.is_under_way());
-        self.queue.retain(|queued| queued != room);
+        if ended.phase == Phase::Queued {
+            self.queue.retain(|queued| queued != room);
+        }
         self.outputs.push_back(Output::Unsubscribe(room.clone()));
         self.start_queued();
     }

@@ -474,8 +474,7 @@ pub struct RoomsConfig {
     pub rooms_per_shard_max: usize,
     /// Rooms of one connection, without the room of everybody. More: the join is refused and counted.
     pub rooms_per_connection_max: usize,
-    /// Joins and leaves of one session in a second; `None`: as many as backends have. More: the command is refused and
-    /// counted.
+    /// Joins of one session in a second; `None`: there is no limit. More: the join is refused and counted.
     pub joins_per_second_max: Option<u32>,
     /// How many of them at once.
     pub joins_burst_max: u32,

@@ -56,11 +56,7 @@ impl Checker<'_> {
                 0..=1_000_000,
             )?)
             .filter(|&limit| limit > 0),
-            joins_burst_max: self.number(
-                "rooms.joins_burst_max",
-                rooms.joins_burst_max,
-                1..=1_000_000,
-            )?,
+            joins_burst_max: self.joins_burst_max(rooms)?,
             offset_file: (!rooms.offset_file.is_empty()).then(|| (&rooms.offset_file).into()),
             ticket_ttl: self.millis(
                 "rooms.ticket_ttl_ms",
@@ -69,6 +65,20 @@ impl Checker<'_> {
             )?,
             ticket_key_file: self.path("rooms.ticket_key_file", &rooms.ticket_key_file)?,
         })
+    }
+
+    /// A backend may join a session to all of its rooms at once, as at a login.
+    fn joins_burst_max(&self, rooms: &typed::Rooms) -> Checked<u32> {
+        let (key, typed) = ("rooms.joins_burst_max", rooms.joins_burst_max);
+        let burst = self.number(key, typed, 1..=1_000_000)?;
+        if rooms.joins_per_second_max > 0 && typed < rooms.rooms_per_connection_max {
+            let reason = format!(
+                "this must be at least rooms.rooms_per_connection_max ({}), or a session could not join all of its rooms at once",
+                rooms.rooms_per_connection_max
+            );
+            return Err(self.refuse(key, burst, reason));
+        }
+        Ok(burst)
     }
 
     /// The policy that is typed at `at`. What it leaves out is as for all rooms.

@@ -18,25 +18,38 @@ use tokio::sync::oneshot;
 
 use super::repeats::Remembered;
 
-/// What a command is, and who gives it. Each class may use a part of the bound, so that a lower class, which clients can
-/// cause, leaves a reserve to those above it (trunk reservation).
+/// What a command is, and who gives it. Joins may use the bound that is configured. Each class beyond it has a reserve on top,
+/// so that a lower class, which clients can cause, never takes the places of those above it (trunk reservation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandClass {
-    /// An operator's command; a kick or an expulsion, whoever gives it: all of the bound.
-    Control,
-    /// A backend's push: all but 1/8.
+    /// A backend's join.
+    Join,
+    /// A backend's push.
     Push,
-    /// A join or a leave: all but 1/4.
-    Membership,
+    /// A backend's leave, kick or expulsion: it frees what others wait for.
+    Release,
+    /// An operator's command.
+    Operator,
 }
 
 impl CommandClass {
-    /// The part of a bound that the class may use. A bound below 8 has no reserve.
-    const fn part_of(self, bound: usize) -> usize {
+    /// How many commands may be under way for one of this class to be admitted, where `bound` is configured. A bound below 8
+    /// has no reserve.
+    const fn commands_max(self, bound: usize) -> usize {
+        let reserves = match self {
+            Self::Join => 0,
+            Self::Push => 1,
+            Self::Release => 2,
+            Self::Operator => 3,
+        };
+        bound.saturating_add(bound / 8 * reserves)
+    }
+
+    /// How many bytes they may have. Only pushes have bytes.
+    const fn bytes_max(self, bound: usize) -> usize {
         match self {
-            Self::Control => bound,
-            Self::Push => bound - bound / 8,
-            Self::Membership => bound - bound / 8 * 2,
+            Self::Join | Self::Push | Self::Release => bound,
+            Self::Operator => bound.saturating_add(bound / 8),
         }
     }
 }
@@ -49,8 +62,6 @@ pub struct CommandLimiter {
     commands_max: AtomicUsize,
     bytes_max: AtomicUsize,
     refused: AtomicU64,
-    /// The limit on log lines of refused commands.
-    refusals: LogLimit,
     /// The limit on log lines of reports that panic.
     report_panics: LogLimit,
 }
@@ -65,7 +76,6 @@ impl CommandLimiter {
             commands_max: AtomicUsize::new(commands_max),
             bytes_max: AtomicUsize::new(bytes_max),
             refused: AtomicU64::new(0),
-            refusals: LogLimit::new(),
             report_panics: LogLimit::new(),
         }
     }
@@ -76,7 +86,7 @@ impl CommandLimiter {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
-    /// Admits a command that may use all of the bound: see [`Self::admit_as`].
+    /// Admits a command within the bound that is configured: see [`Self::admit_as`].
     ///
     /// # Errors
     /// [`PushError::Overloaded`].
@@ -85,36 +95,30 @@ impl CommandLimiter {
         bytes: usize,
         report: &mut Option<Report>,
     ) -> Result<Arc<CommandPermit>, PushError> {
-        self.admit_as(CommandClass::Control, bytes, report)
+        self.admit_as(CommandClass::Join, bytes, report)
     }
 
-    /// Admits a command of this many bytes and takes its report, if it has one. While no other command is
-    /// under way, a command of any size is admitted.
+    /// Admits a command of this many bytes and takes its report, if it has one. While no bytes are under way, a command of any
+    /// size is admitted; one without bytes is never refused for those of others.
     ///
     /// # Errors
-    /// [`PushError::Overloaded`] when the part of a bound that its class may use is taken. The report is not taken then.
+    /// [`PushError::Overloaded`] when what its class may use is taken. The report is not taken then.
     pub fn admit_as(
         self: &Arc<Self>,
         class: CommandClass,
         bytes: usize,
         report: &mut Option<Report>,
     ) -> Result<Arc<CommandPermit>, PushError> {
-        let commands = self.commands.fetch_add(1, Ordering::Relaxed);
-        let under_way = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let [commands_max, bytes_max] = [&self.commands_max, &self.bytes_max]
-            .map(|bound| class.part_of(bound.load(Ordering::Relaxed)));
-        if commands > 0 && (commands >= commands_max || under_way + bytes > bytes_max) {
-            self.release(bytes);
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            if let Some(suppressed) = self.refusals.allow() {
-                tracing::warn!(
-                    ?class,
-                    commands,
-                    suppressed,
-                    "refused a command: as many are under way as limits.commands_max or limits.commands_bytes_max allows"
-                );
-            }
-            return Err(PushError::Overloaded);
+        let commands_max = class.commands_max(self.commands_max.load(Ordering::Relaxed));
+        let bytes_max = class.bytes_max(self.bytes_max.load(Ordering::Relaxed));
+        // Nothing is counted that does not fit, so refused commands take nothing of the reserves.
+        if !add_if(&self.commands, 1, |commands| commands < commands_max) {
+            return Err(self.count_refused());
+        }
+        let fits = |under_way| under_way == 0 || bytes <= bytes_max.saturating_sub(under_way);
+        if bytes > 0 && !add_if(&self.bytes, bytes, fits) {
+            self.release(0);
+            return Err(self.count_refused());
         }
         let limiter = Arc::clone(self);
         let report = report.take();
@@ -142,6 +146,17 @@ impl CommandLimiter {
             || self.bytes.load(Ordering::Relaxed) > self.bytes_max.load(Ordering::Relaxed) / 2
     }
 
+    /// The bounds that are configured, on commands and on their bytes.
+    #[must_use]
+    pub fn bounds(&self) -> (usize, usize) {
+        (self.commands_max.load(Ordering::Relaxed), self.bytes_max.load(Ordering::Relaxed))
+    }
+
+    fn count_refused(&self) -> PushError {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        PushError::Overloaded
+    }
+
     /// Commands refused since the last call of this function.
     pub fn take_refused(&self) -> u64 {
         self.refused.swap(0, Ordering::Relaxed)
@@ -151,6 +166,12 @@ impl CommandLimiter {
         self.commands.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
+}
+
+/// Adds to a count if what it counts allows it. Returns whether it did.
+fn add_if(count: &AtomicUsize, added: usize, allows: impl Fn(usize) -> bool) -> bool {
+    let update = |before| allows(before).then(|| before + added);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).is_ok()
 }
 
 /// A push to a room, before it is numbered.
@@ -355,8 +376,8 @@ mod tests {
     }
 
     #[test]
-    fn joins_leave_a_reserve_to_pushes_and_both_leave_one_to_operators() {
-        use CommandClass::{Control, Membership, Push};
+    fn each_class_of_commands_has_a_reserve_on_top_of_the_one_below() {
+        use CommandClass::{Join, Operator, Push, Release};
         let limiter = Arc::new(CommandLimiter::new(80, 800));
         let mut held = Vec::new();
         let mut fill = |class: CommandClass, bytes: usize| {
@@ -366,20 +387,28 @@ mod tests {
             }
             held.len() - before
         };
-        assert_eq!(fill(Membership, 0), 60);
-        assert_eq!(fill(Membership, 0), 0);
-        assert_eq!((fill(Push, 0), fill(Push, 0)), (10, 0));
-        assert_eq!((fill(Control, 0), fill(Control, 0)), (10, 0));
+        for (class, admitted) in [(Join, 80), (Push, 10), (Release, 10), (Operator, 10)] {
+            assert_eq!((fill(class, 0), fill(class, 0)), (admitted, 0), "{class:?}");
+        }
         held.clear();
-        // In bytes too.
-        assert!(limiter.admit_as(Push, 700, &mut None).is_ok());
-        let _first = limiter.admit_as(Push, 600, &mut None).unwrap();
-        assert!(limiter.admit_as(Push, 101, &mut None).is_err());
-        assert!(limiter.admit_as(Control, 200, &mut None).is_ok());
         // A bound of a few commands is for all.
         let small = Arc::new(CommandLimiter::new(7, 800));
-        let permits = (0..8).filter_map(|_| small.admit_as(Membership, 0, &mut None).ok());
+        let permits = (0..8).filter_map(|_| small.admit_as(Operator, 0, &mut None).ok());
         assert_eq!(permits.collect::<Vec<_>>().len(), 7);
+    }
+
+    #[test]
+    fn operators_have_a_reserve_of_bytes_and_commands_without_bytes_need_none() {
+        use CommandClass::{Join, Operator, Push, Release};
+        let limiter = Arc::new(CommandLimiter::new(80, 800));
+        let _first = limiter.admit_as(Push, 800, &mut None).unwrap();
+        assert!(limiter.admit_as(Push, 1, &mut None).is_err());
+        let _without_bytes =
+            [Join, Push, Release].map(|class| limiter.admit_as(class, 0, &mut None).unwrap());
+        assert!(limiter.admit_as(Operator, 101, &mut None).is_err());
+        let _operators = limiter.admit_as(Operator, 100, &mut None).unwrap();
+        assert_eq!((limiter.commands(), limiter.take_refused()), (5, 2), "none that was refused");
+        assert_eq!(limiter.bytes.load(Ordering::Relaxed), 900);
     }
 
     #[test]

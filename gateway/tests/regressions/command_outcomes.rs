@@ -79,12 +79,13 @@ fn operators_have_a_reserve_of_the_bound_on_commands() {
     // No turn of a shard passes, so all of them stay under way.
     let gateway = world.gateway();
     let joins = taken(&mut (0..100).map(|n| gateway.join(session, &room(n), None)));
-    let leaves = taken(&mut (0..100).map(|n| gateway.leave(session, &room(n))));
     let pushes = taken(&mut (0..100).map(|n| gateway.push_room(&room(n), 5, "x")));
-    assert_eq!((joins, leaves, pushes), (60, 0, 10));
+    let leaves = taken(&mut (0..5).map(|n| gateway.leave(session, &room(n))));
+    let kicks = taken(&mut (0..100).map(|_| gateway.kick(99)));
+    assert_eq!((joins, pushes, leaves, kicks), (80, 10, 5, 5));
     let order = || Control::command(world.hub(), Command::Push(Push::to_all(5, "x")));
     let mut orders: Vec<_> = (0..5).map(|_| order()).collect();
-    assert_eq!(gateway.kick(99), Ok(()));
+    assert_eq!(gateway.kick(99), Err(PushError::Overloaded));
     world.turns(6);
     assert!(orders.iter_mut().all(|order| order.try_recv().is_ok_and(|done| done.is_ok())));
     assert_eq!(world.commands_in_flight(), 0);

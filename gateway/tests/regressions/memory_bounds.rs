@@ -283,7 +283,7 @@ fn pushes_beyond_commands_bytes_max_are_refused_until_others_are_done() {
 #[test]
 fn a_burst_of_messages_leaves_little_memory_in_the_mailbox() {
     const PUSHES: usize = 50_000;
-    let mut world = World::new(|config| config.limits.commands_max = 2 * PUSHES);
+    let mut world = World::new(|config| config.limits.commands_max = PUSHES);
     let memory = measure(|| {
         for _ in 0..2 {
             for _ in 0..PUSHES {

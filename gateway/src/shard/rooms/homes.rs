@@ -164,8 +164,9 @@ impl Homes {
         freed_bytes
     }
 
-    /// If as many rooms are open as may be, closes the one that is unused for longest: nobody is in it, and it never had a
-    /// push. So a client that has rooms opened and leaves them takes no places from others. Returns the bytes of the room.
+    /// If as many rooms are open as may be, closes an unused one, which has no members and never had a push. The one that was
+    /// used for the shortest time goes first: rooms that a client joins and leaves at once take no places, and a room whose
+    /// members have lost their connections keeps its log meanwhile. Returns the bytes of the room.
     pub fn close_unused(
         &mut self,
         table: &mut Table,
@@ -175,7 +176,7 @@ impl Homes {
         if table.homes() + fetched < self.rooms_max {
             return None;
         }
-        let index = table.longest_unused()?;
+        let index = table.briefest_unused()?;
         Some(self.close(table, index, closed))
     }
 

@@ -254,10 +254,12 @@ impl Rooms {
     }
 
     /// At a room's home: a shard has no members left, unless a join is on its way there.
-    pub(super) fn unsubscribe(&mut self, room: RoomId, shard: u16, joins: u64) {
+    pub(super) fn unsubscribe(&mut self, room: RoomId, shard: u16, joins: u64, now_ms: u64) {
         let Some(index) = self.table.find(&room) else { return };
-        let Role::Home { subscribers } = &mut self.table.get(index).role else { return };
+        let Room { role, active_at_ms, .. } = self.table.get(index);
+        let Role::Home { subscribers } = role else { return };
         if subscribers.end(shard, joins) {
+            *active_at_ms = now_ms;
             self.table.note_use(index);
             self.post(shard, RoomMessage::Unsubscribed { room });
         }

@@ -250,7 +250,7 @@ impl Rooms {
                 self.expel(room, user_id, permit, seconds(unix_ms()));
             }
             RoomMessage::Unsubscribe { room, shard, joins } => {
-                self.unsubscribe(room, shard, joins);
+                self.unsubscribe(room, shard, joins, now_ms);
             }
             RoomMessage::Unsubscribed { room } => {
                 if let Some(closed) =

@@ -74,7 +74,7 @@ impl Rooms {
         let Self { pushes, table, counters, .. } = self;
         pushes.append(table, index, push, counters, now_ms);
         table.recount(index);
-        if table.get(index).unused_since_ms.is_some() {
+        if table.get(index).unused.is_some() {
             table.note_use(index);
         }
     }

@@ -39,12 +39,15 @@ pub struct Room {
     pub permits: VecDeque<(u64, Arc<CommandPermit>)>,
     /// Whether this shard is the home.
     pub role: Role,
-    /// When a push came or a member left last, on the shard's clock.
+    /// When it was opened, on the shard's clock.
+    pub opened_at_ms: u64,
+    /// When a push came or a member left last, on the shard's clock. opened_at_ms <= active_at_ms
     pub active_at_ms: u64,
     /// Bytes of its log, as the table has counted them.
     pub counted_bytes: usize,
-    /// Since when it has neither members nor ever had a push, as the table has noted it: at its home alone.
-    pub unused_since_ms: Option<u64>,
+    /// If it has no members and never had a push: for how long it was used before, and since when it is not, as the table
+    /// has noted it. At its home alone.
+    pub unused: Option<(u64, u64)>,
     /// Members are being notified that the log has another id. Pushes wait until all were.
     pub is_being_renamed: bool,
 }
@@ -80,9 +83,10 @@ impl Room {
             expiry_ms: None,
             permits: VecDeque::new(),
             role,
+            opened_at_ms: now_ms,
             active_at_ms: now_ms,
             counted_bytes: 0,
-            unused_since_ms: None,
+            unused: None,
             is_being_renamed: false,
         }
     }

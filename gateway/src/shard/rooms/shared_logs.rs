@@ -117,6 +117,8 @@ impl Rooms {
         let role = Role::Home { subscribers: Subscribers::default() };
         let index = self.table.open(room.clone(), policy, log, role, now_ms);
         self.table.schedule_expiry(index);
+        // What has waited for it may be refused.
+        self.table.note_use(index);
     }
 
     /// At a room's home: tickets are worthless, as another gateway reports.

@@ -77,8 +77,9 @@ pub struct Table {
     free_rooms: Vec<RoomIndex>,
     /// When the next push's time to live is over, of each room that has one.
     expiries: BTreeSet<(u64, RoomIndex)>,
-    /// Since when rooms are unused, of each that is.
-    unused: BTreeSet<(u64, RoomIndex)>,
+    /// The unused rooms. First are those that were used for the shortest time, and of these those that are unused for the
+    /// longest time.
+    unused: BTreeSet<((u64, u64), RoomIndex)>,
     /// Bytes of the logs of the rooms whose home is this shard.
     log_bytes: usize,
     /// Rooms whose home is this shard, without everybody's.
@@ -260,8 +261,8 @@ impl Table {
         if let Some(expiry_ms) = room.expiry_ms {
             self.expiries.remove(&(expiry_ms, index));
         }
-        if let Some(since_ms) = room.unused_since_ms {
-            self.unused.remove(&(since_ms, index));
+        if let Some(unused) = room.unused {
+            self.unused.remove(&(unused, index));
         }
         self.by_id.remove(&room.id);
         self.free_rooms.push(index);
@@ -291,19 +292,20 @@ impl Table {
     pub fn note_use(&mut self, index: RoomIndex) {
         let Some(room) = self.rooms[index.0 as usize].as_deref_mut() else { return };
         let is_unused = room.is_limited() && room.is_empty_home() && room.log.head() == 0;
-        let since_ms = is_unused.then_some(room.active_at_ms);
-        let before = std::mem::replace(&mut room.unused_since_ms, since_ms);
-        if before != since_ms {
-            if let Some(since_ms) = before {
-                self.unused.remove(&(since_ms, index));
+        let used_ms = room.active_at_ms.saturating_sub(room.opened_at_ms);
+        let unused = is_unused.then_some((used_ms, room.active_at_ms));
+        let before = std::mem::replace(&mut room.unused, unused);
+        if before != unused {
+            if let Some(before) = before {
+                self.unused.remove(&(before, index));
             }
-            self.unused.extend(since_ms.map(|since_ms| (since_ms, index)));
+            self.unused.extend(unused.map(|unused| (unused, index)));
         }
     }
 
-    /// The room that is unused for longest, if one is.
+    /// The unused room that was used for the shortest time, if there is one.
     #[must_use]
-    pub fn longest_unused(&self) -> Option<RoomIndex> {
+    pub fn briefest_unused(&self) -> Option<RoomIndex> {
         self.unused.first().map(|&(_, index)| index)
     }
 

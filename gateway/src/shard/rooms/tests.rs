@@ -311,11 +311,40 @@ fn rooms_that_were_joined_and_left_give_their_places_to_others() {
     let counters = part.rooms.counters();
     assert_eq!((counters.refused_rooms, counters.displaced_rooms), (1, 100));
     assert_eq!(part.rooms.len(), 4, "everybody's, and three");
-    // Nobody's join opens a room that stays.
+    // With a push, a room without members keeps its place.
     part.leave(&kept, 1, 200);
     part.publish(&kept, 200);
     part.join(&rooms[1], 0, 2, None);
     assert_eq!(part.rooms.counters().refused_rooms, 2, "a push is kept for those who come back");
+}
+
+#[test]
+fn the_room_that_was_used_for_the_shortest_time_gives_its_place_first() {
+    let mut part = Part::new(|config| config.rooms_per_shard_max = 2);
+    let [long, brief, new] = ["long", "brief", "new"].map(room);
+    part.join(&long, 0, 1, None);
+    part.leave(&long, 1, 50_000);
+    let (addr, asker) = (SessionAddr::new(0, conn(2)), Asker::Backend(part.permit()));
+    let join = RoomMessage::Join { room: brief.clone(), addr, after: After::Now, asker };
+    part.handle(join, 51_000);
+    part.leave(&brief, 2, 51_001);
+    part.join(&new, 0, 3, None);
+    assert_eq!(part.rooms.counters().displaced_rooms, 1);
+    assert!(part.info(&long).is_some(), "its member may have lost its connection");
+    assert!(part.info(&brief).is_none() && part.info(&new).is_some());
+}
+
+#[test]
+fn a_room_that_was_left_on_another_shard_gives_its_place_too() {
+    let mut part = Part::new(|config| config.rooms_per_shard_max = 1);
+    let (left, new) = (part.room.clone(), room("new"));
+    part.join(&left, 1, 7, None);
+    part.join(&new, 0, 1, None);
+    assert_eq!(part.rooms.counters().displaced_rooms, 0, "it has a member");
+    part.unsubscribe(1, 1);
+    part.join(&new, 0, 1, None);
+    assert_eq!(part.rooms.counters().displaced_rooms, 1);
+    assert!(part.info(&left).is_none() && part.info(&new).is_some());
 }
 
 #[test]

@@ -301,3 +301,29 @@ fn pushes_do_not_keep_an_empty_room_open() {
     part.rooms.close_idle_rooms(60_000);
     assert_eq!(part.cluster_messages(), ["unfollow quiz"]);
 }
+
+#[test]
+fn an_unused_room_gives_its_place_and_is_followed_no_longer() {
+    let mut part = Part::new();
+    let mut config = Config::embedded_default().rooms;
+    config.rooms_per_shard_max = 1;
+    part.rooms.reconfigure(&config);
+    part.join(1);
+    part.handle(fetched(7, 1..1));
+    let (addr, permit) = (SessionAddr::new(0, conn(1)), part.permit());
+    part.handle(RoomMessage::Leave { room: room(), addr, permit });
+    part.cluster_messages();
+    let join = |part: &mut Part, name| {
+        let (room, addr) = (RoomId::new(name).unwrap(), SessionAddr::new(0, conn(2)));
+        let asker = Asker::Backend(part.permit());
+        part.handle(RoomMessage::Join { room, addr, after: After::Now, asker });
+        part.cluster_messages()
+    };
+    // With pushes it keeps its place, also with those that another log brings.
+    part.handle(fetched(8, 1..3));
+    assert_eq!(join(&mut part, "other"), [""; 0]);
+    assert_eq!(part.rooms.counters().refused_rooms, 1);
+    part.handle(fetched(9, 1..1));
+    assert_eq!(join(&mut part, "other"), ["unfollow quiz", "follow other"]);
+    assert_eq!((part.rooms.counters().displaced_rooms, part.rooms.len()), (1, 1));
+}
