@@ -1,9 +1,10 @@
 //! The newest push of each type to the user of a slow connection, where `session.slow_pushes` is `latest`.
 //!
-//! They wait beside the outbox, so that a newer one can take the place of an older one. When a send of the connection is
-//! done, they go into its outbox. Only a connection with such pushes has an entry.
+//! They wait beside the outbox, so that a newer one can take the place of an older one. While some wait, a send of the connection
+//! is under way or due. When one is done, they go into the outbox, oldest first, as far as it has room: so they make it no
+//! longer than pushes that find it short, and no push overtakes an older one. Only a connection with such pushes has an entry.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -20,7 +21,7 @@ pub(super) struct LatestPushes {
 #[derive(Debug, Default)]
 struct Waiting {
     /// Oldest first; no two of the same type.
-    frames: Vec<(i32, Bytes)>,
+    frames: VecDeque<(i32, Bytes)>,
     bytes: usize,
 }
 
@@ -47,35 +48,51 @@ impl LatestPushes {
         self.by_slot.is_empty()
     }
 
-    /// Keeps a push, if at most `bytes_max` wait for the connection then.
+    /// Whether something waits for a connection.
+    #[inline]
+    pub(super) fn has(&self, slot: u32) -> bool {
+        !self.is_empty() && self.by_slot.contains_key(&slot)
+    }
+
+    /// Keeps a push, if at most `bytes_max` wait for the connection then, or this one alone.
     pub(super) fn keep(&mut self, slot: u32, kind: i32, frame: &Bytes, bytes_max: usize) -> Kept {
         let waiting = self.by_slot.entry(slot).or_default();
         let older = waiting.frames.iter().position(|&(other, _)| other == kind);
         let older_bytes = older.map_or(0, |index| waiting.frames[index].1.len());
         let has_place = older.is_some() || waiting.frames.len() < TYPES_MAX;
-        if !has_place || waiting.bytes - older_bytes + frame.len() > bytes_max {
-            if waiting.frames.is_empty() {
-                self.by_slot.remove(&slot);
-            }
+        let others = waiting.bytes - older_bytes;
+        if !has_place || others > 0 && others + frame.len() > bytes_max {
             return Kept::Dropped;
         }
         if let Some(index) = older {
             waiting.frames.remove(index);
         }
-        waiting.frames.push((kind, frame.clone()));
-        waiting.bytes = waiting.bytes - older_bytes + frame.len();
+        waiting.frames.push_back((kind, frame.clone()));
+        waiting.bytes = others + frame.len();
         self.bytes = self.bytes - older_bytes + frame.len();
         if older.is_some() { Kept::Replaced } else { Kept::Added }
     }
 
-    /// Takes what waits for a connection.
-    pub(super) fn take(&mut self, slot: u32) -> impl Iterator<Item = Bytes> + use<> {
-        let waiting = self.by_slot.remove(&slot).unwrap_or_default();
+    /// Takes the oldest push that waits for a connection.
+    pub(super) fn take_oldest(&mut self, slot: u32) -> Option<Bytes> {
+        let waiting = self.by_slot.get_mut(&slot)?;
+        let (_, frame) = waiting.frames.pop_front()?;
+        waiting.bytes -= frame.len();
+        self.bytes -= frame.len();
+        if waiting.frames.is_empty() {
+            self.remove(slot);
+        }
+        Some(frame)
+    }
+
+    /// Drops what waits for a connection. Returns how many pushes that was.
+    pub(super) fn remove(&mut self, slot: u32) -> usize {
+        let Some(waiting) = self.by_slot.remove(&slot) else { return 0 };
         self.bytes -= waiting.bytes;
         if self.by_slot.is_empty() {
             self.by_slot = HashMap::new();
         }
-        waiting.frames.into_iter().map(|(_, frame)| frame)
+        waiting.frames.len()
     }
 }
 
@@ -99,10 +116,15 @@ mod tests {
         ] {
             assert_eq!(latest.keep(3, kind, &frame(text), 5), kept, "{text}");
         }
-        assert_eq!(latest.keep(4, 5, &frame("too long"), 5), Kept::Dropped);
-        assert_eq!(latest.bytes(), 5);
-        assert_eq!(latest.take(4).count(), 0);
-        assert_eq!(latest.take(3).collect::<Vec<_>>(), ["bb", "ccc"]);
+        // A long one waits alone: it is the newest of its type.
+        assert_eq!(latest.keep(4, 5, &frame("too long"), 5), Kept::Added);
+        assert_eq!(latest.keep(4, 5, &frame("also long"), 5), Kept::Replaced);
+        assert_eq!(latest.keep(4, 6, &frame("x"), 5), Kept::Dropped);
+        assert_eq!((latest.bytes(), latest.has(4), latest.has(5)), (14, true, false));
+        assert_eq!(latest.remove(4), 1);
+        assert_eq!((latest.take_oldest(4), latest.remove(4)), (None, 0));
+        let taken: Vec<_> = std::iter::from_fn(|| latest.take_oldest(3)).collect();
+        assert_eq!(taken, ["bb", "ccc"]);
         assert!(latest.is_empty() && latest.bytes() == 0);
     }
 

@@ -543,6 +543,7 @@ impl Clients {
         until_ms: Option<u64>,
         clock: &Clock,
     ) {
+        self.append_latest(slot, usize::MAX);
         self.record_close(slot, cause);
         if let Some(code) = cause.goodbye() {
             self.count_failure(code);
@@ -576,7 +577,7 @@ impl Clients {
         connection.flags -=
             Flags::READ_PAUSED | Flags::PENDING_PUSHES | Flags::RESUMING | Flags::VERIFYING;
         self.lifecycle.end_session(conn, connection);
-        self.counters.skipped_pushes_to_users += self.latest.take(slot).count() as u64;
+        self.counters.skipped_pushes_to_users += self.latest.remove(slot) as u64;
         self.verifications.remove(slot);
         self.session_tokens.remove(slot, connection.user_id);
     }

@@ -128,9 +128,7 @@ impl Clients {
     fn sent(&mut self, slot: u32, bytes: usize, clock: &Clock) {
         self.counters.sends += 1;
         self.counters.sent_bytes += bytes as u64;
-        if !self.latest.is_empty() {
-            self.append_latest(slot);
-        }
+        self.append_latest(slot, self.settings.outbox_bytes_max / 2);
         let connection = self.table.at_mut(slot);
         if connection.has(Flags::READ_PAUSED) {
             return self.sent_while_read_paused(slot, clock);

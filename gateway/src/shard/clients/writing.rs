@@ -196,28 +196,35 @@ impl Clients {
             self.counters.stale_pushes += 1;
             return PushOutcome::Gone;
         }
+        let slot = conn.slot;
         // The other half is for answers, which are never dropped.
         let bytes_max = self.settings.outbox_bytes_max / 2;
-        if self.settings.slow_pushes != SlowPushes::Close
-            && self.output.bytes_behind_send(self.at(conn.slot)) > bytes_max
-        {
-            return self.write_slow_push(conn.slot, frame, bytes_max);
+        let is_slow = self.output.bytes_behind_send(self.at(slot)) > bytes_max;
+        match self.settings.slow_pushes {
+            SlowPushes::Skip if is_slow => {
+                self.counters.skipped_pushes_to_users += 1;
+                return PushOutcome::Skipped;
+            }
+            SlowPushes::Latest if is_slow || self.latest.has(slot) => {
+                return self.keep_latest(slot, frame, bytes_max);
+            }
+            SlowPushes::Skip | SlowPushes::Close | SlowPushes::Latest => {}
         }
-        if !self.may_write(conn.slot) {
+        // The policy may have changed since they began to wait.
+        self.append_latest(slot, usize::MAX);
+        if !self.may_write(slot) {
             return PushOutcome::Gone;
         }
         self.counters.user_deliveries += 1;
-        self.append_shared(conn.slot, frame.clone());
+        self.append_shared(slot, frame.clone());
         PushOutcome::Written
     }
 
-    /// Too much waits behind a connection's send for a push to it.
+    /// Too much waits behind a connection's send for a push to it, or earlier pushes wait for that.
     #[cold]
-    fn write_slow_push(&mut self, slot: u32, frame: &Bytes, bytes_max: usize) -> PushOutcome {
-        let kept = match (self.settings.slow_pushes, type_of(frame)) {
-            (SlowPushes::Latest, Some(kind)) => self.latest.keep(slot, kind, frame, bytes_max),
-            _ => Kept::Dropped,
-        };
+    fn keep_latest(&mut self, slot: u32, frame: &Bytes, bytes_max: usize) -> PushOutcome {
+        let kept = type_of(frame)
+            .map_or(Kept::Dropped, |kind| self.latest.keep(slot, kind, frame, bytes_max));
         self.counters.skipped_pushes_to_users += u64::from(kept != Kept::Added);
         match kept {
             Kept::Added | Kept::Replaced => PushOutcome::Written,
@@ -225,10 +232,19 @@ impl Clients {
         }
     }
 
-    /// A send of a connection is done: its outbox takes what waited beside it.
+    /// Puts what waits beside a connection's outbox into it, while at most `bytes_max` are in it.
+    #[inline]
+    pub(super) fn append_latest(&mut self, slot: u32, bytes_max: usize) {
+        if self.latest.has(slot) {
+            self.append_oldest_latest(slot, bytes_max);
+        }
+    }
+
     #[cold]
-    pub(super) fn append_latest(&mut self, slot: u32) {
-        for frame in self.latest.take(slot) {
+    fn append_oldest_latest(&mut self, slot: u32, bytes_max: usize) {
+        while self.output.outbox_bytes(self.at(slot)) <= bytes_max
+            && let Some(frame) = self.latest.take_oldest(slot)
+        {
             self.counters.user_deliveries += 1;
             self.append_shared(slot, frame);
         }
