@@ -4,11 +4,13 @@
 //! answer comes after [`REFUSAL_DELAY`]. The right token is never delayed, also from an address with failures.
 //!
 //! The delay holds a task and the connection's slot, and no thread. Such a connection is not protected from eviction
-//! (see [`connection_table`](super::connection_table)), so it keeps neither health nor an operator out, and the slots
-//! bound how many answers are delayed at once. A peer that waits for each answer gets at most 40 a second. One that does
-//! not wait can try more; against that the token has 256 random bits.
+//! (see [`connection_table`](super::connection_table)), so it keeps neither health nor an operator out. At most
+//! [`DELAYED_MAX`] answers are delayed at once, and others are not, so that the other slots stay free for connections that
+//! are about to send their token. The delay slows down scripts that wait for each answer. One that does not wait can try
+//! thousands a second; against that the token has 256 random bits.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::HttpBody as _;
@@ -29,6 +31,9 @@ use crate::http_io::bearer;
 /// How long a refused request waits for its answer.
 pub const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
+/// Answers that are delayed at once: less than half of the connections' slots.
+const DELAYED_MAX: usize = 16;
+
 /// Counts requests that were refused for their token.
 pub(super) const REFUSED: &str = "tidegate_operator_tokens_refused_total";
 
@@ -41,21 +46,43 @@ const WRONG_TOKEN: &str = "wrong_token";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// The limit on log lines of refused requests.
+/// What refused requests have: log lines, limited for each reason, and answers that are delayed.
 #[derive(Debug)]
-pub(super) struct Refusals(LogLimit);
+pub(super) struct Refusals {
+    lines: [LogLimit; 2],
+    delayed: AtomicUsize,
+}
 
 impl Refusals {
     pub(super) fn new() -> Self {
         REASONS.iter().for_each(|&reason| counter!(REFUSED, "reason" => reason).increment(0));
-        Self(LogLimit::new())
+        Self { lines: [LogLimit::new(), LogLimit::new()], delayed: AtomicUsize::new(0) }
     }
 
     fn record(&self, peer: SocketAddr, reason: &'static str) {
         counter!(REFUSED, "reason" => reason).increment(1);
-        if let Some(suppressed) = self.0.allow() {
+        let line = &self.lines[usize::from(reason == WRONG_TOKEN)];
+        if let Some(suppressed) = line.allow() {
             tracing::warn!(%peer, reason, suppressed, "refused an operator's request: its token is not that of admin.token_file");
         }
+    }
+
+    /// Waits for the delay of an answer, unless as many answers wait as may.
+    async fn delay(&self, delay: Duration) {
+        let before = self.delayed.fetch_add(1, Ordering::Relaxed);
+        let _delayed = Delayed(&self.delayed);
+        if before < DELAYED_MAX {
+            sleep(delay).await;
+        }
+    }
+}
+
+/// An answer that is delayed, also one whose connection is gone before.
+struct Delayed<'a>(&'a AtomicUsize);
+
+impl Drop for Delayed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -70,7 +97,7 @@ pub(super) async fn demand_token(
 ) -> Result<Response, ApiError> {
     if let Err((error, reason)) = check_token(&app.token, bearer(request.headers())) {
         app.refusals.record(peer, reason);
-        sleep(app.timeouts.refusal).await;
+        app.refusals.delay(app.timeouts.refusal).await;
         return Err(error);
     }
     connection.mark_authenticated();
