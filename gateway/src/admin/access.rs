@@ -125,3 +125,28 @@ impl Drop for AbortOnDrop {
         self.0.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn no_more_answers_are_delayed_than_may_be() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _time = runtime.enter();
+        let refusals = Refusals::new();
+        let hour = Duration::from_secs(3600);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut delayed: Vec<_> =
+            (0..DELAYED_MAX).map(|_| Box::pin(refusals.delay(hour))).collect();
+        assert!(delayed.iter_mut().all(|delay| delay.as_mut().poll(&mut context).is_pending()));
+        assert_eq!(pin!(refusals.delay(hour)).poll(&mut context), Poll::Ready(()));
+        // One whose connection is gone makes room for another.
+        delayed.pop();
+        assert!(pin!(refusals.delay(hour)).poll(&mut context).is_pending());
+    }
+}

@@ -136,10 +136,6 @@ fn refused_requests_whose_answers_are_delayed_keep_nobody_out() {
         assert_eq!(test.get("/stats").status, 200, "the right token is not delayed");
         guessers.push(guess("x"));
     }
-    // As many answers are delayed as may be. The others are not.
-    let mut answer = Vec::new();
-    drop(guessers.last_mut().unwrap().read_to_end(&mut answer));
-    assert!(answer.starts_with(b"HTTP/1.1 401"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[test]
