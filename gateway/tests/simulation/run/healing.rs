@@ -98,6 +98,8 @@ impl Run {
         self.run_until("the connections are gone", Duration::from_secs(10), |run| {
             run.world.level(|levels| levels.connections) == 0
         });
+        // A room is idle from when its home learns that its last member has left.
+        self.world.turns(4);
         self.world.advance(self.world.config().rooms.idle_ttl);
         self.run_until("nothing is left", Duration::from_secs(10), |run| {
             run.world.levels().iter().all(|levels| {
