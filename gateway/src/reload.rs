@@ -432,7 +432,7 @@ impl Reloader {
         missing.map_or(Ok(()), |route| Err(ReloadError::NoBackend(route.backend.clone())))
     }
 
-    /// The second half: nothing in it can fail. Returns who has not applied it in time.
+    /// The second half: nothing in it can fail. Returns the threads that have not applied it in time.
     fn commit(&self, plan: Plan) -> Vec<u16> {
         let Plan { settings, certificates, filter, new_threads, .. } = plan;
         let Parts { shared, hub, .. } = &self.parts;

@@ -3,7 +3,7 @@
 //! A stream of Redis has every change, in one order: bans, and their ends by operators. Each gateway appends its own changes, reads
 //! all once a second after the entry that it read last, and applies them in that order, its own too. So all gateways
 //! have the same bans, and nothing is missed while Redis is away. A hash has the operators' bans that hold: a gateway that starts
-//! learns these also when attackers have caused so many bans that the stream no longer has them. How long a ban still lasts is by
+//! learns these also when bans that attackers caused have displaced them in the stream. How long a ban still lasts is by
 //! Redis' clock. Rates and counts are not shared: that would be a command to Redis for each accept.
 //!
 //! One command is under way at a time, and reads come before changes. This part does no I/O and reads no clock.

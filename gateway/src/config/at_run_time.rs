@@ -94,7 +94,7 @@ pub(super) const AT_RUN_TIME: &[&str] = &[
     "shutdown.retry_after_ms",
 ];
 
-/// The keys that only a restart changes: sockets, threads, what they have reserved, and what clients were told.
+/// The keys that only a restart changes: sockets, threads, what they have reserved, and what clients have received at login.
 pub(super) const AT_START: &[&str] = &[
     "listen",
     "listeners.*.listen",

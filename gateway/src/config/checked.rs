@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use tidegate_machine::capacity::Basis;
 
+use super::rooms::RoomsConfig;
 use crate::wire::proxy::ProxyRules;
 use crate::wire::websocket::upgrade::UpgradeRules;
 
@@ -410,6 +411,29 @@ impl OnTokenExpiry {
     }
 }
 
+/// What happens to pushes to a user that a connection is too slow for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowPushes {
+    /// They wait in the outbox, and more than `limits.outbox_bytes_max` close the connection.
+    Close,
+    /// One that finds half of `limits.outbox_bytes_max` waiting is dropped.
+    Skip,
+    /// The same, but the newest of each type waits until there is room.
+    Latest,
+}
+
+impl SlowPushes {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Close => "close",
+            Self::Skip => "skip",
+            Self::Latest => "latest",
+        }
+    }
+}
+
 /// Limits. Each has a named outcome.
 #[derive(Clone, Debug)]
 pub struct LimitsConfig {
@@ -459,164 +483,6 @@ pub struct SocketConfig {
     pub send_buffer_bytes: usize,
     /// `TCP_USER_TIMEOUT`: how long sent bytes may stay unacknowledged.
     pub user_timeout: Duration,
-}
-
-/// Rooms.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoomsConfig {
-    /// For rooms without a policy of their own.
-    pub default_policy: RoomPolicy,
-    /// By prefix of the room's id, longest first: the first that matches applies. `*` is the room of everybody.
-    pub policies: Vec<(String, RoomPolicy)>,
-    /// How long a room with no members keeps its log after its last push.
-    pub idle_ttl: Duration,
-    /// Rooms at most, on each shard. More: joins and pushes to a new room are refused and counted.
-    pub rooms_per_shard_max: usize,
-    /// Rooms of one connection, without the room of everybody. More: the join is refused and counted.
-    pub rooms_per_connection_max: usize,
-    /// Joins of one session in a second; `None`: there is no limit. More: the join is refused and counted.
-    pub joins_per_second_max: Option<u32>,
-    /// How many of them at once.
-    pub joins_burst_max: u32,
-    /// The file that keeps a restart from giving offsets again; `None`: there is none.
-    pub offset_file: Option<PathBuf>,
-    /// How long a ticket is valid after it was made.
-    pub ticket_ttl: Duration,
-    /// The file with the key of tickets, which is made where it is missing.
-    pub ticket_key_file: PathBuf,
-}
-
-/// The policy of one room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RoomPolicy {
-    /// Bytes of pushes that the log keeps. The oldest are dropped first; the newest is always kept.
-    pub log_bytes_max: usize,
-    /// What happens to a member whose cursor is behind the start of the log.
-    pub slow_member: SlowMember,
-    /// How long a push waits for others, to be sent together. Zero: it does not wait.
-    pub merge_window: Duration,
-    /// The first and the last type of pushes that end a window: they are sent at once, with the pushes that wait.
-    pub urgent_types: Option<(i32, i32)>,
-    /// How many of the last pushes a member gets that joins without a position.
-    pub replay_on_join: u64,
-    /// What lets a client that reconnects into the room again.
-    pub rejoin: Rejoin,
-    /// Whether Redis keeps its pushes, where gateways share rooms.
-    pub class: RoomClass,
-}
-
-impl RoomsConfig {
-    /// The policy of a room by its id, which is `*` for the room of everybody.
-    #[must_use]
-    pub fn policy_of(&self, room: &str) -> RoomPolicy {
-        let applies = |prefix: &str| match prefix {
-            "*" => room == "*",
-            _ => room.starts_with(prefix),
-        };
-        let policy = self.policies.iter().find(|(prefix, _)| applies(prefix));
-        policy.map_or(self.default_policy, |(_, policy)| *policy)
-    }
-}
-
-impl RoomPolicy {
-    /// Whether Redis does not keep its pushes, where gateways share rooms.
-    #[must_use]
-    pub fn is_fleeting(&self) -> bool {
-        self.class == RoomClass::Fleeting
-    }
-
-    /// Whether a push of this type is sent at once.
-    #[must_use]
-    pub fn is_urgent(&self, kind: i32) -> bool {
-        self.urgent_types.is_some_and(|(first, last)| (first..=last).contains(&kind))
-    }
-}
-
-/// What happens to a member whose cursor is behind the start of its room's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlowMember {
-    /// Its cursor moves to the oldest push that is left. The client sees the gap in `offset`.
-    Skip,
-    /// Its connection is closed.
-    Close,
-    /// Each send to a member, slow or not, has the newest push alone: what it waited for longer is skipped. The client
-    /// sees the gap in `offset`.
-    Latest,
-}
-
-impl SlowMember {
-    /// Its name in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Skip => "skip",
-            Self::Close => "close",
-            Self::Latest => "latest",
-        }
-    }
-}
-
-/// What happens to pushes to a user that a connection is too slow for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlowPushes {
-    /// They wait in the outbox, and more than `limits.outbox_bytes_max` close the connection.
-    Close,
-    /// One that finds half of `limits.outbox_bytes_max` waiting is dropped.
-    Skip,
-    /// The same, but the newest of each type waits until there is room.
-    Latest,
-}
-
-impl SlowPushes {
-    /// Its name in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Close => "close",
-            Self::Skip => "skip",
-            Self::Latest => "latest",
-        }
-    }
-}
-
-/// Whether Redis keeps a room's pushes, where gateways share rooms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoomClass {
-    /// In a stream: a client that resumes at another gateway misses nothing.
-    Durable,
-    /// Nowhere: a client that is not connected misses it. It costs Redis the least.
-    Fleeting,
-}
-
-impl RoomClass {
-    /// Its name in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Durable => "durable",
-            Self::Fleeting => "fleeting",
-        }
-    }
-}
-
-/// What lets a client that reconnects into a room again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejoin {
-    /// Its ticket does, and no backend is asked.
-    Ticket,
-    /// Only a backend: members get no ticket.
-    Backend,
-}
-
-impl Rejoin {
-    /// Its name in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ticket => "ticket",
-            Self::Backend => "backend",
-        }
-    }
 }
 
 /// One backend.

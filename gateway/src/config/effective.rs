@@ -13,6 +13,7 @@ use tidegate_backend::Placement;
 use super::auth::without_query;
 use super::checked::*;
 use super::redis::RedisConfig;
+use super::rooms::{RoomPolicy, RoomsConfig};
 use crate::limits::addresses::Settings;
 
 impl Config {

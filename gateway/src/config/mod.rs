@@ -43,6 +43,7 @@ pub use at_run_time::{Change, Written};
 pub use checked::*;
 pub use error::ConfigError;
 pub use redis::{RedisConfig, RedisKind, RedisTarget};
+pub use rooms::{Rejoin, RoomClass, RoomPolicy, RoomsConfig, SlowMember};
 pub use secret_text::SecretText;
 
 use tidegate_machine::descriptors;

@@ -56,7 +56,7 @@ impl Backend {
         Self { name: name.into(), handler, pool, refusals: Arc::default(), circuit: None }
     }
 
-    /// Opens the circuit after so many timeouts in a row; `None`: never.
+    /// Opens the circuit after `timeouts_max` timeouts in a row; `None`: never.
     #[must_use]
     pub fn with_circuit(mut self, timeouts_max: Option<u32>) -> Self {
         let circuit = |timeouts_max| Arc::new(Circuit::new(Arc::clone(&self.name), timeouts_max));
