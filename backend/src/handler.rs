@@ -81,6 +81,11 @@ pub trait AnswerPort: Send + Sync {
     fn call_expired(&self, call: CallId) {
         self.answer(call, Err(Code::Timeout.into()));
     }
+
+    /// Receives that a call was not handed to a handler, since it has waited too long for a worker. Must not block.
+    fn call_shed(&self, call: CallId) {
+        self.answer(call, Err(Code::Overloaded.into()));
+    }
 }
 
 /// A business request that has no answer yet.
@@ -162,6 +167,13 @@ impl Call {
     pub(crate) fn report_expired(mut self) {
         if let Some(port) = self.port.take() {
             port.call_expired(self.id);
+        }
+    }
+
+    /// Reports that no handler gets the call, since it has waited too long for a worker: its 104 is the receiver's.
+    pub(crate) fn report_shed(mut self) {
+        if let Some(port) = self.port.take() {
+            port.call_shed(self.id);
         }
     }
 

@@ -15,6 +15,9 @@
 //! with [`Code::Timeout`](tidegate_protocol::Code::Timeout), before it handles the next call of that connection: so
 //! no answer overtakes it.
 //!
+//! A call may have a [`WaitBound`], which is much shorter than its timeout: see `standing`. Calls that have waited longer in a queue
+//! that stands leave it in the same two ways, and their ports get that they were [shed](crate::handler::AnswerPort::call_shed).
+//!
 //! The clock comes from outside: [`Submitter::submit`], [`Submitter::remove_expired`] and [`Worker::run_pending`]
 //! are given the time. Only the pool's own threads read the system's clock.
 //!
@@ -30,12 +33,12 @@
 mod group;
 mod handling_time;
 mod list;
-mod load;
 pub(crate) mod queue;
+mod standing;
 pub(crate) mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -47,10 +50,9 @@ use crate::handler::{Call, Handler};
 use crate::histogram::Durations;
 use crate::publisher::Gateway;
 use group::{Buffer, Group};
-pub use load::Load;
-use load::LoadMeter;
 use queue::Queue;
 pub use queue::TimeoutId;
+pub use standing::WaitBound;
 pub use worker::Worker;
 
 /// How many calls in a row must be short before the pool expects the next one to be short.
@@ -89,6 +91,8 @@ pub struct QueueStats {
     pub expired: u64,
     /// How long calls waited, from their receipt until a worker took them.
     pub waits: Durations,
+    /// The queue stands, and calls that have waited too long are shed.
+    pub is_shedding: bool,
 }
 
 /// A handler and its worker threads. The threads end when the pool and its submitters are dropped, after they
@@ -153,7 +157,8 @@ impl Pool {
             buffers: Vec::new(),
             is_unflushed: false,
             timeouts: Vec::new(),
-            expired: Vec::new(),
+            sheds: false,
+            removed: Vec::new(),
         }
     }
 
@@ -200,21 +205,32 @@ pub struct Submitter {
     /// Calls were put into the queue since the last flush.
     is_unflushed: bool,
     /// The names of this submitter's timeouts.
-    timeouts: Vec<(Duration, TimeoutId)>,
+    timeouts: Vec<Timeout>,
+    /// One of them has a bound on the wait.
+    sheds: bool,
     /// Empty between calls; kept for its memory.
-    expired: Vec<Call>,
+    removed: Vec<Call>,
+}
+
+/// A timeout of a submitter.
+#[derive(Clone, Copy, Debug)]
+struct Timeout {
+    duration: Duration,
+    bound: Option<WaitBound>,
+    id: TimeoutId,
 }
 
 impl Submitter {
-    /// The name of a timeout, for [`Submitter::submit`] of this submitter.
+    /// The name of a timeout and a bound on the wait for a worker, for [`Submitter::submit`] of this submitter.
     #[must_use]
-    pub fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
-        let known = self.timeouts.iter().find(|(known, _)| *known == timeout);
-        if let Some(&(_, id)) = known {
-            return id;
+    pub fn timeout_id(&mut self, duration: Duration, bound: Option<WaitBound>) -> TimeoutId {
+        let is_same = |known: &&Timeout| (known.duration, known.bound) == (duration, bound);
+        if let Some(known) = self.timeouts.iter().find(is_same) {
+            return known.id;
         }
-        let id = self.pool.shared().lock().queue.add_timeout(timeout);
-        self.timeouts.push((timeout, id));
+        let id = self.pool.shared().lock().queue.add_timeout(duration, bound);
+        self.timeouts.push(Timeout { duration, bound, id });
+        self.sheds |= bound.is_some();
         id
     }
 
@@ -230,23 +246,11 @@ impl Submitter {
             && (queued_bytes == 0 || queued_bytes + bytes <= shared.options.queue_bytes_max)
     }
 
-    /// How loaded the workers are, with the calls that were submitted through this way and not handed over. It takes
-    /// no lock.
+    /// Whether the queue stood when it was last used, and calls that have waited too long are shed. It takes no lock.
     #[inline]
     #[must_use]
-    pub fn load(&self) -> Load {
-        let shared = self.pool.shared();
-        Load {
-            waiting_calls: shared.waiting_calls.load(Ordering::Relaxed) + self.gathered_calls,
-            per_call_ns: shared.per_call_ns.load(Ordering::Relaxed),
-            standing_ns: shared.standing_ns.load(Ordering::Relaxed),
-        }
-    }
-
-    /// How many workers there are.
-    #[must_use]
-    pub fn workers(&self) -> usize {
-        self.pool.shared().options.workers
+    pub fn is_shedding(&self) -> bool {
+        self.pool.shared().is_shedding.load(Ordering::Relaxed)
     }
 
     /// Submits a call that was received at `received` and is handled until its timeout has passed. Call
@@ -268,8 +272,9 @@ impl Submitter {
         }
     }
 
-    /// Hands over what was submitted, and sees to it that enough workers are awake. Returns whether anything
-    /// was submitted since the last flush.
+    /// Hands over what was submitted, and sees to it that enough workers are awake. Calls of this submitter that have waited
+    /// too long in a queue that stands leave it: their ports get that they were shed. Returns whether anything was submitted since
+    /// the last flush.
     pub fn flush(&mut self, now: Instant) -> bool {
         self.enqueue();
         let any = std::mem::take(&mut self.is_unflushed);
@@ -277,9 +282,14 @@ impl Submitter {
         if any || shared.queued_calls.load(Ordering::Relaxed) > 0 {
             let mut state = shared.lock();
             let wake = state.worker_to_wake(now, shared);
-            state.update_load(now);
+            if self.sheds {
+                state.queue.note_level(now);
+                let bounded = self.timeouts.iter().filter(|timeout| timeout.bound.is_some());
+                state.queue.shed(now, bounded.map(|timeout| timeout.id), &mut self.removed);
+            }
             shared.publish(&state);
             drop(state);
+            self.removed.drain(..).for_each(Call::report_shed);
             // After all calls of the turn: a worker that is woken may take this core at once, and would sleep again
             // after a few calls.
             unpark(wake);
@@ -323,12 +333,12 @@ impl Submitter {
     pub fn remove_expired(&mut self, now: Instant) -> bool {
         let shared = self.pool.shared();
         let mut state = shared.lock();
-        let timeouts = self.timeouts.iter().map(|(_, id)| *id);
-        let more = state.queue.remove_expired(now, timeouts, EXPIRE_CALLS_MAX, &mut self.expired);
+        let timeouts = self.timeouts.iter().map(|timeout| timeout.id);
+        let more = state.queue.remove_expired(now, timeouts, EXPIRE_CALLS_MAX, &mut self.removed);
         shared.publish(&state);
         drop(state);
         // Without the lock: requests may be large.
-        self.expired.drain(..).for_each(Call::discard_expired);
+        self.removed.drain(..).for_each(Call::discard_expired);
         more
     }
 }
@@ -348,10 +358,7 @@ pub(crate) struct Shared {
     /// Copies of the queue's levels, so that shards need no lock to look at them.
     queued_calls: AtomicUsize,
     queued_bytes: AtomicUsize,
-    /// Copies of the [`Load`].
-    waiting_calls: AtomicUsize,
-    per_call_ns: AtomicU64,
-    standing_ns: AtomicU64,
+    is_shedding: AtomicBool,
     /// Short calls in a row, up to [`FAST_CALLS`]. Workers may overwrite each other's: it is an estimate.
     fast_calls: AtomicU32,
     /// When each worker took the call that it handles now, in microseconds since `epoch`, plus 1; 0: it handles none.
@@ -364,7 +371,6 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    load: LoadMeter,
     /// The workers' threads, once they run.
     threads: Vec<Option<Thread>>,
     /// Workers that sleep. The one that fell asleep last is woken first: its memory is in the cache.
@@ -380,24 +386,20 @@ impl Shared {
         options.workers = options.workers.max(1);
         options.batch_calls_max = options.batch_calls_max.max(1);
         let state = State {
-            queue: Queue::default(),
-            load: LoadMeter::new(options.workers),
+            queue: Queue::new(options.workers),
             threads: vec![None; options.workers],
             asleep: Vec::with_capacity(options.workers),
             waking: 0,
             closed: false,
         };
         let (queued_calls, queued_bytes, fast_calls) = Default::default();
-        let (waiting_calls, per_call_ns, standing_ns) = Default::default();
         let began = (0..options.workers).map(|_| CachePadded::default()).collect();
         let (state, epoch) = (Mutex::new(state), Instant::now());
         Self {
             state,
             queued_calls,
             queued_bytes,
-            waiting_calls,
-            per_call_ns,
-            standing_ns,
+            is_shedding: AtomicBool::new(false),
             fast_calls,
             began,
             epoch,
@@ -416,12 +418,7 @@ impl Shared {
     fn publish(&self, state: &State) {
         self.queued_calls.store(state.queue.calls(), Ordering::Relaxed);
         self.queued_bytes.store(state.queue.bytes(), Ordering::Relaxed);
-        let is_idle = state.queue.runnable_lines() == 0;
-        let waiting_calls = if is_idle { 0 } else { state.queue.calls() };
-        self.waiting_calls.store(waiting_calls, Ordering::Relaxed);
-        let (per_call_ns, standing_ns) = state.load.figures();
-        self.per_call_ns.store(per_call_ns, Ordering::Relaxed);
-        self.standing_ns.store(standing_ns, Ordering::Relaxed);
+        self.is_shedding.store(state.queue.is_shedding(), Ordering::Relaxed);
     }
 
     /// Whether the next call is expected to be short.
@@ -470,6 +467,7 @@ impl Shared {
             bytes: queue.bytes(),
             expired: queue.expired(),
             waits: *queue.waits(),
+            is_shedding: queue.is_shedding(),
         }
     }
 
@@ -485,13 +483,6 @@ impl Shared {
 }
 
 impl State {
-    /// Measures the load again.
-    #[inline]
-    fn update_load(&mut self, now: Instant) {
-        let is_idle = self.queue.runnable_lines() == 0;
-        self.load.update(now, is_idle);
-    }
-
     /// Picks a sleeping worker if one is needed, by the rules at the [top](self). It counts as woken.
     #[inline]
     fn worker_to_wake(&mut self, now: Instant, shared: &Shared) -> Option<Thread> {

@@ -167,7 +167,7 @@ mod tests {
     fn timeouts() -> (TimeoutId, TimeoutId) {
         let mut queue = Queue::default();
         let second = Duration::from_secs(1);
-        (queue.add_timeout(second), queue.add_timeout(second))
+        (queue.add_timeout(second, None), queue.add_timeout(second, None))
     }
 
     #[test]

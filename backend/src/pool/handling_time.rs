@@ -38,12 +38,6 @@ impl HandlingTime {
         });
     }
 
-    /// What a call takes on average. Zero while none was measured.
-    #[inline]
-    pub(crate) fn mean(&self) -> Duration {
-        self.estimate.map_or(Duration::ZERO, |estimate| estimate.mean)
-    }
-
     /// Nearly all calls take less, until the answer is with the shard. Zero while none was measured.
     #[inline]
     pub(crate) fn upper_bound(&self) -> Duration {

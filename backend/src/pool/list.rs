@@ -17,6 +17,11 @@ impl Links {
     /// The links of an element that is in no list.
     pub(super) const NONE: Self = Self { next: NONE, prev: NONE };
 
+    /// The key of the element after this one.
+    pub(super) const fn next(self) -> Option<u32> {
+        if self.next == NONE { None } else { Some(self.next) }
+    }
+
     /// The key of the element before this one.
     pub(super) const fn prev(self) -> Option<u32> {
         if self.prev == NONE { None } else { Some(self.prev) }

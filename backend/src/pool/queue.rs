@@ -21,6 +21,7 @@ use slab::Slab;
 use super::group::{Buffer, Group};
 use super::handling_time::Start;
 use super::list::{Links, List};
+use super::standing::{Standing, WaitBound};
 use crate::handler::Call;
 use crate::histogram::Durations;
 
@@ -33,6 +34,9 @@ const KEPT_BUFFERS: usize = 1024;
 
 /// Calls that have expired that are removed under one lock, at most.
 pub(crate) const EXPIRED_MAX: usize = 256;
+
+/// Groups that one [`Queue::shed`] looks at, at most, so that the lock is not held for long.
+const SHED_GROUPS_MAX: usize = 256;
 
 /// Lines that one take passes over, at most, since their next call would expire while it is handled.
 const PASSED_MAX: usize = 256;
@@ -61,10 +65,19 @@ impl TimeoutId {
     }
 }
 
-/// Expired calls that a worker has found in the queue, on their way to being answered.
+/// Why a call leaves the queue without being handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Its timeout has passed.
+    Expired,
+    /// It has waited too long in a queue that stands.
+    Shed,
+}
+
+/// Calls that a worker has found in the queue and does not handle, on their way to being answered.
 #[derive(Debug, Default)]
 pub(crate) struct Expired {
-    pub(crate) calls: Vec<Call>,
+    pub(crate) calls: Vec<(Call, Removal)>,
     /// Lines that are held until these calls are answered, so that no answer of a later call overtakes theirs.
     pub(crate) lines: Vec<LineId>,
 }
@@ -110,6 +123,8 @@ struct TimeoutList {
     /// Groups that a worker took and put back: a list of their own, since they are older than the end of `groups` and
     /// younger than its front.
     returned: List,
+    /// How long its calls may wait; `None`: until their timeout.
+    bound: Option<WaitBound>,
 }
 
 impl TimeoutList {
@@ -137,9 +152,17 @@ pub(crate) struct Queue {
     bytes: usize,
     expired: u64,
     waits: Durations,
+    /// Lines that are left when calls are shed.
+    workers: usize,
+    standing: Standing,
 }
 
 impl Queue {
+    /// An empty queue for this many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { workers, ..Self::default() }
+    }
+
     /// Calls that wait.
     pub(crate) const fn calls(&self) -> usize {
         self.calls
@@ -165,15 +188,29 @@ impl Queue {
         self.runnable_lines
     }
 
-    /// Identifies a timeout, which has a separate list.
-    pub(crate) fn add_timeout(&mut self, timeout: Duration) -> TimeoutId {
-        self.timeouts.push(TimeoutList::default());
+    /// Whether the queue stood, when it was last used, and calls with a bound are shed.
+    pub(crate) const fn is_shedding(&self) -> bool {
+        self.standing.is_shedding()
+    }
+
+    /// Identifies a timeout, which has a separate list. Its calls may wait for a worker as long as the bound says.
+    pub(crate) fn add_timeout(&mut self, timeout: Duration, bound: Option<WaitBound>) -> TimeoutId {
+        bound.inspect(|bound| self.standing.add(bound));
+        self.timeouts.push(TimeoutList { bound, ..TimeoutList::default() });
         TimeoutId { index: narrow(self.timeouts.len() - 1), duration: timeout }
+    }
+
+    /// Notes whether a line waits at `now`. To be called after lines were taken or removed, and before lines are
+    /// [released](Self::release).
+    #[inline]
+    pub(crate) fn note_level(&mut self, now: Instant) {
+        self.standing.note(now, self.runnable_lines == 0);
     }
 
     /// Appends a group, which is not empty, to its connection's line.
     #[inline]
     pub(crate) fn push(&mut self, group: Group) {
+        self.note_level(group.received());
         let line = self.line_of(group.session());
         let timeout = group.timeout;
         let index = self.insert(Waiting {
@@ -220,11 +257,15 @@ impl Queue {
             let line = LineId(line);
             self.lines[line.0 as usize].is_held = true;
             match self.take_from(line, start.at, calls_max, expired) {
-                Some(group) => return Some((line, group)),
-                // Only calls that have expired were in it.
+                Some(group) => {
+                    self.note_level(start.at);
+                    return Some((line, group));
+                }
+                // Only calls that are not handled were in it.
                 None => expired.lines.push(line),
             }
         }
+        self.note_level(start.at);
         None
     }
 
@@ -233,12 +274,12 @@ impl Queue {
     fn is_late(&self, line: u32, start: Start) -> bool {
         self.lines[line as usize].groups.front().is_some_and(|index| {
             let group = &self.groups[index as usize].group;
-            group.is_late(start) && !group.has_expired(start.at)
+            group.is_late(start) && self.removable(index, start.at, self.runnable_lines).is_none()
         })
     }
 
     /// Takes the oldest group of a line that the caller holds, or its first `calls_max` calls (at least 1) if it is
-    /// larger. Expired calls go to `expired` instead. The caller handles the calls before it
+    /// larger. Calls that have expired or are shed go to `expired` instead. The caller handles the calls before it
     /// [releases](Self::release) the line, or [puts them back](Self::put_back).
     #[inline]
     pub(crate) fn take_from(
@@ -251,14 +292,85 @@ impl Queue {
         while expired.calls.len() < EXPIRED_MAX
             && let Some(index) = self.lines[line.0 as usize].groups.front()
         {
-            if !self.groups[index as usize].group.has_expired(now) {
+            let Some((removal, calls)) = self.removable(index, now, self.runnable_lines) else {
                 return Some(self.remove_calls(index, calls_max));
-            }
+            };
             let room = EXPIRED_MAX - expired.calls.len();
-            let group = self.remove_calls(index, room);
-            self.expire(group, &mut expired.calls);
+            let mut group = self.remove_calls(index, calls.min(room));
+            if removal == Removal::Expired {
+                self.expired += group.len() as u64;
+            }
+            let calls = std::iter::from_fn(|| group.pop());
+            expired.calls.extend(calls.map(|call| (call, removal)));
+            self.recycle(group);
         }
         None
+    }
+
+    /// Whether calls of this group, the first one of its line, are not to be handled: why, and how many of its first ones. Other
+    /// lines that wait: `others`.
+    #[inline]
+    fn removable(&self, index: u32, now: Instant, others: usize) -> Option<(Removal, usize)> {
+        let group = &self.groups[index as usize].group;
+        if group.has_expired(now) {
+            return Some((Removal::Expired, group.len()));
+        }
+        if !self.standing.has_bounds() {
+            return None;
+        }
+        match self.sheddable(index, now, others) {
+            0 => None,
+            calls => Some((Removal::Shed, calls)),
+        }
+    }
+
+    /// How many calls of this group are to be shed. Each worker is left a line with a call, however long that has waited: a late
+    /// answer is better than a worker that has nothing to do.
+    fn sheddable(&self, index: u32, now: Instant, others: usize) -> usize {
+        let Waiting { group, in_line, .. } = &self.groups[index as usize];
+        let bound = self.timeouts[group.timeout.index()].bound;
+        if !bound.is_some_and(|bound| self.standing.is_too_long(bound, group.waited(now), now)) {
+            return 0;
+        }
+        let is_needed = in_line.next().is_none() && others < self.workers;
+        group.len() - usize::from(is_needed)
+    }
+
+    /// Takes calls with these timeouts that have waited too long out of a queue that stands, the oldest first. Calls behind an
+    /// earlier one of their connection stay: no answer may overtake that call's.
+    pub(crate) fn shed(
+        &mut self,
+        now: Instant,
+        timeouts: impl Iterator<Item = TimeoutId>,
+        shed: &mut Vec<Call>,
+    ) {
+        let mut seen = 0;
+        for (id, is_returned) in timeouts.flat_map(|id| [(id, true), (id, false)]) {
+            let mut next = self.timeouts[id.index()].of(is_returned).front();
+            while seen < SHED_GROUPS_MAX
+                && let Some(index) = next
+            {
+                seen += 1;
+                let Waiting { group, line, in_line, in_timeout, .. } = &self.groups[index as usize];
+                let (line, is_first) = (*line, in_line.prev().is_none());
+                next = in_timeout.next();
+                let bound = self.timeouts[id.index()].bound;
+                let waited = group.waited(now);
+                if !bound.is_some_and(|bound| self.standing.is_too_long(bound, waited, now)) {
+                    break;
+                }
+                if !is_first || self.lines[line as usize].is_held {
+                    continue;
+                }
+                let calls = self.sheddable(index, now, self.runnable_lines - 1);
+                if calls > 0 {
+                    let mut group = self.remove_calls(index, calls);
+                    shed.extend(std::iter::from_fn(|| group.pop()));
+                    self.recycle(group);
+                    self.after_removal(line);
+                }
+            }
+        }
     }
 
     /// Counts how long calls waited until they were handled.
@@ -328,21 +440,27 @@ impl Queue {
                 }
                 let group = self.remove_calls(oldest, calls_max - expired.len());
                 self.expire(group, expired);
-                let of_line = &self.lines[line as usize];
-                if of_line.is_held {
-                    continue;
-                }
-                if of_line.groups.is_empty() {
-                    self.lift(line);
-                    self.remove_line(line);
-                } else if of_line.place == Place::Late {
-                    // Its next call may be in time.
-                    self.lift(line);
-                    self.put(line, Place::Runnable);
-                }
+                self.after_removal(line);
             }
         }
+        self.note_level(now);
         false
+    }
+
+    /// Calls of this line were removed.
+    fn after_removal(&mut self, line: u32) {
+        let of_line = &self.lines[line as usize];
+        if of_line.is_held {
+            return;
+        }
+        if of_line.groups.is_empty() {
+            self.lift(line);
+            self.remove_line(line);
+        } else if of_line.place == Place::Late {
+            // Its next call may be in time.
+            self.lift(line);
+            self.put(line, Place::Runnable);
+        }
     }
 
     /// Gives emptied buffers for groups to come, `buffers_max` at most.

@@ -101,7 +101,7 @@ impl World {
 
     fn of(pool: Pool, workers: Vec<Worker>) -> Self {
         let mut submitter = pool.submitter();
-        let timeout = submitter.timeout_id(TIMEOUT);
+        let timeout = submitter.timeout_id(TIMEOUT, None);
         let (answers, start) = (Answers::new(), Instant::now());
         Self { pool, workers, submitter, timeout, answers, start }
     }
@@ -401,7 +401,7 @@ fn calls_behind_one_that_blocks_are_not_handled_after_their_time() {
     world.submit(&short);
     world.answers.wait_for(200);
     // One connection, so that all of them are taken together; each has 10 ms.
-    let timeout = world.submitter.timeout_id(Duration::from_millis(10));
+    let timeout = world.submitter.timeout_id(Duration::from_millis(10), None);
     let received = Instant::now();
     for id in 1000..1010 {
         let call = world.answers.call(id, 7, if id == 1000 { "block" } else { "x" });
@@ -490,7 +490,7 @@ fn a_worker_prefers_calls_that_it_can_answer_in_time() {
     assert_eq!(world.answers.wait_for(3), [0, 1, 2]);
     // While it works on one, two more come. The older one has 30 ms left when it is done, at most.
     world.submit(&[(3, 9, "50")]);
-    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(1)));
+    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(1), None));
     let almost_expired = now - Duration::from_millis(920);
     world.submitter.submit(world.answers.call(4, 2, "0"), almost_expired, timeout);
     world.submitter.submit(world.answers.call(5, 3, "0"), now, timeout);
@@ -507,7 +507,7 @@ fn a_worker_prefers_calls_that_it_can_answer_in_time() {
 fn one_slow_call_costs_no_other_call_its_answer() {
     let mut world = World::running(Sleeping, OPTIONS);
     // When the slow call is done, the others have less time left than it took.
-    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(2)));
+    let (now, timeout) = (Instant::now(), world.submitter.timeout_id(Duration::from_secs(2), None));
     let mut submit = |id, ms| {
         let call = world.answers.call(id, id, ms);
         world.submitter.submit(call, now, timeout);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::group::Group;
 use super::handling_time::{HandlingTime, Start};
-use super::queue::{Expired, LineId, Queue};
+use super::queue::{Expired, LineId, Queue, Removal};
 use super::{Shared, unpark};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -347,12 +347,10 @@ impl Hold {
         let found = group.is_some();
         if let Some((line, group)) = group {
             self.taken.lines.push(line);
-            state.load.note_taken(group.len(), group.waited(now), self.handling.mean());
             self.taken.put(group, &mut state.queue, now);
         } else if may_sleep && !is_closed {
             state.asleep.push(self.index);
         }
-        state.update_load(now);
         self.shared.publish(&state);
         drop(state);
         let begin = match self.next_of_group(now, true) {
@@ -434,6 +432,7 @@ impl Hold {
         let mut state = self.shared.lock();
         let queue = &mut state.queue;
         self.taken.give_back(queue);
+        queue.note_level(now);
         let mut group = None;
         if let Some(&line) = self.taken.lines.last() {
             if stays {
@@ -455,11 +454,8 @@ impl Hold {
             group = Some(next);
         }
         if let Some(group) = group {
-            let (calls, waited) = (group.len(), group.waited(now));
             self.taken.put(group, queue, now);
-            state.load.note_taken(calls, waited, self.handling.mean());
         }
-        state.update_load(now);
         let wake = state.worker_to_wake(now, &self.shared);
         self.shared.publish(&state);
         drop(state);
@@ -484,15 +480,21 @@ impl Hold {
         Some(call)
     }
 
-    /// Answers expired calls, then releases their lines. The lock must not be held: an answer takes other locks, and
+    /// Answers calls that have expired or are shed, then releases their lines. The lock must not be held: an answer takes other locks, and
     /// requests may be large.
     #[inline]
     fn answer_expired(&mut self, now: Instant) {
         if self.expired.calls.is_empty() {
             return;
         }
-        self.expired.calls.drain(..).for_each(Call::report_expired);
+        for (call, removal) in self.expired.calls.drain(..) {
+            match removal {
+                Removal::Expired => call.report_expired(),
+                Removal::Shed => call.report_shed(),
+            }
+        }
         let mut state = self.shared.lock();
+        state.queue.note_level(now);
         for line in self.expired.lines.drain(..) {
             state.queue.release(line);
         }
@@ -538,6 +540,7 @@ impl Hold {
             self.note_end(now);
             let mut state = self.shared.lock();
             self.taken.give_back(&mut state.queue);
+            state.queue.note_level(now);
             for line in self.taken.lines.drain(..) {
                 state.queue.release(line);
             }

@@ -316,6 +316,11 @@ impl Dispatcher {
                     self.end(state, expired, Err(Code::Timeout.into()));
                 }
             }
+            Message::Shed(call) => {
+                if let Some((shed, failure)) = state.calls.shed(call, &state.clock) {
+                    self.end(state, shed, Err(failure));
+                }
+            }
             Message::Token(TokenMessage::Verdict { conn, verdict }) => {
                 if let Some(waiting) = state.lookups.remove(&conn) {
                     // It fails where the client has gone.

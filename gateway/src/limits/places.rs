@@ -2,7 +2,7 @@
 //!
 //! If all that are refused together got the same wait, they would be retried together, and nearly all would be refused again. So
 //! each gets a place in a schedule, which comes one interval after the place of the refusal before. When the places are
-//! [`WAIT_MS_MAX`] ahead, they start again at the first time that is free. So waits stay spread whatever clients send, and
+//! [`WAIT_MS_MAX`] ahead (or at another end), they start again at the first time that is free. So waits stay spread whatever clients send, and
 //! nothing is kept for a single request.
 
 /// The longest wait of a refused request, in milliseconds: as long as clients wait for an answer.
@@ -29,8 +29,13 @@ impl Places {
     /// `first_ns` is later.
     /// `first_ns`: the first time at which a request may be retried, after `now_ns`. `interval_ns`: the time between two places.
     pub fn next(&mut self, first_ns: u64, interval_ns: u64, now_ns: u64) -> u32 {
+        self.next_until(now_ns + WAIT_MS_MAX * NS_PER_MS, first_ns, interval_ns, now_ns)
+    }
+
+    /// As [`Self::next`]; places after `end_ns` are not used.
+    pub fn next_until(&mut self, end_ns: u64, first_ns: u64, interval_ns: u64, now_ns: u64) -> u32 {
         let next_ns = first_ns.max(self.last_ns.saturating_add(interval_ns));
-        let is_far = next_ns - now_ns > WAIT_MS_MAX * NS_PER_MS;
+        let is_far = next_ns > end_ns;
         self.last_ns = if is_far { first_ns } else { next_ns };
         u32::try_from((self.last_ns - now_ns).div_ceil(NS_PER_MS)).unwrap_or(u32::MAX)
     }

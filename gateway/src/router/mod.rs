@@ -7,32 +7,37 @@ pub mod circuit;
 mod pending;
 pub mod queue_metrics;
 pub mod refusals;
-mod shedding;
+pub mod shedding;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tidegate_backend::pool::{Pool, Submitter, TimeoutId};
+use tidegate_backend::handler::CallId;
+use tidegate_backend::pool::{Pool, Submitter, TimeoutId, WaitBound};
 use tidegate_backend::{Call, Code, Failure, Handler, Placement, UserId};
 
 use crate::config::{CallRate, RouteConfig};
-use crate::limits::places::{NS_PER_MS, Places, WAIT_MS_MAX};
+use crate::limits::places::{NS_PER_MS, Places};
 use crate::limits::rate::{Rate, RateLimiter};
 use crate::limits::rate_sketch::Rate as UserRate;
 use crate::limits::user_rates::UserRates;
 use circuit::Circuit;
 pub use pending::{PendingCall, PendingCalls, RouteIndex};
 use refusals::{Refusal, Refusals};
-use shedding::Shedding;
+use shedding::SheddingLog;
 
 /// How long a client should wait at least when a backend is overloaded, in milliseconds.
 const OVERLOADED_RETRY_MS: u64 = 500;
 
-/// The time between the retries of two refused calls where the rate of the backend is unknown, in nanoseconds.
-const UNKNOWN_INTERVAL_NS: u64 = 100_000;
+/// The time between the retries of two calls that were refused since they would wait too long, in nanoseconds: the longest wait has
+/// 15,000 places.
+const INTERVAL_NS: u64 = 2 * NS_PER_MS;
 
-/// The longest time until the first retry, in nanoseconds: half of the longest wait, so that the others are spread.
-const FIRST_NS_MAX: u64 = WAIT_MS_MAX / 2 * NS_PER_MS;
+/// Retries of calls for which a route or a queue was full are spread over this time, in milliseconds: a level may sink at once.
+const FULL_SPREAD_MS: u64 = 500;
+
+/// The same for their interval, in nanoseconds.
+const FULL_INTERVAL_NS: u64 = 100_000;
 
 /// A handler and where it runs, shared by all shards.
 #[derive(Clone)]
@@ -47,13 +52,17 @@ pub struct Backend {
     pub refusals: Arc<Refusals>,
     /// Whether it gets calls; `None`: always.
     pub circuit: Option<Arc<Circuit>>,
+    /// Whether its calls are shed, for the log.
+    pub shedding: Arc<SheddingLog>,
 }
 
 impl Backend {
     /// A backend that has refused no call yet.
     #[must_use]
     pub fn new(name: &str, handler: Arc<dyn Handler>, pool: Option<Pool>) -> Self {
-        Self { name: name.into(), handler, pool, refusals: Arc::default(), circuit: None }
+        let name: Arc<str> = name.into();
+        let shedding = Arc::new(SheddingLog::new(Arc::clone(&name)));
+        Self { name, handler, pool, refusals: Arc::default(), circuit: None, shedding }
     }
 
     /// Opens the circuit after `timeouts_max` timeouts in a row; `None`: never.
@@ -81,6 +90,11 @@ struct ShardBackend {
     /// The calls that all shards have refused.
     refusals: Arc<Refusals>,
     circuit: Option<Arc<Circuit>>,
+    shedding: Arc<SheddingLog>,
+    /// When calls that were refused are to be retried.
+    retries: Places,
+    /// The same where a route or the queue was full.
+    full_retries: Places,
 }
 
 /// One route, as one shard sees it.
@@ -94,34 +108,28 @@ struct Route {
     older: Vec<RouteIndex>,
     /// This shard's share of the route's bound.
     in_flight_max: usize,
-    /// `None`: calls may wait until their timeout, or the handler runs on the shard's own thread.
-    shedding: Option<Shedding>,
     /// This shard's share of the route's rate, and what it has let through.
     rate: Option<(Rate, RateLimiter)>,
     /// The rate of each user.
     user_rate: Option<UserRate>,
     /// It has one of the bounds above, or its backend has a circuit.
     is_guarded: bool,
-    /// When calls that were refused are to be retried.
-    retries: Places,
 }
 
-/// Where the calls of a route go. A reload that changes a route's backend or timeout gives it another lane, since calls of a
-/// lane expire in the order in which they came; a lane without a route lasts until its last call has ended.
+/// Where the calls of a route go. A reload that changes a route's backend, timeout or `waiting_max` gives it another lane, since
+/// calls of a lane expire in the order in which they came; a lane without a route lasts until its last call has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Lane {
     /// The index of its backend.
     backend: u16,
     timeout_ms: u64,
-    /// The timeout's id in the backend's pool, where it has one.
+    /// The id in the backend's pool of the timeout and `waiting_max`, where it has a pool.
     timeout: Option<TimeoutId>,
 }
 
 impl Route {
-    /// A route whose calls go to a backend by way of this lane. No call was refused yet.
+    /// A route whose calls go to a backend by way of this lane.
     fn new(route: &RouteConfig, lane: RouteIndex, backend: &ShardBackend, shards: u16) -> Self {
-        let waiting_max = backend.submitter.as_ref().and(route.waiting_max);
-        let shedding = waiting_max.map(|waiting_max| Shedding::new(millis(waiting_max)));
         let CallRate { per_second_max, burst_max } = route.rate;
         let rate = per_second_max
             .map(|per_second| (Rate::shared(per_second, burst_max, shards), RateLimiter::new()));
@@ -134,20 +142,14 @@ impl Route {
             lane,
             older: Vec::new(),
             in_flight_max: route.in_flight_max.div_ceil(usize::from(shards)),
-            shedding,
             rate,
             user_rate,
-            is_guarded: shedding.is_some()
-                || rate.is_some()
-                || user_rate.is_some()
-                || backend.circuit.is_some(),
-            retries: Places::new(),
+            is_guarded: rate.is_some() || user_rate.is_some() || backend.circuit.is_some(),
         }
     }
 
     /// Continues what the route of the same types has counted before a reload.
     fn continue_from(&mut self, before: &Self) {
-        self.retries = before.retries;
         if let (Some((_, limiter)), Some((_, limiter_before))) = (&mut self.rate, before.rate) {
             *limiter = limiter_before;
         }
@@ -168,8 +170,8 @@ pub struct Router {
     /// The names of the backends, by index.
     names: Vec<Arc<str>>,
     backends: Vec<ShardBackend>,
-    /// Each serves its part of the calls.
-    shards: u16,
+    /// The shortest time after which a call of a route may be shed, in milliseconds; `None`: no call is.
+    shed_after_ms: Option<u64>,
     /// What each user has called, all shards together. It is empty while no route has a rate for each user.
     users: Arc<OnceLock<UserRates>>,
     /// Calls that have no answer yet.
@@ -194,18 +196,22 @@ impl Router {
                 submitter: backend.pool.as_ref().map(Pool::submitter),
                 refusals: Arc::clone(&backend.refusals),
                 circuit: backend.circuit.clone(),
+                shedding: Arc::clone(&backend.shedding),
+                retries: Places::new(),
+                full_retries: Places::new(),
             })
             .collect();
         let (lanes, pending) = (Vec::new(), PendingCalls::new(Vec::new()));
+        let (routes_now, shed_after_ms) = (Vec::new(), None);
         let mut router =
-            Self { routes: Vec::new(), lanes, names, backends, shards, users, pending };
+            Self { routes: routes_now, lanes, names, backends, shed_after_ms, users, pending };
         router.reconfigure(routes, shards);
         router
     }
 
     /// Replaces the routes. Calls that wait keep their deadlines, and count against the routes that have their types now.
     pub fn reconfigure(&mut self, routes: &[RouteConfig], shards: u16) {
-        self.shards = shards;
+        self.shed_after_ms = None;
         let before = std::mem::take(&mut self.routes);
         for route in routes {
             let lane = self.lane_of(route);
@@ -245,7 +251,13 @@ impl Router {
         let timeout_ms = millis(route.timeout);
         let submitter = self.backends[usize::from(backend)].submitter.as_mut();
         let timeout = Duration::from_millis(timeout_ms);
-        let timeout = submitter.map(|submitter| submitter.timeout_id(timeout));
+        let bound = submitter.as_ref().and(route.waiting_max).map(WaitBound::new);
+        if let Some(bound) = bound {
+            let after_ms = millis(bound.standing_max()).max(1);
+            let least_ms = self.shed_after_ms.unwrap_or(u64::MAX);
+            self.shed_after_ms = Some(least_ms.min(after_ms));
+        }
+        let timeout = submitter.map(|submitter| submitter.timeout_id(timeout, bound));
         Lane { backend, timeout_ms, timeout }
     }
 
@@ -295,11 +307,11 @@ impl Router {
                 route.older.iter().map(|&lane| self.pending.in_flight(lane)).sum::<usize>();
         }
         if in_flight >= route.in_flight_max {
-            return Err(self.refuse(index, Refusal::RouteFull, now_ms));
+            return Err(self.refuse_full(lane, Refusal::RouteFull, now_ms));
         }
         let backend = &self.backends[self.backend_of(lane)];
         if backend.submitter.as_ref().is_some_and(|submitter| !submitter.has_room(bytes)) {
-            return Err(self.refuse(index, Refusal::QueueFull, now_ms));
+            return Err(self.refuse_full(lane, Refusal::QueueFull, now_ms));
         }
         if route.is_guarded {
             self.check(index, user_id, now_ms)?;
@@ -324,12 +336,6 @@ impl Router {
                 limited(retry_after_ms)
             })?;
         }
-        if let Some(shedding) = &mut route.shedding
-            && let Some(submitter) = &backend.submitter
-            && !shedding.admits(submitter.load(), submitter.workers(), now_ms)
-        {
-            return Err(self.refuse(index, Refusal::Waiting, now_ms));
-        }
         if let Some((rate, limiter)) = &mut route.rate {
             limiter.admit(*rate, now_ms).map_err(|retry_after_ms| {
                 backend.refusals.count(Refusal::RouteRate);
@@ -339,7 +345,8 @@ impl Router {
         if let Some(circuit) = &backend.circuit
             && let Err(wait_ms) = circuit.admit(lane.timeout_ms, now_ms)
         {
-            return Err(self.refuse_until(index, Refusal::Circuit, wait_ms, now_ms));
+            let lane = route.lane;
+            return Err(self.refuse(lane, Refusal::Circuit, wait_ms, now_ms));
         }
         if let Some((rate, users, key)) = user {
             users.take(key, rate, now_us);
@@ -347,36 +354,56 @@ impl Router {
         Ok(())
     }
 
-    /// Refuses a call of a route. Its client is to come back after those that were refused before, at the rate at which the
-    /// backend serves calls.
+    /// Refuses a call since its route or the backend's queue is full.
     #[cold]
-    fn refuse(&mut self, route: usize, refusal: Refusal, now_ms: u64) -> Failure {
-        self.refuse_until(route, refusal, OVERLOADED_RETRY_MS, now_ms)
+    fn refuse_full(&mut self, lane: RouteIndex, refusal: Refusal, now_ms: u64) -> Failure {
+        let backend = self.backend_of(lane);
+        let ShardBackend { refusals, full_retries, .. } = &mut self.backends[backend];
+        refusals.count(refusal);
+        let first_ms = now_ms + OVERLOADED_RETRY_MS;
+        let (first_ns, end_ns) = (first_ms * NS_PER_MS, (first_ms + FULL_SPREAD_MS) * NS_PER_MS);
+        let now_ns = now_ms * NS_PER_MS;
+        let retry_after_ms = full_retries.next_until(end_ns, first_ns, FULL_INTERVAL_NS, now_ns);
+        Failure { code: Code::Overloaded, retry_after_ms }
     }
 
-    /// As [`Self::refuse`]; no client is to come back before `wait_ms` have passed.
+    /// Refuses a call since the backend serves too few. Its client is to come back after those that were refused before, and not
+    /// before `wait_ms` have passed.
     #[cold]
-    fn refuse_until(
-        &mut self,
-        route: usize,
-        refusal: Refusal,
-        wait_ms: u64,
-        now_ms: u64,
-    ) -> Failure {
-        let route = &mut self.routes[route];
-        let backend = self.lanes[usize::from(route.lane.0)].backend;
-        let backend = &self.backends[usize::from(backend)];
-        backend.refusals.count(refusal);
-        let load = backend.submitter.as_ref().map(Submitter::load).unwrap_or_default();
-        let interval_ns = match load.per_call_ns.saturating_mul(u64::from(self.shards)) {
-            0 => UNKNOWN_INTERVAL_NS,
-            interval_ns => interval_ns,
-        };
+    fn refuse(&mut self, lane: RouteIndex, refusal: Refusal, wait_ms: u64, now_ms: u64) -> Failure {
+        let backend = self.backend_of(lane);
+        let ShardBackend { refusals, retries, .. } = &mut self.backends[backend];
+        refusals.count(refusal);
         let now_ns = now_ms * NS_PER_MS;
-        let wait_ns = wait_ms.max(OVERLOADED_RETRY_MS) * NS_PER_MS;
-        let first_ns = now_ns + wait_ns.max(load.wait_ns()).min(FIRST_NS_MAX);
-        let retry_after_ms = route.retries.next(first_ns, interval_ns, now_ns);
+        let first_ns = now_ns + wait_ms.max(OVERLOADED_RETRY_MS) * NS_PER_MS;
+        let retry_after_ms = retries.next(first_ns, INTERVAL_NS, now_ns);
         Failure { code: Code::Overloaded, retry_after_ms }
+    }
+
+    /// Ends a call that has left the backend's queue since it had waited too long. `None`: it has expired meanwhile.
+    pub fn shed(&mut self, call: CallId, now_ms: u64) -> Option<(PendingCall, Failure)> {
+        let pending = self.pending.close(call)?;
+        let failure = self.refuse(pending.route, Refusal::Waiting, OVERLOADED_RETRY_MS, now_ms);
+        Some((pending, failure))
+    }
+
+    /// How soon calls that wait may have to be shed, in milliseconds; `None`: none waits, or none may be shed.
+    #[must_use]
+    pub fn shed_after_ms(&self) -> Option<u64> {
+        self.shed_after_ms.filter(|_| self.has_queued())
+    }
+
+    /// Says in the log when calls begin to be shed, and when that ends.
+    #[inline]
+    pub fn note_shedding(&self, now_ms: u64) {
+        if self.shed_after_ms.is_none() {
+            return;
+        }
+        for backend in &self.backends {
+            if let Some(submitter) = &backend.submitter {
+                backend.shedding.note(submitter.is_shedding(), now_ms);
+            }
+        }
     }
 
     /// A call of this route was answered in time.
@@ -466,6 +493,7 @@ fn millis(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -473,7 +501,7 @@ mod tests {
     use tidegate_backend::demo::{Demo, ECHO};
     use tidegate_backend::handler::{AnswerPort, CallId, Outcome};
     use tidegate_backend::harness::Harness;
-    use tidegate_backend::pool::{PoolOptions, Worker};
+    use tidegate_backend::pool::PoolOptions;
 
     use super::*;
 
@@ -572,114 +600,88 @@ mod tests {
         assert_eq!(backends[0].refusals.counted(Refusal::Circuit), 3);
     }
 
-    struct Nowhere;
+    /// Notes the calls that were shed.
+    #[derive(Default)]
+    struct ShedCalls(Mutex<Vec<CallId>>);
 
-    impl AnswerPort for Nowhere {
+    impl AnswerPort for ShedCalls {
         fn answer(&self, _: CallId, _: Outcome) {}
-    }
 
-    /// A worker that handles a call in a millisecond, and clients that do not wait for their answers.
-    struct World {
-        router: Router,
-        workers: Vec<Worker>,
-        start: Instant,
-        now_ms: u64,
-        calls: u64,
-    }
-
-    impl World {
-        fn new(waiting_max_ms: Option<u64>) -> Self {
-            let handler: Arc<dyn Handler> = Arc::new(Demo::default());
-            let gateway = Harness::new(Demo::default()).gateway().clone();
-            let options = PoolOptions {
-                workers: 1,
-                queue_calls_max: 1_000_000,
-                queue_bytes_max: 1,
-                batch_calls_max: 1,
-            };
-            let (pool, workers) = Pool::idle(&handler, &gateway, options);
-            let backend = Backend::new("demo", handler, Some(pool));
-            let waiting_max = waiting_max_ms.map(Duration::from_millis);
-            let route = RouteConfig { waiting_max, in_flight_max: 1_000_000, ..route(ECHO, ECHO) };
-            let router = Router::new(&[route], &[backend], Arc::default(), 1);
-            Self { router, workers, start: Instant::now(), now_ms: 0, calls: 0 }
-        }
-
-        /// For a while, `calls` in each millisecond, each on a connection of its own. Returns how many were handled, and the waits of
-        /// those that were refused.
-        fn run(&mut self, passed_ms: u64, calls: u64) -> (u64, Vec<u32>) {
-            let (mut handled, mut waits) = (0, Vec::new());
-            for _ in 0..passed_ms {
-                let now = self.start + Duration::from_millis(self.now_ms);
-                for _ in 0..calls {
-                    self.calls += 1;
-                    let (session, id) = (SessionId(self.calls), CallId(self.calls));
-                    match self.router.admit(ECHO, 7, 0, self.now_ms) {
-                        Ok(route) => {
-                            let port = Arc::new(Nowhere);
-                            let call = Call::new(ECHO, 7, session, Bytes::new(), id, port);
-                            assert!(self.router.submit(route, call, now).is_ok());
-                        }
-                        Err(failure) => {
-                            assert_eq!(failure.code, Code::Overloaded);
-                            waits.push(failure.retry_after_ms);
-                        }
-                    }
-                }
-                self.router.flush(now);
-                let ended = now + Duration::from_millis(1);
-                handled += u64::from(self.workers[0].run_one(now, ended));
-                self.router.remove_expired(ended);
-                self.now_ms += 1;
-            }
-            (handled, waits)
-        }
-
-        /// How many calls wait.
-        fn queued(&self) -> usize {
-            self.router.backends[0].submitter.as_ref().unwrap().load().waiting_calls
+        fn call_shed(&self, call: CallId) {
+            self.0.lock().unwrap().push(call);
         }
     }
 
+    fn route_with_workers(waiting_max_ms: u64) -> (RouteConfig, Backend) {
+        let handler: Arc<dyn Handler> = Arc::new(Demo::default());
+        let gateway = Harness::new(Demo::default()).gateway().clone();
+        let (queue_calls_max, queue_bytes_max) = (1_000_000, 1);
+        let options =
+            PoolOptions { workers: 1, queue_calls_max, queue_bytes_max, batch_calls_max: 1 };
+        let (pool, _) = Pool::idle(&handler, &gateway, options);
+        let waiting_max = Some(Duration::from_millis(waiting_max_ms));
+        let route = RouteConfig { waiting_max, in_flight_max: 1_000_000, ..route(ECHO, ECHO) };
+        (route, Backend::new("demo", handler, Some(pool)))
+    }
+
     #[test]
-    fn more_calls_than_can_be_served_are_refused_and_those_admitted_wait_for_a_short_time() {
-        for times in [2, 5, 20] {
-            let mut world = World::new(Some(50));
-            assert_eq!(world.run(1_000, 1), (1_000, Vec::new()), "all that can be served");
-            let (handled, _) = world.run(1_000, times);
-            assert_eq!(handled, 1_000, "{times}");
-            assert!(world.queued() <= 5, "{times}: {}", world.queued());
-            let (handled, waits) = world.run(1_000, times);
-            assert_eq!((handled, waits.len() as u64), (1_000, (times - 1) * 1_000), "{times}");
-            // All is as it was.
-            assert_eq!(world.run(3_000, 1), (3_000, Vec::new()));
+    fn calls_that_are_shed_free_their_places_and_come_back_one_after_the_other() {
+        const CALLS: u64 = 10_000;
+        let (route, backend) = route_with_workers(100);
+        let mut router = Router::new(&[route], &[backend], Arc::default(), 1);
+        let (shed, start) = (Arc::new(ShedCalls::default()), Instant::now());
+        assert_eq!(router.shed_after_ms(), None, "none waits");
+        for number in 0..CALLS {
+            let route = router.admit(ECHO, 7, 0, 0).unwrap();
+            let conn = crate::driver::ConnId { slot: 0, generation: 0 };
+            let pending = PendingCall { conn, sequence: 1, kind: ECHO, route, started_us: 0 };
+            let (id, port) = (router.pending.open(pending), Arc::clone(&shed));
+            let call = Call::new(ECHO, 7, SessionId(number), Bytes::new(), id, port);
+            assert!(router.submit(route, call, start).is_ok());
         }
-    }
-
-    #[test]
-    fn a_burst_that_fits_is_not_refused() {
-        let mut world = World::new(Some(500));
-        world.run(200, 1);
-        assert!(world.run(1, 490).1.is_empty());
-        assert_eq!(world.run(450, 0), (450, Vec::new()));
-        assert!(world.run(1, 400).1.is_empty(), "the queue has not stood");
-    }
-
-    #[test]
-    fn without_a_bound_calls_wait_until_they_expire() {
-        let mut world = World::new(None);
-        assert!(world.run(2_000, 5).1.is_empty());
-        assert!(world.queued() > 4_000);
-    }
-
-    #[test]
-    fn refused_calls_come_back_at_the_rate_of_the_workers() {
-        let mut world = World::new(Some(10));
-        world.run(1_000, 2);
-        let waits = world.run(1, 2_000).1;
+        router.flush(start);
+        assert_eq!(router.shed_after_ms(), Some(5));
+        router.flush(start + Duration::from_millis(99));
+        assert!(shed.0.lock().unwrap().is_empty(), "it may be a burst");
+        while shed.0.lock().unwrap().len() as u64 != CALLS - 1 {
+            router.flush(start + Duration::from_millis(100));
+        }
+        let mut waits: Vec<_> = std::mem::take(&mut *shed.0.lock().unwrap())
+            .into_iter()
+            .map(|call| router.shed(call, 100).unwrap().1.retry_after_ms)
+            .collect();
+        assert_eq!(router.pending.len(), 1, "a worker would take one");
+        assert_eq!(router.backends[0].refusals.counted(Refusal::Waiting), CALLS - 1);
         assert!(waits.is_sorted() && waits.iter().all(|wait| (500..=30_000).contains(wait)));
-        let spread = waits[waits.len() - 1] - waits[0];
-        assert!((1_900..2_100).contains(&spread), "one in a millisecond: {spread} ms");
+        waits.dedup();
+        assert!(waits.len() > 9_000, "{} waits", waits.len());
+    }
+
+    #[test]
+    fn a_reload_changes_how_long_calls_may_wait() {
+        let (route, backend) = route_with_workers(100);
+        let mut router = Router::new(&[route.clone()], &[backend], Arc::default(), 1);
+        let before = admit(&mut router, ECHO).unwrap();
+        router.reconfigure(&[route.clone()], 1);
+        assert_eq!(admit(&mut router, ECHO), Ok(before));
+        let other = |waiting_max| RouteConfig { waiting_max, ..route.clone() };
+        router.reconfigure(&[other(Some(Duration::from_millis(400)))], 1);
+        let lane = admit(&mut router, ECHO).unwrap();
+        assert_ne!(router.lanes[usize::from(lane.0)].timeout, router.lanes[0].timeout);
+        assert_eq!(router.shed_after_ms, Some(20));
+        router.reconfigure(&[other(None)], 1);
+        assert_eq!(router.shed_after_ms, None);
+    }
+
+    #[test]
+    fn calls_of_a_full_route_come_back_within_a_second() {
+        let mut router = router();
+        router.reconfigure(&[RouteConfig { in_flight_max: 0, ..route(5, 10) }], 1);
+        let refused = |_| router.admit(5, 7, 0, 1_000).unwrap_err().retry_after_ms;
+        let mut waits: Vec<_> = (0..10_000).map(refused).collect();
+        waits.sort_unstable();
+        waits.dedup();
+        assert_eq!(waits, (500..=1_000).collect::<Vec<_>>());
     }
 
     fn config(first_type: i32, last_type: i32, timeout_ms: u64) -> RouteConfig {

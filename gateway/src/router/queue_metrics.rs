@@ -25,6 +25,13 @@ pub const QUEUE_WAIT: (&str, &str) = (
     "Time from a request's receipt until a worker took it. Calls that expired before are not in it.",
 );
 
+/// See [`QUEUED_CALLS`].
+pub const SHEDDING: (&str, &str) = (
+    "tidegate_shedding",
+    "1 while calls have waited for a worker of the backend for at least the shortest waiting_ms_max without a pause, so that those \
+     that wait too long get 104; 0 otherwise.",
+);
+
 /// The queues of all backends that have workers.
 #[derive(Clone, Debug)]
 pub struct QueueMetrics {
@@ -51,6 +58,7 @@ impl QueueMetrics {
         levels(page, QUEUED_CALLS, "gauge", &stats, |stats| stats.calls as u64);
         levels(page, QUEUED_BYTES, "gauge", &stats, |stats| stats.bytes as u64);
         levels(page, EXPIRED_CALLS, "counter", &stats, |stats| stats.expired);
+        levels(page, SHEDDING, "gauge", &stats, |stats| stats.is_shedding.into());
         let waits = stats.into_iter().map(|(name, stats)| (name, stats.waits));
         durations::render(page, QUEUE_WAIT.0, QUEUE_WAIT.1, waits);
     }

@@ -28,6 +28,7 @@ impl Shard {
         match message {
             Message::Answer(answer) => self.on_answer(answer),
             Message::Expired(call) => self.on_expired(call),
+            Message::Shed(call) => self.on_shed(call),
             Message::User(mut message) => {
                 let keyed = message.take_key();
                 if self.is_to_be_pushed(keyed) {

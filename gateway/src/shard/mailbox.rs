@@ -44,6 +44,8 @@ pub enum Message {
     Answer(Answer),
     /// A worker has found that a call expired before a handler got it.
     Expired(CallId),
+    /// A call has left the queue of its backend, since it had waited too long for a worker.
+    Shed(CallId),
     /// To a user's home.
     User(UserMessage),
     /// To the shard of a connection.
@@ -81,7 +83,7 @@ impl Message {
     /// Whether it comes from a backend and says how a call has ended.
     #[inline]
     pub(super) const fn ends_a_call(&self) -> bool {
-        matches!(self, Self::Answer(_) | Self::Expired(_))
+        matches!(self, Self::Answer(_) | Self::Expired(_) | Self::Shed(_))
     }
 
     /// Drops the message because its shard has ended. The caller of the command learns the reason.
@@ -94,6 +96,7 @@ impl Message {
             | Self::Token(_)
             | Self::Answer(_)
             | Self::Expired(_)
+            | Self::Shed(_)
             | Self::InspectShard { .. }
             | Self::SendAway(_)
             | Self::CountMovable { .. }

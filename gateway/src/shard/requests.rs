@@ -114,6 +114,13 @@ impl Shard {
         self.messages.put_back(Message::Expired(call));
     }
 
+    /// Fails a call that has waited too long for a worker.
+    pub(super) fn on_shed(&mut self, call: CallId) {
+        if let Some((call, failure)) = self.calls.shed(call, &self.clock) {
+            self.finish_call(call, Err(failure));
+        }
+    }
+
     /// Passes the outcome of a call on to the client.
     #[inline]
     pub(super) fn finish_call(&mut self, call: PendingCall, outcome: Outcome) {

@@ -252,6 +252,7 @@ pub const OTHERS: &[(&str, &str, &str)] = &[
     (queue_metrics::QUEUED_CALLS.0, "backend", queue_metrics::QUEUED_CALLS.1),
     (queue_metrics::QUEUED_BYTES.0, "backend", queue_metrics::QUEUED_BYTES.1),
     (queue_metrics::EXPIRED_CALLS.0, "backend", queue_metrics::EXPIRED_CALLS.1),
+    (queue_metrics::SHEDDING.0, "backend", queue_metrics::SHEDDING.1),
     (queue_metrics::QUEUE_WAIT.0, "backend, le", queue_metrics::QUEUE_WAIT.1),
     (refusals::REFUSED_CALLS.0, "backend, reason", refusals::REFUSED_CALLS.1),
     (refusals::CIRCUIT_OPEN.0, "backend", refusals::CIRCUIT_OPEN.1),

@@ -42,7 +42,7 @@ impl World {
     fn timeout_id(&mut self, timeout: Duration) -> TimeoutId {
         let known = self.timeouts.iter().find(|id| id.duration() == timeout);
         known.copied().unwrap_or_else(|| {
-            let id = self.queue.add_timeout(timeout);
+            let id = self.queue.add_timeout(timeout, None);
             self.timeouts.push(id);
             id
         })

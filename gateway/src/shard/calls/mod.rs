@@ -209,6 +209,11 @@ impl Calls {
         Some((pending, outcome))
     }
 
+    /// Ends a call that has waited too long for a worker. `None`: it has expired meanwhile.
+    pub fn shed(&mut self, call: CallId, clock: &Clock) -> Option<(PendingCall, Failure)> {
+        self.router.shed(call, clock.now_ms())
+    }
+
     /// The next call to fail because a worker has found `call` expired: the older calls of its route, which
     /// have expired too, and then itself. So no 102 overtakes an earlier one. `None`: all of them are closed.
     pub fn take_expired_until(&mut self, call: CallId, clock: &Clock) -> Option<PendingCall> {
@@ -264,19 +269,21 @@ impl Calls {
     #[inline]
     pub fn flush(&mut self, clock: &Clock) -> bool {
         let any = self.router.flush(clock.received());
+        self.router.note_shedding(clock.now_ms());
         if any {
             self.handed_over_at_ms = clock.now_ms();
         }
         any
     }
 
-    /// When this part needs a turn, on the shard's clock: at the next timeout, and to poll for answers that
+    /// When this part needs a turn, on the shard's clock: at the next timeout, to shed calls, and to poll for answers that
     /// came without a wake-up. The pauses between polls double, so that a slow backend costs few of them.
     #[must_use]
     pub fn next_poll_ms(&self, now_ms: u64) -> Option<u64> {
         let deadline_ms = self.router.pending.next_deadline_ms()?;
         let since_ms = now_ms.saturating_sub(self.handed_over_at_ms).max(POLL_ANSWERS_MS);
-        Some(deadline_ms.min(now_ms + since_ms))
+        let pause_ms = self.router.shed_after_ms().map_or(since_ms, |after| after.min(since_ms));
+        Some(deadline_ms.min(now_ms + pause_ms))
     }
 
     /// Adds the durations that were counted to the gateway's.

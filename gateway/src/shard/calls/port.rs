@@ -83,4 +83,10 @@ impl AnswerPort for Port {
     fn call_expired(&self, call: CallId) {
         self.address.post(Message::Expired(call));
     }
+
+    /// The shard itself takes calls out of the queue, too. The message comes after the answers that workers have posted, so it
+    /// overtakes none of the same connection.
+    fn call_shed(&self, call: CallId) {
+        self.address.post(Message::Shed(call));
+    }
 }
