@@ -660,9 +660,9 @@ mod tests {
     #[test]
     fn a_reload_changes_how_long_calls_may_wait() {
         let (route, backend) = route_with_workers(100);
-        let mut router = Router::new(&[route.clone()], &[backend], Arc::default(), 1);
+        let mut router = Router::new(std::slice::from_ref(&route), &[backend], Arc::default(), 1);
         let before = admit(&mut router, ECHO).unwrap();
-        router.reconfigure(&[route.clone()], 1);
+        router.reconfigure(std::slice::from_ref(&route), 1);
         assert_eq!(admit(&mut router, ECHO), Ok(before));
         let other = |waiting_max| RouteConfig { waiting_max, ..route.clone() };
         router.reconfigure(&[other(Some(Duration::from_millis(400)))], 1);
