@@ -308,6 +308,17 @@ fn while_handlers_hang_calls_are_shed_and_the_newest_stay() {
 }
 
 #[test]
+fn each_worker_is_left_a_call_however_long_that_has_waited() {
+    let mut world = World::new(MS);
+    world.workers.iter_mut().for_each(|(_, busy_until)| *busy_until = u64::MAX);
+    world.burst(50);
+    assert_eq!(world.run(SECOND, 0).shed, 50 - WORKERS as u64);
+    world.workers.iter_mut().for_each(|(_, busy_until)| *busy_until = 0);
+    assert_eq!(world.run(10 * MS, 0).handled, WORKERS as u64);
+    world.check();
+}
+
+#[test]
 fn calls_without_a_bound_are_never_shed() {
     let mut world = World::new(MS);
     let report = world.run_with(SECOND, |world| {
