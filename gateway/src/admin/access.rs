@@ -1,7 +1,9 @@
 //! Checks the token of a request that needs it, and moves the request to the thread `admin-work`.
 //!
-//! A request without the token, or with a wrong one, is counted, and the log has a line for it, at most one in 10 s. Its
-//! answer comes after [`REFUSAL_DELAY`]. The right token is never delayed, also from an address with failures.
+//! A request without a token, or with a wrong one, is counted. One with a wrong token is a guess: the log has a line for it, at
+//! most one in 10 s, and its answer comes after [`REFUSAL_DELAY`]. One without a token guesses nothing, and `tide` sends one
+//! before each command to see that a gateway answers: it is refused at once. The right token is never delayed, also from an
+//! address with failures.
 //!
 //! The delay holds a task and the connection's slot, and no thread. Such a connection is not protected from eviction
 //! (see [`connection_table`](super::connection_table)), so it keeps neither health nor an operator out. At most
@@ -28,7 +30,7 @@ use super::connection_table::ConnectionHandle;
 use super::error::ApiError;
 use crate::http_io::bearer;
 
-/// How long a refused request waits for its answer.
+/// How long a request with a wrong token waits for its answer.
 pub const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
 /// Answers that are delayed at once: less than half of the connections' slots.
@@ -46,25 +48,26 @@ const WRONG_TOKEN: &str = "wrong_token";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// What refused requests have: log lines, limited for each reason, and answers that are delayed.
+/// What requests with a wrong token have: log lines, which are limited, and answers that are delayed.
 #[derive(Debug)]
 pub(super) struct Refusals {
-    lines: [LogLimit; 2],
+    lines: LogLimit,
     delayed: AtomicUsize,
 }
 
 impl Refusals {
     pub(super) fn new() -> Self {
         REASONS.iter().for_each(|&reason| counter!(REFUSED, "reason" => reason).increment(0));
-        Self { lines: [LogLimit::new(), LogLimit::new()], delayed: AtomicUsize::new(0) }
+        Self { lines: LogLimit::new(), delayed: AtomicUsize::new(0) }
     }
 
-    fn record(&self, peer: SocketAddr, reason: &'static str) {
-        counter!(REFUSED, "reason" => reason).increment(1);
-        let line = &self.lines[usize::from(reason == WRONG_TOKEN)];
-        if let Some(suppressed) = line.allow() {
+    /// A request came with a wrong token. Returns when it may be answered.
+    async fn wrong_token(&self, peer: SocketAddr, delay: Duration) {
+        if let Some(suppressed) = self.lines.allow() {
+            let reason = WRONG_TOKEN;
             tracing::warn!(%peer, reason, suppressed, "refused an operator's request: its token is not that of admin.token_file");
         }
+        self.delay(delay).await;
     }
 
     /// Waits for the delay of an answer, unless as many answers wait as may.
@@ -96,8 +99,10 @@ pub(super) async fn demand_token(
     next: Next,
 ) -> Result<Response, ApiError> {
     if let Err((error, reason)) = check_token(&app.token, bearer(request.headers())) {
-        app.refusals.record(peer, reason);
-        app.refusals.delay(app.timeouts.refusal).await;
+        counter!(REFUSED, "reason" => reason).increment(1);
+        if reason == WRONG_TOKEN {
+            app.refusals.wrong_token(peer, app.timeouts.refusal).await;
+        }
         return Err(error);
     }
     connection.mark_authenticated();
